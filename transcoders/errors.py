@@ -1,0 +1,40 @@
+"""Every exception of both packages.
+
+    CircuitsaeError                 anything this distribution raises on purpose
+    ├── InputError                  what was given cannot be used (also a ValueError; exit code 2)
+    │   ├── ModelError              a model that is not there or cannot be read
+    │   ├── PromptError             a prompt or target token the model cannot take
+    │   ├── DictionaryError         a dictionary that does not belong to this model, width or frame
+    │   └── FileFormatError         a file that is not what it claims to be
+    └── CheckFailedError            a check was run and its answer is no (exit code 1)
+
+Each message says what was wrong (with the value), what was expected, and what to do.
+"""
+
+
+class CircuitsaeError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(CircuitsaeError, ValueError):
+    """What was given cannot be used."""
+
+
+class ModelError(InputError):
+    """A model that is not there or cannot be read."""
+
+
+class PromptError(InputError):
+    """A prompt or a target token that the model cannot take."""
+
+
+class DictionaryError(InputError):
+    """A dictionary that does not belong to this model, width or frame."""
+
+
+class FileFormatError(InputError):
+    """A file that is not what it claims to be."""
+
+
+class CheckFailedError(CircuitsaeError):
+    """A check was run and its answer is no."""

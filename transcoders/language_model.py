@@ -1,0 +1,193 @@
+"""LanguageModel: the adapter over TransformerLens' `TransformerBridge`."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from transcoders.errors import PromptError
+from transcoders.sites import Frame, Site
+
+Hook = Callable[[Tensor], Tensor | None]
+
+_FINGERPRINT_VALUES = 4096
+
+
+class LanguageModel:
+    """A decoder-only language model: text or tokens in, logits and named activations out.
+
+    Holds no hooks between calls; weights never require gradients outside `trainable_biases`.
+    """
+
+    def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame()) -> None:
+        self.bridge = bridge
+        self.name = name
+        self.frame = frame
+        bridge.eval()
+        bridge.requires_grad_(False)
+
+    n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
+    d_model = property(lambda self: int(self.bridge.cfg.d_model), doc="Width of the residual stream.")
+    d_vocab = property(lambda self: int(self.bridge.cfg.d_vocab), doc="Number of tokens.")
+    context = property(lambda self: int(self.bridge.cfg.n_ctx), doc="Longest sequence of tokens.")
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_U.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.W_U.dtype
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding: logits = x W_U (+ b_U)."""
+        return self.bridge.unembed.W_U
+
+    @property
+    def bos(self) -> int | None:
+        """Id of the beginning-of-sequence token, or None where the model has none."""
+        owner: Any = self.bridge.tokenizer if self.has_tokenizer else self.bridge.original_model.config
+        return getattr(owner, "bos_token_id", None)
+
+    def to(self, dtype: torch.dtype) -> "LanguageModel":
+        """This model, converted in place to another precision."""
+        self.bridge.to(dtype)
+        return self
+
+    def fingerprint(self) -> str:
+        """A short hash of the weights (names, shapes, and up to 4,096 evenly spaced values of each)."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.bridge.original_model.state_dict().items()):
+            values = weight.detach().reshape(-1)
+            sample = values[:: max(1, values.numel() // _FINGERPRINT_VALUES)]
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    # text and tokens
+
+    def to_tokens(self, text: str, *, prepend_bos: bool | None = None) -> Int[Tensor, "pos"]:
+        """Token ids of `text`, with BOS first unless the model was trained without one.
+
+        Raises `PromptError` for an empty text, or one longer than the context.
+        """
+        if not text.strip():
+            raise PromptError(f"The prompt is empty ({text!r}); give at least one word.")
+        ids = self._encode(text)
+        prepend = self.bridge.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+        if prepend and self.bos is not None and ids[:1] != [self.bos]:
+            ids = [self.bos, *ids]
+        return self.check_tokens(torch.tensor(ids, device=self.device))
+
+    def check_tokens(self, tokens: Int[Tensor, "pos"]) -> Int[Tensor, "pos"]:
+        """`tokens` on this model's device; raises `PromptError` where the model cannot take them."""
+        if tokens.ndim != 1 or len(tokens) == 0:
+            raise PromptError(f"Tokens must be one non-empty row of ids; got shape {tuple(tokens.shape)}.")
+        if len(tokens) > self.context:
+            raise PromptError(
+                f"The prompt has {len(tokens)} tokens, but {self.name} reads at most {self.context}; shorten it."
+            )
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.d_vocab:
+            raise PromptError(
+                f"Token ids run from {int(tokens.min())} to {int(tokens.max())}, but {self.name} "
+                f"has ids 0 to {self.d_vocab - 1}."
+            )
+        return tokens.to(self.device)
+
+    def token_id(self, text: str) -> int:
+        """The id of a text that is exactly one token; raises `PromptError` otherwise."""
+        ids = self._encode(text)
+        if len(ids) != 1:
+            pieces = [self.token_string(i) for i in ids]
+            raise PromptError(
+                f"{text!r} is {len(ids)} tokens ({pieces}) in {self.name}, not one; "
+                "give a single token (mind the leading space)."
+            )
+        return ids[0]
+
+    def token_string(self, token: int) -> str:
+        """The text of one token, leading space included; `#id` where the model has no tokenizer."""
+        if not self.has_tokenizer:
+            return f"#{token}"
+        tokenizer: Any = self.bridge.tokenizer
+        piece = tokenizer.convert_ids_to_tokens(int(token))
+        # SentencePiece marks a leading space by U+2581, which `decode` of a single id drops.
+        if isinstance(piece, str) and piece.startswith("\u2581"):
+            return piece.replace("\u2581", " ")
+        return tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
+
+    def token_strings(self, tokens: Int[Tensor, "pos"]) -> list[str]:
+        """One string per position."""
+        return [self.token_string(int(t)) for t in tokens]
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return bool(self.bridge.tokenizer is not None and self.bridge.tokenizer.vocab_size)
+
+    def _encode(self, text: str) -> list[int]:
+        if not self.has_tokenizer:
+            raise PromptError(f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}.")
+        return list(self.bridge.tokenizer.encode(text, add_special_tokens=False))
+
+    # running
+
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Iterable[Site] = (),
+        edits: Mapping[Site, Hook] | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[Site, Float[Tensor, "batch pos d_model"]]]:
+        """Logits and the activations at `sites`, with the activations at `edits` replaced by what the hooks return."""
+        hooks = {site.hook: hook for site, hook in (edits or {}).items()}
+        by_name = {site.hook: site for site in sites}
+        logits, cache = self.run_hooked(tokens, read=by_name, write=hooks)
+        return logits, {by_name[name]: value for name, value in cache.items()}
+
+    def run_hooked(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        read: Iterable[str] = (),
+        write: Mapping[str, Hook] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`run` in terms of TransformerBridge hook names; writes are applied before reads."""
+        cache: dict[str, Tensor] = {}
+
+        def reader(name: str) -> Callable[..., None]:
+            def store(value: Tensor, hook: Any) -> None:
+                cache[name] = value
+
+            return store
+
+        def writer(edit: Hook) -> Callable[..., Tensor | None]:
+            return lambda value, hook: edit(value)
+
+        hooks = [(name, writer(edit)) for name, edit in (write or {}).items()]
+        hooks += [(name, reader(name)) for name in read]
+        logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
+        return logits, cache
+
+    def has_hook(self, name: str) -> bool:
+        return name in self.bridge.hook_dict
+
+    @contextmanager
+    def trainable_biases(self) -> Iterator[dict[str, Tensor]]:
+        """Every additive parameter by its TransformerBridge name, with gradients on inside the block."""
+        biases = {
+            name.replace("._original_component", ""): parameter
+            for name, parameter in self.bridge.named_parameters()
+            if name.endswith("bias")
+        }
+        for parameter in biases.values():
+            parameter.requires_grad_(True)
+        try:
+            yield biases
+        finally:
+            for parameter in biases.values():
+                parameter.requires_grad_(False)
