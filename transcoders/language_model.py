@@ -1,14 +1,14 @@
 """LanguageModel: the adapter over TransformerLens' `TransformerBridge`."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
 from transcoders.errors import PromptError
 from transcoders.sites import Frame, Site
@@ -21,7 +21,7 @@ _FINGERPRINT_VALUES = 4096
 class LanguageModel:
     """A decoder-only language model: text or tokens in, logits and named activations out.
 
-    Holds no hooks between calls; weights never require gradients outside `trainable_biases`.
+    Holds no hooks between calls; its weights do not require gradients.
     """
 
     def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame()) -> None:
@@ -30,6 +30,10 @@ class LanguageModel:
         self.frame = frame
         bridge.eval()
         bridge.requires_grad_(False)
+        # Hugging Face's own RMSNorm rounds to float32 whatever the dtype; the bridge's keeps float64 and takes edits.
+        for module in bridge.modules():
+            if isinstance(module, NormalizationBridge):
+                module.use_native_layernorm_autograd = False
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
     d_model = property(lambda self: int(self.bridge.cfg.d_model), doc="Width of the residual stream.")
@@ -176,18 +180,20 @@ class LanguageModel:
     def has_hook(self, name: str) -> bool:
         return name in self.bridge.hook_dict
 
-    @contextmanager
-    def trainable_biases(self) -> Iterator[dict[str, Tensor]]:
-        """Every additive parameter by its TransformerBridge name, with gradients on inside the block."""
-        biases = {
-            name.replace("._original_component", ""): parameter
-            for name, parameter in self.bridge.named_parameters()
-            if name.endswith("bias")
+    def bias_groups(self) -> dict[tuple[int, str], list[Tensor]]:
+        """The additive parameters outside the MLPs, by (layer, component); layer `n_layers` holds those after the last block.
+
+        Components carry TransformerBridge's names: `ln1`, `attn`, `ln2` of a block, then `ln_final` and `unembed`.
+        """
+        owners = [
+            (layer, label, component)
+            for layer, block in enumerate(self.bridge.blocks)
+            for label, component in block.named_children()
+            if label in block.submodules and label != "mlp"
+        ]
+        owners += [(self.n_layers, label, getattr(self.bridge, label)) for label in ("ln_final", "unembed")]
+        groups = {
+            (layer, label): [p for name, p in component.named_parameters() if name.endswith("bias")]
+            for layer, label, component in owners
         }
-        for parameter in biases.values():
-            parameter.requires_grad_(True)
-        try:
-            yield biases
-        finally:
-            for parameter in biases.values():
-                parameter.requires_grad_(False)
+        return {key: parameters for key, parameters in groups.items() if parameters}

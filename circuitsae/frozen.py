@@ -1,0 +1,116 @@
+"""What is left of a model on one prompt when attention patterns and norm scales are held at their clean values.
+
+Then everything that is written into the residual stream (embeddings, MLP outputs, biases) reaches every read
+site and the final norm by a linear map. This module runs that map forward, through the real model's own modules,
+so that nothing has to be re-implemented per architecture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from transcoders.errors import ModelError
+from transcoders.language_model import Hook, LanguageModel
+from transcoders.sites import Site
+
+_EMBED, _POSITION, _FINAL = "embed.hook_out", "pos_embed.hook_out", "unembed.hook_in"
+
+
+@dataclass(frozen=True)
+class Writes:
+    """Everything the residual stream receives on one prompt besides attention: the inputs of the linear map."""
+
+    embed: Float[Tensor, "pos d_model"]
+    position: Float[Tensor, "pos d_model"] | None
+    mlp_out: Float[Tensor, "layer pos d_model"]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Everything that is read from the residual stream: the outputs of the linear map."""
+
+    mlp_in: Float[Tensor, "layer pos d_model"]
+    final: Float[Tensor, "pos d_model"]
+    """After the final norm; logits = final W_U (+ b_U)."""
+
+
+class FrozenModel:
+    """A language model on one prompt, linear in its `Writes`.
+
+    `skips[l]` is W_skip of layer l: a linear path through the MLP, `mlp_out += mlp_in W_skip`, which stays live
+    at positions from `first` on.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokens: Int[Tensor, "pos"],
+        skips: Sequence[Float[Tensor, "d_in d_out"] | None] = (),
+        first: int = 1,
+    ) -> None:
+        self.model = model
+        self.tokens = tokens
+        self.skips = list(skips) or [None] * model.n_layers
+        self.first = first
+        self._read_names = [Site(layer, "mlp_in").hook for layer in range(model.n_layers)]
+        self._write_names = [Site(layer, "mlp_out").hook for layer in range(model.n_layers)]
+        self._record()
+
+    def _record(self) -> None:
+        """One clean run: patterns, scales, reads and writes."""
+        names = [*self._read_names, *self._write_names, _EMBED, _FINAL, *self._constant_names()]
+        has_position = self.model.has_hook(_POSITION)
+        with torch.no_grad():
+            logits, cache = self.model.run_hooked(self.tokens[None], read=[*names, *[_POSITION] * has_position])
+        missing = [name for name in names if name not in cache]
+        if missing:
+            raise ModelError(
+                f"{self.model.name} never calls {missing[0]}, which attribution freezes; "
+                "its architecture is not supported."
+            )
+        self.constants = {name: cache[name].detach() for name in self._constant_names()}
+        self.logits: Float[Tensor, "pos d_vocab"] = logits[0]
+        position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
+        self.writes = Writes(cache[_EMBED][0], position, torch.stack([cache[n][0] for n in self._write_names]))
+        self.reads = Reads(torch.stack([cache[n][0] for n in self._read_names]), cache[_FINAL][0])
+
+    def _constant_names(self) -> list[str]:
+        """Hooks of every attention pattern and norm scale."""
+        return [
+            name
+            for name in self.model.bridge.hook_dict
+            if name.endswith((".attn.hook_pattern", ".hook_scale")) and not name.startswith(("embed", "unembed"))
+        ]
+
+    def __call__(self, writes: Writes) -> Reads:
+        """The reads that `writes` produce; differentiable in `writes` and in the model's biases.
+
+        `writes.mlp_out` excludes the skip term, which is computed from the reads of the same run.
+        """
+        mlp_in: list[Tensor] = []
+        edits: dict[str, Hook] = {name: _constant(value) for name, value in self.constants.items()}
+        edits[_EMBED] = _constant(writes.embed[None])
+        if writes.position is not None:
+            edits[_POSITION] = _constant(writes.position[None])
+        for layer, name in enumerate(self._write_names):
+            edits[self._read_names[layer]] = lambda value: mlp_in.append(value)
+            edits[name] = lambda value, layer=layer: (writes.mlp_out[layer] + self._skip(layer, mlp_in[layer][0]))[None]
+        _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
+        return Reads(torch.cat(mlp_in), cache[_FINAL][0])
+
+    def skip_out(self, mlp_in: Float[Tensor, "layer pos d_model"]) -> Float[Tensor, "layer pos d_model"]:
+        """What the skip terms write, given what the MLPs read."""
+        return torch.stack([self._skip(layer, value) for layer, value in enumerate(mlp_in)])
+
+    def _skip(self, layer: int, mlp_in: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        W_skip = self.skips[layer]
+        out = torch.zeros_like(mlp_in) if W_skip is None else mlp_in @ W_skip
+        live = torch.arange(len(out), device=out.device) >= self.first
+        return out * live[:, None]
+
+
+def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: value

@@ -1,0 +1,187 @@
+"""AttributionGraph: which features, errors, tokens and biases raised or lowered each feature and logit, and by how much."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from circuitsae.graph import influence as _influence
+from circuitsae.graph.influence import Scores
+from circuitsae.graph.nodes import Node, NodeKind
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionGraph:
+    """The linear attribution of one prompt.
+
+    `weights[t, s]` is what source `s` adds to the pre-activation of target `t` (a logit: to its centred logit), so
+    that a full graph's row sums to `pre_activation − bias` of its target (`residual()` is the difference).
+    Rows of errors, tokens and biases are empty.
+    """
+
+    nodes: tuple[Node, ...]
+    weights: sparse.csr_array
+    """[node, node], rows are targets, columns are sources."""
+    influence: np.ndarray
+    """[node], computed on the full graph and kept by pruning; NaN for bias nodes."""
+    cumulative: np.ndarray
+    """[node], share of the full graph's influence held by the nodes up to this one, most influential first."""
+    scores: Scores
+    """Of the full graph."""
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    n_layers: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Model, dictionaries, prompt, versions and settings that made this graph; JSON values only."""
+    edge_notes: pd.DataFrame | None = None
+    """What validation found of some edges: one row per (source, target), other columns as in `Validation`."""
+
+    @classmethod
+    def build(
+        cls,
+        nodes: Sequence[Node],
+        weights: sparse.csr_array,
+        tokens: Sequence[str],
+        token_ids: Sequence[int],
+        n_layers: int,
+        provenance: Mapping[str, Any],
+    ) -> Self:
+        """A full graph, with influence and scores computed from its weights."""
+        is_kind = {kind: np.array([n.kind is kind for n in nodes], dtype=bool) for kind in NodeKind}
+        bias, logit, token = is_kind[NodeKind.BIAS], is_kind[NodeKind.LOGIT], is_kind[NodeKind.TOKEN]
+        start = np.array([n.probability if n.kind is NodeKind.LOGIT else 0.0 for n in nodes])
+        layers = np.array([n.layer for n in nodes])
+        share = _influence.shares(weights, bias)
+        influence = _influence.node_influence(share, layers, logit | is_kind[NodeKind.FEATURE], start, bias)
+        return cls(
+            nodes=tuple(nodes),
+            weights=weights,
+            influence=influence,
+            cumulative=_influence.cumulative(influence, always=token | logit | bias),
+            scores=_influence.scores(share, influence, start, token, is_kind[NodeKind.ERROR]),
+            tokens=tuple(tokens),
+            token_ids=tuple(int(t) for t in token_ids),
+            n_layers=n_layers,
+            provenance=dict(provenance),
+        )
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{int(self.mask(kind).sum())} {kind}" for kind in NodeKind)
+        return f"AttributionGraph({len(self.tokens)} tokens; {counts}; {self.weights.nnz} edges)"
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        """Row of each node id in `weights`."""
+        return {node.id: row for row, node in enumerate(self.nodes)}
+
+    def mask(self, *kinds: NodeKind) -> np.ndarray:
+        """Which nodes are of one of `kinds`."""
+        return np.array([node.kind in kinds for node in self.nodes], dtype=bool)
+
+    @property
+    def start(self) -> np.ndarray:
+        """w: the logits' probabilities, 0 elsewhere."""
+        return np.array([n.probability if n.kind is NodeKind.LOGIT else 0.0 for n in self.nodes])
+
+    @property
+    def shares(self) -> sparse.csr_array:
+        """Â[t, s]: |weight| over the row's sum (bias nodes beside)."""
+        return _influence.shares(self.weights, self.mask(NodeKind.BIAS))
+
+    def residual(self) -> np.ndarray:
+        """What the edges into each target leave of its pre-activation without b_enc; 0 for other nodes."""
+        explained = np.asarray(self.weights.sum(axis=1)).ravel()
+        wanted = np.array([n.pre_activation - n.bias if n.is_target else 0.0 for n in self.nodes])
+        return wanted - np.where(self.mask(NodeKind.FEATURE, NodeKind.LOGIT), explained, 0.0)
+
+    def keep(self, nodes: np.ndarray, weights: sparse.csr_array) -> Self:
+        """The part of this graph with the nodes of a mask, and `weights` (of all nodes) between them."""
+        rows = np.flatnonzero(nodes)
+        return replace(
+            self,
+            nodes=tuple(self.nodes[row] for row in rows),
+            weights=sparse.csr_array(weights[rows][:, rows]),
+            influence=self.influence[rows],
+            cumulative=self.cumulative[rows],
+        )
+
+    def prune(self, *, nodes: float = 0.8, edges: float = 0.98) -> Self:
+        """`circuitsae.graph.prune` of this graph."""
+        from circuitsae.graph.pruning import prune
+
+        return prune(self, nodes=nodes, edges=edges)
+
+    def annotate(self, notes: pd.DataFrame) -> Self:
+        """This graph with what is known of some edges: `notes` has a row per (`source`, `target`)."""
+        return replace(self, edge_notes=notes)
+
+    # tables
+
+    def nodes_frame(self) -> pd.DataFrame:
+        """One row per node: its fields, `id`, `influence` and `cumulative`."""
+        columns = ("kind", "layer", "pos", "index", "text", "activation", "pre_activation", "bias", "probability")
+        table: dict[str, Any] = {"id": [node.id for node in self.nodes]}
+        table |= {name: [getattr(node, name) for node in self.nodes] for name in columns}
+        table["kind"] = [str(kind) for kind in table["kind"]]
+        return pd.DataFrame(table | {"influence": self.influence, "cumulative": self.cumulative})
+
+    def edges_frame(self) -> pd.DataFrame:
+        """One row per edge: `source`, `target`, `weight`, `share`, and the columns of `edge_notes` where there are any."""
+        coo, ids = self.weights.tocoo(), np.array([node.id for node in self.nodes], dtype=object)
+        share = self.shares.tocsr()
+        frame = pd.DataFrame(
+            {
+                "source": ids[coo.col],
+                "target": ids[coo.row],
+                "weight": coo.data,
+                "share": np.asarray(share[coo.row, coo.col]).ravel(),
+            }
+        )
+        if self.edge_notes is None:
+            return frame
+        extra = [c for c in self.edge_notes.columns if c not in ("weight", "share")]
+        return frame.merge(self.edge_notes[extra], on=["source", "target"], how="left")
+
+    def top_logits(self) -> list[Node]:
+        """The logit nodes, most probable first."""
+        return sorted((n for n in self.nodes if n.kind is NodeKind.LOGIT), key=lambda n: -n.probability)
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The graph in NetworkX, edges from source to target.
+
+        Node attributes: the columns of `nodes_frame`. Edge attributes: `weight`, `share`, and for validated edges
+        `predicted`, `frozen`, `measured`, `control`, `verdict`. Graph attributes: `tokens`, `scores`, `provenance`.
+        Values that are missing (NaN) are left out.
+        """
+        graph = nx.DiGraph(tokens=list(self.tokens), scores=self.scores.as_dict(), provenance=dict(self.provenance))
+        for row in self.nodes_frame().to_dict("records"):
+            graph.add_node(row["id"], **{str(k): v for k, v in row.items() if k != "id" and not _missing(v)})
+        for row in self.edges_frame().to_dict("records"):
+            attributes = {str(k): v for k, v in row.items() if k not in ("source", "target") and not _missing(v)}
+            graph.add_edge(row["source"], row["target"], **attributes)
+        return graph
+
+    # files
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the graph to a folder: `graph.json` and `edges.npz`."""
+        from circuitsae.graph.files import save_graph
+
+        return save_graph(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "AttributionGraph":
+        """The graph in a folder that `save` wrote."""
+        from circuitsae.graph.files import load_graph
+
+        return load_graph(folder)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)

@@ -1,0 +1,60 @@
+"""Nodes of an attribution graph."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class NodeKind(StrEnum):
+    FEATURE = "feature"
+    """A dictionary feature active at one position."""
+    ERROR = "error"
+    """What the dictionary misses of one MLP's output at one position."""
+    TOKEN = "token"
+    """The embedding of one prompt token."""
+    BIAS = "bias"
+    """Something that is the same whatever the prompt: a positional embedding, a bias, the MLP output at BOS."""
+    LOGIT = "logit"
+    """The centred logit of one token at the last position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node. Layers count from 0; tokens and positional embeddings have layer -1, logits the number of layers.
+
+    `pos` is -1 for a bias that acts at every position. `index` is the feature's number, the token's id, or -1.
+    """
+
+    kind: NodeKind
+    layer: int
+    pos: int
+    index: int = -1
+    text: str = ""
+    """The token's text; the component of a bias."""
+    activation: float = math.nan
+    """Of a feature: a = σ(pre_activation)."""
+    pre_activation: float = math.nan
+    """Of a feature: h = r W_enc + b_enc. Of a logit: the centred logit."""
+    bias: float = 0.0
+    """The part of `pre_activation` that comes from b_enc, and so from no edge."""
+    probability: float = math.nan
+    """Of a logit: its probability under the model."""
+
+    @property
+    def id(self) -> str:
+        """Stable text id: `2.713@5`, `2.err@5`, `tok@5`, `pos@5`, `2.b_dec`, `logit.17@5`."""
+        match self.kind:
+            case NodeKind.FEATURE:
+                return f"{self.layer}.{self.index}@{self.pos}"
+            case NodeKind.ERROR:
+                return f"{self.layer}.err@{self.pos}"
+            case NodeKind.TOKEN:
+                return f"tok@{self.pos}"
+            case NodeKind.LOGIT:
+                return f"logit.{self.index}@{self.pos}"
+        name = self.text if self.layer < 0 else f"{self.layer}.{self.text}"
+        return name if self.pos < 0 else f"{name}@{self.pos}"
+
+    @property
+    def is_target(self) -> bool:
+        return self.kind in (NodeKind.FEATURE, NodeKind.LOGIT)

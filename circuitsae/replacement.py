@@ -1,0 +1,119 @@
+"""ReplacementModel: a language model whose MLPs are written as features plus errors; Trace: one prompt seen that way."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitsae.frozen import FrozenModel
+from transcoders.dictionaries import DictionarySet, SparseFeatures
+from transcoders.errors import DictionaryError
+from transcoders.language_model import Hook, LanguageModel
+from transcoders.sites import Site
+
+FIRST = 1
+"""First position with features. Position 0 is an attention sink with outlier activations in most models."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One prompt through the local replacement model.
+
+    At positions from `FIRST` on, `mlp_out_l = Σ features + b_dec_l (+ mlp_in_l W_skip) + errors_l`. Position 0 has no
+    features: there `errors_l` is the whole MLP output, which is the same for every prompt that begins with BOS.
+    """
+
+    tokens: Int[Tensor, "pos"]
+    token_strings: tuple[str, ...]
+    starts_with_bos: bool
+    features: SparseFeatures
+    errors: Float[Tensor, "layer pos d_model"]
+    frozen: FrozenModel
+    logits: Float[Tensor, "pos d_vocab"]
+
+    @property
+    def n_positions(self) -> int:
+        return len(self.tokens)
+
+
+class ReplacementModel:
+    """A language model together with transcoders for all of its MLPs.
+
+    Raises `DictionaryError` for dictionaries of another model, width or frame, and for sets that are no transcoders.
+    """
+
+    def __init__(self, model: LanguageModel, dictionaries: DictionarySet) -> None:
+        layers = range(dictionaries.n_layers)
+        mlp_in, mlp_out = (tuple(Site(i, "mlp_in") for i in layers), tuple(Site(i, "mlp_out") for i in layers))
+        if (dictionaries.reads, dictionaries.writes) != (mlp_in, mlp_out):
+            raise DictionaryError(
+                f"Attribution needs transcoders, which read mlp_in and write mlp_out of every layer; these read "
+                f"{dictionaries.reads[0]} and write {dictionaries.writes[0]}. Train with kind 'clt' or 'plt'."
+            )
+        dictionaries.check_fits(model)
+        self.model = model
+        self.dictionaries = dictionaries.to(model.dtype)
+
+    def tokens(self, prompt: str | Int[Tensor, "pos"]) -> Int[Tensor, "pos"]:
+        """Checked token ids; a text gets BOS first where the model has one."""
+        if isinstance(prompt, str):
+            return self.model.to_tokens(prompt)
+        return self.model.check_tokens(prompt)
+
+    @torch.no_grad()
+    def trace(self, prompt: str | Int[Tensor, "pos"]) -> Trace:
+        """Features, errors and the frozen linear map of one prompt, from one forward pass."""
+        tokens = self.tokens(prompt)
+        dictionaries = self.dictionaries
+        skips = [dictionaries.skip(layer) for layer in range(self.model.n_layers)]
+        frozen = FrozenModel(self.model, tokens, skips, first=FIRST)
+        active = dictionaries.encode(frozen.reads.mlp_in)
+        keep = active.index[:, 1] >= FIRST
+        features = SparseFeatures(active.index[keep], active.value[keep])
+        reconstruction = dictionaries.reconstruct(features, frozen.reads.mlp_in)
+        reconstruction[:, :FIRST] = 0
+        return Trace(
+            tokens=tokens,
+            token_strings=tuple(self.model.token_strings(tokens)),
+            starts_with_bos=self.model.bos is not None and int(tokens[0]) == self.model.bos,
+            features=features,
+            errors=frozen.writes.mlp_out - reconstruction,
+            frozen=frozen,
+            logits=frozen.logits,
+        )
+
+    @torch.no_grad()
+    def run(
+        self, tokens: Int[Tensor, "pos"], errors: Float[Tensor, "layer pos d_model"] | None = None
+    ) -> Float[Tensor, "pos d_vocab"]:
+        """Logits with every MLP replaced by its features, computed layer by layer from the stream that results.
+
+        With the `errors` of the prompt's trace these are the model's own logits; without, those of the dictionaries
+        alone (position 0 keeps the model's MLP output).
+        """
+        sums = torch.zeros(self.model.n_layers, len(tokens), self.model.d_model, dtype=self.model.dtype)
+        sums = sums.to(self.model.device)
+
+        def read(layer: int) -> Hook:
+            def accumulate(mlp_in: Tensor) -> None:
+                sums[layer] += self.dictionaries.decoder_bias(layer)
+                if (skip := self.dictionaries.skip(layer)) is not None:
+                    sums[layer] += mlp_in[0] @ skip
+                activations = self.dictionaries.activations(layer, mlp_in[0])
+                written = self.dictionaries.decode_layer(layer, activations)
+                sums[list(self.dictionaries.write_layers(layer))] += written.transpose(0, 1)
+
+            return accumulate
+
+        def write(layer: int) -> Hook:
+            def replace(mlp_out: Tensor) -> Tensor:
+                out = sums[layer] if errors is None else sums[layer] + errors[layer]
+                return torch.cat([mlp_out[:, :FIRST], out[None, FIRST:]], dim=1)
+
+            return replace
+
+        edits = {Site(layer, "mlp_in"): read(layer) for layer in range(self.model.n_layers)}
+        edits |= {Site(layer, "mlp_out"): write(layer) for layer in range(self.model.n_layers)}
+        logits, _ = self.model.run(tokens[None], edits=edits)
+        return logits[0]
