@@ -92,28 +92,30 @@ class ReplacementModel:
         With the `errors` of the prompt's trace these are the model's own logits; without, those of the dictionaries
         alone (position 0 keeps the model's MLP output).
         """
-        sums = torch.zeros(self.model.n_layers, len(tokens), self.model.d_model, dtype=self.model.dtype)
-        sums = sums.to(self.model.device)
+        logits, _ = self.model.run(tokens[None], edits=self.edits(errors))
+        return logits[0]
+
+    def edits(self, errors: Float[Tensor, "layer pos d_model"] | None = None) -> dict[Site, Hook]:
+        """Hooks for one forward pass that put features (and `errors`) in the place of every MLP's output."""
+        written: dict[int, Tensor] = {}
+        dictionaries = self.dictionaries
 
         def read(layer: int) -> Hook:
-            def accumulate(mlp_in: Tensor) -> None:
-                sums[layer] += self.dictionaries.decoder_bias(layer)
-                if (skip := self.dictionaries.skip(layer)) is not None:
-                    sums[layer] += mlp_in[0] @ skip
-                activations = self.dictionaries.activations(layer, mlp_in[0])
-                written = self.dictionaries.decode_layer(layer, activations)
-                sums[list(self.dictionaries.write_layers(layer))] += written.transpose(0, 1)
+            def encode(mlp_in: Tensor) -> None:
+                decoded = dictionaries.decode_layer(layer, dictionaries.activations(layer, mlp_in))
+                for at, layer_out in zip(dictionaries.write_layers(layer), decoded.unbind(-2), strict=True):
+                    written[at] = written.get(at, dictionaries.decoder_bias(at)) + layer_out
+                if (skip := dictionaries.skip(layer)) is not None:
+                    written[layer] = written[layer] + mlp_in @ skip
 
-            return accumulate
+            return encode
 
         def write(layer: int) -> Hook:
             def replace(mlp_out: Tensor) -> Tensor:
-                out = sums[layer] if errors is None else sums[layer] + errors[layer]
-                return torch.cat([mlp_out[:, :FIRST], out[None, FIRST:]], dim=1)
+                out = written[layer] if errors is None else written[layer] + errors[layer]
+                return torch.cat([mlp_out[:, :FIRST], out[:, FIRST:]], dim=1)
 
             return replace
 
-        edits = {Site(layer, "mlp_in"): read(layer) for layer in range(self.model.n_layers)}
-        edits |= {Site(layer, "mlp_out"): write(layer) for layer in range(self.model.n_layers)}
-        logits, _ = self.model.run(tokens[None], edits=edits)
-        return logits[0]
+        layers = range(self.model.n_layers)
+        return {Site(i, "mlp_in"): read(i) for i in layers} | {Site(i, "mlp_out"): write(i) for i in layers}

@@ -1,5 +1,6 @@
 """The native form of a graph on disk: a folder with `graph.json` and `edges.npz`."""
 
+import io
 import json
 import math
 import os
@@ -40,7 +41,6 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
     folder = Path(folder)
     coo = graph.weights.tocoo()
     edges = folder / "edges.npz"
-    notes = None if graph.edge_notes is None else json.loads(graph.edge_notes.to_json(orient="split", index=False))
     document = {
         "format": FORMAT,
         "tokens": list(graph.tokens),
@@ -52,7 +52,7 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
         "nodes": [_without_nan(asdict(node)) for node in graph.nodes],
         "influence": [_without_nan(float(v)) for v in graph.influence],
         "cumulative": [float(v) for v in graph.cumulative],
-        "edge_notes": notes,
+        "edge_notes": None if graph.edge_notes is None else _table(graph.edge_notes),
     }
     write_atomically(edges, _npz(row=coo.row, col=coo.col, weight=coo.data))
     write_atomically(folder / "graph.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
@@ -117,9 +117,12 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _npz(**arrays: np.ndarray) -> bytes:
-    import io
+def _table(frame: pd.DataFrame) -> dict[str, list]:
+    rows = [[_without_nan(value) for value in row] for row in frame.itertuples(index=False)]
+    return {"columns": [str(name) for name in frame.columns], "data": rows}
 
+
+def _npz(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

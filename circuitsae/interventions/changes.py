@@ -1,0 +1,86 @@
+"""What an intervention adds to the residual stream of one prompt, and where."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitsae.graph import Node, NodeKind
+from circuitsae.replacement import ReplacementModel, Trace
+from transcoders.errors import InputError
+
+
+@dataclass(frozen=True)
+class Change:
+    """Vectors added to the token embeddings and to the MLP outputs."""
+
+    embed: Float[Tensor, "pos d_model"]
+    mlp_out: Float[Tensor, "layer pos d_model"]
+
+    def __mul__(self, factor: float) -> "Change":
+        return Change(self.embed * factor, self.mlp_out * factor)
+
+    __rmul__ = __mul__
+
+
+def _nothing(model: ReplacementModel, trace: Trace) -> Change:
+    zero = torch.zeros_like(trace.errors)
+    return Change(zero[0].clone(), zero)
+
+
+def node_change(model: ReplacementModel, trace: Trace, node: Node) -> Change:
+    """What a feature, error or token node writes: adding it doubles the node, subtracting it removes the node."""
+    change = _nothing(model, trace)
+    match node.kind:
+        case NodeKind.FEATURE:
+            value = trace.features.value[_active_row(trace, node)]
+            _add_feature(model, change, node, float(value))
+        case NodeKind.ERROR:
+            change.mlp_out[node.layer, node.pos] = trace.errors[node.layer, node.pos]
+        case NodeKind.TOKEN:
+            change.embed[node.pos] = trace.frozen.writes.embed[node.pos]
+        case _:
+            raise InputError(f"Node {node.id} is a {node.kind}; only features, errors and tokens can be changed.")
+    return change
+
+
+def _active_row(trace: Trace, node: Node) -> int:
+    wanted = torch.tensor([node.layer, node.pos, node.index], device=trace.features.index.device)
+    rows = (trace.features.index == wanted).all(dim=1).nonzero()
+    if len(rows) != 1:
+        raise InputError(f"Feature {node.id} is not active on this prompt; take a node of this prompt's graph.")
+    return int(rows[0])
+
+
+def _add_feature(model: ReplacementModel, change: Change, node: Node, value: float) -> None:
+    feature = torch.tensor([node.index], device=change.embed.device)
+    for layer in model.dictionaries.write_layers(node.layer):
+        row = model.dictionaries.decoder_rows(node.layer, feature, layer)[0].detach()
+        change.mlp_out[layer, node.pos] += value * row
+
+
+def random_change(model: ReplacementModel, trace: Trace, node: Node, generator: torch.Generator) -> Change:
+    """A change of the same size at the same places as `node_change`, in directions that have nothing to do with it.
+
+    A feature's stand-in is another feature of its layer, drawn from the whole dictionary; an error's or a token's
+    is a Gaussian vector.
+    """
+    original = node_change(model, trace, node)
+    stand_in = _nothing(model, trace)
+    if node.kind is NodeKind.FEATURE:
+        n_features = model.dictionaries.n_features(node.layer)
+        other = int(torch.randint(n_features - 1, (1,), generator=generator)) if n_features > 1 else 0
+        other += other >= node.index and n_features > 1
+        _add_feature(model, stand_in, Node(NodeKind.FEATURE, node.layer, node.pos, other), 1.0)
+    else:
+        for target, like in ((stand_in.embed, original.embed), (stand_in.mlp_out, original.mlp_out)):
+            noise = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+            target.copy_(noise * (like != 0).any(dim=-1, keepdim=True))
+    return Change(_rescale(stand_in.embed, original.embed), _rescale(stand_in.mlp_out, original.mlp_out))
+
+
+def _rescale(vectors: Tensor, like: Tensor) -> Tensor:
+    """`vectors` with the norms that `like` has, vector by vector."""
+    norm = vectors.norm(dim=-1, keepdim=True)
+    return vectors * torch.where(norm > 0, like.norm(dim=-1, keepdim=True) / norm.clamp(min=1e-30), 0.0)
