@@ -1,0 +1,38 @@
+"""Explain language models with sparse dictionaries: attribution graphs whose every edge was tested by intervention.
+
+    model = circuitsae.load_model("pocket")
+    repl  = circuitsae.ReplacementModel(model, circuitsae.load_dictionaries("pocket"))
+    graph = circuitsae.attribute(repl, "When John and Mary went to the store, John gave a drink to").prune()
+    check = circuitsae.validate(repl, graph)
+    graph.write_html("graph.html", validation=check)
+
+`replacement` and `frozen` see a prompt as features, `attribution` makes the graph, `graph` holds and prunes it,
+`interventions` and `validation` test it, `report` draws it, `pocket` is the embedded model. Names are imported on first
+use, so that `import circuitsae` does not import torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from transcoders._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from circuitsae.attribution import LogitTargets, TopLogits, attribute
+    from circuitsae.graph import AttributionGraph, Node, NodeKind, load_graph, prune
+    from circuitsae.interventions import node_change, reads_after
+    from circuitsae.loading import load_dictionaries, load_model
+    from circuitsae.replacement import ReplacementModel, Trace
+    from circuitsae.validation import Validation, validate
+    from transcoders import CLTConfig, SAEConfig, TranscoderConfig, random_model, train
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "circuitsae.attribution": ("LogitTargets", "TopLogits", "attribute"),
+        "circuitsae.graph": ("AttributionGraph", "Node", "NodeKind", "load_graph", "prune"),
+        "circuitsae.interventions": ("node_change", "reads_after"),
+        "circuitsae.loading": ("load_dictionaries", "load_model"),
+        "circuitsae.replacement": ("ReplacementModel", "Trace"),
+        "circuitsae.validation": ("Validation", "validate"),
+        "transcoders": ("CLTConfig", "SAEConfig", "TranscoderConfig", "random_model", "train"),
+    },
+)

@@ -121,8 +121,8 @@ class LanguageModel:
             return f"#{token}"
         tokenizer: Any = self.bridge.tokenizer
         piece = tokenizer.convert_ids_to_tokens(int(token))
-        # SentencePiece marks a leading space by U+2581, which `decode` of a single id drops.
-        if isinstance(piece, str) and piece.startswith("\u2581"):
+        # SentencePiece writes spaces as U+2581; `decode` of a single id would drop one at its start.
+        if isinstance(piece, str) and "\u2581" in piece:
             return piece.replace("\u2581", " ")
         return tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,7 @@ class Readers(NamedTuple):
         return Readers(self.layer[start:stop], self.pos[start:stop], self.vector[start:stop])
 
 
+@runtime_checkable
 class ChooseLogits(Protocol):
     """Chooses the tokens whose logits a graph explains."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -51,7 +51,7 @@ class AttributionGraph:
         token_ids: Sequence[int],
         n_layers: int,
         provenance: Mapping[str, Any],
-    ) -> Self:
+    ) -> "AttributionGraph":
         """A full graph, with influence and scores computed from its weights."""
         is_kind = {kind: np.array([n.kind is kind for n in nodes], dtype=bool) for kind in NodeKind}
         bias, logit, token = is_kind[NodeKind.BIAS], is_kind[NodeKind.LOGIT], is_kind[NodeKind.TOKEN]
@@ -100,7 +100,7 @@ class AttributionGraph:
         wanted = np.array([n.pre_activation - n.bias if n.is_target else 0.0 for n in self.nodes])
         return wanted - np.where(self.mask(NodeKind.FEATURE, NodeKind.LOGIT), explained, 0.0)
 
-    def keep(self, nodes: np.ndarray, weights: sparse.csr_array) -> Self:
+    def keep(self, nodes: np.ndarray, weights: sparse.csr_array) -> "AttributionGraph":
         """The part of this graph with the nodes of a mask, and `weights` (of all nodes) between them."""
         rows = np.flatnonzero(nodes)
         return replace(
@@ -111,13 +111,13 @@ class AttributionGraph:
             cumulative=self.cumulative[rows],
         )
 
-    def prune(self, *, nodes: float = 0.8, edges: float = 0.98) -> Self:
+    def prune(self, *, nodes: float = 0.8, edges: float = 0.98) -> "AttributionGraph":
         """`circuitsae.graph.prune` of this graph."""
         from circuitsae.graph.pruning import prune
 
         return prune(self, nodes=nodes, edges=edges)
 
-    def annotate(self, notes: pd.DataFrame) -> Self:
+    def annotate(self, notes: pd.DataFrame) -> "AttributionGraph":
         """This graph with what is known of some edges: `notes` has a row per (`source`, `target`)."""
         return replace(self, edge_notes=notes)
 

@@ -1,0 +1,56 @@
+# Two commands do everything on a new machine with Python ≥ 3.11 and git: `make trace` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROMPT ?= When John and Mary went to the store, John gave a drink to
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: trace test test-slow check format bench gpu docs pocket clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@echo "Installing into $(VENV) (a few minutes the first time) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what the tests need …"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+trace: $(VENV)/.installed  ## trace a prompt on the embedded model, validate its edges, write the HTML
+	@$(BIN)/circuitsae trace "$(PROMPT)"
+
+test: $(VENV)/.installed-dev  ## the whole suite, but what is marked slow or gpu
+	@sh tests/e2e/install_chromium.sh
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+gpu: $(VENV)/.installed-dev  ## the checks that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: $(VENV)/.installed-dev  ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev  ## every claim about speed, as a ratio measured in one run
+	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/.installed-dev
+	@$(PIP) --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+pocket: $(VENV)/.installed-dev  ## rebuild the embedded model and its dictionaries (about an hour on 2 cores; resumable)
+	$(BIN)/python -m circuitsae.pocket.recipe
+
+clean:
+	rm -rf $(VENV) runs graphs site dist

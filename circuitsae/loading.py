@@ -1,0 +1,54 @@
+"""Models and dictionaries by name: those of `transcoders`, and the embedded pocket ones."""
+
+from pathlib import Path
+
+import torch
+
+import transcoders
+from circuitsae.pocket import DICTIONARY_DIR, MODEL_DIR
+from transcoders.dictionaries import DictionarySet
+from transcoders.errors import DictionaryError
+from transcoders.language_model import LanguageModel
+
+POCKET = "pocket"
+POCKET_DICTIONARIES = {"pocket": "clt", "pocket-clt": "clt", "pocket-plt": "plt", "pocket-sae": "sae"}
+
+
+def load_model(
+    name: str | Path = POCKET, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """A model by hub name, from a local Hugging Face folder, or the embedded one (`"pocket"`).
+
+    Raises `ModelError` where there is none.
+    """
+    if name != POCKET:
+        return transcoders.load_model(name, device=device, dtype=dtype)
+    model = transcoders.load_model(MODEL_DIR, device=device, dtype=dtype)
+    model.name = POCKET
+    return model
+
+
+def load_dictionaries(
+    name: str | Path = POCKET, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> DictionarySet:
+    """Dictionaries from a folder or hub name, or the pocket model's (`"pocket"` or `"pocket-clt"`, `"pocket-plt"`, `"pocket-sae"`).
+
+    Raises `FileFormatError` for files that are no dictionaries.
+    """
+    path = DICTIONARY_DIR / POCKET_DICTIONARIES[str(name)] if str(name) in POCKET_DICTIONARIES else name
+    return transcoders.load_dictionaries(path, device=device, dtype=dtype)
+
+
+def dictionaries_for(model: str, dictionaries: str | None) -> str:
+    """The dictionaries to use with a model: those named, or the pocket CLT for the pocket model.
+
+    Raises `DictionaryError` for another model without a name.
+    """
+    if dictionaries is not None:
+        return dictionaries
+    if model == POCKET:
+        return POCKET
+    raise DictionaryError(
+        f"No dictionaries were named for {model}; give --dictionaries FOLDER, or train some: "
+        f"circuitsae train {model} --corpus TEXT --kind clt --out FOLDER."
+    )

@@ -1,0 +1,168 @@
+"""Every kind of dictionary on every family of models: the graph says what the frozen model does, in float64.
+
+The oracle is the frozen model itself: it is run again with one source doubled, and every target is read.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution.targets import feature_readers, logit_readers
+from circuitsae.graph import NodeKind
+from circuitsae.interventions import node_change, reads_after
+from circuitsae.replacement import FIRST, ReplacementModel
+from transcoders.dictionaries import random_dictionaries
+from transcoders.loading import random_model
+
+KINDS = {
+    "plt": {"kind": "plt"},
+    "plt-jumprelu": {"kind": "plt", "activation": "jumprelu"},
+    "plt-topk": {"kind": "plt", "activation": "topk"},
+    "plt-skip": {"kind": "plt", "skip": True},
+    "clt": {"kind": "clt"},
+    "clt-jumprelu": {"kind": "clt", "activation": "jumprelu"},
+    "clt-skip": {"kind": "clt", "skip": True},
+}
+WITH_BOS = torch.tensor([0, 11, 22, 33, 11])
+WITHOUT_BOS = torch.tensor([7, 11, 22, 33, 11])
+TARGETS = LogitTargets([3, 5, 60])
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def language_model(request):
+    return random_model(request.param, n_layers=3, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request, language_model):
+    dictionaries = random_dictionaries(
+        **KINDS[request.param], n_layers=3, d_model=16, features=24, dtype=torch.float64, seed=1
+    )
+    return ReplacementModel(language_model, dictionaries)
+
+
+@pytest.fixture(scope="module", params=[WITH_BOS, WITHOUT_BOS], ids=["bos", "no-bos"])
+def tokens(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def graph(model, tokens):
+    return attribute(model, tokens, targets=TARGETS)
+
+
+@pytest.fixture(scope="module")
+def trace(model, tokens):
+    return model.trace(tokens)
+
+
+def _values(model, trace, graph, reads):
+    """The pre-activation of every target of the graph, in the order of its nodes."""
+    features = feature_readers(model, trace, torch.arange(len(trace.features.value)))
+    logits = logit_readers(trace, torch.tensor([n.index for n in graph.nodes if n.kind is NodeKind.LOGIT]))
+    stacked = torch.cat([reads.mlp_in, reads.final[None]])
+    return torch.cat([(stacked[r.layer, r.pos] * r.vector).sum(-1) for r in (features, logits)])
+
+
+def _target_rows(graph):
+    return [row for row, node in enumerate(graph.nodes) if node.is_target]
+
+
+def test_rows_sum_to_the_pre_activation(graph):
+    size = max(abs(node.pre_activation) for node in graph.nodes if node.is_target)
+    assert abs(graph.residual()).max() <= 1e-9 * size
+
+
+def test_pre_activations_are_the_models(model, trace, graph):
+    measured = _values(model, trace, graph, trace.frozen.reads)
+    stated = torch.tensor([graph.nodes[r].pre_activation - graph.nodes[r].bias for r in _target_rows(graph)], dtype=torch.float64)
+    torch.testing.assert_close(stated, measured, rtol=1e-9, atol=1e-9)
+
+
+def test_doubling_any_source_moves_every_target_by_its_edge(model, trace, graph):
+    rows = _target_rows(graph)
+    weights = torch.from_numpy(graph.weights.toarray()[rows])
+    before = _values(model, trace, graph, trace.frozen.reads)
+    kinds = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN)
+    sources = [column for column, node in enumerate(graph.nodes) if node.kind in kinds]
+    changes = [node_change(model, trace, graph.nodes[column]) for column in sources]
+    for column, reads in zip(sources, reads_after(model, trace, changes, "frozen"), strict=True):
+        moved = _values(model, trace, graph, reads) - before
+        torch.testing.assert_close(moved, weights[:, column], rtol=1e-9, atol=1e-9)
+
+
+def test_doubling_any_bias_moves_every_target_by_its_edge(model, trace, graph):
+    rows = _target_rows(graph)
+    weights = torch.from_numpy(graph.weights.toarray()[rows])
+    before = _values(model, trace, graph, trace.frozen.reads)
+    groups = model.model.bias_groups()
+    for column, node in enumerate(graph.nodes):
+        if node.kind is not NodeKind.BIAS:
+            continue
+        group = groups.get((node.layer, node.text.removesuffix(".b")), [])
+        writes = _with_bias_doubled(model, trace, node)
+        # A fused qkv bias shares its memory with those of q, k and v: double each piece of memory once.
+        whole = {p.untyped_storage().data_ptr(): p for p in sorted(group, key=torch.numel)}.values()
+        for parameter in whole:
+            parameter.mul_(2)
+        reads = trace.frozen(writes)
+        for parameter in whole:
+            parameter.mul_(0.5)
+        moved = _values(model, trace, graph, reads) - before
+        torch.testing.assert_close(moved, weights[:, column], rtol=1e-9, atol=1e-9)
+
+
+def _with_bias_doubled(model, trace, node):
+    frozen = trace.frozen
+    writes = replace(
+        frozen.writes,
+        position=None if frozen.writes.position is None else frozen.writes.position.clone(),
+        mlp_out=frozen.writes.mlp_out - frozen.skip_out(frozen.reads.mlp_in),
+    )
+    if node.text == "pos":
+        writes.position[node.pos] *= 2
+    elif node.text == "mlp":
+        writes.mlp_out[node.layer, node.pos] *= 2
+    elif node.text == "b_dec":
+        writes.mlp_out[node.layer, FIRST:] += model.dictionaries.decoder_bias(node.layer).detach()
+    return writes
+
+
+def test_frozen_run_of_the_clean_writes_is_the_model(trace):
+    frozen = trace.frozen
+    written = frozen.writes.mlp_out - frozen.skip_out(frozen.reads.mlp_in)
+    reads = frozen(replace(frozen.writes, mlp_out=written))
+    torch.testing.assert_close(reads.final, frozen.reads.final, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reads.mlp_in, frozen.reads.mlp_in, rtol=1e-12, atol=1e-12)
+
+
+def test_replacement_with_errors_is_the_model(model, trace):
+    torch.testing.assert_close(model.run(trace.tokens, trace.errors), trace.logits, rtol=1e-9, atol=1e-9)
+
+
+def test_position_zero_has_no_features(graph, tokens):
+    assert all(node.pos >= FIRST for node in graph.nodes if node.kind is NodeKind.FEATURE)
+    errors = {node.pos for node in graph.nodes if node.kind is NodeKind.ERROR}
+    starts = [node for node in graph.nodes if node.kind is NodeKind.BIAS and node.text == "mlp"]
+    if int(tokens[0]) == 0:
+        assert min(errors) == 1
+        assert len(starts) == 3
+    else:
+        assert min(errors) == 0
+        assert not starts
+
+
+def test_fewer_features_lose_nothing(model, tokens, graph):
+    small = attribute(model, tokens, targets=TARGETS, max_features=10)
+    assert small.mask(NodeKind.FEATURE).sum() == 10
+    assert abs(small.residual()).max() <= 1e-9 * abs(graph.weights).max() * 10
+
+
+def test_edges_only_go_up(graph):
+    coo = graph.weights.tocoo()
+    for target, source in zip(coo.row, coo.col, strict=True):
+        if graph.nodes[source].kind in (NodeKind.FEATURE, NodeKind.ERROR):
+            assert graph.nodes[source].layer < graph.nodes[target].layer
+        assert graph.nodes[source].pos <= graph.nodes[target].pos
