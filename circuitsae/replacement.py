@@ -1,4 +1,4 @@
-"""ReplacementModel: a language model whose MLPs are written as features plus errors; Trace: one prompt seen that way."""
+"""A language model whose MLPs are written as features plus errors, and one prompt seen that way."""
 
 from dataclasses import dataclass
 

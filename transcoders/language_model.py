@@ -172,7 +172,7 @@ class LanguageModel:
         def writer(edit: Hook) -> Callable[..., Tensor | None]:
             return lambda value, hook: edit(value)
 
-        hooks = [(name, writer(edit)) for name, edit in (write or {}).items()]
+        hooks: list[tuple[Any, Any]] = [(name, writer(edit)) for name, edit in (write or {}).items()]
         hooks += [(name, reader(name)) for name in read]
         logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
         return logits, cache
@@ -181,7 +181,7 @@ class LanguageModel:
         return name in self.bridge.hook_dict
 
     def bias_groups(self) -> dict[tuple[int, str], list[Tensor]]:
-        """The additive parameters outside the MLPs, by (layer, component); layer `n_layers` holds those after the last block.
+        """The additive parameters outside the MLPs, by (layer, component); layer `n_layers` is what follows the blocks.
 
         Components carry TransformerBridge's names: `ln1`, `attn`, `ln2` of a block, then `ln_final` and `unembed`.
         """

@@ -72,14 +72,14 @@ def random_model(
     if family == "gpt2":
         config: Any = transformers.GPT2Config(
             n_layer=n_layers, n_embd=d_model, n_head=n_heads, n_inner=d_mlp, vocab_size=d_vocab,
-            n_positions=context, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
+            n_positions=context, bos_token_id=0, eos_token_id=0
         )  # fmt: skip
         architecture = "GPT2LMHeadModel"
     elif family == "llama":
         config = transformers.LlamaConfig(
             num_hidden_layers=n_layers, hidden_size=d_model, num_attention_heads=n_heads,
             num_key_value_heads=max(1, n_heads // 2), intermediate_size=d_mlp or 2 * d_model, vocab_size=d_vocab,
-            max_position_embeddings=context, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
+            max_position_embeddings=context, bos_token_id=0, eos_token_id=0
         )  # fmt: skip
         architecture = "LlamaForCausalLM"
     else:

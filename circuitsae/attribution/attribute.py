@@ -130,9 +130,7 @@ def _assemble(features: Tensor, logits: Tensor, n: int) -> sparse.csr_array:
     blocks = [sparse.coo_array(part.double().cpu().numpy()) for part in (features, logits)]
     row = np.concatenate([blocks[0].row, blocks[1].row + n - len(logits)])
     col = np.concatenate([blocks[0].col, blocks[1].col])
-    return sparse.csr_array(
-        sparse.coo_array((np.concatenate([b.data for b in blocks]), (row, col)), shape=(n, n))
-    )
+    return sparse.csr_array(sparse.coo_array((np.concatenate([b.data for b in blocks]), (row, col)), shape=(n, n)))
 
 
 def _provenance(model: ReplacementModel, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:

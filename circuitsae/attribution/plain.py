@@ -54,8 +54,11 @@ def plain_rows(model: ReplacementModel, trace: Trace, sources: Sources) -> Itera
 
 
 def _leaves(writes: Writes) -> Writes:
-    leaf = {name: getattr(writes, name) for name in ("embed", "position", "mlp_out")}
-    return Writes(**{name: None if w is None else w.detach().clone().requires_grad_() for name, w in leaf.items()})
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_()
+
+    position = None if writes.position is None else leaf(writes.position)
+    return Writes(leaf(writes.embed), position, leaf(writes.mlp_out))
 
 
 def _gradients(found: tuple, inputs: list[Tensor], batch: int, has_position: bool, groups: dict) -> Gradients:

@@ -65,9 +65,7 @@ class Sources:
 
     def _tokens(self) -> list[Node]:
         strings = self.trace.token_strings
-        return [
-            Node(NodeKind.TOKEN, -1, pos, int(token), strings[pos]) for pos, token in enumerate(self.trace.tokens)
-        ]
+        return [Node(NodeKind.TOKEN, -1, pos, int(token), strings[pos]) for pos, token in enumerate(self.trace.tokens)]
 
     def _biases(self) -> list[Node]:
         """Positional embeddings, MLP outputs at BOS, b_dec of each layer, and the model's own biases."""

@@ -1,4 +1,4 @@
-"""AttributionGraph: which features, errors, tokens and biases raised or lowered each feature and logit, and by how much."""
+"""AttributionGraph: what raised or lowered each feature and logit of a prompt, and by how much."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -132,7 +132,7 @@ class AttributionGraph:
         return pd.DataFrame(table | {"influence": self.influence, "cumulative": self.cumulative})
 
     def edges_frame(self) -> pd.DataFrame:
-        """One row per edge: `source`, `target`, `weight`, `share`, and the columns of `edge_notes` where there are any."""
+        """One row per edge: `source`, `target`, `weight`, `share`, and the columns of `edge_notes`."""
         coo, ids = self.weights.tocoo(), np.array([node.id for node in self.nodes], dtype=object)
         share = self.shares.tocsr()
         frame = pd.DataFrame(
@@ -167,7 +167,13 @@ class AttributionGraph:
             graph.add_edge(row["source"], row["target"], **attributes)
         return graph
 
-    # files
+    # pictures and files
+
+    def write_html(self, path: str | Path, **options: Any) -> Path:
+        """Write the graph as one offline HTML page; options as in `circuitsae.report.write_html`."""
+        from circuitsae.report import write_html
+
+        return write_html(self, path, **options)
 
     def save(self, folder: str | Path) -> Path:
         """Write the graph to a folder: `graph.json` and `edges.npz`."""

@@ -28,7 +28,7 @@ def prune(graph: AttributionGraph, *, nodes: float = 0.8, edges: float = 0.98) -
     weights = sparse.csr_array(inside @ graph.weights @ inside)
     scored = _edge_scores(graph, weights, bias)
     carrying = scored @ sparse.diags_array((~bias).astype(float))
-    least = _influence.threshold(carrying.data, edges)
+    least = _influence.threshold(np.asarray(carrying.data), edges)
     edge_kept = sparse.csr_array((scored.data >= least, scored.indices, scored.indptr), shape=scored.shape)
     edge_kept.eliminate_zeros()
 

@@ -48,8 +48,8 @@ class Validation:
 
     def verdicts(self) -> dict[str, int]:
         """How many edges got each verdict."""
-        counts = self.edges["verdict"].value_counts() if "verdict" in self.edges else {}
-        return {name: int(counts.get(name, 0)) for name in ("confirmed", "null", "reversed")}
+        given = self.edges["verdict"].tolist() if "verdict" in self.edges else []
+        return {name: given.count(name) for name in ("confirmed", "null", "reversed")}
 
     def agreement(self, regime: str = "measured") -> dict[str, Agreement]:
         """Agreement with the prediction for all edges and by class of edge; `random` is that of the controls."""
@@ -69,7 +69,7 @@ class Validation:
             "verdicts": self.verdicts(),
             "frozen_error": self.frozen_error,
             "agreement": {name: asdict(value) for name, value in self.agreement().items()},
-            "edges": json.loads(self.edges.to_json(orient="records")),
+            "edges": self.edges.to_dict("records"),
         }
         text = json.dumps(_jsonable(document), ensure_ascii=False, indent=1, allow_nan=False)
         write_atomically(Path(path), text.encode())
@@ -113,7 +113,7 @@ def validate(
     chosen = _strongest(graph, edges)
     readers = _Readers(model, trace, graph, chosen)
     rng = torch.Generator().manual_seed(seed)
-    columns = {regime: np.zeros(len(chosen)) for regime in regimes}
+    columns: dict[Regime, np.ndarray] = {regime: np.zeros(len(chosen)) for regime in regimes}
     effects = np.full((len(chosen), controls), np.nan)
     by_source = list(chosen.groupby("s", sort=False))
     with Progress(disable=not progress, transient=True) as bar:
@@ -160,7 +160,9 @@ class _Readers:
             raise InputError(f"Features {missing[:3]} of the graph are not active in these dictionaries; load its own.")
         rows = torch.tensor([row_of[_key(graph.nodes[t])] for t in features], dtype=torch.long)
         self._store(features, feature_readers(model, trace, rows))
-        self._store(logits, logit_readers(trace, torch.tensor([graph.nodes[t].index for t in logits], dtype=torch.long)))
+        self._store(
+            logits, logit_readers(trace, torch.tensor([graph.nodes[t].index for t in logits], dtype=torch.long))
+        )
 
     def _store(self, targets: list[int], readers: Readers) -> None:
         for target, layer, pos, vector in zip(targets, readers.layer, readers.pos, readers.vector, strict=True):
@@ -190,9 +192,7 @@ def _run_controls(
     rng: torch.Generator,
     effects: np.ndarray,
 ) -> None:
-    changes: list[Change] = [
-        -1.0 * random_change(model, trace, node, rng) for node in sources for _ in range(controls)
-    ]
+    changes: list[Change] = [-1.0 * random_change(model, trace, node, rng) for node in sources for _ in range(controls)]
     reads = reads_after(model, trace, changes, "model")
     for number, (_, rows) in enumerate(part):
         for control in range(controls):

@@ -43,7 +43,12 @@ def layered_graph(seed: int = 0, density: float = 0.5) -> AttributionGraph:
         for i, n in enumerate(nodes)
     ]
     return AttributionGraph.build(
-        nodes, sparse.csr_array(weights), [f"w{p}" for p in range(N_POS)], range(N_POS), N_LAYERS, {"prompt": "w0 w1 w2"}
+        nodes,
+        sparse.csr_array(weights),
+        [f"w{p}" for p in range(N_POS)],
+        range(N_POS),
+        N_LAYERS,
+        {"prompt": "w0 w1 w2"},
     )
 
 

@@ -1,0 +1,73 @@
+"""What this machine has, and what is missing."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from circuitsae.pocket import DICTIONARY_DIR, MODEL_DIR
+
+_PACKAGES = ("circuitsae", "torch", "transformer-lens", "transformers", "safetensors", "networkx", "plotly", "pandas")
+_OPTIONAL = {
+    "datasets": "training on hub data sets (`pip install datasets`)",
+    "playwright": "browser tests (`make test` installs it)",
+}
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def diagnose(console: Console) -> bool:
+    """Print versions, device, threads, memory and what is missing; whether everything required is there."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    table = Table(title="circuitsae doctor", title_justify="left", show_header=False)
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    for name, found in versions.items():
+        table.add_row(name, found or "[red]missing[/]")
+    for name, found in (_device() | _memory()).items():
+        table.add_row(name, found)
+    pocket = {"pocket model": MODEL_DIR, "pocket dictionaries": DICTIONARY_DIR}
+    for name, folder in pocket.items():
+        table.add_row(name, "here" if folder.is_dir() else "[red]missing[/]; rebuild with `make pocket`")
+    console.print(table)
+    missing = [name for name, found in versions.items() if found is None]
+    missing += [name for name, folder in pocket.items() if not folder.is_dir()]
+    for name, use in _OPTIONAL.items():
+        if _version(name) is None:
+            console.print(f"Optional: {name} is not installed; needed only for {use}.", highlight=False)
+    if not any(shutil.which(browser) for browser in _BROWSERS):
+        console.print("Optional: no Chromium; needed only for the viewer's tests.", highlight=False)
+    console.print(f"Missing: {', '.join(missing)}" if missing else "Everything required is here.", highlight=False)
+    return not missing
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _device() -> dict[str, str]:
+    if _version("torch") is None:
+        return {}
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("Apple GPU (mps)")
+    return {
+        "device": ", ".join(devices) or "CPU only",
+        "threads": f"{torch.get_num_threads()} used by torch, {os.cpu_count()} on the machine",
+    }
+
+
+def _memory() -> dict[str, str]:
+    free_disk = shutil.disk_usage(Path.cwd()).free / 2**30
+    found = {"disk": f"{free_disk:.0f} GiB free here"}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        found["memory"] = f"{total:.1f} GiB"
+    return found
