@@ -184,14 +184,13 @@ def train(
     from circuitsae.console import show_evaluation
     from circuitsae.graph.files import write_atomically
     from circuitsae.loading import load_model
-    from transcoders.data import held_out_rows
 
     own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
     config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
     language_model = load_model(model, device=device)
-    rows = held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)
     dictionaries = transcoders.train(language_model, corpus, config, out=out, resume=resume)
     if evaluate_tokens:
+        rows = transcoders.held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)
         show_evaluation(console, evaluation)
         write_atomically(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1).encode())

@@ -19,8 +19,9 @@ def load_model(
 ) -> LanguageModel:
     """A model from a local Hugging Face folder, or by its hub name.
 
-    Raises `ModelError` where there is no such folder or the hub cannot give it.
+    Raises `ModelError` where there is no such folder, the hub cannot give it, or the device cannot be used.
     """
+    _check_device(device)
     folder = Path(name).expanduser()
     source = _model_folder(folder) if _looks_local(str(name), folder) else str(name)
     try:
@@ -33,6 +34,14 @@ def load_model(
         ) from error
     logging.getLogger(__name__).info("loaded %s: %d layers", name, bridge.cfg.n_layers)
     return LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"The device {str(device)!r} cannot be used here ({reason}); try 'cpu'.") from error
 
 
 def _looks_local(name: str, folder: Path) -> bool:

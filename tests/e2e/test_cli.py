@@ -1,0 +1,145 @@
+"""The commands of README, run as a user runs them: another process, exit codes and files."""
+
+import json
+import subprocess
+import sys
+import time
+
+import networkx as nx
+import pytest
+import torch
+
+from circuitsae.graph import load_graph
+from transcoders import load_model, save_dictionaries
+from transcoders.dictionaries import random_dictionaries
+
+PROMPT = "When John and Mary went to the store, John gave a drink to"
+
+
+def run(*arguments, cwd=None, code=0):
+    """Run circuitsae; returns what it printed, after checking its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "circuitsae.cli", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=None,
+        timeout=280,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("traced")
+    return run("trace", PROMPT, "--out", folder / "ioi", "--validate", "20"), folder / "ioi"
+
+
+def test_help_answers_without_torch():
+    code = "import sys, circuitsae.cli as c\ntry:\n c.main(['--help'])\nexcept SystemExit:\n sys.exit('torch' in sys.modules)"
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.monotonic() - start < 10  # the second it takes is a claim of benchmarks, not of tests
+
+
+def test_trace_says_what_was_found(traced):
+    printed, folder = traced
+    logits = printed[printed.index("Top logits") :].splitlines()
+    assert "Mary" in next(line for line in logits if "0." in line)
+    for text in ("Nodes kept", "Edges kept", "Replacement score", "completeness score", "predicted", "Verdicts on 20"):
+        assert text in printed
+    assert "graph.html" in printed
+
+
+def test_trace_writes_a_graph_a_validation_and_a_page(traced):
+    _, folder = traced
+    graph = load_graph(folder)
+    assert graph.top_logits()[0].text == " Mary"
+    g = graph.to_networkx()
+    assert nx.is_directed_acyclic_graph(g)
+    assert sum("verdict" in d for *_, d in g.edges(data=True)) == 20
+    assert json.loads((folder / "validation.json").read_text())["frozen_error"] < 1e-4
+    page = (folder / "graph.html").read_text()
+    assert "<!doctype html>" in page[:100].lower()
+    assert len(page) < 8_000_000
+
+
+def test_show_and_validate_work_from_the_folder(traced, tmp_path):
+    _, folder = traced
+    printed = run("show", folder, "--html", tmp_path / "again.html")
+    assert "Strongest 15 edges" in printed
+    assert (tmp_path / "again.html").exists()
+    printed = run("validate", folder, "--edges", "5", "--controls", "4")
+    assert "Verdicts on 5 edges" in printed
+    assert len(load_graph(folder).edge_notes) == 5
+
+
+def test_doctor_is_content():
+    assert "Everything required is here" in run("doctor")
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Dictionaries of another width, and of the right sizes but another model."""
+    folder = tmp_path_factory.mktemp("foreign")
+    pocket = load_model(__import__("circuitsae.pocket", fromlist=["MODEL_DIR"]).MODEL_DIR)
+    narrow = random_dictionaries("clt", n_layers=pocket.n_layers, d_model=16, features=8)
+    save_dictionaries(narrow, folder / "narrow")
+    shallow = random_dictionaries("plt", n_layers=1, d_model=pocket.d_model, features=8)
+    save_dictionaries(shallow, folder / "shallow")
+    saes = random_dictionaries("sae", n_layers=pocket.n_layers, d_model=pocket.d_model, features=8)
+    save_dictionaries(saes, folder / "saes")
+    (folder / "liar").mkdir()
+    (folder / "liar" / "config.json").write_text("{}")
+    (folder / "liar" / "weights.safetensors").write_bytes(b"\x80\x04 a pickle")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trace", ""], "prompt is empty"),
+        (["trace", "word " * 2000], "reads at most"),
+        (["trace", PROMPT, "--model", "./nowhere"], "There is no model folder"),
+        (["trace", PROMPT, "--target", " incomprehensible"], "not one"),
+        (["trace", PROMPT, "--nodes", "1.5"], "is not a share"),
+        (["trace", PROMPT, "--dictionaries", "./nowhere"], "nowhere"),
+        (["trace", PROMPT, "--dictionaries", "{foreign}/narrow"], "width 16"),
+        (["trace", PROMPT, "--dictionaries", "{foreign}/shallow"], "cover 1 layers"),
+        (["trace", PROMPT, "--dictionaries", "{foreign}/saes"], "Attribution needs transcoders"),
+        (["trace", PROMPT, "--dictionaries", "{foreign}/liar"], "liar"),
+        (["show", "./nowhere"], "There is no graph"),
+        (["validate", "./nowhere"], "There is no graph"),
+        (["train", "pocket", "--corpus", "./nowhere.txt", "--out", "x"], "nowhere.txt"),
+        (["trace", PROMPT, "--device", "cuda:7"], "cuda:7"),
+    ],
+)
+def test_wrong_use_gets_one_sentence_and_writes_nothing(arguments, message, foreign, tmp_path):
+    filled = [a.replace("{foreign}", str(foreign)) for a in arguments]
+    printed = run(*filled, cwd=tmp_path, code=2)
+    assert "Traceback" not in printed
+    assert message in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_flags_are_wrong_use():
+    assert "unrecognized" in run("trace", PROMPT, "--modle", "x", code=2).lower()
+
+
+def test_train_then_trace(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    sentences = ["The cat sat on the mat .", "Tom gave Mary a drink .", "The capital of Texas is Austin ."]
+    corpus.write_text("\n\n".join(sentences[i % 3] * 3 for i in range(400)))
+    out = tmp_path / "clt"
+    printed = run(
+        "train", "pocket", "--corpus", corpus, "--out", out, "--features", "32", "--tokens", "6k",
+        "--batch", "128", "--evaluate-tokens", "500",
+    )  # fmt: skip
+    assert "held-out tokens" in printed
+    assert (out / "evaluation.json").exists()
+    printed = run("trace", PROMPT, "--dictionaries", out, "--out", tmp_path / "graph", "--validate", "5")
+    assert "Verdicts on 5 edges" in printed
+    assert load_graph(tmp_path / "graph").provenance["dictionaries"]["model"] == "pocket"
+    assert torch.isfinite(torch.tensor(load_graph(tmp_path / "graph").weights.data)).all()
