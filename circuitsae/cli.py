@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from transcoders.errors import CheckFailedError, InputError
@@ -274,7 +275,7 @@ def _next(command: str) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if value != value else f"{value:+.3f}"
-    return str(value).replace("[", "\\[")
+    return escape(str(value))
 
 
 # running
@@ -313,18 +314,14 @@ def main(arguments: list[str] | None = None) -> None:
             sort_subcommands=False,
         )
     except InputError as error:
-        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except CheckFailedError as error:
-        errors.print(f"[red]check failed:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]check failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(130)
-
-
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", "\\[")
 
 
 if __name__ == "__main__":

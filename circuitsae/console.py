@@ -3,7 +3,10 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from circuitsae.report.text import visible
 
 if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph
@@ -17,7 +20,7 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "AttributionGr
     """Prompt, top logits, sizes and scores; `full` is the graph before pruning."""
     from circuitsae.graph import NodeKind
 
-    console.print(f"[bold]{'·'.join(_visible(t) for t in graph.tokens)}[/bold]", highlight=False)
+    console.print(f"[bold]{''.join(_visible(t) for t in graph.tokens)}[/bold]", highlight=False)
     logits = Table(title="Top logits", title_justify="left")
     for column in ("token", "probability", "centred logit"):
         logits.add_column(column, justify="left" if column == "token" else "right")
@@ -92,6 +95,5 @@ def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
 
 
 def _visible(token: str) -> str:
-    """A token with its spaces and controls shown, safe for rich markup."""
-    shown = "".join("␣" if c == " " else c if c.isprintable() else f"\\u{ord(c):04x}" for c in token)
-    return shown.replace("[", "\\[") or "∅"
+    """A token as a reader should see it, its brackets not taken for rich markup."""
+    return escape(visible(token))

@@ -31,7 +31,7 @@ def load_model(
 def load_dictionaries(
     name: str | Path = POCKET, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> DictionarySet:
-    """Dictionaries from a folder or by hub name, or the pocket model's: `"pocket"` (CLT), `"pocket-plt"`, `"pocket-sae"`.
+    """Dictionaries from a folder or by hub name; the pocket model has `"pocket"` (CLT), `"pocket-plt"`, `"pocket-sae"`.
 
     Raises `FileFormatError` for files that are no dictionaries.
     """

@@ -1,0 +1,165 @@
+"""What the page reads: the graph as columns of plain numbers and strings, with the layout already computed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import pandas as pd
+
+from circuitsae.report.layout import Band, Layout, arrange
+from circuitsae.report.text import visible
+from transcoders.errors import InputError
+
+NODE_COLUMNS = (
+    "id",
+    "kind",
+    "layer",
+    "pos",
+    "index",
+    "text",
+    "activation",
+    "pre_activation",
+    "influence",
+    "cumulative",
+    "probability",
+)
+EDGE_COLUMNS = ("source", "target", "weight", "share")
+VERDICTS = ("confirmed", "null", "reversed")
+_MEASUREMENTS = ("predicted", "frozen", "replacement", "measured", "control")
+_DIGITS = 6
+
+
+@runtime_checkable
+class ScoresLike(Protocol):
+    def as_dict(self) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class GraphLike(Protocol):
+    """What a report needs of an attribution graph."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    @property
+    def tokens(self) -> Sequence[str]: ...
+    @property
+    def scores(self) -> Mapping[str, float] | ScoresLike: ...
+    @property
+    def n_layers(self) -> int: ...
+    def nodes_frame(self) -> pd.DataFrame: ...
+    def edges_frame(self) -> pd.DataFrame: ...
+
+
+@runtime_checkable
+class ValidationLike(Protocol):
+    """A validation: the table of its edges has `source`, `target`, `verdict`, and effects predicted and measured."""
+
+    @property
+    def edges(self) -> pd.DataFrame: ...
+
+
+def page_data(graph: GraphLike, validation: ValidationLike | pd.DataFrame | None = None) -> dict[str, Any]:
+    """The JSON document of one page. NaN becomes null, numbers keep six significant digits."""
+    nodes = require(graph.nodes_frame(), NODE_COLUMNS, "nodes_frame()")
+    edges = _with_validation(require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()"), validation)
+    tokens = [visible(token) for token in graph.tokens]
+    layout = arrange(nodes, tokens, graph.n_layers)
+    scores = graph.scores if isinstance(graph.scores, Mapping) else graph.scores.as_dict()
+    return {
+        "tokens": tokens,
+        "n_layers": graph.n_layers,
+        "scores": {name: _number(value) for name, value in scores.items()},
+        "provenance": _plain(graph.provenance),
+        "nodes": _node_columns(nodes) | _coordinates(layout),
+        "edges": _edge_columns(edges, nodes["id"].tolist()),
+        "columns": [_band(column) for column in layout.columns],
+        "rows": [_band(row) for row in layout.rows],
+        "bias_column": _band(layout.bias_column) if layout.bias_column else None,
+    }
+
+
+def require(frame: pd.DataFrame, columns: Sequence[str], origin: str) -> pd.DataFrame:
+    """`frame` with rows numbered from 0, or an error that names the columns it lacks."""
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise InputError(
+            f"{origin} lacks the columns {missing}; it has {list(frame.columns)}. A report needs {list(columns)}."
+        )
+    return frame.reset_index(drop=True)
+
+
+def _with_validation(edges: pd.DataFrame, validation: ValidationLike | pd.DataFrame | None) -> pd.DataFrame:
+    """The edges with what was measured on them; a validation given here replaces columns the graph already had."""
+    if validation is None:
+        return edges
+    measured = validation if isinstance(validation, pd.DataFrame) else validation.edges
+    measured = require(measured, ("source", "target"), "the validation's table of edges")
+    repeated = measured.duplicated(["source", "target"]).tolist()
+    if any(repeated):
+        source, target = (measured[end].tolist()[repeated.index(True)] for end in ("source", "target"))
+        raise InputError(f"the validation names the edge {source} → {target} twice; give each edge once.")
+    columns = [column for column in (*_MEASUREMENTS, "verdict") if column in measured]
+    kept = edges.drop(columns=[column for column in columns if column in edges])
+    return kept.merge(measured[["source", "target", *columns]], on=["source", "target"], how="left")
+
+
+def _node_columns(nodes: pd.DataFrame) -> dict[str, list[Any]]:
+    ids = [str(node) for node in nodes["id"].tolist()]
+    if len(set(ids)) < len(ids):
+        twice = next(node for node in ids if ids.count(node) > 1)
+        raise InputError(f"node ids must be unique; {twice!r} occurs more than once.")
+    texts = [
+        visible(str(text)) if text or kind in {"token", "logit"} else ""
+        for kind, text in zip(nodes["kind"].tolist(), nodes["text"].fillna("").tolist(), strict=True)
+    ]
+    return {
+        "id": ids,
+        "kind": [str(kind) for kind in nodes["kind"]],
+        "text": texts,
+        **{column: [int(v) for v in nodes[column]] for column in ("layer", "pos", "index")},
+        **{column: [_number(v) for v in nodes[column]] for column in NODE_COLUMNS[6:]},
+    }
+
+
+def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
+    place = {node: number for number, node in enumerate(ids)}
+    columns: dict[str, list[Any]] = {}
+    for end in ("source", "target"):
+        unknown = [node for node in edges[end] if node not in place]
+        if unknown:
+            raise InputError(f"an edge has {end} {unknown[0]!r}, which is not among the {len(ids)} nodes of the graph.")
+        columns[end] = [place[node] for node in edges[end]]
+    for name in ("weight", "share", *_MEASUREMENTS):
+        if name in edges:
+            columns[name] = [_number(value) for value in edges[name]]
+    if "verdict" in edges:
+        columns["verdict"] = [value if value in VERDICTS else None for value in edges["verdict"].tolist()]
+    return columns
+
+
+def _coordinates(layout: Layout) -> dict[str, list[Any]]:
+    return {"x": [_number(x) for x in layout.x], "y": [_number(y) for y in layout.y]}
+
+
+def _band(band: Band) -> dict[str, Any]:
+    return {"label": band.label, "start": _number(band.start), "end": _number(band.end)}
+
+
+def _number(value: Any) -> float | None:
+    if value is None or pd.isna(value) or not math.isfinite(value):
+        return None
+    return float(f"{float(value):.{_DIGITS}g}")
+
+
+def _plain(value: Any) -> Any:
+    """Provenance as JSON: mappings and sequences kept, numbers kept, everything else as its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_plain(item) for item in value]
+        return sorted(items, key=str) if isinstance(value, set | frozenset) else items
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)

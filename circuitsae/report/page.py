@@ -1,0 +1,110 @@
+"""One graph, one HTML file: the files of `static/`, plotly.js and the data, put together and written at once."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
+
+from circuitsae.graph.files import write_atomically
+from circuitsae.report.data import GraphLike, ValidationLike, page_data
+from circuitsae.report.text import shorten, visible
+from transcoders.errors import InputError
+
+PlotlyJS = Literal["inline", "cdn", "directory"]
+"""Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in `plotly.min.js` beside the page."""
+
+# Later files use what earlier ones put on `window.viewer`.
+_SCRIPTS = ("data", "state", "dom", "edges", "plot", "header", "panel", "list", "controls", "keyboard", "main")
+_PLOTLY_FILE = "plotly.min.js"
+
+
+def write_html(
+    graph: GraphLike,
+    path: str | Path,
+    *,
+    validation: ValidationLike | pd.DataFrame | None = None,
+    plotlyjs: PlotlyJS = "inline",
+    title: str | None = None,
+) -> Path:
+    """Write the interactive page of `graph` to `path` and return the path.
+
+    The page is one file that opens from disk with the network unplugged, unless `plotlyjs` says otherwise. The file
+    appears under its name only when it is complete. `validation` adds what was measured to the edges it names.
+
+    Raises:
+        InputError: an unknown `plotlyjs`, or a graph whose tables lack columns or name unknown nodes.
+    """
+    if plotlyjs not in get_args(PlotlyJS):
+        raise InputError(f"plotlyjs={plotlyjs!r} is not known; use one of {', '.join(map(repr, get_args(PlotlyJS)))}.")
+    path = Path(path)
+    data = page_data(graph, validation)
+    data["title"] = title or _default_title(graph)
+    page = _assemble(data, plotlyjs)
+    if plotlyjs == "directory":
+        write_atomically(path.parent / _PLOTLY_FILE, get_plotlyjs().encode())
+    write_atomically(path, page.encode())
+    return path
+
+
+def _default_title(graph: GraphLike) -> str:
+    prompt = shorten(visible("".join(graph.tokens).strip()), 60)
+    model = graph.provenance.get("model")
+    return f"{prompt} — {model}" if model else prompt or "Attribution graph"
+
+
+def _assemble(data: dict[str, Any], plotlyjs: PlotlyJS) -> str:
+    viewer = "\n".join(_static(f"js/{name}.js") for name in _SCRIPTS)
+    plotly_tag, plotly_source = _plotly(plotlyjs)
+    parts = {
+        "policy": _policy(plotly_source, _hash(viewer)),
+        "title": html.escape(data["title"]),
+        "style": _static("viewer.css"),
+        "data": json_for_script(data),
+        "plotly": plotly_tag,
+        "viewer": f"<script>{viewer}</script>",
+    }
+    # One pass, so that nothing inside a part is taken for a place holder.
+    return re.sub(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/", lambda m: parts[m[1] or m[2]], _static("template.html"))
+
+
+def json_for_script(data: Any) -> str:
+    """JSON that cannot end the script element around it, whatever its strings say."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plotly(plotlyjs: PlotlyJS) -> tuple[str, str]:
+    """The script element that brings plotly.js, and the source expression that allows it."""
+    source = get_plotlyjs()
+    match plotlyjs:
+        case "inline":
+            return f"<script>{source}</script>", _hash(source)
+        case "cdn":
+            url = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
+            integrity = _hash(source).strip("'")
+            return f'<script src="{url}" integrity="{integrity}" crossorigin="anonymous"></script>', url
+        case "directory":
+            return f'<script src="{_PLOTLY_FILE}"></script>', "'self'"
+
+
+def _policy(*scripts: str) -> str:
+    """Nothing may be loaded or sent, and only the named scripts run; plotly.js sets styles on its elements."""
+    return (
+        f"default-src 'none'; script-src {' '.join(scripts)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _static(name: str) -> str:
+    return resources.files("circuitsae.report").joinpath("static", name).read_text(encoding="utf-8")

@@ -1,0 +1,122 @@
+"""A seeded made-up graph: what the viewer is tested, timed and demonstrated on, without any model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SENTENCE = " When John and Mary went to the store, John gave a drink to"
+
+
+@dataclass
+class SampleGraph:
+    """The members of an attribution graph that a report reads, filled with random numbers of plausible shape."""
+
+    nodes: pd.DataFrame
+    edges: pd.DataFrame
+    tokens: Sequence[str]
+    n_layers: int
+    provenance: Mapping[str, Any]
+    scores: Mapping[str, float]
+
+    def nodes_frame(self) -> pd.DataFrame:
+        return self.nodes
+
+    def edges_frame(self) -> pd.DataFrame:
+        return self.edges
+
+
+def sample_graph(
+    *,
+    tokens: Sequence[str] | None = None,
+    n_layers: int = 4,
+    n_features: int = 90,
+    n_edges: int = 1500,
+    n_logits: int = 5,
+    validated: int = 200,
+    seed: int = 0,
+) -> SampleGraph:
+    """Features, an error per layer and position, tokens, biases and logits, joined by `n_edges` random edges."""
+    rng = np.random.default_rng(seed)
+    words = list(tokens) if tokens is not None else ["<bos>", *_words(SENTENCE)]
+    nodes = _nodes(rng, words, n_layers, n_features, n_logits)
+    edges = _edges(rng, nodes, n_edges)
+    return SampleGraph(
+        nodes=nodes,
+        edges=_measured(rng, edges, min(validated, len(edges))),
+        tokens=words,
+        n_layers=n_layers,
+        provenance={
+            "model": "sample",
+            "dictionaries": {"kind": "none: the numbers are made up", "seed": seed},
+            "prompt": "".join(words),
+            "settings": {"max_features": n_features, "targets": "TopLogits"},
+        },
+        scores={"replacement": 0.71, "completeness": 0.84},
+    )
+
+
+def _words(sentence: str) -> list[str]:
+    return [" " + word for word in sentence.replace(",", " ,").split()]
+
+
+def _nodes(rng: np.random.Generator, words: list[str], n_layers: int, n_features: int, n_logits: int) -> pd.DataFrame:
+    n, last = len(words), len(words) - 1
+    rows: list[dict[str, Any]] = []
+    late = np.sort(rng.beta(2.0, 1.2, n_features))  # the last positions are the busiest
+    for place, index in zip((late * n).astype(int), rng.choice(4096, n_features, replace=False), strict=True):
+        layer, pos = int(rng.integers(n_layers)), int(place)
+        row = {"id": f"{layer}.{index}@{pos}", "kind": "feature", "layer": layer, "pos": pos, "index": int(index)}
+        rows.append(row | {"text": f"{layer}.{index}", "activation": rng.gamma(2.0), "pre_activation": rng.gamma(2.0)})
+    for layer in range(n_layers):
+        for pos in range(1, n):
+            rows.append({"id": f"{layer}.err@{pos}", "kind": "error", "layer": layer, "pos": pos, "text": "error"})
+        for name in ("b_dec", "attn.b"):
+            rows.append({"id": f"{layer}.{name}", "kind": "bias", "layer": layer, "pos": -1, "text": name})
+    for pos, word in enumerate(words):
+        rows.append({"id": f"tok@{pos}", "kind": "token", "layer": -1, "pos": pos, "index": pos, "text": word})
+        rows.append({"id": f"pos@{pos}", "kind": "bias", "layer": -1, "pos": pos, "text": "position"})
+    probabilities = np.sort(rng.dirichlet(np.full(n_logits + 1, 0.8))[:n_logits])[::-1]
+    for index, probability in enumerate(probabilities):
+        text = words[(index * 3 + 2) % n]
+        row = {"id": f"logit.{index}@{last}", "kind": "logit", "layer": n_layers, "pos": last, "index": index}
+        rows.append(row | {"text": text, "probability": probability, "pre_activation": 12.0 - index})
+    return _with_influence(rng, pd.DataFrame(rows).fillna({"index": -1}).astype({"index": int}))
+
+
+def _with_influence(rng: np.random.Generator, nodes: pd.DataFrame) -> pd.DataFrame:
+    influence = pd.Series(rng.pareto(1.5, len(nodes)) + 0.01)
+    influence[nodes["kind"] == "bias"] = np.nan
+    influence /= influence.sum()
+    ranked = influence.sort_values(ascending=False, kind="stable")
+    cumulative = (ranked.cumsum() / ranked.sum()).sort_index()
+    cumulative[nodes["kind"].isin(["token", "logit"])] = 0.0
+    return nodes.assign(influence=influence, cumulative=cumulative.fillna(0.0))
+
+
+def _edges(rng: np.random.Generator, nodes: pd.DataFrame, n_edges: int) -> pd.DataFrame:
+    layer, pos = nodes["layer"].to_numpy(), nodes["pos"].to_numpy()
+    target_ok = nodes["kind"].isin(["feature", "logit"]).to_numpy()
+    source_ok = (nodes["kind"] != "logit").to_numpy()
+    allowed = source_ok[:, None] & target_ok[None] & (layer[:, None] < layer[None]) & (pos[:, None] <= pos[None])
+    sources, targets = np.nonzero(allowed)
+    chosen = np.sort(rng.choice(len(sources), min(n_edges, len(sources)), replace=False))
+    weight = rng.laplace(0.05, 0.3, len(chosen)) * rng.pareto(3.0, len(chosen))
+    ids = nodes["id"].to_numpy()
+    size, into = np.abs(weight), targets[chosen]
+    share = size / np.bincount(into, size, minlength=len(ids))[into]
+    return pd.DataFrame({"source": ids[sources[chosen]], "target": ids[into], "weight": weight, "share": share})
+
+
+def _measured(rng: np.random.Generator, edges: pd.DataFrame, n: int) -> pd.DataFrame:
+    weight = edges["weight"].to_numpy(float)
+    tested = np.argsort(-np.abs(weight), kind="stable")[:n]
+    predicted, measured = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
+    predicted[tested] = -weight[tested]
+    ratio = rng.normal(0.7, 0.6, n)
+    measured[tested] = predicted[tested] * ratio
+    verdict = np.full(len(edges), None, dtype=object)
+    verdict[tested] = np.select([ratio > 0.3, ratio < -0.3], ["confirmed", "reversed"], "null")
+    return edges.assign(predicted=predicted, frozen=predicted, measured=measured, verdict=verdict)

@@ -1,0 +1,166 @@
+// Edges on two canvases under the plot: all of them, and those of the chosen node. plotly.js is too slow for 10,000 lines.
+(function (viewer) {
+  "use strict";
+
+  const { nodes, edges, edgeCount, page } = viewer;
+  const LEVELS = [
+    { upTo: 0.1, width: 0.5, alpha: 0.1 },
+    { upTo: 0.25, width: 0.8, alpha: 0.16 },
+    { upTo: 0.5, width: 1.3, alpha: 0.28 },
+    { upTo: 0.8, width: 2.1, alpha: 0.5 },
+    { upTo: Infinity, width: 3.2, alpha: 0.8 },
+  ];
+  const GLYPHS = { confirmed: "✓", null: "○", reversed: "⇄" };
+  const MAX_GLYPHS = 40;
+
+  // Widths follow |weight| against the 1 % strongest edges, 60 at most: one giant edge must not flatten the rest, nor
+  // ten thousand edges give hundreds of thick ones.
+  const sizes = edges.weight.map((w) => Math.abs(w ?? 0)).sort((a, b) => b - a);
+  const unit = sizes[Math.min(60, Math.floor(0.01 * edgeCount))] || 1;
+  const level = Uint8Array.from(edges.weight, (w) => {
+    const size = Math.abs(w ?? 0) / unit;
+    return LEVELS.findIndex((bucket) => size <= bucket.upTo);
+  });
+  const buckets = LEVELS.flatMap((style, l) => [
+    { ...style, color: "positive", dash: [], members: membersOf(l, false) },
+    { ...style, color: "negative", dash: [5, 3], members: membersOf(l, true) },
+  ]);
+
+  function membersOf(l, negative) {
+    const members = [];
+    for (let e = 0; e < edgeCount; e++) if (level[e] === l && edges.weight[e] < 0 === negative) members.push(e);
+    return members;
+  }
+
+  // A canvas cleared, scaled to the screen, and clipped to the plotting area.
+  function prepare(canvas, view) {
+    const ratio = window.devicePixelRatio || 1;
+    const [width, height] = [Math.round(view.width * ratio), Math.round(view.height * ratio)];
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const context = canvas.getContext("2d");
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, view.width, view.height);
+    context.save();
+    context.beginPath();
+    context.rect(view.left, view.top, view.plotWidth, view.plotHeight);
+    context.clip();
+    return context;
+  }
+
+  // A slight bow keeps edges of one column apart from the nodes they pass.
+  function control(x1, y1, x2, y2) {
+    const bow = Math.min(0.12, 26 / (Math.hypot(x2 - x1, y2 - y1) || 1));
+    return [(x1 + x2) / 2 + (y2 - y1) * bow, (y1 + y2) / 2 - (x2 - x1) * bow];
+  }
+
+  function stroke(context, view, members, style) {
+    context.beginPath();
+    for (const e of members) {
+      const [s, t] = [edges.source[e], edges.target[e]];
+      const [x1, y1, x2, y2] = [view.x(nodes.x[s]), view.y(nodes.y[s]), view.x(nodes.x[t]), view.y(nodes.y[t])];
+      const [cx, cy] = control(x1, y1, x2, y2);
+      context.moveTo(x1, y1);
+      context.quadraticCurveTo(cx, cy, x2, y2);
+    }
+    context.globalAlpha = style.alpha;
+    context.lineWidth = style.width;
+    context.strokeStyle = style.color;
+    context.setLineDash(style.dash);
+    context.stroke();
+  }
+
+  function drawCells(canvas, view) {
+    const context = prepare(canvas, view);
+    context.fillStyle = viewer.color("band");
+    page.rows.forEach((row, r) => {
+      if (r % 2) return;
+      const top = view.y(row.end);
+      context.fillRect(view.left, top, view.plotWidth, view.y(row.start) - top);
+    });
+    context.strokeStyle = viewer.color("line");
+    context.lineWidth = 0.5;
+    context.beginPath();
+    for (const { end } of page.columns) {
+      context.moveTo(view.x(end), view.top);
+      context.lineTo(view.x(end), view.top + view.plotHeight);
+    }
+    context.stroke();
+    context.restore();
+  }
+
+  // The fainter the more there are, or thousands of thin lines add up to a solid.
+  function drawAll(canvas, view) {
+    const context = prepare(canvas, view);
+    const total = viewer.edgeShown.reduce((sum, shown) => sum + shown, 0);
+    const density = Math.max(0.3, Math.min(1, Math.sqrt(1500 / (total || 1))));
+    for (const bucket of buckets) {
+      const shown = bucket.members.filter((e) => viewer.edgeShown[e]);
+      const style = { ...bucket, alpha: bucket.alpha * density, color: viewer.color(bucket.color) };
+      if (shown.length) stroke(context, view, shown, style);
+    }
+    context.restore();
+  }
+
+  function drawChosen(canvas, view, chosen) {
+    const context = prepare(canvas, view);
+    if (chosen >= 0) {
+      const mine = viewer.edgesOf(chosen);
+      for (const bucket of LEVELS.keys()) {
+        for (const negative of [false, true]) {
+          const members = mine.filter((e) => level[e] === bucket && edges.weight[e] < 0 === negative);
+          const { width, alpha } = LEVELS[bucket];
+          stroke(context, view, members, {
+            width: width + 0.5,
+            alpha: Math.min(0.95, 0.3 + alpha),
+            color: viewer.color(negative ? "negative" : "positive"),
+            dash: negative ? [5, 3] : [],
+          });
+        }
+      }
+      drawHalo(context, view, chosen);
+      drawGlyphs(context, view, mine);
+    }
+    context.restore();
+  }
+
+  function drawHalo(context, view, i) {
+    context.globalAlpha = 1;
+    context.setLineDash([]);
+    context.lineWidth = 2.5;
+    context.strokeStyle = viewer.color("accent");
+    context.fillStyle = viewer.color("page");
+    context.beginPath();
+    context.arc(view.x(nodes.x[i]), view.y(nodes.y[i]), 11, 0, 2 * Math.PI);
+    context.fill();
+    context.stroke();
+  }
+
+  // The verdict of each tested edge, as a sign at its middle; only the strongest, or they would cover one another.
+  function drawGlyphs(context, view, members) {
+    context.globalAlpha = 1;
+    context.font = "11px system-ui, sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    const tested = members.filter((e) => viewer.verdict(e) !== "untested").slice(0, MAX_GLYPHS);
+    for (const e of tested) {
+      const [s, t] = [edges.source[e], edges.target[e]];
+      const [x1, y1, x2, y2] = [view.x(nodes.x[s]), view.y(nodes.y[s]), view.x(nodes.x[t]), view.y(nodes.y[t])];
+      const [cx, cy] = control(x1, y1, x2, y2);
+      const [x, y] = [(x1 + 2 * cx + x2) / 4, (y1 + 2 * cy + y2) / 4];
+      context.fillStyle = viewer.color("page");
+      context.beginPath();
+      context.arc(x, y, 7, 0, 2 * Math.PI);
+      context.fill();
+      context.fillStyle = viewer.color(viewer.verdict(e));
+      context.fillText(GLYPHS[viewer.verdict(e)], x, y + 0.5);
+    }
+  }
+
+  // The shown edges of a node, strongest first.
+  viewer.edgesOf = (i) =>
+    [...viewer.inputs[i], ...viewer.outputs[i]]
+      .filter((e) => viewer.edgeShown[e])
+      .sort((a, b) => viewer.strength(b) - viewer.strength(a));
+
+  Object.assign(viewer, { GLYPHS, drawCells, drawAll, drawChosen });
+})((window.viewer ??= {}));

@@ -1,0 +1,73 @@
+// What is above the graph: prompt, predictions, scores, how many edges were tested, and where the graph comes from.
+(function (viewer) {
+  "use strict";
+
+  const { page, nodes, element, text, meter, percent, number, verdictCounts } = viewer;
+  const TOP = 5;
+  const byId = (id) => document.getElementById(id);
+
+  const goTo = (i) => () => viewer.select(i);
+
+  function promptTokens() {
+    const tokenAt = new Map();
+    nodes.kind.forEach((kind, i) => kind === "token" && tokenAt.set(nodes.pos[i], i));
+    return page.tokens.map((token, pos) => {
+      const node = tokenAt.get(pos);
+      if (node === undefined) return text(token);
+      return element("button", { type: "button", title: `position ${pos}`, onclick: goTo(node), "data-node": node }, text(token));
+    });
+  }
+
+  function topLogits() {
+    const logits = nodes.kind.flatMap((kind, i) => (kind === "logit" ? [i] : []));
+    logits.sort((a, b) => (nodes.probability[b] ?? 0) - (nodes.probability[a] ?? 0) || a - b);
+    return logits.slice(0, TOP).map((i) =>
+      element(
+        "li",
+        {},
+        element("button", { type: "button", onclick: goTo(i) }, text(nodes.text[i])),
+        meter(nodes.probability[i]),
+        element("span", { class: "number" }, percent(nodes.probability[i])),
+      ),
+    );
+  }
+
+  const pair = (term, value) => [element("dt", {}, term), element("dd", {}, value)];
+
+  function verdictRow(name) {
+    const badge = element("span", { class: name }, `${viewer.GLYPHS[name]} ${name}`);
+    return [element("dt", {}, badge), element("dd", {}, String(verdictCounts[name]))];
+  }
+
+  // Nested provenance, one row per leaf: "settings.max_features".
+  function leaves(value, path) {
+    if (value !== null && typeof value === "object" && Object.keys(value).length) {
+      return Object.entries(value).flatMap(([key, item]) => leaves(item, path ? `${path}.${key}` : key));
+    }
+    return [[path, typeof value === "string" ? value : JSON.stringify(value)]];
+  }
+
+  function fillHeader() {
+    byId("title").append(text(page.title));
+    byId("prompt").append(...promptTokens());
+    byId("top-logits").append(...topLogits());
+    byId("scores").append(...Object.entries(page.scores).flatMap(([name, value]) => pair(name, number(value))));
+    byId("verdict-counts").append(...["confirmed", "null", "reversed"].flatMap(verdictRow));
+    byId("verdict-fact").hidden = !viewer.tested;
+    const rows = leaves(page.provenance, "").flatMap(([path, value]) => [
+      element("dt", {}, text(path)),
+      element("dd", {}, text(value)),
+    ]);
+    byId("provenance").querySelector(".provenance-body").append(element("dl", {}, ...rows));
+    viewer.on("select", markToken);
+    markToken(viewer.state.selected);
+  }
+
+  function markToken(selected) {
+    for (const button of byId("prompt").querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(Number(button.dataset.node) === selected));
+    }
+  }
+
+  Object.assign(viewer, { fillHeader });
+})((window.viewer ??= {}));

@@ -1,0 +1,16 @@
+// Starts the page. `document.documentElement.dataset.ready` tells tests that the first drawing is done.
+(async function (viewer) {
+  "use strict";
+
+  viewer.theme();
+  viewer.on("theme", viewer.theme);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => viewer.setTheme(viewer.state.theme));
+  viewer.fillHeader();
+  viewer.startControls();
+  viewer.startPanel();
+  viewer.startList();
+  viewer.startKeyboard();
+  await viewer.startPlot();
+  performance.mark("ready");
+  document.documentElement.dataset.ready = "true";
+})(window.viewer);

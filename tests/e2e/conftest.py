@@ -1,0 +1,63 @@
+"""A real Chromium for pages that open from disk; where there is none, its tests are skipped with the reason."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+OpenPage = Callable[..., Page]
+
+
+def find_chromium() -> str | None:
+    """`$CHROMIUM`, or the first browser of the usual names on the path."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip(f"needs a browser: none of {', '.join(_NAMES)} is on the path and $CHROMIUM is not set")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=_ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Browser) -> Iterator[OpenPage]:
+    """Opens a file, `#hash` included, and waits until it is drawn.
+
+    When the test ends: no page asked for anything but files, wrote an error or a warning to the console, or threw.
+    """
+    complaints: list[str] = []
+    pages: list[Page] = []
+
+    def refuse(dialog: Dialog) -> None:
+        complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def open_file(path: Path, fragment: str = "", **context: object) -> Page:
+        page = chromium.new_page(**({"viewport": {"width": 1400, "height": 860}} | context))  # pyright: ignore[reportArgumentType]
+        pages.append(page)
+        page.set_default_timeout(20_000)
+        page.on(
+            "request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else complaints.append(r.url)
+        )
+        page.on("console", lambda m: complaints.append(m.text) if m.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", refuse)
+        page.goto(path.as_uri() + fragment)
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield open_file
+    for page in pages:
+        page.close()
+    assert not complaints, complaints

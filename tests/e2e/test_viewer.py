@@ -1,0 +1,224 @@
+"""The page of a graph, used as a reader uses it, in a real browser with nothing but files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from circuitsae.report import write_html
+from circuitsae.report.sample import sample_graph
+
+OpenPage = Callable[..., Page]
+HOSTILE = [
+    "</script><b>bold</b>",
+    "<img src=x onerror=alert(1)>",
+    "\"quoted' &amp;",
+    "שלום عالم",
+    "👩‍🔬🧪",
+    "",
+    "\u202eevil",
+    "\n",
+]
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_html(sample_graph(), tmp_path_factory.mktemp("viewer") / "graph.html")
+
+
+def shown(page: Page) -> int:
+    return page.locator("#plot .scatterlayer path.point").count()
+
+
+def chosen(page: Page) -> str:
+    return page.locator("#panel h2").inner_text()
+
+
+def select(page: Page, node: str) -> None:
+    page.evaluate("id => viewer.select(viewer.indexOf.get(id))", node)
+
+
+def test_header_shows_prompt_logits_scores_and_verdicts(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    expect(page.locator("#prompt")).to_contain_text("·Mary")
+    assert page.locator("#top-logits li").count() == 5
+    expect(page.locator("#scores")).to_contain_text("completeness")
+    expect(page.locator("#verdict-counts")).to_contain_text("confirmed")
+    page.locator("#provenance summary").click()
+    expect(page.locator("#provenance")).to_contain_text("settings.max_features")
+
+
+def test_click_on_a_node_lists_its_edges_and_an_entry_leads_on(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    node = page.evaluate("viewer.nodes.kind.indexOf('feature')")
+    box = page.locator("#plot .scatterlayer path.point").first.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator("#panel h2")).to_have_text(page.evaluate("i => viewer.name(i)", node))
+    expect(page.locator("#live")).to_contain_text("inputs")
+    before = chosen(page)
+    page.locator("#panel .edges button").first.click()
+    assert chosen(page) != before
+    page.keyboard.press("Escape")
+    expect(page.locator("#panel h2")).to_have_text("No node chosen")
+
+
+def test_inputs_are_ranked_and_carry_their_verdicts(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    select(page, "logit.0@14")
+    shares = page.evaluate("viewer.inputs[viewer.state.selected].map(e => viewer.edges.share[e])")
+    assert shares == sorted(shares, reverse=True)
+    badge = page.locator("#panel .test").first
+    expect(badge).to_contain_text("predicted")
+    expect(badge).to_contain_text("measured")
+
+
+def test_choosing_a_node_draws_its_edges(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    drawing = "document.getElementById('chosen-edges').toDataURL()"
+    empty = page.evaluate(drawing)
+    select(page, "logit.0@14")
+    assert page.evaluate(drawing) != empty
+    page.keyboard.press("Escape")
+    assert page.evaluate(drawing) == empty
+
+
+def test_slider_and_switches_hide_nodes_and_the_address_restores_them(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    everything = shown(page)
+    page.locator("#show-errors").uncheck()
+    page.wait_for_function("n => document.querySelectorAll('#plot path.point').length < n", arg=everything)
+    without_errors = shown(page)
+    page.locator("#prune").fill("0.5")
+    page.wait_for_function("n => document.querySelectorAll('#plot path.point').length < n", arg=without_errors)
+    page.locator("#verdict-filter input[value=untested]").uncheck()
+    select(page, "logit.1@14")
+    page.wait_for_function("() => location.hash.includes('logit.1')")
+    left, name, fragment = shown(page), chosen(page), page.evaluate("location.hash")
+
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    for again in (page, open_page(html, fragment)):
+        assert shown(again) == left
+        assert chosen(again) == name
+        assert again.locator("#prune").input_value() == "0.5"
+        assert not again.locator("#show-errors").is_checked()
+        assert not again.locator("#verdict-filter input[value=untested]").is_checked()
+
+
+def test_biases_are_hidden_until_asked_for(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    before = shown(page)
+    page.locator("#show-biases").check()
+    page.wait_for_function("n => document.querySelectorAll('#plot path.point').length > n", arg=before)
+    expect(page.locator("#plot .xtick").first).to_contain_text("biases")
+
+
+def test_keyboard_walks_edges_and_searches(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    select(page, "logit.0@14")
+    strongest = page.evaluate(
+        "viewer.inputs[viewer.state.selected].filter(e => viewer.edgeShown[e]).slice(0, 2)"
+        ".map(e => viewer.name(viewer.edges.source[e]))"
+    )
+    page.keyboard.press("ArrowDown")
+    assert chosen(page) == strongest[0]
+    page.keyboard.press("ArrowRight")
+    assert chosen(page) == strongest[1]
+    page.keyboard.press("/")
+    page.keyboard.type("mary tok@")
+    assert page.locator("#node-list [role=option]:not([hidden])").count() == 1
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert chosen(page) == "·Mary"
+
+
+def test_zoom_moves_the_axes_and_a_double_click_brings_them_back(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    extent = "() => viewer.drawnRanges().x.map(v => Math.round(100 * v))"
+    home = page.evaluate(extent)
+    page.mouse.move(500, 420)
+    tools = page.locator("#plot .modebar-btn").evaluate_all("all => all.map(b => b.dataset.title)")
+    assert tools == ["Zoom", "Pan", "Zoom in", "Zoom out", "Reset"]  # none that sends the data to a server
+    page.mouse.wheel(0, -400)
+    page.wait_for_function(f"home => JSON.stringify(({extent})()) !== JSON.stringify(home)", arg=home)
+    page.wait_for_timeout(400)
+    page.mouse.dblclick(500, 300)
+    page.wait_for_function(f"home => JSON.stringify(({extent})()) === JSON.stringify(home)", arg=home)
+
+
+def test_hostile_tokens_are_shown_as_text(tmp_path: Path, open_page: OpenPage):
+    graph = sample_graph(tokens=HOSTILE, n_features=20, n_edges=200)
+    graph.provenance = {"prompt": "".join(HOSTILE), "<u>key</u>": "<i>value</i>"}
+    page = open_page(write_html(graph, tmp_path / "hostile.html"))
+    for node in ("tok@0", "tok@1", "logit.0@7", "logit.3@7"):
+        select(page, node)
+    assert page.locator("img, #prompt b, #panel b, #plot b, u, i").count() == 0
+    for token in (
+        "</script><b>bold</b>",
+        "<img src=x onerror=alert(1)>",
+        "\"quoted' &amp;",
+        "שלום عالم",
+        "∅",
+        "\\u202eevil",
+        "↵",
+    ):
+        expect(page.locator("#prompt bdi").get_by_text(token, exact=True)).to_be_visible()
+    assert "\u2068<img src=x on…\u2069" in page.locator("#plot .xtick text").all_text_contents()
+
+    select(page, "tok@1")
+    assert chosen(page) == "<img src=x onerror=alert(1)>"
+    page.keyboard.press("Escape")
+    box = page.locator("#plot .trace").nth(2).locator("path.point").nth(1).bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator("#plot .hoverlayer")).to_contain_text("<img src=x onerror=alert(1)>")
+
+
+def test_plotly_in_the_directory(tmp_path: Path, open_page: OpenPage):
+    path = write_html(sample_graph(), tmp_path / "graph.html", plotlyjs="directory")
+    assert path.stat().st_size < 1_000_000
+    assert shown(open_page(path)) > 100
+
+
+def test_dark_mode_follows_the_system_and_the_button(html: Path, open_page: OpenPage):
+    page = open_page(html, color_scheme="dark", reduced_motion="reduce")
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    page.locator("#theme").click()
+    assert page.locator("html").get_attribute("data-theme") == "light"
+
+
+@pytest.mark.parametrize("viewport", [{"width": 700, "height": 900}, {"width": 1100, "height": 600}])
+def test_small_windows_do_not_scroll_sideways(html: Path, open_page: OpenPage, viewport: dict):
+    page = open_page(html, viewport=viewport)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("#plot").bounding_box()["height"] >= 300  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_ten_thousand_edges(tmp_path: Path, open_page: OpenPage):
+    """Bounds are several times what an idle machine needs (1.8 s and 0.06 s), so that a busy one does not fail."""
+    tokens = ["<bos>", *(f" word{i}" for i in range(14))]
+    graph = sample_graph(tokens=tokens, n_layers=12, n_features=270, n_edges=10_000, n_logits=8)
+    assert len(graph.nodes_frame()) == 500
+    assert len(graph.edges_frame()) == 10_000
+    path = write_html(graph, tmp_path / "large.html")
+    assert path.stat().st_size < 8_000_000
+    page = open_page(path)
+    load = page.evaluate("performance.measure('load', {start: 0, end: 'ready'}).duration")
+    highlight = page.evaluate(
+        """async () => {
+            const degree = i => viewer.inputs[i].length + viewer.outputs[i].length;
+            const busiest = [...Array(viewer.count).keys()].sort((a, b) => degree(b) - degree(a)).slice(0, 7);
+            const times = [];
+            for (const i of busiest) {
+                const start = performance.now();
+                viewer.select(i);
+                await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+                times.push(performance.now() - start);
+            }
+            return times.sort((a, b) => a - b)[3];
+        }"""
+    )
+    assert load < 12_000, f"{load:.0f} ms until drawn"
+    assert highlight < 400, f"{highlight:.0f} ms from choice to next frame"
