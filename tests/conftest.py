@@ -1,4 +1,4 @@
-"""Shapes in signatures are checked while the tests run; torch uses one thread, so that results do not depend on the machine."""
+"""Shapes in signatures are checked while the tests run; torch uses one thread, so that results are repeatable."""
 
 from pathlib import Path
 

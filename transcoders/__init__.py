@@ -2,19 +2,53 @@
 
     model = load_model("gpt2")
     clt = train(model, "roneneldan/TinyStories", CLTConfig(features=4096, tokens=50_000_000), out="runs/gpt2-clt")
-    rows = take_rows(model, open_corpus("roneneldan/TinyStories").held_out(), rows=256, context=128)
+    rows = held_out_rows(model, "roneneldan/TinyStories", tokens=32_768, context=128)
     print(evaluate(model, clt, rows).to_frame())
     save_dictionaries(clt, "gpt2-clt")
 
 Importing the package imports no torch; its names are loaded when they are first used.
 """
 
+from typing import TYPE_CHECKING
+
 from transcoders._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from transcoders.data import Corpus, held_out_rows, open_corpus, pack_rows, take_rows
+    from transcoders.dictionaries import (
+        SAE,
+        CrossLayerTranscoder,
+        DictionaryProvenance,
+        DictionarySet,
+        JumpReLU,
+        ReLU,
+        SAESet,
+        SparseDictionary,
+        SparseFeatures,
+        TopK,
+        Transcoder,
+        TranscoderSet,
+        random_dictionaries,
+    )
+    from transcoders.evaluation import Evaluation, evaluate
+    from transcoders.formats import load_dictionaries, save_dictionaries
+    from transcoders.language_model import LanguageModel
+    from transcoders.loading import load_model, random_model
+    from transcoders.sites import Frame, Site
+    from transcoders.training import (
+        CLTConfig,
+        SAEConfig,
+        TrainConfig,
+        TranscoderConfig,
+        config_from_json,
+        fold_topk,
+        train,
+    )
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "transcoders.data": ("Corpus", "open_corpus", "pack_rows", "take_rows"),
+        "transcoders.data": ("Corpus", "held_out_rows", "open_corpus", "pack_rows", "take_rows"),
         "transcoders.dictionaries": (
             "SAE",
             "CrossLayerTranscoder",

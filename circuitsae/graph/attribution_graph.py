@@ -30,6 +30,8 @@ class AttributionGraph:
     """[node, node], rows are targets, columns are sources."""
     influence: np.ndarray
     """[node], computed on the full graph and kept by pruning; NaN for bias nodes."""
+    inputs: np.ndarray
+    """[node], Σ|weight| into each node over the full graph, bias nodes left out; what shares are shares of."""
     cumulative: np.ndarray
     """[node], share of the full graph's influence held by the nodes up to this one, most influential first."""
     scores: Scores
@@ -63,6 +65,7 @@ class AttributionGraph:
             nodes=tuple(nodes),
             weights=weights,
             influence=influence,
+            inputs=_influence.row_sums(weights, bias),
             cumulative=_influence.cumulative(influence, always=token | logit | bias),
             scores=_influence.scores(share, influence, start, token, is_kind[NodeKind.ERROR]),
             tokens=tuple(tokens),
@@ -91,8 +94,8 @@ class AttributionGraph:
 
     @property
     def shares(self) -> sparse.csr_array:
-        """Â[t, s]: |weight| over the row's sum (bias nodes beside)."""
-        return _influence.shares(self.weights, self.mask(NodeKind.BIAS))
+        """Â[t, s]: |weight| over the sum of its row in the full graph (bias nodes beside)."""
+        return _influence.divide_rows(self.weights, self.inputs)
 
     def residual(self) -> np.ndarray:
         """What the edges into each target leave of its pre-activation without b_enc; 0 for other nodes."""
@@ -108,6 +111,7 @@ class AttributionGraph:
             nodes=tuple(self.nodes[row] for row in rows),
             weights=sparse.csr_array(weights[rows][:, rows]),
             influence=self.influence[rows],
+            inputs=self.inputs[rows],
             cumulative=self.cumulative[rows],
         )
 

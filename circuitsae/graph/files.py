@@ -51,6 +51,7 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
         "provenance": dict(graph.provenance),
         "nodes": [_without_nan(asdict(node)) for node in graph.nodes],
         "influence": [_without_nan(float(v)) for v in graph.influence],
+        "inputs": [float(v) for v in graph.inputs],
         "cumulative": [float(v) for v in graph.cumulative],
         "edge_notes": None if graph.edge_notes is None else _table(graph.edge_notes),
     }
@@ -81,6 +82,7 @@ def load_graph(folder: str | Path) -> AttributionGraph:
             nodes=nodes,
             weights=sparse.csr_array(sparse.coo_array((weight, (row, col)), shape=(len(nodes), len(nodes)))),
             influence=np.array([math.nan if v is None else v for v in document["influence"]], dtype=float),
+            inputs=np.array(document["inputs"], dtype=float),
             cumulative=np.array(document["cumulative"], dtype=float),
             scores=Scores(**document["scores"]),
             tokens=tuple(document["tokens"]),

@@ -27,10 +27,18 @@ class Scores:
 
 def shares(weights: sparse.csr_array, bias: np.ndarray) -> sparse.csr_array:
     """Â: |weights| divided by each row's sum over the columns that are no bias; bias columns are scaled alike."""
-    magnitude = abs(weights).tocsr()
-    total = magnitude @ (~bias).astype(float)
+    return divide_rows(weights, row_sums(weights, bias))
+
+
+def row_sums(weights: sparse.csr_array, bias: np.ndarray) -> np.ndarray:
+    """Σ|weights| of each row over the columns that are no bias."""
+    return abs(weights) @ (~bias).astype(float)
+
+
+def divide_rows(weights: sparse.csr_array, total: np.ndarray) -> sparse.csr_array:
+    """|weights| with each row divided by its total; rows of total 0 become 0."""
     scale = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-    return sparse.csr_array(sparse.diags_array(scale) @ magnitude)
+    return sparse.csr_array(sparse.diags_array(scale) @ abs(weights))
 
 
 def node_influence(

@@ -77,7 +77,8 @@ def test_rows_sum_to_the_pre_activation(graph):
 
 def test_pre_activations_are_the_models(model, trace, graph):
     measured = _values(model, trace, graph, trace.frozen.reads)
-    stated = torch.tensor([graph.nodes[r].pre_activation - graph.nodes[r].bias for r in _target_rows(graph)], dtype=torch.float64)
+    targets = [graph.nodes[row] for row in _target_rows(graph)]
+    stated = torch.tensor([node.pre_activation - node.bias for node in targets], dtype=torch.float64)
     torch.testing.assert_close(stated, measured, rtol=1e-9, atol=1e-9)
 
 

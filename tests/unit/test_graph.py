@@ -131,6 +131,14 @@ def test_pruning_is_the_dense_rule(seed, nodes, edges):
     assert set(zip(frame["source"], frame["target"], strict=True)) == expected_edges
 
 
+def test_shares_are_of_the_full_graph():
+    graph = layered_graph()
+    np.testing.assert_allclose(graph.shares.toarray()[:, ~graph.mask(NodeKind.BIAS)].sum(axis=1).max(), 1)
+    full = graph.edges_frame().set_index(["source", "target"])["share"]
+    pruned = graph.prune(nodes=0.5, edges=0.7).edges_frame().set_index(["source", "target"])["share"]
+    np.testing.assert_allclose(pruned, full[pruned.index])
+
+
 def test_pruning_keeps_tokens_logits_and_what_is_stored():
     graph = layered_graph()
     pruned = graph.prune(nodes=0.3, edges=0.5)
