@@ -1,0 +1,209 @@
+"""Every format gives back what was saved, for every kind it holds, and says clearly what is wrong with a bad folder."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from transcoders import CrossLayerTranscoder, load_dictionaries, random_dictionaries, save_dictionaries
+from transcoders.dictionaries import JumpReLU
+from transcoders.errors import DictionaryError, FileFormatError
+
+NATIVE = [
+    {"kind": kind, "activation": activation, **extra}
+    for kind in ("plt", "clt", "sae")
+    for activation in ("relu", "jumprelu", "topk")
+    for extra in ({}, {"centred": True} if kind == "sae" else {"skip": True})
+]
+CIRCUIT_TRACER = [
+    {"kind": "plt", "activation": "relu"},
+    {"kind": "plt", "activation": "relu", "skip": True},
+    {"kind": "plt", "activation": "jumprelu"},
+    {"kind": "plt", "activation": "topk"},
+    {"kind": "clt", "activation": "relu"},
+    {"kind": "clt", "activation": "jumprelu"},
+]
+CASES = [("native", case) for case in NATIVE] + [("circuit-tracer", case) for case in CIRCUIT_TRACER]
+IDS = ["-".join([name, *map(str, case.values())]) for name, case in CASES]
+
+
+def reads():
+    return torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(1))
+
+
+def build(case):
+    return random_dictionaries(**case, n_layers=3, d_model=8, features=16, k=5, seed=7).requires_grad_(False)
+
+
+def assert_same(loaded, original):
+    assert type(loaded) is type(original)
+    assert (loaded.kind, loaded.reads, loaded.writes) == (original.kind, original.reads, original.writes)
+    found, expected = loaded.encode(reads()), original.encode(reads())
+    assert torch.equal(found.index, expected.index)
+    assert torch.equal(found.value, expected.value)
+    assert torch.equal(loaded.reconstruct(found, reads()), original.reconstruct(expected, reads()))
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=IDS)
+def test_round_trip(tmp_path, name, case):
+    original = build(case)
+    save_dictionaries(original, tmp_path / "d", format=name)
+    assert_same(load_dictionaries(tmp_path / "d"), original)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=IDS)
+def test_saving_twice_replaces_and_leaves_no_temporary_files(tmp_path, name, case):
+    save_dictionaries(build(case).to(torch.float64), tmp_path, format=name)
+    save_dictionaries(build(case), tmp_path, format=name)
+    assert_same(load_dictionaries(tmp_path), build(case))
+    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
+
+
+@pytest.mark.parametrize("name", ["native", "circuit-tracer"])
+def test_half_precision_storage_loads_in_the_precision_asked_for(tmp_path, name):
+    original = build({"kind": "clt", "activation": "jumprelu"})
+    assert isinstance(original, CrossLayerTranscoder)
+    save_dictionaries(original, tmp_path / "full", format=name)
+    save_dictionaries(original, tmp_path / "half", format=name, storage_dtype=torch.float16)
+    size = {folder: sum(f.stat().st_size for f in (tmp_path / folder).iterdir()) for folder in ("full", "half")}
+    assert size["half"] < 0.75 * size["full"]
+    loaded = load_dictionaries(tmp_path / "half")
+    assert isinstance(loaded, CrossLayerTranscoder)
+    assert loaded.decoder_bias(0).dtype == torch.float32
+    assert load_dictionaries(tmp_path / "half", dtype=torch.float64).decoder_bias(0).dtype == torch.float64
+    every = torch.arange(16)
+    torch.testing.assert_close(
+        loaded.decoder_rows(0, every, 2), original.decoder_rows(0, every, 2), atol=1e-3, rtol=1e-3
+    )
+    assert isinstance(loaded.activation, JumpReLU)
+    assert isinstance(original.activation, JumpReLU)
+    # Thresholds and biases decide which features are on: they are stored as they are.
+    assert torch.equal(loaded.activation.threshold, original.activation.threshold)
+    assert torch.equal(loaded.encoder_biases(1, every), original.encoder_biases(1, every))
+
+
+def test_provenance_survives_in_the_native_format(tmp_path):
+    from dataclasses import replace
+
+    from transcoders.sites import Frame
+
+    original = build({"kind": "clt", "activation": "relu"})
+    original.provenance = replace(
+        original.provenance, fingerprint="abc", frame=Frame("folded"), corpus="text", tokens=5, config={"k": 3}
+    )
+    save_dictionaries(original, tmp_path)
+    assert load_dictionaries(tmp_path).provenance == original.provenance
+
+
+def test_what_circuit_tracer_cannot_hold_is_refused(tmp_path):
+    for case, what in (
+        ({"kind": "sae"}, "'sae'"),
+        ({"kind": "clt", "skip": True}, "a skip term"),
+        ({"kind": "clt", "activation": "topk"}, "TopK"),
+    ):
+        with pytest.raises(DictionaryError, match=what):
+            save_dictionaries(build(case), tmp_path, format="circuit-tracer")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(FileFormatError, match="no dictionaries in a known format"):
+        load_dictionaries(tmp_path)
+    with pytest.raises(FileFormatError, match="There is no folder"):
+        load_dictionaries(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["native", "circuit-tracer"])
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_a_truncated_file_is_named(tmp_path, name, kind):
+    save_dictionaries(build({"kind": kind}), tmp_path, format=name)
+    path = max(tmp_path.glob("*.safetensors"), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FileFormatError, match=f"{path.name} is not a safetensors file"):
+        load_dictionaries(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "file"), [("native", "weights"), ("circuit-tracer", "W_enc_1")])
+def test_a_missing_file_is_named(tmp_path, name, file):
+    save_dictionaries(build({"kind": "clt"}), tmp_path, format=name)
+    (tmp_path / f"{file}.safetensors").unlink()
+    with pytest.raises(FileFormatError, match=r"W_enc|weights"):
+        load_dictionaries(tmp_path)
+
+
+def test_files_that_were_not_saved_together_are_refused(tmp_path):
+    save_dictionaries(build({"kind": "clt"}), tmp_path / "a")
+    save_dictionaries(build({"kind": "clt"}), tmp_path / "b")
+    (tmp_path / "a" / "config.json").replace(tmp_path / "b" / "config.json")
+    with pytest.raises(FileFormatError, match="not saved together"):
+        load_dictionaries(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "lorsa"}, "'lorsa'"),
+        ({"version": 99}, "version 99"),
+        ({"n_layers": 5}, "lacks W_dec.3"),
+        ({"activation": {"name": "swish"}}, "'swish'"),
+        ({"provenance": {"colour": 1}}, "does not describe"),
+    ],
+)
+def test_a_native_config_that_does_not_match_is_refused(tmp_path, change, message):
+    save_dictionaries(build({"kind": "clt"}), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(FileFormatError, match=message):
+        load_dictionaries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("transcoder_set", "crosscoder", "'crosscoder'"),
+        ("mlp.hook_in", "ln2.hook_normalized", "'ln2.hook_normalized'"),
+        ("layer_1.safetensors", "layer_9.safetensors", "layer_9"),
+    ],
+)
+def test_a_circuit_tracer_config_that_does_not_match_is_refused(tmp_path, old, new, message):
+    save_dictionaries(build({"kind": "plt"}), tmp_path, format="circuit-tracer")
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(FileFormatError, match=message):
+        load_dictionaries(tmp_path)
+
+
+def test_circuit_tracer_shapes_are_checked(tmp_path):
+    save_dictionaries(build({"kind": "plt"}), tmp_path, format="circuit-tracer")
+    path = tmp_path / "layer_0.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "W_dec": tensors["W_dec"][:3].clone()}, path)
+    with pytest.raises(FileFormatError, match=r"layer_0.*W_dec \[3, 8\]"):
+        load_dictionaries(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["threshold", "activation_function.threshold"])
+def test_circuit_tracer_thresholds_go_by_two_names(tmp_path, key):
+    original = build({"kind": "plt", "activation": "jumprelu"})
+    save_dictionaries(original, tmp_path, format="circuit-tracer")
+    for path in tmp_path.glob("*.safetensors"):
+        tensors = load_file(path)
+        tensors[key] = tensors.pop("activation_function.threshold")
+        save_file(tensors, path)
+    assert_same(load_dictionaries(tmp_path), original)
+
+
+def test_circuit_tracer_applies_the_skip_matrix_transposed(tmp_path):
+    original = build({"kind": "plt", "skip": True})
+    save_dictionaries(original, tmp_path, format="circuit-tracer")
+    stored = load_file(tmp_path / "layer_1.safetensors")["W_skip"]
+    skip = original.skip(1)
+    assert skip is not None
+    assert torch.equal(stored, skip.T)
+
+
+def test_the_reference_transcoders_load(shared):
+    loaded = load_dictionaries(shared / "references/gpt2-mini-plt/transcoders")
+    assert (loaded.kind, loaded.n_layers, loaded.d_model, loaded.n_features(0)) == ("plt", 3, 64, 256)
+    assert str(loaded.reads[1]) == "1.mlp_in"
+    assert str(loaded.writes[2]) == "2.mlp_out"

@@ -1,0 +1,173 @@
+"""Evaluation against the plain definitions, on models and dictionaries whose right answers are known."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from transcoders import SAE, SAESet, evaluate, random_dictionaries, random_model
+from transcoders.dictionaries import DictionaryProvenance, JumpReLU, ReLU
+from transcoders.errors import DictionaryError, InputError
+from transcoders.evaluation import Splice
+from transcoders.sites import Site
+
+N_LAYERS, D_MODEL = 3, 16
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(
+        n_layers=N_LAYERS, d_model=D_MODEL, n_heads=2, d_vocab=40, context=16, dtype=torch.float64, seed=2
+    )
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return torch.randint(0, 40, (6, 10), generator=torch.Generator().manual_seed(4))
+
+
+def loss_of(logits, rows):
+    return float(torch.nn.functional.cross_entropy(logits[:, 1:-1].flatten(0, 1), rows[:, 2:].flatten()))
+
+
+def test_replaced_model_by_hand(model, rows):
+    """The cross-layer splice, layer by layer with explicit loops, against the model run with the same writes."""
+    clt = random_dictionaries(
+        "clt", n_layers=N_LAYERS, d_model=D_MODEL, features=24, activation="jumprelu", dtype=torch.float64
+    ).requires_grad_(False)
+    replaced = evaluate(model, clt, rows).replaced
+    assert replaced is not None
+    # Fix the writes of layers 0 … l−1, read what layer l then reads, and so on upwards.
+    original, own = model.run(rows, clt.writes)
+    fixed = {}
+    activations = []
+    for layer in range(N_LAYERS):
+        _, cache = model.run(rows, [clt.reads[layer]], edits=dict(fixed))
+        activations.append(clt.activations(layer, cache[clt.reads[layer]]))
+        write = clt.b_dec[layer] + sum(
+            torch.einsum("bpf,fd->bpd", activations[source], clt.W_dec[source][:, layer - source])
+            for source in range(layer + 1)
+        )
+        write[:, 0] = own[clt.writes[layer]][:, 0]
+        fixed[clt.writes[layer]] = lambda _value, write=write: write
+    logits, _ = model.run(rows, edits=fixed)
+    assert replaced.loss == pytest.approx(loss_of(logits, rows), rel=1e-10)
+    log_p, log_q = original[:, 1:].log_softmax(-1), logits[:, 1:].log_softmax(-1)
+    assert replaced.kl == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()), rel=1e-9)
+    agreement = (original[:, 1:].argmax(-1) == logits[:, 1:].argmax(-1)).double().mean()
+    assert replaced.top1_agreement == pytest.approx(float(agreement))
+
+
+def test_one_layer_spliced_by_hand(model, rows):
+    plt = random_dictionaries("plt", n_layers=N_LAYERS, d_model=D_MODEL, skip=True, dtype=torch.float64)
+    plt.requires_grad_(False)
+    result = evaluate(model, plt, rows).layers[1]
+    _, cache = model.run(rows, [plt.reads[1], plt.writes[1]])
+    spliced = torch.stack([plt[1](row) for row in cache[plt.reads[1]]])
+    spliced[:, 0] = cache[plt.writes[1]][:, 0]
+    logits, _ = model.run(rows, edits={plt.writes[1]: lambda _: spliced})
+    assert result.loss_spliced == pytest.approx(loss_of(logits, rows), rel=1e-10)
+
+
+def test_statistics_by_hand(model, rows):
+    plt = random_dictionaries(
+        "plt", n_layers=N_LAYERS, d_model=D_MODEL, activation="topk", k=3, dtype=torch.float64
+    ).requires_grad_(False)
+    evaluation = evaluate(model, plt, rows, batch_rows=4)
+    _, cache = model.run(rows, [*plt.reads, *plt.writes])
+    for layer, found in enumerate(evaluation.layers):
+        x, y = (cache[sites[layer]][:, 1:].flatten(0, 1) for sites in (plt.reads, plt.writes))
+        a = plt[layer].encode(x)
+        fvu = (y - plt[layer](x)).square().sum() / (y - y.mean(0)).square().sum()
+        assert found.fvu == pytest.approx(float(fvu), rel=1e-9)
+        assert found.l0 == pytest.approx(float((a > 0).sum(1).double().mean()))
+        assert found.dead == pytest.approx(float((a == 0).all(0).double().mean()))
+    assert evaluation.tokens == 6 * 9
+    assert evaluation.fvu == pytest.approx(sum(layer.fvu for layer in evaluation.layers) / N_LAYERS)
+
+
+def test_ablation_losses_by_hand(model, rows):
+    plt = random_dictionaries("plt", n_layers=N_LAYERS, d_model=D_MODEL, dtype=torch.float64).requires_grad_(False)
+    result = evaluate(model, plt, rows)
+    site = plt.writes[2]
+    logits, cache = model.run(rows, [site])
+    own, mean = cache[site], cache[site][:, 1:].flatten(0, 1).mean(0)
+    for found, vector in ((result.layers[2].loss_zero, torch.zeros_like(mean)), (result.layers[2].loss_mean, mean)):
+        edited = vector.expand_as(own).clone()
+        edited[:, 0] = own[:, 0]
+        ablated, _ = model.run(rows, edits={site: lambda _, edited=edited: edited})
+        assert found == pytest.approx(loss_of(ablated, rows), rel=1e-10)
+    assert result.loss == pytest.approx(loss_of(logits, rows), rel=1e-10)
+
+
+def test_perfect_dictionaries_recover_everything(model, rows):
+    """An SAE with a feature for each direction and its opposite reconstructs exactly."""
+    eye = torch.eye(D_MODEL, dtype=torch.float64)
+    both = torch.cat([eye, -eye])
+    saes = [
+        SAE(
+            W_enc=both.T.clone(), b_enc=torch.zeros(2 * D_MODEL, dtype=torch.float64), W_dec=both.clone(),
+            b_dec=torch.zeros(D_MODEL, dtype=torch.float64), activation=ReLU(), site=Site(layer, "mlp_out"),
+        )
+        for layer in range(N_LAYERS)
+    ]  # fmt: skip
+    result = evaluate(model, SAESet(saes, DictionaryProvenance(model="test")).requires_grad_(False), rows)
+    assert result.fvu == pytest.approx(0, abs=1e-12)
+    assert result.l0 == pytest.approx(D_MODEL)
+    assert all(layer.recovered_zero == pytest.approx(1, abs=1e-9) for layer in result.layers)
+    assert result.replaced is not None
+    assert result.replaced.top1_agreement == 1
+    assert result.replaced.kl == pytest.approx(0, abs=1e-12)
+    assert result.replaced.recovered_mean == pytest.approx(1, abs=1e-9)
+
+
+def test_dictionaries_that_only_know_the_mean_recover_nothing(model, rows):
+    plt = random_dictionaries(
+        "plt", n_layers=N_LAYERS, d_model=D_MODEL, activation="jumprelu", dtype=torch.float64
+    ).requires_grad_(False)
+    _, cache = model.run(rows, plt.writes)
+    for transcoder, site in zip(plt.layers, plt.writes, strict=True):
+        assert isinstance(transcoder.activation, JumpReLU)
+        transcoder.activation.threshold.fill_(math.inf)
+        transcoder.b_dec.copy_(cache[site][:, 1:].flatten(0, 1).mean(0))
+    result = evaluate(model, plt, rows)
+    assert all(layer.recovered_mean == pytest.approx(0, abs=1e-9) for layer in result.layers)
+    assert (result.l0, result.dead) == (0, 1)
+    assert result.fvu == pytest.approx(1)
+
+
+def test_topk_over_layers_has_no_replaced_model(model, rows):
+    clt = random_dictionaries("clt", n_layers=N_LAYERS, d_model=D_MODEL, activation="topk", dtype=torch.float64)
+    result = evaluate(model, clt.requires_grad_(False), rows)
+    assert result.replaced is None
+    assert math.isnan(result.layers[0].loss_spliced)
+    assert result.l0 * N_LAYERS == pytest.approx(8, abs=0.5)
+
+
+def test_the_first_position_keeps_its_own_write(model, rows):
+    plt = random_dictionaries("plt", n_layers=N_LAYERS, d_model=D_MODEL, dtype=torch.float64).requires_grad_(False)
+    original, _ = model.run(rows)
+    replaced, _ = model.run(rows, edits=Splice(plt).edits())
+    torch.testing.assert_close(replaced[:, 0], original[:, 0])
+    assert not torch.allclose(replaced[:, 1], original[:, 1])
+
+
+def test_tables_and_json(model, rows):
+    plt = random_dictionaries("plt", n_layers=N_LAYERS, d_model=D_MODEL, dtype=torch.float64).requires_grad_(False)
+    result = evaluate(model, plt, rows)
+    frame = result.to_frame()
+    assert list(frame.index) == [0, 1, 2]
+    assert frame.loc[1, "fvu"] == result.layers[1].fvu
+    record = json.loads(json.dumps(result.to_json()))
+    assert record["fvu"] == result.fvu
+    assert result.replaced is not None
+    assert record["replaced"]["kl"] == result.replaced.kl
+
+
+def test_what_does_not_fit_is_refused(model, rows):
+    with pytest.raises(DictionaryError, match="width 8"):
+        evaluate(model, random_dictionaries("plt", n_layers=N_LAYERS, d_model=8), rows)
+    plt = random_dictionaries("plt", n_layers=N_LAYERS, d_model=D_MODEL, dtype=torch.float64)
+    with pytest.raises(InputError, match="at least three tokens"):
+        evaluate(model, plt, rows[:, :2])

@@ -1,0 +1,73 @@
+"""Configurations and schedules."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from transcoders import CLTConfig, SAEConfig, TranscoderConfig, config_from_json
+from transcoders.errors import InputError
+from transcoders.training.schedules import learning_rate, sparsity_weight
+
+
+@pytest.mark.parametrize(
+    "config", [CLTConfig(features=7, skip=True), TranscoderConfig(betas=(0.8, 0.9)), SAEConfig(site="attn_out")]
+)
+def test_a_configuration_survives_json(config):
+    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_an_unknown_setting_suggests_the_nearest():
+    with pytest.raises(InputError, match="no setting 'feature'; did you mean 'features'"):
+        config_from_json({"kind": "clt", "feature": 3})
+    with pytest.raises(InputError, match="'zzz'; the settings are features, "):
+        config_from_json({"kind": "clt", "zzz": 3})
+    with pytest.raises(InputError, match="Unknown kind of dictionary 'lorsa'; there are 'sae', 'plt', 'clt'"):
+        config_from_json({"kind": "lorsa"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"features": 0}, "features must be at least 1; got 0"),
+        ({"warmup": 1.5}, "warmup is a fraction"),
+        ({"activation": "gelu"}, "'gelu'"),
+        ({"bandwidth": 0.0}, "bandwidth must be positive"),
+        ({"site": "attn"}, "site cannot be 'attn'"),
+        ({"features": "many"}, "features must be of type int; got 'many'"),
+    ],
+)
+def test_an_impossible_setting_is_refused(setting, message):
+    with pytest.raises(InputError, match=message):
+        config_from_json({"kind": "sae", **setting})
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    config = CLTConfig(tokens=1000, batch=10, lr=1.0, warmup=0.1, decay=0.2)
+    rates = [learning_rate(config, step) for step in range(config.steps)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10:80] == [1.0] * 70
+    assert rates[80:] == pytest.approx([0.05 * i for i in range(20, 0, -1)])
+    assert learning_rate(config, config.steps) == 0
+
+
+def test_the_sparsity_weight_rises_linearly_and_stays():
+    config = CLTConfig(tokens=100, batch=1, sparsity=2.0, sparsity_warmup=0.5)
+    assert sparsity_weight(config, 24) == pytest.approx(1.0)
+    assert [sparsity_weight(config, step) for step in (49, 50, 99)] == [2.0, 2.0, 2.0]
+    assert sparsity_weight(CLTConfig(sparsity=2.0, sparsity_warmup=0.0), 0) == 2.0
+
+
+def test_importing_the_packages_and_the_configuration_imports_no_torch():
+    code = "import sys, transcoders, transcoders.training.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_exported_name_is_there():
+    import transcoders
+
+    for name in transcoders.__all__:
+        assert getattr(transcoders, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = transcoders.nothing

@@ -1,0 +1,83 @@
+"""Texts to train and to measure on: a local file, a data set of the hub, or documents given one by one."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transcoders.errors import InputError
+
+HELD_OUT_EVERY = 20
+"""One document in this many is never trained on."""
+
+_END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents under a name, split once and for all: every twentieth document is held out."""
+
+    name: str
+    documents: Callable[[], Iterator[str]]
+    """A fresh pass over all documents, always in the same order."""
+
+    def training(self) -> Iterator[str]:
+        return (text for i, text in enumerate(self.documents()) if i % HELD_OUT_EVERY)
+
+    def held_out(self) -> Iterator[str]:
+        return (text for i, text in enumerate(self.documents()) if not i % HELD_OUT_EVERY)
+
+
+CorpusSource = Corpus | str | Path | Iterable[str]
+
+
+def open_corpus(source: CorpusSource) -> Corpus:
+    """The corpus that `source` names: a text file, a data set of the hub, or documents.
+
+    A text file is cut at `<|endoftext|>` where it has that mark, at blank lines otherwise. A generator can be read
+    only once; give a list, or a `Corpus`, where several passes are needed.
+
+    Raises `InputError` for a file that is not there, and for a hub name where `datasets` is not installed.
+    """
+    if isinstance(source, Corpus):
+        return source
+    if isinstance(source, Path) or (isinstance(source, str) and _looks_local(source)):
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise InputError(f"There is no text file at {path}; give a text file, or the name of a hub data set.")
+        return Corpus(path.name, lambda: _file_documents(path))
+    if isinstance(source, str):
+        return Corpus(source, lambda: _hub_documents(source))
+    return Corpus("documents", lambda: iter(source))
+
+
+def _looks_local(source: str) -> bool:
+    # A hub name has at most one slash and no suffix; anything else was meant as a path.
+    return Path(source).expanduser().exists() or source.startswith((".", "/", "~")) or source.endswith(".txt")
+
+
+def _file_documents(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8")
+    pieces = text.split(_END_OF_TEXT) if _END_OF_TEXT in text else text.split("\n\n")
+    return (piece.strip() for piece in pieces if piece.strip())
+
+
+def _hub_documents(name: str) -> Iterator[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InputError(
+            f"Reading the data set {name!r} needs the package `datasets`: run `pip install datasets`, "
+            "or give the path of a text file."
+        ) from error
+    logging.getLogger(__name__).info("streaming %s from the hub", name)
+    try:
+        rows = load_dataset(name, split="train", streaming=True)
+        for row in rows:
+            yield row["text"]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"Could not read the data set {name!r} ({reason}); check the name, the network, and that it has a "
+            "'train' split with a 'text' column."
+        ) from error

@@ -1,0 +1,66 @@
+"""Where a set of dictionaries comes from, and whether it belongs to a model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from transcoders.errors import DictionaryError
+from transcoders.language_model import LanguageModel
+from transcoders.sites import Frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryProvenance:
+    """The model, text and settings that a set of dictionaries was trained with."""
+
+    model: str
+    """Name of the language model."""
+    fingerprint: str | None = None
+    """`LanguageModel.fingerprint()` of its weights; None in files of other tools, which do not record it."""
+    frame: Frame = field(default_factory=Frame)
+    """Coordinates of the model's weights; the same hook carries another tensor in another frame."""
+    corpus: str | None = None
+    """Name of the training text."""
+    tokens: int = 0
+    """Tokens seen in training."""
+    seed: int | None = None
+    """Seed of initialisation and data order."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the libraries that trained it."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The training configuration, or the configuration file of another tool."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "DictionaryProvenance":
+        return cls(**{**record, "frame": Frame(**record.get("frame", {}))})
+
+
+def check_fits(provenance: DictionaryProvenance, n_layers: int, d_model: int, model: LanguageModel) -> None:
+    """Raises `DictionaryError` unless dictionaries of these sizes and this origin belong to `model`."""
+    if d_model != model.d_model:
+        raise DictionaryError(
+            f"The dictionaries read vectors of width {d_model}, but {model.name} has d_model = {model.d_model}; "
+            f"load dictionaries trained on {model.name}."
+        )
+    if n_layers != model.n_layers:
+        raise DictionaryError(
+            f"The dictionaries cover {n_layers} layers, but {model.name} has {model.n_layers}; "
+            f"load dictionaries trained on {model.name}."
+        )
+    if provenance.frame != model.frame:
+        raise DictionaryError(
+            f"The dictionaries were trained in the {provenance.frame.name!r} frame, but {model.name} is loaded in "
+            f"the {model.frame.name!r} frame; load the model in the {provenance.frame.name!r} frame."
+        )
+    # A fingerprint of rounded weights differs from the one of the weights it was rounded from.
+    exact = model.dtype in (torch.float32, torch.float64)
+    if provenance.fingerprint is not None and exact and provenance.fingerprint != model.fingerprint():
+        raise DictionaryError(
+            f"The dictionaries were trained on {provenance.model} with weights {provenance.fingerprint}, but "
+            f"{model.name} has weights {model.fingerprint()}; load the model they were trained on."
+        )

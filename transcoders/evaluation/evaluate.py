@@ -1,0 +1,127 @@
+"""Evaluation of dictionaries on rows of held-out tokens."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from transcoders.data.activations import sites_of
+from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet
+from transcoders.errors import InputError
+from transcoders.evaluation.result import Evaluation, LayerEvaluation, ReplacedModel
+from transcoders.evaluation.splice import Splice, constant
+from transcoders.evaluation.statistics import Statistics
+from transcoders.language_model import Hook, LanguageModel
+from transcoders.sites import Site
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"], *, batch_rows: int = 32
+) -> Evaluation:
+    """Sparsity and reconstruction of every layer, and what the model loses when its writes are replaced.
+
+    `rows`: tokens the dictionaries were not trained on. The first position of every row is left out of all figures,
+    and keeps the model's own writes.
+    """
+    dictionaries.check_fits(model)
+    if rows.shape[1] < 3:
+        raise InputError(f"Rows of {rows.shape[1]} tokens have nothing to measure; give at least three tokens a row.")
+    groups = rows.to(model.device).split(batch_rows)
+    statistics = Statistics(dictionaries)
+    for group in groups:
+        statistics.update(*sites_of(model, group, dictionaries.reads, dictionaries.writes))
+    means = statistics.mean.to(model.device, model.dtype)
+    loss = _mean_loss(model, groups, {})
+    one_by_one = [
+        _evaluate_layer(model, dictionaries, groups, layer, loss, means[layer], statistics)
+        for layer in range(dictionaries.n_layers)
+    ]
+    replaced = _evaluate_replaced(model, dictionaries, groups, loss, means) if _sequential(dictionaries) else None
+    return Evaluation(tokens=statistics.tokens, loss=loss, layers=tuple(one_by_one), replaced=replaced)
+
+
+def _sequential(dictionaries: DictionarySet) -> bool:
+    """Whether a layer's features are known before the later layers have run."""
+    return not isinstance(dictionaries, CrossLayerTranscoder) or dictionaries.activation.pointwise
+
+
+def _evaluate_layer(
+    model: LanguageModel,
+    dictionaries: DictionarySet,
+    groups: tuple[Tensor, ...],
+    layer: int,
+    loss: float,
+    mean: Float[Tensor, "d_model"],
+    statistics: Statistics,
+) -> LayerEvaluation:
+    site = dictionaries.writes[layer]
+    zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(mean))})
+    averaged = _mean_loss(model, groups, {site: constant(mean)})
+    can_splice = _sequential(dictionaries)
+    spliced = _mean_loss(model, groups, Splice(dictionaries, [layer]).edits()) if can_splice else float("nan")
+    return LayerEvaluation(
+        layer=layer,
+        l0=statistics.l0[layer],
+        fvu=statistics.fvu[layer],
+        dead=statistics.dead[layer],
+        loss_spliced=spliced,
+        loss_zero=zero,
+        loss_mean=averaged,
+        recovered_zero=_recovered(loss, spliced, zero),
+        recovered_mean=_recovered(loss, spliced, averaged),
+    )
+
+
+def _evaluate_replaced(
+    model: LanguageModel,
+    dictionaries: DictionarySet,
+    groups: tuple[Tensor, ...],
+    loss: float,
+    means: Float[Tensor, "layer d_model"],
+) -> ReplacedModel:
+    sites = dictionaries.writes
+    zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(means[0])) for site in sites})
+    averaged = _mean_loss(model, groups, {site: constant(mean) for site, mean in zip(sites, means, strict=True)})
+    total, agreeing, kl, tokens = 0.0, 0, 0.0, 0
+    for group in groups:
+        original, _ = model.run(group)
+        replaced, _ = model.run(group, edits=Splice(dictionaries).edits())
+        original, replaced = original[:, 1:].double(), replaced[:, 1:].double()
+        total += float(_losses(replaced, group).sum())
+        agreeing += int((original.argmax(-1) == replaced.argmax(-1)).sum())
+        log_p, log_q = original.log_softmax(-1), replaced.log_softmax(-1)
+        kl += float((log_p.exp() * (log_p - log_q)).sum())
+        tokens += original.shape[0] * original.shape[1]
+    spliced = total / _predicted(groups)
+    return ReplacedModel(
+        loss=spliced,
+        loss_zero=zero,
+        loss_mean=averaged,
+        recovered_zero=_recovered(loss, spliced, zero),
+        recovered_mean=_recovered(loss, spliced, averaged),
+        top1_agreement=agreeing / tokens,
+        kl=kl / tokens,
+    )
+
+
+def _mean_loss(model: LanguageModel, groups: tuple[Tensor, ...], edits: Mapping[Site, Hook]) -> float:
+    """Cross-entropy of predicting positions 2, 3, … from positions 1, 2, …"""
+    total = sum(float(_losses(model.run(group, edits=edits)[0][:, 1:].double(), group).sum()) for group in groups)
+    return total / _predicted(groups)
+
+
+def _losses(logits: Float[Tensor, "row pos d_vocab"], group: Int[Tensor, "row _"]) -> Float[Tensor, "token"]:
+    """Of logits from position 1 on."""
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), group[:, 2:].flatten().long(), reduction="none"
+    )
+
+
+def _predicted(groups: tuple[Tensor, ...]) -> int:
+    return sum(len(group) * (group.shape[1] - 2) for group in groups)
+
+
+def _recovered(loss: float, spliced: float, ablated: float) -> float:
+    return (ablated - spliced) / (ablated - loss) if ablated != loss else float("nan")

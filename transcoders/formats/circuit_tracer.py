@@ -1,0 +1,251 @@
+"""circuit-tracer's format: a folder with `config.yaml` and safetensors files for each layer.
+
+Transcoders: one file a layer with `W_enc [feature, d_model]`, `b_enc`, `W_dec [feature, d_model]`, `b_dec`; for
+JumpReLU `activation_function.threshold` or `threshold`, for TopK `k`; `W_skip`, if any, is applied as `x @ W_skip.T`.
+Cross-layer: `W_enc_{i}.safetensors` with `W_enc_{i} [feature, d_model]`, `b_enc_{i}`, `b_dec_{i}`, for JumpReLU
+`threshold_{i}`, and `W_dec_{i}.safetensors` with `W_dec_{i} [feature, L − i, d_model]`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transcoders.dictionaries import (
+    Activation,
+    CrossLayerTranscoder,
+    DictionaryProvenance,
+    DictionarySet,
+    JumpReLU,
+    ReLU,
+    TopK,
+    Transcoder,
+    TranscoderSet,
+)
+from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.formats.files import read_tensors, require_tensors, write_tensors, write_text
+from transcoders.sites import Site, SiteKind
+
+_CONFIG = "config.yaml"
+_KINDS = {"transcoder_set": "plt", "cross_layer_transcoder": "clt"}
+
+# `ln2.hook_normalized` is not here: on a raw model it comes before the norm's weights, so it is no site of ours.
+_SITES: dict[str, SiteKind] = {
+    "mlp.hook_in": "mlp_in",
+    "hook_mlp_in": "mlp_in",
+    "mlp.hook_out": "mlp_out",
+    "hook_mlp_out": "mlp_out",
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+}
+_HOOKS: dict[SiteKind, str] = {
+    "mlp_in": "mlp.hook_in",
+    "mlp_out": "mlp.hook_out",
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+}
+
+
+def is_circuit_tracer(folder: Path) -> bool:
+    return (folder / _CONFIG).is_file() and "model_kind" in _read_config(folder)
+
+
+def load_circuit_tracer(
+    folder: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> DictionarySet:
+    """Transcoders or a cross-layer transcoder, in `dtype` or, by default, in float32."""
+    config = _read_config(folder)
+    kind = _KINDS.get(config["model_kind"])
+    if kind is None:
+        raise FileFormatError(
+            f"{folder / _CONFIG} names the model_kind {config['model_kind']!r}; "
+            f"expected {' or '.join(map(repr, _KINDS))}."
+        )
+    sites = _site(folder, config, "feature_input_hook"), _site(folder, config, "feature_output_hook")
+    provenance = DictionaryProvenance(model=str(config.get("model_name", "unknown")), config=config)
+    reader = _Reader(folder, dtype or torch.float32, device)
+    if kind == "plt":
+        return _load_transcoders(reader, config, sites, provenance)
+    return _load_cross_layer(reader, sites, provenance)
+
+
+def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtype | None = None) -> None:
+    """Write transcoders or a cross-layer transcoder; `DictionaryError` for what the format cannot hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(dictionaries, TranscoderSet):
+        kind, files = "transcoder_set", _transcoder_files(dictionaries)
+    elif isinstance(dictionaries, CrossLayerTranscoder):
+        kind, files = "cross_layer_transcoder", _cross_layer_files(dictionaries)
+    else:
+        raise DictionaryError(
+            f"circuit-tracer's format holds transcoders, not {dictionaries.kind!r} dictionaries; use the native format."
+        )
+    for name, tensors in files.items():
+        stored = {key: t.to(storage_dtype) if storage_dtype and "W_" in key else t for key, t in tensors.items()}
+        write_tensors(folder / name, stored)
+    config: dict[str, Any] = {
+        "model_name": dictionaries.provenance.model,
+        "model_kind": kind,
+        "feature_input_hook": _HOOKS[dictionaries.reads[0].kind],
+        "feature_output_hook": _HOOKS[dictionaries.writes[0].kind],
+        "scan": f"{dictionaries.provenance.model}-{dictionaries.kind}",
+    }
+    if kind == "transcoder_set":
+        config["transcoders"] = list(files)
+    _write_config(folder, config)
+
+
+# reading
+
+
+class _Reader:
+    """Tensors of one folder, in one precision."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: str | torch.device) -> None:
+        self.folder, self.dtype, self.device = folder, dtype, device
+
+    def read(self, name: str, required: list[str]) -> dict[str, Tensor]:
+        path = self.folder / name
+        tensors, _ = read_tensors(path, dtype=self.dtype, device=self.device)
+        require_tensors(path, tensors, required)
+        return tensors
+
+
+def _load_transcoders(
+    reader: _Reader, config: dict[str, Any], sites: tuple[SiteKind, SiteKind], provenance: DictionaryProvenance
+) -> TranscoderSet:
+    names = config.get("transcoders")
+    if not isinstance(names, list) or not names:
+        raise FileFormatError(
+            f"{reader.folder / _CONFIG} lists no files under 'transcoders'; expected one file name for each layer."
+        )
+    layers = []
+    for i, name in enumerate(names):
+        tensors = reader.read(str(name), ["W_enc", "b_enc", "W_dec", "b_dec"])
+        skip = tensors.get("W_skip")
+        try:
+            layers.append(
+                Transcoder(
+                    W_enc=tensors["W_enc"].T.contiguous(),
+                    b_enc=tensors["b_enc"],
+                    W_dec=tensors["W_dec"],
+                    b_dec=tensors["b_dec"],
+                    activation=_activation(tensors),
+                    read=Site(i, sites[0]),
+                    write=Site(i, sites[1]),
+                    W_skip=None if skip is None else skip.T.contiguous(),
+                )
+            )
+        except DictionaryError as error:
+            raise FileFormatError(f"{reader.folder / str(name)} is no transcoder of this format: {error}") from error
+    return TranscoderSet(layers, provenance).requires_grad_(False)
+
+
+def _activation(tensors: dict[str, Tensor]) -> Activation:
+    for key in ("activation_function.threshold", "threshold"):
+        if key in tensors:
+            return JumpReLU(tensors[key].flatten().expand_as(tensors["b_enc"]).clone())
+    return TopK(int(tensors["k"])) if "k" in tensors else ReLU()
+
+
+def _load_cross_layer(
+    reader: _Reader, sites: tuple[SiteKind, SiteKind], provenance: DictionaryProvenance
+) -> CrossLayerTranscoder:
+    n_layers = len(list(reader.folder.glob("W_enc_*.safetensors")))
+    if n_layers == 0:
+        raise FileFormatError(
+            f"{reader.folder} holds no W_enc_0.safetensors; a cross-layer transcoder has W_enc_i and W_dec_i files "
+            "for every layer i, so download the folder again."
+        )
+    encoders, decoders = [], []
+    for i in range(n_layers):
+        encoders.append(reader.read(f"W_enc_{i}.safetensors", [f"W_enc_{i}", f"b_enc_{i}", f"b_dec_{i}"]))
+        decoders.append(reader.read(f"W_dec_{i}.safetensors", [f"W_dec_{i}"])[f"W_dec_{i}"])
+    thresholds = [e[f"threshold_{i}"].flatten() for i, e in enumerate(encoders) if f"threshold_{i}" in e]
+    if len(thresholds) not in (0, n_layers):
+        raise FileFormatError(
+            f"{reader.folder} has thresholds for {len(thresholds)} of {n_layers} layers; expected all or none."
+        )
+    try:
+        b_enc = torch.stack([e[f"b_enc_{i}"] for i, e in enumerate(encoders)])
+        return CrossLayerTranscoder(
+            W_enc=torch.stack([e[f"W_enc_{i}"].T for i, e in enumerate(encoders)]),
+            b_enc=b_enc,
+            W_dec=decoders,
+            b_dec=torch.stack([e[f"b_dec_{i}"] for i, e in enumerate(encoders)]),
+            activation=JumpReLU(torch.stack(thresholds).expand_as(b_enc).clone()) if thresholds else ReLU(),
+            provenance=provenance,
+            reads=[Site(i, sites[0]) for i in range(n_layers)],
+            writes=[Site(i, sites[1]) for i in range(n_layers)],
+        ).requires_grad_(False)
+    except (DictionaryError, RuntimeError) as error:
+        raise FileFormatError(f"{reader.folder} is no cross-layer transcoder of this format: {error}") from error
+
+
+def _site(folder: Path, config: dict[str, Any], key: str) -> SiteKind:
+    hook = config.get(key)
+    if hook not in _SITES:
+        raise FileFormatError(f"{folder / _CONFIG} names the {key} {hook!r}; expected one of {', '.join(_SITES)}.")
+    return _SITES[hook]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    path = folder / _CONFIG
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileFormatError(f"Cannot read {path} as YAML ({reason}); download or save it again.") from error
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{path} holds {type(config).__name__} instead of settings; expected a YAML mapping.")
+    return config
+
+
+# writing
+
+
+def _transcoder_files(dictionaries: TranscoderSet) -> dict[str, dict[str, Tensor]]:
+    files = {}
+    for i, transcoder in enumerate(dictionaries.layers):
+        tensors = {
+            "W_enc": transcoder.W_enc.T,
+            "b_enc": transcoder.b_enc,
+            "W_dec": transcoder.W_dec,
+            "b_dec": transcoder.b_dec,
+        }
+        if transcoder.W_skip is not None:
+            tensors["W_skip"] = transcoder.W_skip.T
+        if isinstance(transcoder.activation, JumpReLU):
+            tensors["activation_function.threshold"] = transcoder.activation.threshold
+        elif isinstance(transcoder.activation, TopK):
+            tensors["k"] = torch.tensor(transcoder.activation.k)
+        files[f"layer_{i}.safetensors"] = tensors
+    return files
+
+
+def _cross_layer_files(clt: CrossLayerTranscoder) -> dict[str, dict[str, Tensor]]:
+    if clt.W_skip is not None or isinstance(clt.activation, TopK):
+        what = "a skip term" if clt.W_skip is not None else "TopK over layers"
+        raise DictionaryError(f"circuit-tracer's cross-layer format cannot hold {what}; use the native format.")
+    files: dict[str, dict[str, Tensor]] = {}
+    for i in range(clt.n_layers):
+        files[f"W_enc_{i}.safetensors"] = {
+            f"W_enc_{i}": clt.W_enc[i].T,
+            f"b_enc_{i}": clt.b_enc[i],
+            f"b_dec_{i}": clt.b_dec[i],
+        }
+        if isinstance(clt.activation, JumpReLU):
+            files[f"W_enc_{i}.safetensors"][f"threshold_{i}"] = clt.activation.threshold[i]
+        files[f"W_dec_{i}.safetensors"] = {f"W_dec_{i}": clt.W_dec[i]}
+    return files
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    import yaml
+
+    write_text(folder / _CONFIG, yaml.safe_dump(config, sort_keys=False))

@@ -1,0 +1,92 @@
+"""Which format a folder is in, and the way to each format's reader and writer."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from transcoders.dictionaries import DictionarySet
+from transcoders.errors import FileFormatError, InputError
+from transcoders.formats import circuit_tracer, native
+
+FormatName = Literal["native", "circuit-tracer"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to store dictionaries."""
+
+    recognises: Callable[[Path], bool]
+    """Whether a folder claims to be in this format."""
+    marker: str
+    """What it is recognised by, for messages."""
+    load: Callable[..., DictionarySet]
+    save: Callable[..., None]
+
+
+FORMATS: dict[FormatName, Format] = {
+    "native": Format(
+        native.is_native, 'config.json with "format": "transcoders"', native.load_native, native.save_native
+    ),
+    "circuit-tracer": Format(
+        circuit_tracer.is_circuit_tracer,
+        "config.yaml with model_kind",
+        circuit_tracer.load_circuit_tracer,
+        circuit_tracer.save_circuit_tracer,
+    ),
+}
+
+
+def load_dictionaries(
+    path: Path | str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> DictionarySet:
+    """The dictionaries in a local folder, or in a repository of the Hugging Face hub.
+
+    `dtype`: precision of the loaded weights, whatever that of the file; float32 by default.
+    Raises `FileFormatError` where the folder is in no known format, or is not what it claims to be.
+    """
+    folder = _local_folder(path)
+    for name, form in FORMATS.items():
+        if form.recognises(folder):
+            logging.getLogger(__name__).info("loading %s dictionaries from %s", name, folder)
+            return form.load(folder, dtype=dtype, device=device)
+    expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
+    raise FileFormatError(f"{folder} holds no dictionaries in a known format; expected one of ({expected}).")
+
+
+def save_dictionaries(
+    dictionaries: DictionarySet,
+    path: Path | str,
+    *,
+    format: FormatName = "native",
+    storage_dtype: torch.dtype | None = None,
+) -> None:
+    """Write dictionaries to a folder; `storage_dtype`: precision of the stored weights, by default their own."""
+    if format not in FORMATS:
+        raise InputError(f"Unknown format {format!r}; dictionaries are saved as {', '.join(map(repr, FORMATS))}.")
+    FORMATS[format].save(dictionaries, Path(path).expanduser(), storage_dtype=storage_dtype)
+
+
+def _local_folder(path: Path | str) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+        raise FileFormatError(f"There is no folder {folder}; give a folder of dictionaries, or a hub name OWNER/NAME.")
+    return _download(str(path))
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.yaml", "*.safetensors"]))
+    except Exception as error:  # the hub client raises many kinds, of its own and of its HTTP library
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileFormatError(
+            f"Could not download {name!r} from the hub ({reason}); check the name and the network, "
+            "or give a local folder."
+        ) from error
