@@ -1,0 +1,160 @@
+"""Rebuild everything embedded in the package: `python -m circuitsae.pocket.recipe --stage all`.
+
+Stages run in order and each reads only the files of the one before: `model` writes `model/` and the measurements,
+`dictionaries` writes `dictionaries/`. A run that was killed goes on from its last checkpoint under `--work`.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.logging import RichHandler
+from tokenizers import Tokenizer
+from transformers import GPT2LMHeadModel
+
+from circuitsae.pocket import POCKET_DIR
+from circuitsae.pocket.measure import Behaviours, measure
+from circuitsae.pocket.report import write_report
+from circuitsae.pocket.tokenizer import build_tokenizer, save_tokenizer
+from circuitsae.pocket.train import TrainConfig, scaled, train
+
+logger = logging.getLogger(__name__)
+
+MEASUREMENTS = "measurements.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a recipe run writes, and at what size."""
+
+    out: Path
+    """Folder that receives `model/`, `dictionaries/` and, unless it is the package, `pocket.md`."""
+    work: Path
+    """Folder of checkpoints, safe to delete after the run."""
+    config: TrainConfig
+    """The language model's training."""
+    prompts: int = 1000
+    """Prompts per behaviour when measuring."""
+    quick: bool = False
+    """Seconds instead of an hour, for tests; the result is a useless model of the right format."""
+    progress: bool = True
+    """Whether to draw progress bars."""
+
+    @property
+    def report(self) -> Path:
+        """`docs/pocket.md` of the repository for the package itself, else `pocket.md` beside the model."""
+        return POCKET_DIR.parents[1] / "docs" / "pocket.md" if self.out == POCKET_DIR else self.out / "pocket.md"
+
+
+def quick_config(steps: int = 4) -> TrainConfig:
+    """A model of a few thousand weights and a few steps."""
+    return replace(
+        scaled(TrainConfig(), steps),
+        layers=1,
+        d_model=16,
+        heads=2,
+        rows=4,
+        row_length=32,
+        periodic_steps=1,
+        repeats_steps=1,
+        checkpoint_every=2,
+        bfloat16=False,
+    )
+
+
+def train_language_model(run: Run) -> None:
+    """Stage `model`: tokenizer, training, measurements, report."""
+    run.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(run.config.seed)
+    clock = _Clock(run.work / "seconds.json")
+    model = train(
+        run.config,
+        tokenizer,
+        run.work / "checkpoint.safetensors",
+        progress=run.progress,
+        on_checkpoint=lambda _model, _step: clock.lap(),
+    )
+    logger.info("measuring")
+    behaviours = measure(model, tokenizer, n=run.prompts)
+    save_pocket(model, tokenizer, behaviours, run, clock.seconds)
+    write_report(run.report, behaviours, run.config, model, clock.seconds, run.prompts)
+    for shortfall in behaviours.shortfalls():
+        logger.warning("below the bar: %s", shortfall)
+
+
+def train_dictionaries(run: Run) -> None:
+    """Stage `dictionaries`: reads `run.out / "model"`, `corpus.text_stream`; writes `run.out / "dictionaries"`."""
+    logger.warning("stage dictionaries: nothing to train yet, %s is left as it is", run.out / "dictionaries")
+
+
+STAGES: dict[str, Callable[[Run], None]] = {"model": train_language_model, "dictionaries": train_dictionaries}
+
+
+class _Clock:
+    """Seconds of training, summed over the pieces of an interrupted run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: float = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+        self._last = time.monotonic()
+
+    def lap(self) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._last
+        self._last = now
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"seconds": self.seconds}))
+        temporary.replace(self._path)
+
+
+def save_pocket(model: GPT2LMHeadModel, tokenizer: Tokenizer, behaviours: Behaviours, run: Run, seconds: float) -> None:
+    """Write `model/` in Hugging Face layout beside its place, then swap it in."""
+    target, fresh, old = (run.out / name for name in ("model", "model.tmp", "model.old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    model.save_pretrained(fresh)
+    (fresh / "model.safetensors").chmod(0o644)  # written 0600
+    save_tokenizer(tokenizer, fresh)
+    record = {"behaviours": asdict(behaviours), "training": asdict(run.config), "seconds": round(seconds)}
+    (fresh / MEASUREMENTS).write_text(json.dumps(record, indent=2) + "\n")
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Run, list[str], int]:
+    parser = argparse.ArgumentParser(prog="python -m circuitsae.pocket.recipe", description=__doc__)
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument("--out", type=Path, help="default: the package itself; with --quick, a folder under --work")
+    parser.add_argument("--work", type=Path, default=Path("runs/pocket"), help="checkpoints (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="optimizer steps of the language model; the schedule scales")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a toy run of seconds, for tests")
+    given = parser.parse_args(arguments)
+    config = quick_config(given.steps or 4) if given.quick else scaled(TrainConfig(), given.steps or TrainConfig.steps)
+    work = given.work / "quick" if given.quick else given.work
+    out = given.out or (work if given.quick else POCKET_DIR)
+    stages = list(STAGES) if given.stage == "all" else [given.stage]
+    run = Run(out=out.resolve(), work=work, config=config, quick=given.quick, prompts=20 if given.quick else 1000)
+    return run, stages, given.threads
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run, stages, threads = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    torch.set_num_threads(threads)
+    run.out.mkdir(parents=True, exist_ok=True)
+    for name in stages:
+        STAGES[name](run)
+
+
+if __name__ == "__main__":
+    main()
