@@ -1,0 +1,35 @@
+"""The machine a result was measured on, and where results are written."""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """One line: processor or GPU, threads, versions."""
+    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return f"{chip}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_table(name: str, claim: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Write `results/<name>.md` with the claim, the machine and a Markdown table; returns its text."""
+    lines = [f"# {name}", "", claim, "", f"Machine: {machine()}", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    text = "\n".join(lines) + "\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    return text
