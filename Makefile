@@ -50,7 +50,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
 
 pocket: $(VENV)/.installed-dev  ## rebuild the embedded model and its dictionaries (about an hour on 2 cores; resumable)
-	$(BIN)/python -m circuitsae.pocket.recipe
+	OMP_WAIT_POLICY=passive $(BIN)/python -m circuitsae.pocket.recipe
 
 clean:
 	rm -rf $(VENV) runs graphs site dist

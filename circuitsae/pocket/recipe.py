@@ -21,6 +21,7 @@ from transformers import GPT2LMHeadModel
 from circuitsae.pocket import POCKET_DIR
 from circuitsae.pocket.measure import Behaviours, measure
 from circuitsae.pocket.report import write_report
+from circuitsae.pocket.sparse import train_all, write_section
 from circuitsae.pocket.tokenizer import build_tokenizer, save_tokenizer
 from circuitsae.pocket.train import TrainConfig, scaled, train
 
@@ -89,8 +90,9 @@ def train_language_model(run: Run) -> None:
 
 
 def train_dictionaries(run: Run) -> None:
-    """Stage `dictionaries`: reads `run.out / "model"`, `corpus.text_stream`; writes `run.out / "dictionaries"`."""
-    logger.warning("stage dictionaries: nothing to train yet, %s is left as it is", run.out / "dictionaries")
+    """Stage `dictionaries`: trains on the activations of `run.out / "model"`; writes `run.out / "dictionaries"`."""
+    results = train_all(run.out / "model", run.out / "dictionaries", run.work, quick=run.quick, progress=run.progress)
+    write_section(run.report, results)
 
 
 STAGES: dict[str, Callable[[Run], None]] = {"model": train_language_model, "dictionaries": train_dictionaries}

@@ -31,7 +31,7 @@ def agreement(predicted: np.ndarray, measured: np.ndarray) -> Agreement:
     varied = n > 2 and np.ptp(predicted) > 0 and np.ptp(measured) > 0
     return Agreement(
         n=n,
-        spearman=float(stats.spearmanr(predicted, measured)[0]) if varied else np.nan,
+        spearman=float(np.corrcoef(stats.rankdata(predicted), stats.rankdata(measured))[0, 1]) if varied else np.nan,
         sign=float(np.mean(np.sign(predicted) == np.sign(measured))),
         slope=slope,
         r2=1 - float(((measured - slope * predicted) ** 2).sum()) / total,

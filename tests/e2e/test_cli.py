@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
-import time
 
 import networkx as nx
 import pytest
 import torch
 
 from circuitsae.graph import load_graph
-from transcoders import load_model, save_dictionaries
+from circuitsae.loading import load_model
+from transcoders import save_dictionaries
 from transcoders.dictionaries import random_dictionaries
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
@@ -38,14 +38,19 @@ def traced(tmp_path_factory):
 
 
 def test_help_answers_without_torch():
-    code = "import sys, circuitsae.cli as c\ntry:\n c.main(['--help'])\nexcept SystemExit:\n sys.exit('torch' in sys.modules)"
-    start = time.monotonic()
+    code = """
+import sys
+from circuitsae.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    sys.exit("torch" in sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert time.monotonic() - start < 10  # the second it takes is a claim of benchmarks, not of tests
 
 
 def test_trace_says_what_was_found(traced):
-    printed, folder = traced
+    printed, _ = traced
     logits = printed[printed.index("Top logits") :].splitlines()
     assert "Mary" in next(line for line in logits if "0." in line)
     for text in ("Nodes kept", "Edges kept", "Replacement score", "completeness score", "predicted", "Verdicts on 20"):
@@ -73,7 +78,7 @@ def test_show_and_validate_work_from_the_folder(traced, tmp_path):
     assert (tmp_path / "again.html").exists()
     printed = run("validate", folder, "--edges", "5", "--controls", "4")
     assert "Verdicts on 5 edges" in printed
-    assert len(load_graph(folder).edge_notes) == 5
+    assert sum("verdict" in d for *_, d in load_graph(folder).to_networkx().edges(data=True)) == 5
 
 
 def test_doctor_is_content():
@@ -84,7 +89,7 @@ def test_doctor_is_content():
 def foreign(tmp_path_factory):
     """Dictionaries of another width, and of the right sizes but another model."""
     folder = tmp_path_factory.mktemp("foreign")
-    pocket = load_model(__import__("circuitsae.pocket", fromlist=["MODEL_DIR"]).MODEL_DIR)
+    pocket = load_model()
     narrow = random_dictionaries("clt", n_layers=pocket.n_layers, d_model=16, features=8)
     save_dictionaries(narrow, folder / "narrow")
     shallow = random_dictionaries("plt", n_layers=1, d_model=pocket.d_model, features=8)
