@@ -21,7 +21,7 @@ app = tyro.extras.SubcommandApp()
 console = Console()
 
 Dtype = Literal["float32", "float64", "bfloat16"]
-FROZEN_TOLERANCE = 1e-4
+IDENTITY_TOLERANCE = 1e-4
 """Largest relative difference between a graph's edges and the frozen model, in float32."""
 
 
@@ -76,7 +76,7 @@ def trace(
     page = _write(graph, check, folder)
     console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True)
     _next(f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
-    _check_frozen(check, dtype)
+    _check_identities(check, dtype)
 
 
 @app.command
@@ -116,7 +116,7 @@ def validate(
     page = _write(check.annotate(loaded), check, graph)
     console.print(f"Written: {graph / 'validation.json'}\nHTML:    {page.resolve()}", highlight=False, soft_wrap=True)
     _next(f"circuitsae show {graph}")
-    _check_frozen(check, dtype)
+    _check_identities(check, dtype)
 
 
 @app.command
@@ -243,13 +243,19 @@ def _write(graph: Any, check: Any, folder: Path) -> Path:
     return write_html(graph, folder / "graph.html", validation=None if check is None else check.edges)
 
 
-def _check_frozen(check: Any, dtype: str) -> None:
-    """The frozen regime is a test of this code: raises `CheckFailedError` where it is off by more than rounding."""
-    if check is not None and dtype != "bfloat16" and check.frozen_error > FROZEN_TOLERANCE:
-        raise CheckFailedError(
-            f"The frozen model differs from the graph by {check.frozen_error:.1e} of the largest effect, more than "
-            f"{FROZEN_TOLERANCE:.0e}; try --dtype float64, and report it if that does not help."
-        )
+def _check_identities(check: Any, dtype: str) -> None:
+    """Raises `CheckFailedError` where what must be equal whatever the model does is off by more than rounding."""
+    if check is None or dtype == "bfloat16":
+        return
+    for what, error in (
+        ("The frozen model differs from the graph (share of the largest effect)", check.frozen_error),
+        ("The replacement model's logits with error nodes differ from the model's", check.logit_error),
+    ):
+        if error > IDENTITY_TOLERANCE:
+            raise CheckFailedError(
+                f"{what} by {error:.1e}, more than {IDENTITY_TOLERANCE:.0e}; "
+                "try --dtype float64, and report it if that does not help."
+            )
 
 
 def _refuse_impossible_shares(**shares: float) -> None:
