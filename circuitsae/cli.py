@@ -1,6 +1,7 @@
 """The command line. Thin, and imports torch only inside a command."""
 
 import logging
+import os
 import re
 import sys
 from dataclasses import asdict, replace
@@ -22,7 +23,7 @@ console = Console()
 
 Dtype = Literal["float32", "float64", "bfloat16"]
 IDENTITY_TOLERANCE = 1e-4
-"""Largest relative difference between a graph's edges and the frozen model, in float32."""
+"""Largest relative difference, in float32, of things that are equal but for rounding."""
 
 
 @app.command
@@ -184,11 +185,10 @@ def train(
     import transcoders
     from circuitsae.console import show_evaluation
     from circuitsae.graph.files import write_atomically
-    from circuitsae.loading import load_model
 
     own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
     config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
-    language_model = load_model(model, device=device)
+    language_model = _language_model(model, device)
     dictionaries = transcoders.train(language_model, corpus, config, out=out, resume=resume)
     if evaluate_tokens:
         rows = transcoders.held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)
@@ -213,15 +213,22 @@ def doctor() -> None:
 
 
 def _replacement(model: str, dictionaries: str | None, device: str, dtype: str) -> Any:
-    import torch
-
-    from circuitsae.loading import dictionaries_for, load_dictionaries, load_model
+    from circuitsae.loading import dictionaries_for, load_dictionaries
     from circuitsae.replacement import ReplacementModel
 
     name = dictionaries_for(model, dictionaries)
     with console.status("loading"):
-        language_model = load_model(model, device=device, dtype=getattr(torch, dtype))
-        return ReplacementModel(language_model, load_dictionaries(name, device=device))
+        return ReplacementModel(_language_model(model, device, dtype), load_dictionaries(name, device=device))
+
+
+def _language_model(name: str, device: str, dtype: str = "float32") -> Any:
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from circuitsae.loading import load_model
+
+    transformers_logging.disable_progress_bar()  # of weights read from disk; downloads keep theirs
+    return load_model(name, device=device, dtype=getattr(torch, dtype))
 
 
 def _validate(replacement: Any, graph: Any, edges: int, regimes: Any, seed: int, controls: int = 20) -> Any:
@@ -309,6 +316,8 @@ def _counts() -> ConstructorRegistry:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exit codes: 0 done, 1 a check failed, 2 wrong use."""
+    # Threads that spin while they wait make torch several times slower on a busy machine; read when torch starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     errors = Console(stderr=True)
     try:

@@ -61,6 +61,7 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
         f"Frozen regime: largest difference {check.frozen_error:.1e} of the largest effect\n"
         f"Replacement model with error nodes: largest difference {check.logit_error:.1e} of the largest logit",
         highlight=False,
+        soft_wrap=True,
     )
     if "verdict" in check.edges:
         verdicts = ", ".join(f"{count} {name}" for name, count in check.verdicts().items())
