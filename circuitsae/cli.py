@@ -216,9 +216,10 @@ def _replacement(model: str, dictionaries: str | None, device: str, dtype: str) 
     from circuitsae.loading import dictionaries_for, load_dictionaries
     from circuitsae.replacement import ReplacementModel
 
-    name = dictionaries_for(model, dictionaries)
     with console.status("loading"):
-        return ReplacementModel(_language_model(model, device, dtype), load_dictionaries(name, device=device))
+        language_model = _language_model(model, device, dtype)
+        name = dictionaries_for(model, dictionaries)
+        return ReplacementModel(language_model, load_dictionaries(name, device=device))
 
 
 def _language_model(name: str, device: str, dtype: str = "float32") -> Any:
