@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROMPT ?= When John and Mary went to the store, John gave a drink to
+# Threads that spin while they wait make torch several times slower on a busy machine.
+export OMP_WAIT_POLICY ?= passive
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: trace test test-slow check format bench gpu docs pocket clean
@@ -50,7 +52,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
 
 pocket: $(VENV)/.installed-dev  ## rebuild the embedded model and its dictionaries (about an hour on 2 cores; resumable)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m circuitsae.pocket.recipe
+	$(BIN)/python -m circuitsae.pocket.recipe
 
 clean:
 	rm -rf $(VENV) runs graphs site dist

@@ -1,6 +1,7 @@
 """The command line. Thin, and imports torch only inside a command."""
 
 import logging
+import os
 import re
 import sys
 from dataclasses import asdict, replace
@@ -22,8 +23,8 @@ app = tyro.extras.SubcommandApp()
 console = Console()
 
 Dtype = Literal["float32", "float64", "bfloat16"]
-FROZEN_TOLERANCE = 1e-4
-"""Largest relative difference between a graph's edges and the frozen model, in float32."""
+IDENTITY_TOLERANCE = 1e-4
+"""Largest relative difference, in float32, of things that are equal but for rounding."""
 
 
 @app.command
@@ -77,7 +78,7 @@ def trace(
     page = _write(graph, check, folder)
     console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True)
     _next(f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
-    _check_frozen(check, dtype)
+    _check_identities(check, dtype)
 
 
 @app.command
@@ -117,7 +118,7 @@ def validate(
     page = _write(check.annotate(loaded), check, graph)
     console.print(f"Written: {graph / 'validation.json'}\nHTML:    {page.resolve()}", highlight=False, soft_wrap=True)
     _next(f"circuitsae show {graph}")
-    _check_frozen(check, dtype)
+    _check_identities(check, dtype)
 
 
 @app.command
@@ -185,11 +186,10 @@ def train(
     import transcoders
     from circuitsae.console import show_evaluation
     from circuitsae.graph.files import write_atomically
-    from circuitsae.loading import load_model
 
     own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
     config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
-    language_model = load_model(model, device=device)
+    language_model = _language_model(model, device)
     dictionaries = transcoders.train(language_model, corpus, config, out=out, resume=resume)
     if evaluate_tokens:
         rows = transcoders.held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)
@@ -217,15 +217,23 @@ def doctor() -> None:
 
 
 def _replacement(model: str, dictionaries: str | None, device: str, dtype: str) -> Any:
-    import torch
-
-    from circuitsae.loading import dictionaries_for, load_dictionaries, load_model
+    from circuitsae.loading import dictionaries_for, load_dictionaries
     from circuitsae.replacement import ReplacementModel
 
-    name = dictionaries_for(model, dictionaries)
     with console.status("loading"):
-        language_model = load_model(model, device=device, dtype=getattr(torch, dtype))
+        language_model = _language_model(model, device, dtype)
+        name = dictionaries_for(model, dictionaries)
         return ReplacementModel(language_model, load_dictionaries(name, device=device))
+
+
+def _language_model(name: str, device: str, dtype: str = "float32") -> Any:
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from circuitsae.loading import load_model
+
+    transformers_logging.disable_progress_bar()  # of weights read from disk; downloads keep theirs
+    return load_model(name, device=device, dtype=getattr(torch, dtype))
 
 
 def _validate(replacement: Any, graph: Any, edges: int, regimes: Any, seed: int, controls: int = 20) -> Any:
@@ -247,13 +255,19 @@ def _write(graph: Any, check: Any, folder: Path) -> Path:
     return write_html(graph, folder / "graph.html", validation=None if check is None else check.edges)
 
 
-def _check_frozen(check: Any, dtype: str) -> None:
-    """The frozen regime is a test of this code: raises `CheckFailedError` where it is off by more than rounding."""
-    if check is not None and dtype != "bfloat16" and check.frozen_error > FROZEN_TOLERANCE:
-        raise CheckFailedError(
-            f"The frozen model differs from the graph by {check.frozen_error:.1e} of the largest effect, more than "
-            f"{FROZEN_TOLERANCE:.0e}; try --dtype float64, and report it if that does not help."
-        )
+def _check_identities(check: Any, dtype: str) -> None:
+    """Raises `CheckFailedError` where what must be equal whatever the model does is off by more than rounding."""
+    if check is None or dtype == "bfloat16":
+        return
+    for what, error in (
+        ("The frozen model differs from the graph (share of the largest effect)", check.frozen_error),
+        ("The replacement model's logits with error nodes differ from the model's", check.logit_error),
+    ):
+        if error > IDENTITY_TOLERANCE:
+            raise CheckFailedError(
+                f"{what} by {error:.1e}, more than {IDENTITY_TOLERANCE:.0e}; "
+                "try --dtype float64, and report it if that does not help."
+            )
 
 
 def _refuse_impossible_shares(**shares: float) -> None:
@@ -307,6 +321,8 @@ def _counts() -> ConstructorRegistry:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exit codes: 0 done, 1 a check failed, 2 wrong use."""
+    # Threads that spin while they wait make torch several times slower on a busy machine; read when torch starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     errors = Console(stderr=True)
     try:

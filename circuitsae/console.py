@@ -57,7 +57,12 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     console.print(table)
     if "measured" in check.edges:
         _show_agreement(console, check)
-    console.print(f"Frozen regime: largest difference {check.frozen_error:.1e} of the largest effect", highlight=False)
+    console.print(
+        f"Frozen regime: largest difference {check.frozen_error:.1e} of the largest effect\n"
+        f"Replacement model with error nodes: largest difference {check.logit_error:.1e} of the largest logit",
+        highlight=False,
+        soft_wrap=True,
+    )
     if "verdict" in check.edges:
         verdicts = ", ".join(f"{count} {name}" for name, count in check.verdicts().items())
         console.print(f"Verdicts on {len(check.edges)} edges: {verdicts}", highlight=False)

@@ -1,5 +1,6 @@
 """A language model whose MLPs are written as features plus errors, and one prompt seen that way."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,17 @@ class ReplacementModel:
         """
         logits, _ = self.model.run(tokens[None], edits=self.edits(errors))
         return logits[0]
+
+    def logit_error(self, trace: Trace) -> float:
+        """max |ℓ' − ℓ| / max |ℓ| of the logits ℓ' with the trace's errors and the model's own ℓ; rounding, or a bug.
+
+        NaN for dictionaries that cannot run layer by layer (TopK over layers).
+        """
+        try:
+            logits = self.run(trace.tokens, trace.errors)
+        except DictionaryError:
+            return math.nan
+        return float((logits - trace.logits).abs().max() / trace.logits.abs().max())
 
     def edits(self, errors: Float[Tensor, "layer pos d_model"] | None = None) -> dict[Site, Hook]:
         """Hooks for one forward pass that put features (and `errors`) in the place of every MLP's output."""

@@ -113,6 +113,10 @@ class LanguageModel:
         """The id of a text that is exactly one token; raises `PromptError` otherwise."""
         ids = self._encode(text)
         if len(ids) != 1:
+            # A SentencePiece tokenizer puts a space before what it encodes, so that not every token encodes to itself.
+            piece = self.bridge.tokenizer.get_vocab().get(text.replace(" ", "\u2581"))
+            ids = ids if piece is None else [piece]
+        if len(ids) != 1:
             pieces = [self.token_string(i) for i in ids]
             raise PromptError(
                 f"{text!r} is {len(ids)} tokens ({pieces}) in {self.name}, not one; "

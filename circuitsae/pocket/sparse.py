@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from circuitsae.pocket.corpus import held_out_text, text_stream
-from transcoders import load_dictionaries, load_model, save_dictionaries
+from transcoders import LanguageModel, load_dictionaries, load_model, save_dictionaries
 from transcoders.data import Corpus, take_rows
-from transcoders.evaluation import Evaluation, evaluate
+from transcoders.dictionaries import DictionarySet
+from transcoders.evaluation import Evaluation, Splice, evaluate
 from transcoders.training import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, train
 
 logger = logging.getLogger(__name__)
 
 CONTEXT = 96
+MARGIN = 0.02
 SEPARATOR = "\n"
 
 
@@ -27,8 +31,19 @@ class Trained:
     name: str
     config: TrainConfig
     evaluation: Evaluation
+    decided: "Decided"
     megabytes: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Top-1 agreement where the model prefers one token: the names and words of the corpus are drawn evenly."""
+
+    share: float
+    """Of the tokens, those where the model's best two probabilities differ by more than `MARGIN`."""
+    agreement: float
+    """On those, how often the model with all layers replaced has the same best token."""
 
 
 def configurations(*, quick: bool) -> dict[str, TrainConfig]:
@@ -43,8 +58,8 @@ def configurations(*, quick: bool) -> dict[str, TrainConfig]:
     }
     tokens = (lambda _: 256) if quick else (lambda millions: millions * 1_000_000)
     return {
-        "clt": CLTConfig(tokens=tokens(3), sparsity=5e-3, **common),
-        "plt": TranscoderConfig(tokens=tokens(2), sparsity=6e-3, **common),
+        "clt": CLTConfig(tokens=tokens(3), sparsity=2.4e-3, **common),
+        "plt": TranscoderConfig(tokens=tokens(2), sparsity=3e-3, **common),
         "sae": SAEConfig(tokens=tokens(1), sparsity=8e-3, site="resid_post", **common),
     }
 
@@ -68,10 +83,22 @@ def train_all(model_dir: Path, out: Path, work: Path, *, quick: bool, progress: 
         shipped = load_dictionaries(target)
         rows = take_rows(model, text, rows=8 if quick else 120, context=config.context, separator=SEPARATOR)
         evaluation = evaluate(model, shipped, rows)
+        decided = decided_agreement(model, shipped, rows)
         megabytes = sum(file.stat().st_size for file in target.iterdir()) / 1e6
-        results.append(Trained(name, config, evaluation, megabytes, seconds))
+        results.append(Trained(name, config, evaluation, decided, megabytes, seconds))
         logger.info("%s: %s", name, table_row(results[-1]))
     return results
+
+
+@torch.no_grad()
+def decided_agreement(model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"]) -> Decided:
+    """`Decided` on the rows, first positions left out."""
+    original, _ = model.run(rows)
+    replaced, _ = model.run(rows, edits=Splice(dictionaries).edits())
+    best = original[:, 1:].softmax(-1).topk(2).values
+    decided = best[..., 0] - best[..., 1] > MARGIN
+    same = original[:, 1:].argmax(-1) == replaced[:, 1:].argmax(-1)
+    return Decided(float(decided.float().mean()), float(same[decided].float().mean()))
 
 
 HEADING = "## Dictionaries"
@@ -80,11 +107,13 @@ _SECTION = """{heading}
 
 Written by `python -m circuitsae.pocket.recipe --stage dictionaries`: {features} JumpReLU features per layer, trained on
 the recipe's own text, stored in half precision, and measured on {tokens:,} tokens of held-out text. L0, FVU and dead
-features are means over the layers; agreement and KL are those of the model with all layers replaced at once and no
-error terms.
+features are means over the layers; loss recovered, agreement and KL are those of the model with all layers replaced at
+once and no error terms. Many tokens of the corpus are drawn evenly from a list, so that the best token is a matter of
+chance: "where decided" is the agreement on the {decided:.0%} of tokens where the model's best two probabilities differ
+by more than {margin}.
 
-| | trained on | minutes | MB | L0 | L0 by layer | FVU | dead | loss recovered | top-1 agreement | KL |
-|---|---|---|---|---|---|---|---|---|---|---|
+| | trained on | minutes | MB | L0 | L0 by layer | FVU | dead | loss recovered | top-1 agreement | where decided | KL |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
 The names are `pocket` (the CLT), `pocket-plt` (per-layer transcoders) and `pocket-sae` (on `resid_post`). The aim for
@@ -107,6 +136,7 @@ def table_row(trained: Trained) -> str:
         f"{sum(layer.dead for layer in layers) / len(layers):.1%}",
         f"{replaced.recovered_zero:.1%}",
         f"{replaced.top1_agreement:.1%}",
+        f"{trained.decided.agreement:.1%}",
         f"{replaced.kl:.3f}",
     )
     return f"| {' | '.join(cells)} |"
@@ -118,6 +148,8 @@ def write_section(page: Path, results: list[Trained]) -> None:
         heading=HEADING,
         features=results[0].config.features,
         tokens=results[0].evaluation.tokens,
+        decided=results[0].decided.share,
+        margin=MARGIN,
         rows="\n".join(map(table_row, results)),
     )
     before = page.read_text(encoding="utf-8").split(HEADING)[0].rstrip() + "\n\n" if page.exists() else ""

@@ -45,6 +45,8 @@ class Validation:
     """Every control: `source`, `target`, `kind`, `predicted` (of the edge it stands in for), `measured`."""
     frozen_error: float
     """Largest |frozen − predicted| over the largest |predicted|; rounding, or this code is wrong."""
+    logit_error: float
+    """The same of the replacement model's logits, with its error nodes, and the model's own (`logit_error`)."""
 
     def verdicts(self) -> dict[str, int]:
         """How many edges got each verdict."""
@@ -68,6 +70,7 @@ class Validation:
         document = {
             "verdicts": self.verdicts(),
             "frozen_error": self.frozen_error,
+            "logit_error": self.logit_error,
             "agreement": {name: asdict(value) for name, value in self.agreement().items()},
             "edges": self.edges.to_dict("records"),
         }
@@ -128,7 +131,7 @@ def validate(
             if "model" in regimes:
                 _run_controls(model, trace, sources, part, readers, controls, rng, effects)
             bar.advance(task, len(part))
-    return _table(graph, chosen, columns, effects)
+    return _table(graph, chosen, columns, effects, model.logit_error(trace))
 
 
 def _strongest(graph: AttributionGraph, count: int) -> pd.DataFrame:
@@ -200,7 +203,11 @@ def _run_controls(
 
 
 def _table(
-    graph: AttributionGraph, chosen: pd.DataFrame, columns: dict[Regime, np.ndarray], effects: np.ndarray
+    graph: AttributionGraph,
+    chosen: pd.DataFrame,
+    columns: dict[Regime, np.ndarray],
+    effects: np.ndarray,
+    logit_error: float,
 ) -> Validation:
     source = [graph.nodes[s] for s in chosen["s"]]
     target = [graph.nodes[t] for t in chosen["t"]]
@@ -224,7 +231,7 @@ def _table(
     error = np.nan
     if "frozen" in frame and len(frame):
         error = float(np.abs(frame["frozen"] - frame["predicted"]).max() / np.abs(frame["predicted"]).max())
-    return Validation(frame, controls, error)
+    return Validation(frame, controls, error, logit_error)
 
 
 def _verdicts(frame: pd.DataFrame) -> np.ndarray:

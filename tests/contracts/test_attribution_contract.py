@@ -12,6 +12,7 @@ from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.attribution.targets import feature_readers, logit_readers
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import node_change, reads_after
+from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import FIRST, ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
@@ -30,16 +31,17 @@ WITHOUT_BOS = torch.tensor([7, 11, 22, 33, 11])
 TARGETS = LogitTargets([3, 5, 60])
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
-def language_model(request):
-    return random_model(request.param, n_layers=3, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
+CASES = [(family, kind) for family in ("gpt2", "llama") for kind in KINDS] + [("pocket", "clt"), ("pocket", "plt")]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def model(request, language_model):
-    dictionaries = random_dictionaries(
-        **KINDS[request.param], n_layers=3, d_model=16, features=24, dtype=torch.float64, seed=1
-    )
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def model(request):
+    family, kind = request.param
+    if family == "pocket":
+        loaded = load_dictionaries(f"pocket-{kind}", dtype=torch.float64)
+        return ReplacementModel(load_model("pocket", dtype=torch.float64), loaded)
+    language_model = random_model(family, n_layers=3, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
+    dictionaries = random_dictionaries(**KINDS[kind], n_layers=3, d_model=16, features=24, dtype=torch.float64, seed=1)
     return ReplacementModel(language_model, dictionaries)
 
 
@@ -143,13 +145,13 @@ def test_replacement_with_errors_is_the_model(model, trace):
     torch.testing.assert_close(model.run(trace.tokens, trace.errors), trace.logits, rtol=1e-9, atol=1e-9)
 
 
-def test_position_zero_has_no_features(graph, tokens):
+def test_position_zero_has_no_features(model, graph, tokens):
     assert all(node.pos >= FIRST for node in graph.nodes if node.kind is NodeKind.FEATURE)
     errors = {node.pos for node in graph.nodes if node.kind is NodeKind.ERROR}
     starts = [node for node in graph.nodes if node.kind is NodeKind.BIAS and node.text == "mlp"]
     if int(tokens[0]) == 0:
         assert min(errors) == 1
-        assert len(starts) == 3
+        assert len(starts) == model.model.n_layers
     else:
         assert min(errors) == 0
         assert not starts

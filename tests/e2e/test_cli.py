@@ -8,6 +8,7 @@ import networkx as nx
 import pytest
 import torch
 
+from circuitsae.cli import main
 from circuitsae.graph import load_graph
 from circuitsae.loading import load_model
 from transcoders import save_dictionaries
@@ -121,15 +122,20 @@ def foreign(tmp_path_factory):
         (["trace", PROMPT, "--device", "cuda:7"], "cuda:7"),
     ],
 )
-def test_wrong_use_gets_one_sentence_and_writes_nothing(arguments, message, foreign, tmp_path):
-    filled = [a.replace("{foreign}", str(foreign)) for a in arguments]
-    printed = run(*filled, cwd=tmp_path, code=2)
-    assert "Traceback" not in printed
+def test_wrong_use_gets_one_sentence_and_writes_nothing(arguments, message, foreign, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        main([a.replace("{foreign}", str(foreign)) for a in arguments])
+    assert exit.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
     assert message in printed
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_flags_are_wrong_use():
+def test_wrong_use_of_the_process_itself(tmp_path):
+    assert "prompt is empty" in run("trace", "", cwd=tmp_path, code=2)
     assert "unrecognized" in run("trace", PROMPT, "--modle", "x", code=2).lower()
 
 

@@ -1,10 +1,14 @@
-"""The examples run, in their quick mode."""
+"""The examples run, in their quick mode, and so does the Python of README and the tutorial."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def run(name, *arguments, cwd):
@@ -24,3 +28,10 @@ def test_train_transcoders(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(["Once upon a time there was a cat . The cat saw a dog ."] * 300))
     assert "fvu" in run("train_transcoders.py", "pocket", text, tmp_path / "clt", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_python_of_the_pages(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

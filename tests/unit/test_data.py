@@ -43,11 +43,15 @@ def test_a_file_is_cut_at_blank_lines(tmp_path):
     corpus = open_corpus(tmp_path / "a.txt")
     assert list(corpus.documents()) == ["one", "two\nlines", "three"]
     assert corpus.name == "a.txt"
+    assert corpus.separator_or(None) == "\n\n"
+    assert corpus.separator_or(" ") == " "
 
 
 def test_a_file_with_end_of_text_marks_is_cut_only_there(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\nstill one<|endoftext|>two<|endoftext|>\n")
-    assert list(open_corpus(str(tmp_path / "a.txt")).documents()) == ["one\n\nstill one", "two"]
+    corpus = open_corpus(str(tmp_path / "a.txt"))
+    assert list(corpus.documents()) == ["one\n\nstill one", "two"]
+    assert corpus.separator is None
 
 
 def test_every_twentieth_document_is_held_out():

@@ -112,6 +112,10 @@ def test_an_empty_prompt_is_refused(tinystories, text):
         tinystories.to_tokens(text)
 
 
+def test_a_token_is_found_by_its_string_even_where_it_does_not_encode_to_itself(tinystories):
+    assert tinystories.token_string(tinystories.token_id("She ")) == "She "
+
+
 def test_a_word_of_several_tokens_is_no_token(tinystories):
     with pytest.raises(PromptError, match="not one"):
         tinystories.token_id("incomprehensible")

@@ -51,6 +51,10 @@ def test_the_frozen_regime_agrees_to_rounding(check):
     assert check.frozen_error < 1e-9
 
 
+def test_with_error_nodes_the_logits_are_the_models(check):
+    assert check.logit_error < 1e-9
+
+
 def test_a_measured_effect_on_a_logit_is_a_run_of_the_model(model, graph, check):
     trace = model.trace(TOKENS)
     row = check.edges[check.edges["target"].str.startswith("logit")].iloc[0]
@@ -125,4 +129,4 @@ def test_agreement_of_simple_pairs():
 
 
 def test_verdict_counts_of_an_empty_validation():
-    assert Validation(pd.DataFrame({"predicted": []}), pd.DataFrame(), float("nan")).verdicts()["confirmed"] == 0
+    assert Validation(pd.DataFrame({"predicted": []}), pd.DataFrame(), np.nan, np.nan).verdicts()["confirmed"] == 0

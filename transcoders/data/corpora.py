@@ -11,6 +11,7 @@ HELD_OUT_EVERY = 20
 """One document in this many is never trained on."""
 
 _END_OF_TEXT = "<|endoftext|>"
+_BLANK_LINE = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class Corpus:
     name: str
     documents: Callable[[], Iterator[str]]
     """A fresh pass over all documents, always in the same order."""
+    separator: str | None = None
+    """What stands between them in the source; None for the model's end-of-text token."""
+
+    def separator_or(self, given: str | None) -> str | None:
+        """The separator that was given, or the corpus's own."""
+        return self.separator if given is None else given
 
     def training(self) -> Iterator[str]:
         return (text for i, text in enumerate(self.documents()) if i % HELD_OUT_EVERY)
@@ -45,7 +52,10 @@ def open_corpus(source: CorpusSource) -> Corpus:
         path = Path(source).expanduser()
         if not path.is_file():
             raise InputError(f"There is no text file at {path}; give a text file, or the name of a hub data set.")
-        return Corpus(path.name, lambda: _file_documents(path))
+        mark = _END_OF_TEXT if _END_OF_TEXT in path.read_text(encoding="utf-8") else _BLANK_LINE
+        return Corpus(
+            path.name, lambda: _file_documents(path, mark), separator=None if mark == _END_OF_TEXT else _BLANK_LINE
+        )
     if isinstance(source, str):
         return Corpus(source, lambda: _hub_documents(source))
     return Corpus("documents", lambda: iter(source))
@@ -56,10 +66,8 @@ def _looks_local(source: str) -> bool:
     return Path(source).expanduser().exists() or source.startswith((".", "/", "~")) or source.endswith(".txt")
 
 
-def _file_documents(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8")
-    pieces = text.split(_END_OF_TEXT) if _END_OF_TEXT in text else text.split("\n\n")
-    return (piece.strip() for piece in pieces if piece.strip())
+def _file_documents(path: Path, mark: str) -> Iterator[str]:
+    return (piece.strip() for piece in path.read_text(encoding="utf-8").split(mark) if piece.strip())
 
 
 def _hub_documents(name: str) -> Iterator[str]:

@@ -54,8 +54,9 @@ def held_out_rows(
     if tokens < 1:
         return torch.empty(0, context, dtype=torch.int64, device=model.device)
     context = min(context, model.context)
-    documents = open_corpus(corpus).held_out()
-    return take_rows(model, documents, rows=-(-tokens // context), context=context, separator=separator)
+    opened = open_corpus(corpus)
+    rows, separator = -(-tokens // context), opened.separator_or(separator)
+    return take_rows(model, opened.held_out(), rows=rows, context=context, separator=separator)
 
 
 def _tokenised(model: LanguageModel, documents: Iterable[str], separator: str | None) -> Iterator[list[int]]:

@@ -111,7 +111,7 @@ class TrainConfig:
     context: int = 128
     """Tokens per row of text."""
     separator: str | None = None
-    """Text between documents; None for the model's end-of-text token."""
+    """Text between documents; None for what the corpus has there: a blank line, or the model's end-of-text token."""
     buffer_mb: int = 512
     """Memory for the activations that are shuffled together."""
     seed: int = 0

@@ -25,7 +25,7 @@ from transcoders.training.trainee import Trainee
 
 _DENSE_ABOVE = 0.05
 """Density of listed features from which dense products are faster."""
-_SMALLEST = 1024
+_SMALLEST = 512
 """Features per layer from which sparse products can be faster."""
 _MEASURE_EVERY = 20
 """Steps between measurements of the density."""

@@ -200,6 +200,7 @@ def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: Trai
     context = min(config.context, model.context)
 
     def passes() -> Iterator[Sequence[int]]:
-        return pack_rows(model, opened.training(), context=context, separator=config.separator)
+        separator = opened.separator_or(config.separator)
+        return pack_rows(model, opened.training(), context=context, separator=separator)
 
     return opened.name, passes, context
