@@ -44,10 +44,10 @@ def token_rows(n, seed):
 ROWS, HELD_OUT = token_rows(300, 0), token_rows(30, 1)
 
 KINDS = [
-    *(CLTConfig(activation=a, tokens=25_000, lr=6e-3, sparsity=1e-2, **COMMON) for a in ("relu", "jumprelu", "topk")),
-    TranscoderConfig(tokens=25_000, lr=6e-3, sparsity=1e-2, **COMMON),
-    TranscoderConfig(tokens=25_000, lr=6e-3, sparsity=1e-2, skip=True, activation="topk", **COMMON),
-    SAEConfig(tokens=25_000, lr=6e-3, sparsity=1e-2, activation="topk", site="resid_post", **COMMON),
+    *(CLTConfig(activation=a, tokens=12_800, lr=8e-3, sparsity=1e-2, **COMMON) for a in ("relu", "jumprelu", "topk")),
+    TranscoderConfig(tokens=12_800, lr=8e-3, sparsity=1e-2, **COMMON),
+    TranscoderConfig(tokens=12_800, lr=8e-3, sparsity=1e-2, skip=True, activation="topk", **COMMON),
+    SAEConfig(tokens=12_800, lr=8e-3, sparsity=1e-2, activation="topk", site="resid_post", **COMMON),
 ]
 
 
@@ -75,7 +75,7 @@ def test_training_reduces_the_unexplained_variance(model, config):
 def test_more_sparsity_means_fewer_features(model):
     l0 = []
     for sparsity in (1e-4, 3e-2):
-        config = CLTConfig(tokens=15_000, lr=6e-3, sparsity=sparsity, **COMMON)
+        config = CLTConfig(tokens=6_400, lr=8e-3, sparsity=sparsity, **COMMON)
         l0.append(evaluate(model, train(model, ROWS, config, progress=False), HELD_OUT).l0)
     assert l0[1] < 0.7 * l0[0]
 
@@ -89,16 +89,16 @@ def test_the_same_seed_gives_the_same_dictionaries_and_another_seed_others(model
 @pytest.mark.parametrize(
     "config",
     [
-        CLTConfig(tokens=8_000, checkpoint_every=20, **COMMON),
-        CLTConfig(tokens=8_000, checkpoint_every=20, activation="topk", **{**COMMON, "dead_after": 256, "k": 2}),
-        TranscoderConfig(tokens=8_000, checkpoint_every=20, skip=True, **COMMON),
-        SAEConfig(tokens=8_000, checkpoint_every=20, activation="relu", **COMMON),
+        CLTConfig(tokens=4_000, checkpoint_every=10, **COMMON),
+        CLTConfig(tokens=4_000, checkpoint_every=10, activation="topk", **{**COMMON, "dead_after": 256, "k": 2}),
+        TranscoderConfig(tokens=4_000, checkpoint_every=10, skip=True, **COMMON),
+        SAEConfig(tokens=4_000, checkpoint_every=10, activation="relu", **COMMON),
     ],
     ids=lambda c: f"{c.kind}-{c.activation}",
 )
 def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(model, config, tmp_path):
     unbroken = train(model, ROWS, config, progress=False, out=tmp_path / "a")
-    trainer_of(model, ROWS, config, out=tmp_path / "b").run(until=33, progress=False)  # 13 steps after a checkpoint
+    trainer_of(model, ROWS, config, out=tmp_path / "b").run(until=17, progress=False)  # 7 steps after a checkpoint
     resumed = train(model, ROWS, config, progress=False, out=tmp_path / "b", resume=True)
     assert same_weights(unbroken, resumed)
     a, b = ((tmp_path / run / "metrics.jsonl").read_text() for run in "ab")
@@ -150,9 +150,9 @@ def test_a_fresh_run_does_not_mistake_an_earlier_runs_checkpoint_for_its_own(mod
 def test_training_on_text_with_a_real_model(shared):
     stories = load_model(shared / "data/models/tinystories-656k")
     corpus = shared / "data/corpora/tiny_stories_944k.txt"
-    config = CLTConfig(features=64, tokens=2_000, batch=200, context=32, buffer_mb=1)
+    config = CLTConfig(features=64, tokens=1_000, batch=100, context=32, buffer_mb=1)
     clt = train(stories, corpus, config, progress=False)
     assert clt.provenance.corpus == "tiny_stories_944k.txt"
-    evaluation = evaluate(stories, clt, held_out_rows(stories, corpus, tokens=320, context=32))
-    assert evaluation.tokens == 10 * 31
+    evaluation = evaluate(stories, clt, held_out_rows(stories, corpus, tokens=64, context=32))
+    assert evaluation.tokens == 2 * 31
     assert 0 < evaluation.fvu < 1.5

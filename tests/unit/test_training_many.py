@@ -138,7 +138,7 @@ def test_names_and_shared_settings_are_checked(model):
 def test_vectors_train_a_dictionary_that_reconstructs_them():
     directions = torch.nn.functional.normalize(vectors(24, 16), dim=1)
     x = (torch.rand(4000, 24, generator=torch.Generator().manual_seed(1)) < 0.1).float() @ directions
-    config = SAEConfig(activation="topk", **{**COMMON, "tokens": 40_000, "lr": 5e-3})
+    config = SAEConfig(activation="topk", **{**COMMON, "tokens": 20_000, "lr": 1e-2})
     sae: Any = train_on(x, config, progress=False)
     assert float((x - sae[0](x)).square().sum() / (x - x.mean(0)).square().sum()) < 0.15
 
@@ -199,7 +199,7 @@ def test_kernels_are_chosen_by_the_measured_density():
         **COMMON,
         "features": 1024,
         "target_l0": 4.0,
-        "tokens": 12_000,
+        "tokens": 6_400,
         "bandwidth": 0.01,
         "lr": 1e-2,
     }

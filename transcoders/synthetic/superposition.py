@@ -12,6 +12,10 @@ from transcoders.errors import InputError
 _CHUNK = 8192
 """Samples drawn at once: bounds the memory of the dense activations."""
 
+_OWN_SEEDS = 0x5EED_0000
+"""Added to the seed (torch keeps its lowest 32 bits): a dictionary trained with the same seed would else start from the
+very directions it is to find, since both are normal draws of one shape."""
+
 _CHILDREN_FROM = 4
 """Children are drawn from the features beyond the most frequent one in this many."""
 
@@ -68,7 +72,7 @@ class SuperpositionModel:
     ) -> None:
         """Raises `InputError` for settings that describe no model."""
         _check(features, d_model, l0, max_probability, magnitude, noise, correlation, groups, hierarchy)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(_OWN_SEEDS + seed)
         drawn = torch.randn(features, d_model, generator=generator)
         self.directions = drawn / drawn.norm(dim=1, keepdim=True)
         self.probabilities = zipf_probabilities(features, l0, zipf, max_probability)

@@ -12,6 +12,7 @@ from transcoders.sites import SiteKind
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
 Remedy = Literal["auxiliary", "resample", "none"]
+LogTo = Literal["none", "tensorboard", "wandb"]
 
 PENALTIES: dict[str, tuple[PenaltyName, ...]] = {
     "relu": ("l1", "unit_l1", "p_anneal"),
@@ -120,6 +121,8 @@ class TrainConfig:
     """Steps between checkpoints, where an output folder is given."""
     log_every: int = 100
     """Steps between lines of metrics."""
+    log_to: LogTo = "none"
+    """Where the metrics go besides `metrics.jsonl`; its package is optional, and an output folder is needed."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -22,6 +22,7 @@ from transcoders.training.checkpoints import (
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.loggers import Sink, open_sink
 from transcoders.training.run import Run
 from transcoders.training.sources import Source
 from transcoders.training.versions import library_versions
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 _SCALE_BATCHES = 8
 _SHARED = ("tokens", "batch", "context", "separator")
 """Settings of the stream, which all dictionaries trained on it have in common."""
+
+_FREE_TO_CHANGE = ("log_to",)
+"""Settings that nothing trained depends on: a run may be resumed with others."""
 
 
 class Trainer:
@@ -72,12 +76,13 @@ class Trainer:
         end = min(steps, until or steps)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not progress) as bar, ExitStack() as stack:
+            sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
             files = [stack.enter_context(self._metrics_file(folder)) for folder in self._folders()]
             task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
             while self.step < end:
                 self._train_step(next(self.batches).reads)
                 if self.step % self.config.log_every == 0 or self.step == steps:
-                    bar.update(task, description=self._log(files))
+                    bar.update(task, description=self._log(files, sinks))
                 bar.update(task, advance=1)
                 if self.out is not None and self.step % self.config.checkpoint_every == 0:
                     save_checkpoint(self.out, self.step, self._checkpoint())
@@ -108,12 +113,15 @@ class Trainer:
             run.step(self.step, activations[:, reads], activations[:, writes])
         self.step += 1
 
-    def _log(self, files: Sequence[IO[str]]) -> str:
-        """Metrics to the files and the log; returns a line for the progress bar."""
+    def _log(self, files: Sequence[IO[str]], sinks: Sequence[Sink | None]) -> str:
+        """Metrics to the files, the sinks and the log; returns a line for the progress bar."""
         lines = [run.metrics(self.step) for run in self.runs]
         for file, line in zip(files, lines, strict=False):
             file.write(json.dumps(line) + "\n")
             file.flush()
+        for sink, line in zip(sinks, lines, strict=True):
+            if sink is not None:
+                sink(line)
         texts = [f"{n}: fvu {m['fvu']:.3f}, L0 {m['l0']:.1f}" for n, m in zip(self.names, lines, strict=True)]
         logger.info("step %d of %d, %s", self.step, self.config.steps, "; ".join(texts))
         return texts[0] if len(texts) == 1 else f"{len(texts)} dictionaries, {texts[0]}"
@@ -168,7 +176,10 @@ class Trainer:
             "model": self.source.name,
             "fingerprint": self.source.fingerprint(),
             "corpus": self.source.corpus,
-            "config": [config.to_json() for config in self.configs],
+            "config": [
+                {key: value for key, value in config.to_json().items() if key not in _FREE_TO_CHANGE}
+                for config in self.configs
+            ],
         }
         return json.loads(json.dumps(identity))
 
@@ -179,6 +190,19 @@ class Trainer:
         if self.out is None:
             return []
         return [self.out] if len(self.configs) == 1 else [self.out / name for name in self.names]
+
+    def _open_sinks(self, stack: ExitStack) -> list[Sink | None]:
+        """For each dictionary where its configuration wants its metrics besides the file, closed with the stack."""
+        sinks: list[Sink | None] = []
+        for config, name in zip(self.configs, self.names, strict=True):
+            if config.log_to == "none":
+                sinks.append(None)
+                continue
+            if self.out is None:
+                raise InputError(f"log_to={config.log_to!r} writes below an output folder; give `out` as well.")
+            sink = open_sink(config.log_to, folder=self.out, name=name, config=config.to_json())
+            sinks.append(stack.enter_context(sink))
+        return sinks
 
     def _metrics_file(self, folder: Path) -> IO[str]:
         """The metrics file, with the lines of steps that are about to be repeated cut off."""
