@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from circuitsae.commands.evaluate import evaluate
 from transcoders.errors import CheckFailedError, InputError
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig
@@ -198,6 +199,9 @@ def train(
     console.print(f"Dictionaries: {out}", highlight=False)
     if kind != "sae":
         _next(f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}')
+
+
+app.command(evaluate)
 
 
 @app.command

@@ -79,24 +79,40 @@ def _show_agreement(console: Console, check: "Validation") -> None:
 
 
 def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
-    """Sparsity and reconstruction by layer, and the model with everything replaced."""
+    """Sparsity and reconstruction by layer, what the model makes of it, and the model with everything replaced."""
     table = Table(title=f"On {evaluation.tokens:,} held-out tokens", title_justify="left")
-    for column in ("layer", "L0", "FVU", "dead", "loss recovered (zero)", "loss recovered (mean)"):
+    for column in ("layer", "L0", "FVU", "cosine", "size", "dead", "dense", "aligned"):
         table.add_column(column, justify="right")
     for layer in evaluation.layers:
         table.add_row(
-            str(layer.layer), f"{layer.l0:.1f}", f"{layer.fvu:.3f}", f"{layer.dead:.1%}",
-            f"{layer.recovered_zero:.3f}", f"{layer.recovered_mean:.3f}",
+            str(layer.layer), f"{layer.l0:.1f}", f"{layer.fvu:.3f}", f"{layer.cosine:.3f}", f"{layer.shrinkage:.3f}",
+            f"{layer.dead:.1%}", f"{layer.dense:.1%}", f"{layer.alignment.mean:.3f}",
         )  # fmt: skip
     table.add_section()
-    table.add_row("mean", f"{evaluation.l0:.1f}", f"{evaluation.fvu:.3f}", f"{evaluation.dead:.1%}", "", "")
+    table.add_row("mean", f"{evaluation.l0:.1f}", f"{evaluation.fvu:.3f}", "", "", f"{evaluation.dead:.1%}", "", "")
     console.print(table)
-    if (replaced := evaluation.replaced) is not None:
-        console.print(
-            f"All layers replaced: top-1 agreement {replaced.top1_agreement:.1%}, KL {replaced.kl:.3f} nats, "
-            f"loss {replaced.loss:.3f} (model {evaluation.loss:.3f})",
-            highlight=False,
-        )
+    _show_replacements(console, evaluation)
+
+
+def _show_replacements(console: Console, evaluation: "Evaluation") -> None:
+    table = Table(title="With reconstructions in the place of the model's own writes", title_justify="left")
+    for column in ("layer", "loss recovered (zero)", "(mean)", "top-1 agreement", "KL"):
+        table.add_column(column, justify="right")
+    replaced = evaluation.replaced
+    for name, found in [*((str(layer.layer), layer) for layer in evaluation.layers), ("all", replaced)]:
+        if name == "all":
+            table.add_section()
+        table.add_row(
+            name, f"{found.recovered_zero:.3f}", f"{found.recovered_mean:.3f}", f"{found.top1_agreement:.1%}",
+            f"{found.kl:.4f}",
+        )  # fmt: skip
+    console.print(table)
+    origin = "" if replaced.features == "replaced" else ", features of the original model's stream"
+    console.print(
+        f"All layers replaced{origin}: top-1 agreement {replaced.top1_agreement:.1%}, KL {replaced.kl:.3f} nats, "
+        f"loss {replaced.loss:.3f} (model {evaluation.loss:.3f})",
+        highlight=False,
+    )
 
 
 def _visible(token: str) -> str:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         TopK,
         Transcoder,
         TranscoderSet,
+        fold_normalisation,
         random_dictionaries,
+        unfold_normalisation,
     )
     from transcoders.evaluation import Evaluation, evaluate
     from transcoders.formats import load_dictionaries, save_dictionaries
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
         config_from_json,
         fold_topk,
         train,
+        train_many,
+        train_many_on,
+        train_on,
     )
 
 __getattr__, __all__ = lazy_exports(
@@ -62,7 +67,9 @@ __getattr__, __all__ = lazy_exports(
             "TopK",
             "Transcoder",
             "TranscoderSet",
+            "fold_normalisation",
             "random_dictionaries",
+            "unfold_normalisation",
         ),
         "transcoders.evaluation": ("Evaluation", "evaluate"),
         "transcoders.formats": ("load_dictionaries", "save_dictionaries"),
@@ -77,6 +84,9 @@ __getattr__, __all__ = lazy_exports(
             "config_from_json",
             "fold_topk",
             "train",
+            "train_many",
+            "train_many_on",
+            "train_on",
         ),
     },
 )

@@ -1,5 +1,6 @@
 """LanguageModel: the adapter over TransformerLens' `TransformerBridge`."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,6 +17,10 @@ from transcoders.sites import Frame, Site
 Hook = Callable[[Tensor], Tensor | None]
 
 _FINGERPRINT_VALUES = 4096
+
+
+class _AllFound(Exception):  # noqa: N818 - no error: how a forward pass is left early
+    """Raised in a hook once everything asked for has been read."""
 
 
 class LanguageModel:
@@ -156,6 +161,24 @@ class LanguageModel:
         by_name = {site.hook: site for site in sites}
         logits, cache = self.run_hooked(tokens, read=by_name, write=hooks)
         return logits, {by_name[name]: value for name, value in cache.items()}
+
+    def activations(
+        self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]
+    ) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
+        """The activations at `sites`; nothing after the last of them is computed."""
+        found: dict[Site, Tensor] = {}
+        by_name = {site.hook: site for site in sites}
+
+        def store(value: Tensor, hook: Any) -> None:
+            found[by_name[hook.name]] = value
+            if len(found) == len(by_name):
+                raise _AllFound
+
+        if by_name:
+            hooks: list[tuple[Any, Any]] = [(name, store) for name in by_name]
+            with contextlib.suppress(_AllFound):
+                self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
+        return found
 
     def run_hooked(
         self,

@@ -125,7 +125,6 @@ def table_row(trained: Trained) -> str:
     """A row of the page's table."""
     evaluation, layers = trained.evaluation, trained.evaluation.layers
     replaced = evaluation.replaced
-    assert replaced is not None  # JumpReLU works layer by layer
     cells = (
         trained.name,
         f"{trained.config.tokens / 1e6:g} M tokens",

@@ -2,14 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from transcoders import SAE, SAESet, evaluate, random_dictionaries, random_model
 from transcoders.dictionaries import DictionaryProvenance, JumpReLU, ReLU
-from transcoders.errors import DictionaryError, InputError
-from transcoders.evaluation import Splice
+from transcoders.errors import DictionaryError, FileFormatError, InputError
+from transcoders.evaluation import Evaluation, FiringHistogram, Splice, load_evaluation
+from transcoders.evaluation.statistics import Statistics
 from transcoders.sites import Site
 
 N_LAYERS, D_MODEL = 3, 16
@@ -37,7 +39,6 @@ def test_replaced_model_by_hand(model, rows):
         "clt", n_layers=N_LAYERS, d_model=D_MODEL, features=24, activation="jumprelu", dtype=torch.float64
     ).requires_grad_(False)
     replaced = evaluate(model, clt, rows).replaced
-    assert replaced is not None
     # Fix the writes of layers 0 … l−1, read what layer l then reads, and so on upwards.
     original, own = model.run(rows, clt.writes)
     fixed = {}
@@ -68,6 +69,10 @@ def test_one_layer_spliced_by_hand(model, rows):
     spliced[:, 0] = cache[plt.writes[1]][:, 0]
     logits, _ = model.run(rows, edits={plt.writes[1]: lambda _: spliced})
     assert result.loss_spliced == pytest.approx(loss_of(logits, rows), rel=1e-10)
+    original, _ = model.run(rows)
+    log_p, log_q = original[:, 1:].log_softmax(-1), logits[:, 1:].log_softmax(-1)
+    assert result.kl == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()), rel=1e-9)
+    assert result.top1_agreement == pytest.approx(float((log_p.argmax(-1) == log_q.argmax(-1)).double().mean()))
 
 
 def test_statistics_by_hand(model, rows):
@@ -83,6 +88,15 @@ def test_statistics_by_hand(model, rows):
         assert found.fvu == pytest.approx(float(fvu), rel=1e-9)
         assert found.l0 == pytest.approx(float((a > 0).sum(1).double().mean()))
         assert found.dead == pytest.approx(float((a == 0).all(0).double().mean()))
+        rate = (a > 0).double().mean(0)
+        assert found.dense == pytest.approx(float((rate > 0.1).double().mean()))
+        assert found.firing.never + sum(found.firing.counts) == len(rate)
+        assert found.firing.counts[-1] == int((rate >= 10**-0.5).sum())
+        y_hat = plt[layer](x)
+        cosine = (y * y_hat).sum(1) / (y.norm(dim=1) * y_hat.norm(dim=1))
+        assert found.cosine == pytest.approx(float(cosine.mean()), rel=1e-9)
+        gamma = torch.linalg.lstsq((y_hat - y.mean(0)).flatten()[:, None], (y - y.mean(0)).flatten()[:, None]).solution
+        assert found.shrinkage == pytest.approx(1 / float(gamma), rel=1e-9)
     assert evaluation.tokens == 6 * 9
     assert evaluation.fvu == pytest.approx(sum(layer.fvu for layer in evaluation.layers) / N_LAYERS)
 
@@ -116,7 +130,6 @@ def test_perfect_dictionaries_recover_everything(model, rows):
     assert result.fvu == pytest.approx(0, abs=1e-12)
     assert result.l0 == pytest.approx(D_MODEL)
     assert all(layer.recovered_zero == pytest.approx(1, abs=1e-9) for layer in result.layers)
-    assert result.replaced is not None
     assert result.replaced.top1_agreement == 1
     assert result.replaced.kl == pytest.approx(0, abs=1e-12)
     assert result.replaced.recovered_mean == pytest.approx(1, abs=1e-9)
@@ -137,12 +150,24 @@ def test_dictionaries_that_only_know_the_mean_recover_nothing(model, rows):
     assert result.fvu == pytest.approx(1)
 
 
-def test_topk_over_layers_has_no_replaced_model(model, rows):
+def test_topk_over_layers_takes_the_features_of_the_original(model, rows):
+    """TopK over all layers of a token: the writes are what the original's reads reconstruct to."""
     clt = random_dictionaries("clt", n_layers=N_LAYERS, d_model=D_MODEL, activation="topk", dtype=torch.float64)
     result = evaluate(model, clt.requires_grad_(False), rows)
-    assert result.replaced is None
-    assert math.isnan(result.layers[0].loss_spliced)
+    assert result.replaced.features == "original"
     assert result.l0 * N_LAYERS == pytest.approx(8, abs=0.5)
+    original, cache = model.run(rows, [*clt.reads, *clt.writes])
+    writes = clt(torch.stack([cache[site] for site in clt.reads]))
+    for layer, site in enumerate(clt.writes):
+        writes[layer][:, 0] = cache[site][:, 0]
+    all_of_them = {site: lambda _, w=write: w for site, write in zip(clt.writes, writes, strict=True)}
+    only_one = {clt.writes[1]: lambda _: writes[1]}
+    one = result.layers[1]
+    for edits, found, loss in ((all_of_them, result.replaced, result.replaced.loss), (only_one, one, one.loss_spliced)):
+        logits, _ = model.run(rows, edits=edits)
+        assert loss == pytest.approx(loss_of(logits, rows))
+        agreement = (original[:, 1:].argmax(-1) == logits[:, 1:].argmax(-1)).double().mean()
+        assert found.top1_agreement == pytest.approx(float(agreement))
 
 
 def test_the_first_position_keeps_its_own_write(model, rows):
@@ -161,8 +186,50 @@ def test_tables_and_json(model, rows):
     assert frame.loc[1, "fvu"] == result.layers[1].fvu
     record = json.loads(json.dumps(result.to_json()))
     assert record["fvu"] == result.fvu
-    assert result.replaced is not None
     assert record["replaced"]["kl"] == result.replaced.kl
+    assert Evaluation.from_json(record) == result
+
+
+def test_an_evaluation_survives_its_file(model, rows, tmp_path):
+    """A figure that is not a number is null in the file, which is strict JSON, and NaN again afterwards."""
+    plt = random_dictionaries("plt", n_layers=N_LAYERS, d_model=D_MODEL, dtype=torch.float64).requires_grad_(False)
+    result = evaluate(model, plt, rows)
+    broken = replace(result, layers=(replace(result.layers[0], recovered_zero=math.nan), *result.layers[1:]))
+    broken.save(tmp_path / "evaluation.json")
+    text = (tmp_path / "evaluation.json").read_text()
+    assert "NaN" not in text
+    loaded = load_evaluation(tmp_path / "evaluation.json")
+    assert math.isnan(loaded.layers[0].recovered_zero)
+    assert loaded.layers[1:] == result.layers[1:]
+    (tmp_path / "other.json").write_text('{"layers": [], "replaced": null}')
+    with pytest.raises(FileFormatError, match="no evaluation of this version"):
+        load_evaluation(tmp_path / "other.json")
+
+
+def test_firing_rates_fall_into_half_decades():
+    rates = [0.0, 1e-9, 1e-6, 1e-3, 0.00999999, 0.01, 0.3, 0.4, 1.0]
+    found = FiringHistogram.of(rates)
+    assert found.never == 1
+    expected = dict.fromkeys(range(12), 0) | {0: 2, 6: 1, 7: 1, 8: 1, 10: 1, 11: 2}
+    assert found.counts == tuple(expected.values())
+    assert found.edges[6] == pytest.approx(1e-3)
+
+
+def test_reconstructions_of_half_the_size_have_half_the_shrinkage(model, rows):
+    """An SAE that returns μ + (y − μ) / 2."""
+    eye = torch.eye(D_MODEL, dtype=torch.float64)
+    both = torch.cat([eye, -eye])
+    site = Site(0, "mlp_out")
+    mean = model.run(rows, [site])[1][site][:, 1:].flatten(0, 1).mean(0)
+    sae = SAE(
+        W_enc=both.T.clone(), b_enc=-(both @ mean), W_dec=both / 2, b_dec=mean.clone(), activation=ReLU(), site=site
+    )  # fmt: skip
+    statistics = Statistics(SAESet([sae], DictionaryProvenance(model="test")).requires_grad_(False))
+    y = model.run(rows, [site])[1][site][:, 1:].flatten(0, 1).unsqueeze(1)
+    for part in y.split(13):
+        statistics.update(part, part)
+    assert statistics.shrinkage[0] == pytest.approx(0.5)
+    assert statistics.fvu[0] == pytest.approx(0.25)
 
 
 def test_what_does_not_fit_is_refused(model, rows):

@@ -18,7 +18,7 @@ from transcoders import (
     train,
 )
 from transcoders.errors import InputError
-from transcoders.training import Trainer
+from transcoders.training import ModelSource, Trainer
 
 CONTEXT = 17
 COMMON: dict[str, Any] = {
@@ -51,16 +51,20 @@ KINDS = [
 ]
 
 
+def trainer_of(model, rows, config, **options):
+    return Trainer(ModelSource(model, rows, config), [config], **options)
+
+
 def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda c: f"{c.kind}-{c.activation}")
 def test_training_reduces_the_unexplained_variance(model, config):
-    trainer = Trainer(model, ROWS, config)
-    before = evaluate(model, trainer.finish(), HELD_OUT)
+    trainer = trainer_of(model, ROWS, config)
+    before = evaluate(model, trainer.finish()[0], HELD_OUT)
     trainer.run(progress=False)
-    after = evaluate(model, trainer.finish(), HELD_OUT)
+    after = evaluate(model, trainer.finish()[0], HELD_OUT)
     assert after.fvu < 0.55
     assert after.fvu < 0.6 * before.fvu
     assert after.l0 < 0.6 * config.features
@@ -94,7 +98,7 @@ def test_the_same_seed_gives_the_same_dictionaries_and_another_seed_others(model
 )
 def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(model, config, tmp_path):
     unbroken = train(model, ROWS, config, progress=False, out=tmp_path / "a")
-    Trainer(model, ROWS, config, out=tmp_path / "b").run(until=33, progress=False)  # killed 13 steps after a checkpoint
+    trainer_of(model, ROWS, config, out=tmp_path / "b").run(until=33, progress=False)  # 13 steps after a checkpoint
     resumed = train(model, ROWS, config, progress=False, out=tmp_path / "b", resume=True)
     assert same_weights(unbroken, resumed)
     a, b = ((tmp_path / run / "metrics.jsonl").read_text() for run in "ab")
@@ -137,7 +141,7 @@ def test_training_does_not_touch_the_model(model):
 def test_a_fresh_run_does_not_mistake_an_earlier_runs_checkpoint_for_its_own(model, tmp_path):
     train(model, ROWS, CLTConfig(tokens=4_000, checkpoint_every=10, **COMMON), progress=False, out=tmp_path)
     config = CLTConfig(tokens=4_000, checkpoint_every=10, seed=5, **COMMON)
-    Trainer(model, ROWS, config, out=tmp_path).run(until=15, progress=False)
+    trainer_of(model, ROWS, config, out=tmp_path).run(until=15, progress=False)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000010"]
     resumed = train(model, ROWS, config, progress=False, out=tmp_path, resume=True)
     assert same_weights(resumed, train(model, ROWS, config, progress=False))

@@ -18,6 +18,30 @@ def test_a_configuration_survives_json(config):
     assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
+def test_a_configuration_of_the_first_release_is_read_with_the_defaults_of_what_it_does_not_name():
+    record = json.loads(
+        """{"kind": "clt", "features": 1024, "activation": "jumprelu", "k": 32, "sparsity": 0.005,
+        "sparsity_warmup": 0.5, "tanh_scale": 8.0, "bandwidth": 0.3, "threshold": 0.1, "tokens": 3000000, "batch": 512,
+        "lr": 0.003, "warmup": 0.05, "decay": 0.3, "betas": [0.9, 0.99], "clip": 1.0, "dead_after": 100000,
+        "revival": 0.03125, "k_aux": 64, "context": 96, "separator": "\\n", "buffer_mb": 256, "seed": 0,
+        "checkpoint_every": 1000, "log_every": 100, "skip": false}"""
+    )
+    config = config_from_json(record)
+    assert config == CLTConfig(features=1024, tokens=3_000_000, lr=3e-3, context=96, separator="\n", buffer_mb=256)
+    assert (config.penalty_used, config.remedy, config.aligned) == ("tanh", "auxiliary", False)
+
+
+def test_optional_settings_and_lists_survive_json():
+    config = SAEConfig(activation="batchtopk", matryoshka=(0.25, 1.0), start_l0=3.0, ema=0.9)
+    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert config_from_json({"kind": "sae", "target_l0": None}).target_l0 is None
+    assert config_from_json({"kind": "sae", "target_l0": 16}).target_l0 == 16.0
+    with pytest.raises(InputError, match="target_l0 must be of type float; got 'low'"):
+        config_from_json({"kind": "sae", "target_l0": "low"})
+    with pytest.raises(InputError, match="matryoshka must be a list"):
+        config_from_json({"kind": "sae", "matryoshka": 0.5})
+
+
 def test_an_unknown_setting_suggests_the_nearest():
     with pytest.raises(InputError, match="no setting 'feature'; did you mean 'features'"):
         config_from_json({"kind": "clt", "feature": 3})

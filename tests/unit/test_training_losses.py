@@ -7,10 +7,13 @@ from transcoders import CLTConfig, SAEConfig, TranscoderConfig, fold_topk, rando
 from transcoders.dictionaries import DictionaryProvenance, JumpReLU
 from transcoders.errors import DictionaryError
 from transcoders.sites import Site
+from transcoders.training.codes import DenseCode
 from transcoders.training.dead import never_fired
+from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_trainee, measure_scales
-from transcoders.training.losses import losses, revival_loss, sparsity_penalty
-from transcoders.training.trainee import Scales
+from transcoders.training.losses import losses
+from transcoders.training.penalties import sparsity_penalty
+from transcoders.training.revival import revival_loss
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 3, 6, 10, 64
 CONFIGS = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}
@@ -62,8 +65,8 @@ def test_the_sparsity_penalties_by_loops(kind):
                 for feature in range(FEATURES):
                     share = a[layer, token, feature] * norms[layer, feature] / D_MODEL**0.5
                     total += float(torch.tanh(3.0 * share)) if activation == "jumprelu" else float(share)
-        assert float(sparsity_penalty(built, a, settings)) == pytest.approx(total / (N_LAYERS * 5))
-    assert float(sparsity_penalty(trainee(config(kind, "topk")), a, config(kind, "topk"))) == 0
+        assert float(sparsity_penalty(built, DenseCode(a, a), settings)) == pytest.approx(total / (N_LAYERS * 5))
+    assert float(sparsity_penalty(trainee(config(kind, "topk")), DenseCode(a, a), config(kind, "topk"))) == 0
 
 
 @torch.no_grad()
@@ -71,10 +74,10 @@ def test_the_penalty_is_blind_to_rescaling_features():
     settings = config("clt", "relu")
     built = trainee(settings)
     a = draw(N_LAYERS, 5, FEATURES).abs()
-    before = float(sparsity_penalty(built, a, settings))
+    before = float(sparsity_penalty(built, DenseCode(a, a), settings))
     for W_dec in built.W_dec:
         W_dec.data *= 4
-    assert float(sparsity_penalty(built, a / 4, settings)) == pytest.approx(before)
+    assert float(sparsity_penalty(built, DenseCode(a, a / 4), settings)) == pytest.approx(before)
 
 
 @torch.no_grad()
@@ -106,11 +109,11 @@ def test_revival_gives_the_encoder_of_dead_latents_and_of_no_other_a_gradient(ki
     reads, error = draw(N_LAYERS, 8, D_MODEL), draw(N_LAYERS, 8, D_MODEL, seed=4)
     h = built.pre_activations(reads)
     assert not built.activate(h).any()
-    loss = revival_loss(built, h, error, dead, settings)
+    loss = revival_loss(built, DenseCode(h, h), h[..., :D_MODEL], error, dead, settings)
     loss.backward()
     gradient = built.W_enc.grad
     assert gradient is not None
-    reached = gradient.abs().sum(dim=1) > 0
+    reached = gradient.abs().sum(dim=2) > 0
     assert torch.equal(reached, dead)
 
 
@@ -143,7 +146,8 @@ def test_auxk_predicts_the_residual_by_loops():
             predicted = sum(h[layer, token, f] * built.W_dec[layer][f, 0] for f in chosen)
             squared += float((error[layer, token] - predicted).square().sum())
             total += float(error[layer, token].square().sum())
-    assert float(revival_loss(built, h, error, dead, settings)) == pytest.approx(squared / total)
+    loss = revival_loss(built, DenseCode(h, h), h[..., :D_MODEL], error, dead, settings)
+    assert float(loss) == pytest.approx(squared / total)
 
 
 def test_auxk_with_fewer_dead_latents_than_it_may_choose_is_finite():
@@ -151,7 +155,8 @@ def test_auxk_with_fewer_dead_latents_than_it_may_choose_is_finite():
     built = trainee(settings)
     dead = no_dead()
     dead[0, 0] = True
-    loss = revival_loss(built, draw(N_LAYERS, 5, FEATURES), draw(N_LAYERS, 5, D_MODEL), dead, settings)
+    h = draw(N_LAYERS, 5, FEATURES)
+    loss = revival_loss(built, DenseCode(h, h), h[..., :D_MODEL], draw(N_LAYERS, 5, D_MODEL), dead, settings)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(bool(torch.isfinite(p.grad).all()) for p in built.parameters() if p.grad is not None)
@@ -159,12 +164,12 @@ def test_auxk_with_fewer_dead_latents_than_it_may_choose_is_finite():
 
 def test_a_latent_is_dead_once_it_has_not_fired_for_long_enough():
     counter = never_fired(1, 3, dead_after=20, device=torch.device("cpu"))
-    active = torch.tensor([[[True, False, False]] * 10])
-    counter.update(active)
+    fired = torch.tensor([[True, False, False]])
+    counter.update(fired, tokens=10)
     assert counter.dead.tolist() == [[False, False, False]]
-    counter.update(active)
+    counter.update(fired, tokens=10)
     assert counter.dead.tolist() == [[False, True, True]]
-    counter.update(~active)
+    counter.update(~fired, tokens=10)
     assert counter.dead.tolist() == [[False, False, False]]
 
 
@@ -189,7 +194,7 @@ def test_folding_the_scales_changes_neither_features_nor_outputs(kind, activatio
         scales = Scales(scales.read, scales.read)
     reads = draw(N_LAYERS, 7, D_MODEL, seed=5)
     sites = [Site(i, "mlp_in") for i in range(N_LAYERS)], [Site(i, "mlp_out") for i in range(N_LAYERS)]
-    folded = built.export(settings, scales, *sites, DictionaryProvenance(model="test"))
+    folded = export(built, settings.kind, scales, *sites, DictionaryProvenance(model="test"))
     normalised = reads * scales.read[:, None, None]
     a = built.activate(built.pre_activations(normalised))
     features = folded.encode(reads)

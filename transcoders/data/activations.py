@@ -31,14 +31,23 @@ def sites_of(
 ) -> ActivationBatch:
     """Activations at all sites from one forward pass per group of rows, all positions but the first.
 
-    The first position is left out: its activations are outliers in most models.
+    The first position is left out: its activations are outliers in most models. Layers after the last site are not
+    computed.
     """
     batches = []
     for group in rows.split(max(1, _TOKENS_AT_ONCE // rows.shape[1])):
-        _, cache = model.run(group, {*reads, *writes})
-        tensors = [torch.stack([cache[s][:, 1:].flatten(0, 1) for s in sites], dim=1) for sites in (reads, writes)]
+        cache = model.activations(group, {*reads, *writes})
+        tensors = [_side([cache[s][:, 1:].flatten(0, 1) for s in sites], model) for sites in (reads, writes)]
         batches.append(tensors)
     return ActivationBatch(*(torch.cat(side) for side in zip(*batches, strict=True)))
+
+
+def _side(
+    activations: Sequence[Float[Tensor, "token d_model"]], model: LanguageModel
+) -> Float[Tensor, "token layer d_model"]:
+    if not activations:
+        return torch.empty(0, 0, model.d_model, device=model.device, dtype=model.dtype)
+    return torch.stack(list(activations), dim=1)
 
 
 class ActivationStream:
@@ -75,7 +84,7 @@ class ActivationStream:
             order = self._order(len(reads)).to(reads.device)
             for picked in order.split(self.batch)[self.batch_in_chunk : len(order) // self.batch]:
                 self.batch_in_chunk += 1
-                yield ActivationBatch(reads[picked], writes[picked])
+                yield ActivationBatch(reads[picked], writes[picked] if writes.shape[1] else writes)
             self.chunk, self.batch_in_chunk = self.chunk + 1, 0
 
     def _next_activations(self) -> ActivationBatch:

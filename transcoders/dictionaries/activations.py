@@ -60,7 +60,11 @@ class JumpReLU(Activation):
         self.bandwidth = float(bandwidth)
 
     def forward(self, h: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
-        activation = _Jump.apply(h, self.threshold, self.bandwidth)
+        return self.jump(h, self.threshold)
+
+    def jump(self, h: Tensor, threshold: Tensor) -> Tensor:
+        """The function with thresholds given beside h: for features picked one by one."""
+        activation = _Jump.apply(h, threshold, self.bandwidth)
         assert isinstance(activation, Tensor)
         return activation
 

@@ -1,6 +1,6 @@
 """Where a set of dictionaries comes from, and whether it belongs to a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ class DictionaryProvenance:
     """Versions of the libraries that trained it."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The training configuration, or the configuration file of another tool."""
+    normalisation: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Factors of the `read` and `write` of each layer that are folded into the weights; empty where there are none."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

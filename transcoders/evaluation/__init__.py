@@ -1,11 +1,46 @@
-"""How good dictionaries are on text they were not trained on.
+"""How good dictionaries are: on text they were not trained on, against each other, and against known features.
 
-`statistics` measures reconstruction and sparsity, `splice` puts reconstructions in the place of MLPs while the model
-runs, `evaluate` does both and measures what the model loses, `result` is the outcome.
+On text: `statistics` measures reconstruction and sparsity, `alignment` encoders against decoders, `splice` puts
+reconstructions in the place of MLPs while the model runs, `evaluate` does all of it and measures what the model loses,
+`result` is the outcome, `pareto` plots several. Against each other: `matching` across seeds, `splitting` and
+`stitching` across widths, `meta_sae` decoders made of other decoders. Against known features: `recovery`.
 """
 
+from transcoders.evaluation.alignment import Alignment, alignment, bimodality
 from transcoders.evaluation.evaluate import evaluate
-from transcoders.evaluation.result import Evaluation, LayerEvaluation
+from transcoders.evaluation.matching import Matching, SeedComparison, compare_seeds, match, mmcs
+from transcoders.evaluation.meta_sae import Decomposition, decompose
+from transcoders.evaluation.pareto import pareto_front, write_pareto
+from transcoders.evaluation.recovery import Recovery, recovery
+from transcoders.evaluation.result import Evaluation, FiringHistogram, LayerEvaluation, load_evaluation
 from transcoders.evaluation.splice import Splice
+from transcoders.evaluation.splitting import Splitting, connected_groups, splitting
+from transcoders.evaluation.stitching import Stitching, stitch
 
-__all__ = ["Evaluation", "LayerEvaluation", "Splice", "evaluate"]
+__all__ = [
+    "Alignment",
+    "Decomposition",
+    "Evaluation",
+    "FiringHistogram",
+    "LayerEvaluation",
+    "Matching",
+    "Recovery",
+    "SeedComparison",
+    "Splice",
+    "Splitting",
+    "Stitching",
+    "alignment",
+    "bimodality",
+    "compare_seeds",
+    "connected_groups",
+    "decompose",
+    "evaluate",
+    "load_evaluation",
+    "match",
+    "mmcs",
+    "pareto_front",
+    "recovery",
+    "splitting",
+    "stitch",
+    "write_pareto",
+]

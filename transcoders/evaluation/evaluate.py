@@ -1,6 +1,7 @@
 """Evaluation of dictionaries on rows of held-out tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -9,11 +10,14 @@ from torch import Tensor
 from transcoders.data.activations import sites_of
 from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet
 from transcoders.errors import InputError
+from transcoders.evaluation.alignment import alignment
 from transcoders.evaluation.result import Evaluation, LayerEvaluation, ReplacedModel
-from transcoders.evaluation.splice import Splice, constant
-from transcoders.evaluation.statistics import Statistics
+from transcoders.evaluation.splice import Fixed, Splice, constant
+from transcoders.evaluation.statistics import Statistics, reconstruct_dense
 from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
+
+Groups = Sequence[Int[Tensor, "_ pos"]]
 
 
 @torch.no_grad()
@@ -23,7 +27,14 @@ def evaluate(
     """Sparsity and reconstruction of every layer, and what the model loses when its writes are replaced.
 
     `rows`: tokens the dictionaries were not trained on. The first position of every row is left out of all figures,
-    and keeps the model's own writes.
+    and keeps the model's own writes. Losses are measured with each layer replaced alone, and with all of them.
+
+    Loss recovered is `(L_ablated − L_spliced) / (L_ablated − L)` with zeros or the mean write as ablation; agreement
+    compares `argmax` of the next-token distributions p (original) and q (replaced), and KL is `Σ p log(p / q)`.
+
+    Raises `InputError` for rows that have nothing to measure, `DictionaryError` for dictionaries of another model.
+
+    Source: Bricken et al. 2023, *Towards Monosemanticity* (loss recovered); Karvonen et al. 2025, *SAEBench*.
     """
     dictionaries.check_fits(model)
     if rows.shape[1] < 3:
@@ -34,12 +45,12 @@ def evaluate(
         statistics.update(*sites_of(model, group, dictionaries.reads, dictionaries.writes))
     means = statistics.mean.to(model.device, model.dtype)
     loss = _mean_loss(model, groups, {})
-    one_by_one = [
+    layers = [
         _evaluate_layer(model, dictionaries, groups, layer, loss, means[layer], statistics)
         for layer in range(dictionaries.n_layers)
     ]
-    replaced = _evaluate_replaced(model, dictionaries, groups, loss, means) if _sequential(dictionaries) else None
-    return Evaluation(tokens=statistics.tokens, loss=loss, layers=tuple(one_by_one), replaced=replaced)
+    replaced = _evaluate_replaced(model, dictionaries, groups, loss, means)
+    return Evaluation(tokens=statistics.tokens, loss=loss, layers=tuple(layers), replaced=replaced)
 
 
 def _sequential(dictionaries: DictionarySet) -> bool:
@@ -50,7 +61,7 @@ def _sequential(dictionaries: DictionarySet) -> bool:
 def _evaluate_layer(
     model: LanguageModel,
     dictionaries: DictionarySet,
-    groups: tuple[Tensor, ...],
+    groups: Groups,
     layer: int,
     loss: float,
     mean: Float[Tensor, "d_model"],
@@ -59,54 +70,85 @@ def _evaluate_layer(
     site = dictionaries.writes[layer]
     zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(mean))})
     averaged = _mean_loss(model, groups, {site: constant(mean)})
-    can_splice = _sequential(dictionaries)
-    spliced = _mean_loss(model, groups, Splice(dictionaries, [layer]).edits()) if can_splice else float("nan")
+    spliced = _compare(model, dictionaries, groups, [layer])
     return LayerEvaluation(
         layer=layer,
         l0=statistics.l0[layer],
         fvu=statistics.fvu[layer],
+        cosine=statistics.cosine[layer],
+        shrinkage=statistics.shrinkage[layer],
         dead=statistics.dead[layer],
-        loss_spliced=spliced,
+        dense=statistics.dense[layer],
+        firing=statistics.firing[layer],
+        alignment=alignment(dictionaries, layer).summary(),
+        loss_spliced=spliced.loss,
         loss_zero=zero,
         loss_mean=averaged,
-        recovered_zero=_recovered(loss, spliced, zero),
-        recovered_mean=_recovered(loss, spliced, averaged),
+        recovered_zero=_recovered(loss, spliced.loss, zero),
+        recovered_mean=_recovered(loss, spliced.loss, averaged),
+        top1_agreement=spliced.top1_agreement,
+        kl=spliced.kl,
     )
 
 
 def _evaluate_replaced(
     model: LanguageModel,
     dictionaries: DictionarySet,
-    groups: tuple[Tensor, ...],
+    groups: Groups,
     loss: float,
     means: Float[Tensor, "layer d_model"],
 ) -> ReplacedModel:
     sites = dictionaries.writes
     zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(means[0])) for site in sites})
     averaged = _mean_loss(model, groups, {site: constant(mean) for site, mean in zip(sites, means, strict=True)})
+    spliced = _compare(model, dictionaries, groups, range(dictionaries.n_layers))
+    return ReplacedModel(
+        features="replaced" if _sequential(dictionaries) else "original",
+        loss=spliced.loss,
+        loss_zero=zero,
+        loss_mean=averaged,
+        recovered_zero=_recovered(loss, spliced.loss, zero),
+        recovered_mean=_recovered(loss, spliced.loss, averaged),
+        top1_agreement=spliced.top1_agreement,
+        kl=spliced.kl,
+    )
+
+
+class _Comparison(NamedTuple):
+    """The model with some writes replaced, against the original."""
+
+    loss: float
+    top1_agreement: float
+    kl: float
+
+
+def _compare(model: LanguageModel, dictionaries: DictionarySet, groups: Groups, layers: Sequence[int]) -> _Comparison:
     total, agreeing, kl, tokens = 0.0, 0, 0.0, 0
     for group in groups:
-        original, _ = model.run(group)
-        replaced, _ = model.run(group, edits=Splice(dictionaries).edits())
+        original, edits = _original(model, dictionaries, group, layers)
+        replaced, _ = model.run(group, edits=edits)
         original, replaced = original[:, 1:].double(), replaced[:, 1:].double()
         total += float(_losses(replaced, group).sum())
         agreeing += int((original.argmax(-1) == replaced.argmax(-1)).sum())
         log_p, log_q = original.log_softmax(-1), replaced.log_softmax(-1)
         kl += float((log_p.exp() * (log_p - log_q)).sum())
         tokens += original.shape[0] * original.shape[1]
-    spliced = total / _predicted(groups)
-    return ReplacedModel(
-        loss=spliced,
-        loss_zero=zero,
-        loss_mean=averaged,
-        recovered_zero=_recovered(loss, spliced, zero),
-        recovered_mean=_recovered(loss, spliced, averaged),
-        top1_agreement=agreeing / tokens,
-        kl=kl / tokens,
-    )
+    return _Comparison(total / _predicted(groups), agreeing / tokens, kl / tokens)
 
 
-def _mean_loss(model: LanguageModel, groups: tuple[Tensor, ...], edits: Mapping[Site, Hook]) -> float:
+def _original(
+    model: LanguageModel, dictionaries: DictionarySet, group: Int[Tensor, "row pos"], layers: Sequence[int]
+) -> tuple[Float[Tensor, "row pos d_vocab"], Mapping[Site, Hook]]:
+    """The original's logits, and the edits that replace its writes at `layers`."""
+    if _sequential(dictionaries):
+        return model.run(group)[0], Splice(dictionaries, layers).edits()
+    logits, cache = model.run(group, dictionaries.reads)
+    reads = torch.stack([cache[site].flatten(0, 1) for site in dictionaries.reads])
+    _, writes = reconstruct_dense(dictionaries, reads)
+    return logits, Fixed(dictionaries, writes.unflatten(1, group.shape), layers).edits()
+
+
+def _mean_loss(model: LanguageModel, groups: Groups, edits: Mapping[Site, Hook]) -> float:
     """Cross-entropy of predicting positions 2, 3, … from positions 1, 2, …"""
     total = sum(float(_losses(model.run(group, edits=edits)[0][:, 1:].double(), group).sum()) for group in groups)
     return total / _predicted(groups)
@@ -119,7 +161,7 @@ def _losses(logits: Float[Tensor, "row pos d_vocab"], group: Int[Tensor, "row _"
     )
 
 
-def _predicted(groups: tuple[Tensor, ...]) -> int:
+def _predicted(groups: Groups) -> int:
     return sum(len(group) * (group.shape[1] - 2) for group in groups)
 
 

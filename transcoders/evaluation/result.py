@@ -1,10 +1,57 @@
 """What an evaluation found."""
 
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from transcoders.errors import FileFormatError
+from transcoders.formats.files import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+DENSE_RATE = 0.1
+"""A feature that fires on more than this share of the tokens counts as dense."""
+
+FIRING_EDGES = tuple(float(f"{10 ** (exponent / 2):.6g}") for exponent in range(-12, 1))
+"""Edges of the firing-rate histogram: two bins for each factor of ten, from one token in a million to every token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiringHistogram:
+    """How often features fire: `counts[i]` of them at a rate in `[edges[i], edges[i+1])`, the last bin closed."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    never: int
+    """Features that fired on no token; in none of the bins."""
+
+    @classmethod
+    def of(cls, rates: Sequence[float]) -> "FiringHistogram":
+        """Rates below the first edge count in the first bin."""
+        counts = [0] * (len(FIRING_EDGES) - 1)
+        for rate in rates:
+            if rate > 0:
+                position = bisect_right(FIRING_EDGES, rate) - 1
+                counts[min(max(position, 0), len(counts) - 1)] += 1
+        return cls(edges=FIRING_EDGES, counts=tuple(counts), never=sum(rate == 0 for rate in rates))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentSummary:
+    """Encoder against decoder over the features of a layer; see `transcoders.evaluation.alignment`."""
+
+    mean: float
+    """Mean cosine of encoder and decoder."""
+    below_half: float
+    """Share of features with a cosine under ½."""
+    product: float
+    """Mean of ⟨w_enc, w_dec⟩, one where training was aligned."""
+    bimodality: float
+    """Sarle's coefficient of the cosines; above 5/9, that of a uniform distribution, they may have two modes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +63,18 @@ class LayerEvaluation:
     """Active features per token."""
     fvu: float
     """Fraction of the variance of the write that the reconstruction leaves unexplained."""
+    cosine: float
+    """Mean cosine of write and reconstruction."""
+    shrinkage: float
+    """Relative size of reconstructions: one where right, below one where they are too small."""
     dead: float
     """Fraction of features active on no token."""
+    dense: float
+    """Fraction of features active on more than a tenth of the tokens."""
+    firing: FiringHistogram
+    """Firing rates of the features."""
+    alignment: AlignmentSummary
+    """Encoders against decoders."""
     loss_spliced: float
     """Cross-entropy per token with the reconstruction in place of the write."""
     loss_zero: float
@@ -28,12 +85,19 @@ class LayerEvaluation:
     """(loss_zero − loss_spliced) / (loss_zero − loss)."""
     recovered_mean: float
     """(loss_mean − loss_spliced) / (loss_mean − loss)."""
+    top1_agreement: float
+    """Fraction of tokens where the model predicts the same next token with the reconstruction as without."""
+    kl: float
+    """Mean KL(original ‖ with the reconstruction) of the next-token distributions, in nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacedModel:
-    """The model with every write replaced at once, features computed from its own stream, no error terms."""
+    """The model with every write replaced at once, no error terms."""
 
+    features: Literal["replaced", "original"] = "replaced"
+    """Whose stream the features are computed from: the replaced model's own, so that errors add up, or the original's
+    where the features of a layer are not known before the later layers have run (TopK over layers)."""
     loss: float
     """Cross-entropy per token."""
     loss_zero: float
@@ -56,29 +120,87 @@ class Evaluation:
     loss: float
     """Cross-entropy per token of the untouched model."""
     layers: tuple[LayerEvaluation, ...]
-    replaced: ReplacedModel | None
-    """None where the features of a layer cannot be computed before those of later layers (TopK over layers)."""
+    replaced: ReplacedModel
 
     @property
     def fvu(self) -> float:
         """Mean over layers."""
-        return sum(layer.fvu for layer in self.layers) / len(self.layers)
+        return self._mean("fvu")
 
     @property
     def l0(self) -> float:
         """Mean over layers."""
-        return sum(layer.l0 for layer in self.layers) / len(self.layers)
+        return self._mean("l0")
 
     @property
     def dead(self) -> float:
         """Mean over layers."""
-        return sum(layer.dead for layer in self.layers) / len(self.layers)
+        return self._mean("dead")
+
+    @property
+    def recovered_zero(self) -> float:
+        """Mean over layers of the loss recovered, against zeros, with one layer replaced at a time."""
+        return self._mean("recovered_zero")
+
+    def _mean(self, name: str) -> float:
+        return sum(getattr(layer, name) for layer in self.layers) / len(self.layers)
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row for each layer."""
+        """One row for each layer; the histogram is left out."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(layer) for layer in self.layers]).set_index("layer")
+        records = []
+        for layer in self.layers:
+            record = asdict(layer)
+            del record["firing"]
+            alignment = record.pop("alignment")
+            records.append(record | {f"alignment_{name}": value for name, value in alignment.items()})
+        return pd.DataFrame(records).set_index("layer")
 
     def to_json(self) -> dict[str, Any]:
-        return {"fvu": self.fvu, "l0": self.l0, "dead": self.dead, **asdict(self)}
+        """A record that `from_json` reads; figures that are not numbers become null."""
+        return _without_nan({"fvu": self.fvu, "l0": self.l0, "dead": self.dead, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Evaluation":
+        """Raises `FileFormatError` for a record that is no evaluation."""
+        try:
+            layers = tuple(_layer(layer) for layer in record["layers"])
+            replaced = ReplacedModel(**_with_nan(record["replaced"]))
+            return cls(tokens=record["tokens"], loss=record["loss"], layers=layers, replaced=replaced)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"The record is no evaluation of this version ({error}); write it again with `circuitsae evaluate`."
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """As JSON; whole or not at all."""
+        write_json(path, self.to_json())
+
+
+def load_evaluation(path: Path | str) -> Evaluation:
+    """The evaluation in a JSON file; `FileFormatError` where there is none."""
+    try:
+        return Evaluation.from_json(read_json(Path(path)))
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
+def _layer(record: Mapping[str, Any]) -> LayerEvaluation:
+    settings = dict(_with_nan(record))
+    rates = settings.pop("firing")
+    firing = FiringHistogram(edges=tuple(rates["edges"]), counts=tuple(rates["counts"]), never=rates["never"])
+    alignment = AlignmentSummary(**_with_nan(settings.pop("alignment")))
+    return LayerEvaluation(**settings, firing=firing, alignment=alignment)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in record.items()}

@@ -74,6 +74,22 @@ class Splice:
         return keep_first(value, replacement)
 
 
+class Fixed:
+    """Edits that replace the writes of some layers by given ones; the first position keeps the model's own."""
+
+    def __init__(
+        self, dictionaries: DictionarySet, writes: Float[Tensor, "layer batch pos d_model"], layers: Collection[int]
+    ) -> None:
+        self.edited = {dictionaries.writes[layer]: writes[layer] for layer in layers}
+
+    def edits(self) -> dict[Site, Hook]:
+        """For `LanguageModel.run`."""
+        return {site: self._writer(replacement) for site, replacement in self.edited.items()}
+
+    def _writer(self, replacement: Float[Tensor, "batch pos d_model"]) -> Hook:
+        return lambda value: keep_first(value, replacement)
+
+
 def keep_first(
     value: Float[Tensor, "batch pos d_model"], replacement: Float[Tensor, "*any d_model"]
 ) -> Float[Tensor, "batch pos d_model"]:

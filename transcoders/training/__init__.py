@@ -1,8 +1,10 @@
-"""Learning dictionaries: `config` says what, `trainer` does it.
+"""Learning dictionaries: `config` says what, `entry` is what users call.
 
-`trainee` holds the weights while they are trained (all layers stacked, activations normalised), `initialise` their
-first values, `losses` what is minimised, `schedules` the rates, `dead` the count of dead latents, `checkpoints` what a
-run is resumed from, and `thresholds` the replacement of TopK by a threshold.
+`sources` gives activations (of a model reading text, or vectors that are there), `trainer` is the loop over one stream
+for any number of dictionaries, `run` one of them: its weights (`trainee`: all layers stacked, activations normalised),
+first values (`initialise`), loss (`losses`, `penalties`, `activations`), steering (`controller`, `schedules`) and dead
+latents (`dead`, `revival`). `export` makes of it what is used, `checkpoints` what a run is resumed from, and
+`thresholds` replaces TopK by a threshold.
 """
 
 from typing import TYPE_CHECKING
@@ -10,21 +12,21 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, config_from_json
+    from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig
+    from transcoders.training.config_json import config_from_json
+    from transcoders.training.entry import train, train_many, train_many_on, train_on
+    from transcoders.training.sources import ModelSource, VectorSource
     from transcoders.training.thresholds import fold_topk
-    from transcoders.training.trainer import Trainer, train
+    from transcoders.training.trainer import Trainer
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "transcoders.training.config": (
-            "CLTConfig",
-            "SAEConfig",
-            "TrainConfig",
-            "TranscoderConfig",
-            "config_from_json",
-        ),
+        "transcoders.training.config": ("CLTConfig", "SAEConfig", "TrainConfig", "TranscoderConfig"),
+        "transcoders.training.config_json": ("config_from_json",),
+        "transcoders.training.sources": ("ModelSource", "VectorSource"),
         "transcoders.training.thresholds": ("fold_topk",),
-        "transcoders.training.trainer": ("Trainer", "train"),
+        "transcoders.training.entry": ("train", "train_many", "train_many_on", "train_on"),
+        "transcoders.training.trainer": ("Trainer",),
     },
 )

@@ -1,17 +1,26 @@
 """What to train: one frozen dataclass for each kind, the same for Python, the command line and the saved file.
 
-Nothing here imports torch.
+Nothing here imports torch. `config_json` reads configurations back.
 """
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 from transcoders.errors import InputError
 from transcoders.sites import SiteKind
 
-ActivationName = Literal["relu", "jumprelu", "topk"]
+ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
+PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
+Remedy = Literal["auxiliary", "resample", "none"]
+
+PENALTIES: dict[str, tuple[PenaltyName, ...]] = {
+    "relu": ("l1", "unit_l1", "p_anneal"),
+    "gated": ("unit_l1", "l1"),
+    "jumprelu": ("tanh", "l0"),
+    "topk": (),
+    "batchtopk": (),
+}
+"""The penalties an activation can be trained with, the default first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +32,37 @@ class TrainConfig:
     features: int = 4096
     """Features per layer."""
     activation: ActivationName = "jumprelu"
-    """`relu`: L1 penalty. `jumprelu`: tanh penalty and learned thresholds. `topk`: exactly k features, no penalty."""
+    """`relu`, `gated`, `jumprelu`: a penalty makes them sparse. `topk`, `batchtopk`: k features, no penalty."""
     k: int = 32
-    """TopK only: active features per token (of a cross-layer transcoder: of all layers together)."""
+    """TopK and BatchTopK: active features per token (of a cross-layer transcoder: of all layers together)."""
+    k_start: float = 1.0
+    """TopK and BatchTopK: first k, in multiples of the last, to which it falls over `sparsity_warmup` of the steps."""
+    penalty: PenaltyName = "default"
+    """`l1`: Σ a‖W_dec‖. `unit_l1`: Σ a with unit decoders. `p_anneal`: Σ (a‖W_dec‖)^p. `tanh`, `l0`: JumpReLU's."""
     sparsity: float = 5e-3
-    """Weight of the sparsity penalty, in fraction of variance per active feature and layer. No effect on TopK."""
+    """Weight of the penalty, in fraction of variance per active feature and layer; where `target_l0` starts from."""
     sparsity_warmup: float = 0.5
-    """Fraction of the steps over which the penalty rises linearly to its weight."""
+    """Fraction of the steps over which the penalty rises linearly to its weight, or L0 falls to `target_l0`."""
+    target_l0: float | None = None
+    """Active features per token and layer that the penalty's weight is steered to; None for a weight that is given."""
     tanh_scale: float = 8.0
-    """JumpReLU only: c in `tanh(c · a‖W_dec‖ / √d)`."""
+    """`tanh` only: c in `tanh(c · a‖W_dec‖ / √d)`."""
     bandwidth: float = 0.3
-    """JumpReLU only: width of the rectangle through which thresholds get their gradient."""
+    """JumpReLU only: width of the rectangle through which the reconstruction reaches the thresholds."""
+    penalty_bandwidth: float | None = None
+    """`l0` only: width of the rectangle through which the penalty reaches the thresholds; None for `bandwidth`."""
     threshold: float = 0.1
     """JumpReLU only: first value of the thresholds; the inputs have mean square one."""
+    threshold_rate: float | None = None
+    """JumpReLU only: learning rate of the thresholds, in multiples of `lr`; None for 3 with `target_l0`, else 1."""
+    p_end: float = 0.2
+    """`p_anneal` only: last value of p, which starts at one."""
+    p_start: float = 0.3
+    """`p_anneal` only: fraction of the steps after which p begins to fall."""
+    matryoshka: tuple[float, ...] = ()
+    """Shares of the features, rising to 1, whose prefixes must each reconstruct; empty for the whole alone."""
+    aligned: bool = False
+    """Whether `encoder · decoder = 1` holds for every feature all the way."""
     tokens: int = 10_000_000
     """Tokens to train on; a shorter corpus is read again."""
     batch: int = 512
@@ -49,13 +76,38 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's moment decays."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; 0 for no limit."""
+    ema: float = 0.0
+    """Decay per step of the running mean of the weights that is handed out; 0 for the last weights."""
+    decoder_init: Literal["default", "transpose", "random"] = "default"
+    """First decoders: the encoder's transpose (an SAE's default), or directions of their own."""
+    decoder_norm: float | None = None
+    """Norm of the first decoders; None for a tenth (transcoders), or what makes the first outputs inputs (SAEs)."""
+    encoder_scale: float | None = None
+    """Norm of the first encoders; None for a tenth where a SAE's TopK or BatchTopK ranks features, else one."""
+    bias_init: Literal["mean", "median", "zero"] = "mean"
+    """First b_dec: the mean of the targets, their geometric median, or zero."""
+    start_l0: float | None = None
+    """Encoder biases such that this many features of a layer are active at first; None for four times `target_l0`
+    where there is one, else for centred pre-activations."""
+    normalise: Literal["layer", "none"] = "layer"
+    """`layer`: each layer's activations are brought to variance one by a factor, which is recorded and folded in."""
+    remedy: Remedy = "auxiliary"
+    """For dead latents. `auxiliary`: AuxK for TopK, a pull on pre-activations otherwise. `resample`: new directions."""
     dead_after: int = 100_000
     """A latent that fired on none of this many tokens counts as dead."""
     revival: float = 1 / 32
-    """Weight of the loss that revives dead latents: AuxK for TopK, a pull on their pre-activations otherwise."""
+    """`auxiliary` only: weight of the loss that revives dead latents."""
     k_aux: int = 64
-    """TopK only: dead latents per layer and token that predict the residual."""
+    """`auxiliary`, TopK only: dead latents per layer and token that predict the residual."""
+    resample_every: int = 1000
+    """`resample` only: steps between replacements; none while the learning rate falls."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of matrix products; weights, thresholds and sums stay in float32."""
+    kernels: Literal["auto", "dense", "sparse"] = "auto"
+    """Whether only active features are touched; `auto`: where so few are active that it is faster."""
+    compile: bool = False
+    """Whether the loss goes through torch.compile; needs a C++ compiler."""
     context: int = 128
     """Tokens per row of text."""
     separator: str | None = None
@@ -70,20 +122,91 @@ class TrainConfig:
     """Steps between lines of metrics."""
 
     def __post_init__(self) -> None:
-        for name in ("features", "k", "tokens", "batch", "context", "checkpoint_every", "log_every", "k_aux"):
+        for name in (
+            "features", "k", "tokens", "batch", "context", "checkpoint_every", "log_every", "k_aux", "resample_every"
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("warmup", "decay", "sparsity_warmup"):
+        for name in ("warmup", "decay", "sparsity_warmup", "p_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a fraction of the steps, from 0 to 1; got {getattr(self, name)}.")
-        _as(ActivationName, "activation", self.activation)
-        if self.bandwidth <= 0:
-            raise InputError(f"bandwidth must be positive; got {self.bandwidth}.")
+        for name in (
+            "bandwidth",
+            "penalty_bandwidth",
+            "threshold_rate",
+            "target_l0",
+            "start_l0",
+            "decoder_norm",
+            "encoder_scale",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"{name} must be positive; got {value}.")
+        if self.k_start < 1:
+            raise InputError(f"k_start is at least 1, as k only falls; got {self.k_start}.")
+        for name in ("target_l0", "start_l0"):
+            if (getattr(self, name) or 0) >= self.features:
+                raise InputError(f"{name} must be below the {self.features} features; got {getattr(self, name)}.")
+        if not 0 < self.p_end <= 1:
+            raise InputError(f"p_end must be above 0 and at most 1; got {self.p_end}.")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema must be from 0 to below 1; got {self.ema}.")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        if self.activation not in PENALTIES:
+            raise InputError(
+                f"activation cannot be {self.activation!r}; there are {', '.join(get_args(ActivationName))}."
+            )
+        allowed = PENALTIES[self.activation]
+        if self.penalty != "default" and self.penalty not in allowed:
+            raise InputError(
+                f"The activation {self.activation!r} has no penalty {self.penalty!r}; "
+                f"it goes with {', '.join(map(repr, ('default', *allowed)))}."
+            )
+        if self.target_l0 is not None and not allowed:
+            raise InputError(
+                f"target_l0 steers a penalty, and {self.activation!r} has none; set k = {self.target_l0:g}."
+            )
+        if self.aligned and self.activation == "gated":
+            raise InputError("aligned has no meaning for 'gated', which has two encoders; choose another activation.")
+        if self.matryoshka and (list(self.matryoshka) != sorted(set(self.matryoshka)) or self.matryoshka[-1] != 1):
+            raise InputError(f"matryoshka must rise to 1, as in (0.125, 0.5, 1.0); got {self.matryoshka}.")
+        if self.matryoshka and self.matryoshka[0] * self.features < 1:
+            raise InputError(
+                f"The first matryoshka share, {self.matryoshka[0]}, holds none of {self.features} features."
+            )
 
     @property
     def steps(self) -> int:
         """Optimizer steps."""
         return max(1, self.tokens // self.batch)
+
+    @property
+    def penalty_used(self) -> PenaltyName | None:
+        """The penalty, with the activation's own where none was chosen; None for TopK and BatchTopK."""
+        allowed = PENALTIES[self.activation]
+        return (allowed[0] if allowed else None) if self.penalty == "default" else self.penalty
+
+    @property
+    def ranks(self) -> bool:
+        """Whether features are chosen by the size of their activation."""
+        return self.activation in ("topk", "batchtopk")
+
+    @property
+    def unit_decoders(self) -> bool:
+        """Whether decoders are kept at norm one: where features are ranked, or the penalty sees activations only."""
+        return self.ranks or self.penalty_used == "unit_l1"
+
+    @property
+    def margin(self) -> float:
+        """How far below its threshold a feature still has a gradient: half the wider of the two kernels."""
+        return max(self.bandwidth, self.penalty_bandwidth or 0.0) / 2
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Numbers of features that must reconstruct by themselves, the last one all of them."""
+        return tuple(round(share * self.features) for share in self.matryoshka) or (self.features,)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}
@@ -97,6 +220,8 @@ class SAEConfig(TrainConfig):
 
     site: SiteKind = "resid_post"
     """What is read and reconstructed."""
+    centred: bool = False
+    """Whether the encoder reads `x − b_dec`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,36 +242,3 @@ class CLTConfig(TrainConfig):
 
     skip: bool = False
     """Whether a linear map of each layer's input is added to its output."""
-
-
-_KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}
-
-
-def config_from_json(record: Mapping[str, Any]) -> TrainConfig:
-    """The configuration that `to_json` wrote, or a user did; `InputError` for what it cannot mean."""
-    settings = dict(record)
-    kind = settings.pop("kind", None)
-    if kind not in _KINDS:
-        raise InputError(f"Unknown kind of dictionary {kind!r}; there are {', '.join(map(repr, _KINDS))}.")
-    hints = {field.name: field.type for field in fields(_KINDS[kind])}
-    for key in settings:
-        if key not in hints:
-            close = difflib.get_close_matches(key, list(hints), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(hints)}."
-            raise InputError(f"A configuration of kind {kind!r} has no setting {key!r}; {hint}")
-    return _KINDS[kind](**{key: _as(hints[key], key, value) for key, value in settings.items()})
-
-
-def _as(hint: Any, key: str, value: Any) -> Any:
-    """A value from JSON as a field has it: lists become tuples and integers floats where the field says so."""
-    if get_origin(hint) is tuple:
-        return tuple(value)
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise InputError(f"{key} cannot be {value!r}; there are {', '.join(map(repr, get_args(hint)))}.")
-        return value
-    if hint is float and isinstance(value, int):
-        return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint):
-        raise InputError(f"{key} must be of type {hint.__name__}; got {value!r}.")
-    return value

@@ -16,9 +16,10 @@ class DeadCounter:
     def dead(self) -> Bool[Tensor, "layer feature"]:
         return self.since_fired >= self.dead_after
 
-    def update(self, active: Bool[Tensor, "layer batch feature"]) -> None:
-        self.since_fired += active.shape[1]
-        self.since_fired[active.any(dim=1)] = 0
+    def update(self, fired: Bool[Tensor, "layer feature"], tokens: int) -> None:
+        """Take in which latents were active on any token of a batch."""
+        self.since_fired += tokens
+        self.since_fired[fired] = 0
 
 
 def never_fired(n_layers: int, n_features: int, dead_after: int, device: torch.device) -> DeadCounter:

@@ -5,30 +5,48 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import Activation, JumpReLU, ReLU, TopK
-from transcoders.training.config import TrainConfig
-from transcoders.training.trainee import Scales, Trainee
+from transcoders.training.activations import BatchTopK, Gated, kth_largest
+from transcoders.training.config import SAEConfig, TrainConfig
+from transcoders.training.controller import START_OVER_TARGET
+from transcoders.training.export import Scales
+from transcoders.training.trainee import Trainee
 
 _SMALLEST_VARIANCE = 1e-12
 """So that a layer that writes a constant does not divide by zero."""
 
-_DECODER_SCALE = 0.1
+_DECODER_NORM = 0.1
 """Norm of a transcoder's first decoders, where a write has norm √d."""
 
+_RANKED_ENCODER = 0.1
+"""Norm of a first SAE encoder whose features are ranked: small, so that its direction is learned quickly."""
 
-def measure_scales(reads: Float[Tensor, "batch layer d_model"], writes: Float[Tensor, "batch layer d_model"]) -> Scales:
-    """Scalars that give every layer's reads mean square one, and its writes variance one per coordinate."""
+
+def measure_scales(
+    reads: Float[Tensor, "batch layer d_model"],
+    writes: Float[Tensor, "batch layer d_model"],
+    config: TrainConfig | None = None,
+) -> Scales:
+    """Scalars that give every layer's reads mean square one, and its writes variance one per coordinate.
+
+    An SAE reads what it writes, so its one scalar is that of the writes. With `normalise="none"` all are one.
+    """
     read = reads.square().mean(dim=(0, 2))
     write = (writes - writes.mean(dim=0)).square().mean(dim=(0, 2))
-    return Scales(*(square.clamp(min=_SMALLEST_VARIANCE).rsqrt() for square in (read, write)))
+    if config is not None and config.kind == "sae":
+        read = write
+    scales = Scales(*(square.clamp(min=_SMALLEST_VARIANCE).rsqrt() for square in (read, write)))
+    if config is not None and config.normalise == "none":
+        return Scales(torch.ones_like(scales.read), torch.ones_like(scales.write))
+    return scales
 
 
 def initial_trainee(
     config: TrainConfig, reads: Float[Tensor, "batch layer d_model"], writes: Float[Tensor, "batch layer d_model"]
 ) -> Trainee:
-    """Unit encoder columns, decoders that begin small, `b_dec` the mean of the (normalised) writes.
+    """Encoders in random directions, decoders that begin small, `b_dec` the mean of the (normalised) writes.
 
-    Encoder biases centre the pre-activations on the first batch, so that all features start alike. An SAE's decoder
-    begins as its encoder's transpose.
+    Encoder biases centre the pre-activations on the first batch, so that all features start alike; with `start_l0`
+    they are such that each feature fires equally often. An SAE's decoder begins as its encoder's transpose.
     """
     n_layers, d_model = reads.shape[1:]
     generator = torch.Generator().manual_seed(config.seed)
@@ -38,29 +56,106 @@ def initial_trainee(
         return drawn / drawn.norm(dim=-1, keepdim=True)
 
     encoder = directions(n_layers, config.features, d_model)
-    W_enc = encoder.transpose(1, 2).contiguous()
-    b_enc = -torch.einsum("ld,ldf->lf", reads.mean(dim=0), W_enc)
+    b_dec = first_bias(config, writes)
     spans = [n_layers - layer if config.kind == "clt" else 1 for layer in range(n_layers)]
-    if config.kind == "sae":
-        # Half of the features are active at first: this scale makes their sum about as large as the input.
-        scale = min(1.0, 2 * d_model / config.features)
-        W_dec = [scale * encoder[layer].unsqueeze(1) for layer in range(n_layers)]
-    else:
-        W_dec = [_DECODER_SCALE * directions(config.features, span, d_model) / span**0.5 for span in spans]
+    transposed = config.decoder_init == "transpose" or (config.decoder_init == "default" and config.kind == "sae")
+    norm = _decoder_norm(config, d_model)
+    W_dec = [
+        norm * (encoder[i].unsqueeze(1).expand(-1, n, -1) if transposed else directions(config.features, n, d_model))
+        / n**0.5
+        for i, n in enumerate(spans)
+    ]  # fmt: skip
+    centred = isinstance(config, SAEConfig) and config.centred
+    W_enc = _encoder_norm(config) * encoder
+    centre = reads.mean(dim=0) - b_dec if centred else reads.mean(dim=0)
+    b_enc = -torch.einsum("ld,lfd->lf", centre, W_enc)
     skip = torch.zeros(n_layers, d_model, d_model).to(reads) if getattr(config, "skip", False) else None
     trainee = Trainee(
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=W_dec,
-        b_dec=writes.mean(dim=0),
-        activation=_activation(config, torch.full_like(b_enc, config.threshold)),
+        b_dec=b_dec,
+        activation=_activation(config, b_enc),
         W_skip=skip,
+        centred=centred,
+        aligned=config.aligned,
+        unit_decoders=config.unit_decoders,
+        bf16=config.precision == "bf16",
     )
     trainee.constrain()
+    start_l0 = config.start_l0
+    if start_l0 is None and config.target_l0 is not None:
+        start_l0 = min(START_OVER_TARGET * config.target_l0, config.features / 2)
+    if start_l0 is not None:
+        calibrate_bias(trainee, reads.transpose(0, 1), start_l0)
+    elif config.aligned:  # the encoder in use is not the one the bias was centred for
+        centre_bias(trainee, reads.mean(dim=0))
     return trainee
 
 
-def _activation(config: TrainConfig, threshold: Float[Tensor, "layer feature"]) -> Activation:
+def first_bias(config: TrainConfig, writes: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "layer d_model"]:
+    if config.bias_init == "zero":
+        return torch.zeros_like(writes[0])
+    return geometric_median(writes) if config.bias_init == "median" else writes.mean(dim=0)
+
+
+def geometric_median(
+    x: Float[Tensor, "batch layer d_model"], *, steps: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, "layer d_model"]:
+    """The point of each layer with the least sum of distances to all vectors, by Weiszfeld's iteration.
+
+    Unlike the mean it is not moved by a few huge vectors. Source of the use: Bricken et al. 2023.
+    """
+    median = x.mean(dim=0)
+    for _ in range(steps):
+        weight = 1 / (x - median).norm(dim=-1).clamp(min=1e-12)
+        new = torch.einsum("bl,bld->ld", weight, x) / weight.sum(dim=0)[:, None]
+        moved = (new - median).norm(dim=-1).max()
+        median = new
+        if moved <= tolerance * x.norm(dim=-1).mean():
+            break
+    return median
+
+
+@torch.no_grad()
+def centre_bias(trainee: Trainee, mean: Float[Tensor, "layer d_model"]) -> None:
+    """Biases such that the mean read has pre-activations zero."""
+    trainee.b_enc.sub_(trainee.pre_activations(mean.unsqueeze(1)).squeeze(1))
+
+
+@torch.no_grad()
+def calibrate_bias(trainee: Trainee, reads: Float[Tensor, "layer batch d_model"], l0: float) -> None:
+    """Biases such that every feature is over its threshold on the same share `l0 / features` of the tokens."""
+    h = trainee.pre_activations(reads)
+    rank = max(1, round(l0 / h.shape[2] * h.shape[1]))
+    for layer in range(trainee.n_layers):
+        cut = torch.stack([kth_largest(h[layer, :, f], rank + 1) for f in range(h.shape[2])])
+        if isinstance(trainee.activation, JumpReLU):
+            cut = cut - trainee.activation.threshold[layer]
+        trainee.b_enc[layer] -= cut
+        if isinstance(trainee.activation, Gated):
+            trainee.activation.b_mag[layer] -= cut
+
+
+def _activation(config: TrainConfig, b_enc: Float[Tensor, "layer feature"]) -> Activation:
+    over_layers = config.kind == "clt"
     if config.activation == "jumprelu":
-        return JumpReLU(threshold, config.bandwidth)
-    return TopK(config.k, over_layers=config.kind == "clt") if config.activation == "topk" else ReLU()
+        return JumpReLU(torch.full_like(b_enc, config.threshold), config.bandwidth)
+    if config.activation == "topk":
+        return TopK(config.k, over_layers=over_layers)
+    if config.activation == "batchtopk":
+        return BatchTopK(config.k, len(b_enc), over_layers=over_layers).to(b_enc.device)
+    return Gated(b_enc) if config.activation == "gated" else ReLU()
+
+
+def _encoder_norm(config: TrainConfig) -> float:
+    if config.encoder_scale is not None:
+        return config.encoder_scale
+    return _RANKED_ENCODER if config.ranks and config.kind == "sae" else 1.0
+
+
+def _decoder_norm(config: TrainConfig, d_model: int) -> float:
+    if config.decoder_norm is not None:
+        return config.decoder_norm
+    # Half of an SAE's features are active at first: this makes their sum about as large as the input.
+    return min(1.0, 2 * d_model / config.features) if config.kind == "sae" else _DECODER_NORM

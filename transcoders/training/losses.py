@@ -6,8 +6,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from transcoders.dictionaries import JumpReLU, ReLU, TopK
+from transcoders.training.activations import Gated
+from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import TrainConfig
+from transcoders.training.penalties import sparsity_penalty
+from transcoders.training.revival import revival_loss
 from transcoders.training.trainee import Trainee
 
 
@@ -19,7 +22,9 @@ class Losses(NamedTuple):
     """Mean squared error over the variance of the target."""
     sparsity: Float[Tensor, ""]
     revival: Float[Tensor, ""]
-    active: Bool[Tensor, "layer batch feature"]
+    code: Code
+    error: Float[Tensor, "layer batch d_model"]
+    """Target minus reconstruction."""
 
 
 def losses(
@@ -29,55 +34,53 @@ def losses(
     config: TrainConfig,
     *,
     sparsity_weight: float,
-    dead: Bool[Tensor, "layer feature"],
+    dead: Bool[Tensor, "layer feature"] | None,
+    p: float = 1.0,
+    sparse: bool = False,
 ) -> Losses:
-    """`mean_l ‖y_l − ŷ_l‖² / d + λ · sparsity + revival`, averaged over the batch."""
-    h = trainee.pre_activations(reads)
-    a = trainee.activate(h)
-    error = writes - trainee.reconstruct(a, reads)
-    fvu = error.square().mean(dim=(1, 2))
-    sparsity = sparsity_penalty(trainee, a, config)
-    revival = config.revival * revival_loss(trainee, h, error.detach(), dead, config) if dead.any() else h.new_zeros(())
-    return Losses(
-        fvu.mean() + sparsity_weight * sparsity + revival, fvu.detach(), sparsity.detach(), revival.detach(), a > 0
-    )
+    """`mean_l ‖y_l − ŷ_l‖² / d + λ · sparsity + revival`, averaged over the batch.
 
-
-def sparsity_penalty(
-    trainee: Trainee, a: Float[Tensor, "layer batch feature"], config: TrainConfig
-) -> Float[Tensor, ""]:
-    """Sum over the features of a layer, mean over layers and tokens; the decoder norm makes it blind to rescaling.
-
-    ReLU: `Σ a ‖W_dec‖ / √d`. JumpReLU: `Σ tanh(c · a ‖W_dec‖ / √d)`. TopK: none. A write's norm is about √d here, so
-    the argument is the share of the target that a feature writes.
+    With prefixes (Matryoshka), the first term is the mean over them. `dead`: latents to be revived by an auxiliary
+    loss. `p`: the exponent of an annealed penalty. `sparse`: whether only active features are touched; the loss and
+    its gradients are the same.
     """
-    if isinstance(trainee.activation, TopK):
-        return a.new_zeros(())
-    share = a * (trainee.decoder_norms() / a.new_tensor(trainee.b_dec.shape[1]).sqrt()).unsqueeze(1)
-    penalty = torch.tanh(config.tanh_scale * share) if isinstance(trainee.activation, JumpReLU) else share
-    return penalty.sum(dim=-1).mean()
+    code = SparseCode.of(trainee, reads, config.margin) if sparse else DenseCode.of(trainee, reads)
+    target = writes - trainee.base(reads)
+    errors = _prefix_errors(trainee, target, code, config.prefixes)
+    fvu = torch.stack([error.square().mean(dim=(1, 2)) for error in errors])
+    sparsity = sparsity_penalty(trainee, code, config, p=p)
+    total = fvu.mean() + sparsity_weight * sparsity
+    if isinstance(trainee.activation, Gated):
+        total = total + _gate_loss(trainee, code, writes, reads)
+    error = errors[-1].detach()
+    revival = fvu.new_zeros(())
+    if dead is not None and bool(dead.any()):
+        revival = config.revival * revival_loss(trainee, code, reads, error, dead, config)
+    return Losses(total + revival, fvu[-1].detach(), sparsity.detach(), revival.detach(), code, error)
 
 
-def revival_loss(
+def _prefix_errors(
+    trainee: Trainee, target: Float[Tensor, "layer batch d_model"], code: Code, prefixes: tuple[int, ...]
+) -> list[Float[Tensor, "layer batch d_model"]]:
+    """What the first features leave of the target, for each of the prefixes; costs as much as the last one alone.
+
+    Source: Bussmann et al. 2025, *Learning Multi-Level Features with Matryoshka Sparse Autoencoders*, eq. 6.
+    """
+    errors: list[Tensor] = []
+    for first, last in zip((0, *prefixes), prefixes, strict=False):
+        target = target - code.decode(trainee, first, last)
+        errors.append(target)
+    return errors
+
+
+def _gate_loss(
     trainee: Trainee,
-    h: Float[Tensor, "layer batch feature"],
-    error: Float[Tensor, "layer batch d_model"],
-    dead: Bool[Tensor, "layer feature"],
-    config: TrainConfig,
+    code: Code,
+    writes: Float[Tensor, "layer batch d_model"],
+    reads: Float[Tensor, "layer batch d_model"],
 ) -> Float[Tensor, ""]:
-    """A gradient for latents that never fire.
+    """`‖y − relu(π) W_dec − b_dec‖² / d` with a decoder that gets no gradient from it: how the gate learns.
 
-    TopK: AuxK (Gao et al. 2024, appendix A.2). Of the dead latents the `k_aux` with the largest pre-activation predict
-    the residual; a departure: no ReLU after the choice, since a dead latent's pre-activation is often negative and
-    would have no gradient. ReLU, JumpReLU: `Σ_dead relu(θ − h) ‖W_dec‖ / √d`, as in Anthropic's January 2025 update.
+    Source: Rajamanoharan et al. 2024, *Improving Dictionary Learning with Gated Sparse Autoencoders*, eq. 8.
     """
-    if isinstance(trainee.activation, TopK):
-        masked = h.masked_fill(~dead.unsqueeze(1), float("-inf"))
-        value, index = masked.topk(min(config.k_aux, h.shape[-1]), dim=-1, sorted=False)
-        aux = torch.zeros_like(h).scatter(-1, index, value.masked_fill(value == float("-inf"), 0.0))
-        return (error - trainee.decode(aux)).square().sum() / error.square().sum()
-    threshold = trainee.activation.threshold.detach() if isinstance(trainee.activation, JumpReLU) else h.new_zeros(())
-    assert isinstance(trainee.activation, JumpReLU | ReLU)
-    gap = torch.relu(threshold.unsqueeze(1) - h if threshold.ndim else threshold - h)
-    pull = gap * (dead * trainee.decoder_norms().detach()).unsqueeze(1)
-    return pull.sum(dim=-1).mean() / trainee.b_dec.shape[1] ** 0.5
+    return (writes - trainee.base(reads, frozen=True) - code.decode_gate(trainee)).square().mean()

@@ -1,53 +1,41 @@
 """The weights in training: every kind as one stack of layers, on normalised activations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transcoders.dictionaries import (
-    SAE,
-    Activation,
-    CrossLayerTranscoder,
-    DictionaryProvenance,
-    DictionarySet,
-    JumpReLU,
-    SAESet,
-    TopK,
-    Transcoder,
-    TranscoderSet,
-)
-from transcoders.sites import Site
-from transcoders.training.config import TrainConfig
+from transcoders.dictionaries import Activation, JumpReLU
+from transcoders.training.activations import Gated
 
-
-@dataclass(frozen=True)
-class Scales:
-    """One factor per layer that brings reads to mean square one and writes to variance one per coordinate."""
-
-    read: Float[Tensor, "layer"]
-    write: Float[Tensor, "layer"]
+_PIECE = 2**16
+"""Numbers in a piece of the weights."""
 
 
 class Trainee(nn.Module):
     """All layers of one kind. `W_dec[l]` is `[feature, span, d_model]`: what layer l writes to layers l … l + span − 1.
 
-    The span is one for SAEs and transcoders, and reaches the last layer for a cross-layer transcoder.
+    The span is one for SAEs and transcoders, and reaches the last layer for a cross-layer transcoder. Encoders and
+    decoders are stored feature by feature, so that what an active feature touches lies together.
     """
 
+    W_enc: Float[Tensor, "layer feature d_model"]
     W_skip: Float[Tensor, "layer d_model d_out"] | None
 
     def __init__(
         self,
         *,
-        W_enc: Float[Tensor, "layer d_model feature"],
+        W_enc: Float[Tensor, "layer feature d_model"],
         b_enc: Float[Tensor, "layer feature"],
         W_dec: Sequence[Float[Tensor, "feature _ d_model"]],
         b_dec: Float[Tensor, "layer d_model"],
         activation: Activation,
         W_skip: Float[Tensor, "layer d_model d_out"] | None = None,
+        centred: bool = False,
+        aligned: bool = False,
+        unit_decoders: bool = False,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
@@ -55,94 +43,121 @@ class Trainee(nn.Module):
         self.b_dec = nn.Parameter(b_dec)
         self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
         self.activation = activation
+        self.centred, self.aligned, self.unit_decoders, self.bf16 = centred, aligned, unit_decoders, bf16
 
     @property
     def n_layers(self) -> int:
         return self.W_enc.shape[0]
 
+    # the parts of a forward pass
+
+    def encoder(self) -> Float[Tensor, "layer feature d_model"]:
+        """The encoder that is applied: `W_enc`, or with aligned training its projection.
+
+        `ŵ = w + (1 − ⟨w, v⟩) v / ‖v‖²`, the vector next to w with ⟨ŵ, v⟩ = 1, where v is all that the feature writes,
+        the sum of its decoders. For an SAE or a transcoder that is its decoder, so that encoder · decoder = 1; for a
+        cross-layer transcoder it is what the feature has added to the residual stream after the last layer, a
+        generalisation of ours. Holds in the coordinates of training, with normalised activations.
+
+        Source of the constraint: Brzozowski & Chung 2026, *Aligned Training* (arXiv 2605.18629).
+        """
+        if not self.aligned:
+            return self.W_enc
+        written = self.written()
+        missing = 1 - (self.W_enc * written).sum(dim=-1, keepdim=True)
+        return self.W_enc + missing / written.square().sum(dim=-1, keepdim=True).clamp(min=1e-12) * written
+
+    def written(self) -> Float[Tensor, "layer feature d_model"]:
+        """The sum of each feature's decoders."""
+        return torch.stack([W_dec.sum(dim=1) for W_dec in self.W_dec])
+
+    def encoder_bias(self, encoder: Float[Tensor, "layer feature d_model"]) -> Float[Tensor, "layer feature"]:
+        """The constant of the pre-activations: `b_enc`, or `b_enc − b_dec W_enc` where the encoder reads x − b_dec."""
+        if not self.centred:
+            return self.b_enc
+        return self.b_enc - (encoder @ self.b_dec.unsqueeze(-1)).squeeze(-1)
+
     def pre_activations(self, reads: Float[Tensor, "layer batch d_model"]) -> Float[Tensor, "layer batch feature"]:
-        return torch.baddbmm(self.b_enc.unsqueeze(1), reads, self.W_enc)
+        """h; of a gated dictionary the pre-activations of its gate."""
+        encoder = self.encoder()
+        bias = self.encoder_bias(encoder).unsqueeze(1)
+        if self.bf16:
+            return self.product(reads, encoder.transpose(1, 2)) + bias
+        return torch.baddbmm(bias, reads, encoder.transpose(1, 2))
 
     def activate(self, h: Float[Tensor, "layer batch feature"]) -> Float[Tensor, "layer batch feature"]:
-        return self.activation(h.movedim(0, -2)).movedim(-2, 0)
+        by_token = h.movedim(0, -2)
+        if isinstance(self.activation, Gated):
+            return self.activation.magnitudes(by_token, self.b_enc).movedim(-2, 0)
+        return self.activation(by_token).movedim(-2, 0)
 
-    def decode(self, a: Float[Tensor, "layer batch feature"]) -> Float[Tensor, "layer batch d_model"]:
-        """What the features write, without bias and skip term."""
+    def decode(
+        self, a: Float[Tensor, "layer batch feature"], first: int = 0, last: int | None = None, *, frozen: bool = False
+    ) -> Float[Tensor, "layer batch d_model"]:
+        """What the features `first … last − 1` write, without bias and skip term; `frozen` decoders get no gradient."""
         writes: list[Tensor | float] = [0.0] * self.n_layers
-        for layer, W_dec in enumerate(self.W_dec):
-            parts = a[layer] @ W_dec.flatten(1)
+        for layer, trained in enumerate(self.W_dec):
+            W_dec = trained.detach() if frozen else trained
+            parts = self.product(a[layer, :, first:last], W_dec[first:last].flatten(1))
             for offset, part in enumerate(parts.unflatten(-1, W_dec.shape[1:]).unbind(-2)):
                 writes[layer + offset] = writes[layer + offset] + part
         return torch.stack(writes)  # pyright: ignore[reportArgumentType]
 
+    def base(
+        self, reads: Float[Tensor, "layer batch d_model"], *, frozen: bool = False
+    ) -> Float[Tensor, "layer _ d_model"]:
+        """The reconstruction without features: `b_dec`, and the skip term where there is one."""
+        bias, W_skip = self.b_dec.unsqueeze(1), self.W_skip
+        y = bias if W_skip is None else bias + self.product(reads, W_skip.detach() if frozen else W_skip)
+        return y.detach() if frozen else y
+
     def reconstruct(
         self, a: Float[Tensor, "layer batch feature"], reads: Float[Tensor, "layer batch d_model"]
     ) -> Float[Tensor, "layer batch d_model"]:
-        y = self.decode(a) + self.b_dec.unsqueeze(1)
-        return y if self.W_skip is None else y + reads @ self.W_skip
+        return self.base(reads) + self.decode(a)
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
         """The norm of all decoders of a feature stacked."""
         return torch.stack([W_dec.flatten(1).norm(dim=1) for W_dec in self.W_dec])
 
+    def product(self, x: Tensor, W: Tensor) -> Tensor:
+        """`x @ W`; in bf16 where asked, with a float32 result, and float32 gradients for the weights."""
+        return (x.bfloat16() @ W.bfloat16()).to(x.dtype) if self.bf16 else x @ W
+
+    # upkeep
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Where decoders have norm one: take the part of their gradient along them away.
+
+        It would only be undone by the normalisation after the step, and misleads Adam's moments.
+        Source: Bricken et al. 2023, *Towards Monosemanticity*, appendix on advice for training.
+        """
+        if not self.unit_decoders:
+            return
+        for W_dec in self.W_dec:
+            if W_dec.grad is not None:
+                for gradient, direction in zip(_pieces(W_dec.grad), _pieces(W_dec), strict=True):
+                    along = (gradient * direction).sum(dim=1, keepdim=True)
+                    gradient.addcmul_(direction, along, value=-1)
+
     @torch.no_grad()
     def constrain(self) -> None:
-        """After every step: thresholds stay non-negative, and TopK, which ranks by size, ranks unit decoders."""
+        """After every step: thresholds stay non-negative, and unit decoders have norm one."""
         if isinstance(self.activation, JumpReLU):
             self.activation.threshold.clamp_(min=0)
-        if isinstance(self.activation, TopK):
-            norms = self.decoder_norms()
-            for layer, W_dec in enumerate(self.W_dec):
-                W_dec /= norms[layer, :, None, None]
+        if self.unit_decoders:
+            for W_dec in self.W_dec:
+                for piece in _pieces(W_dec):
+                    piece /= torch.linalg.vector_norm(piece, dim=1, keepdim=True).clamp(min=1e-12)
 
     @torch.no_grad()
-    def export(
-        self,
-        config: TrainConfig,
-        scales: Scales,
-        reads: Sequence[Site],
-        writes: Sequence[Site],
-        provenance: DictionaryProvenance,
-    ) -> DictionarySet:
-        """The trained dictionaries on activations as the model has them: the same outputs, the scales folded in.
-
-        With reads r and writes y of the model, the trainee saw `s r` and `t y`. Pre-activations are left as they are,
-        so thresholds stay valid: `W_enc ← s W_enc`, `W_dec[l→l'] ← W_dec / t_l'`, `b_dec ← b_dec / t`,
-        `W_skip ← s W_skip / t`.
-        """
-        s, t = scales.read, scales.write
-        W_enc = s[:, None, None] * self.W_enc
-        W_dec = [w / t[layer : layer + w.shape[1], None] for layer, w in enumerate(self.W_dec)]
-        b_dec = self.b_dec / t[:, None]
-        W_skip = None if self.W_skip is None else self.W_skip * (s / t)[:, None, None]
-        if config.kind == "clt":
-            return CrossLayerTranscoder(
-                W_enc=W_enc, b_enc=self.b_enc.clone(), W_dec=W_dec, b_dec=b_dec, activation=_copy(self.activation),
-                provenance=provenance, reads=reads, writes=writes, W_skip=W_skip,
-            ).requires_grad_(False)  # fmt: skip
-        if config.kind == "sae":
-            saes = [
-                SAE(
-                    W_enc=W_enc[i], b_enc=self.b_enc[i].clone(), W_dec=W_dec[i][:, 0], b_dec=b_dec[i],
-                    activation=_copy(self.activation, i), site=site,
-                )
-                for i, site in enumerate(reads)
-            ]  # fmt: skip
-            return SAESet(saes, provenance).requires_grad_(False)
-        transcoders = [
-            Transcoder(
-                W_enc=W_enc[i], b_enc=self.b_enc[i].clone(), W_dec=W_dec[i][:, 0], b_dec=b_dec[i],
-                activation=_copy(self.activation, i), read=reads[i], write=writes[i],
-                W_skip=None if W_skip is None else W_skip[i],
-            )
-            for i in range(self.n_layers)
-        ]  # fmt: skip
-        return TranscoderSet(transcoders, provenance).requires_grad_(False)
+    def alignment(self) -> Float[Tensor, "layer feature"]:
+        """⟨encoder, what the feature writes⟩ of every feature."""
+        return (self.encoder() * self.written()).sum(dim=-1)
 
 
-def _copy(activation: Activation, layer: int | None = None) -> Activation:
-    """The activation function of the whole stack, or of one of its layers, sharing no memory with it."""
-    if isinstance(activation, JumpReLU):
-        threshold = activation.threshold.detach()
-        return JumpReLU((threshold if layer is None else threshold[layer]).clone(), activation.bandwidth)
-    return activation
+def _pieces(weights: Float[Tensor, "feature _ d_model"]) -> Sequence[Float[Tensor, "_ _"]]:
+    """Some features at a time, their decoders side by side: views so small that they stay in a processor's cache."""
+    rows = weights.flatten(1)
+    return rows.split(max(1, _PIECE // rows.shape[1]) if rows.device.type == "cpu" else len(rows))

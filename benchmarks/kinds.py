@@ -1,0 +1,278 @@
+"""Trains every kind of dictionary on a model, all layers in one pass, and writes docs/training.md's table of kinds.
+
+    python benchmarks/kinds.py                              # both models, in full
+    python benchmarks/kinds.py --tokens 100k --kinds topk   # a look
+    python benchmarks/kinds.py --models pocket --l0 8 16 32 # a sweep: the Pareto plot gets a line for each kind
+
+The models are tinystories-656k with the TinyStories text (beside the repository, in ../shared) and pocket with its own.
+All kinds and sparsities are trained together, from one pass over the model. What is done is kept under --work, so that
+a run that was killed goes on; --fresh starts over.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from machine import machine
+from rich.logging import RichHandler
+
+from circuitsae.cli import _counts
+from circuitsae.loading import load_model
+from circuitsae.pocket.corpus import held_out_text, text_stream
+from transcoders.data import Corpus, held_out_rows, take_rows
+from transcoders.data.activations import sites_of
+from transcoders.data.corpora import CorpusSource
+from transcoders.dictionaries import DictionarySet
+from transcoders.evaluation import Evaluation, evaluate, write_pareto
+from transcoders.formats.files import read_json, write_json, write_text
+from transcoders.language_model import LanguageModel
+from transcoders.training import (
+    CLTConfig,
+    SAEConfig,
+    TrainConfig,
+    Trainer,
+    TranscoderConfig,
+    VectorSource,
+    train_many,
+)
+
+logger = logging.getLogger("kinds")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGE = REPOSITORY / "docs" / "training.md"
+BEGIN, END = "<!-- kinds: written by benchmarks/kinds.py -->", "<!-- end of kinds -->"
+
+_BUFFER_MB = 64
+"""A larger buffer is filled by the model before the first step, more than a short run needs."""
+
+_PENALISED, _RANKED = "target_l0", "k"
+ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "ReLU, L1": {"activation": "relu", "penalty": "l1"},
+    "ReLU, L1, unit decoders": {"activation": "relu", "penalty": "unit_l1"},
+    "p-annealing": {"activation": "relu", "penalty": "p_anneal"},
+    "Gated": {"activation": "gated"},
+    "JumpReLU, tanh": {"activation": "jumprelu", "penalty": "tanh"},
+    "JumpReLU, L0": {"activation": "jumprelu", "penalty": "l0"},
+    "TopK": {"activation": "topk"},
+    "TopK, aligned": {"activation": "topk", "aligned": True},
+    "BatchTopK": {"activation": "batchtopk"},
+    "BatchTopK, aligned": {"activation": "batchtopk", "aligned": True},
+    "Matryoshka BatchTopK": {"activation": "batchtopk", "matryoshka": (0.125, 0.25, 0.5, 1.0)},
+}
+CROSS_LAYER = ("JumpReLU, tanh", "TopK", "BatchTopK", "BatchTopK, aligned")
+KINDS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
+    **{f"SAE {name}": (SAEConfig, settings) for name, settings in ACTIVATIONS.items()},
+    **{f"transcoder {name}": (TranscoderConfig, settings) for name, settings in ACTIVATIONS.items()},
+    "transcoder TopK, skip": (TranscoderConfig, {"activation": "topk", "skip": True}),
+    **{f"CLT {name}": (CLTConfig, ACTIVATIONS[name]) for name in CROSS_LAYER},
+}
+
+
+@dataclass
+class Options:
+    """What to train."""
+
+    models: list[str] = field(default_factory=lambda: ["tinystories-656k", "pocket"])
+    """Of tinystories-656k and pocket."""
+    kinds: list[str] = field(default_factory=list)
+    """Parts of the names of kinds; all without."""
+    tokens: int = 1_000_000
+    """Tokens to train each kind on."""
+    features: int = 1024
+    """Features per layer."""
+    l0: list[int] = field(default_factory=lambda: [8, 32])
+    """Active features per token and layer that are asked for."""
+    batch: int = 1024
+    """Tokens per step."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    held_out: int = 20_000
+    """Tokens to measure on."""
+    threads: int = 2
+    """Threads of torch."""
+    work: Path = Path("runs/kinds")
+    """Where evaluations and the plots go."""
+    page: Path = PAGE
+    """The page that gets the tables."""
+    fresh: bool = False
+    """Whether to repeat what is done already."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """One kind at one sparsity."""
+
+    kind: str
+    asked: int
+    evaluation: Evaluation
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, its text, and how the text is cut."""
+
+    model: LanguageModel
+    corpus: CorpusSource
+    rows: torch.Tensor
+    context: int
+    separator: str
+
+
+def setting(name: str, held_out: int) -> Setting:
+    if name == "pocket":
+        model, context, separator = load_model("pocket"), 96, "\n"
+        corpus = Corpus("pocket", lambda: text_stream(0))
+        count = -(-held_out // context)
+        rows = take_rows(model, held_out_text(count * context), rows=count, context=context, separator=separator)
+        return Setting(model, corpus, rows, context, separator)
+    data = REPOSITORY.parent / "shared" / "data"
+    model, context, separator = load_model(data / "models" / name), 128, "\n\n"
+    path = data / "corpora" / "tiny_stories_944k.txt"
+    rows = held_out_rows(model, path, tokens=held_out, context=context, separator=separator)
+    return Setting(model, path, rows, context, separator)
+
+
+def configuration(kind: str, l0: int, n_layers: int, where: Setting, given: Options) -> TrainConfig:
+    """TopK-like kinds are given k (a cross-layer transcoder's counts all layers), the others a target."""
+    of, settings = KINDS[kind]
+    if settings["activation"] in ("topk", "batchtopk"):
+        sparsity: dict[str, Any] = {_RANKED: l0 * n_layers if of is CLTConfig else l0}
+    else:
+        sparsity = {_PENALISED: float(l0)}
+    return of(
+        features=given.features,
+        tokens=given.tokens,
+        batch=given.batch,
+        lr=given.lr,
+        context=where.context,
+        separator=where.separator,
+        buffer_mb=_BUFFER_MB,
+        log_every=200,
+        checkpoint_every=500,
+        **settings,
+        **sparsity,
+    )
+
+
+def train_all(name: str, kinds: list[str], where: Setting, given: Options) -> list[Done]:
+    """All kinds and sparsities from one pass over the model; what is kept under `work` is not done again."""
+    folder = given.work / name
+    record = {key: getattr(given, key) for key in ("tokens", "features", "batch", "lr", "l0")} | {"kinds": kinds}
+    file = folder / "results.json"
+    if file.exists() and not given.fresh and (found := read_json(file))["record"] == record:
+        return [Done(d["kind"], d["asked"], Evaluation.from_json(d["evaluation"]), d["speed"]) for d in found["done"]]
+    plan = [(kind, l0) for kind in kinds for l0 in given.l0]
+    configs = [configuration(kind, l0, where.model.n_layers, where, given) for kind, l0 in plan]
+    names = [f"{kind} {l0}" for kind, l0 in plan]
+    trained = train_many(
+        where.model, where.corpus, configs, names=names, out=folder / "training", resume=not given.fresh
+    )
+    done = []
+    for (kind, l0), config, dictionaries in zip(plan, configs, trained, strict=True):
+        evaluation = evaluate(where.model, dictionaries, where.rows)
+        done.append(Done(kind, l0, evaluation, speed(where, dictionaries, config)))
+        logger.info("%s: %s", name, row(done[-1]))
+    entries = [
+        {"kind": d.kind, "asked": d.asked, "evaluation": d.evaluation.to_json(), "speed": d.tokens_per_s} for d in done
+    ]
+    write_json(file, {"record": record, "done": entries})
+    return done
+
+
+def speed(where: Setting, dictionaries: DictionarySet, config: TrainConfig) -> float:
+    """Tokens/s of training steps on activations that are in memory."""
+    activations = sites_of(where.model, where.rows, dictionaries.reads, dictionaries.writes)
+    warm, timed = 5, 30
+    short = replace(config, tokens=(warm + timed) * config.batch)
+    writes = None if isinstance(config, SAEConfig) else activations.writes
+    trainer = Trainer(VectorSource(activations.reads, writes, seed=0), [short])
+    trainer.run(until=warm, progress=False)
+    start = time.perf_counter()
+    trainer.run(progress=False)
+    return timed * config.batch / (time.perf_counter() - start)
+
+
+def row(done: Done) -> str:
+    e = done.evaluation
+    own = "" if e.replaced.features == "replaced" else " †"
+    cells = (
+        done.kind, str(done.asked), f"{e.l0:.1f}", f"{e.fvu:.3f}", f"{e.dead:.1%}", f"{e.recovered_zero:.1%}",
+        f"{e.replaced.recovered_zero:.1%}{own}", f"{e.replaced.top1_agreement:.1%}{own}", f"{e.replaced.kl:.3f}{own}",
+        f"{done.tokens_per_s:,.0f}",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+COLUMNS = (
+    "kind", "L0 asked", "L0", "FVU", "dead", "loss recovered, one layer", "loss recovered, all", "top-1 agreement",
+    "KL", "tokens/s",
+)  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+
+INTRODUCTION = """# Training dictionaries
+
+Every kind on small models: what it reaches, and how fast.
+"""
+
+
+def section(name: str, results: list[Done], where: Setting, given: Options) -> str:
+    layers = where.model.n_layers
+    return f"""### {name}
+
+{layers} layers, width {where.model.d_model}, {given.features:,} features a layer, {given.tokens:,} tokens in batches of
+{given.batch:,}; measured on {results[0].evaluation.tokens:,} held-out tokens. The model's loss is
+{results[0].evaluation.loss:.3f}.
+
+{HEAD}
+{chr(10).join(map(row, results))}
+"""
+
+
+def explanation() -> str:
+    return f"""## Kinds
+
+L0, FVU and dead features are means over layers. Loss recovered is against zeros: of one layer replaced at a time (mean
+over layers), and of all layers replaced at once, as are top-1 agreement and KL (nats). SAEs replace `resid_post`, the
+transcoders what the MLPs write: their losses do not compare. † TopK over the layers of a token needs the later layers
+before it knows the features of the earlier ones, so they are those of the original model's stream, without errors that
+add up. Tokens/s are those of training steps for all layers at once, on activations in memory, on {machine()}.
+"""
+
+
+def write_sections(page: Path, sections: list[str]) -> None:
+    """Between the marks, in the place of earlier ones; at the end of a page that has none."""
+    text = page.read_text(encoding="utf-8") if page.exists() else INTRODUCTION
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    written = "\n".join([BEGIN, "", explanation(), *sections, END])
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, f"{before.rstrip()}\n\n{written}\n{after.lstrip(chr(10))}")
+
+
+def main(given: Options) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logger.setLevel(logging.INFO)
+    torch.set_num_threads(given.threads)
+    kinds = [kind for kind in KINDS if not given.kinds or any(part.lower() in kind.lower() for part in given.kinds)]
+    sections = []
+    for name in given.models:
+        where = setting(name, given.held_out)
+        done = train_all(name, kinds, where, given)
+        sections.append(section(name, done, where, given))
+        plot = write_pareto(
+            {kind: [d.evaluation for d in done if d.kind == kind] for kind in kinds},
+            given.work / name / "pareto.html",
+            title=f"{name}: {given.tokens:,} tokens, {given.features:,} features a layer",
+        )
+        logger.info("plot: %s", plot)
+    write_sections(given.page, sections)
+    logger.info("written: %s", given.page)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__, registry=_counts()))

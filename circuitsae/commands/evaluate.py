@@ -1,0 +1,127 @@
+"""`circuitsae evaluate`: the figures of some dictionaries on held-out text, as a table and as JSON."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from transcoders.errors import CheckFailedError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from transcoders.dictionaries import DictionarySet
+    from transcoders.evaluation import Evaluation
+    from transcoders.language_model import LanguageModel
+
+_CONTEXT = 128
+_TOKENS = 20_000
+
+
+def evaluate(
+    model: tyro.conf.Positional[str],
+    dictionaries: tyro.conf.Positional[str],
+    /,
+    *,
+    corpus: str | None = None,
+    tokens: int = _TOKENS,
+    context: int | None = None,
+    separator: str | None = None,
+    out: Path | None = None,
+    require_fvu: float | None = None,
+    require_agreement: float | None = None,
+    device: str = "cpu",
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32",
+) -> None:
+    """Evaluate dictionaries on held-out text: sparsity, reconstruction, and what the model loses with them in place.
+
+    Of the corpus every twentieth document is read, those that `train` leaves out.
+
+    Args:
+        model: A hub name, a local Hugging Face folder, or "pocket".
+        dictionaries: A folder or hub name; the pocket model has "pocket", "pocket-plt" and "pocket-sae".
+        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        tokens: How many held-out tokens to read, at most.
+        context: Tokens per row of text; default, what the dictionaries were trained with, or 128.
+        separator: Text between documents; default, what the dictionaries were trained with.
+        out: Where to write the JSON; default evaluation.json in the folder of the dictionaries, or here.
+        require_fvu: Fail (exit code 1) where the mean FVU is above this.
+        require_agreement: Fail (exit code 1) where top-1 agreement with all layers replaced is below this.
+        device: cpu, cuda, cuda:1, mps.
+        dtype: Precision of the model and of the dictionaries.
+    """
+    if tokens < 1:
+        raise InputError(f"--tokens {tokens} leaves nothing to measure; give at least 1.")
+    _refuse_impossible_bars(require_fvu, require_agreement)
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out} is a folder; give the name of a JSON file.")
+    console = Console()
+    with console.status("evaluating"):
+        evaluation = _evaluate(model, dictionaries, corpus, tokens, context, separator, device, dtype)
+    from circuitsae.console import show_evaluation
+
+    show_evaluation(console, evaluation)
+    path = out or (Path(dictionaries) if Path(dictionaries).is_dir() else Path()) / "evaluation.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    evaluation.save(path)
+    console.print(f"Written: {path}", highlight=False, soft_wrap=True)
+    _check(evaluation, require_fvu, require_agreement)
+
+
+def _evaluate(
+    model: str,
+    dictionaries: str,
+    corpus: str | None,
+    tokens: int,
+    context: int | None,
+    separator: str | None,
+    device: str,
+    dtype: str,
+) -> "Evaluation":
+    import torch
+
+    from circuitsae.loading import POCKET, load_dictionaries, load_model
+    from transcoders.evaluation import evaluate as measure
+
+    if corpus is None and model != POCKET:
+        raise InputError(f"No text was named to evaluate on; give --corpus FILE, what {model} should read.")
+    precision = getattr(torch, dtype)
+    loaded = load_dictionaries(dictionaries, device=device, dtype=precision)
+    language_model = load_model(model, device=device, dtype=precision)
+    loaded.check_fits(language_model)
+    length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
+    separator = separator if separator is not None else _recorded(loaded, "separator", None)
+    return measure(language_model, loaded, _rows(language_model, corpus, tokens, length, separator))
+
+
+def _rows(model: "LanguageModel", corpus: str | None, tokens: int, context: int, separator: str | None) -> "Tensor":
+    """Rows of a named corpus, or of the pocket model's own text."""
+    from circuitsae.pocket.corpus import held_out_text
+    from transcoders.data import held_out_rows, take_rows
+
+    if corpus is not None:
+        return held_out_rows(model, corpus, tokens=tokens, context=context, separator=separator)
+    rows = -(-tokens // context)
+    return take_rows(model, held_out_text(rows * context), rows=rows, context=context, separator=separator)
+
+
+def _recorded(dictionaries: "DictionarySet", setting: str, default: Any) -> Any:
+    """A setting that the dictionaries were trained with, where they record it."""
+    return dictionaries.provenance.config.get(setting, default)
+
+
+def _refuse_impossible_bars(fvu: float | None, agreement: float | None) -> None:
+    if fvu is not None and fvu < 0:
+        raise InputError(f"--require-fvu {fvu} cannot be met; an FVU is at least 0.")
+    if agreement is not None and not 0 <= agreement <= 1:
+        raise InputError(f"--require-agreement {agreement} is not a share; give a number from 0 to 1.")
+
+
+def _check(evaluation: "Evaluation", fvu: float | None, agreement: float | None) -> None:
+    """Raises `CheckFailedError` where a bar that the user set is missed."""
+    if fvu is not None and not evaluation.fvu <= fvu:
+        raise CheckFailedError(f"the mean FVU is {evaluation.fvu:.4f}, above the {fvu:g} that was required.")
+    found = evaluation.replaced.top1_agreement
+    if agreement is not None and not found >= agreement:
+        raise CheckFailedError(f"top-1 agreement is {found:.1%}, below the {agreement:.1%} that was required.")

@@ -1,0 +1,127 @@
+"""Which feature of one dictionary is which of another: the same data, another seed."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from transcoders.dictionaries import DictionarySet
+from transcoders.errors import DictionaryError, InputError
+
+SHARED_ABOVE = 0.7
+"""Cosine of encoders and of decoders above which two features count as the same."""
+
+_BLOCK = 4096
+"""Rows of the similarity matrix in memory at once."""
+
+
+class Matching(NamedTuple):
+    """The one-to-one pairing of two dictionaries with the highest sum of cosines."""
+
+    first: Int[Tensor, "pair"]
+    second: Int[Tensor, "pair"]
+    cosine: Float[Tensor, "pair"]
+
+    @property
+    def mean(self) -> float:
+        """Mean cosine of the pairs."""
+        return float(self.cosine.mean())
+
+
+class SeedComparison(NamedTuple):
+    """One layer of two dictionaries that were trained with different seeds."""
+
+    mmcs: float
+    """Mean over the first's features of the highest decoder cosine in the second; see `mmcs`."""
+    mmcs_back: float
+    """The same from the second to the first."""
+    matched: float
+    """Mean decoder cosine of the one-to-one pairs."""
+    shared: float
+    """Share of the pairs whose decoders and encoders both have a cosine above 0.7."""
+
+
+def unit(rows: Float[Tensor, "feature d_model"]) -> Float[Tensor, "feature d_model"]:
+    """Rows of norm one in float64; rows of zeros stay."""
+    rows = rows.double()
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
+
+
+def best_cosines(
+    first: Float[Tensor, "feature d_model"], second: Float[Tensor, "other _"]
+) -> tuple[Float[Tensor, "feature"], Int[Tensor, "feature"]]:
+    """For each row of `first` the highest cosine with a row of `second`, and which row that is."""
+    _require_one_width(first, second)
+    other = unit(second)
+    best = [(rows @ other.T).max(dim=1) for rows in unit(first).split(_BLOCK)]
+    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+
+
+def mmcs(first: Float[Tensor, "feature d_model"], second: Float[Tensor, "other _"]) -> float:
+    """Mean maximum cosine similarity, `1/n Σ_i max_j cos(first_i, second_j)`: not symmetric.
+
+    Several rows of `first` may find the same row of `second`; `match` pairs one to one.
+
+    Source: Sharkey et al. 2022, *Taking features out of superposition with sparse autoencoders*.
+    """
+    return float(best_cosines(first, second)[0].mean())
+
+
+def match(first: Float[Tensor, "feature d_model"], second: Float[Tensor, "other _"]) -> Matching:
+    """The pairing that maximises `Σ cos(first_i, second_π(i))` over one-to-one maps π, by the Hungarian method.
+
+    Of dictionaries of different sizes the smaller is paired in full. Cost: cubic in the number of features.
+
+    Source: Paulo & Belrose 2025, *Sparse Autoencoders Trained on the Same Data Learn Different Features*, section 3.
+    """
+    _require_one_width(first, second)
+    similarity = unit(first) @ unit(second).T
+    rows, columns = (torch.from_numpy(i) for i in linear_sum_assignment(similarity.cpu().numpy(), maximize=True))
+    return Matching(rows, columns, similarity.cpu()[rows, columns])
+
+
+@torch.no_grad()
+def compare_seeds(first: DictionarySet, second: DictionarySet) -> list[SeedComparison]:
+    """For each layer: how alike the features of two dictionaries are, whatever their order.
+
+    Decoders of a cross-layer transcoder are compared with all their write layers side by side. Pairs are those of
+    `match` on decoders; a pair is shared where the cosines of decoders and of encoders both exceed 0.7.
+
+    Raises `DictionaryError` for dictionaries of different kinds, layers or widths of the stream.
+
+    Source: as `mmcs` and `match`.
+    """
+    sides = [(d.kind, d.reads, d.writes, d.d_model) for d in (first, second)]
+    if sides[0] != sides[1]:
+        raise DictionaryError(
+            f"Two dictionaries of one kind on the same sites can be compared; got {first.kind} from {first.reads[0]} "
+            f"and {second.kind} from {second.reads[0]}, of {first.n_layers} and {second.n_layers} layers."
+        )
+    comparisons = []
+    for layer in range(first.n_layers):
+        decoders, encoders = zip(*(feature_vectors(d, layer) for d in (first, second)), strict=True)
+        pairs = match(*decoders)
+        encoder_cosine = (unit(encoders[0])[pairs.first] * unit(encoders[1])[pairs.second]).sum(dim=1)
+        same = (pairs.cosine > SHARED_ABOVE) & (encoder_cosine > SHARED_ABOVE)
+        forth, back = mmcs(*decoders), mmcs(*reversed(decoders))
+        comparisons.append(SeedComparison(forth, back, pairs.mean, float(same.double().mean())))
+    return comparisons
+
+
+def feature_vectors(
+    dictionaries: DictionarySet, layer: int
+) -> tuple[Float[Tensor, "feature d_out"], Float[Tensor, "feature d_model"]]:
+    """Decoders (those of all write layers side by side) and encoders of one layer, on the CPU."""
+    features = torch.arange(dictionaries.n_features(layer), device=dictionaries.decoder_bias(layer).device)
+    decoders = [dictionaries.decoder_rows(layer, features, write) for write in dictionaries.write_layers(layer)]
+    return torch.cat(decoders, dim=1).detach().cpu(), dictionaries.encoder_rows(layer, features).detach().cpu()
+
+
+def _require_one_width(first: Tensor, second: Tensor) -> None:
+    if first.shape[1] != second.shape[1] or not len(first) or not len(second):
+        raise InputError(
+            f"Directions of one width can be compared, at least one on each side; got shapes {list(first.shape)} and "
+            f"{list(second.shape)}."
+        )

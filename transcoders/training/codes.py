@@ -1,0 +1,195 @@
+"""The features of a batch in training: dense, or the active ones alone.
+
+Both give the same loss and the same gradients; which one is faster depends on how many features are active, which is
+measured (`Run`). Sparse codes read and change only the weights of features that are active, or near their threshold.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from transcoders.dictionaries import JumpReLU, ReLU, TopK
+from transcoders.kernels import (
+    ActiveFeatures,
+    SparseActivations,
+    batch_topk_encode,
+    cross_layer_decode,
+    threshold_encode,
+    topk_encode,
+)
+from transcoders.training.activations import BatchTopK, Gated, Step
+from transcoders.training.trainee import Trainee
+
+
+@runtime_checkable
+class Code(Protocol):
+    """Pre-activations h and activations a of all layers' features on a batch."""
+
+    a: Tensor
+    """Activations: dense `[layer, batch, feature]`, or one for each feature that is listed."""
+    h: Tensor
+    """Pre-activations of the same."""
+
+    def decode(self, trainee: Trainee, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
+        """What the features `first … last − 1` of every layer write."""
+        ...
+
+    def decode_gate(self, trainee: Trainee) -> Float[Tensor, "layer batch d_model"]:
+        """What `relu(h)` writes through decoders that get no gradient."""
+        ...
+
+    def of_feature(self, table: Float[Tensor, "layer feature"]) -> Tensor:
+        """A value of every feature, beside `a`."""
+        ...
+
+    def steps(self, threshold: Float[Tensor, "layer feature"], bandwidth: float) -> Tensor:
+        """`1[h > θ]` with a gradient for θ, beside `a`."""
+        ...
+
+    def mean(self, values: Tensor) -> Float[Tensor, ""]:
+        """Of values beside `a`: the sum over features, averaged over layers and tokens."""
+        ...
+
+    def fired(self) -> Bool[Tensor, "layer feature"]:
+        """Which features are active on any token."""
+        ...
+
+    def l0(self) -> Float[Tensor, "layer"]:
+        """Active features per token of each layer."""
+        ...
+
+    def smallest(self) -> Float[Tensor, "layer"]:
+        """Each layer's smallest positive activation, infinite where there is none."""
+        ...
+
+    def dead_pre_activations(self, layer: int, which: Tensor) -> Tensor | None:
+        """h of some features of a layer, `[batch, which]`, or None where they are not known."""
+        ...
+
+
+class DenseCode:
+    """All features."""
+
+    def __init__(self, h: Float[Tensor, "layer batch feature"], a: Float[Tensor, "layer batch feature"]) -> None:
+        self.h, self.a = h, a
+
+    @classmethod
+    def of(cls, trainee: Trainee, reads: Float[Tensor, "layer batch d_model"]) -> "DenseCode":
+        h = trainee.pre_activations(reads)
+        return cls(h, trainee.activate(h))
+
+    def decode(self, trainee: Trainee, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
+        return trainee.decode(self.a, first, last)
+
+    def decode_gate(self, trainee: Trainee) -> Float[Tensor, "layer batch d_model"]:
+        return trainee.decode(torch.relu(self.h), frozen=True)
+
+    def of_feature(self, table: Float[Tensor, "layer feature"]) -> Float[Tensor, "layer 1 feature"]:
+        return table.unsqueeze(1)
+
+    def steps(self, threshold: Float[Tensor, "layer feature"], bandwidth: float) -> Tensor:
+        return _step(self.h, threshold.unsqueeze(1), bandwidth)
+
+    def mean(self, values: Tensor) -> Float[Tensor, ""]:
+        return values.sum(dim=-1).mean()
+
+    def fired(self) -> Bool[Tensor, "layer feature"]:
+        return (self.a > 0).any(dim=1)
+
+    def l0(self) -> Float[Tensor, "layer"]:
+        return (self.a > 0).sum(dim=-1).float().mean(dim=1)
+
+    def smallest(self) -> Float[Tensor, "layer"]:
+        return torch.where(self.a > 0, self.a, torch.inf).amin(dim=(1, 2))
+
+    def dead_pre_activations(self, layer: int, which: Tensor) -> Tensor:
+        return self.h[layer][:, which]
+
+    @torch.no_grad()
+    def density(self, trainee: Trainee, margin: float) -> float:
+        """The share of features that a sparse code would list: those above or near their threshold."""
+        return float((self.h > _lowest(trainee, margin).unsqueeze(1)).float().mean())
+
+
+class SparseCode:
+    """The features that are active, and those so near their threshold that it gets a gradient from them."""
+
+    def __init__(self, h: Float[Tensor, "n"], a: Float[Tensor, "n"], active: ActiveFeatures) -> None:
+        self.h, self.a, self.active = h, a, active
+
+    @classmethod
+    def of(cls, trainee: Trainee, reads: Float[Tensor, "layer batch d_model"], margin: float) -> "SparseCode":
+        """`margin`: how far below its threshold a feature is listed, half the widest of JumpReLU's kernels."""
+        encoder = trainee.encoder()
+        found = _find(trainee, reads, encoder.mT, trainee.encoder_bias(encoder), margin)
+        code = cls(found.value, found.value, found.active)
+        activation = trainee.activation
+        if isinstance(activation, JumpReLU):
+            code.a = activation.jump(code.h, code.of_feature(activation.threshold))
+        elif isinstance(activation, Gated):
+            r, b_mag, b_gate = (code.of_feature(t) for t in (activation.r, activation.b_mag, trainee.b_enc))
+            code.a = torch.relu(r.exp() * (code.h - b_gate) + b_mag)
+        else:
+            code.a = torch.relu(code.h)
+        return code
+
+    def decode(self, trainee: Trainee, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
+        if last - first == self.active.n_features:
+            return cross_layer_decode(self.a, self.active, list(trainee.W_dec))
+        feature = self.active.feature % self.active.n_features
+        chosen = ((feature >= first) & (feature < last)).nonzero().squeeze(1)
+        return cross_layer_decode(self.a[chosen], self.active.keep(chosen), list(trainee.W_dec))
+
+    def decode_gate(self, trainee: Trainee) -> Float[Tensor, "layer batch d_model"]:
+        return cross_layer_decode(torch.relu(self.h), self.active, [w.detach() for w in trainee.W_dec])
+
+    def of_feature(self, table: Float[Tensor, "layer feature"]) -> Float[Tensor, "n"]:
+        return table.flatten().index_select(0, self.active.feature)
+
+    def steps(self, threshold: Float[Tensor, "layer feature"], bandwidth: float) -> Tensor:
+        return _step(self.h, self.of_feature(threshold), bandwidth)
+
+    def mean(self, values: Tensor) -> Float[Tensor, ""]:
+        return values.sum() / (len(self.active.start) - 1)
+
+    def fired(self) -> Bool[Tensor, "layer feature"]:
+        return self.active.fired(self.a > 0)
+
+    def l0(self) -> Float[Tensor, "layer"]:
+        layer = self.active.feature.div(self.active.n_features, rounding_mode="floor")
+        count = torch.bincount(layer[self.a > 0], minlength=self.active.n_layers)
+        return count.float() / self.active.batch
+
+    def smallest(self) -> Float[Tensor, "layer"]:
+        layer = self.active.feature.div(self.active.n_features, rounding_mode="floor")
+        least = self.a.detach().new_full((self.active.n_layers,), torch.inf)
+        positive = self.a > 0
+        return least.scatter_reduce(0, layer[positive], self.a.detach()[positive], "amin")
+
+    def dead_pre_activations(self, layer: int, which: Tensor) -> None:
+        return None
+
+
+def _find(trainee: Trainee, x: Tensor, W_enc: Tensor, b_enc: Tensor, margin: float) -> SparseActivations:
+    activation = trainee.activation
+    if isinstance(activation, TopK):
+        return topk_encode(x, W_enc, b_enc, activation.k, over_layers=activation.over_layers)
+    if isinstance(activation, BatchTopK):
+        return batch_topk_encode(x, W_enc, b_enc, activation.k, over_layers=activation.over_layers)
+    return threshold_encode(x, W_enc, b_enc, _lowest(trainee, margin))
+
+
+def _lowest(trainee: Trainee, margin: float) -> Float[Tensor, "layer feature"]:
+    """What a pre-activation must exceed for the feature to be active or to have a gradient."""
+    if isinstance(trainee.activation, JumpReLU):
+        return trainee.activation.threshold.detach() - margin
+    assert isinstance(trainee.activation, ReLU | Gated)
+    return torch.zeros_like(trainee.b_enc)
+
+
+def _step(h: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    result = Step.apply(h, threshold, bandwidth)
+    assert isinstance(result, Tensor)
+    return result

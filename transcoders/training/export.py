@@ -1,0 +1,109 @@
+"""From what was trained to what is used: `Trainee` → SAEs, transcoders or a cross-layer transcoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transcoders.dictionaries import (
+    SAE,
+    Activation,
+    CrossLayerTranscoder,
+    DictionaryProvenance,
+    JumpReLU,
+    SAESet,
+    TopK,
+    Transcoder,
+    TranscoderSet,
+    fold_normalisation,
+)
+from transcoders.sites import Site
+from transcoders.training.activations import BatchTopK, Gated
+from transcoders.training.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class Scales:
+    """One factor per layer that brings reads to mean square one and writes to variance one per coordinate."""
+
+    read: Float[Tensor, "layer"]
+    write: Float[Tensor, "layer"]
+
+
+@torch.no_grad()
+def export(
+    trainee: Trainee,
+    kind: str,
+    scales: Scales,
+    reads: Sequence[Site],
+    writes: Sequence[Site],
+    provenance: DictionaryProvenance,
+) -> TranscoderSet | CrossLayerTranscoder | SAESet:
+    """The trained dictionaries on activations as the model has them: the same outputs, the scales folded in.
+
+    Aligned encoders become plain ones. A gated dictionary becomes a JumpReLU one with the same outputs: with
+    h = m = exp(r) · x W_gate + b_mag, π > 0 is h > θ = b_mag − exp(r) b_gate, so a = h · 1[h > max(θ, 0)]. BatchTopK
+    becomes JumpReLU with the threshold estimated in training, the same for all features of a layer.
+    """
+    W_enc, b_enc, activation = _pointwise(trainee)
+    W_dec = [w.detach().clone() for w in trainee.W_dec]
+    b_dec = trainee.b_dec.detach().clone()
+    W_skip = None if trainee.W_skip is None else trainee.W_skip.detach().clone()
+    layers = range(trainee.n_layers)
+    built: TranscoderSet | CrossLayerTranscoder | SAESet
+    if kind == "clt":
+        built = CrossLayerTranscoder(
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=_copy(activation),
+            provenance=provenance, reads=reads, writes=writes, W_skip=W_skip,
+        )  # fmt: skip
+    elif kind == "sae":
+        built = SAESet(
+            [
+                SAE(
+                    W_enc=W_enc[i], b_enc=b_enc[i], W_dec=W_dec[i][:, 0].contiguous(), b_dec=b_dec[i],
+                    activation=_copy(activation, i), site=reads[i], centred=trainee.centred,
+                )
+                for i in layers
+            ],
+            provenance,
+        )  # fmt: skip
+    else:
+        built = TranscoderSet(
+            [
+                Transcoder(
+                    W_enc=W_enc[i], b_enc=b_enc[i], W_dec=W_dec[i][:, 0].contiguous(), b_dec=b_dec[i],
+                    activation=_copy(activation, i), read=reads[i], write=writes[i],
+                    W_skip=None if W_skip is None else W_skip[i],
+                )
+                for i in layers
+            ],
+            provenance,
+        )  # fmt: skip
+    return fold_normalisation(built.requires_grad_(False), scales.read, scales.write)
+
+
+def _pointwise(trainee: Trainee) -> tuple[Float[Tensor, "layer d_model feature"], Float[Tensor, "layer _"], Activation]:
+    """Encoder, bias and an activation function that inference knows."""
+    W_enc, b_enc = trainee.encoder().detach(), trainee.b_enc.detach().clone()
+    activation = trainee.activation
+    if isinstance(activation, BatchTopK):
+        thresholds = activation.threshold.to(b_enc)[:, None].expand_as(b_enc)
+        activation = JumpReLU(thresholds.clone())
+    elif isinstance(activation, Gated):
+        gain = activation.r.exp()
+        activation, b_enc, W_enc = (
+            JumpReLU((activation.b_mag - gain * b_enc).clamp(min=0)),
+            activation.b_mag.detach().clone(),
+            W_enc * gain[..., None],
+        )
+    return W_enc.transpose(1, 2).clone(memory_format=torch.contiguous_format), b_enc, activation
+
+
+def _copy(activation: Activation, layer: int | None = None) -> Activation:
+    """The activation function of the whole stack, or of one of its layers, sharing no memory with it."""
+    if isinstance(activation, JumpReLU):
+        threshold = activation.threshold.detach()
+        return JumpReLU((threshold if layer is None else threshold[layer]).clone(), activation.bandwidth)
+    return TopK(activation.k, over_layers=activation.over_layers) if isinstance(activation, TopK) else activation

@@ -1,0 +1,144 @@
+"""Remedies for latents that never fire: a loss that pulls them back, or new directions."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from transcoders.dictionaries import JumpReLU
+from transcoders.training.activations import Gated
+from transcoders.training.codes import Code
+from transcoders.training.config import TrainConfig
+from transcoders.training.trainee import Trainee
+
+_SELDOM = 0.5
+"""How often a resampled latent is active at first, in mean rates of all."""
+
+_NEW_ENCODER = 0.2
+"""Norm of a resampled encoder, in mean norms of those that are alive."""
+
+
+def revival_loss(
+    trainee: Trainee,
+    code: Code,
+    reads: Float[Tensor, "layer batch d_model"],
+    error: Float[Tensor, "layer batch d_model"],
+    dead: Bool[Tensor, "layer feature"],
+    config: TrainConfig,
+) -> Float[Tensor, ""]:
+    """A gradient for latents that never fire; only their weights are touched.
+
+    TopK, BatchTopK: AuxK (Gao et al. 2024, appendix A.2). Of the dead latents of a layer the `k_aux` with the largest
+    pre-activation predict the residual; a departure: no ReLU after the choice, since a dead latent's pre-activation is
+    often negative and would have no gradient. ReLU, JumpReLU, Gated: `Σ_dead relu(θ − h) ‖W_dec‖ / √d`, as in
+    Anthropic's January 2025 update.
+    """
+    encoder = trainee.encoder()
+    bias = trainee.encoder_bias(encoder)
+    norms = trainee.decoder_norms().detach()
+    width = trainee.b_dec.shape[1]
+    writes: list[Tensor] = [error.new_zeros(error.shape[1:])] * trainee.n_layers
+    pull = error.new_zeros(())
+    for layer in range(trainee.n_layers):
+        which = dead[layer].nonzero().squeeze(1)
+        if len(which) == 0:
+            continue
+        h = code.dead_pre_activations(layer, which)
+        if h is None:
+            h = trainee.product(reads[layer], encoder[layer, which].T) + bias[layer, which]
+        if config.ranks:
+            written = _of_largest(trainee, layer, which, h, config.k_aux)
+            for offset, part in enumerate(written.unbind(-2)):
+                writes[layer + offset] = writes[layer + offset] + part
+        else:
+            threshold = getattr(trainee.activation, "threshold", torch.zeros_like(dead, dtype=h.dtype)).detach()
+            gap = torch.relu(threshold[layer, which] - h)
+            pull = pull + (gap * norms[layer, which]).sum() / (dead.shape[0] * len(h) * width**0.5)
+    if not config.ranks:
+        return pull
+    return (error - torch.stack(writes)).square().sum() / error.square().sum()
+
+
+def _of_largest(
+    trainee: Trainee, layer: int, which: Int[Tensor, "n"], h: Float[Tensor, "batch n"], k: int
+) -> Float[Tensor, "batch span d_model"]:
+    """What each token's k largest of some features write."""
+    if len(which) > k:
+        value, index = h.topk(k, dim=-1, sorted=False)
+        h = torch.zeros_like(h).scatter(-1, index, value)
+    W_dec = trainee.W_dec[layer]
+    return trainee.product(h, W_dec[which].flatten(1)).unflatten(-1, W_dec.shape[1:])
+
+
+@torch.no_grad()
+def resample(
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    code: Code,
+    reads: Float[Tensor, "layer batch d_model"],
+    error: Float[Tensor, "layer batch d_model"],
+    dead: Bool[Tensor, "layer feature"],
+    config: TrainConfig,
+    *,
+    seed: int,
+) -> int:
+    """Give dead latents the directions of tokens that are badly reconstructed; returns how many there were.
+
+    Tokens are drawn with probability ∝ ‖error‖⁴. The decoder becomes the direction of the token's errors in all layers
+    it writes to; the encoder the direction of its error for an SAE, of its read minus the mean read otherwise. The
+    encoder's norm is 0.2 of the mean of the living, or the whole of it where features are ranked. The bias lets the
+    latent be active half as often as an average one, so that what it is active on is mostly what it was drawn for. The
+    optimizer's moments are cleared.
+
+    Source: Bricken et al. 2023, *Towards Monosemanticity*, appendix on neuron resampling. Departures: there both
+    directions are the token's input, which is a mixture of features, where its error is what has no feature yet; and
+    the bias is zero, with which a new latent is active on so much else that it is soon driven to silence again.
+    """
+    generator = torch.Generator(device=reads.device).manual_seed(seed)
+    count, l0, smallest = 0, code.l0(), code.smallest()
+    for layer in range(trainee.n_layers):
+        which = dead[layer].nonzero().squeeze(1)
+        if len(which) == 0:
+            continue
+        span = trainee.W_dec[layer].shape[1]
+        loss = error[layer : layer + span].square().sum(dim=(0, 2))
+        drawn = torch.multinomial(loss.square() + 1e-12, len(which), replacement=True, generator=generator)
+        direction = _unit(
+            error[layer, drawn] if config.kind == "sae" else reads[layer, drawn] - reads[layer].mean(dim=0)
+        )
+        alive = trainee.encoder()[layer][~dead[layer]]
+        size = alive.norm(dim=1).mean() if len(alive) else trainee.W_enc.new_ones(())
+        trainee.W_enc[layer, which] = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
+        share = _SELDOM * float(l0[layer]) / dead.shape[1]
+        cut = config.threshold if isinstance(trainee.activation, JumpReLU) else 0.0
+        if config.ranks:
+            cut = float(smallest[layer].nan_to_num(posinf=0.0))
+        trainee.b_enc[layer, which] = cut - _exceeded_by(reads[layer] @ trainee.W_enc[layer, which].T, share)
+        written = error[layer : layer + span, drawn].transpose(0, 1)
+        norm = 1.0 if trainee.unit_decoders else trainee.decoder_norms()[layer][~dead[layer]].mean().nan_to_num(1.0)
+        trainee.W_dec[layer][which] = norm * _unit(written.flatten(1)).view_as(written)
+        if isinstance(trainee.activation, JumpReLU):
+            trainee.activation.threshold[layer, which] = config.threshold
+        if isinstance(trainee.activation, Gated):
+            trainee.activation.r[layer, which] = 0
+            trainee.activation.b_mag[layer, which] = trainee.b_enc[layer, which]
+        _clear_moments(trainee, optimizer, layer, which)
+        count += len(which)
+    return count
+
+
+def _clear_moments(trainee: Trainee, optimizer: torch.optim.Optimizer, layer: int, which: Tensor) -> None:
+    stacked = [trainee.W_enc, trainee.b_enc, *trainee.activation.parameters()]
+    for parameter in [*stacked, trainee.W_dec[layer]]:
+        moments = [m for m in optimizer.state.get(parameter, {}).values() if m.shape == parameter.shape]
+        for moment in moments:
+            (moment if parameter is trainee.W_dec[layer] else moment[layer])[which] = 0
+
+
+def _exceeded_by(x: Float[Tensor, "batch n"], share: float) -> Float[Tensor, "n"]:
+    """Of every column, the value that this share of its entries exceeds."""
+    rank = max(1, round(share * len(x)))
+    return x.topk(min(rank + 1, len(x)), dim=0).values[-1]
+
+
+def _unit(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)

@@ -1,0 +1,242 @@
+"""One dictionary in training: its weights, its optimizer, what steers it. It knows nothing of where data come from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transcoders.dictionaries import DictionaryProvenance, DictionarySet, JumpReLU, TopK
+from transcoders.sites import Site
+from transcoders.training.activations import BatchTopK
+from transcoders.training.checkpoints import optimizer_tensors, restore_optimizer
+from transcoders.training.codes import Code, DenseCode, SparseCode
+from transcoders.training.config import TrainConfig
+from transcoders.training.controller import SparsityController, exponent
+from transcoders.training.dead import never_fired
+from transcoders.training.export import Scales, export
+from transcoders.training.initialise import initial_trainee, measure_scales
+from transcoders.training.losses import Losses, losses
+from transcoders.training.penalties import P_SMALLEST, shares
+from transcoders.training.revival import resample
+from transcoders.training.schedules import falling, learning_rate
+from transcoders.training.trainee import Trainee
+
+_DENSE_ABOVE = 0.05
+"""Density of listed features from which dense products are faster."""
+_SMALLEST = 512
+"""Features per layer from which sparse products can be faster."""
+_MEASURE_EVERY = 20
+"""Steps between measurements of the density."""
+
+
+class Run:
+    """One dictionary in training. Batches are `[batch, layer, d_model]`, as the model has them."""
+
+    def __init__(self, config: TrainConfig, trainee: Trainee, scales: Scales) -> None:
+        self.config, self.trainee, self.scales = config, trainee, scales
+        self.optimizer = torch.optim.Adam(_groups(config, trainee), lr=config.lr, betas=config.betas, fused=True)
+        self.counter = never_fired(trainee.n_layers, config.features, config.dead_after, trainee.W_enc.device)
+        self.controller = SparsityController(config)
+        self.averaged = {n: p.detach().clone() for n, p in trainee.named_parameters()} if config.ema else {}
+        self._losses = torch.compile(losses) if config.compile else losses
+        self.sparse = self._sparse_at_first()
+        self.last: Losses | None = None
+
+    @classmethod
+    def start(
+        cls,
+        config: TrainConfig,
+        reads: Float[Tensor, "batch layer d_model"],
+        writes: Float[Tensor, "batch layer d_model"],
+    ) -> "Run":
+        """With first values from a sample of the data."""
+        reads, writes = reads.float(), writes.float()
+        scales = measure_scales(reads, writes, config)
+        first = (x * scale[:, None] for x, scale in ((reads, scales.read), (writes, scales.write)))
+        return cls(config, initial_trainee(config, *first), scales)
+
+    @classmethod
+    def restore(
+        cls, config: TrainConfig, n_layers: int, d_model: int, tensors: dict[str, Tensor], record: dict[str, Any]
+    ) -> "Run":
+        """As `tensors()` and `record()` left it."""
+        empty = torch.zeros(2, n_layers, d_model, device=tensors["scales.read"].device)
+        run = cls(
+            config, initial_trainee(config, empty, empty), Scales(tensors["scales.read"], tensors["scales.write"])
+        )
+        run.trainee.load_state_dict(_within("trainee.", tensors))
+        restore_optimizer(run.optimizer, tensors)
+        run.counter.since_fired.copy_(tensors["since_fired"])
+        run.controller = SparsityController(config, **record["controller"])
+        run.sparse = record["sparse"]
+        run.averaged = _within("averaged.", tensors)
+        return run
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {f"trainee.{name}": value for name, value in self.trainee.state_dict().items()}
+        tensors |= {f"averaged.{name}": value for name, value in self.averaged.items()}
+        tensors |= optimizer_tensors(self.optimizer)
+        tensors |= {"scales.read": self.scales.read, "scales.write": self.scales.write}
+        tensors["since_fired"] = self.counter.since_fired
+        return tensors
+
+    def record(self) -> dict[str, Any]:
+        return {"controller": self.controller.state(), "sparse": self.sparse}
+
+    # one step
+
+    def step(
+        self,
+        step: int,
+        reads: Float[Tensor, "batch layer d_model"],
+        writes: Float[Tensor, "batch layer d_model"],
+    ) -> Losses:
+        config, trainee = self.config, self.trainee
+        x = _normalise(reads, self.scales.read)
+        y = x if config.kind == "sae" else _normalise(writes, self.scales.write)
+        p = exponent(config, step)
+        if isinstance(trainee.activation, TopK | BatchTopK):
+            trainee.activation.k = round(config.k * falling(config, step, config.k_start))
+        dead = self.counter.dead if config.remedy == "auxiliary" else None
+        compute = losses if self.sparse else self._losses
+        result = compute(
+            trainee,
+            x,
+            y,
+            config,
+            sparsity_weight=self.controller.weight(step),
+            dead=dead if dead is not None and bool(dead.any()) else None,
+            p=p,
+            sparse=self.sparse,
+        )
+        self.optimizer.zero_grad()
+        result.total.backward()
+        trainee.project_gradients()
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(trainee.parameters(), config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["factor"] * learning_rate(config, step)
+        self.optimizer.step()
+        trainee.constrain()
+        if isinstance(trainee.activation, BatchTopK):
+            trainee.activation.observe(result.code.smallest())
+        self.counter.update(result.code.fired(), tokens=x.shape[1])
+        self._steer(step, p, result)
+        self._choose_kernels(step, result.code)
+        self._average()
+        if config.remedy == "resample":
+            self._resample(step, x, result)
+        self.last = result
+        return result
+
+    @torch.no_grad()
+    def _steer(self, step: int, p: float, result: Losses) -> None:
+        if self.config.target_l0 is not None:
+            self.controller.update(step, float(result.code.l0().mean()))
+        if (after := exponent(self.config, step + 1)) < p:
+            share = shares(self.trainee, result.code, result.code.a)
+            before_sum, after_sum = (((share + P_SMALLEST) ** q - P_SMALLEST**q).sum() for q in (p, after))
+            self.controller.gain *= float(before_sum / after_sum.clamp(min=1e-12)) if after_sum > 0 else 1.0
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for name, parameter in self.trainee.named_parameters() if self.averaged else ():
+            self.averaged[name].lerp_(parameter, 1 - self.config.ema)
+
+    def _sparse_at_first(self) -> bool:
+        """The ranked kinds' density is known; of the others all is active at first."""
+        config = self.config
+        if config.kernels != "auto":
+            return config.kernels == "sparse"
+        layers = self.trainee.n_layers if config.kind == "clt" else 1
+        return config.ranks and config.features >= _SMALLEST and config.k / (layers * config.features) < _DENSE_ABOVE
+
+    def _choose_kernels(self, step: int, code: Code) -> None:
+        config = self.config
+        if config.kernels != "auto" or config.ranks or config.features < _SMALLEST or step % _MEASURE_EVERY:
+            return
+        density = code.active.density if isinstance(code, SparseCode) else None
+        if isinstance(code, DenseCode):
+            density = code.density(self.trainee, config.margin)
+        assert density is not None
+        self.sparse = density < _DENSE_ABOVE
+
+    def _resample(self, step: int, x: Tensor, result: Losses) -> None:
+        config = self.config
+        falling = step + 1 >= (1 - config.decay) * config.steps
+        dead = self.counter.dead
+        if falling or (step + 1) % config.resample_every or not bool(dead.any()):
+            return
+        resample(
+            self.trainee,
+            self.optimizer,
+            result.code,
+            x,
+            result.error,
+            dead,
+            config,
+            seed=config.seed * 1_000_003 + step,
+        )
+        self.counter.since_fired[dead] = 0
+
+    # what it has come to
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Of the last batch; `step` counts the steps done."""
+        result = self.last
+        assert result is not None
+        l0 = result.code.l0()
+        dead = self.counter.dead.float().mean(dim=1)
+        metrics = {
+            "step": step,
+            "tokens": step * self.config.batch,
+            "loss": float(result.total.detach()),
+            "fvu": float(result.fvu.mean()),
+            "l0": float(l0.mean()),
+            "dead": float(dead.mean()),
+            "alignment": float(self.trainee.alignment().mean()),
+            "sparsity": float(result.sparsity),
+            "revival": float(result.revival),
+            "learning_rate": learning_rate(self.config, step - 1),
+            "sparsity_weight": self.controller.weight(step - 1),
+            "fvu_per_layer": result.fvu.tolist(),
+            "l0_per_layer": l0.tolist(),
+            "dead_per_layer": dead.tolist(),
+        }
+        if self.config.penalty_used == "p_anneal":
+            metrics["p"] = exponent(self.config, step - 1)
+        return metrics
+
+    @torch.no_grad()
+    def export(self, reads: Sequence[Site], writes: Sequence[Site], provenance: DictionaryProvenance) -> DictionarySet:
+        """The dictionaries as they are now, or their running mean, on the model's own activations."""
+        own = {name: parameter.detach().clone() for name, parameter in self.trainee.named_parameters()}
+        try:
+            for name, parameter in self.trainee.named_parameters():
+                parameter.copy_(self.averaged.get(name, own[name]))
+            self.trainee.constrain()
+            return export(self.trainee, self.config.kind, self.scales, reads, writes, provenance)
+        finally:
+            for name, parameter in self.trainee.named_parameters():
+                parameter.copy_(own[name])
+
+
+def _groups(config: TrainConfig, trainee: Trainee) -> list[dict[str, Any]]:
+    """Parameters by their rate: JumpReLU's thresholds have one of their own."""
+    thresholds = [trainee.activation.threshold] if isinstance(trainee.activation, JumpReLU) else []
+    others = [p for p in trainee.parameters() if all(p is not t for t in thresholds)]
+    groups = ((others, 1.0), (thresholds, config.threshold_rate or (1.0 if config.target_l0 is None else 3.0)))
+    return [{"params": parameters, "factor": factor} for parameters, factor in groups if parameters]
+
+
+def _normalise(
+    activations: Float[Tensor, "batch layer d_model"], scale: Float[Tensor, "layer"]
+) -> Float[Tensor, "layer batch d_model"]:
+    """In float32, whatever the model's precision."""
+    return (activations.transpose(0, 1).float() * scale[:, None, None]).contiguous()
+
+
+def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
