@@ -2,7 +2,7 @@
 what decoding costs grows with the active features, not with width × layers².
 
 The first table is a whole step of the public trainer (6 layers, d 256, width 2,048, L0 16 per layer), sparse and dense
-in turns. The second, and the plot beside it, are the cross-layer decoder with its gradients. The third is the density
+in turns. The second, and the plot runs/kernels_cost.html, are the cross-layer decoder with its gradients. The third is the density
 from which dense products are faster, which `transcoders.kernels.DENSE_ABOVE` states.
 """
 
@@ -10,14 +10,17 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import plotly.graph_objects as go
 import torch
 import tyro
-from machine import RESULTS, write_table
+from machine import write_table
 
 from transcoders import CLTConfig, kernels
 from transcoders.training.run import Run
+
+PLOT = Path(__file__).resolve().parents[1] / "runs" / "kernels_cost.html"
 
 
 @dataclass
@@ -143,7 +146,8 @@ def main() -> None:
     rows, figure = costs(options)
     columns = ["layers", "width", "width × pairs of layers", *(f"L0 {n} per layer" for n in (4, 8, 16, 32, 64))]
     print(write_table("kernels_cost", claim + " Microseconds per token.", columns, rows))
-    figure.write_html(RESULTS / "kernels_cost.html", include_plotlyjs=True)
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.write_html(PLOT, include_plotlyjs=True)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,9 @@ def train(
     import transcoders
     from circuitsae.console import show_evaluation
     from circuitsae.graph.files import write_atomically
+    from transcoders.kernels import keep_freed_memory
 
+    keep_freed_memory()  # this process has nothing else to do
     own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
     config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
     language_model = _language_model(model, device)

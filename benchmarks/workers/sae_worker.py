@@ -44,7 +44,7 @@ class Ours:
         from transcoders.kernels import keep_freed_memory
         from transcoders.training.run import Run
 
-        keep_freed_memory()
+        keep_freed_memory()  # as `circuitsae train` does
         config = SAEConfig(
             features=task["width"],
             k=task["k"],
@@ -53,8 +53,8 @@ class Ours:
             tokens=task["batch"] * task["steps"],
             lr=task["lr"],
             seed=task["seed"],
-            betas=(0.9, 0.999),  # Adam as the peers have it, at a constant rate
-            warmup=0.0,
+            k_start=4.0,
+            warmup=0.0,  # a constant rate, as the peers have it
             decay=0.0,
             dead_after=10_000_000,  # as the peers: no latent is declared dead within a benchmark
         )

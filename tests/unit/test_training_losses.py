@@ -109,7 +109,7 @@ def test_revival_gives_the_encoder_of_dead_latents_and_of_no_other_a_gradient(ki
     reads, error = draw(N_LAYERS, 8, D_MODEL), draw(N_LAYERS, 8, D_MODEL, seed=4)
     h = built.pre_activations(reads)
     assert not built.activate(h).any()
-    loss = revival_loss(built, DenseCode(h, h), h[..., :D_MODEL], error, dead, settings)
+    loss = revival_loss(built, DenseCode(h, h), reads, error, dead, settings)
     loss.backward()
     gradient = built.W_enc.grad
     assert gradient is not None
@@ -138,7 +138,8 @@ def test_auxk_predicts_the_residual_by_loops():
     built = trainee(settings)
     dead = no_dead()
     dead[:, [1, 4, 7]] = True
-    h, error = draw(N_LAYERS, 5, FEATURES), draw(N_LAYERS, 5, D_MODEL, seed=4)
+    reads, error = draw(N_LAYERS, 5, D_MODEL), draw(N_LAYERS, 5, D_MODEL, seed=4)
+    h = built.pre_activations(reads)
     squared, total = 0.0, 0.0
     for layer in range(N_LAYERS):
         for token in range(5):
@@ -146,7 +147,7 @@ def test_auxk_predicts_the_residual_by_loops():
             predicted = sum(h[layer, token, f] * built.W_dec[layer][f, 0] for f in chosen)
             squared += float((error[layer, token] - predicted).square().sum())
             total += float(error[layer, token].square().sum())
-    loss = revival_loss(built, DenseCode(h, h), h[..., :D_MODEL], error, dead, settings)
+    loss = revival_loss(built, DenseCode(h, h), reads, error, dead, settings)
     assert float(loss) == pytest.approx(squared / total)
 
 
@@ -155,8 +156,9 @@ def test_auxk_with_fewer_dead_latents_than_it_may_choose_is_finite():
     built = trainee(settings)
     dead = no_dead()
     dead[0, 0] = True
-    h = draw(N_LAYERS, 5, FEATURES)
-    loss = revival_loss(built, DenseCode(h, h), h[..., :D_MODEL], draw(N_LAYERS, 5, D_MODEL), dead, settings)
+    reads = draw(N_LAYERS, 5, D_MODEL)
+    h = built.pre_activations(reads)
+    loss = revival_loss(built, DenseCode(h, h), reads, draw(N_LAYERS, 5, D_MODEL), dead, settings)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(bool(torch.isfinite(p.grad).all()) for p in built.parameters() if p.grad is not None)

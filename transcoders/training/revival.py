@@ -1,10 +1,11 @@
 """Remedies for latents that never fire: a loss that pulls them back, or new directions."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.dictionaries import JumpReLU
+from transcoders.kernels import auxk_encode, cross_layer_decode
 from transcoders.training.activations import Gated
 from transcoders.training.codes import Code
 from transcoders.training.config import TrainConfig
@@ -34,9 +35,12 @@ def revival_loss(
     """
     encoder = trainee.encoder()
     bias = trainee.encoder_bias(encoder)
+    if config.ranks:
+        found = auxk_encode(reads, encoder.mT, bias, dead, config.k_aux)
+        written = cross_layer_decode(found.value, found.active, list(trainee.W_dec))
+        return (error - written).square().sum() / error.square().sum()
     norms = trainee.decoder_norms().detach()
-    width = trainee.b_dec.shape[1]
-    writes: list[Tensor] = [error.new_zeros(error.shape[1:])] * trainee.n_layers
+    threshold = getattr(trainee.activation, "threshold", torch.zeros_like(bias)).detach()
     pull = error.new_zeros(())
     for layer in range(trainee.n_layers):
         which = dead[layer].nonzero().squeeze(1)
@@ -45,28 +49,9 @@ def revival_loss(
         h = code.dead_pre_activations(layer, which)
         if h is None:
             h = trainee.product(reads[layer], encoder[layer, which].T) + bias[layer, which]
-        if config.ranks:
-            written = _of_largest(trainee, layer, which, h, config.k_aux)
-            for offset, part in enumerate(written.unbind(-2)):
-                writes[layer + offset] = writes[layer + offset] + part
-        else:
-            threshold = getattr(trainee.activation, "threshold", torch.zeros_like(dead, dtype=h.dtype)).detach()
-            gap = torch.relu(threshold[layer, which] - h)
-            pull = pull + (gap * norms[layer, which]).sum() / (dead.shape[0] * len(h) * width**0.5)
-    if not config.ranks:
-        return pull
-    return (error - torch.stack(writes)).square().sum() / error.square().sum()
-
-
-def _of_largest(
-    trainee: Trainee, layer: int, which: Int[Tensor, "n"], h: Float[Tensor, "batch n"], k: int
-) -> Float[Tensor, "batch span d_model"]:
-    """What each token's k largest of some features write."""
-    if len(which) > k:
-        value, index = h.topk(k, dim=-1, sorted=False)
-        h = torch.zeros_like(h).scatter(-1, index, value)
-    W_dec = trainee.W_dec[layer]
-    return trainee.product(h, W_dec[which].flatten(1)).unflatten(-1, W_dec.shape[1:])
+        gap = torch.relu(threshold[layer, which] - h)
+        pull = pull + (gap * norms[layer, which]).sum() / (trainee.n_layers * len(h) * trainee.b_dec.shape[1] ** 0.5)
+    return pull
 
 
 @torch.no_grad()
