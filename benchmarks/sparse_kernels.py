@@ -2,8 +2,8 @@
 what decoding costs grows with the active features, not with width × layers².
 
 The first table is a whole step of the public trainer (6 layers, d 256, width 2,048, L0 16 per layer), sparse and dense
-in turns. The second, and the plot runs/kernels_cost.html, are the cross-layer decoder with its gradients. The third is the density
-from which dense products are faster, which `transcoders.kernels.DENSE_ABOVE` states.
+in turns. The second, and the plot runs/kernels_cost.html, are the cross-layer decoder with its gradients. The third is
+the density from which dense products are faster, which `transcoders.kernels.DENSE_ABOVE` states.
 """
 
 import statistics

@@ -38,8 +38,8 @@ class SuperpositionModel:
     * `hierarchy`: this share of the features are children, each of one more frequent feature; a child fires only where
       its parent does, with probability `p_child / p_parent`, so every `p_i` stays as it is.
 
-    The defaults are the setting in which the package states the quality of its training. `seed` draws directions, groups
-    and parents; samples come from a generator of their own.
+    The defaults are the setting in which the package states the quality of its training. `seed` draws directions,
+    groups and parents; samples come from a generator of their own.
 
     Source: Elhage et al. 2022, *Toy Models of Superposition*; Sharkey et al. 2022, *Taking features out of
     superposition with sparse autoencoders* (correlated features, decaying frequencies); Chanin et al. 2024, *A is for
