@@ -39,6 +39,8 @@ def trace(
     nodes: float = 0.8,
     edges: float = 0.98,
     max_features: int | None = None,
+    unexplained: float | None = None,
+    engine: Literal["auto", "fast", "plain"] = "auto",
     validate: int = 100,
     device: str = "cpu",
     dtype: Dtype = "float32",
@@ -53,7 +55,9 @@ def trace(
         out: Folder to write; default graphs/ and the prompt's first words.
         nodes: Keep the nodes that hold this share of the influence.
         edges: Keep the edges that hold this share of the influence.
-        max_features: Keep at most this many features; the others count as error.
+        max_features: Find at most this many features, the most influential; the others count as error.
+        unexplained: Stop looking for features once those not expanded hold this share of the influence.
+        engine: The fast engine, or the plain one, which is its reference.
         validate: Test this many of the strongest edges; 0 for none.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
@@ -66,7 +70,15 @@ def trace(
     folder = out or Path("graphs") / _slug(prompt)
     replacement = _replacement(model, dictionaries, device, dtype)
     chosen = LogitTargets(target) if target else TopLogits()
-    full = attribute(replacement, prompt, targets=chosen, max_features=max_features, progress=True)
+    full = attribute(
+        replacement,
+        prompt,
+        targets=chosen,
+        max_features=max_features,
+        unexplained=unexplained,
+        engine=engine,
+        progress=True,
+    )
     source = {"model": _lasting(model), "dictionaries": dictionaries and _lasting(dictionaries)}
     pruned = prune(full, nodes=nodes, edges=edges)
     graph = replace(pruned, provenance={**pruned.provenance, "source": source, "pruned": [nodes, edges]})

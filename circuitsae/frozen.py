@@ -5,7 +5,7 @@ site and the final norm by a linear map. This module runs that map forward, thro
 so that nothing has to be re-implemented per architecture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from transcoders.errors import ModelError
 from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
 
-_EMBED, _POSITION, _FINAL = "embed.hook_out", "pos_embed.hook_out", "unembed.hook_in"
+_EMBED, _POSITION, _FINAL, _RAW = "embed.hook_out", "pos_embed.hook_out", "unembed.hook_in", "unembed.hook_out"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Reads:
 class FrozenModel:
     """A language model on one prompt, linear in its `Writes`.
 
+    `logit_scale` is what stands between the unembedding and the logits of the last position (1, or a soft cap's
+    `c tanh(z/c) / z`), one constant for each token.
     `skips[l]` is W_skip of layer l: a linear path through the MLP, `mlp_out += mlp_in W_skip`, which stays live
     at positions from `first` on.
     """
@@ -61,28 +63,52 @@ class FrozenModel:
 
     def _record(self) -> None:
         """One clean run: patterns, scales, reads and writes."""
-        names = [*self._read_names, *self._write_names, _EMBED, _FINAL, *self._constant_names()]
+        names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *self._constant_names()]
         has_position = self.model.has_hook(_POSITION)
-        with torch.no_grad():
-            logits, cache = self.model.run_hooked(self.tokens[None], read=[*names, *[_POSITION] * has_position])
-        missing = [name for name in names if name not in cache]
-        if missing:
-            raise ModelError(
-                f"{self.model.name} never calls {missing[0]}, which attribution freezes; "
-                "its architecture is not supported."
-            )
+        self._check_calls(names, self.model.bridge.hook_dict)
+        logits, cache = self._clean_run([*names, *[_POSITION] * has_position])
+        self._check_calls(names, cache)
+        for name in (_EMBED, _FINAL):
+            if cache[name].shape[-1] != self.model.d_model:
+                raise ModelError(
+                    f"{self.model.name} has {cache[name].shape[-1]} dimensions at {name} and {self.model.d_model} in "
+                    "its residual stream; attribution does not support a projection between them."
+                )
         self.constants = {name: cache[name].detach() for name in self._constant_names()}
         self.logits: Float[Tensor, "pos d_vocab"] = logits[0]
+        raw = cache[_RAW][0, -1]
+        self.logit_scale: Float[Tensor, "d_vocab"] = torch.where(raw == 0, 1, self.logits[-1] / raw)
         position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
         self.writes = Writes(cache[_EMBED][0], position, torch.stack([cache[n][0] for n in self._write_names]))
         self.reads = Reads(torch.stack([cache[n][0] for n in self._read_names]), cache[_FINAL][0])
+
+    @torch.no_grad()
+    def _clean_run(self, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            return self.model.run_hooked(self.tokens[None], read=names)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"{self.model.name} does not run through TransformerLens' bridge ({reason}); "
+                "its architecture is not supported."
+            ) from error
+
+    def _check_calls(self, wanted: Iterable[str], called: Container[str]) -> None:
+        for name in wanted:
+            if name not in called:
+                raise ModelError(
+                    f"{self.model.name} never calls {name}, which attribution reads or freezes; "
+                    "its architecture is not supported."
+                )
 
     def _constant_names(self) -> list[str]:
         """Hooks of every attention pattern and norm scale."""
         return [
             name
             for name in self.model.bridge.hook_dict
-            if name.endswith((".attn.hook_pattern", ".hook_scale")) and not name.startswith(("embed", "unembed"))
+            if name.endswith((".attn.hook_pattern", ".hook_scale")) and not name.startswith(("embed.", "unembed."))
         ]
 
     def __call__(self, writes: Writes) -> Reads:

@@ -1,6 +1,7 @@
 """Models and dictionaries by name: those of `transcoders`, and the embedded pocket ones."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -29,14 +30,19 @@ def load_model(
 
 
 def load_dictionaries(
-    name: str | Path = POCKET, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    name: str | Path = POCKET,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    decoders: Literal["memory", "mapped"] = "memory",
 ) -> DictionarySet:
     """Dictionaries from a folder or by hub name; the pocket model has `"pocket"` (CLT), `"pocket-plt"`, `"pocket-sae"`.
 
+    With `decoders="mapped"` the decoders stay in the file, and only the rows of active features are read.
     Raises `FileFormatError` for files that are no dictionaries.
     """
     path = DICTIONARY_DIR / POCKET_DICTIONARIES[str(name)] if str(name) in POCKET_DICTIONARIES else name
-    return transcoders.load_dictionaries(path, device=device, dtype=dtype)
+    return transcoders.load_dictionaries(path, device=device, dtype=dtype, decoders=decoders)
 
 
 def dictionaries_for(model: str, dictionaries: str | None) -> str:

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
 from transcoders.errors import PromptError
+from transcoders.patterns import make_patterns_editable
 from transcoders.sites import Frame, Site
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -39,6 +40,7 @@ class LanguageModel:
         for module in bridge.modules():
             if isinstance(module, NormalizationBridge):
                 module.use_native_layernorm_autograd = False
+        make_patterns_editable(bridge)
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
     d_model = property(lambda self: int(self.bridge.cfg.d_model), doc="Width of the residual stream.")
@@ -208,9 +210,10 @@ class LanguageModel:
         return name in self.bridge.hook_dict
 
     def bias_groups(self) -> dict[tuple[int, str], list[Tensor]]:
-        """The additive parameters outside the MLPs, by (layer, component); layer `n_layers` is what follows the blocks.
+        """The additive parameters outside the MLPs, each once, by (layer, component).
 
-        Components carry TransformerBridge's names: `ln1`, `attn`, `ln2` of a block, then `ln_final` and `unembed`.
+        Components carry TransformerBridge's names: `ln1`, `attn`, `ln2` of a block; then, as layer `n_layers`, what
+        follows the blocks (`ln_final`, `unembed`), and as layer -1 a norm of the embeddings (`embed_ln`).
         """
         owners = [
             (layer, label, component)
@@ -218,9 +221,17 @@ class LanguageModel:
             for label, component in block.named_children()
             if label in block.submodules and label != "mlp"
         ]
-        owners += [(self.n_layers, label, getattr(self.bridge, label)) for label in ("ln_final", "unembed")]
-        groups = {
-            (layer, label): [p for name, p in component.named_parameters() if name.endswith("bias")]
-            for layer, label, component in owners
-        }
+        around = {"embed_ln": -1, "ln_final": self.n_layers, "unembed": self.n_layers}
+        owners += [(layer, label, getattr(self.bridge, label, None)) for label, layer in around.items()]
+        groups = {(layer, label): _biases(component) for layer, label, component in owners}
         return {key: parameters for key, parameters in groups.items() if parameters}
+
+
+def _biases(component: Any) -> list[Tensor]:
+    if component is None:
+        return []
+    submodules = getattr(component, "submodules", {})
+    # Where the bridge splits a fused projection into q, k and v, the fused one is no longer used.
+    fused = [submodules["qkv"]] if {"qkv", "q"} <= submodules.keys() else []
+    dead = {id(parameter) for module in fused for parameter in module.parameters()}
+    return [p for name, p in component.named_parameters() if name.endswith("bias") and id(p) not in dead]

@@ -4,21 +4,25 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from rich.progress import Progress
-from scipy import sparse
 from torch import Tensor
 
-from circuitsae.attribution.plain import Rows, plain_rows
+from circuitsae.attribution.engines import EngineName, open_engine
+from circuitsae.attribution.expansion import Expansion, Rows, every_row, most_influential
 from circuitsae.attribution.sources import UNEMBED, Sources
-from circuitsae.attribution.targets import ChooseLogits, Readers, TopLogits, feature_readers, logit_readers
-from circuitsae.graph import AttributionGraph, Node, NodeKind, merge_features
+from circuitsae.attribution.targets import (
+    ChooseLogits,
+    Readers,
+    TopLogits,
+    centred_columns,
+    feature_readers,
+    logit_readers,
+)
+from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
-
-_BATCH_BYTES = 256 * 2**20
 
 
 def attribute(
@@ -27,24 +31,43 @@ def attribute(
     *,
     targets: ChooseLogits = TopLogits(),
     max_features: int | None = None,
+    unexplained: float | None = None,
+    edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
+    engine: EngineName = "auto",
     progress: bool = False,
 ) -> AttributionGraph:
     """The full attribution graph of a prompt's last position; `prune()` it to read it.
 
     A[t, s] = a_s · Σ_{l' < l_t} W_dec[s→l'] · P((l', p_s) → (l_t, p_t)) · W_enc[:, t] under frozen attention patterns
-    and norm scales, after Ameisen et al. 2025, "Circuit Tracing". With `max_features`, only the most influential
-    features become nodes; what the others write counts as error of their layer and position, so rows still sum up.
+    and norm scales, after Ameisen et al. 2025, "Circuit Tracing".
 
-    Raises `PromptError` for a prompt the model cannot take and `InputError` for targets it does not have.
+    * `max_features`: only this many features become nodes, found from the logits down, always expanding those of most
+      influence so far; what the others write counts as error of their layer and position, so rows still sum up.
+    * `unexplained`: stop sooner, once the features without edges into them hold at most this share of the influence.
+    * `edges_per_node`: only this many strongest edges into each node are stored, with the exact sum of the others.
+    * `engine`: `fast` is closed-form, `plain` the slow reference; `auto` is the fast one where the model allows.
+    * `batch_size`: targets at once; `auto` bounds the memory.
+
+    Raises `PromptError` for a prompt the model cannot take, `InputError` for targets it does not have or a setting out
+    of range, and `ModelError` where the engine cannot take the model.
     """
     trace = model.trace(prompt)
-    text = prompt if isinstance(prompt, str) else None
     return attribute_trace(
-        model, trace, prompt=text, targets=targets, max_features=max_features, batch_size=batch_size, progress=progress
+        model,
+        trace,
+        prompt=prompt if isinstance(prompt, str) else None,
+        targets=targets,
+        max_features=max_features,
+        unexplained=unexplained,
+        edges_per_node=edges_per_node,
+        batch_size=batch_size,
+        engine=engine,
+        progress=progress,
     )
 
 
+@torch.no_grad()
 def attribute_trace(
     model: ReplacementModel,
     trace: Trace,
@@ -52,48 +75,64 @@ def attribute_trace(
     prompt: str | None = None,
     targets: ChooseLogits = TopLogits(),
     max_features: int | None = None,
+    unexplained: float | None = None,
+    edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
+    engine: EngineName = "auto",
     progress: bool = False,
 ) -> AttributionGraph:
     """`attribute` of a prompt that has been traced already."""
-    if max_features is not None and max_features < 1:
-        raise InputError(f"max_features={max_features} keeps no feature; give at least 1.")
+    _check_settings(max_features, unexplained, edges_per_node, batch_size)
     sources = Sources(model, trace)
     token = targets(model.model, trace.logits[-1])
-    logits = _logit_nodes(model, trace, token)
-    size = _batch_size(model, trace) if batch_size == "auto" else batch_size
+    n_features = len(trace.features.value)
+    readers = _all_readers(model, trace, token)
+    extra, extra_rows = _unembedding_bias(model, trace, token)
+    nodes = (*sources.nodes, *extra, *_logit_nodes(model, trace, token))
+    settings = {
+        "targets": repr(targets),
+        "max_features": max_features,
+        "unexplained": unexplained,
+        "edges_per_node": edges_per_node,
+    }
+    expansion = Expansion(
+        nodes=nodes,
+        n_features=n_features,
+        tokens=trace.token_strings,
+        token_ids=tuple(trace.tokens.tolist()),
+        n_layers=model.model.n_layers,
+        provenance=_provenance(model, prompt, settings),
+        edges_per_node=edges_per_node,
+    )
+    lazy = unexplained is not None or (max_features is not None and max_features < n_features)
+    share = min(1.0, (max_features or n_features) / n_features) if lazy and n_features else 1.0
+    size = None if batch_size == "auto" else batch_size
     with (
-        torch.no_grad(),
-        plain_rows(model, trace, sources) as rows,
+        open_engine(engine, model, trace, sources, readers, share=share, batch_size=size) as opened,
         Progress(disable=not progress, transient=True) as bar,
     ):
-        task = bar.add_task("attributing", total=len(trace.features.value))
-        logit_rows = _batched(rows, logit_readers(trace, token), size, lambda n: None)
-        readers = feature_readers(model, trace, torch.arange(len(trace.features.value)))
-        feature_rows = _batched(rows, readers, size, lambda n: bar.advance(task, n))
-    logit_rows, extra = _unembedding_bias(model, trace, token, logit_rows)
-    nodes = (*sources.nodes, *extra, *logits)
-    weights = _assemble(feature_rows, logit_rows, len(nodes))
-    provenance = _provenance(model, prompt, {"targets": repr(targets), "max_features": max_features})
-    graph = AttributionGraph.build(
-        nodes, weights, trace.token_strings, trace.tokens.tolist(), model.model.n_layers, provenance
-    )
-    return graph if max_features is None else merge_features(graph, max_features)
+        task = bar.add_task("attributing", total=min(max_features or n_features, n_features))
+        rows = Rows(opened, extra_rows.cpu().numpy(), len(sources.nodes), done=lambda n: bar.advance(task, n))
+        if not lazy:
+            return every_row(expansion, rows)
+        return most_influential(expansion, rows, max_features or n_features, unexplained or 0.0)
 
 
-def _batched(rows: Rows, readers: Readers, size: int, done: Any) -> Float[Tensor, "target source"]:
-    parts = []
-    for start in range(0, len(readers.layer), size):
-        parts.append(rows(readers.rows(start, start + size)))
-        done(len(parts[-1]))
-    return torch.cat(parts) if parts else rows(readers)
+def _check_settings(
+    max_features: int | None, unexplained: float | None, edges_per_node: int | None, batch_size: int | str
+) -> None:
+    for name, value in (("max_features", max_features), ("edges_per_node", edges_per_node), ("batch_size", batch_size)):
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"{name}={value} leaves nothing to compute; give at least 1.")
+    if unexplained is not None and not 0 <= unexplained < 1:
+        raise InputError(f"unexplained={unexplained} is not a share of the influence; give a number from 0 to below 1.")
 
 
-def _batch_size(model: ReplacementModel, trace: Trace) -> int:
-    """As many targets as keep the gradients of all layers, about ten tensors deep, within the budget."""
-    element = torch.finfo(model.model.dtype).bits // 8
-    one = (model.model.n_layers + 1) * trace.n_positions * model.model.d_model * element
-    return max(1, min(512, _BATCH_BYTES // (10 * one)))
+def _all_readers(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> Readers:
+    """Every target: the active features, then the logits."""
+    features = feature_readers(model, trace, torch.arange(len(trace.features.value), device=token.device))
+    logits = logit_readers(trace, token)
+    return Readers(*(torch.cat(pair) for pair in zip(features, logits, strict=True)))
 
 
 def _logit_nodes(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> list[Node]:
@@ -114,23 +153,14 @@ def _logit_nodes(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"])
 
 
 def _unembedding_bias(
-    model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"], rows: Float[Tensor, "k source"]
-) -> tuple[Float[Tensor, "k _"], list[Node]]:
-    """The logit rows with a last column for b_U, centred like the logits, where the model has one."""
+    model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]
+) -> tuple[list[Node], Float[Tensor, "k _"]]:
+    """The node of b_U, where the model has one, and what it adds to each logit, centred like the logits."""
     group = model.model.bias_groups().get((model.model.n_layers, UNEMBED))
     if group is None:
-        return rows, []
-    b_U = group[0].detach()
+        return [], trace.logits.new_zeros(len(token), 0)
     node = Node(NodeKind.BIAS, model.model.n_layers, -1, text=f"{UNEMBED}.b")
-    return torch.cat([rows, (b_U[token] - b_U.mean())[:, None]], dim=1), [node]
-
-
-def _assemble(features: Tensor, logits: Tensor, n: int) -> sparse.csr_array:
-    """Rows of features first, of logits last, nothing between."""
-    blocks = [sparse.coo_array(part.double().cpu().numpy()) for part in (features, logits)]
-    row = np.concatenate([blocks[0].row, blocks[1].row + n - len(logits)])
-    col = np.concatenate([blocks[0].col, blocks[1].col])
-    return sparse.csr_array(sparse.coo_array((np.concatenate([b.data for b in blocks]), (row, col)), shape=(n, n)))
+    return [node], centred_columns(group[0].detach(), trace, token)[:, None]
 
 
 def _provenance(model: ReplacementModel, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from circuitsae.attribution.sources import Gradients, Sources
 from circuitsae.attribution.targets import Readers
 from circuitsae.frozen import Writes
 from circuitsae.replacement import ReplacementModel, Trace
+from transcoders.errors import ModelError
 
 Rows = Callable[[Readers], Float[Tensor, "target source"]]
 
@@ -47,10 +48,32 @@ def plain_rows(model: ReplacementModel, trace: Trace, sources: Sources) -> Itera
             )
             return sources.score(_gradients(found, inputs, len(wanted), writes.position is not None, groups))
 
+        _check_complete(model, trace, rows)
         yield rows
     finally:
         for parameter in biases:
             parameter.requires_grad_(False)
+
+
+def _check_complete(model: ReplacementModel, trace: Trace, rows: Rows) -> None:
+    """Whether the sources sum up to what is read at the last position, layer by layer.
+
+    They do not where a step is left unfrozen (its gradient is no linear map of what was written), or where
+    something else writes into the stream. Raises `ModelError` then.
+    """
+    reads = torch.cat([trace.frozen.reads.mlp_in, trace.frozen.reads.final[None]])
+    layer = torch.arange(len(reads), device=reads.device)
+    found = rows(Readers(layer, torch.full_like(layer, trace.n_positions - 1), reads[:, -1]))
+    expected = (reads[:, -1] ** 2).sum(-1)
+    wrong = (found.sum(1) - expected).abs() > torch.finfo(reads.dtype).eps ** 0.5 * found.abs().sum(1)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        place = f"MLP {first}" if first < model.model.n_layers else "the unembedding"
+        raise ModelError(
+            f"What {place} of {model.model.name} reads is not the sum of what attribution knows to be written "
+            f"({float(found[first].sum()):.3g} of {float(expected[first]):.3g}): before it the model has a step that "
+            "is not frozen, or a writer that is not known; its architecture is not supported."
+        )
 
 
 def _leaves(writes: Writes) -> Writes:

@@ -54,9 +54,9 @@ class Sources:
         for layer in range(self.model.model.n_layers):
             here = index[:, 0] == layer
             _, pos, feature = index[here].unbind(1)
-            rows = self.model.dictionaries.encoder_rows(layer, feature).detach()
             bias[here] = self.model.dictionaries.encoder_biases(layer, feature).detach()
-            pre[here] = (rows * self.trace.frozen.reads.mlp_in[layer, pos]).sum(-1) + bias[here]
+            dense = self.model.dictionaries.pre_activations(layer, self.trace.frozen.reads.mlp_in[layer])
+            pre[here] = dense.detach()[pos, feature]
         return pre, bias
 
     def _errors(self) -> list[Node]:

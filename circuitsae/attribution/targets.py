@@ -23,8 +23,9 @@ class Readers(NamedTuple):
     pos: Int[Tensor, "target"]
     vector: Float[Tensor, "target d_model"]
 
-    def rows(self, start: int, stop: int) -> "Readers":
-        return Readers(self.layer[start:stop], self.pos[start:stop], self.vector[start:stop])
+    def take(self, which: Int[Tensor, "k"] | slice) -> "Readers":
+        """Some of these targets."""
+        return Readers(self.layer[which], self.pos[which], self.vector[which])
 
 
 @runtime_checkable
@@ -68,11 +69,21 @@ class LogitTargets:
 
 
 def logit_readers(trace: Trace, token: Int[Tensor, "k"]) -> Readers:
-    """Centred unembedding directions `W_U[:, v] − mean_v W_U`, read at the last position after the final norm."""
+    """Centred unembedding directions `W_U[:, v] − mean_v W_U`, read at the last position after the final norm.
+
+    A soft cap of the logits counts as one more frozen scale: `W_U[:, v] s_v − mean_v (W_U s)`.
+    """
     model = trace.frozen.model
-    W_U = model.W_U.detach()
     last = torch.full_like(token, trace.n_positions - 1)
-    return Readers(torch.full_like(token, model.n_layers), last, W_U[:, token].T - W_U.mean(dim=1))
+    vector = centred_columns(model.W_U.detach(), trace, token).T
+    return Readers(torch.full_like(token, model.n_layers), last, vector)
+
+
+def centred_columns(weights: Float[Tensor, "*d d_vocab"], trace: Trace, token: Int[Tensor, "k"]) -> Tensor:
+    """What `weights` (W_U or b_U) gives to each token's logit, less its mean over the vocabulary: `[*d, k]`."""
+    scale = trace.frozen.logit_scale
+    mean = weights @ scale / len(scale)
+    return weights[..., token] * scale[token] - mean[..., None]
 
 
 def feature_readers(model: ReplacementModel, trace: Trace, row: Int[Tensor, "k"]) -> Readers:

@@ -12,8 +12,9 @@ import pandas as pd
 from scipy import sparse
 
 from circuitsae.graph import influence as _influence
+from circuitsae.graph.compact import magnitude_sums, row_sums
 from circuitsae.graph.influence import Scores
-from circuitsae.graph.nodes import Node, NodeKind
+from circuitsae.graph.nodes import Node, NodeKind, node_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,17 +22,20 @@ class AttributionGraph:
     """The linear attribution of one prompt.
 
     `weights[t, s]` is what source `s` adds to the pre-activation of target `t` (a logit: to its centred logit), so
-    that a full graph's row sums to `pre_activation − bias` of its target (`residual()` is the difference).
-    Rows of errors, tokens and biases are empty.
+    that a full graph's row and its `rest` sum to `pre_activation − bias` of its target (`residual()` is the
+    difference). Rows of errors, tokens and biases are empty. Sums over edges are in float64 whatever their precision.
     """
 
     nodes: tuple[Node, ...]
     weights: sparse.csr_array
-    """[node, node], rows are targets, columns are sources."""
+    """[node, node], rows are targets, columns are sources; float32 or float64."""
+    rest: np.ndarray
+    """[node], Σweight of the edges into each node that were found and not stored; pruning adds nothing to it."""
     influence: np.ndarray
     """[node], computed on the full graph and kept by pruning; NaN for bias nodes."""
     inputs: np.ndarray
-    """[node], Σ|weight| into each node over the full graph, bias nodes left out; what shares are shares of."""
+    """[node], Σ|weight| into each node over the full graph, bias nodes left out and edges that are not stored
+    included; what shares are shares of."""
     cumulative: np.ndarray
     """[node], share of the full graph's influence held by the nodes up to this one, most influential first."""
     scores: Scores
@@ -53,21 +57,33 @@ class AttributionGraph:
         token_ids: Sequence[int],
         n_layers: int,
         provenance: Mapping[str, Any],
+        *,
+        rest: np.ndarray | None = None,
+        inputs: np.ndarray | None = None,
     ) -> "AttributionGraph":
-        """A full graph, with influence and scores computed from its weights."""
-        is_kind = {kind: np.array([n.kind is kind for n in nodes], dtype=bool) for kind in NodeKind}
-        bias, logit, token = is_kind[NodeKind.BIAS], is_kind[NodeKind.LOGIT], is_kind[NodeKind.TOKEN]
-        start = np.array([n.probability if n.kind is NodeKind.LOGIT else 0.0 for n in nodes])
-        layers = np.array([n.layer for n in nodes])
-        share = _influence.shares(weights, bias)
-        influence = _influence.node_influence(share, layers, logit | is_kind[NodeKind.FEATURE], start, bias)
+        """A full graph, with influence and scores computed from its weights.
+
+        Where `weights` has only the strongest edges of a row, `rest` [node] is the signed sum of the others, `inputs`
+        [node] Σ|weight| of all (`circuitsae.graph.keep_strongest` gives both); without them every edge is stored.
+        """
+        columns = node_columns(nodes)
+        kinds, layers, start = columns["kind"], columns["layer"], columns["start"]
+        bias, logit, token, error = (
+            kinds == k for k in (NodeKind.BIAS, NodeKind.LOGIT, NodeKind.TOKEN, NodeKind.ERROR)
+        )
+        absolute = magnitude_sums(weights, np.stack([~bias, error], axis=1))
+        inputs = absolute[:, 0] if inputs is None else np.asarray(inputs, dtype=np.float64)
+        targets = logit | (kinds == NodeKind.FEATURE)
+        influence = _influence.node_influence(weights, inputs, layers, targets, start, bias)
+        error_share = absolute[:, 1] * _influence.reciprocal(inputs)
         return cls(
             nodes=tuple(nodes),
             weights=weights,
+            rest=np.zeros(len(nodes)) if rest is None else np.asarray(rest, dtype=np.float64),
             influence=influence,
-            inputs=_influence.row_sums(weights, bias),
+            inputs=inputs,
             cumulative=_influence.cumulative(influence, always=token | logit | bias),
-            scores=_influence.scores(share, influence, start, token, is_kind[NodeKind.ERROR]),
+            scores=_influence.scores(error_share, influence, start, token, error),
             tokens=tuple(tokens),
             token_ids=tuple(int(t) for t in token_ids),
             n_layers=n_layers,
@@ -79,37 +95,53 @@ class AttributionGraph:
         return f"AttributionGraph({len(self.tokens)} tokens; {counts}; {self.weights.nnz} edges)"
 
     @cached_property
+    def ids(self) -> np.ndarray:
+        """[node], the id of each."""
+        return np.array([node.id for node in self.nodes], dtype=object)
+
+    @cached_property
     def position(self) -> dict[str, int]:
         """Row of each node id in `weights`."""
-        return {node.id: row for row, node in enumerate(self.nodes)}
+        return {name: row for row, name in enumerate(self.ids)}
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return node_columns(self.nodes)
 
     def mask(self, *kinds: NodeKind) -> np.ndarray:
         """Which nodes are of one of `kinds`."""
-        return np.array([node.kind in kinds for node in self.nodes], dtype=bool)
+        return np.isin(self._columns["kind"], [str(kind) for kind in kinds])
+
+    @property
+    def layers(self) -> np.ndarray:
+        """[node], the layer of each."""
+        return self._columns["layer"]
 
     @property
     def start(self) -> np.ndarray:
         """w: the logits' probabilities, 0 elsewhere."""
-        return np.array([n.probability if n.kind is NodeKind.LOGIT else 0.0 for n in self.nodes])
+        return self._columns["start"]
 
     @property
     def shares(self) -> sparse.csr_array:
         """Â[t, s]: |weight| over the sum of its row in the full graph (bias nodes beside)."""
-        return _influence.divide_rows(self.weights, self.inputs)
+        return _influence.shares(self.weights, self.inputs)
 
     def residual(self) -> np.ndarray:
-        """What the edges into each target leave of its pre-activation without b_enc; 0 for other nodes."""
-        explained = np.asarray(self.weights.sum(axis=1)).ravel()
-        wanted = np.array([n.pre_activation - n.bias if n.is_target else 0.0 for n in self.nodes])
-        return wanted - np.where(self.mask(NodeKind.FEATURE, NodeKind.LOGIT), explained, 0.0)
+        """What the edges into each target and its `rest` leave of its pre-activation without b_enc; 0 for others."""
+        explained = row_sums(self.weights) + self.rest
+        return np.where(self.mask(NodeKind.FEATURE, NodeKind.LOGIT), self._columns["wanted"] - explained, 0.0)
 
     def keep(self, nodes: np.ndarray, weights: sparse.csr_array) -> "AttributionGraph":
         """The part of this graph with the nodes of a mask, and `weights` (of all nodes) between them."""
+        if nodes.all():
+            return replace(self, weights=weights)
         rows = np.flatnonzero(nodes)
         return replace(
             self,
             nodes=tuple(self.nodes[row] for row in rows),
             weights=sparse.csr_array(weights[rows][:, rows]),
+            rest=self.rest[rows],
             influence=self.influence[rows],
             inputs=self.inputs[rows],
             cumulative=self.cumulative[rows],
@@ -130,21 +162,20 @@ class AttributionGraph:
     def nodes_frame(self) -> pd.DataFrame:
         """One row per node: its fields, `id`, `influence` and `cumulative`."""
         columns = ("kind", "layer", "pos", "index", "text", "activation", "pre_activation", "bias", "probability")
-        table: dict[str, Any] = {"id": [node.id for node in self.nodes]}
+        table: dict[str, Any] = {"id": self.ids}
         table |= {name: [getattr(node, name) for node in self.nodes] for name in columns}
         table["kind"] = [str(kind) for kind in table["kind"]]
         return pd.DataFrame(table | {"influence": self.influence, "cumulative": self.cumulative})
 
     def edges_frame(self) -> pd.DataFrame:
         """One row per edge: `source`, `target`, `weight`, `share`, and the columns of `edge_notes`."""
-        coo, ids = self.weights.tocoo(), np.array([node.id for node in self.nodes], dtype=object)
-        share = self.shares.tocsr()
+        target = np.repeat(np.arange(len(self.nodes)), np.diff(self.weights.indptr))
         frame = pd.DataFrame(
             {
-                "source": ids[coo.col],
-                "target": ids[coo.row],
-                "weight": coo.data,
-                "share": np.asarray(share[coo.row, coo.col]).ravel(),
+                "source": self.ids[self.weights.indices],
+                "target": self.ids[target],
+                "weight": self.weights.data,
+                "share": self.shares.data,
             }
         )
         if self.edge_notes is None:

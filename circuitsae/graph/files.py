@@ -22,7 +22,7 @@ from transcoders.errors import FileFormatError
 FORMAT = "circuitsae-graph/1"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: under a temporary name beside it, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -52,6 +52,7 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
         "nodes": [_without_nan(asdict(node)) for node in graph.nodes],
         "influence": [_without_nan(float(v)) for v in graph.influence],
         "inputs": [float(v) for v in graph.inputs],
+        "rest": [float(v) for v in graph.rest],
         "cumulative": [float(v) for v in graph.cumulative],
         "edge_notes": None if graph.edge_notes is None else _table(graph.edge_notes),
     }
@@ -81,6 +82,7 @@ def load_graph(folder: str | Path) -> AttributionGraph:
         return AttributionGraph(
             nodes=nodes,
             weights=sparse.csr_array(sparse.coo_array((weight, (row, col)), shape=(len(nodes), len(nodes)))),
+            rest=np.array(document.get("rest", [0.0] * len(nodes)), dtype=float),
             influence=np.array([math.nan if v is None else v for v in document["influence"]], dtype=float),
             inputs=np.array(document["inputs"], dtype=float),
             cumulative=np.array(document["cumulative"], dtype=float),
@@ -124,7 +126,7 @@ def _table(frame: pd.DataFrame) -> dict[str, list]:
     return {"columns": [str(name) for name in frame.columns], "data": rows}
 
 
-def _npz(**arrays: np.ndarray) -> bytes:
+def _npz(**arrays: np.ndarray) -> memoryview:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+    return buffer.getbuffer()

@@ -4,12 +4,17 @@
 
 after Ameisen et al. 2025, "Circuit Tracing", Appendix: Graph pruning. Bias nodes stand beside: they take no
 part in the sums, so that the figures compare with those of tools without bias nodes.
+
+Edges stay as they are stored, float32 or float64; sums run in float64 over one block of rows at a time.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import sparse
+
+from circuitsae.graph.compact import magnitude_sums, row_blocks
 
 
 @dataclass(frozen=True)
@@ -19,54 +24,80 @@ class Scores:
     replacement: float
     """I(tokens) / (I(tokens) + I(errors))."""
     completeness: float
-    """Σ_t (I+w)_t · (1 − Σ_errors Â[t, e]) / Σ_t (I+w)_t."""
+    """Σ_t (I+w)_t · (1 − Σ_errors Â[t, e]) / Σ_t (I+w)_t, over the edges that are stored."""
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
 
-def shares(weights: sparse.csr_array, bias: np.ndarray) -> sparse.csr_array:
-    """Â: |weights| divided by each row's sum over the columns that are no bias; bias columns are scaled alike."""
-    return divide_rows(weights, row_sums(weights, bias))
+def reciprocal(total: np.ndarray) -> np.ndarray:
+    """1 / total, and 0 where the total is 0."""
+    return np.divide(1.0, total, out=np.zeros_like(total, dtype=np.float64), where=total > 0)
 
 
-def row_sums(weights: sparse.csr_array, bias: np.ndarray) -> np.ndarray:
+def absolute_inputs(weights: sparse.csr_array, bias: np.ndarray) -> np.ndarray:
     """Σ|weights| of each row over the columns that are no bias."""
-    return abs(weights) @ (~bias).astype(float)
+    return magnitude_sums(weights, ~bias[:, None])[:, 0]
 
 
-def divide_rows(weights: sparse.csr_array, total: np.ndarray) -> sparse.csr_array:
-    """|weights| with each row divided by its total; rows of total 0 become 0."""
-    scale = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-    return sparse.csr_array(sparse.diags_array(scale) @ abs(weights))
+def shares(weights: sparse.csr_array, inputs: np.ndarray) -> sparse.csr_array:
+    """Â of all edges in float64: |weights| with each row divided by its entry of `inputs`; 0 where that is 0."""
+    data = np.abs(weights.data, dtype=np.float64)
+    data *= np.repeat(reciprocal(inputs), np.diff(weights.indptr))
+    return sparse.csr_array((data, weights.indices, weights.indptr), shape=weights.shape)
 
 
 def node_influence(
-    share: sparse.csr_array, layers: np.ndarray, targets: np.ndarray, start: np.ndarray, bias: np.ndarray
+    weights: sparse.csr_array,
+    inputs: np.ndarray,
+    layers: np.ndarray,
+    targets: np.ndarray,
+    start: np.ndarray,
+    bias: np.ndarray,
 ) -> np.ndarray:
-    """I = wÂ + wÂ² + …, one sweep over the layers from the top; `start` is w. NaN for bias nodes."""
-    total = start.astype(float).copy()
-    without_bias = share @ sparse.diags_array((~bias).astype(float))
+    """I = wÂ + wÂ² + …, one sweep over the layers from the top, with Â[t, s] = |weights[t, s]| / inputs[t].
+
+    All but `weights` [node, node] are [node]; `targets` has the nodes that have inputs, `start` is w.
+    NaN for bias nodes.
+    """
+    total, scale = start.astype(np.float64), reciprocal(inputs)
     for layer in np.unique(layers[targets])[::-1]:
-        rows = np.flatnonzero(targets & (layers == layer))
-        total += total[rows] @ without_bias[rows]
+        for rows, edges in row_blocks(weights, np.flatnonzero(targets & (layers == layer))):
+            total += (total[rows] * scale[rows]) @ abs(edges)
     influence = total - start
     influence[bias] = np.nan
     return influence
 
 
+@dataclass(frozen=True)
+class EdgeScores:
+    """Â[t, s]·(I+w)[t] of each edge, in the order of `weights.data`; computed anew at each iteration, in blocks."""
+
+    weights: sparse.csr_array
+    inputs: np.ndarray
+    output: np.ndarray
+    """[node], I+w."""
+    sources: np.ndarray
+    """[node], the columns that are scored; the edges from others are 0."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        factor = self.output * reciprocal(self.inputs)
+        for rows, edges in row_blocks(self.weights):
+            by_row = np.repeat(factor[rows], np.diff(edges.indptr))
+            yield np.abs(edges.data) * by_row * self.sources[edges.indices]
+
+
 def scores(
-    share: sparse.csr_array, influence: np.ndarray, start: np.ndarray, token: np.ndarray, error: np.ndarray
+    error_share: np.ndarray, influence: np.ndarray, start: np.ndarray, token: np.ndarray, error: np.ndarray
 ) -> Scores:
-    """Replacement and completeness score of a full graph."""
+    """Replacement and completeness score of a full graph; `error_share` [node] is Σ_errors Â[t, e]."""
     through_tokens, through_errors = influence[token].sum(), influence[error].sum()
-    explained = 1 - share @ error.astype(float)
     output = np.nan_to_num(influence) + start
     output[np.isnan(influence)] = 0
     both = through_tokens + through_errors
     return Scores(
         replacement=float(through_tokens / both) if both > 0 else 1.0,
-        completeness=float(explained @ output / output.sum()) if output.sum() > 0 else 1.0,
+        completeness=float((1 - error_share) @ output / output.sum()) if output.sum() > 0 else 1.0,
     )
 
 
@@ -77,12 +108,3 @@ def cumulative(influence: np.ndarray, always: np.ndarray) -> np.ndarray:
     entered = np.empty(len(order))
     entered[order] = running / running[-1] if len(order) and running[-1] > 0 else 0.0
     return np.where(always, 0.0, np.clip(entered, 0.0, 1.0))
-
-
-def threshold(values: np.ndarray, share: float) -> float:
-    """The smallest of the largest `values` that together hold `share` of their sum."""
-    ordered = np.sort(values)[::-1]
-    running = np.cumsum(ordered)
-    if not len(ordered) or running[-1] <= 0:
-        return 0.0
-    return float(ordered[min(np.searchsorted(running / running[-1], share), len(ordered) - 1)])

@@ -4,20 +4,26 @@ import numpy as np
 from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.compact import row_blocks
+from circuitsae.graph.influence import absolute_inputs
 from circuitsae.graph.nodes import NodeKind
 from transcoders.errors import InputError
 
 
-def merge_features(graph: AttributionGraph, keep: int) -> AttributionGraph:
-    """A full graph with its `keep` most influential features; the edges of the others are added to the error node of
-    their layer and position, so that every row still sums to the target's pre-activation.
+def merge_features(graph: AttributionGraph, keep: int | np.ndarray) -> AttributionGraph:
+    """A full graph with some of its features; the edges of the others are added to the error node of their layer and
+    position, so that every row still sums to the target's pre-activation. What is not stored stays so.
+
+    keep: the features to keep as a mask over the features, or how many of the most influential.
     """
     feature = np.flatnonzero(graph.mask(NodeKind.FEATURE))
-    if keep >= len(feature):
+    if isinstance(keep, int):
+        ranked = np.argsort(-graph.influence[feature], kind="stable")
+        keep = np.isin(np.arange(len(feature)), ranked[:keep])
+    if keep.all():
         return graph
-    ranked = feature[np.argsort(-graph.influence[feature], kind="stable")]
     into = np.arange(len(graph.nodes))
-    for row in ranked[keep:]:
+    for row in feature[~keep]:
         node = graph.nodes[row]
         error = graph.position.get(f"{node.layer}.err@{node.pos}")
         if error is None:
@@ -26,13 +32,29 @@ def merge_features(graph: AttributionGraph, keep: int) -> AttributionGraph:
     kept = into == np.arange(len(graph.nodes))
     kept_rows = np.flatnonzero(kept)
     new_index = np.cumsum(kept) - 1
-    ones = np.ones(len(into))
-    merge = sparse.csr_array(sparse.coo_array((ones, (np.arange(len(into)), new_index[into]))))
+    merge = sparse.csr_array(
+        sparse.coo_array(
+            (np.ones(len(into)), (np.arange(len(into)), new_index[into])), shape=(len(into), len(kept_rows))
+        )
+    )
+    weights = _merged(graph.weights, kept_rows, merge)
+    bias = graph.mask(NodeKind.BIAS)
+    not_stored = np.maximum(graph.inputs - absolute_inputs(graph.weights, bias), 0.0)
     return AttributionGraph.build(
         [graph.nodes[row] for row in kept_rows],
-        sparse.csr_array(graph.weights[kept_rows] @ merge),
+        weights,
         graph.tokens,
         graph.token_ids,
         graph.n_layers,
         graph.provenance,
+        rest=graph.rest[kept_rows],
+        inputs=absolute_inputs(weights, bias[kept_rows]) + not_stored[kept_rows],
     )
+
+
+def _merged(weights: sparse.csr_array, rows: np.ndarray, merge: sparse.csr_array) -> sparse.csr_array:
+    """`rows` of `weights` times `merge`: summed in float64, stored in the precision of `weights`."""
+    parts = [sparse.csr_array(edges @ merge, dtype=weights.dtype) for _, edges in row_blocks(weights, rows)]
+    merged = sparse.csr_array(sparse.vstack(parts, format="csr"))
+    merged.sort_indices()
+    return merged

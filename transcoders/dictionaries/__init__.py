@@ -1,14 +1,15 @@
 """Sparse dictionaries: what a set of them is (`DictionarySet`), and the kinds there are.
 
 `activations` holds the sparsifying functions, `sparse_dictionary` the single-site SAE and transcoder, `per_layer` one
-of them for each layer, `cross_layer` the cross-layer transcoder, `normalisation` factors folded into weights,
-`provenance` where a set comes from, `random` seeded sets for tests. Attribution knows
-nothing of them beyond the protocol.
+of them for each layer, `cross_layer` the cross-layer transcoder, `mapped` a set whose decoders stay in their file,
+`normalisation` factors folded into weights, `provenance` where a set comes from, `random` seeded sets for tests.
+Attribution knows nothing of them beyond the protocol.
 """
 
 from transcoders.dictionaries.activations import Activation, JumpReLU, ReLU, TopK
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
 from transcoders.dictionaries.dictionary_set import DictionarySet, SparseFeatures
+from transcoders.dictionaries.mapped import MappedDictionaries
 from transcoders.dictionaries.normalisation import fold_normalisation, unfold_normalisation
 from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
 from transcoders.dictionaries.provenance import DictionaryProvenance
@@ -22,6 +23,7 @@ __all__ = [
     "DictionaryProvenance",
     "DictionarySet",
     "JumpReLU",
+    "MappedDictionaries",
     "ReLU",
     "SAESet",
     "SparseDictionary",

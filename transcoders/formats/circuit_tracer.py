@@ -18,13 +18,22 @@ from transcoders.dictionaries import (
     DictionaryProvenance,
     DictionarySet,
     JumpReLU,
+    MappedDictionaries,
     ReLU,
     TopK,
     Transcoder,
     TranscoderSet,
 )
 from transcoders.errors import DictionaryError, FileFormatError
-from transcoders.formats.files import read_tensors, require_tensors, write_tensors, write_text
+from transcoders.formats.files import (
+    DecoderPlace,
+    is_decoder,
+    read_tensors,
+    require_tensors,
+    take_decoders,
+    write_tensors,
+    write_text,
+)
 from transcoders.sites import Site, SiteKind
 
 _CONFIG = "config.yaml"
@@ -54,7 +63,11 @@ def is_circuit_tracer(folder: Path) -> bool:
 
 
 def load_circuit_tracer(
-    folder: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    decoders: DecoderPlace = "memory",
 ) -> DictionarySet:
     """Transcoders or a cross-layer transcoder, in `dtype` or, by default, in float32."""
     config = _read_config(folder)
@@ -66,10 +79,12 @@ def load_circuit_tracer(
         )
     sites = _site(folder, config, "feature_input_hook"), _site(folder, config, "feature_output_hook")
     provenance = DictionaryProvenance(model=str(config.get("model_name", "unknown")), config=config)
-    reader = _Reader(folder, dtype or torch.float32, device)
+    reader = _Reader(folder, dtype or torch.float32, device, decoders)
     if kind == "plt":
-        return _load_transcoders(reader, config, sites, provenance)
-    return _load_cross_layer(reader, sites, provenance)
+        loaded = _load_transcoders(reader, config, sites, provenance)
+    else:
+        loaded = _load_cross_layer(reader, sites, provenance)
+    return MappedDictionaries(loaded, reader.W_dec) if decoders == "mapped" else loaded
 
 
 def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtype | None = None) -> None:
@@ -102,15 +117,22 @@ def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dt
 
 
 class _Reader:
-    """Tensors of one folder, in one precision."""
+    """Tensors of one folder, in one precision, but for decoders that stay in their files."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: str | torch.device) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, device: str | torch.device, decoders: DecoderPlace) -> None:
         self.folder, self.dtype, self.device = folder, dtype, device
+        self.mapped = decoders == "mapped"
+        self.W_dec: list[Tensor] = []
+        """Decoders that stay in their files, in the order of reading."""
 
     def read(self, name: str, required: list[str]) -> dict[str, Tensor]:
         path = self.folder / name
-        tensors, _ = read_tensors(path, dtype=self.dtype, device=self.device)
+        tensors, _ = read_tensors(
+            path, dtype=self.dtype, device=self.device, mapped=lambda name: self.mapped and is_decoder(name)
+        )
         require_tensors(path, tensors, required)
+        if self.mapped:
+            self.W_dec += take_decoders(tensors, self.dtype)
         return tensors
 
 

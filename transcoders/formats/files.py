@@ -1,9 +1,9 @@
 """Reading and writing single files: written beside their place and renamed, read with errors that say what to do."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transcoders.errors import FileFormatError
+
+DecoderPlace = Literal["memory", "mapped"]
+"""`memory`: decoders are loaded. `mapped`: they stay in the file, and the rows asked for are read from there."""
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -41,22 +44,44 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(
-    path: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    mapped: Callable[[str], bool] = lambda name: False,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file (floating ones converted to `dtype`) and its metadata."""
+    """All tensors of a safetensors file (floating ones converted to `dtype`) and its metadata.
+
+    Those whose names are `mapped` stay in the file, in its precision: reading them reads the file.
+    """
     if not path.is_file():
         raise FileFormatError(f"There is no file {path}; the folder is incomplete, so download or save it again.")
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        with safe_open(path, "pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise FileFormatError(
             f"{path} is not a safetensors file ({error}); it may have been cut off, so download or save it again."
         ) from error
-    if dtype is not None:
-        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    tensors = {
+        name: t if mapped(name) else t.to(device, dtype if t.is_floating_point() else None)
+        for name, t in stored.items()
+    }
     return tensors, metadata
+
+
+def is_decoder(name: str) -> bool:
+    """Whether a tensor of this name, in any of our formats, is a decoder."""
+    return "W_dec" in name
+
+
+def take_decoders(tensors: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The decoders among `tensors`, in their order; shapes without data are left in their place."""
+    names = [name for name in tensors if is_decoder(name)]
+    taken = [tensors[name] for name in names]
+    tensors |= {name: torch.empty(t.shape, dtype=dtype, device="meta") for name, t in zip(names, taken, strict=True)}
+    return taken
 
 
 def require_tensors(path: Path, tensors: Mapping[str, Tensor], names: list[str]) -> None:

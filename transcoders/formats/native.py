@@ -18,6 +18,7 @@ from transcoders.dictionaries import (
     DictionaryProvenance,
     DictionarySet,
     JumpReLU,
+    MappedDictionaries,
     ReLU,
     SAESet,
     SparseDictionary,
@@ -26,7 +27,16 @@ from transcoders.dictionaries import (
     TranscoderSet,
 )
 from transcoders.errors import DictionaryError, FileFormatError
-from transcoders.formats.files import read_json, read_tensors, require_tensors, write_json, write_tensors
+from transcoders.formats.files import (
+    DecoderPlace,
+    is_decoder,
+    read_json,
+    read_tensors,
+    require_tensors,
+    take_decoders,
+    write_json,
+    write_tensors,
+)
 from transcoders.sites import Site
 
 FORMAT = "transcoders"
@@ -71,7 +81,13 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
     write_json(folder / _CONFIG, record)
 
 
-def load_native(folder: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> DictionarySet:
+def load_native(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    decoders: DecoderPlace = "memory",
+) -> DictionarySet:
     """The set that `save_native` wrote, in `dtype` or, by default, in float32."""
     record = read_json(folder / _CONFIG)
     if record.get("version") != VERSION:
@@ -79,13 +95,22 @@ def load_native(folder: Path, *, dtype: torch.dtype | None = None, device: str |
             f"{folder / _CONFIG} is of version {record.get('version')!r}, but this release reads version {VERSION}; "
             "update the package."
         )
-    tensors, metadata = read_tensors(folder / _WEIGHTS, dtype=dtype or torch.float32, device=device)
+    dtype, mapped = dtype or torch.float32, decoders == "mapped"
+    tensors, metadata = read_tensors(
+        folder / _WEIGHTS, dtype=dtype, device=device, mapped=lambda name: mapped and is_decoder(name)
+    )
     if metadata.get("id") != record.get("id"):
         raise FileFormatError(
             f"{folder / _WEIGHTS} and {folder / _CONFIG} were not saved together; save the dictionaries again."
         )
     try:
-        return _build(folder, record, tensors)
+        if not mapped:
+            return _build(folder, record, tensors)
+        layers = range(int(record["n_layers"]))
+        names = [f"W_dec.{i}" if record["kind"] == "clt" else f"{i}.W_dec" for i in layers]
+        require_tensors(folder / _WEIGHTS, tensors, names)
+        W_dec = take_decoders(in_order := {name: tensors[name] for name in names}, dtype)
+        return MappedDictionaries(_build(folder, record, tensors | in_order), W_dec)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         if isinstance(error, FileFormatError):
             raise
@@ -95,7 +120,9 @@ def load_native(folder: Path, *, dtype: torch.dtype | None = None, device: str |
         ) from error
 
 
-def _build(folder: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> DictionarySet:
+def _build(
+    folder: Path, record: dict[str, Any], tensors: dict[str, Tensor]
+) -> TranscoderSet | SAESet | CrossLayerTranscoder:
     n_layers, kind = int(record["n_layers"]), record["kind"]
     provenance = DictionaryProvenance.from_json(record["provenance"])
     reads, writes = ([Site.parse(site) for site in record[side]] for side in ("reads", "writes"))

@@ -8,9 +8,10 @@ from typing import Literal
 
 import torch
 
-from transcoders.dictionaries import DictionarySet
-from transcoders.errors import FileFormatError, InputError
+from transcoders.dictionaries import DictionarySet, MappedDictionaries
+from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import circuit_tracer, native
+from transcoders.formats.files import DecoderPlace
 
 FormatName = Literal["native", "circuit-tracer"]
 
@@ -41,18 +42,27 @@ FORMATS: dict[FormatName, Format] = {
 
 
 def load_dictionaries(
-    path: Path | str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    decoders: DecoderPlace = "memory",
 ) -> DictionarySet:
     """The dictionaries in a local folder, or in a repository of the Hugging Face hub.
 
-    `dtype`: precision of the loaded weights, whatever that of the file; float32 by default.
+    `dtype`: precision of the loaded weights, whatever that of the file; float32 by default. `decoders`: with
+    `"mapped"` they stay in the file, and only the rows of active features are read, for decoders larger than memory.
     Raises `FileFormatError` where the folder is in no known format, or is not what it claims to be.
     """
+    if decoders not in ("memory", "mapped"):
+        raise InputError(
+            f"Unknown place for decoders {decoders!r}; they are kept in 'memory', or 'mapped' to the file."
+        )
     folder = _local_folder(path)
     for name, form in FORMATS.items():
         if form.recognises(folder):
             logging.getLogger(__name__).info("loading %s dictionaries from %s", name, folder)
-            return form.load(folder, dtype=dtype, device=device)
+            return form.load(folder, dtype=dtype, device=device, decoders=decoders)
     expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
     raise FileFormatError(f"{folder} holds no dictionaries in a known format; expected one of ({expected}).")
 
@@ -67,6 +77,11 @@ def save_dictionaries(
     """Write dictionaries to a folder; `storage_dtype`: precision of the stored weights, by default their own."""
     if format not in FORMATS:
         raise InputError(f"Unknown format {format!r}; dictionaries are saved as {', '.join(map(repr, FORMATS))}.")
+    if isinstance(dictionaries, MappedDictionaries):
+        raise DictionaryError(
+            "The decoders of these dictionaries are mapped to their file and cannot be saved from there; "
+            "load them with decoders='memory'."
+        )
     FORMATS[format].save(dictionaries, Path(path).expanduser(), storage_dtype=storage_dtype)
 
 

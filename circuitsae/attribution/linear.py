@@ -1,0 +1,266 @@
+"""A prompt's frozen model as matrices: what `FrozenModel` computes by running modules, ready for matrix products.
+
+With patterns `A_h` and norm scales `s` constant, attention is `x ↦ Σ_h A_h x W_V,h W_O,h` around frozen norms, whose
+weights are folded into `W_V` and `W_O` and whose scales into the patterns. What is carried through the layers has shape
+`[row, pos, d_model]`, a row for each source or target.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitsae.frozen import FrozenModel, Reads
+from transcoders.errors import ModelError
+
+TOLERANCE = {torch.float64: 1e-9}
+"""Largest relative difference between these matrices' reads and the model's own; other dtypes: 1e-3."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """`x ↦ C(x) · weight / scale`, with C the subtraction of the mean where the norm centres. `bias` stands apart."""
+
+    weight: Float[Tensor, "d_model"]
+    scale: Float[Tensor, "pos"]
+    centres: bool
+    bias: Float[Tensor, "d_model"] | None = None
+
+    def forward(self, x: Float[Tensor, "row pos d_model"], first: int = 0) -> Float[Tensor, "row pos d_model"]:
+        """Of rows at the positions from `first` on."""
+        return self._forward(x, self.scale[first : first + x.shape[1], None])
+
+    def forward_at(self, x: Float[Tensor, "row d_model"], pos: Int[Tensor, "row"]) -> Float[Tensor, "row d_model"]:
+        """Of one position for each row."""
+        return self._forward(x, self.scale[pos, None])
+
+    def _forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True) if self.centres else x) * (self.weight / scale)
+
+    def transpose(self, g: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
+        return self._transpose(g, self.scale[: g.shape[1], None])
+
+    def transpose_at(self, g: Float[Tensor, "row d_model"], pos: Int[Tensor, "row"]) -> Float[Tensor, "row d_model"]:
+        """Of one position for each row."""
+        return self._transpose(g, self.scale[pos, None])
+
+    def _transpose(self, g: Tensor, scale: Tensor) -> Tensor:
+        out = g * (self.weight / scale)
+        return out - out.mean(-1, keepdim=True) if self.centres else out
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Frozen attention with its norms: `y(p) = Σ_h Σ_q mix[h, p, q] · (x(q) W_in)_h W_out,h`."""
+
+    mix: Float[Tensor, "head pos pos"]
+    """Patterns over the scales of the norm before (at q) and of the norm after (at p)."""
+    W_in: Float[Tensor, "d_model kv_d_head"]
+    W_out: Float[Tensor, "h_d_head d_model"]
+    n_kv: int
+    bias_writes: dict[str, Float[Tensor, "pos d_model"]]
+    """What each component's biases add to the residual stream, whatever the input."""
+
+    @property
+    def n_heads(self) -> int:
+        return len(self.mix)
+
+    @property
+    def d_head(self) -> int:
+        return self.W_in.shape[1] // self.n_kv
+
+    def forward(self, x: Float[Tensor, "row pos d_model"], first: int = 0) -> Float[Tensor, "row pos d_model"]:
+        """What rows at the positions from `first` on write at these positions."""
+        here = slice(first, first + x.shape[1])
+        mix = self.mix[:, here, here]
+        return self._hop(x, self.W_in, self.n_kv, mix, self.W_out, self.n_heads)
+
+    def transpose(self, g: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
+        """How what is read from the attention's output at positions 0, 1, … reads the stream before it."""
+        mix = self.mix[:, : g.shape[1], : g.shape[1]].mT
+        return self._hop(g, self.W_out.mT, self.n_heads, mix, self.W_in.mT, self.n_kv)
+
+    def _hop(self, x: Tensor, down: Tensor, n_down: int, mix: Tensor, up: Tensor, n_up: int) -> Tensor:
+        row, pos, d = x.shape
+        z = (x.reshape(-1, d) @ down).view(row, pos, n_down, -1).permute(2, 1, 0, 3).reshape(n_down, pos, -1)
+        z = torch.bmm(mix, self._repeat(z))
+        if n_up < self.n_heads:
+            z = z.unflatten(0, (n_up, -1)).sum(1)
+        return (z.view(n_up, pos, row, -1).permute(2, 1, 0, 3).reshape(row * pos, -1) @ up).view(row, pos, -1)
+
+    def forward_from(
+        self, x: Float[Tensor, "row d_model"], pos: Int[Tensor, "row"], first: int
+    ) -> Float[Tensor, "row pos d_model"]:
+        """`forward` of rows that are zero but at one position each, at the positions from `first` on.
+
+        A row's vector goes through each head once and is spread over the positions last: 4d² operations, not 4·pos·d².
+        """
+        z = self._per_head(x @ self.W_in, self.n_kv)
+        through = torch.bmm(z, self.W_out.view(self.n_heads, -1, x.shape[1]))
+        return torch.bmm(self.mix[:, first:, pos].permute(2, 1, 0), through.transpose(0, 1))
+
+    def transpose_from(
+        self, g: Float[Tensor, "row d_model"], pos: Int[Tensor, "row"], count: int
+    ) -> Float[Tensor, "row pos d_model"]:
+        """`transpose` of rows that are zero but at one position each, at the first `count` positions."""
+        z = self._per_head(g @ self.W_out.mT, self.n_heads)
+        heads_in = self.W_in.view(g.shape[1], self.n_kv, -1).permute(1, 2, 0)
+        through = torch.bmm(z, self._repeat(heads_in))
+        return torch.bmm(self.mix[:, pos, :count].permute(1, 2, 0), through.transpose(0, 1))
+
+    def _per_head(self, z: Float[Tensor, "row _"], n: int) -> Float[Tensor, "head row d_head"]:
+        return self._repeat(z.unflatten(1, (n, -1)).transpose(0, 1))
+
+    def _repeat(self, z: Float[Tensor, "kv _ _"]) -> Float[Tensor, "head _ _"]:
+        """One for each head, where heads share keys and values."""
+        return z if len(z) == self.n_heads else z.repeat_interleave(self.n_heads // len(z), dim=0)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block. The MLP reads the stream after attention, or in `parallel` blocks the one before it."""
+
+    attention: Attention
+    before_mlp: Norm
+    after_mlp: Norm | None
+    """What norm the MLP's output passes before it is added to the stream."""
+    mlp_norm: str
+    """The component that `before_mlp` is."""
+    parallel: bool
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Every block of a model on one prompt, and the final norm."""
+
+    blocks: Sequence[Block]
+    final: Norm
+    embed: Float[Tensor, "pos d_model"]
+    """What the blocks read first, as written: embeddings with positions."""
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return self.final.scale.dtype
+
+
+def linear_model(frozen: FrozenModel) -> LinearModel:
+    """The matrices of a frozen model.
+
+    Raises `ModelError` where its architecture is not one of those that these matrices describe: they are run once on
+    the prompt and compared with what the model itself read.
+    """
+    bridge = frozen.model.bridge
+    try:
+        blocks = [_block(frozen, layer) for layer in range(frozen.model.n_layers)]
+        final = _norm(frozen, bridge.ln_final, "ln_final")
+    except (AttributeError, KeyError) as error:
+        raise ModelError(
+            f"{frozen.model.name} has no {error.args[0]}, which the fast engine needs; use engine='plain'."
+        ) from error
+    position = 0 if frozen.writes.position is None else frozen.writes.position
+    model = LinearModel(blocks, final, (frozen.writes.embed + position).to(final.scale.dtype))
+    _check(model, frozen)
+    return model
+
+
+def _block(frozen: FrozenModel, layer: int) -> Block:
+    block, name = frozen.model.bridge.blocks[layer], f"blocks.{layer}."
+    norms = {
+        label: _norm(frozen, getattr(block, label), name + label)
+        for label in ("ln1", "ln1_post", "ln2", "ln2_post")
+        if label in block.submodules
+    }
+    mlp_norm = "ln2" if "ln2" in norms else "ln1"
+    return Block(
+        attention=_attention(block.attn, frozen.constants[name + "attn.hook_pattern"][0], norms),
+        before_mlp=norms[mlp_norm],
+        after_mlp=norms.get("ln2_post"),
+        mlp_norm=mlp_norm,
+        parallel=mlp_norm == "ln1" or bool(getattr(frozen.model.bridge.cfg, "parallel_attn_mlp", False)),
+    )
+
+
+def _norm(frozen: FrozenModel, component: Any, name: str) -> Norm:
+    scale = _exact(frozen.constants[f"{name}.hook_scale"].reshape(-1))
+    weight = _exact(component.weight.detach())
+    bias = getattr(component.original_component, "bias", None)
+    return Norm(
+        weight=weight + 1 if component.uses_weight_offset else weight,
+        scale=scale,
+        centres=not component.uses_rms_norm,
+        bias=None if bias is None else _exact(bias.detach()),
+    )
+
+
+def _attention(attention: Any, pattern: Float[Tensor, "head pos pos"], norms: dict[str, Norm]) -> Attention:
+    before, after = norms["ln1"], norms.get("ln1_post")
+    W_V, W_O, pattern = _exact(attention.W_V.detach()), _exact(attention.W_O.detach()), _exact(pattern)
+    n_kv, d_model = W_V.shape[:2]
+    into, out = W_V.transpose(0, 1).reshape(d_model, -1), W_O.reshape(-1, d_model)
+    folded, mix = into * before.weight[:, None], pattern / before.scale
+    if before.centres:
+        folded = folded - folded.mean(0)
+    whole = Attention(pattern, into, out, n_kv, {})
+    writes = {"ln1": before.bias} if before.bias is not None else {}
+    writes = {label: _constant(whole, bias @ into) for label, bias in writes.items()}
+    own = [_constant(whole, _exact(attention.b_V).reshape(-1))] if attention.b_V is not None else []
+    own += [_exact(attention.b_O).expand(len(pattern[0]), -1)] if attention.b_O is not None else []
+    if own:
+        writes["attn"] = sum(own[1:], own[0]).detach()
+    if after is not None:
+        writes = {label: after.forward(written[None])[0] for label, written in writes.items()}
+        out = (out - out.mean(1, keepdim=True) if after.centres else out) * after.weight
+        mix = mix / after.scale[:, None]
+    return Attention(mix, folded, out, n_kv, writes)
+
+
+def _constant(attention: Attention, value: Float[Tensor, "kv_d_head"]) -> Float[Tensor, "pos d_model"]:
+    """What attention writes if every position has the same value vector."""
+    heads = attention._per_head(value[None], attention.n_kv)  # head 1 d_head
+    mixed = attention.mix.sum(-1).mT[:, :, None] * heads[:, 0]  # pos head d_head
+    return mixed.flatten(1) @ attention.W_out
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """In float32 where a tensor is less precise: sums over many paths need it."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _check(model: LinearModel, frozen: FrozenModel) -> None:
+    reads = reads_of(model, frozen)
+    for name, ours, theirs in (
+        *(
+            (f"the MLP of layer {i}", a, b)
+            for i, (a, b) in enumerate(zip(reads.mlp_in, frozen.reads.mlp_in, strict=True))
+        ),
+        ("the unembedding", reads.final, frozen.reads.final),
+    ):
+        error = float((ours - theirs).abs().max() / theirs.abs().max())
+        if not error <= TOLERANCE.get(frozen.model.dtype, 1e-3):
+            raise ModelError(
+                f"What {name} of {frozen.model.name} reads differs by {error:.1e} from what its weights say: "
+                "its architecture differs from those of the fast engine; use engine='plain'."
+            )
+
+
+def reads_of(model: LinearModel, frozen: FrozenModel) -> Reads:
+    """What is read on the clean prompt, from the clean writes: the map run forward."""
+    stream = model.embed[None]
+    mlp_in = []
+    for layer, block in enumerate(model.blocks):
+        middle = stream + block.attention.forward(stream)
+        for written in block.attention.bias_writes.values():
+            middle = middle + written
+        read = block.before_mlp.forward(stream if block.parallel else middle)
+        mlp_in.append(_with_bias(read, block.before_mlp)[0])
+        written = frozen.writes.mlp_out[layer].to(stream)[None]
+        stream = middle + (written if block.after_mlp is None else block.after_mlp.forward(written))
+    return Reads(torch.stack(mlp_in), _with_bias(model.final.forward(stream), model.final)[0])
+
+
+def _with_bias(read: Tensor, norm: Norm) -> Tensor:
+    return read if norm.bias is None else read + norm.bias

@@ -1,0 +1,147 @@
+"""Every family of random models is the Hugging Face model it says it is, and survives a folder; others are refused."""
+
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import transformers
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+import circuitsae.pocket
+from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.replacement import ReplacementModel
+from transcoders.dictionaries import random_dictionaries
+from transcoders.errors import ModelError
+from transcoders.language_model import LanguageModel
+from transcoders.loading import load_model, random_model
+from transcoders.random_models import Family, random_module
+
+FAMILIES = get_args(Family)
+TOKENS = torch.tensor([[0, 11, 22, 33, 11, 7]])
+SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_vocab": 64, "context": 64}
+SMALL = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 32,
+    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return random_model(family, n_layers=2, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
+
+
+def _module(family):
+    return random_module(family, {**SIZES, "d_mlp": None}, seed=0)
+
+
+@torch.no_grad()
+def test_logits_are_hugging_faces(family, model):
+    torch.testing.assert_close(model.run(TOKENS)[0].float(), _module(family)(TOKENS).logits, rtol=1e-5, atol=2e-5)
+
+
+def test_a_folder_gives_the_same_logits(family, tmp_path):
+    _module(family).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(circuitsae.pocket.__file__).parent / "model" / name, tmp_path)
+    loaded = load_model(tmp_path)
+    expected = random_model(family, n_layers=2, d_model=16, n_heads=4, d_vocab=64).run(TOKENS)[0]
+    torch.testing.assert_close(loaded.run(TOKENS)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_every_norm_has_the_bridges_eps(model):
+    norms = [module for module in model.bridge.modules() if isinstance(module, NormalizationBridge)]
+    inside: list[Any] = [norm.original_component for norm in norms]
+    own = [getattr(norm, "eps", None) or norm.variance_epsilon for norm in inside]
+    assert norms
+    assert own == [model.bridge.cfg.eps] * len(norms)
+
+
+@torch.no_grad()
+def test_edits_of_a_pattern_take_effect(model):
+    """With every head attending to itself alone, attention gives Σ_h (x W_V + b_V) W_O + b_O."""
+    attention, name = model.bridge.blocks[0].attn, "blocks.0.attn.hook_pattern"
+    n_heads, pos = attention.W_O.shape[0], TOKENS.shape[1]
+    itself = torch.eye(pos, dtype=torch.float64).expand(1, n_heads, pos, pos)
+    read = ["blocks.0.ln1.hook_out", "blocks.0.attn.hook_out"]
+    _, cache = model.run_hooked(TOKENS, read=read, write={name: lambda _: itself})
+    value = torch.einsum("bpd,hde->bphe", cache[read[0]], attention.W_V)
+    value = value if attention.v.original_component.bias is None else value + attention.b_V
+    value = value.repeat_interleave(n_heads // value.shape[2], dim=2)
+    out = torch.einsum("bphe,hed->bpd", value, attention.W_O)
+    out = out if attention.b_O is None else out + attention.b_O
+    torch.testing.assert_close(cache[read[1]], out, rtol=1e-12, atol=1e-12)
+
+
+def test_every_bias_outside_the_mlps_is_named_once(family, model):
+    named = [p for group in model.bias_groups().values() for p in group]
+    own = {name: p for name, p in _module(family).named_parameters() if name.endswith("bias")}
+    outside = [p for name, p in own.items() if not any(part in name for part in ("mlp", "fc1", "fc2"))]
+    assert len({p.data_ptr() for p in named}) == len(named)
+    values, expected = (torch.cat([torch.empty(0), *(p.float() for p in ps)]).sort()[0] for ps in (named, outside))
+    torch.testing.assert_close(values, expected)
+
+
+def _other(config, architecture, **arguments):
+    """A model of a class that is no family, as it comes from Hugging Face."""
+    config = getattr(transformers, config)(**arguments, architectures=[architecture])
+    module = getattr(transformers, architecture)(config).eval()
+    return LanguageModel(build_bridge_from_module(module, architecture, hf_config=config), architecture)
+
+
+def _attribute(model):
+    dictionaries = random_dictionaries(kind="plt", n_layers=2, d_model=16, features=8, dtype=model.dtype, seed=1)
+    return attribute(ReplacementModel(model, dictionaries), TOKENS[0], targets=LogitTargets([3]), engine="plain")
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "arguments"),
+    [
+        ("BloomConfig", "BloomForCausalLM", {"hidden_size": 16, "n_layer": 2, "n_head": 4, "vocab_size": 64}),
+        ("GraniteConfig", "GraniteForCausalLM", SMALL | {"residual_multiplier": 0.5, "logits_scaling": 3.0}),
+        ("GPTNeoXConfig", "GPTNeoXForCausalLM", SMALL | {"use_parallel_residual": False}),
+        ("Olmo2Config", "Olmo2ForCausalLM", SMALL),
+    ],
+    ids=["embedding-norm", "scaled-residual-and-logits", "serial-neox", "norms-only-after"],
+)
+def test_the_plain_engine_takes_other_architectures(config, architecture, arguments):
+    graph = _attribute(_other(config, architecture, **arguments).to(torch.float64))
+    assert abs(graph.residual()).max() <= 1e-9 * abs(graph.weights).max()
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "arguments", "lacks"),
+    [
+        ("MambaConfig", "MambaForCausalLM", SMALL | {"state_size": 4}, r"never calls blocks\.0\.mlp\.hook_in"),
+        ("OlmoConfig", "OlmoForCausalLM", SMALL, "does not run through TransformerLens' bridge"),
+        (
+            "OPTConfig",
+            "OPTForCausalLM",
+            SMALL | {"ffn_dim": 32, "word_embed_proj_dim": 8, "do_layer_norm_before": False},
+            "8 dimensions at embed.hook_out and 16",
+        ),
+    ],
+    ids=["no-mlp", "norm-without-weight", "projected-embedding"],
+)
+def test_an_architecture_that_lacks_something_is_refused_with_what_it_lacks(config, architecture, arguments, lacks):
+    with pytest.raises(ModelError, match=lacks):
+        _attribute(_other(config, architecture, **arguments))
+
+
+def test_a_step_that_is_not_frozen_is_found():
+    model = random_model("llama", n_layers=2, d_model=16, n_heads=4, dtype=torch.float64)
+    model.bridge.blocks[1].ln1.hook_in.register_forward_hook(lambda module, inputs, output: output.tanh())
+    with pytest.raises(ModelError, match="What MLP 1 of random-llama-0 reads is not the sum"):
+        _attribute(model)
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(ModelError, match="Unknown family 'bert'"):
+        random_module("bert", {}, seed=0)

@@ -1,0 +1,208 @@
+"""The fast engine against the plain one: every cut, every batch, every way of expanding."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution.cost import choose_cut, operations
+from circuitsae.attribution.fast import FastRows, batches
+from circuitsae.attribution.linear import linear_model, reads_of
+from circuitsae.attribution.plain import plain_rows
+from circuitsae.attribution.sources import Sources
+from circuitsae.attribution.targets import Readers, feature_readers, logit_readers
+from circuitsae.attribution.writers import Writers
+from circuitsae.graph import NodeKind
+from circuitsae.replacement import ReplacementModel
+from transcoders.dictionaries import random_dictionaries
+from transcoders.errors import InputError, ModelError
+from transcoders.loading import random_model
+from transcoders.random_models import Family
+
+TOKENS = torch.tensor([0, 11, 22, 33, 11, 7])
+TARGETS = LogitTargets([3, 5, 60])
+FAMILIES: tuple[Family, ...] = ("gpt2", "llama", "phi", "gemma2")
+N_LAYERS = 3
+
+
+def replacement(family: Family = "gpt2", dtype: torch.dtype = torch.float64, kind: Any = "clt", skip: bool = False):
+    model = random_model(family, n_layers=N_LAYERS, d_model=16, n_heads=4, d_vocab=64, dtype=dtype)
+    dictionaries = random_dictionaries(kind, n_layers=N_LAYERS, d_model=16, features=24, skip=skip, dtype=dtype, seed=1)
+    return ReplacementModel(model, dictionaries)
+
+
+@pytest.fixture(scope="module", params=[(f, k, s) for f in FAMILIES for k, s in (("plt", False), ("clt", True))])
+def case(request):
+    """Writers, all targets, and the plain engine's rows in the writers' columns."""
+    family, kind, skip = request.param
+    model = replacement(family, kind=kind, skip=skip)
+    with torch.no_grad():
+        trace = model.trace(TOKENS)
+        sources = Sources(model, trace)
+        parts = feature_readers(model, trace, torch.arange(len(trace.features.value))), logit_readers(trace, TOKENS[:3])
+        targets = Readers(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
+        with plain_rows(model, trace, sources) as rows:
+            expected = rows(targets)
+        writers = Writers(model, trace, sources, linear_model(trace.frozen))
+        return writers, targets, expected[:, torch.from_numpy(writers.columns)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cut", range(N_LAYERS + 1))
+def test_every_cut_gives_the_plain_rows(case, cut):
+    writers, targets, expected = case
+    engine = FastRows(writers, cut=cut)
+    seen = np.zeros(len(expected), dtype=int)
+    for numbers, block in engine.climb(targets):
+        torch.testing.assert_close(block, expected[torch.from_numpy(numbers)], rtol=0, atol=1e-12)
+        seen[numbers] += 1
+    above = (targets.layer >= cut).nonzero()[:, 0]
+    for batch in batches(targets.take(above), 16, size=7):
+        numbers = above[batch]
+        torch.testing.assert_close(engine.rows(targets.take(numbers)), expected[numbers], rtol=0, atol=1e-12)
+        seen[numbers.numpy()] += 1
+    assert (seen == 1).all()
+    torch.testing.assert_close(engine.rows(targets), expected, rtol=0, atol=1e-12)  # all by descent, in one batch
+
+
+@torch.no_grad()
+def test_a_small_store_of_decoders_changes_nothing(case, monkeypatch):
+    writers, targets, expected = case
+    monkeypatch.setattr("circuitsae.attribution.writers.CACHE_BYTES", 0)
+    monkeypatch.setattr(writers, "_kept", {})
+    engine = FastRows(writers, cut=2)
+    list(engine.climb())
+    torch.testing.assert_close(engine.rows(targets), expected, rtol=0, atol=1e-12)
+    assert not writers._kept
+
+
+def test_the_chosen_cut_needs_fewest_operations_and_fits(case, monkeypatch):
+    writers, targets, _ = case
+    costs = [operations(writers, targets, cut) for cut in range(N_LAYERS + 1)]
+    assert costs[choose_cut(writers, targets)] == min(costs)
+    assert min(costs) < costs[0]
+    monkeypatch.setattr("circuitsae.attribution.cost.LEAST_STORED_BYTES", -1e18)
+    monkeypatch.setattr("circuitsae.attribution.cost._Counts.edges", property(lambda self: 0.0))
+    assert choose_cut(writers, targets) == 0
+
+
+def test_operations_are_those_of_the_loops(case):
+    """The textbook way (cut 0), counted target by target."""
+    writers, targets, _ = case
+    hop = (6 if writers.dictionaries.skip(0) is not None else 4) * 16**2
+    counted = 0
+    for layer, pos in zip(targets.layer.tolist(), targets.pos.tolist(), strict=True):
+        full = min(layer, N_LAYERS - 1)
+        counted += hop * (1 + full * (pos + 1))
+    assert operations(writers, targets, 0) == pytest.approx(counted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_linear_model_reads_what_the_model_reads(family):
+    with torch.no_grad():
+        frozen = replacement(family).trace(TOKENS).frozen
+        reads = reads_of(linear_model(frozen), frozen)
+    torch.testing.assert_close(reads.mlp_in, frozen.reads.mlp_in, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reads.final, frozen.reads.final, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_agrees_to_rounding():
+    model = replacement(dtype=torch.float32)
+    fast, plain = (attribute(model, TOKENS, targets=TARGETS, engine=engine).weights for engine in ("fast", "plain"))
+    assert fast.dtype == np.float32
+    difference = (fast - plain).toarray()
+    assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(plain.toarray())
+
+
+def test_batches_cover_every_target_once_and_are_near_in_position():
+    rng = torch.Generator().manual_seed(0)
+    pos = torch.randint(0, 300, (5000,), generator=rng)
+    targets = Readers(torch.randint(0, 4, (5000,), generator=rng), pos, torch.zeros(5000, 8))
+    found = batches(targets, 8)
+    assert torch.equal(torch.cat(found).sort().values, torch.arange(5000))
+    late = [pos[batch] for batch in found if pos[batch].min() > 200]
+    assert late
+    assert all(int(p.max() - p.min()) <= 300 // 16 for p in late)
+
+
+def test_an_architecture_the_matrices_do_not_describe_falls_back_with_a_notice(monkeypatch, caplog):
+    model = replacement()
+    expected = attribute(model, TOKENS, targets=TARGETS)
+    from circuitsae.attribution import linear
+
+    def wrong(frozen, layer, original=linear._block):
+        block = original(frozen, layer)
+        return replace(block, attention=replace(block.attention, W_in=2 * block.attention.W_in))
+
+    monkeypatch.setattr(linear, "_block", wrong)
+    with caplog.at_level(logging.WARNING):
+        graph = attribute(model, TOKENS, targets=TARGETS)
+    assert "plain engine" in caplog.text
+    assert abs(graph.weights - expected.weights).max() < 1e-12
+    with pytest.raises(ModelError, match="engine='plain'"):
+        attribute(model, TOKENS, targets=TARGETS, engine="fast")
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+def test_lazy_expansion_finds_the_influential_features_and_keeps_the_sums(engine):
+    model = replacement()
+    full = attribute(model, TOKENS, targets=TARGETS, engine=engine)
+    count = int(full.mask(NodeKind.FEATURE).sum()) // 4
+    small = attribute(model, TOKENS, targets=TARGETS, max_features=count, engine=engine)
+    assert small.mask(NodeKind.FEATURE).sum() == count
+    assert abs(small.residual()).max() <= 1e-12 * abs(full.weights).max() * len(full.nodes)
+    influence = {n.id: i for n, i in zip(full.nodes, full.influence, strict=True) if n.kind is NodeKind.FEATURE}
+    held = sum(influence[n.id] for n in small.nodes if n.kind is NodeKind.FEATURE)
+    assert held >= 0.95 * sum(sorted(influence.values())[-count:])
+
+
+def test_edges_between_lazily_expanded_features_are_those_of_the_full_graph():
+    model = replacement()
+    full = attribute(model, TOKENS, targets=TARGETS)
+    small = attribute(model, TOKENS, targets=TARGETS, max_features=12)
+    kept = [full.position[n.id] for n in small.nodes if n.kind is not NodeKind.ERROR]
+    own = [i for i, n in enumerate(small.nodes) if n.kind is not NodeKind.ERROR]
+    difference = full.weights[kept][:, kept] - small.weights[own][:, own]
+    assert abs(difference).max() < 1e-12
+
+
+def test_expansion_stops_at_the_unexplained_influence():
+    model = replacement()
+    full = attribute(model, TOKENS, targets=TARGETS)
+    features = full.mask(NodeKind.FEATURE)
+    sizes = []
+    for share in (0.5, 0.2, 0.0):
+        graph = attribute(model, TOKENS, targets=TARGETS, unexplained=share)
+        kept = {n.id for n in graph.nodes if n.kind is NodeKind.FEATURE}
+        missed = sum(
+            i
+            for i, n in zip(full.influence, full.nodes, strict=True)
+            if n.kind is NodeKind.FEATURE and n.id not in kept
+        )
+        assert missed <= (share + 0.1) * full.influence[features].sum()
+        sizes.append(len(kept))
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_features": 20}], ids=["all", "lazy"])
+def test_rows_with_only_their_strongest_edges_keep_sums_and_shares(settings):
+    model = replacement()
+    full = attribute(model, TOKENS, targets=TARGETS)
+    short = attribute(model, TOKENS, targets=TARGETS, edges_per_node=9, **settings)
+    assert np.diff(short.weights.indptr).max() <= 9
+    assert abs(short.residual()).max() <= 1e-12 * abs(full.weights).max() * len(full.nodes)
+    if not settings:
+        np.testing.assert_allclose(short.inputs, full.inputs, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_features": 0}, {"unexplained": 1.0}, {"edges_per_node": 0}, {"batch_size": 0}], ids=str
+)
+def test_settings_out_of_range_are_refused(wrong: Any):
+    with pytest.raises(InputError):
+        attribute(replacement(), TOKENS, targets=TARGETS, **wrong)
