@@ -19,10 +19,10 @@ def main() -> None:
     readers = feature_readers(model, trace, torch.arange(min(128, len(trace.features.value))))
     table, reference = [], None
     with torch.no_grad(), plain_rows(model, trace, Sources(model, trace)) as rows:
-        rows(readers.rows(0, 2))
+        rows(readers.take(slice(0, 2)))
         for batch in (1, 4, 16, 64, 128):
             start = time.perf_counter()
-            found = torch.cat([rows(readers.rows(i, i + batch)) for i in range(0, len(readers.layer), batch)])
+            found = torch.cat([rows(readers.take(slice(i, i + batch))) for i in range(0, len(readers.layer), batch)])
             elapsed = time.perf_counter() - start
             reference = (found, elapsed) if reference is None else reference
             error = (found - reference[0]).norm() / reference[0].norm()
