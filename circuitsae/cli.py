@@ -15,6 +15,7 @@ from rich.markup import escape
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from circuitsae.commands.evaluate import evaluate
+from circuitsae.commands.intervene import intervene
 from transcoders.errors import CheckFailedError, InputError
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig
@@ -216,6 +217,7 @@ def train(
 
 
 app.command(evaluate)
+app.command(intervene)
 
 
 @app.command

@@ -188,8 +188,12 @@ class LanguageModel:
         *,
         read: Iterable[str] = (),
         write: Mapping[str, Hook] | None = None,
+        past: Any = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`run` in terms of TransformerBridge hook names; writes are applied before reads."""
+        """`run` in terms of TransformerBridge hook names; writes are applied before reads.
+
+        `past` (of `new_cache`) holds the keys and values of earlier positions, and takes those of `tokens`.
+        """
         cache: dict[str, Tensor] = {}
 
         def reader(name: str) -> Callable[..., None]:
@@ -203,8 +207,16 @@ class LanguageModel:
 
         hooks: list[tuple[Any, Any]] = [(name, writer(edit)) for name, edit in (write or {}).items()]
         hooks += [(name, reader(name)) for name in read]
-        logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
+        kept = {} if past is None else {"past_key_values": past, "use_cache": True}
+        logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
         return logits, cache
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values for `run_hooked`."""
+        from transformers import DynamicCache
+
+        config: Any = self.bridge.original_model.config
+        return DynamicCache(config=config)
 
     def has_hook(self, name: str) -> bool:
         return name in self.bridge.hook_dict

@@ -1,6 +1,94 @@
-"""Changing what a node writes, in one of three regimes, and reading what follows."""
+"""Changing what a prompt's parts write, in one of several regimes, and reading what follows.
+
+`targets` names what is changed, `operations` what is done to it, `nodes` turns a graph's nodes into both; `prompts`
+and `means` hold the values that others have, `regimes` what is held. `compiling` and `batching` make tables of
+numbers of them, `running` the forward pass that carries many alternatives, `auditing` its proof that what is held did
+not move. `intervene` and `generation` are what users call, `outcome` what they get, `changes` plain vectors to add.
+"""
 
 from circuitsae.interventions.changes import Change, node_change, random_change
-from circuitsae.interventions.regimes import Regime, reads_after
+from circuitsae.interventions.generation import Generation, generate
+from circuitsae.interventions.intervene import audit, intervene, reads_after
+from circuitsae.interventions.means import Means
+from circuitsae.interventions.nodes import for_node, for_nodes
+from circuitsae.interventions.operations import (
+    Add,
+    Intervention,
+    Mean,
+    Operation,
+    Patch,
+    Replace,
+    ReplaceToken,
+    Resample,
+    Scale,
+    Set,
+    Zero,
+)
+from circuitsae.interventions.outcome import BatchReads, Metric, Outcome, logit, logit_diff, probability
+from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
+from circuitsae.interventions.regimes import REGIMES, Regime, RegimeName
+from circuitsae.interventions.running import Chunk, run_alternatives
+from circuitsae.interventions.targets import (
+    MLP,
+    Error,
+    Feature,
+    Features,
+    Head,
+    Places,
+    Stream,
+    Target,
+    Token,
+    parse_target,
+    target_id,
+)
 
-__all__ = ["Change", "Regime", "node_change", "random_change", "reads_after"]
+__all__ = [
+    "MLP",
+    "REGIMES",
+    "Add",
+    "BatchReads",
+    "Change",
+    "Chunk",
+    "Error",
+    "Feature",
+    "Features",
+    "Generation",
+    "Head",
+    "Intervention",
+    "Library",
+    "Mean",
+    "Means",
+    "Metric",
+    "Operation",
+    "Outcome",
+    "Patch",
+    "Places",
+    "Prompt",
+    "PromptLike",
+    "Recording",
+    "Regime",
+    "RegimeName",
+    "Replace",
+    "ReplaceToken",
+    "Resample",
+    "Scale",
+    "Set",
+    "Stream",
+    "Target",
+    "Token",
+    "Zero",
+    "audit",
+    "for_node",
+    "for_nodes",
+    "generate",
+    "intervene",
+    "logit",
+    "logit_diff",
+    "node_change",
+    "parse_target",
+    "probability",
+    "random_change",
+    "reads_after",
+    "run_alternatives",
+    "target_id",
+]

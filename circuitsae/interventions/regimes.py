@@ -1,74 +1,68 @@
-"""Three answers to "what if this had been written instead?".
+"""What is held and what is recomputed after an intervention.
 
-| regime        | attention, norms | MLPs                                   | is a test of          |
-|---------------|------------------|----------------------------------------|-----------------------|
-| `frozen`      | clean values     | clean outputs                          | this code             |
-| `replacement` | recomputed       | features recomputed, errors constant   | the linearisation     |
-| `model`       | recomputed       | the model's own, recomputed            | the claim             |
+| name                 | patterns   | norm scales | MLPs                                 | is a test of               |
+|----------------------|------------|-------------|--------------------------------------|----------------------------|
+| `frozen`             | clean      | clean       | clean outputs                        | this code                  |
+| `frozen-replacement` | clean      | clean       | features recomputed, errors constant | the features' nonlinearity |
+| `replacement`        | recomputed | recomputed  | features recomputed, errors constant | the linearisation          |
+| `frozen-attention`   | clean      | recomputed  | the model's own, recomputed          | the claim, given attention |
+| `model`              | recomputed | recomputed  | the model's own, recomputed          | the claim                  |
+
+Any other combination is a `Regime(...)`; an error budget unfreezes one part at a time.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from circuitsae.frozen import Reads
-from circuitsae.interventions.changes import Change
-from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
-from transcoders.language_model import Hook
-from transcoders.sites import Site
 
-Regime = Literal["frozen", "replacement", "model"]
-
-_BATCH_TOKENS = 4096
-_EMBED, _FINAL = "embed.hook_out", "unembed.hook_in"
+RegimeName = Literal["frozen", "frozen-replacement", "replacement", "frozen-attention", "model"]
+MLPs = Literal["constant", "features", "live"]
+Held = Literal["frozen", "live"]
 
 
-@torch.no_grad()
-def reads_after(model: ReplacementModel, trace: Trace, changes: Sequence[Change], regime: Regime) -> list[Reads]:
-    """What every MLP and the unembedding read once each change (one at a time) has been added to the stream."""
-    if regime not in get_args(Regime):
-        raise InputError(f"Unknown regime {regime!r}; the regimes are {', '.join(get_args(Regime))}.")
-    if regime == "frozen":
-        return [_frozen(trace, change) for change in changes]
-    size = max(1, _BATCH_TOKENS // trace.n_positions)
-    reads = []
-    for start in range(0, len(changes), size):
-        reads += _live(model, trace, changes[start : start + size], regime)
-    return reads
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """What is held at its clean value, and what is recomputed."""
+
+    mlps: MLPs = "live"
+    """`constant`: clean outputs (a skip term stays live). `features`: the dictionary's features, recomputed layer by
+    layer, plus the clean run's errors. `live`: the model's own MLPs."""
+    patterns: Held = "live"
+    """Attention patterns."""
+    norms: Held = "live"
+    """Norm scales, the final norm's included."""
+    until: int | None = None
+    """With features: they stand in for the MLPs of layers below this one; from it on the model's own MLPs run."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("mlps", MLPs), ("patterns", Held), ("norms", Held)):
+            if getattr(self, name) not in get_args(kinds):
+                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kinds))}.")
+        if self.until is not None and (self.mlps != "features" or self.until < 0):
+            raise InputError(
+                f"until={self.until} is the layer at which the model's own MLPs take over from features; give a number "
+                f"from 0 on, with mlps='features' (these are {self.mlps!r}), such as in the regime 'replacement'."
+            )
+
+    def mlp(self, layer: int) -> MLPs:
+        """What stands in the place of one layer's MLP."""
+        return "live" if self.until is not None and layer >= self.until else self.mlps
 
 
-def _frozen(trace: Trace, change: Change) -> Reads:
-    frozen = trace.frozen
-    written = frozen.writes.mlp_out - frozen.skip_out(frozen.reads.mlp_in)
-    return frozen(replace(frozen.writes, embed=frozen.writes.embed + change.embed, mlp_out=written + change.mlp_out))
+REGIMES: dict[RegimeName, Regime] = {
+    "frozen": Regime(mlps="constant", patterns="frozen", norms="frozen"),
+    "frozen-replacement": Regime(mlps="features", patterns="frozen", norms="frozen"),
+    "replacement": Regime(mlps="features"),
+    "frozen-attention": Regime(patterns="frozen"),
+    "model": Regime(),
+}
 
 
-def _live(model: ReplacementModel, trace: Trace, changes: Sequence[Change], regime: Regime) -> list[Reads]:
-    """One forward pass that carries a change in each row of the batch."""
-    mlp_out = torch.stack([change.mlp_out for change in changes], dim=1)
-    embed = torch.stack([change.embed for change in changes])
-    layers = range(model.model.n_layers)
-    replaced = model.edits(trace.errors) if regime == "replacement" else {}
-    edits = {site.hook: edit for site, edit in replaced.items()}
-    for layer in layers:
-        site = Site(layer, "mlp_out")
-        edits[site.hook] = _adding(mlp_out[layer], replaced.get(site))
-    edits[_EMBED] = _adding(embed)
-    reads = [Site(layer, "mlp_in").hook for layer in layers]
-    tokens = trace.tokens.expand(len(changes), -1)
-    _, cache = model.model.run_hooked(tokens, read=[*reads, _FINAL], write=edits)
-    mlp_in = torch.stack([cache[name] for name in reads], dim=1)
-    return [Reads(*pair) for pair in zip(mlp_in, cache[_FINAL], strict=True)]
-
-
-def _adding(change: Float[Tensor, "batch pos d_model"], first: Hook | None = None) -> Hook:
-    def add(value: Tensor) -> Tensor:
-        before = first(value) if first is not None else None
-        return (value if before is None else before) + change
-
-    return add
+def regime_named(regime: str | Regime, until: int | None = None) -> Regime:
+    """The regime of a name, with `until` in it where one is given. Raises `InputError` for an unknown name."""
+    if isinstance(regime, str):
+        if regime not in REGIMES:
+            raise InputError(f"Unknown regime {regime!r}; the regimes are {', '.join(REGIMES)}.")
+        regime = REGIMES[regime]
+    return regime if until is None else replace(regime, until=until)

@@ -19,7 +19,7 @@ from circuitsae.attribution.targets import Readers, feature_readers, logit_reade
 from circuitsae.frozen import Reads
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.graph.files import write_atomically
-from circuitsae.interventions import Change, Regime, node_change, random_change, reads_after
+from circuitsae.interventions import Change, RegimeName, node_change, random_change, reads_after
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.statistics import Agreement, agreement
 from transcoders.errors import InputError
@@ -96,7 +96,7 @@ def validate(
     graph: AttributionGraph,
     *,
     edges: int = 100,
-    regimes: Sequence[Regime] = ("frozen", "model"),
+    regimes: Sequence[RegimeName] = ("frozen", "model"),
     controls: int = 20,
     seed: int = 0,
     progress: bool = False,
@@ -116,7 +116,7 @@ def validate(
     chosen = _strongest(graph, edges)
     readers = _Readers(model, trace, graph, chosen)
     rng = torch.Generator().manual_seed(seed)
-    columns: dict[Regime, np.ndarray] = {regime: np.zeros(len(chosen)) for regime in regimes}
+    columns: dict[RegimeName, np.ndarray] = {regime: np.zeros(len(chosen)) for regime in regimes}
     effects = np.full((len(chosen), controls), np.nan)
     by_source = list(chosen.groupby("s", sort=False))
     with Progress(disable=not progress, transient=True) as bar:
@@ -205,7 +205,7 @@ def _run_controls(
 def _table(
     graph: AttributionGraph,
     chosen: pd.DataFrame,
-    columns: dict[Regime, np.ndarray],
+    columns: dict[RegimeName, np.ndarray],
     effects: np.ndarray,
     logit_error: float,
 ) -> Validation:

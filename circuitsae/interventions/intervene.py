@@ -1,0 +1,140 @@
+"""Run prompts with interventions and compare with the clean run."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pandas as pd
+import torch
+
+from circuitsae.frozen import Reads
+from circuitsae.interventions.changes import Change
+from circuitsae.interventions.operations import Intervention
+from circuitsae.interventions.outcome import BatchReads, Outcome
+from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
+from circuitsae.interventions.regimes import Regime, RegimeName, regime_named
+from circuitsae.interventions.running import MEMORY, Alternative, run_alternatives
+from circuitsae.replacement import ReplacementModel, Trace
+from transcoders.errors import InputError
+
+
+@torch.no_grad()
+def intervene(
+    model: ReplacementModel,
+    prompts: PromptLike | Sequence[PromptLike],
+    interventions: Sequence[Intervention | Change] | Sequence[Sequence[Intervention | Change]],
+    *,
+    regime: RegimeName | Regime = "model",
+    until: int | None = None,
+    audit: bool = False,
+    logits_at: int | None = -1,
+    reads: bool = True,
+    memory: int = MEMORY,
+) -> Outcome:
+    """What the model computes once something was changed, beside what it computes by itself.
+
+    `interventions` is one alternative (a list of changes, all made in one run) or several (a list of such lists). Every
+    alternative is run on every prompt; a forward pass carries as many as fit into about `memory` bytes. All prompts
+    have one number of tokens. `logits_at` is the position whose logits are kept (None: every one); without `reads`
+    what the MLPs and the unembedding read is dropped. `audit` proves that what the regime holds did not move.
+
+    Raises `InputError` for what the model, the dictionaries or a prompt do not have, `CheckFailedError` if an audit
+    finds something moved.
+    """
+    chosen = regime_named(regime, until)
+    library = Library(model)
+    recordings = [library[prompt] for prompt in _listed(prompts)]
+    if not recordings:
+        raise InputError("There is no prompt to intervene on; give at least one.")
+    alternatives = alternatives_of(interventions)
+    rows = [(recording, alternative) for recording in recordings for alternative in alternatives]
+    at = slice(None) if logits_at is None else _kept(logits_at, len(recordings[0]))
+    logits, mlp_in, final, moved = [], [], [], []
+    for chunk in run_alternatives(model, rows, chosen, memory=memory, audit=audit, library=library):
+        logits.append(chunk.logits[:, at].clone())
+        moved += chunk.moved
+        if reads:
+            mlp_in.append(chunk.mlp_in)
+            final.append(chunk.final)
+    shape = (len(recordings), len(alternatives))
+    clean = [r.trace.frozen.reads for r in recordings]
+    return Outcome(
+        model=model,
+        prompts=tuple(recordings),
+        alternatives=tuple(tuple(a) for a in alternatives),
+        regime=chosen,
+        clean=torch.stack([r.trace.logits[at] for r in recordings]),
+        changed=torch.cat(logits).unflatten(0, shape),
+        clean_reads=BatchReads(torch.stack([c.mlp_in for c in clean]), torch.stack([c.final for c in clean])),
+        changed_reads=BatchReads(*(torch.cat(x).unflatten(0, shape) for x in (mlp_in, final))) if reads else None,
+        audit=_audit_frame(moved, len(alternatives)) if audit else None,
+    )
+
+
+def audit(
+    model: ReplacementModel,
+    prompt: PromptLike,
+    interventions: Sequence[Intervention | Change],
+    regime: RegimeName | Regime = "frozen",
+    *,
+    until: int | None = None,
+) -> pd.DataFrame:
+    """Proof that what `regime` holds did not move under these interventions: `kind`, `layer`, `moved`.
+
+    `moved` is the largest difference from an independent clean run, as a share of the largest clean value. The final
+    norm has the layer after the last. Raises `CheckFailedError` naming kind and layer where it is more than rounding.
+    """
+    outcome = intervene(model, prompt, interventions, regime=regime, until=until, audit=True, reads=False)
+    assert outcome.audit is not None
+    return outcome.audit.drop(columns=["prompt", "alternative"])
+
+
+@torch.no_grad()
+def reads_after(
+    model: ReplacementModel,
+    trace: Trace,
+    changes: Sequence[Change | Alternative],
+    regime: RegimeName | Regime,
+    *,
+    memory: int = MEMORY,
+) -> list[Reads]:
+    """What every MLP and the unembedding read once each change (one at a time) was made."""
+    recording = Recording(model, trace)
+    rows = [(recording, [change] if isinstance(change, Change) else change) for change in changes]
+    return [
+        Reads(*pair)
+        for chunk in run_alternatives(model, rows, regime, memory=memory)
+        for pair in zip(chunk.mlp_in, chunk.final, strict=True)
+    ]
+
+
+def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:
+    one = isinstance(prompts, str | torch.Tensor | Trace | Prompt)
+    return [cast(PromptLike, prompts)] if one else cast(Sequence[PromptLike], prompts)
+
+
+def alternatives_of(given: Sequence[Any]) -> list[Sequence[Intervention | Change]]:
+    """A list of alternatives, whether one or several were given."""
+    single = [isinstance(item, Intervention | Change) for item in given]
+    if all(single):
+        return [list(given)]
+    if any(single):
+        raise InputError("Give one list of interventions, or a list of such lists, not a mixture.")
+    for item in (it for alternative in given for it in alternative):
+        if not isinstance(item, Intervention | Change):
+            raise InputError(f"{item!r} is no intervention; write Intervention(Feature(2, 713, 5), Zero()).")
+    return list(given)
+
+
+def _kept(at: int, length: int) -> slice:
+    if not -length <= at < length:
+        raise InputError(f"logits_at={at} is no position of prompts of {length} tokens.")
+    return slice(at % length, at % length + 1)
+
+
+def _audit_frame(moved: list[dict[tuple[str, int], float]], alternatives: int) -> pd.DataFrame:
+    rows = [
+        (number // alternatives, number % alternatives, kind, layer, far)
+        for number, found in enumerate(moved)
+        for (kind, layer), far in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["prompt", "alternative", "kind", "layer", "moved"])

@@ -1,0 +1,165 @@
+"""Prompts as interventions see them: tokens, the names of their positions, and what the clean run computed."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitsae.interventions.targets import Places
+from circuitsae.replacement import ReplacementModel, Trace
+from transcoders.errors import InputError, ModelError
+from transcoders.sites import Site
+
+EMBED = "embed.hook_out"
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt whose positions have names: what a task's `IO`, `S1` or `END` are in it."""
+
+    prompt: str | Tensor | Trace
+    roles: Mapping[str, int] = field(default_factory=dict)
+    """Position of each role."""
+    template: str = ""
+    """Prompts of one template share their means."""
+
+
+PromptLike = str | Tensor | Trace | Prompt
+
+
+def z_hook(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def error_place(layer: int) -> str:
+    """The place of an error node's vector: no hook of the model's, but a part of what the MLP's hook returns."""
+    return f"errors.{layer}"
+
+
+class Recording:
+    """The clean run of one prompt: its trace, and on demand the values at any other place."""
+
+    def __init__(self, model: ReplacementModel, prompt: PromptLike) -> None:
+        given = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+        self.model = model
+        self.roles, self.template = dict(given.roles), given.template
+        self.trace = given.prompt if isinstance(given.prompt, Trace) else model.trace(given.prompt)
+        for role, pos in self.roles.items():
+            if not -len(self) <= pos < len(self):
+                raise InputError(f"Role {role!r} is at position {pos}, but the prompt has {len(self)} tokens.")
+
+    def __len__(self) -> int:
+        return self.trace.n_positions
+
+    def positions(self, at: Places) -> list[int] | None:
+        """Absolute positions of `at`, or None for every one. Raises `InputError` for roles the prompt has not."""
+        if at is None:
+            return None
+        found = [self._position(place) for place in (at if isinstance(at, tuple) else (at,))]
+        if len(set(found)) != len(found):
+            raise InputError(f"at={at!r} names a position twice ({found}); name each once.")
+        return found
+
+    def _position(self, place: int | str) -> int:
+        if isinstance(place, str):
+            if place not in self.roles:
+                known = ", ".join(self.roles) or "none"
+                raise InputError(
+                    f"The prompt has no role {place!r}; its roles are: {known}. Give roles in Prompt(...)."
+                )
+            place = self.roles[place]
+        if place < -len(self):
+            raise InputError(f"Position {place} is before the start of a prompt of {len(self)} tokens.")
+        return place + len(self) if place < 0 else place
+
+    # values
+
+    def activations(self, index: Int[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+        """Clean activations of features (layer, position, feature); 0 for those that are off."""
+        features = self.trace.features
+        if int((index[:, 1] >= len(self)).sum()):
+            raise InputError(
+                f"There is no clean activation at position {int(index[:, 1].max())}: "
+                f"the prompt it is read from has {len(self)} tokens."
+            )
+        ours, theirs = (self._keys(i) for i in (features.index, index.to(features.index.device)))
+        if not len(ours):
+            return features.value.new_zeros(len(index))
+        at = torch.searchsorted(ours, theirs).clamp(max=len(ours) - 1)
+        return torch.where(ours[at] == theirs, features.value[at], 0.0)
+
+    def _keys(self, index: Int[Tensor, "n 3"]) -> Int[Tensor, "n"]:
+        """One sortable number for each feature."""
+        width = max(self.model.dictionaries.n_features(layer) for layer in range(self.model.model.n_layers))
+        return (index[:, 0] * len(self) + index[:, 1]) * width + index[:, 2]
+
+    def vector(self, place: str) -> Float[Tensor, "pos ..."]:
+        """The clean value at a place: a hook of the model's, or an error node's."""
+        writes, reads = self.trace.frozen.writes, self.trace.frozen.reads
+        if place == EMBED:
+            return writes.embed
+        part, _, rest = place.partition(".")
+        if part == "errors":
+            return self.trace.errors[int(rest)]
+        layer, name = rest.split(".", 1)
+        if name == "mlp.hook_out":
+            return writes.mlp_out[int(layer)]
+        return reads.mlp_in[int(layer)] if name == "mlp.hook_in" else self._others[place]
+
+    @cached_property
+    def _others(self) -> dict[str, Tensor]:
+        """Head outputs and the sites of the residual stream, from a run of their own."""
+        layers = range(self.model.model.n_layers)
+        kinds = ("resid_pre", "resid_mid", "resid_post", "attn_out")
+        names = [name for i in layers for name in (z_hook(i), *(Site(i, kind).hook for kind in kinds))]
+        names = [name for name in names if self.model.model.has_hook(name)]
+        with torch.no_grad():
+            _, cache = self.model.model.run_hooked(self.trace.tokens[None], read=names)
+        return {name: value[0] for name, value in cache.items()}
+
+    @cached_property
+    def reference(self) -> dict[str, Tensor]:
+        """What an audit compares with, from a run that nothing was written into."""
+        from circuitsae.interventions.auditing import reference_names
+
+        with torch.no_grad():
+            _, cache = self.model.model.run_hooked(self.trace.tokens[None], read=reference_names(self))
+        return {name: value[0] for name, value in cache.items()}
+
+    def check_mid(self, layer: int) -> None:
+        """Raises `ModelError` where `resid_mid` is not the block's input plus its attention's output."""
+        pre, mid, out = (Site(layer, kind).hook for kind in ("resid_pre", "resid_mid", "attn_out"))
+        if mid in self._others:
+            sum_ = self._others[pre] + self._others[out]
+            if torch.allclose(sum_, self._others[mid], rtol=1e-3, atol=1e-3 * float(sum_.abs().max())):
+                return
+        raise ModelError(
+            f"The stream of {self.model.model.name} between attention and MLP of layer {layer} is not the sum of the "
+            "block's input and the attention's output; change resid_pre or attn_out instead."
+        )
+
+
+class Library:
+    """Recordings of prompts, each made once."""
+
+    def __init__(self, model: ReplacementModel) -> None:
+        self.model = model
+        self._made: dict[Hashable, Recording] = {}
+
+    def tokens(self, prompt: PromptLike) -> Int[Tensor, "pos"]:
+        """Checked token ids of a prompt, nothing run."""
+        given = prompt.prompt if isinstance(prompt, Prompt) else prompt
+        return given.tokens if isinstance(given, Trace) else self.model.tokens(given)
+
+    def __getitem__(self, prompt: "PromptLike | Recording") -> Recording:
+        if isinstance(prompt, Recording):
+            return prompt
+        given = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+        own = id(given.prompt) if isinstance(given.prompt, Trace) else tuple(self.tokens(given).tolist())
+        key = (own, tuple(given.roles.items()), given.template)
+        if key not in self._made:
+            self._made[key] = Recording(self.model, given)
+        return self._made[key]

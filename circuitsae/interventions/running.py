@@ -1,0 +1,280 @@
+"""One forward pass that carries many alternatives, each in a row of the batch.
+
+The hooks of a pass, in the order in which the model calls them: tokens' embeddings; of each block, norm scales and
+patterns (held where the regime says so), heads, the stream, then what the MLP reads (features are read here) and what
+it writes: the regime's stand-in for the MLP, plus
+
+    Σ_f (a_f' − a_f) W_dec[f→l]   for the changed features f of this and earlier layers, with a_f' = αa_f + β.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitsae.interventions.batching import FeatureTable, feature_tables, vector_tables
+from circuitsae.interventions.changes import Change
+from circuitsae.interventions.compiling import Edits, compile_edits
+from circuitsae.interventions.operations import Intervention
+from circuitsae.interventions.prompts import Library, PromptLike, Recording, error_place
+from circuitsae.interventions.regimes import Regime, regime_named
+from circuitsae.replacement import FIRST, ReplacementModel
+from transcoders.errors import DictionaryError, InputError
+from transcoders.language_model import Hook
+from transcoders.sites import Site
+
+MEMORY = 256 * 2**20
+"""Bytes that one forward pass may take, roughly."""
+FINAL = "unembed.hook_in"
+
+Alternative = Sequence[Intervention | Change]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one forward pass read, for rows `start` to `stop` of what was asked for."""
+
+    start: int
+    stop: int
+    mlp_in: Float[Tensor, "batch layer pos d_model"]
+    final: Float[Tensor, "batch pos d_model"]
+    """After the final norm."""
+    logits: Float[Tensor, "batch pos d_vocab"]
+    moved: list[dict[tuple[str, int], float]]
+    """With an audit: for each row, how far what is held moved, by kind and layer, as a share of its largest value."""
+
+
+@torch.no_grad()
+def run_alternatives(
+    model: ReplacementModel,
+    rows: Sequence[tuple[PromptLike | Recording, Alternative]],
+    regime: str | Regime = "model",
+    *,
+    until: int | None = None,
+    memory: int = MEMORY,
+    audit: bool = False,
+    library: Library | None = None,
+) -> Iterator[Chunk]:
+    """Run prompts, each with its interventions, as many together as fit into `memory` bytes.
+
+    The lean way: measure each chunk and drop it. Prompts must have one length. With `audit`, raises `CheckFailedError`
+    where something that the regime holds moved.
+    """
+    from circuitsae.interventions.auditing import Audit
+
+    chosen = regime_named(regime, until)
+    if not rows:
+        return
+    library = library or Library(model)
+    prompts = [library[prompt] for prompt, _ in rows]
+    _require_one_length(prompts)
+    size = rows_at_once(model, len(prompts[0]), chosen, memory)
+    for start in range(0, len(rows), size):
+        stop = min(start + size, len(rows))
+        here = prompts[start:stop]
+        given = zip(here, rows[start:stop], strict=True)
+        edits = [compile_edits(alternative, prompt, library) for prompt, (_, alternative) in given]
+        forward = Forward(model, here, edits, chosen)
+        checks = Audit(forward) if audit else None
+        tokens = torch.stack([p.trace.tokens for p in here])
+        read = [Site(layer, "mlp_in").hook for layer in range(model.model.n_layers)]
+        names, hooks = [*read, FINAL], forward.hooks(checks and checks.peek)
+        logits, cache = model.model.run_hooked(tokens, read=[*names, *(checks.names if checks else ())], write=hooks)
+        moved = checks.check(cache) if checks else []
+        yield Chunk(start, stop, torch.stack([cache[name] for name in read], dim=1), cache[FINAL], logits, moved)
+
+
+def _require_one_length(prompts: Sequence[Recording]) -> None:
+    lengths = sorted({len(p) for p in prompts})
+    if len(lengths) > 1:
+        raise InputError(f"Prompts that run together must have one length; these have {lengths} tokens. Split them.")
+
+
+def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: int) -> int:
+    """How many rows a forward pass of about `memory` bytes can hold."""
+    if memory < 1:
+        raise InputError(f"memory={memory} bytes hold nothing; give more.")
+    lm = model.model
+    per_token = 2 * lm.d_vocab + (12 + lm.n_layers) * lm.d_model + int(lm.bridge.cfg.n_heads) * length
+    if regime.mlps == "features":
+        widest = max(model.dictionaries.n_features(layer) for layer in range(lm.n_layers))
+        per_token += 2 * widest + lm.n_layers * lm.d_model
+    return max(1, memory // (per_token * length * lm.dtype.itemsize))
+
+
+class Forward:
+    """The hooks of one forward pass over rows of one length."""
+
+    def __init__(
+        self, model: ReplacementModel, prompts: Sequence[Recording], edits: Sequence[Edits], regime: Regime
+    ) -> None:
+        self.model, self.prompts, self.regime = model, prompts, regime
+        self.features, self.vectors = feature_tables(edits), vector_tables(edits)
+        self.declared: dict[int, Tensor] = {}
+        """By layer, what was added to the MLP's output on purpose."""
+        self._written: dict[int, list[Tensor]] = defaultdict(list)
+        self._sparse: dict[int, list[tuple[FeatureTable, int, Tensor]]] = defaultdict(list)
+        self.mlp_in: dict[int, Tensor] = {}
+
+    def hooks(self, peek: Mapping[str, Hook] | None = None) -> dict[str, Hook]:
+        """One hook for each place where something is held, read or changed; those of `peek` come before all others."""
+        steps: dict[str, list[Hook]] = defaultdict(list, {name: [hook] for name, hook in (peek or {}).items()})
+        for name, value in self.held().items():
+            steps[name].append(_constant(value))
+        for layer in range(self.model.model.n_layers):
+            mlp_out = Site(layer, "mlp_out").hook
+            steps[mlp_out].append(self._write(layer))
+        mids = {Site(layer, "resid_mid").hook: layer for layer in range(self.model.model.n_layers)}
+        for place, rounds in self.vectors.items():
+            if place not in mids and not place.startswith("errors."):
+                steps[place] += [table.apply for table in rounds]
+        for place in mids.keys() & self.vectors.keys():
+            self._change_mid(steps, mids[place])
+        for layer in range(self.model.model.n_layers):
+            steps[Site(layer, "mlp_in").hook].append(self._encode(layer))
+        return {name: _chain(several) for name, several in steps.items()}
+
+    # what is held
+
+    def held(self) -> dict[str, Tensor]:
+        """The clean patterns and norm scales that the regime holds, by hook."""
+        wanted = [
+            name
+            for name in self.prompts[0].trace.frozen.constants
+            if (self.regime.patterns if name.endswith("hook_pattern") else self.regime.norms) == "frozen"
+        ]
+        return {name: self.by_row(lambda p, name=name: p.trace.frozen.constants[name][0]) for name in wanted}
+
+    def by_row(self, value: Callable[[Recording], Tensor]) -> Tensor:
+        """A value of each row's prompt, stacked; not copied where all rows have one prompt."""
+        first = self.prompts[0].trace
+        if all(p.trace is first for p in self.prompts):
+            return value(self.prompts[0])[None].expand(len(self.prompts), *value(self.prompts[0]).shape)
+        return torch.stack([value(p) for p in self.prompts])
+
+    # features
+
+    def _encode(self, layer: int) -> Hook:
+        """At the MLP's input: which of this layer's features change by how much, and what they write later."""
+        dictionaries, mode = self.model.dictionaries, self.regime.mlp(layer)
+        table = self.features.get(layer)
+
+        def encode(mlp_in: Tensor) -> None:
+            self.mlp_in[layer] = mlp_in
+            active = None
+            if mode == "features":
+                active = dictionaries.activations(layer, mlp_in)
+                written = dictionaries.decode_layer(layer, active).unbind(-2)
+                for at, out in zip(dictionaries.write_layers(layer), written, strict=True):
+                    self._written[at].append(out)
+            if table is not None:
+                if active is not None:
+                    value = active[table.row, table.pos, table.index]
+                else:
+                    value = self._values(layer, table, mlp_in, mode)
+                for at in dictionaries.write_layers(layer):
+                    self._sparse[at].append((table, layer, table.changed(value) - value))
+
+        return encode
+
+    def _values(self, layer: int, table: FeatureTable, mlp_in: Tensor, mode: str) -> Float[Tensor, "n"]:
+        """The activations that the changes start from: clean ones, or those of this run."""
+        if mode == "live" and self._encodes_by_layer:
+            tokens, which = torch.stack([table.row, table.pos], dim=1).unique(dim=0, return_inverse=True)
+            active = self.model.dictionaries.activations(layer, mlp_in[tokens[:, 0], tokens[:, 1]])
+            return active[which, table.index]
+        value = torch.zeros_like(table.scale)
+        for row in table.row.unique().tolist():
+            here = table.row == row
+            index = torch.stack([torch.full_like(table.pos, layer), table.pos, table.index], dim=1)
+            value[here] = self.prompts[row].activations(index[here])
+        return value
+
+    @cached_property
+    def _encodes_by_layer(self) -> bool:
+        """False for TopK over layers, where no layer can be encoded alone; changes then start from the clean run."""
+        try:
+            self.model.dictionaries.activations(0, self.prompts[0].trace.errors[0, :1])
+        except DictionaryError:
+            return False
+        return True
+
+    # what the MLPs write
+
+    def _write(self, layer: int) -> Hook:
+        def write(mlp_out: Tensor) -> Tensor:
+            base = self._stand_in(layer, mlp_out)
+            out = self._add_features(layer, base)
+            out = self._add_errors(layer, out)
+            self.declared[layer] = out - base
+            return out
+
+        return write
+
+    def _stand_in(self, layer: int, mlp_out: Tensor) -> Tensor:
+        """What the regime puts in the place of the MLP's output, before anything is changed."""
+        mode, dictionaries = self.regime.mlp(layer), self.model.dictionaries
+        if mode == "live":
+            return mlp_out
+        skip = dictionaries.skip(layer)
+        if mode == "constant":
+            out = self.by_row(lambda p: p.trace.frozen.writes.mlp_out[layer])
+            if skip is None:
+                return out
+            moved = (self.mlp_in[layer] - self.by_row(lambda p: p.trace.frozen.reads.mlp_in[layer])) @ skip
+            return torch.cat([out[:, :FIRST], (out + moved)[:, FIRST:]], dim=1)
+        out = dictionaries.decoder_bias(layer) + sum(self._written[layer])
+        if skip is not None:
+            out = out + self.mlp_in[layer] @ skip
+        out = out + self.by_row(lambda p: p.trace.errors[layer])
+        return torch.cat([mlp_out[:, :FIRST], out[:, FIRST:]], dim=1)
+
+    def _add_features(self, layer: int, out: Tensor) -> Tensor:
+        for table, read_layer, change in self._sparse[layer]:
+            rows = self.model.dictionaries.decoder_rows(read_layer, table.index, layer).detach()
+            out = out.index_put((table.row, table.pos), rows * change[:, None], accumulate=True)
+        return out
+
+    def _add_errors(self, layer: int, out: Tensor) -> Tensor:
+        if (place := error_place(layer)) not in self.vectors:
+            return out
+        clean = self.by_row(lambda p: p.trace.errors[layer])
+        changed = clean
+        for table in self.vectors[place]:
+            changed = table.apply(changed)
+        return out + changed - clean
+
+    def _change_mid(self, steps: dict[str, list[Hook]], layer: int) -> None:
+        """The stream after attention is only seen by the MLP's norm; to change it, change what attention adds."""
+        before: list[Tensor] = []
+        pre, mid, out = (Site(layer, kind).hook for kind in ("resid_pre", "resid_mid", "attn_out"))
+
+        def change(attn_out: Tensor) -> Tensor:
+            stream = before[-1] + attn_out
+            changed = stream
+            for table in self.vectors[mid]:
+                changed = table.apply(changed)
+            return attn_out + changed - stream
+
+        steps[pre].append(before.append)
+        steps[out].append(change)
+
+
+def _constant(value: Tensor) -> Hook:
+    return lambda _: value
+
+
+def _chain(steps: Sequence[Hook]) -> Hook:
+    """Several hooks of one place, one after the other."""
+
+    def run(value: Tensor) -> Tensor:
+        for step in steps:
+            changed = step(value)
+            value = value if changed is None else changed
+        return value
+
+    return run

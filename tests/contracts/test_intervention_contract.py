@@ -1,0 +1,251 @@
+"""Interventions in every regime, on every family and kind of dictionary, against plain runs, in float64.
+
+The oracle knows nothing of the engine: it hooks the bridge itself, one alternative at a time, and computes features
+with the dictionaries' own weights.
+"""
+
+import pytest
+import torch
+
+from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution.targets import feature_readers, logit_readers
+from circuitsae.graph import NodeKind
+from circuitsae.interventions import (
+    MLP,
+    Add,
+    Error,
+    Feature,
+    Head,
+    Intervention,
+    Regime,
+    Scale,
+    Set,
+    Stream,
+    Token,
+    Zero,
+    for_node,
+    intervene,
+    reads_after,
+)
+from circuitsae.loading import load_dictionaries, load_model
+from circuitsae.replacement import FIRST, ReplacementModel
+from transcoders.dictionaries import random_dictionaries
+from transcoders.loading import random_model
+
+KINDS = {
+    "gpt2-topk": ("gpt2", {"kind": "plt", "activation": "topk"}),
+    "gpt2-clt": ("gpt2", {"kind": "clt"}),
+    "llama-plt": ("llama", {"kind": "plt"}),
+    "llama-skip": ("llama", {"kind": "clt", "activation": "jumprelu", "skip": True}),
+}
+REGIMES = {
+    "frozen": Regime(mlps="constant", patterns="frozen", norms="frozen"),
+    "frozen-replacement": Regime(mlps="features", patterns="frozen", norms="frozen"),
+    "replacement": Regime(mlps="features"),
+    "frozen-attention": Regime(patterns="frozen"),
+    "frozen-norms": Regime(norms="frozen"),
+    "until-1": Regime(mlps="features", until=1),
+    "model": Regime(),
+}
+TOKENS = torch.tensor([0, 11, 22, 33, 11])
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "pocket"])
+def model(request):
+    if request.param == "pocket":
+        dictionaries = load_dictionaries("pocket", dtype=torch.float64)
+        return ReplacementModel(load_model("pocket", dtype=torch.float64), dictionaries)
+    family, kind = KINDS[request.param]
+    language_model = random_model(family, n_layers=3, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
+    dictionaries = random_dictionaries(**kind, n_layers=3, d_model=16, features=24, dtype=torch.float64, seed=1)
+    return ReplacementModel(language_model, dictionaries)
+
+
+@pytest.fixture(scope="module")
+def clean(model):
+    """Every activation of the clean run that the oracle holds."""
+    kept = {}
+
+    def keep(value, hook):
+        kept[hook.name] = value.clone()
+
+    names = [
+        n
+        for n in model.model.bridge.hook_dict
+        if n.endswith((".hook_pattern", ".hook_scale", "mlp.hook_in", "mlp.hook_out")) and not n.startswith("hook")
+    ]
+    model.model.bridge.run_with_hooks(TOKENS[None], fwd_hooks=[(n, keep) for n in names], prepend_bos=False)
+    return kept
+
+
+def _active(model, layer, r):
+    return model.dictionaries.activations(layer, r)
+
+
+def _features_out(model, layer, activations, reads):
+    """b_dec + Σ features (+ skip) of one layer, from dense activations of all layers up to it."""
+    out = model.dictionaries.decoder_bias(layer)
+    for source, a in activations.items():
+        if layer in model.dictionaries.write_layers(source):
+            rows = model.dictionaries.decoder_rows(source, torch.arange(a.shape[-1]), layer)
+            out = out + a @ rows
+    skip = model.dictionaries.skip(layer)
+    return out if skip is None else out + reads @ skip
+
+
+def _oracle(model, clean, regime, features=(), hooks=None):
+    """Logits and MLP reads of one run; `features`: (layer, pos, index, function of the activation)."""
+    n_layers, D = model.model.n_layers, model.dictionaries
+    # features read by the clean run, from which the errors follow
+    a_clean = {layer: _active(model, layer, clean[f"blocks.{layer}.mlp.hook_in"][0]) for layer in range(n_layers)}
+    errors = {}
+    for layer in range(n_layers):
+        prefix = f"blocks.{layer}.mlp"
+        y = _features_out(model, layer, a_clean, clean[f"{prefix}.hook_in"][0])
+        errors[layer] = clean[f"{prefix}.hook_out"][0] - y
+    recomputed, reads, delta = {}, {}, {}
+    own = [
+        (n, lambda v, hook: clean[hook.name].clone())
+        for n in clean
+        if (n.endswith("pattern") and regime.patterns == "frozen") or (n.endswith("scale") and regime.norms == "frozen")
+    ]
+
+    def read(layer):
+        def hook(value, hook):
+            reads[layer] = value[0].clone()
+            recomputed[layer] = _active(model, layer, value[0])
+            start = a_clean if regime.mlp(layer) == "constant" else recomputed
+            for at, pos, index, change in features:
+                if at == layer:
+                    before = start[layer][pos, index].clone()
+                    delta.setdefault((layer, pos, index), 0.0)
+                    delta[layer, pos, index] = change(before + delta[layer, pos, index]) - before
+
+        return hook
+
+    def write(layer):
+        def hook(value, hook):
+            out = value.clone()
+            mode = regime.mlp(layer)
+            if mode == "constant":
+                out = clean[hook.name].clone()
+                if (skip := D.skip(layer)) is not None:
+                    moved = (reads[layer] - clean[f"blocks.{layer}.mlp.hook_in"][0]) @ skip
+                    out[0, FIRST:] += moved[FIRST:]
+            elif mode == "features":
+                out[0, FIRST:] = (_features_out(model, layer, recomputed, reads[layer]) + errors[layer])[FIRST:]
+            for (source, pos, index), d in delta.items():
+                if layer in D.write_layers(source):
+                    out[0, pos] += d * D.decoder_rows(source, torch.tensor([index]), layer)[0]
+            return out
+
+        return hook
+
+    for layer in range(n_layers):
+        own += [(f"blocks.{layer}.mlp.hook_out", write(layer))]
+    own += [(name, lambda v, hook, f=f: f(v.clone())) for name, f in (hooks or {}).items()]
+    for layer in range(n_layers):
+        own += [(f"blocks.{layer}.mlp.hook_in", read(layer))]
+    logits = model.model.bridge.run_with_hooks(TOKENS[None], fwd_hooks=own, prepend_bos=False)
+    return logits[0], torch.stack([reads[layer] for layer in range(n_layers)])
+
+
+def _close(outcome, oracle, alternative=0):
+    logits, reads = oracle
+    torch.testing.assert_close(outcome.changed_reads.mlp_in[0, alternative], reads, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outcome.changed[0, alternative], logits, rtol=1e-9, atol=1e-9)
+
+
+def _actives(model, layer):
+    index, _ = model.trace(TOKENS).features
+    return [tuple(row) for row in index[index[:, 0] == layer].tolist()]
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_several_features_at_once(model, clean, regime):
+    first, second = _actives(model, 0)[0], _actives(model, 1)[-1]
+    third, off = _actives(model, 2)[0], (1, 2, 5)
+    changes = [(first, Zero(), lambda a: 0 * a), (second, Scale(-1.5), lambda a: -1.5 * a)]
+    changes += [(third, Add(2.0), lambda a: a + 2), (off, Set(3.0), lambda a: 3.0 + 0 * a)]
+    changes += [(second, Add(0.25), lambda a: a + 0.25)]
+    interventions = [Intervention(Feature(f[0], f[2], f[1]), op) for f, op, _ in changes]
+    outcome = intervene(model, TOKENS, interventions, regime=REGIMES[regime], logits_at=None)
+    _close(outcome, _oracle(model, clean, REGIMES[regime], [(*f, change) for f, _, change in changes]))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_heads_mlps_streams_and_tokens(model, clean, regime):
+    d, d_head = model.model.d_model, model.model.bridge.cfg.d_head
+    rng = torch.Generator().manual_seed(77)
+    v, w, z = (torch.randn(n, generator=rng, dtype=torch.float64) for n in (d, d, d_head))
+
+    def at(pos, change):
+        def hook(value):
+            value[0, pos] = change(value[0, pos])
+            return value
+
+        return hook
+
+    def head(value):
+        value[0, 2, 1] += z
+        value[0, :, 0] *= 0.5
+        return value
+
+    interventions = [
+        Intervention(Token(3), Scale(0.5)),
+        Intervention(Head(1, 1, 2), Add(z)),
+        Intervention(Head(1, 0), Scale(0.5)),
+        Intervention(MLP(1, (1, 2)), Zero()),
+        Intervention(Stream(2, "resid_pre", -1), Set(w)),
+        Intervention(Stream(0, "attn_out", 4), Add(v)),
+        Intervention(Stream(1, "mlp_in", 3), Add(v)),
+    ]
+    hooks = {
+        "embed.hook_out": at(3, lambda x: 0.5 * x),
+        "blocks.1.attn.hook_z": head,
+        "blocks.1.mlp.hook_out": at([1, 2], lambda x: 0 * x),
+        "blocks.2.hook_in": at(4, lambda x: w),
+        "blocks.0.attn.hook_out": at(4, lambda x: x + v),
+        "blocks.1.mlp.hook_in": at(3, lambda x: x + v),
+    }
+    outcome = intervene(model, TOKENS, interventions, regime=REGIMES[regime], logits_at=None)
+    _close(outcome, _oracle(model, clean, REGIMES[regime], hooks=hooks))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_an_error_node_is_a_vector_of_the_mlps_output(model, clean, regime):
+    trace = model.trace(TOKENS)
+
+    def hook(value):
+        value[0, 2] -= trace.errors[1, 2]
+        return value
+
+    outcome = intervene(model, TOKENS, [Intervention(Error(1, 2), Zero())], regime=REGIMES[regime], logits_at=None)
+    _close(outcome, _oracle(model, clean, REGIMES[regime], hooks={"blocks.1.mlp.hook_out": hook}))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_no_change_is_the_clean_run_and_the_audit_passes(model, regime):
+    outcome = intervene(model, TOKENS, [], regime=REGIMES[regime], logits_at=None, audit=True)
+    torch.testing.assert_close(outcome.changed[:, 0], outcome.clean, rtol=1e-9, atol=1e-9)
+    assert outcome.audit is not None
+    assert max([0.0, *outcome.audit["moved"]]) < 1e-9
+
+
+def test_the_frozen_regime_is_the_graph(model):
+    """Removing any source moves every target of the full graph by minus its edge; one batched call."""
+    graph, trace = attribute(model, TOKENS, targets=LogitTargets([3, 5, 60])), model.trace(TOKENS)
+    sources = [s for s, n in enumerate(graph.nodes) if n.kind in (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN)]
+    removed = reads_after(model, trace, [[for_node(graph.nodes[s])] for s in sources], "frozen")
+    rows = [row for row, node in enumerate(graph.nodes) if node.is_target]
+    weights = torch.from_numpy(graph.weights.toarray()[rows][:, sources])
+    logits = logit_readers(trace, torch.tensor([n.index for n in graph.nodes if n.kind is NodeKind.LOGIT]))
+    readers = (feature_readers(model, trace, torch.arange(len(trace.features.value))), logits)
+
+    def values(reads):
+        stacked = torch.cat([reads.mlp_in, reads.final[None]])
+        return torch.cat([(stacked[r.layer, r.pos] * r.vector).sum(-1) for r in readers])
+
+    before = values(trace.frozen.reads)
+    moved = torch.stack([values(reads) - before for reads in removed], dim=1)
+    torch.testing.assert_close(moved, -weights, rtol=1e-9, atol=1e-9)
