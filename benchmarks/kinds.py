@@ -243,7 +243,7 @@ transcoders what the MLPs write: their losses do not compare. † TopK over the 
 before it knows the features of the earlier ones, so they are those of the original model's stream, without errors that
 add up. Tokens/s are those of training steps for all layers at once, on activations in memory, on
 {machine()}, beside other work on the same cores: compare them by order of magnitude. Made by
-`python {' '.join(['benchmarks/kinds.py', *sys.argv[1:]])}`.
+`python {" ".join(["benchmarks/kinds.py", *sys.argv[1:]])}`.
 """
 
 
