@@ -1,5 +1,7 @@
 """The fast engine on a CUDA device: the same edges, and nothing in its loops waits for the device."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ TARGETS = LogitTargets([3, 5, 60])
 N_LAYERS, D_MODEL = 3, 32
 
 
-def replacement(device, dtype=torch.float64, kind="clt"):
+def replacement(device: str, dtype: torch.dtype = torch.float64, kind: Any = "clt") -> ReplacementModel:
     model = random_model("gpt2", n_layers=N_LAYERS, d_model=D_MODEL, n_heads=4, d_vocab=64, dtype=dtype)
     model.bridge.to(device)
     dictionaries = random_dictionaries(kind, n_layers=N_LAYERS, d_model=D_MODEL, features=48, dtype=dtype, seed=1)
