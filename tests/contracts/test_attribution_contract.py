@@ -80,10 +80,11 @@ def values(model, trace, graph):
     features = feature_readers(model, trace, torch.arange(len(trace.features.value)))
     targets = Readers(*(torch.cat(pair) for pair in zip(features, logit_readers(trace, token), strict=True)))
     places, place_of = torch.stack([targets.layer, targets.pos], dim=1).unique(dim=0, return_inverse=True)
-    b_U = centred_columns(model.model.bridge.unembed.b_U.detach(), trace, token)
-    constant = torch.nn.functional.pad(b_U, (len(features.layer), 0))
 
     def of(mlp_in, final):
+        # Read each time: one of the tests doubles the parameters.
+        b_U = centred_columns(model.model.bridge.unembed.b_U.detach(), trace, token)
+        constant = torch.nn.functional.pad(b_U, (len(features.layer), 0))
         stacked = torch.cat([mlp_in, final[:, None]], dim=1)
         read = stacked.new_empty(len(stacked), len(targets.layer))
         for number, (layer, pos) in enumerate(places.tolist()):
