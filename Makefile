@@ -26,7 +26,7 @@ trace: $(VENV)/.installed  ## trace a prompt on the embedded model, validate its
 
 test: $(VENV)/.installed-dev  ## the whole suite, but what is marked slow or gpu
 	@sh tests/e2e/install_chromium.sh
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

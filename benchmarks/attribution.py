@@ -52,6 +52,8 @@ class Options:
     """Of ours."""
     circuit_tracer: str | None = None
     """The interpreter of an environment where circuit-tracer is installed."""
+    peer_batches: list[int] = field(default_factory=lambda: [512, 16])
+    """Targets at once in circuit-tracer: its default, and what is fastest on one thread of the machine we have."""
     full: bool = False
     """The long sweeps, up to 512 tokens, and all studies."""
     repeats: int = 1
@@ -132,7 +134,7 @@ def measure_case(options: Options, study: str, case: Case, folder: Path) -> list
     ours = [e for e in engines(options) if e == "fast" or operations <= PLAIN_AT_MOST]
     names = [(e or "plain", e) for e in ours]
     if options.circuit_tracer and not case.float64 and operations <= PLAIN_AT_MOST:
-        names.append((PEER, None))
+        names += [(f"{PEER}, batch {batch}", None) for batch in options.peer_batches]
     answers: dict[str, list[dict[str, Any]]] = {}
     for _ in range(options.repeats):
         for name, engine in names:
@@ -160,9 +162,11 @@ def _measure(
         "float64": case.float64, "engine": engine, "max_features": max_features,
         "out": str(folder / f"{name}{'' if max_features is None else '-lazy'}.npz"),
     }  # fmt: skip
-    python = options.circuit_tracer if name == PEER else sys.executable
-    assert python is not None
-    return run_worker(python, "circuit_tracer_worker.py" if name == PEER else "attribution_worker.py", task, folder)
+    if not name.startswith(PEER):
+        return run_worker(sys.executable, "attribution_worker.py", task, folder)
+    assert options.circuit_tracer is not None
+    task["batch_size"] = int(name.rpartition(" ")[2])
+    return run_worker(options.circuit_tracer, "circuit_tracer_worker.py", task, folder)
 
 
 def _lazy(options: Options, prepared: Prepared, full: Measured, folder: Path) -> Measured:

@@ -10,6 +10,7 @@ a run that was killed goes on; --fresh starts over.
 """
 
 import logging
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -240,7 +241,9 @@ L0, FVU and dead features are means over layers. Loss recovered is against zeros
 over layers), and of all layers replaced at once, as are top-1 agreement and KL (nats). SAEs replace `resid_post`, the
 transcoders what the MLPs write: their losses do not compare. † TopK over the layers of a token needs the later layers
 before it knows the features of the earlier ones, so they are those of the original model's stream, without errors that
-add up. Tokens/s are those of training steps for all layers at once, on activations in memory, on {machine()}.
+add up. Tokens/s are those of training steps for all layers at once, on activations in memory, on
+{machine()}, beside other work on the same cores: compare them by order of magnitude. Made by
+`python {" ".join(["benchmarks/kinds.py", *sys.argv[1:]])}`.
 """
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from circuitsae.interventions import node_change, reads_after
     from circuitsae.loading import load_dictionaries, load_model
     from circuitsae.replacement import ReplacementModel, Trace
-    from circuitsae.validation import Validation, validate
+    from circuitsae.validation import Validation, faithfulness, validate
     from transcoders import CLTConfig, SAEConfig, TranscoderConfig, random_model, train
 
 __getattr__, __all__ = lazy_exports(
@@ -32,7 +32,7 @@ __getattr__, __all__ = lazy_exports(
         "circuitsae.interventions": ("node_change", "reads_after"),
         "circuitsae.loading": ("load_dictionaries", "load_model"),
         "circuitsae.replacement": ("ReplacementModel", "Trace"),
-        "circuitsae.validation": ("Validation", "validate"),
+        "circuitsae.validation": ("Validation", "faithfulness", "validate"),
         "transcoders": ("CLTConfig", "SAEConfig", "TranscoderConfig", "random_model", "train"),
     },
 )

@@ -16,6 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.intervene import intervene
+from circuitsae.commands.steer import steer
 from transcoders.errors import CheckFailedError, InputError
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig
@@ -104,6 +105,7 @@ def validate(
     edges: int = 100,
     regimes: tuple[Literal["frozen", "replacement", "model"], ...] = ("frozen", "replacement", "model"),
     controls: int = 20,
+    budget: int = 10,
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
@@ -116,6 +118,7 @@ def validate(
         edges: How many of the strongest edges to test.
         regimes: What is recomputed after a source was removed; see the documentation of regimes.
         controls: Random stand-ins per edge.
+        budget: Say of this many edges that miss most where the miss comes from; 0 for none.
         seed: Of the random stand-ins.
         device: cpu, cuda, cuda:1, mps.
     """
@@ -127,7 +130,7 @@ def validate(
     used = dictionaries or made.get("source", {}).get("dictionaries")
     dtype = str(made.get("dtype", "float32"))
     replacement = _replacement(name, used, device, dtype)
-    check = _validate(replacement, loaded, edges, regimes, seed, controls)
+    check = _validate(replacement, loaded, edges, regimes, seed, controls, budget if "model" in regimes else 0)
     page = _write(check.annotate(loaded), check, graph)
     console.print(f"Written: {graph / 'validation.json'}\nHTML:    {page.resolve()}", highlight=False, soft_wrap=True)
     _next(f"circuitsae show {graph}")
@@ -218,6 +221,7 @@ def train(
 
 app.command(evaluate)
 app.command(intervene)
+app.command(steer)
 
 
 @app.command
@@ -252,11 +256,14 @@ def _language_model(name: str, device: str, dtype: str = "float32") -> Any:
     return load_model(name, device=device, dtype=getattr(torch, dtype))
 
 
-def _validate(replacement: Any, graph: Any, edges: int, regimes: Any, seed: int, controls: int = 20) -> Any:
+def _validate(
+    replacement: Any, graph: Any, edges: int, regimes: Any, seed: int, controls: int = 20, budget: int = 0
+) -> Any:
     from circuitsae.console import show_validation
     from circuitsae.validation import validate
 
-    check = validate(replacement, graph, edges=edges, regimes=regimes, controls=controls, seed=seed, progress=True)
+    settings = {"edges": edges, "regimes": regimes, "controls": controls, "budget": budget, "seed": seed}
+    check = validate(replacement, graph, **settings, progress=True)
     show_validation(console, check, graph)
     return check
 

@@ -57,6 +57,8 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     console.print(table)
     if "measured" in check.edges:
         _show_agreement(console, check)
+    if len(check.budget):
+        _show_budget(console, check)
     console.print(
         f"Frozen regime: largest difference {check.frozen_error:.1e} of the largest effect\n"
         f"Replacement model with error nodes: largest difference {check.logit_error:.1e} of the largest logit",
@@ -66,6 +68,17 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     if "verdict" in check.edges:
         verdicts = ", ".join(f"{count} {name}" for name, count in check.verdicts().items())
         console.print(f"Verdicts on {len(check.edges)} edges: {verdicts}", highlight=False)
+
+
+def _show_budget(console: Console, check: "Validation") -> None:
+    table = Table(title="Edges that miss most: what the miss is made of", title_justify="left")
+    table.add_column("source → target")
+    columns = ("predicted", "measured", "norms", "patterns", "features", "reconstruction")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for record in check.budget.to_dict("records"):
+        table.add_row(f"{record['source']} → {record['target']}", *(f"{record[c]:+.3f}" for c in columns))
+    console.print(table)
 
 
 def _show_agreement(console: Console, check: "Validation") -> None:

@@ -86,7 +86,7 @@ def main() -> None:
         task["n_active"],
         task["d_model"],
         torch.float32,
-        lambda: attribute(tokens, model, max_feature_nodes=task["max_features"]),
+        lambda: attribute(tokens, model, max_feature_nodes=task["max_features"], batch_size=task["batch_size"]),
     )
     save(graph, task)
     n_logits = len(graph.logit_targets)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
-from circuitsae.attribution.engines import EngineName, open_engine
+from circuitsae.attribution.engines import EngineName, open_engine, to_numpy
 from circuitsae.attribution.expansion import Expansion, Rows, every_row, most_influential
 from circuitsae.attribution.sources import UNEMBED, Sources
 from circuitsae.attribution.targets import (
@@ -112,7 +112,7 @@ def attribute_trace(
         Progress(disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("attributing", total=min(max_features or n_features, n_features))
-        rows = Rows(opened, extra_rows.cpu().numpy(), len(sources.nodes), done=lambda n: bar.advance(task, n))
+        rows = Rows(opened, to_numpy(extra_rows), len(sources.nodes), done=lambda n: bar.advance(task, n))
         if not lazy:
             return every_row(expansion, rows)
         return most_influential(expansion, rows, max_features or n_features, unexplained or 0.0)

@@ -89,7 +89,7 @@ class _Fast:
 
     def every_row(self) -> RowsOf:
         for numbers, block in self._engine.climb(self._targets):
-            yield numbers, _to_numpy(block)
+            yield numbers, to_numpy(block)
         self._climbed = True
         yield from self.rows(np.flatnonzero(self._targets.layer.cpu().numpy() >= self._engine.cut))
 
@@ -101,7 +101,7 @@ class _Fast:
         chosen = torch.from_numpy(numbers).to(self._targets.pos.device)
         readers = self._targets.take(chosen)
         for batch in batches(readers, readers.vector.shape[1], size=self._size):
-            yield numbers[batch.cpu().numpy()], _to_numpy(self._engine.rows(readers.take(batch)))
+            yield numbers[batch.cpu().numpy()], to_numpy(self._engine.rows(readers.take(batch)))
 
 
 class _Plain:
@@ -125,7 +125,7 @@ class _Plain:
     def rows(self, numbers: np.ndarray) -> RowsOf:
         for start in range(0, len(numbers), self._size):
             part = numbers[start : start + self._size]
-            yield part, _to_numpy(self._rows(self._targets.take(torch.from_numpy(part).to(self._targets.pos.device))))
+            yield part, to_numpy(self._rows(self._targets.take(torch.from_numpy(part).to(self._targets.pos.device))))
 
 
 def _plain_batch_size(model: ReplacementModel, trace: Trace) -> int:
@@ -135,5 +135,6 @@ def _plain_batch_size(model: ReplacementModel, trace: Trace) -> int:
     return max(1, min(512, _PLAIN_BYTES // (10 * one)))
 
 
-def _to_numpy(block: Tensor) -> np.ndarray:
+def to_numpy(block: Tensor) -> np.ndarray:
+    """In float32 where numpy has no such precision."""
     return (block.float() if block.dtype in (torch.bfloat16, torch.float16) else block).cpu().numpy()

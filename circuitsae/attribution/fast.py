@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.attribution.linear import LinearModel
@@ -22,7 +22,7 @@ from circuitsae.attribution.targets import Readers
 from circuitsae.attribution.writers import Narrow, Wide, Writers
 from circuitsae.replacement import FIRST
 
-CARRIED_BYTES = 24 * 2**20
+CARRIED_BYTES = 12 * 2**20
 """Of one batch of carried vectors; about four tensors of this size are alive at once."""
 
 LEAST_CARRIED = 1024
@@ -37,7 +37,10 @@ class _Sources:
     columns: np.ndarray
     """Of each row; rows join in this order."""
     layer: np.ndarray
-    pos: np.ndarray
+    at: Int[Tensor, "row"]
+    """Of each row its position, from `first` on."""
+    column_index: Int[Tensor, "row"]
+    """`columns` where the tensors are: nothing is copied there inside the loops."""
     stream: Float[Tensor, "row pos d_model"]
     joined: int = 0
     crossed: int = 0
@@ -89,9 +92,9 @@ class FastRows:
         if crossed:
             stream[:crossed] += attention.forward(stream[:crossed], sources.first)
         if joined > crossed:
-            pos = torch.from_numpy(sources.pos[crossed:joined]).to(stream.device)
-            fresh = stream[torch.arange(crossed, joined, device=stream.device), pos - sources.first]
-            stream[crossed:joined] += attention.forward_from(fresh, pos, sources.first)
+            at = sources.at[crossed:joined]
+            fresh = stream[torch.arange(crossed, joined, device=stream.device), at]
+            stream[crossed:joined] += attention.forward_from(fresh, at + sources.first, sources.first)
         sources.crossed = joined
         if sources.wide:
             self._add_wide(sources, self.writers.wide_attention[layer])
@@ -115,8 +118,7 @@ class FastRows:
         if joined > first:
             vectors = self.writers.vectors(layer, sources.columns[first:joined])
             rows = torch.arange(first, joined, device=vectors.device)
-            pos = torch.from_numpy(sources.pos[first:joined]).to(vectors.device) - sources.first
-            sources.stream[rows, pos] += vectors
+            sources.stream[rows, sources.at[first:joined]] += vectors
         sources.joined = joined
 
     def _add_wide(self, sources: _Sources, wide: Wide) -> None:
@@ -132,8 +134,9 @@ class FastRows:
         out = vector.new_zeros(len(rows), self.writers.n_columns)
         for sources, stream in zip(self._lower, read, strict=True):
             if sources.first <= pos and sources.joined:
-                columns = torch.from_numpy(sources.columns[: sources.joined]).to(out.device)
-                out[:, columns] += reader @ stream[: sources.joined, pos - sources.first].T
+                out[:, sources.column_index[: sources.joined]] += (
+                    reader @ stream[: sources.joined, pos - sources.first].T
+                )
         self._score_read_bias(out, vector, layer)
         return out
 
@@ -146,14 +149,20 @@ class FastRows:
         back[order] = torch.arange(len(order), device=order.device)
         sorted_targets = targets.take(order)
         above = int((targets.layer >= self.cut).sum())
-        parts = [self._descend(sorted_targets.take(slice(above)), self.cut)] if above else []
-        parts += [self._descend(sorted_targets.take(slice(above, None)), 0)] if above < len(order) else []
+        layers, count = sorted_targets.layer.cpu().numpy(), int(targets.pos.max()) + 1
+        parts = []
+        if above:
+            parts.append(self.descend(sorted_targets.take(slice(above)), layers[:above], count, self.cut))
+        if above < len(order):
+            parts.append(self.descend(sorted_targets.take(slice(above, None)), layers[above:], count, 0))
         return torch.cat(parts)[back]
 
-    def _descend(self, targets: Readers, stop: int) -> Float[Tensor, "target column"]:
-        """Rows of targets sorted from the top layer down, none below `stop`."""
-        layers, vectors = targets.layer.cpu().numpy(), targets.vector.to(self.linear.dtype)
-        count = int(targets.pos.max()) + 1
+    def descend(self, targets: Readers, layers: np.ndarray, count: int, stop: int) -> Float[Tensor, "target column"]:
+        """Rows of targets sorted from the top layer down, none of `layers` below `stop`, all before position `count`.
+
+        What the host must know is given, so that it never waits for the device on the way.
+        """
+        vectors = targets.vector.to(self.linear.dtype)
         G = vectors.new_zeros(len(layers), count, vectors.shape[1])
         out = vectors.new_zeros(len(layers), self.writers.n_columns)
         joined = crossed = 0
@@ -203,7 +212,7 @@ class FastRows:
             count = G.shape[1] - sources.first
             if count > 0:
                 reads, wrote = G[:, sources.first :].flatten(1), sources.stream[:, :count].flatten(1)
-                out[:, torch.from_numpy(sources.columns).to(out.device)] += reads @ wrote.T
+                out[:, sources.column_index] += reads @ wrote.T
 
     def _skip_down(self, G: Float[Tensor, "row pos d_model"], layer: int) -> Float[Tensor, "row pos d_model"] | None:
         skip, block = self._skips[layer], self.linear.blocks[layer]
@@ -283,7 +292,8 @@ def _empty(writers: Writers, columns: np.ndarray, first: int) -> _Sources:
     stream = torch.zeros(
         len(columns), errors.shape[1] - first, errors.shape[2], dtype=writers.linear.dtype, device=errors.device
     )
-    return _Sources(first, columns, writers.layer[columns], writers.pos[columns], stream)
+    at = torch.from_numpy((writers.pos[columns] - first).clip(0)).to(errors.device)
+    return _Sources(first, columns, writers.layer[columns], at, torch.from_numpy(columns).to(errors.device), stream)
 
 
 def _by_place(targets: Readers) -> dict[int, dict[int, np.ndarray]]:

@@ -16,7 +16,7 @@ from circuitsae.attribution.sources import Sources
 from circuitsae.graph import NodeKind
 from circuitsae.replacement import FIRST, ReplacementModel, Trace
 
-CACHE_BYTES = 96 * 2**20
+CACHE_BYTES = 24 * 2**20
 """Decoder vectors of a prompt are kept from batch to batch up to this size."""
 
 
@@ -115,24 +115,26 @@ class Writers:
         trace, kind, device = self.trace, self._kind[columns], self.trace.errors.device
         out = torch.zeros(len(columns), trace.errors.shape[-1], dtype=self.linear.dtype, device=device)
         pos = torch.from_numpy(self.pos[columns]).to(device)
-        own = self.layer[columns] == layer
+
+        def where(mask: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.flatnonzero(mask)).to(device)
+
         if layer < 0:
-            writes = trace.frozen.writes
-            token = torch.from_numpy(kind == NodeKind.TOKEN).to(device)
+            writes, token = trace.frozen.writes, where(kind == NodeKind.TOKEN)
             out[token] = writes.embed[pos[token]].to(out)
             if writes.position is not None:
-                out[~token] = writes.position[pos[~token]].to(out)
+                position = where(kind != NodeKind.TOKEN)
+                out[position] = writes.position[pos[position]].to(out)
             return out
         features = kind == NodeKind.FEATURE
-        rest = torch.from_numpy(~features & own).to(device)
+        rest = where(~features & (self.layer[columns] == layer))
         out[rest] = trace.errors[layer, pos[rest]].to(out)
         for written_by in range(self._first_writer[layer], layer + 1):
-            which = np.flatnonzero(features & (self.layer[columns] == written_by))
+            mask = features & (self.layer[columns] == written_by)
             # Columns of features are node numbers, which are rows of the trace's features.
-            rows = torch.from_numpy(self.columns[columns[which]]).to(device)
-            feature = trace.features.index[rows, 2]
-            decoders = self.dictionaries.decoder_rows(written_by, feature, layer).detach().to(out)
-            out[torch.from_numpy(which).to(device)] = decoders * trace.features.value[rows, None].to(out)
+            rows = torch.from_numpy(self.columns[columns[mask]]).to(device)
+            decoders = self.dictionaries.decoder_rows(written_by, trace.features.index[rows, 2], layer).detach()
+            out[where(mask)] = decoders.to(out) * trace.features.value[rows, None].to(out)
         norm = self.linear.blocks[layer].after_mlp
         return out if norm is None else norm.forward_at(out, pos)
 

@@ -147,7 +147,13 @@ class Forward:
             for name in self.prompts[0].trace.frozen.constants
             if (self.regime.patterns if name.endswith("hook_pattern") else self.regime.norms) == "frozen"
         ]
-        return {name: self.by_row(lambda p, name=name: p.trace.frozen.constants[name][0]) for name in wanted}
+        return {name: self._held_by_row(name) for name in wanted}
+
+    def _held_by_row(self, name: str) -> Tensor:
+        # OPT's second norm sees batch and positions as one axis.
+        if self.prompts[0].trace.frozen.constants[name].ndim == 2:
+            return self.by_row(lambda p: p.trace.frozen.constants[name]).flatten(0, 1)
+        return self.by_row(lambda p: p.trace.frozen.constants[name][0])
 
     def by_row(self, value: Callable[[Recording], Tensor]) -> Tensor:
         """A value of each row's prompt, stacked; not copied where all rows have one prompt."""

@@ -1,6 +1,48 @@
-"""Whether a graph's claims hold when one intervenes."""
+"""Whether a graph's claims hold when one intervenes.
 
-from circuitsae.validation.edges import Validation, validate
+Edges: `edges` measures them in each regime and against random stand-ins, `paraphrases` on other prompts, `budget` says
+where a miss comes from, `joint` removes several nodes together, `survey` does it for many prompts; `measuring` reads
+the altered runs, `result` and `statistics` hold what was found. Circuits: `tasks` says what they are judged on,
+`circuits` ranks nodes, `ablation` removes everything else, `faithfulness` and `completeness` draw the conclusions.
+"""
+
+from circuitsae.validation.budget import error_budget
+from circuitsae.validation.circuits import Circuit, Ranking, Stability, node_effects, rank_nodes
+from circuitsae.validation.completeness import Completeness, Minimality, completeness, minimality
+from circuitsae.validation.edges import validate
+from circuitsae.validation.faithfulness import Curve, Null, faithfulness, random_circuits
+from circuitsae.validation.joint import Joint, joint_ablation, strongest_pairs
+from circuitsae.validation.result import Validation
 from circuitsae.validation.statistics import Agreement, agreement
+from circuitsae.validation.survey import Survey, survey
+from circuitsae.validation.tasks import Example, PromptExample, PromptTask, Task
 
-__all__ = ["Agreement", "Validation", "agreement", "validate"]
+__all__ = [
+    "Agreement",
+    "Circuit",
+    "Completeness",
+    "Curve",
+    "Example",
+    "Joint",
+    "Minimality",
+    "Null",
+    "PromptExample",
+    "PromptTask",
+    "Ranking",
+    "Stability",
+    "Survey",
+    "Task",
+    "Validation",
+    "agreement",
+    "completeness",
+    "error_budget",
+    "faithfulness",
+    "joint_ablation",
+    "minimality",
+    "node_effects",
+    "random_circuits",
+    "rank_nodes",
+    "strongest_pairs",
+    "survey",
+    "validate",
+]

@@ -12,7 +12,7 @@ import torch
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.attribution.targets import Readers, centred_columns, feature_readers, logit_readers
 from circuitsae.graph import NodeKind
-from circuitsae.interventions import node_change, reads_after
+from circuitsae.interventions import Recording, node_change, run_alternatives
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import FIRST, ReplacementModel
 from transcoders.dictionaries import random_dictionaries
@@ -72,18 +72,30 @@ def trace(model, tokens):
 
 @pytest.fixture(scope="module")
 def values(model, trace, graph):
-    """The pre-activation of every target of the graph, in the order of its nodes, as a function of what is read."""
+    """The pre-activation of every target of the graph, in the order of its nodes, as a function of what is read.
+
+    Of many runs at once, `[run target]`: one matrix product for each place that is read.
+    """
     token = torch.tensor([n.index for n in graph.nodes if n.kind is NodeKind.LOGIT])
     features = feature_readers(model, trace, torch.arange(len(trace.features.value)))
     targets = Readers(*(torch.cat(pair) for pair in zip(features, logit_readers(trace, token), strict=True)))
+    places, place_of = torch.stack([targets.layer, targets.pos], dim=1).unique(dim=0, return_inverse=True)
+    b_U = centred_columns(model.model.bridge.unembed.b_U.detach(), trace, token)
+    constant = torch.nn.functional.pad(b_U, (len(features.layer), 0))
 
-    def of(reads):
-        stacked = torch.cat([reads.mlp_in, reads.final[None]])
-        b_U = centred_columns(model.model.bridge.unembed.b_U.detach(), trace, token)
-        constant = torch.nn.functional.pad(b_U, (len(features.layer), 0))
-        return (stacked[targets.layer, targets.pos] * targets.vector).sum(-1) + constant
+    def of(mlp_in, final):
+        stacked = torch.cat([mlp_in, final[:, None]], dim=1)
+        read = stacked.new_empty(len(stacked), len(targets.layer))
+        for number, (layer, pos) in enumerate(places.tolist()):
+            here = place_of == number
+            read[:, here] = stacked[:, layer, pos] @ targets.vector[here].T
+        return read + constant
 
     return of
+
+
+def _values_of(values, reads):
+    return values(reads.mlp_in[None], reads.final[None])[0]
 
 
 def _target_rows(graph):
@@ -102,7 +114,7 @@ def test_both_engines_agree(model, tokens, graph):
 
 
 def test_pre_activations_are_the_models(model, trace, graph, values):
-    measured = values(trace.frozen.reads)
+    measured = _values_of(values, trace.frozen.reads)
     targets = [graph.nodes[row] for row in _target_rows(graph)]
     stated = torch.tensor([node.pre_activation - node.bias for node in targets], dtype=torch.float64)
     torch.testing.assert_close(stated, measured, rtol=1e-9, atol=1e-9)
@@ -111,19 +123,21 @@ def test_pre_activations_are_the_models(model, trace, graph, values):
 def test_doubling_any_source_moves_every_target_by_its_edge(model, trace, graph, values):
     rows = _target_rows(graph)
     weights = torch.from_numpy(graph.weights.toarray()[rows])
-    before = values(trace.frozen.reads)
+    before = _values_of(values, trace.frozen.reads)
     kinds = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN)
     sources = [column for column, node in enumerate(graph.nodes) if node.kind in kinds]
-    changes = [node_change(model, trace, graph.nodes[column]) for column in sources]
-    for column, reads in zip(sources, reads_after(model, trace, changes, "frozen"), strict=True):
-        moved = values(reads) - before
-        torch.testing.assert_close(moved, weights[:, column], rtol=1e-9, atol=1e-9)
+    doubled = [(Recording(model, trace), [node_change(model, trace, graph.nodes[column])]) for column in sources]
+    with torch.no_grad():
+        for chunk in run_alternatives(model, doubled, "frozen"):
+            moved = values(chunk.mlp_in, chunk.final) - before
+            edges = weights[:, sources[chunk.start : chunk.stop]].T
+            torch.testing.assert_close(moved, edges, rtol=1e-9, atol=1e-9)
 
 
 def test_doubling_any_bias_moves_every_target_by_its_edge(model, trace, graph, values):
     rows = _target_rows(graph)
     weights = torch.from_numpy(graph.weights.toarray()[rows])
-    before = values(trace.frozen.reads)
+    before = _values_of(values, trace.frozen.reads)
     groups = model.model.bias_groups()
     for column, node in enumerate(graph.nodes):
         if node.kind is not NodeKind.BIAS:
@@ -132,7 +146,7 @@ def test_doubling_any_bias_moves_every_target_by_its_edge(model, trace, graph, v
         writes = _with_bias_doubled(model, trace, node)
         for parameter in group:
             parameter.mul_(2)
-        after = values(trace.frozen(writes))
+        after = _values_of(values, trace.frozen(writes))
         for parameter in group:
             parameter.mul_(0.5)
         torch.testing.assert_close(after - before, weights[:, column], rtol=1e-9, atol=1e-9)

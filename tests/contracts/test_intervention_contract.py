@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from circuitsae.attribution import LogitTargets, attribute
-from circuitsae.attribution.targets import feature_readers, logit_readers
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import (
     MLP,
@@ -17,6 +16,7 @@ from circuitsae.interventions import (
     Feature,
     Head,
     Intervention,
+    Recording,
     Regime,
     Scale,
     Set,
@@ -25,10 +25,10 @@ from circuitsae.interventions import (
     Zero,
     for_node,
     intervene,
-    reads_after,
 )
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.validation.measuring import Targets, effects
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
 
@@ -236,16 +236,9 @@ def test_the_frozen_regime_is_the_graph(model):
     """Removing any source moves every target of the full graph by minus its edge; one batched call."""
     graph, trace = attribute(model, TOKENS, targets=LogitTargets([3, 5, 60])), model.trace(TOKENS)
     sources = [s for s, n in enumerate(graph.nodes) if n.kind in (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN)]
-    removed = reads_after(model, trace, [[for_node(graph.nodes[s])] for s in sources], "frozen")
     rows = [row for row, node in enumerate(graph.nodes) if node.is_target]
-    weights = torch.from_numpy(graph.weights.toarray()[rows][:, sources])
-    logits = logit_readers(trace, torch.tensor([n.index for n in graph.nodes if n.kind is NodeKind.LOGIT]))
-    readers = (feature_readers(model, trace, torch.arange(len(trace.features.value))), logits)
-
-    def values(reads):
-        stacked = torch.cat([reads.mlp_in, reads.final[None]])
-        return torch.cat([(stacked[r.layer, r.pos] * r.vector).sum(-1) for r in readers])
-
-    before = values(trace.frozen.reads)
-    moved = torch.stack([values(reads) - before for reads in removed], dim=1)
-    torch.testing.assert_close(moved, -weights, rtol=1e-9, atol=1e-9)
+    removed = [[for_node(graph.nodes[s])] for s in sources]
+    targets = Targets(model, trace, [graph.nodes[row] for row in rows])
+    moved = effects(model, Recording(model, trace), removed, targets, "frozen")
+    weights = graph.weights.toarray()[rows][:, sources]
+    torch.testing.assert_close(torch.from_numpy(moved), torch.from_numpy(-weights.T), rtol=1e-9, atol=1e-9)

@@ -30,7 +30,14 @@ def test_train_transcoders(tmp_path):
     assert "fvu" in run("train_transcoders.py", "pocket", text, tmp_path / "clt", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_validate_pocket(tmp_path):
+    run("validate_pocket.py", "--write", tmp_path / "validation.md", cwd=tmp_path)
+    page = (tmp_path / "validation.md").read_text(encoding="utf-8")
+    assert "### The ten worst edges" in page
+    assert "Circuit of IOI" in page
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/steering.md"])
 def test_python_of_the_pages(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)

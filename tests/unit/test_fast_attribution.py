@@ -118,6 +118,18 @@ def test_float32_agrees_to_rounding():
     assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(plain.toarray())
 
 
+def test_weights_in_bf16_are_summed_in_float32():
+    model = replacement(dtype=torch.bfloat16)
+    graph = attribute(model, TOKENS, targets=TARGETS, engine="fast")
+    exact = replacement(dtype=torch.bfloat16)
+    with torch.no_grad():
+        trace = exact.trace(TOKENS)
+    assert graph.weights.dtype == np.float32
+    size = max(abs(n.pre_activation) for n in graph.nodes if n.is_target)
+    assert len(graph.nodes) > len(trace.features.value)
+    assert abs(graph.residual()).max() <= 0.05 * size
+
+
 def test_batches_cover_every_target_once_and_are_near_in_position():
     rng = torch.Generator().manual_seed(0)
     pos = torch.randint(0, 300, (5000,), generator=rng)

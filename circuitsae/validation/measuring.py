@@ -1,0 +1,119 @@
+"""Reading the targets of a graph in many altered runs at once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitsae.attribution.targets import Readers, feature_readers, logit_readers
+from circuitsae.graph import AttributionGraph, Node, NodeKind
+from circuitsae.interventions import Recording, Regime, RegimeName, run_alternatives
+from circuitsae.interventions.running import MEMORY, Alternative
+from circuitsae.replacement import ReplacementModel, Trace
+from transcoders.dictionaries import SparseFeatures
+from transcoders.errors import InputError
+
+
+def traced(model: ReplacementModel, graph: AttributionGraph) -> Trace:
+    """The trace of a graph's prompt. Raises `InputError` where the graph was made with another model."""
+    made_with = graph.provenance.get("fingerprint")
+    if made_with is not None and made_with != model.model.fingerprint():
+        raise InputError(
+            f"The graph was made with {graph.provenance.get('model')} ({made_with}), not with {model.model.name} "
+            f"({model.model.fingerprint()}); validate it with the model it was made with."
+        )
+    return model.trace(torch.tensor(graph.token_ids))
+
+
+def require_active(trace: Trace, nodes: Sequence[Node]) -> None:
+    """Raises `InputError` for features of a graph that the dictionaries do not find on its prompt."""
+    active = {tuple(index) for index in trace.features.index.tolist()}
+    features = [node for node in nodes if node.kind is NodeKind.FEATURE]
+    if missing := [node.id for node in features if (node.layer, node.pos, node.index) not in active]:
+        raise InputError(f"Features {missing[:3]} of the graph are not active in these dictionaries; load its own.")
+
+
+def ablatable(graph: AttributionGraph) -> list[NodeKind]:
+    """Kinds of nodes that can be removed: an error node that absorbed features is more than the error vector."""
+    kinds = [NodeKind.FEATURE, NodeKind.TOKEN]
+    if graph.provenance.get("settings", {}).get("max_features") is None:
+        kinds.append(NodeKind.ERROR)
+    return kinds
+
+
+def strongest_edges(graph: AttributionGraph, count: int | None) -> pd.DataFrame:
+    """The `count` edges (None: all) of largest |weight| whose source can be removed: rows `s`, `t`, and `weight`."""
+    if count is not None and count < 1:
+        raise InputError(f"edges={count} leaves nothing to validate; give at least 1.")
+    coo = graph.weights.tocoo()
+    usable = graph.mask(*ablatable(graph))[coo.col]
+    s, t, weight = coo.col[usable], coo.row[usable], coo.data[usable]
+    order = np.argsort(-np.abs(weight), kind="stable")[:count]
+    return pd.DataFrame({"s": s[order], "t": t[order], "weight": weight[order]})
+
+
+def edge_kind(source: Node, target: Node) -> str:
+    """The class of an edge: `feature→logit`."""
+    return f"{source.kind}→{target.kind}"
+
+
+class Targets:
+    """What some features and logits read, as vectors to multiply with the stream.
+
+    A target's value is its pre-activation without b_enc; a logit's its centred logit without b_U.
+    """
+
+    def __init__(self, model: ReplacementModel, trace: Trace, nodes: Sequence[Node]) -> None:
+        kinds = np.array([node.kind is NodeKind.LOGIT for node in nodes], dtype=bool)
+        parts = [self._features(model, trace, nodes, ~kinds), self._logits(trace, nodes, kinds)]
+        self.order = torch.from_numpy(np.argsort(np.concatenate([np.flatnonzero(~kinds), np.flatnonzero(kinds)])))
+        self.readers = Readers(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
+        place = torch.stack([self.readers.layer, self.readers.pos], dim=1)
+        self._places, self._place_of = place.unique(dim=0, return_inverse=True)
+        self.clean = self.read(trace.frozen.reads.mlp_in[None], trace.frozen.reads.final[None])[0]
+
+    @staticmethod
+    def _features(model: ReplacementModel, trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> Readers:
+        rows = [(nodes[i].layer, nodes[i].pos, nodes[i].index) for i in np.flatnonzero(which).tolist()]
+        index = torch.tensor(rows, dtype=torch.long, device=trace.features.index.device).reshape(-1, 3)
+        alone = replace(trace, features=SparseFeatures(index, trace.features.value.new_zeros(len(index))))
+        return feature_readers(model, alone, torch.arange(len(index), device=index.device))
+
+    @staticmethod
+    def _logits(trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> Readers:
+        tokens = [nodes[i].index for i in np.flatnonzero(which).tolist()]
+        return logit_readers(trace, torch.tensor(tokens, dtype=torch.long, device=trace.logits.device))
+
+    @torch.no_grad()
+    def read(
+        self, mlp_in: Float[Tensor, "batch layer pos d_model"], final: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch target"]:
+        """The value of every target in every run; one matrix product for each place that is read."""
+        values = mlp_in.new_empty(len(mlp_in), len(self.readers.layer))
+        for number, (layer, pos) in enumerate(self._places.tolist()):
+            here = self._place_of == number
+            read = final[:, pos] if layer == mlp_in.shape[1] else mlp_in[:, layer, pos]
+            values[:, here] = read @ self.readers.vector[here].T
+        return values[:, self.order.to(values.device)]
+
+
+@torch.no_grad()
+def effects(
+    model: ReplacementModel,
+    prompt: Recording,
+    alternatives: Sequence[Alternative],
+    targets: Targets,
+    regime: RegimeName | Regime,
+    memory: int = MEMORY,
+) -> Float[np.ndarray, "alternative target"]:
+    """Value after − value before of every target under every alternative, as many alternatives a pass as fit."""
+    rows = [(prompt, alternative) for alternative in alternatives]
+    moved = [
+        (targets.read(chunk.mlp_in, chunk.final) - targets.clean).double().cpu().numpy()
+        for chunk in run_alternatives(model, rows, regime, memory=memory)
+    ]
+    return np.concatenate([*moved, np.zeros((0, len(targets.clean)))])
