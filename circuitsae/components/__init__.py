@@ -1,0 +1,62 @@
+"""Heads and MLPs as nodes: which of them, and which edges between them, carry a behaviour.
+
+A `PatchingProblem` (`problem`) is a model, clean and corrupt prompts and a metric. `nodes` names the components and
+their edges; `network` cuts the model there and runs it from any layer on; `recording` keeps a problem's runs, `local`
+what a patch changes in its reader. Methods: `exact` (the oracle), `gradients` (EAP, integrated gradients, AtP*),
+`direct` (direct logit attribution), `paths` (path patching), `masked` (any set of edges ablated together), `discovery`
+(the default: cheap, then exact, then pruned). `circuit` judges a set of edges; `scores` and `known` compare with truths
+and with published circuits; `handmade` builds small models whose edges are known.
+"""
+
+from typing import TYPE_CHECKING
+
+from transcoders._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from circuitsae.components.circuit import (
+        Curve,
+        Gap,
+        Judge,
+        by_node,
+        completeness,
+        edges_of_nodes,
+        faithfulness,
+        faithfulness_curve,
+        minimality,
+    )
+    from circuitsae.components.compiled import CompiledProgram, load_compiled
+    from circuitsae.components.direct import direct_logit_attribution
+    from circuitsae.components.discovery import Discovery, Rescored, find_circuit, score_edges
+    from circuitsae.components.exact import exact_edges, exact_nodes
+    from circuitsae.components.from_task import problems_of
+    from circuitsae.components.gradients import atp_star, eap, eap_ig, eap_ig_activations, node_scores
+    from circuitsae.components.known import KnownCircuit, known_circuit, known_circuits
+    from circuitsae.components.masked import exact_inputs, graph_of, run_keeping, run_without
+    from circuitsae.components.nodes import ComponentGraph, Edge
+    from circuitsae.components.paths import patch_path, path_patching
+    from circuitsae.components.problem import Ablation, Metric, PatchingProblem
+    from circuitsae.components.recording import Prepared
+    from circuitsae.components.scores import Scores, auroc, average_precision, join, overlap
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "circuitsae.components.compiled": ("CompiledProgram", "load_compiled"),
+        "circuitsae.components.circuit": (
+            "Curve", "Gap", "Judge", "by_node", "completeness", "edges_of_nodes", "faithfulness", "faithfulness_curve",
+            "minimality",
+        ),
+        "circuitsae.components.direct": ("direct_logit_attribution",),
+        "circuitsae.components.discovery": ("Discovery", "Rescored", "find_circuit", "score_edges"),
+        "circuitsae.components.exact": ("exact_edges", "exact_nodes"),
+        "circuitsae.components.from_task": ("problems_of",),
+        "circuitsae.components.gradients": ("atp_star", "eap", "eap_ig", "eap_ig_activations", "node_scores"),
+        "circuitsae.components.known": ("KnownCircuit", "known_circuit", "known_circuits"),
+        "circuitsae.components.masked": ("exact_inputs", "graph_of", "run_keeping", "run_without"),
+        "circuitsae.components.nodes": ("ComponentGraph", "Edge"),
+        "circuitsae.components.paths": ("patch_path", "path_patching"),
+        "circuitsae.components.problem": ("Ablation", "Metric", "PatchingProblem"),
+        "circuitsae.components.recording": ("Prepared",),
+        "circuitsae.components.scores": ("Scores", "auroc", "average_precision", "join", "overlap"),
+    },
+)  # fmt: skip

@@ -1,0 +1,143 @@
+"""A task by its name or from a file."""
+
+import inspect
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from circuitsae.tasks.base import Task
+from circuitsae.tasks.lexicon import Lexicon
+from transcoders.errors import InputError
+from transcoders.language_model import LanguageModel
+
+DEFAULT_N = 200
+_BUILT_IN = {
+    "ioi": "ioi",
+    "greater-than": "greater_than",
+    "two-hop": "two_hop",
+    "induction": "induction",
+    "agreement": "agreement",
+    "docstring": "docstring",
+}
+
+
+def task_names() -> tuple[str, ...]:
+    """The built-in tasks."""
+    return tuple(_BUILT_IN)
+
+
+def load_task(
+    task: str | Path,
+    model: LanguageModel,
+    n: int | None = None,
+    seed: int = 0,
+    *,
+    unfit: Literal["raise", "drop"] = "raise",
+    corrupt: str | None = None,
+    **options: Any,
+) -> Task:
+    """A built-in task, made for this model, or the pairs of a CSV or JSON file, checked against its tokenizer.
+
+    A built-in task has `n` examples (200), a file all of its own or `n` drawn from them; the same seed gives the same
+    examples. `options` are those of the task's own function, such as `corruption` of `ioi`. Of a file, `corrupt`
+    names the field of the corrupt prompts, and `unfit="drop"` leaves out the examples that the tokenizer splits
+    (`refused` lists them) where `"raise"` raises `PromptError` with the list. A JSON list of IOI templates
+    (`…templates.json`) makes IOI prompts with the names, places and objects of the files beside it.
+
+    Raises `InputError` for an unknown task or option, and for more examples than a file has.
+    """
+    if n is not None and n < 1:
+        raise InputError(f"A task of {n} examples has nothing to measure; give n of at least 1.")
+    name = str(task).replace("_", "-")
+    if name in _BUILT_IN:
+        if corrupt is not None:
+            raise InputError(f"corrupt={corrupt!r} names a field of a file; {name} takes corruption= at most.")
+        return _generate(name, model, DEFAULT_N if n is None else n, seed, options)
+    path = Path(task).expanduser()
+    if not path.exists() and path.suffix.lower() not in (".csv", ".json"):
+        near = get_close_matches(name, _BUILT_IN, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the tasks are: {', '.join(_BUILT_IN)}; or give a file."
+        raise InputError(f"There is no task {str(task)!r}; {hint}")
+    return _from_file(path, model, n, seed, unfit, corrupt, options)
+
+
+def _generate(name: str, model: LanguageModel, n: int, seed: int, options: dict[str, Any]) -> Task:
+    module = _BUILT_IN[name]
+    function: Callable[..., Task] = getattr(import_module(f"circuitsae.tasks.{module}"), module)
+    _check_options(name, function, options)
+    return function(model, n, seed, **options)
+
+
+def _check_options(name: str, function: Callable[..., Task], options: dict[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    known = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option, value in options.items():
+        if option not in known:
+            raise InputError(f"The task {name} has no option {option!r}; its options are: {', '.join(known)}.")
+        choices = get_args(parameters[option].annotation) if option == "corruption" else (value,)
+        if value not in choices:
+            raise InputError(f"The task {name} has no {option} {value!r}; choose one of: {', '.join(choices)}.")
+
+
+def _from_file(
+    path: Path,
+    model: LanguageModel,
+    n: int | None,
+    seed: int,
+    unfit: Literal["raise", "drop"],
+    corrupt: str | None,
+    options: dict[str, Any],
+) -> Task:
+    from circuitsae.tasks.files import read_examples
+    from circuitsae.tasks.published import ioi_word_lists
+
+    if _holds_templates(path):
+        lists, refused = dict(ioi_word_lists(path)), []
+        if unfit == "drop":
+            lexicon = Lexicon(model)
+            kinds = [kind for kind in lists if kind != "templates"]
+            lists |= {kind: lexicon.single(kind, None, lists[kind]) for kind in kinds}
+            refused = lexicon.refused
+        task = _generate("ioi", model, DEFAULT_N if n is None else n, seed, {**lists, **options})
+        return replace(task, refused=(*refused, *task.refused))
+    if options:
+        raise InputError(f"A file of pairs takes no option {next(iter(options))!r}; options are for built-in tasks.")
+    examples = tuple(read_examples(path, corrupt=corrupt))
+    measures = ("log_prob", "top1")
+    if all(example.boundary for example in examples):
+        metric, measures = "prob_diff", ("prob_diff", "sharpness", "accuracy", "top1")
+    elif all(example.wrong for example in examples):
+        metric, measures = "logit_diff", ("logit_diff", "prob_diff", "accuracy", "top1")
+    else:
+        metric = "log_prob"
+    task = Task(path.stem, examples, metric, measures)
+    if unfit == "drop":
+        task = task.fitting(model)
+    else:
+        task.tokens(model)
+    return _drawn(task, n, seed, path)
+
+
+def _drawn(task: Task, n: int | None, seed: int, path: Path) -> Task:
+    if n is None:
+        return task
+    if n > len(task):
+        raise InputError(f"{path} has {len(task)} examples that {n} cannot be drawn from; give a smaller n.")
+    rows = sorted(random.Random(f"task file:{seed}").sample(range(len(task)), n))
+    return replace(task, examples=tuple(task.examples[i] for i in rows))
+
+
+def _holds_templates(path: Path) -> bool:
+    from circuitsae.tasks.published import is_template_list
+
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    try:
+        return is_template_list(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False  # read_examples says what is wrong with it
