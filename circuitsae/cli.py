@@ -15,6 +15,7 @@ from rich.markup import escape
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from circuitsae.commands.evaluate import evaluate
+from circuitsae.commands.exchange import export_graph, import_graph
 from circuitsae.commands.intervene import intervene
 from circuitsae.commands.steer import steer
 from transcoders.errors import CheckFailedError, InputError
@@ -222,6 +223,8 @@ def train(
 app.command(evaluate)
 app.command(intervene)
 app.command(steer)
+app.command(name="import")(import_graph)
+app.command(name="export")(export_graph)
 
 
 @app.command

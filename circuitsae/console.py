@@ -25,7 +25,9 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "AttributionGr
     for column in ("token", "probability", "centred logit"):
         logits.add_column(column, justify="left" if column == "token" else "right")
     for node in graph.top_logits():
-        logits.add_row(_visible(node.text), f"{node.probability:.4f}", f"{node.pre_activation:+.2f}")
+        logits.add_row(
+            _visible(node.text), f"{node.probability:.4f}", f"{node.pre_activation:+.2f}".replace("+nan", "")
+        )
     console.print(logits)
     counts = ", ".join(f"{int(graph.mask(kind).sum())} {kind}" for kind in NodeKind)
     before = "" if full is None else f" of {len(full.nodes)}"

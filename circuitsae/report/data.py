@@ -69,7 +69,7 @@ def page_data(graph: GraphLike, validation: ValidationLike | pd.DataFrame | None
         "tokens": tokens,
         "n_layers": graph.n_layers,
         "scores": {name: _number(value) for name, value in scores.items()},
-        "provenance": _plain(graph.provenance),
+        "provenance": _plain({key: item for key, item in graph.provenance.items() if key != "carried"}),
         "nodes": _node_columns(nodes) | _coordinates(layout),
         "edges": _edge_columns(edges, nodes["id"].tolist()),
         "columns": [_band(column) for column in layout.columns],

@@ -1,0 +1,61 @@
+"""`circuitsae import` and `circuitsae export`: graphs from and for other tools."""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+console = Console()
+
+
+def import_graph(
+    file: tyro.conf.Positional[Path], /, *, out: Path | None = None, nodes: float = 1.0, edges: float = 1.0
+) -> None:
+    """Import a graph that another tool made: save it, and write its HTML page.
+
+    Reads the JSON of Neuronpedia and circuit-tracer, that of EleutherAI, GraphML and GEXF; needs no model.
+
+    Args:
+        file: The file of one graph.
+        out: Folder to write; default graphs/ and the file's name.
+        nodes: Keep the nodes that hold this share of the influence; 1 for all.
+        edges: Keep the edges that hold this share of the influence; 1 for all.
+    """
+    from dataclasses import replace
+
+    from circuitsae.console import show_graph
+    from circuitsae.graph import prune
+    from circuitsae.graph.exchange import read_graph
+    from circuitsae.report import write_html
+
+    graph = read_graph(file)
+    if (nodes, edges) != (1.0, 1.0):
+        pruned = prune(graph, nodes=nodes, edges=edges)
+        graph = replace(pruned, provenance={**pruned.provenance, "pruned": [nodes, edges]})
+    folder = out or Path("graphs") / file.stem
+    graph.save(folder)
+    page = write_html(graph, folder / "graph.html")
+    show_graph(console, graph)
+    console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True, markup=False)
+
+
+def export_graph(
+    graph: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    /,
+    *,
+    format: Literal["neuronpedia", "eleuther", "graphml", "gexf"] | None = None,
+) -> None:
+    """Export a graph to a file that other tools read; needs no model.
+
+    Args:
+        graph: The folder that `trace` or `import` wrote.
+        out: The file to write: .json (Neuronpedia's), .graphml or .gexf.
+        format: The format, where the suffix does not say it.
+    """
+    from circuitsae.graph import load_graph
+    from circuitsae.graph.exchange import write_graph
+
+    path = write_graph(load_graph(graph), out, format=format)
+    console.print(f"Written: {path.resolve()}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,150 @@
+"""From what a reader found in a file to an `AttributionGraph`, with whatever is there."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.exchange.checking import Limits, MalformedError, mapping, number, present, shown, text
+from circuitsae.graph.influence import Scores
+from circuitsae.graph.nodes import Node, NodeKind
+
+NODE_FIGURES = ("rest", "inputs", "influence", "cumulative")
+"""The arrays of a graph that a file may state of each node; what it does not state is computed from its edges."""
+_MEASUREMENTS = ("predicted", "frozen", "replacement", "measured", "control")
+
+
+class Edge(NamedTuple):
+    source: str
+    """The name that the file gives the node."""
+    target: str
+    weight: float
+    notes: dict[str, Any]
+    """What else the file says of it: columns of `edge_notes`."""
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What a reader found."""
+
+    nodes: list[Node]
+    names: list[str]
+    """[node], the ids in the file."""
+    edges: list[Edge]
+    tokens: list[str]
+    token_ids: list[int]
+    n_layers: int
+    figures: list[dict[str, float]]
+    """[node], those of `NODE_FIGURES` that the file states."""
+    scores: Any = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def assemble(found: Findings, limits: Limits) -> AttributionGraph:
+    """The graph of `found`. Influence and scores that the file does not state are those of the edges it has.
+
+    Raises `MalformedError` for ids that are not unique, edges between unknown nodes or given twice, and nodes outside
+    of prompt and layers.
+    """
+    check_counts(limits, len(found.nodes), len(found.edges), len(found.tokens), found.n_layers)
+    _check_nodes(found)
+    rows = {name: row for row, name in enumerate(found.names)}
+    weights, notes = _edges(found, rows)
+    stated = {name: np.array([f.get(name, math.nan) for f in found.figures], dtype=float) for name in NODE_FIGURES}
+    plain = _build(found, weights, None)
+    inputs = np.where(np.isnan(stated["inputs"]), plain.inputs, stated["inputs"])
+    graph = plain if np.array_equal(inputs, plain.inputs) else _build(found, weights, inputs)
+    ranked = graph.mask(NodeKind.FEATURE, NodeKind.ERROR)
+    cumulative = graph.cumulative
+    if not np.isnan(stated["cumulative"][ranked]).any():
+        cumulative = np.where(ranked, np.clip(stated["cumulative"], 0, 1), cumulative)
+    return replace(
+        graph,
+        rest=np.nan_to_num(stated["rest"]),
+        influence=np.where(np.isnan(stated["influence"]), graph.influence, stated["influence"]),
+        cumulative=cumulative,
+        scores=_scores(found.scores) or graph.scores,
+        edge_notes=notes,
+    )
+
+
+def _build(found: Findings, weights: sparse.csr_array, inputs: np.ndarray | None) -> AttributionGraph:
+    return AttributionGraph.build(
+        found.nodes, weights, found.tokens, found.token_ids, found.n_layers, found.provenance, inputs=inputs
+    )
+
+
+def check_counts(limits: Limits, nodes: int, edges: int, tokens: int = 0, layers: int = 0) -> None:
+    for name, count in (("nodes", nodes), ("edges", edges), ("tokens", tokens), ("layers", layers)):
+        limits.check(name, count)
+
+
+def _check_nodes(found: Findings) -> None:
+    _refuse_twice(found.names, "the node id")
+    _refuse_twice([node.id for node in found.nodes], "what is our node")
+    top, last = found.n_layers, len(found.tokens) - 1
+    for node, name in zip(found.nodes, found.names, strict=True):
+        least = -1 if node.kind is NodeKind.BIAS else 0
+        if not least <= node.pos <= last:
+            raise MalformedError(f"node {shown(name)} is at position {node.pos}, but there are {last + 1} tokens")
+        inside = {NodeKind.TOKEN: node.layer == -1, NodeKind.LOGIT: node.layer == top}
+        if not inside.get(node.kind, least <= node.layer < top):
+            raise MalformedError(f"node {shown(name)} is in layer {node.layer}, but there are {top} layers")
+
+
+def _refuse_twice(names: Sequence[str], what: str) -> None:
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))
+        raise MalformedError(f"{what} {shown(twice)} occurs twice, so its edges cannot be told apart")
+
+
+def _edges(found: Findings, rows: dict[str, int]) -> tuple[sparse.csr_array, pd.DataFrame | None]:
+    for edge in found.edges:
+        for end in (edge.source, edge.target):
+            if end not in rows:
+                raise MalformedError(f"an edge names the node {shown(end)}, which is not among the nodes")
+    source = np.array([rows[edge.source] for edge in found.edges], dtype=np.int64)
+    target = np.array([rows[edge.target] for edge in found.edges], dtype=np.int64)
+    n = len(found.nodes)
+    order = np.sort(target * n + source)
+    if (repeated := order[1:][order[1:] == order[:-1]]).size:
+        t, s = divmod(int(repeated[0]), n)
+        raise MalformedError(
+            f"the edge from {shown(found.names[s])} to {shown(found.names[t])} is given twice; expected it once"
+        )
+    weight = np.array([edge.weight for edge in found.edges], dtype=np.float64)
+    weights = sparse.csr_array(sparse.coo_array((weight, (target, source)), shape=(n, n)))
+    weights.sort_indices()
+    return weights, _notes(found, rows)
+
+
+def _notes(found: Findings, rows: dict[str, int]) -> pd.DataFrame | None:
+    """The notes of edges as `AttributionGraph.edge_notes`."""
+    noted = [edge for edge in found.edges if edge.notes]
+    if not noted:
+        return None
+    names = list(dict.fromkeys(name for edge in noted for name in edge.notes))
+    ids = [[found.nodes[rows[end]].id for end in (edge.source, edge.target)] for edge in noted]
+    table: dict[str, Any] = {"source": [pair[0] for pair in ids], "target": [pair[1] for pair in ids]}
+    for name in names:
+        values = [edge.notes.get(name) for edge in noted]
+        if name in _MEASUREMENTS:
+            values = [number(value, f"{name} of an edge") for value in values]
+        elif name == "verdict":
+            values = [value if value is None else text(value, "the verdict of an edge") for value in values]
+        if name not in ("source", "target", "weight", "share"):
+            table[name] = values
+    return pd.DataFrame(table)
+
+
+def _scores(stated: Any) -> Scores | None:
+    if stated is None:
+        return None
+    values = mapping(stated, "scores")
+    return Scores(**{name: present(values.get(name), f"the {name} score") for name in ("replacement", "completeness")})
