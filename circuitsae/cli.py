@@ -16,6 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.intervene import intervene
+from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.steer import steer
 from transcoders.errors import CheckFailedError, InputError
 from transcoders.sites import SiteKind
@@ -222,6 +223,7 @@ def train(
 app.command(evaluate)
 app.command(intervene)
 app.command(steer)
+app.command(reproduce)
 
 
 @app.command
