@@ -17,6 +17,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
 from circuitsae.commands.intervene import intervene
+from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.steer import steer
 from transcoders.errors import CheckFailedError, InputError
 from transcoders.sites import SiteKind
@@ -223,8 +224,12 @@ def train(
 app.command(evaluate)
 app.command(intervene)
 app.command(steer)
+<<<<<<< HEAD
 app.command(name="import")(import_graph)
 app.command(name="export")(export_graph)
+=======
+app.command(reproduce)
+>>>>>>> issue6
 
 
 @app.command

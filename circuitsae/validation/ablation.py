@@ -149,11 +149,11 @@ class Ablated:
 
     @staticmethod
     def _positions(recording: Recording, node: CircuitNode) -> Sequence[int]:
-        """Where a node is on a prompt; a role that the prompt has not is nowhere."""
+        """Where a node is on a prompt; a role or a position that the prompt has not is nowhere."""
         if node.at is None:
             return range(FIRST, len(recording))
-        places = node.at if isinstance(node.at, tuple) else (node.at,)
-        here = tuple(p for p in places if not isinstance(p, str) or p in recording.roles)
+        places, size = node.at if isinstance(node.at, tuple) else (node.at,), len(recording)
+        here = tuple(p for p in places if (p in recording.roles if isinstance(p, str) else -size <= p < size))
         return [pos for pos in recording.positions(here) or [] if FIRST <= pos < len(recording)]
 
     def _feature_mask(

@@ -1,0 +1,131 @@
+"""`circuitsae reproduce`: a published circuit from behaviour to features, each claim with its verdict."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from transcoders.errors import CheckFailedError, InputError
+
+_COLOURS = {"not met": "red", "differs": "yellow", "met": "green", "agrees": "green"}
+
+if TYPE_CHECKING:
+    from circuitsae.reproduce import Reproduction
+    from transcoders.dictionaries import DictionarySet
+
+
+def reproduce(
+    task: tyro.conf.Positional[Literal["ioi", "greater-than", "induction", "two-hop", "agreement", "all"]],
+    /,
+    *,
+    model: str = "pocket",
+    dictionaries: str | None = None,
+    quick: bool = False,
+    out: Path | None = None,
+    docs: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32",
+) -> None:
+    """Reproduce a circuit: behaviour, heads and MLPs, features, published figures; exit code 1 if a bar fails.
+
+    Writes report.html (offline), report.json and, with dictionaries, a graph per task, TASK.html.
+
+    Args:
+        task: ioi, greater-than, induction, two-hop, agreement, or all of them.
+        model: A hub name, a local Hugging Face folder, or "pocket".
+        dictionaries: A folder or hub name of transcoders; the pocket model has its own. Without any, features are left
+            out.
+        quick: Fewer prompts: minutes on two cores.
+        out: Folder to write; default reports/MODEL-TASK.
+        docs: Also write the report as Markdown to this file.
+        seed: Seed of prompts and resamples.
+        device: cpu, cuda, cuda:1, mps.
+        dtype: Precision of the model.
+    """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from circuitsae.loading import load_model
+    from circuitsae.reproduce import TASKS, Settings
+    from circuitsae.reproduce import reproduce as run
+
+    transformers_logging.disable_progress_bar()
+    console = Console()
+    settings = Settings.quick(seed) if quick else Settings(seed=seed)
+    with console.status("loading") as status:
+        loaded = load_model(model, device=device, dtype=getattr(torch, dtype))
+        own, audit_with = _dictionaries(model, dictionaries, device)
+        found = []
+        for name in TASKS if task == "all" else (task,):
+            found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=status.update))
+            show(console, found[-1])
+    command = _command(task, model, dictionaries, quick, seed, docs)
+    folder = out or Path("reports") / f"{Path(model).name}-{task}"
+    _write(found, folder, docs, command)
+    console.print(f"Wrote {escape(str(folder / 'report.html'))}", highlight=False)
+    failed = [claim for report in found for claim in report.failed]
+    if failed:
+        said = "; ".join(f"{c.task}: {c.name} {c.measured:.3f}, wanted {c.bar}" for c in failed)
+        raise CheckFailedError(f"{len(failed)} claims do not meet their bar: {said}.")
+
+
+def show(console: Console, report: "Reproduction") -> None:
+    """The claims of one task as a table."""
+    from circuitsae.reproduce.page import shown
+
+    table = Table(
+        title=f"{report.task} ({escape(report.model)}, {sum(report.seconds.values()):.0f} s)", title_justify="left"
+    )
+    for column in ("claim", "measured", "bar", "published", "verdict", "note"):
+        table.add_column(column, justify="right" if column in ("measured", "published") else "left")
+    for claim in report.claims:
+        colour = _COLOURS.get(claim.verdict, "default")
+        note = "; ".join(filter(None, (claim.source, claim.note)))
+        cells = (claim.name, shown(claim.measured), claim.bar, shown(claim.published), claim.verdict, note)
+        table.add_row(*map(escape, cells[:4]), f"[{colour}]{claim.verdict}[/]", escape(note))
+    console.print(table)
+
+
+def _dictionaries(
+    model: str, named: str | None, device: str
+) -> "tuple[DictionarySet | None, dict[str, DictionarySet]]":
+    """The dictionaries of the feature stages, and those that the audit compares."""
+    from circuitsae.loading import POCKET, load_dictionaries
+
+    if model == POCKET and named is None:
+        both = {name: load_dictionaries(name, device=device) for name in ("pocket", "pocket-plt")}
+        return both["pocket"], {"CLT": both["pocket"], "PLT": both["pocket-plt"]}
+    return (None if named is None else load_dictionaries(named, device=device)), {}
+
+
+def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command: str) -> None:
+    from circuitsae.graph.files import write_atomically
+    from circuitsae.reproduce.markdown import markdown
+    from circuitsae.reproduce.page import page
+    from circuitsae.reproduce.result import write_json
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "report.html", page(found, command).encode())
+    write_json(found, folder / "report.json")
+    for report in found:
+        if report.graph is not None:
+            report.graph.write_html(folder / f"{report.task}.html", title=f"{report.task} — {report.model}")
+    if docs is not None:
+        write_atomically(docs, markdown(found, command).encode())
+
+
+def _command(task: str, model: str, dictionaries: str | None, quick: bool, seed: int, docs: Path | None) -> str:
+    words = ["circuitsae", "reproduce", task]
+    words += ["--model", model] if model != "pocket" else []
+    words += ["--dictionaries", dictionaries] if dictionaries else []
+    words += ["--quick"] if quick else []
+    words += ["--seed", str(seed)] if seed else []
+    words += ["--docs", str(docs)] if docs else []
+    return shlex.join(words)

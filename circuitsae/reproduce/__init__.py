@@ -1,0 +1,29 @@
+"""A paper's circuit, reproduced: behaviour, heads and MLPs, features, and what each claim measures.
+
+`run` puts the stages together: `circuit` (heads and MLPs: faithfulness, completeness, minimality, stability), `roles`
+(what heads do, by attention and by what they write), `features` (the feature circuit over the task, its supernodes
+ablated and patched), `audit` (a cross-layer transcoder beside per-layer ones), `published` (figures printed in papers).
+`result` holds claims and tables, `page` and `markdown` write them. `settings` says how many prompts each stage takes.
+"""
+
+from typing import TYPE_CHECKING
+
+from transcoders._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from circuitsae.reproduce.audit import cross_layer_audit
+    from circuitsae.reproduce.result import Claim, Reproduction, Section
+    from circuitsae.reproduce.roles import head_roles
+    from circuitsae.reproduce.run import TASKS, reproduce
+    from circuitsae.reproduce.settings import Settings
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "circuitsae.reproduce.audit": ("cross_layer_audit",),
+        "circuitsae.reproduce.result": ("Claim", "Reproduction", "Section"),
+        "circuitsae.reproduce.roles": ("head_roles",),
+        "circuitsae.reproduce.run": ("TASKS", "reproduce"),
+        "circuitsae.reproduce.settings": ("Settings",),
+    },
+)

@@ -1,0 +1,156 @@
+"""The stage of features: the circuit over the task, its supernodes, and the task's graphs as one."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from circuitsae.attribution import LogitTargets
+from circuitsae.attribution.attribute import attribute_trace
+from circuitsae.graph.aggregate import AggregateGraph, aggregate
+from circuitsae.interventions import Prompt
+from circuitsae.replacement import ReplacementModel
+from circuitsae.reproduce.result import Reproduction
+from circuitsae.reproduce.settings import Settings, task_prompts
+from circuitsae.reproduce.supernodes import ablate_supernodes, supernodes
+from circuitsae.tasks import Task
+from circuitsae.validation import Curve, PromptExample, PromptTask, faithfulness, rank_nodes
+from transcoders.language_model import LanguageModel
+
+FAITHFUL = 0.85
+ABLATION = "zero"
+"""Features and error nodes outside the circuit are zero: then all nodes that are ever active give the model itself, and
+nothing of the task is left in what is ablated (means keep most of IOI, whose MLPs hardly tell the names apart)."""
+PER_TEMPLATE = 8
+"""Prompts of each template: means are taken within one, and a mean over one prompt is that prompt."""
+
+
+def few_templates(model: LanguageModel, name: str, n: int, seed: int) -> Task:
+    """About `n` prompts of a task in few templates, `PER_TEMPLATE` or more of each."""
+    wide = task_prompts(name, model, max(400, 10 * n), seed)
+    counts = Counter(example.template for example in wide.examples)
+    kept = sorted(template for template, count in counts.items() if count >= PER_TEMPLATE)
+    kept = kept[:: max(1, len(kept) * PER_TEMPLATE // n)] if kept else list(counts)
+    each = max(PER_TEMPLATE, n // len(kept))
+    rows: list[int] = []
+    for template in kept[: max(1, n // PER_TEMPLATE)]:
+        rows += [i for i, example in enumerate(wide.examples) if example.template == template][:each]
+    return wide.take(rows)
+
+
+def prompt_task(model: LanguageModel, task: Task) -> tuple[PromptTask, list[Prompt]]:
+    """A task as feature circuits take it, and the corrupt prompts in the same order."""
+    examples, corrupt = [], []
+    for pair in task.tokens(model):
+        corrupt += pair.prompts(corrupt=True)
+        for i, prompt in enumerate(pair.prompts()):
+            tokens, score = pair.clean[i], task.score(pair.take([i]))
+
+            def measure(logits: torch.Tensor, score=score) -> torch.Tensor:
+                return score(logits[..., None, None, :])[..., 0]
+
+            examples.append(PromptExample(tokens, measure, prompt.roles, prompt.template))
+    return PromptTask(examples, task.name), corrupt
+
+
+def feature_stage(report: Reproduction, model: ReplacementModel, settings: Settings) -> None:
+    """Rank features and error nodes, draw faithfulness against their number, ablate and patch supernodes."""
+    task = few_templates(model.model, report.task, settings.features, settings.seed)
+    cases, corrupt = prompt_task(model.model, task)
+    ranking = rank_nodes(model, cases)
+    whole = ranking.circuit(min(settings.feature_nodes, len(ranking.nodes)))
+    curve = faithfulness(model, whole, cases, ablation=ABLATION)
+    size = curve.size_for(FAITHFUL)
+    if size is not None:
+        size = _smallest(model, curve, size, cases)
+    chosen = whole.first(size or curve.sizes[-1])
+    errors = len(chosen) - len(chosen.features_only())
+    f = float(faithfulness(model, chosen, cases, sizes=[len(chosen)], ablation=ABLATION).f[0])
+    counts = f"{len(chosen)} nodes: {len(chosen) - errors} features and {errors} error nodes, of {len(ranking.nodes)}"
+    report.add("faithfulness of the feature circuit", f, at_least=FAITHFUL, note=counts)
+    held, _ = prompt_task(model.model, few_templates(model.model, report.task, settings.features, settings.seed + 1))
+    outside = float(faithfulness(model, chosen, held, sizes=[len(chosen)], ablation=ABLATION).f[0])
+    report.add("its faithfulness on other prompts of the task", outside)
+    alone = float(faithfulness(model, chosen, cases, sizes=[len(chosen)], errors="ablate", ablation=ABLATION).f[0])
+    report.add("its faithfulness with every error node ablated", alone)
+    kept = float(
+        faithfulness(
+            model, chosen.features_only(), cases, sizes=[len(chosen) - errors], errors="keep", ablation=ABLATION
+        ).f[-1]
+    )
+    report.add("its features' faithfulness with every error node kept", kept)
+    report.add("bootstrap Jaccard of its nodes", ranking.stability(len(chosen), resamples=settings.resamples).mean)
+    report.section(
+        "Features: faithfulness",
+        f"{len(cases.examples)} prompts of {len({e.template for e in cases.examples})} templates; nodes by mean |total "
+        f"effect|, everything else zero, attention and norms live. "
+        f"m(∅) = {curve.empty.mean():.3f}, m(M) = {curve.full.mean():.3f}. {counts} ever active.",
+        pd.DataFrame(curve.frame()[["nodes", "features", "errors", "f", "f_low", "f_high"]]),
+        _figure(curve, len(chosen), f),
+    )
+    groups = supernodes(ranking, chosen, [e.template for e in cases.examples])
+    table = ablate_supernodes(model, cases, corrupt, groups[: settings.supernodes], ranking, seed=settings.seed)
+    strongest = table.iloc[0]
+    report.add("supernodes of the feature circuit", float(len(groups)),
+               note=f"{sum(g.invariant for g in groups)} invariant over templates")  # fmt: skip
+    for column, words in (("zeroed", "removed"), ("patched", "set as on the corrupt prompt"), ("control", "removed")):
+        of = "as many other nodes as" if column == "control" else "the strongest supernodes"
+        last = float(table[column].iloc[-1])
+        name = f"change of the metric with {of + ' these' if column == 'control' else of} {words}"
+        report.add(name, last, note=f"clean {curve.full.mean():.3f}; regime model")
+    report.section(
+        "Features: supernodes",
+        f"Nodes of one place whose effects go together over templates; the {len(table) - 1 or 1} strongest of "
+        f"{len(groups)}. Changes of the metric in the real model; `linear` is what the graphs say of removing them. "
+        f"The strongest is at {strongest['supernode'].split()[0]}.",
+        table,
+    )
+    report.graph = task_graph(model, task)
+    top = report.graph.edges.reindex(report.graph.edges["mean"].abs().sort_values(ascending=False).index).head(15)
+    report.section(
+        "Features: the task's graphs as one",
+        f"Pruned graphs of {report.graph.n_prompts} prompts, positions as roles: {len(report.graph.nodes)} nodes and "
+        f"{len(report.graph.edges)} edges that are there on a fifth of the prompts or more; the strongest by mean.",
+        top,
+    )
+
+
+def _smallest(model: ReplacementModel, curve: Curve, size: int, cases: PromptTask) -> int:
+    """The first of some sizes between the last that fell short and this one that is faithful enough."""
+    below = max((s for s in curve.sizes if s < size), default=0)
+    between = sorted({round(x) for x in np.linspace(below, size, 6)[1:]})
+    values = faithfulness(model, curve.circuit, cases, sizes=between, ablation=ABLATION).f
+    good = [s for s, f in zip(between, values.tolist(), strict=True) if abs(1 - f) <= 1 - FAITHFUL]
+    return good[0] if good else size
+
+
+def task_graph(model: ReplacementModel, task: Task, *, nodes: float = 0.8, edges: float = 0.98) -> AggregateGraph:
+    """The pruned graphs of a task's prompts, each of its likeliest answer, as one graph by roles."""
+    graphs, roles, names = [], [], []
+    for pair in task.tokens(model.model):
+        for i, prompt in enumerate(pair.prompts()):
+            trace = model.trace(pair.clean[i])
+            answers = pair.answers[i][pair.answers[i] >= 0]
+            best = int(answers[trace.logits[-1][answers].argmax()])
+            graphs.append(attribute_trace(model, trace, targets=LogitTargets([best])).prune(nodes=nodes, edges=edges))
+            roles.append(prompt.roles)
+            names.append({best: "answer"})
+    return aggregate(graphs, roles, logits=names)
+
+
+def _figure(curve: Curve, size: int, f: float) -> go.Figure:
+    frame: pd.DataFrame = curve.frame()
+    made = go.Figure()
+    made.add_scatter(x=frame["nodes"], y=frame["f_high"], mode="lines", line={"width": 0}, showlegend=False)
+    made.add_scatter(x=frame["nodes"], y=frame["f_low"], mode="lines", line={"width": 0}, fill="tonexty",
+                     name="95 % over prompts")  # fmt: skip
+    made.add_scatter(x=frame["nodes"], y=frame["f"], mode="lines+markers", name="features and error nodes")
+    made.add_scatter(x=frame["nodes"], y=frame["errors"] / frame["nodes"], mode="lines", line={"dash": "dot"},
+                     name="share of error nodes")  # fmt: skip
+    made.add_scatter(x=[size], y=[f], mode="markers", marker={"size": 12, "symbol": "star"}, name="circuit")
+    made.add_hline(y=FAITHFUL, line_dash="dot")
+    made.update_xaxes(type="log", title_text="nodes")
+    made.update_yaxes(title_text="faithfulness")
+    return made.update_layout(template="plotly_white", height=380)

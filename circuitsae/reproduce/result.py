@@ -1,0 +1,148 @@
+"""What a reproduction found: claims with verdicts, and sections of tables and figures."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from circuitsae.graph.files import write_atomically
+
+TOLERANCE = 0.1
+"""A measured figure agrees with a published one within this share of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One figure: what was measured, what it had to be, and what a paper printed."""
+
+    task: str
+    name: str
+    measured: float | None
+    """None where it could not be measured; `note` says why."""
+    at_least: float | None = None
+    at_most: float | None = None
+    published: float | None = None
+    source: str = ""
+    note: str = ""
+
+    @property
+    def has_bar(self) -> bool:
+        return self.at_least is not None or self.at_most is not None
+
+    @property
+    def verdict(self) -> str:
+        """`met` or `not met` (a bar), `agrees` or `differs` (published, within 10 %), `measured`, `not measured`."""
+        value = self.measured
+        if value is None or math.isnan(value):
+            return "not met" if self.has_bar and value is not None else "not measured"
+        if self.has_bar:
+            above = self.at_least is None or value >= self.at_least
+            return "met" if above and (self.at_most is None or value <= self.at_most) else "not met"
+        if self.published is not None:
+            return "agrees" if abs(value - self.published) <= TOLERANCE * abs(self.published) else "differs"
+        return "measured"
+
+    @property
+    def bar(self) -> str:
+        """The bar in words; empty without one."""
+        parts = [
+            f"{sign} {bound:g}" for sign, bound in (("≥", self.at_least), ("≤", self.at_most)) if bound is not None
+        ]
+        return ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "measured": _plain(self.measured), "verdict": self.verdict}
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A table and a figure with what they show."""
+
+    title: str
+    text: str = ""
+    table: pd.DataFrame | None = None
+    figure: go.Figure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [] if self.table is None else self.table.to_dict("records")
+        return {"title": self.title, "text": self.text, "table": _plain(rows)}
+
+
+@dataclass(eq=False)
+class Reproduction:
+    """Everything found about one task."""
+
+    task: str
+    model: str
+    settings: dict[str, Any]
+    claims: list[Claim] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each stage."""
+    graph: Any = None
+    """The task's attribution graphs as one (`circuitsae.graph.AggregateGraph`), where there are dictionaries."""
+
+    @property
+    def failed(self) -> list[Claim]:
+        """The claims whose bar was not met."""
+        return [claim for claim in self.claims if claim.verdict == "not met"]
+
+    def add(self, name: str, measured: float | None, **options: Any) -> None:
+        """Add a claim about this task."""
+        self.claims.append(Claim(task=self.task, name=name, measured=measured, **options))
+
+    def section(self, title: str, text: str = "", table: pd.DataFrame | None = None, figure: Any = None) -> None:
+        self.sections.append(Section(title, text, table, figure))
+
+    def to_json(self) -> dict[str, Any]:
+        """Claims, tables and settings as JSON values; missing numbers are null."""
+        return {
+            "task": self.task,
+            "model": self.model,
+            "settings": self.settings,
+            "seconds": self.seconds,
+            "claims": [claim.to_json() for claim in self.claims],
+            "sections": [section.to_json() for section in self.sections],
+        }
+
+
+def claims_frame(claims: Sequence[Claim]) -> pd.DataFrame:
+    """A row per claim: task, claim, measured, bar, published, verdict, note."""
+    rows = [
+        {
+            "task": c.task,
+            "claim": c.name,
+            "measured": c.measured,
+            "bar": c.bar,
+            "published": c.published,
+            "verdict": c.verdict,
+            "note": "; ".join(filter(None, (c.source, c.note))),
+        }
+        for c in claims
+    ]
+    return pd.DataFrame(rows)
+
+
+def write_json(found: Sequence[Reproduction], path: Path) -> Path:
+    """Write all of it as one JSON file."""
+    document = json.dumps([one.to_json() for one in found], ensure_ascii=False, indent=1, allow_nan=False)
+    write_atomically(path, document.encode())
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """JSON values of numpy scalars; null for what is not finite."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,96 @@
+"""All stages of one task, in order."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from circuitsae.replacement import ReplacementModel
+from circuitsae.reproduce.audit import cross_layer_audit
+from circuitsae.reproduce.circuit import (
+    component_stage,
+    is_gpt2_small,
+    known_stage,
+    published_faithfulness,
+    stability_stage,
+)
+from circuitsae.reproduce.features import feature_stage
+from circuitsae.reproduce.published import behaviour_stage
+from circuitsae.reproduce.result import Reproduction
+from circuitsae.reproduce.roles import role_stage
+from circuitsae.reproduce.settings import Settings, task_prompts
+from transcoders.dictionaries import DictionarySet
+from transcoders.errors import InputError
+from transcoders.language_model import LanguageModel
+
+TASKS = ("ioi", "greater-than", "induction", "two-hop", "agreement")
+
+
+def reproduce(
+    task: str,
+    model: LanguageModel,
+    dictionaries: DictionarySet | None = None,
+    *,
+    settings: Settings = Settings(),
+    audit_with: Mapping[str, DictionarySet] | None = None,
+    progress: Callable[[str], object] = lambda stage: None,
+) -> Reproduction:
+    """Behaviour, the circuit of heads and MLPs, the roles of heads, the feature circuit, and published figures.
+
+    Without `dictionaries` the feature stages are left out, and the report says so. `audit_with` holds several sets of
+    transcoders, by name, for the cross-layer audit of two-hop. `progress` is told each stage as it begins.
+    Raises `InputError` for a task that cannot be reproduced.
+    """
+    if task not in TASKS:
+        raise InputError(f"{task!r} cannot be reproduced; choose one of {', '.join(TASKS)}.")
+    report = Reproduction(task, model.name, asdict(settings))
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        progress(f"{task}: {name}")
+        start = time.perf_counter()
+        yield
+        report.seconds[name] = round(time.perf_counter() - start, 1)
+
+    small = is_gpt2_small(model)
+    prompts = task_prompts(task, model, settings.behaviour, settings.seed + 1)
+    with stage("behaviour"):
+        behaviour_stage(report, model, prompts, gpt2_small=small)
+    with stage("heads and MLPs"):
+        found = component_stage(report, model, settings)
+    with stage("roles of heads"):
+        role_stage(report, model, prompts.take(slice(settings.held_out)), found.nodes)
+    with stage("stability"):
+        stability_stage(report, model, found, settings)
+    if small:
+        with stage("published circuits"):
+            known_stage(report, model, found)
+            published_faithfulness(report, model, prompts.take(slice(settings.held_out)))
+    if dictionaries is None:
+        report.add("faithfulness of the feature circuit", None, note="no dictionaries were given for this model")
+        return report
+    with stage("features"):
+        feature_stage(report, ReplacementModel(model, dictionaries), settings)
+    if task == "two-hop" and audit_with:
+        with stage("cross-layer audit"):
+            _audit(report, {name: ReplacementModel(model, given) for name, given in audit_with.items()}, settings)
+    return report
+
+
+def _audit(report: Reproduction, models: Mapping[str, ReplacementModel], settings: Settings) -> None:
+    table = cross_layer_audit(models, n=settings.audit, seed=settings.seed)
+    names = list(models)
+    values = table.set_index("figure")
+    for figure in ("mean edges from the answer to the city", "swapped: other capital"):
+        if figure in values.index:
+            pair = [float(values.loc[figure, name]) for name in names]  # pyright: ignore[reportArgumentType]
+            said = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, pair, strict=True))
+            report.add(f"cross-layer audit: {figure}, largest difference", max(pair) - min(pair), note=said)
+    report.section(
+        "Cross-layer audit",
+        f"The same {settings.audit} prompts traced with each set of dictionaries. Walks go from the answer to its "
+        "sources, each with its share of the target's absolute input; the state's features were found on one-hop "
+        "sentences about its other cities, and are suppressed (0), inverted (−0.75) and swapped for another state's "
+        "in the real model.",
+        table,
+    )
