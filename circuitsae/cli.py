@@ -224,12 +224,9 @@ def train(
 app.command(evaluate)
 app.command(intervene)
 app.command(steer)
-<<<<<<< HEAD
 app.command(name="import")(import_graph)
 app.command(name="export")(export_graph)
-=======
 app.command(reproduce)
->>>>>>> issue6
 
 
 @app.command
