@@ -21,7 +21,7 @@ import tyro
 from machine import machine
 from rich.logging import RichHandler
 
-from circuitsae.cli import _counts
+from circuitsae.commands.shared import counts
 from circuitsae.loading import load_model
 from circuitsae.pocket.corpus import held_out_text, text_stream
 from transcoders.data import Corpus, held_out_rows, take_rows
@@ -278,4 +278,4 @@ def main(given: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__, registry=_counts()))
+    main(tyro.cli(Options, description=__doc__, registry=counts()))

@@ -1,11 +1,12 @@
 """`circuitsae evaluate`: the figures of some dictionaries on held-out text, as a table and as JSON."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
 
+from circuitsae.commands.shared import Dtype, load_language_model
 from transcoders.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def evaluate(
     require_fvu: float | None = None,
     require_agreement: float | None = None,
     device: str = "cpu",
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Evaluate dictionaries on held-out text: sparsity, reconstruction, and what the model loses with them in place.
 
@@ -81,14 +82,14 @@ def _evaluate(
 ) -> "Evaluation":
     import torch
 
-    from circuitsae.loading import POCKET, load_dictionaries, load_model
+    from circuitsae.loading import POCKET, load_dictionaries
     from transcoders.evaluation import evaluate as measure
 
     if corpus is None and model != POCKET:
         raise InputError(f"No text was named to evaluate on; give --corpus FILE, what {model} should read.")
     precision = getattr(torch, dtype)
     loaded = load_dictionaries(dictionaries, device=device, dtype=precision)
-    language_model = load_model(model, device=device, dtype=precision)
+    language_model = load_language_model(model, device, dtype)
     loaded.check_fits(language_model)
     length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
     separator = separator if separator is not None else _recorded(loaded, "separator", None)

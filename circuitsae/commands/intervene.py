@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from circuitsae.commands.shared import Dtype, load_replacement
 from circuitsae.report.text import visible
 from transcoders.errors import InputError
 
@@ -37,7 +38,7 @@ def intervene(
     model: str = "pocket",
     dictionaries: str | None = None,
     device: str = "cpu",
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Change features (or other parts) on a prompt, all at once, and print the model's answer before and after.
 
@@ -76,8 +77,7 @@ def intervene(
 
     chosen = _interventions(feature, {"zero": zero or None, "scale": scale, "set": set, "add": add, "replace": replace})
     console = Console()
-    with console.status("loading"):
-        loaded = _load(model, dictionaries, device, dtype)
+    loaded = load_replacement(model, dictionaries, device, dtype)
     outcome = module.intervene(loaded, prompt, chosen, regime=regime, until=until, audit=audit, reads=False)
     written = module.generate(loaded, prompt, chosen, n=generate) if generate else None
     name, metric = _metric(loaded, outcome, target, against)
@@ -98,18 +98,6 @@ def intervene(
         console.print(f"Audit: {len(outcome.audit)} frozen values, none moved by more than {far:.1e}", highlight=False)
     if written is not None:
         _show_texts(console, written)
-
-
-def _load(model: str, dictionaries: str | None, device: str, dtype: str) -> "ReplacementModel":
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from circuitsae.loading import dictionaries_for, load_dictionaries, load_model
-    from circuitsae.replacement import ReplacementModel
-
-    transformers_logging.disable_progress_bar()  # of weights read from disk; downloads keep theirs
-    language_model = load_model(model, device=device, dtype=getattr(torch, dtype))
-    return ReplacementModel(language_model, load_dictionaries(dictionaries_for(model, dictionaries), device=device))
 
 
 def _interventions(named: tuple[str, ...], operations: dict[str, Any]) -> "list[Intervention]":

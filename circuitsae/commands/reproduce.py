@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from circuitsae.commands.shared import Dtype, load_language_model
 from transcoders.errors import CheckFailedError, InputError
 
 _COLOURS = {"not met": "red", "differs": "yellow", "met": "green", "agrees": "green"}
@@ -29,7 +30,7 @@ def reproduce(
     docs: Path | None = None,
     seed: int = 0,
     device: str = "cpu",
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Reproduce a circuit: behaviour, heads and MLPs, features, published figures; exit code 1 if a bar fails.
 
@@ -47,18 +48,13 @@ def reproduce(
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
     """
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from circuitsae.loading import load_model
     from circuitsae.reproduce import TASKS, Settings
     from circuitsae.reproduce import reproduce as run
 
-    transformers_logging.disable_progress_bar()
     console = Console()
     settings = Settings.quick(seed) if quick else Settings(seed=seed)
     with console.status("loading") as status:
-        loaded = load_model(model, device=device, dtype=getattr(torch, dtype))
+        loaded = load_language_model(model, device, dtype)
         own, audit_with = _dictionaries(model, dictionaries, device)
         found = []
         for name in TASKS if task == "all" else (task,):

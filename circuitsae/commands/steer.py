@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from circuitsae.commands.shared import Dtype, load_replacement
 from circuitsae.report.text import visible
 from transcoders.errors import InputError
 
@@ -43,7 +44,7 @@ def steer(
     model: str = "pocket",
     dictionaries: str | None = None,
     device: str = "cpu",
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Push a feature, several, or a difference of prompts: effect, held-out prompts, side effects, controls.
 
@@ -81,12 +82,10 @@ def steer(
     prompts, kept, near, far = (_prompts(given) for given in (prompt, held_out, toward, away))
     _refuse(feature, near, far, layer, top_features, prompts, kept)
     from circuitsae import interventions as module
-    from circuitsae.commands.intervene import _load
     from circuitsae.interventions import steering
 
     console = Console()
-    with console.status("loading"):
-        loaded = _load(model, dictionaries, device, dtype)
+    loaded = load_replacement(model, dictionaries, device, dtype)
     lm = loaded.model
     right, wrong = lm.token_id(target), None if against is None else lm.token_id(against)
     report = steering.steer(

@@ -1,0 +1,211 @@
+"""`circuitsae trace`, `validate` and `show`: a prompt becomes a graph, its edges are tested, the page is drawn."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from circuitsae.commands.shared import Dtype, load_replacement, say_next
+from transcoders.errors import CheckFailedError, InputError
+
+console = Console()
+IDENTITY_TOLERANCE = 1e-4
+
+
+def trace(
+    prompt: tyro.conf.Positional[str],
+    /,
+    *,
+    model: str = "pocket",
+    dictionaries: str | None = None,
+    target: tuple[str, ...] = (),
+    out: Path | None = None,
+    nodes: float = 0.8,
+    edges: float = 0.98,
+    max_features: int | None = None,
+    unexplained: float | None = None,
+    engine: Literal["auto", "fast", "plain"] = "auto",
+    validate: int = 100,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Trace a prompt: attribution graph, validation of its edges, and one offline HTML page.
+
+    Args:
+        prompt: The text to explain; the graph explains its last position.
+        model: A hub name, a local Hugging Face folder, or "pocket".
+        dictionaries: A folder or hub name of transcoders; the pocket model has its own.
+        target: Tokens to explain, each one token of the model; without, the most probable ones.
+        out: Folder to write; default graphs/ and the prompt's first words.
+        nodes: Keep the nodes that hold this share of the influence.
+        edges: Keep the edges that hold this share of the influence.
+        max_features: Find at most this many features, the most influential; the others count as error.
+        unexplained: Stop looking for features once those not expanded hold this share of the influence.
+        engine: The fast engine, or the plain one, which is its reference.
+        validate: Test this many of the strongest edges; 0 for none.
+        device: cpu, cuda, cuda:1, mps.
+        dtype: Precision of the model.
+    """
+    from circuitsae.attribution import LogitTargets, TopLogits, attribute
+    from circuitsae.console import show_graph
+    from circuitsae.graph import prune
+
+    _refuse_impossible_shares(nodes=nodes, edges=edges)
+    folder = out or Path("graphs") / _slug(prompt)
+    replacement = load_replacement(model, dictionaries, device, dtype)
+    chosen = LogitTargets(target) if target else TopLogits()
+    full = attribute(
+        replacement,
+        prompt,
+        targets=chosen,
+        max_features=max_features,
+        unexplained=unexplained,
+        engine=engine,
+        progress=True,
+    )
+    source = {"model": _lasting(model), "dictionaries": dictionaries and _lasting(dictionaries)}
+    pruned = prune(full, nodes=nodes, edges=edges)
+    graph = replace(pruned, provenance={**pruned.provenance, "source": source, "pruned": [nodes, edges]})
+    show_graph(console, graph, full)
+    check = None
+    if validate > 0:
+        check = _validate(replacement, graph, validate, ("frozen", "model"), seed=0)
+        graph = check.annotate(graph)
+    page = _write(graph, check, folder)
+    console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True)
+    say_next(console, f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
+    _check_identities(check, dtype)
+
+
+def validate(
+    graph: tyro.conf.Positional[Path],
+    /,
+    *,
+    model: str | None = None,
+    dictionaries: str | None = None,
+    edges: int = 100,
+    regimes: tuple[Literal["frozen", "replacement", "model"], ...] = ("frozen", "replacement", "model"),
+    controls: int = 20,
+    budget: int = 10,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Validate the edges of a graph that `trace` wrote, and write what was found beside it and into its HTML.
+
+    Args:
+        graph: The folder that `trace` wrote.
+        model: The model the graph was made with; default, the one that the graph names.
+        dictionaries: The dictionaries it was made with; the pocket model has its own.
+        edges: How many of the strongest edges to test.
+        regimes: What is recomputed after a source was removed; see the documentation of regimes.
+        controls: Random stand-ins per edge.
+        budget: Say of this many edges that miss most where the miss comes from; 0 for none.
+        seed: Of the random stand-ins.
+        device: cpu, cuda, cuda:1, mps.
+    """
+    from circuitsae.graph import load_graph
+
+    loaded = load_graph(graph)
+    made = loaded.provenance
+    name = model or str(made.get("source", {}).get("model", made.get("model", "pocket")))
+    used = dictionaries or made.get("source", {}).get("dictionaries")
+    dtype = str(made.get("dtype", "float32"))
+    replacement = load_replacement(name, used, device, dtype)
+    check = _validate(replacement, loaded, edges, regimes, seed, controls, budget if "model" in regimes else 0)
+    page = _write(check.annotate(loaded), check, graph)
+    console.print(f"Written: {graph / 'validation.json'}\nHTML:    {page.resolve()}", highlight=False, soft_wrap=True)
+    say_next(console, f"circuitsae show {graph}")
+    _check_identities(check, dtype)
+
+
+def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, strongest: int = 15) -> None:
+    """Print a saved graph and write its HTML again; needs no model.
+
+    Args:
+        graph: The folder that `trace` wrote.
+        html: Where to write the page; default graph.html in the folder.
+        strongest: How many of the strongest edges to print.
+    """
+    from rich.table import Table
+
+    from circuitsae.console import show_graph
+    from circuitsae.graph import load_graph
+    from circuitsae.report import write_html
+
+    loaded = load_graph(graph)
+    show_graph(console, loaded)
+    frame = loaded.edges_frame()
+    frame = frame.sort_values("weight", key=abs, ascending=False).head(strongest)
+    table = Table(title=f"Strongest {len(frame)} edges", title_justify="left")
+    columns = [c for c in ("source", "target", "weight", "share", "measured", "verdict") if c in frame]
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("source", "target", "verdict") else "right")
+    for record in frame.to_dict("records"):
+        table.add_row(*(_cell(record[column]) for column in columns))
+    console.print(table)
+    page = write_html(loaded, html or graph / "graph.html")
+    console.print(f"HTML: {page.resolve()}", highlight=False, soft_wrap=True)
+    say_next(console, f"open {page} in a browser, or: circuitsae validate {graph}")
+
+
+def _validate(
+    replacement: Any, graph: Any, edges: int, regimes: Any, seed: int, controls: int = 20, budget: int = 0
+) -> Any:
+    from circuitsae.console import show_validation
+    from circuitsae.validation import validate
+
+    settings = {"edges": edges, "regimes": regimes, "controls": controls, "budget": budget, "seed": seed}
+    check = validate(replacement, graph, **settings, progress=True)
+    show_validation(console, check, graph)
+    return check
+
+
+def _write(graph: Any, check: Any, folder: Path) -> Path:
+    """Graph, validation and page, each file whole or not at all."""
+    from circuitsae.report import write_html
+
+    graph.save(folder)
+    if check is not None:
+        check.save(folder / "validation.json")
+    return write_html(graph, folder / "graph.html", validation=None if check is None else check.edges)
+
+
+def _check_identities(check: Any, dtype: str) -> None:
+    """Raises `CheckFailedError` where what must be equal whatever the model does is off by more than rounding."""
+    if check is None or dtype == "bfloat16":
+        return
+    for what, error in (
+        ("The frozen model differs from the graph (share of the largest effect)", check.frozen_error),
+        ("The replacement model's logits with error nodes differ from the model's", check.logit_error),
+    ):
+        if error > IDENTITY_TOLERANCE:
+            raise CheckFailedError(
+                f"{what} by {error:.1e}, more than {IDENTITY_TOLERANCE:.0e}; "
+                "try --dtype float64, and report it if that does not help."
+            )
+
+
+def _refuse_impossible_shares(**shares: float) -> None:
+    for name, value in shares.items():
+        if not 0 < value <= 1:
+            raise InputError(f"--{name} {value} is not a share; give a number above 0 and at most 1.")
+
+
+def _lasting(name: str) -> str:
+    """A local folder by its full path, so that `validate` finds it from anywhere; a hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _slug(prompt: str) -> str:
+    words = re.findall(r"\w+", prompt.lower())[:8]
+    return "-".join(words)[:60] or "prompt"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:+.3f}"
+    return escape(str(value))

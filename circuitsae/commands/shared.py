@@ -1,0 +1,60 @@
+"""What the commands have in common: loading what they are given, where they print, how numbers are written."""
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+if TYPE_CHECKING:
+    from circuitsae.replacement import ReplacementModel
+    from transcoders.language_model import LanguageModel
+
+Dtype = Literal["float32", "float64", "bfloat16"]
+
+
+def load_language_model(name: str, device: str, dtype: str = "float32") -> "LanguageModel":
+    """A model by its name on the command line."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from circuitsae.loading import load_model
+
+    transformers_logging.disable_progress_bar()  # of weights read from disk; downloads keep theirs
+    return load_model(name, device=device, dtype=getattr(torch, dtype))
+
+
+def load_replacement(model: str, dictionaries: str | None, device: str, dtype: str) -> "ReplacementModel":
+    """A model with its dictionaries; the pocket model has its own."""
+    from circuitsae.loading import dictionaries_for, load_dictionaries
+    from circuitsae.replacement import ReplacementModel
+
+    with Console().status("loading"):
+        language_model = load_language_model(model, device, dtype)
+        name = dictionaries_for(model, dictionaries)
+        return ReplacementModel(language_model, load_dictionaries(name, device=device))
+
+
+def say_next(console: Console, command: str) -> None:
+    """What one may do after a command."""
+    console.print(f"Next:  {command}", style="dim", highlight=False, soft_wrap=True)
+
+
+def counts() -> ConstructorRegistry:
+    """Integers may be written 50_000, 50k, 2M or 1G."""
+    registry = ConstructorRegistry()
+    powers = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+    def parse(words: list[str]) -> int:
+        found = re.fullmatch(r"(-?[\d_]+(?:\.\d+)?)([kmg]?)", words[0].strip().lower())
+        if found is None:
+            raise ValueError(f"{words[0]!r} is not a whole number; write it like 50000, 50k or 2M.")
+        return round(float(found[1].replace("_", "")) * powers[found[2]])
+
+    @registry.primitive_rule
+    def count(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(1, "INT", parse, lambda v: isinstance(v, int), lambda v: [str(v)])
+
+    return registry

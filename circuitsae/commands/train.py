@@ -1,0 +1,64 @@
+"""`circuitsae train`: dictionaries for all layers of a model, evaluated on held-out text."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from circuitsae.commands.shared import load_language_model, say_next
+from transcoders.sites import SiteKind
+from transcoders.training.config import TrainConfig
+
+console = Console()
+
+
+def train(
+    model: tyro.conf.Positional[str],
+    /,
+    *,
+    corpus: str,
+    out: Path,
+    kind: Literal["clt", "plt", "sae"] = "clt",
+    skip: bool = False,
+    site: SiteKind = "resid_post",
+    resume: bool = False,
+    evaluate_tokens: int = 20_000,
+    device: str = "cpu",
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
+) -> None:
+    """Train dictionaries for all layers of a model, evaluate them on held-out text, and save them.
+
+    Args:
+        model: A hub name, a local Hugging Face folder, or "pocket".
+        corpus: A text file, or the hub name of a data set.
+        out: Folder for the dictionaries, the metrics and the checkpoints.
+        kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
+        skip: Transcoders only: add a linear map from input to output.
+        site: SAEs only: what is read and reconstructed.
+        resume: Go on from the latest checkpoint in the folder.
+        evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
+        device: cpu, cuda, cuda:1, mps.
+        settings: How to train.
+    """
+    import json
+
+    import transcoders
+    from circuitsae.console import show_evaluation
+    from circuitsae.graph.files import write_atomically
+    from transcoders.kernels import keep_freed_memory
+
+    keep_freed_memory()  # this process has nothing else to do
+    own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
+    config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
+    language_model = load_language_model(model, device)
+    dictionaries = transcoders.train(language_model, corpus, config, out=out, resume=resume)
+    if evaluate_tokens:
+        rows = transcoders.held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)
+        evaluation = transcoders.evaluate(language_model, dictionaries, rows)
+        show_evaluation(console, evaluation)
+        write_atomically(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1).encode())
+    console.print(f"Dictionaries: {out}", highlight=False)
+    if kind != "sae":
+        say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}')
