@@ -5,10 +5,8 @@ pairs of prompts, in float64. AUROC / average precision of the largest effect in
 count as zero, edges with a true effect between 0 and 1e-3 are left out. `exact` and `default` score the largest and
 the squared distance from the clean logits. The first-order methods score the logits' projection on clean − corrupt
 (zero ablation: on clean), which is linear and as easy for them as can be (under the squared distance EAP is zero
-everywhere: AUROC .5). `false` is the largest score of an edge without effect. (EAP-IG with 20 steps gives two edges of
-palindrome one under zero ablation: half-way embeddings lead through states that neither run visits. With 5 steps,
-which the default method takes, it does not.) `patches`: runs made, of all edges; the rest change nothing in their
-reader (exact), or were trusted to a gradient that had not vanished (default).
+everywhere: AUROC .5). `false` is the largest score of an edge without effect. `patches`: runs made, of all edges; the
+rest change nothing in their reader (exact), or were trusted to a gradient that had not vanished (default).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """A language model whose MLPs are written as features plus errors, and one prompt seen that way."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -72,17 +72,26 @@ class ReplacementModel:
         active = dictionaries.encode(frozen.reads.mlp_in)
         keep = active.index[:, 1] >= FIRST
         features = SparseFeatures(active.index[keep], active.value[keep])
-        reconstruction = dictionaries.reconstruct(features, frozen.reads.mlp_in)
-        reconstruction[:, :FIRST] = 0
         return Trace(
             tokens=tokens,
             token_strings=tuple(self.model.token_strings(tokens)),
             starts_with_bos=self.model.bos is not None and int(tokens[0]) == self.model.bos,
             features=features,
-            errors=frozen.writes.mlp_out - reconstruction,
+            errors=self._errors(frozen, features),
             frozen=frozen,
             logits=frozen.logits,
         )
+
+    @torch.no_grad()
+    def keep(self, trace: Trace, rows: Int[Tensor, "k"]) -> Trace:
+        """The trace with only these features, by number; what the others write counts as error where they write it."""
+        features = SparseFeatures(trace.features.index[rows], trace.features.value[rows])
+        return replace(trace, features=features, errors=self._errors(trace.frozen, features))
+
+    def _errors(self, frozen: FrozenModel, features: SparseFeatures) -> Float[Tensor, "layer pos d_model"]:
+        reconstruction = self.dictionaries.reconstruct(features, frozen.reads.mlp_in)
+        reconstruction[:, :FIRST] = 0
+        return frozen.writes.mlp_out - reconstruction
 
     @torch.no_grad()
     def run(

@@ -10,6 +10,7 @@ import torch
 from measuring import answer, measure, touch
 
 import circuitsae as cs
+from circuitsae.attribution import engines
 from circuitsae.graph import AttributionGraph, NodeKind
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
@@ -40,6 +41,9 @@ def main() -> None:
     torch.set_num_threads(1)
     dtype = torch.float64 if task["float64"] else torch.float32
     engine = {} if task["engine"] is None else {"engine": task["engine"]}
+    if task["engine"] == "uncut":
+        engines.choose_cut = lambda *_, **__: 0
+        engine = {"engine": "fast"}
     warm_up(engine)
     model = cs.ReplacementModel(
         cs.load_model(task["model"], dtype=dtype), cs.load_dictionaries(task["dictionaries"], dtype=dtype)

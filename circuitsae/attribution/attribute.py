@@ -1,6 +1,9 @@
 """attribute: a prompt becomes an attribution graph."""
 
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -9,8 +12,9 @@ from jaxtyping import Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
-from circuitsae.attribution.engines import EngineName, open_engine, to_numpy
-from circuitsae.attribution.expansion import Expansion, Rows, every_row, most_influential
+from circuitsae.attribution.engines import EngineName, linear_for, open_engine, to_numpy
+from circuitsae.attribution.expansion import Expansion, Rows, every_row, explored, looked_at, most_influential
+from circuitsae.attribution.linear import LinearModel
 from circuitsae.attribution.sources import UNEMBED, Sources
 from circuitsae.attribution.targets import (
     ChooseLogits,
@@ -42,9 +46,10 @@ def attribute(
     A[t, s] = a_s · Σ_{l' < l_t} W_dec[s→l'] · P((l', p_s) → (l_t, p_t)) · W_enc[:, t] under frozen attention patterns
     and norm scales, after Ameisen et al. 2025, "Circuit Tracing".
 
-    * `max_features`: only this many features become nodes, found from the logits down, always expanding those of most
-      influence so far; what the others write counts as error of their layer and position, so rows still sum up.
-    * `unexplained`: stop sooner, once the features without edges into them hold at most this share of the influence.
+    * `max_features`: only this many features become nodes, those of most influence as far as the rows of the logits
+      and of a few features tell; what the others write counts as error there, so rows still sum up.
+    * `unexplained`: features get their rows from the logits down, always those of most influence so far, until the
+      features without hold at most this share of the influence (or `max_features` have theirs).
     * `edges_per_node`: only this many strongest edges into each node are stored, with the exact sum of the others.
     * `engine`: `fast` is closed-form, `plain` the slow reference; `auto` is the fast one where the model allows.
     * `batch_size`: targets at once; `auto` bounds the memory.
@@ -83,39 +88,107 @@ def attribute_trace(
 ) -> AttributionGraph:
     """`attribute` of a prompt that has been traced already."""
     _check_settings(max_features, unexplained, edges_per_node, batch_size)
-    sources = Sources(model, trace)
     token = targets(model.model, trace.logits[-1])
     n_features = len(trace.features.value)
-    readers = _all_readers(model, trace, token)
-    extra, extra_rows = _unembedding_bias(model, trace, token)
-    nodes = (*sources.nodes, *extra, *_logit_nodes(model, trace, token))
+    at_most = min(max_features or n_features, n_features)
     settings = {
         "targets": repr(targets),
         "max_features": max_features,
         "unexplained": unexplained,
         "edges_per_node": edges_per_node,
     }
-    expansion = Expansion(
-        nodes=nodes,
-        n_features=n_features,
-        tokens=trace.token_strings,
-        token_ids=tuple(trace.tokens.tolist()),
-        n_layers=model.model.n_layers,
-        provenance=_provenance(model, prompt, settings),
-        edges_per_node=edges_per_node,
-    )
-    lazy = unexplained is not None or (max_features is not None and max_features < n_features)
-    share = min(1.0, (max_features or n_features) / n_features) if lazy and n_features else 1.0
-    size = None if batch_size == "auto" else batch_size
-    with (
-        open_engine(engine, model, trace, sources, readers, share=share, batch_size=size) as opened,
-        Progress(disable=not progress, transient=True) as bar,
-    ):
-        task = bar.add_task("attributing", total=min(max_features or n_features, n_features))
-        rows = Rows(opened, to_numpy(extra_rows), len(sources.nodes), done=lambda n: bar.advance(task, n))
-        if not lazy:
-            return every_row(expansion, rows)
-        return most_influential(expansion, rows, max_features or n_features, unexplained or 0.0)
+    with Progress(disable=not progress, transient=True) as bar:
+        task = bar.add_task("attributing", total=at_most)
+        open_rows = _OpenRows(
+            model=model,
+            linear=linear_for(engine, trace),
+            batch_size=None if batch_size == "auto" else batch_size,
+            edges_per_node=edges_per_node,
+            provenance=_provenance(model, prompt, settings),
+            done=lambda n: bar.advance(task, n),
+        )
+        ends = _Ends.of(model, trace, token)
+        if unexplained is not None:
+            with open_rows(ends, at_most) as opened:
+                return explored(*opened, at_most, unexplained)
+        if at_most < n_features:
+            with open_rows(ends, looked_at(at_most)) as opened:
+                kept = most_influential(*opened, at_most)
+            bar.reset(task)
+            ends = ends.keep(torch.from_numpy(kept).to(token.device).sort().values)
+        with open_rows(ends, ends.n_features) as opened:
+            return every_row(*opened)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """The ends of a prompt's edges: its sources, and its targets, which are the active features and the logits."""
+
+    trace: Trace
+    sources: Sources
+    targets: Readers
+    other_nodes: tuple[Node, ...]
+    """b_U, where the model has one, and the logits."""
+    unembedding_bias: Float[Tensor, "k _"]
+
+    @classmethod
+    def of(cls, model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> "_Ends":
+        features = feature_readers(model, trace, torch.arange(len(trace.features.value), device=token.device))
+        logits = logit_readers(trace, token)
+        extra, bias = _unembedding_bias(model, trace, token)
+        return cls(
+            trace=trace,
+            sources=Sources(model, trace),
+            targets=Readers(*(torch.cat(pair) for pair in zip(features, logits, strict=True))),
+            other_nodes=(*extra, *_logit_nodes(model, trace, token)),
+            unembedding_bias=bias,
+        )
+
+    @property
+    def n_features(self) -> int:
+        return len(self.trace.features.value)
+
+    def keep(self, rows: Int[Tensor, "k"]) -> "_Ends":
+        """The features with these numbers, in order, and the logits; what the other features write is error."""
+        trace = self.sources.model.keep(self.trace, rows)
+        logits = torch.arange(self.n_features, len(self.targets.layer), device=rows.device)
+        return replace(
+            self,
+            trace=trace,
+            sources=self.sources.keep(trace, rows),
+            targets=self.targets.take(torch.cat([rows, logits])),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OpenRows:
+    """Opens the rows of a prompt, be it with all of its features or with some."""
+
+    model: ReplacementModel
+    linear: LinearModel | None
+    batch_size: int | None
+    edges_per_node: int | None
+    provenance: dict[str, Any]
+    done: Callable[[int], Any]
+
+    @contextmanager
+    def __call__(self, ends: _Ends, n_wanted: int) -> Iterator[tuple[Expansion, Rows]]:
+        """`n_wanted`: the rows of so many features will be asked for."""
+        trace, sources, n_features = ends.trace, ends.sources, ends.n_features
+        expansion = Expansion(
+            nodes=(*sources.nodes, *ends.other_nodes),
+            n_features=n_features,
+            tokens=trace.token_strings,
+            token_ids=tuple(trace.tokens.tolist()),
+            n_layers=self.model.model.n_layers,
+            provenance=self.provenance,
+            edges_per_node=self.edges_per_node,
+        )
+        share = n_wanted / n_features if n_features else 1.0
+        with open_engine(
+            self.linear, self.model, trace, sources, ends.targets, share=share, batch_size=self.batch_size
+        ) as engine:
+            yield expansion, Rows(engine, to_numpy(ends.unembedding_bias), len(sources.nodes), self.done)
 
 
 def _check_settings(
@@ -126,13 +199,6 @@ def _check_settings(
             raise InputError(f"{name}={value} leaves nothing to compute; give at least 1.")
     if unexplained is not None and not 0 <= unexplained < 1:
         raise InputError(f"unexplained={unexplained} is not a share of the influence; give a number from 0 to below 1.")
-
-
-def _all_readers(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> Readers:
-    """Every target: the active features, then the logits."""
-    features = feature_readers(model, trace, torch.arange(len(trace.features.value), device=token.device))
-    logits = logit_readers(trace, token)
-    return Readers(*(torch.cat(pair) for pair in zip(features, logits, strict=True)))
 
 
 def _logit_nodes(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> list[Node]:

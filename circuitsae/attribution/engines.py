@@ -43,9 +43,28 @@ class Engine(Protocol):
         ...
 
 
+def linear_for(name: EngineName, trace: Trace) -> LinearModel | None:
+    """The matrices that the fast engine needs of a prompt; None where the engine called `name` is the plain one.
+
+    `auto` is the fast engine where it knows the architecture, else, with a notice, the plain one. Raises `InputError`
+    for another name, and `ModelError` where the fast engine is asked for and cannot take the model.
+    """
+    if name not in get_args(EngineName):
+        raise InputError(f"Unknown engine {name!r}; the engines are {', '.join(get_args(EngineName))}.")
+    if name == "plain":
+        return None
+    try:
+        return linear_model(trace.frozen)
+    except ModelError as error:
+        if name == "fast":
+            raise
+        logging.getLogger(__name__).warning("%s Using the plain engine, which is slower.", error)
+        return None
+
+
 @contextmanager
 def open_engine(
-    name: EngineName,
+    linear: LinearModel | None,
     model: ReplacementModel,
     trace: Trace,
     sources: Sources,
@@ -54,29 +73,15 @@ def open_engine(
     share: float = 1.0,
     batch_size: int | None = None,
 ) -> Iterator[Engine]:
-    """The engine called `name`; `auto` is the fast one where it knows the architecture, else, with a notice, the plain.
+    """The fast engine with the matrices of a prompt, the plain one without.
 
-    `share` is that of the targets whose rows will be asked for. Raises `InputError` for another name, and `ModelError`
-    where an engine cannot take the model.
+    `share` is that of the targets whose rows will be asked for.
     """
-    if name not in get_args(EngineName):
-        raise InputError(f"Unknown engine {name!r}; the engines are {', '.join(get_args(EngineName))}.")
-    linear = None if name == "plain" else _linear_model(trace, required=name == "fast")
     if linear is not None:
         yield _Fast(Writers(model, trace, sources, linear), targets, share, batch_size)
         return
     with plain_rows(model, trace, sources) as rows:
         yield _Plain(rows, model, trace, sources, targets, batch_size)
-
-
-def _linear_model(trace: Trace, required: bool) -> LinearModel | None:
-    try:
-        return linear_model(trace.frozen)
-    except ModelError as error:
-        if required:
-            raise
-        logging.getLogger(__name__).warning("%s Using the plain engine, which is slower.", error)
-        return None
 
 
 class _Fast:

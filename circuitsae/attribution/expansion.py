@@ -1,7 +1,7 @@
 """Which features of a prompt get their row: every one, or the most influential found from the logits down."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ from circuitsae.graph import (
 )
 
 ROUNDS = 6
-"""Lazy expansion ranks the features this many times: more is closer to the true ranking, less makes larger products."""
+"""Exploring ranks the features this many times: more is closer to the true ranking, less makes larger products."""
+
+LOOK, LEAST_LOOKED_AT = 32, 32
+"""To choose n features, the rows of n / 32 are looked at (of 32, if those are more)."""
 
 
 @dataclass(frozen=True)
@@ -96,46 +99,65 @@ def every_row(expansion: Expansion, rows: Rows) -> AttributionGraph:
     return expansion.graph(edges.to_csr(n), rest, None if expansion.edges_per_node is None else inputs)
 
 
-def most_influential(expansion: Expansion, rows: Rows, at_most: int, unexplained: float) -> AttributionGraph:
-    """The graph with the rows of `at_most` features: in each round those of most influence on what is known so far.
-
-    Ends sooner once the features without a row hold no more than the share `unexplained` of the influence.
+def explored(expansion: Expansion, rows: Rows, at_most: int, unexplained: float) -> AttributionGraph:
+    """The graph with rows of features from the logits down, until those without hold at most the share `unexplained`
+    of the influence, or `at_most` have one. The others are merged into the error nodes.
     """
-    nodes, n_features = expansion.nodes, expansion.n_features
-    feature = np.arange(len(nodes)) < n_features
-    start = np.array([node.probability if node.kind is NodeKind.LOGIT else 0.0 for node in nodes])
-    influence = LazyInfluence(np.array([node.layer for node in nodes]), start, expansion.bias)
-    rest, inputs = np.zeros(len(nodes)), np.zeros(len(nodes))
-    n_logits = int((start > 0).sum())
-    wanted = n_features + np.arange(n_logits)
-    while len(wanted):
-        _add(influence, expansion, rows, wanted, rest, inputs)
-        left = at_most - int(influence.expanded[:n_features].sum())
-        if influence.unexplained(feature) <= unexplained:
-            break
-        ranked = np.where(influence.expanded[:n_features], 0.0, influence.current()[:n_features])
-        most = np.argsort(-ranked, kind="stable")[: min(left, max(1, -(-at_most // ROUNDS)))]
-        wanted = most[ranked[most] > 0]
-    expanded = influence.expanded.copy()
-    truncated = expansion.edges_per_node is not None
-    graph = expansion.graph(influence.take_edges(), rest, inputs if truncated else None)
-    return merge_features(graph, expanded[:n_features])
+    explorer = _Explorer(expansion, rows)
+    explorer.go(at_most, ROUNDS, unexplained)
+    kept = explorer.influence.expanded[: expansion.n_features].copy()
+    return merge_features(explorer.graph(), kept)
 
 
-def _add(
-    influence: LazyInfluence,
-    expansion: Expansion,
-    rows: Rows,
-    wanted: np.ndarray,
-    rest: np.ndarray,
-    inputs: np.ndarray,
-) -> None:
-    n, columns, bias = len(expansion.nodes), rows.columns, expansion.bias
-    for nodes, block in rows.of(wanted, expansion.n_features):
-        whole = np.zeros((len(nodes), n), dtype=block.dtype)
-        whole[:, columns] = block
-        if expansion.edges_per_node is None:
-            influence.add_rows(nodes, whole)
-        else:
-            whole, rest[nodes], inputs[nodes] = keep_strongest(whole, expansion.edges_per_node, bias)
-            influence.add_rows(nodes, whole, inputs[nodes])
+def looked_at(at_most: int) -> int:
+    """How many features' rows are looked at to choose `at_most`."""
+    return min(at_most, max(LEAST_LOOKED_AT, at_most // LOOK))
+
+
+def most_influential(expansion: Expansion, rows: Rows, at_most: int) -> np.ndarray:
+    """Numbers of the `at_most` features of most influence, as far as the rows of logits and of a few features tell."""
+    explorer = _Explorer(replace(expansion, edges_per_node=None), rows)
+    explorer.go(looked_at(at_most), rounds=1)
+    influence = explorer.influence.current()[: expansion.n_features]
+    most = np.argsort(-influence, kind="stable")[:at_most]
+    return most[influence[most] > 0]
+
+
+class _Explorer:
+    """Rows found from the logits down, and the influence through them."""
+
+    def __init__(self, expansion: Expansion, rows: Rows) -> None:
+        self._expansion, self._rows = expansion, rows
+        nodes = expansion.nodes
+        start = np.array([node.probability if node.kind is NodeKind.LOGIT else 0.0 for node in nodes])
+        self.influence = LazyInfluence(np.array([node.layer for node in nodes]), start, expansion.bias)
+        self._rest, self._inputs = np.zeros(len(nodes)), np.zeros(len(nodes))
+        self._add(expansion.n_features + np.arange(int((start > 0).sum())))
+
+    def go(self, at_most: int, rounds: int, unexplained: float = 0.0) -> None:
+        """Add the rows of `at_most` features in rounds, in each those of most influence on what is known so far."""
+        n_features, influence = self._expansion.n_features, self.influence
+        feature = np.arange(len(self._expansion.nodes)) < n_features
+        left = at_most
+        while left and influence.unexplained(feature) > unexplained:
+            ranked = np.where(influence.expanded[:n_features], 0.0, influence.current()[:n_features])
+            most = np.argsort(-ranked, kind="stable")[: min(left, -(-at_most // rounds))]
+            wanted = most[ranked[most] > 0]
+            self._add(wanted)
+            left = left - len(wanted) if len(wanted) else 0
+
+    def graph(self) -> AttributionGraph:
+        """Of all nodes; features without a row have no inputs."""
+        truncated = self._expansion.edges_per_node is not None
+        return self._expansion.graph(self.influence.take_edges(), self._rest, self._inputs if truncated else None)
+
+    def _add(self, wanted: np.ndarray) -> None:
+        expansion, columns = self._expansion, self._rows.columns
+        for nodes, block in self._rows.of(wanted, expansion.n_features):
+            whole = np.zeros((len(nodes), len(expansion.nodes)), dtype=block.dtype)
+            whole[:, columns] = block
+            inputs = None
+            if expansion.edges_per_node is not None:
+                whole, self._rest[nodes], inputs = keep_strongest(whole, expansion.edges_per_node, expansion.bias)
+                self._inputs[nodes] = inputs
+            self.influence.add_rows(nodes, whole, inputs)

@@ -3,10 +3,11 @@
 Column order: features, errors (layer by layer), tokens, biases.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.graph import Node, NodeKind
@@ -29,12 +30,22 @@ class Gradients:
 class Sources:
     """Everything that writes into the residual stream on one prompt, as nodes and as columns of edges."""
 
-    def __init__(self, model: ReplacementModel, trace: Trace) -> None:
+    def __init__(self, model: ReplacementModel, trace: Trace, features: Sequence[Node] | None = None) -> None:
+        """`features`: the nodes of the trace's features, where they are known."""
         self.model = model
         self.trace = trace
         self.first_error = FIRST if trace.starts_with_bos else 0
         self._bias_keys = [key for key in model.model.bias_groups() if key[1] != UNEMBED]
-        self.nodes: tuple[Node, ...] = (*self._features(), *self._errors(), *self._tokens(), *self._biases())
+        self.nodes: tuple[Node, ...] = (
+            *(self._features() if features is None else features),
+            *self._errors(),
+            *self._tokens(),
+            *self._biases(),
+        )
+
+    def keep(self, trace: Trace, rows: Int[Tensor, "k"]) -> "Sources":
+        """The sources of `trace`, which has only the features with these numbers."""
+        return Sources(self.model, trace, [self.nodes[row] for row in rows.tolist()])
 
     def _features(self) -> list[Node]:
         index, value = self.trace.features

@@ -55,12 +55,14 @@ def eap(problems: Problems, *, batch_tokens: int = BATCH_TOKENS) -> Scores:
 def eap_ig(problems: Problems, *, steps: int = 5, batch_tokens: int = BATCH_TOKENS) -> Scores:
     """Integrated gradients over inputs: gradients averaged between clean and ablated embeddings (Hanna et al. 2024).
 
-    Midpoint rule, `α = (k − ½) / steps`.
+    As published the sum starts at the clean run: `α = 0, 1/m, …, (m − 1)/m` of the way, with m `steps`.
     """
     _check_steps(steps)
 
     def score(prepared: Prepared) -> Scores:
-        return _scores(prepared, _averaged(prepared, _embedding_starts(prepared, steps)), "EAP-IG")
+        return _scores(
+            prepared, _averaged(prepared, _embedding_starts(prepared, [k / steps for k in range(steps)])), "EAP-IG"
+        )
 
     return _by_parts(problems, batch_tokens, score)
 
@@ -68,20 +70,22 @@ def eap_ig(problems: Problems, *, steps: int = 5, batch_tokens: int = BATCH_TOKE
 def eap_ig_activations(problems: Problems, *, steps: int = 5, batch_tokens: int = BATCH_TOKENS) -> Scores:
     """Integrated gradients over activations: the outputs of one layer's writers at a time go from clean to ablated.
 
-    Edges from these writers are scored by the gradients averaged along that path (Hanna et al. 2024; MIB, 2025).
+    Edges from these writers are scored by the gradients averaged along that path by the midpoint rule (Hanna et al. 2024;
+    MIB, 2025).
     """
     _check_steps(steps)
 
     def score(prepared: Prepared) -> Scores:
         graph, clean = prepared.graph, prepared.clean
-        parts = [(range(1 + graph.positional), _embedding_starts(prepared, steps))]
+        alphas = [(k + 0.5) / steps for k in range(steps)]
+        parts = [(range(1 + graph.positional), _embedding_starts(prepared, alphas))]
         for layer, at in enumerate(clean.layers):
             first = graph.first_after(f"a{layer}.h0.q")
             heads = range(first, first + graph.n_heads)
             change = prepared.delta[heads.start : heads.stop].sum(0)
-            parts.append((heads, [Start(at.before, layer, at.middle + alpha * change) for alpha in _midpoints(steps)]))
+            parts.append((heads, [Start(at.before, layer, at.middle + alpha * change) for alpha in alphas]))
             change = prepared.delta[heads.stop]
-            starts = [Start(at.after + alpha * change, layer + 1) for alpha in _midpoints(steps)]
+            starts = [Start(at.after + alpha * change, layer + 1) for alpha in alphas]
             parts.append((range(heads.stop, heads.stop + 1), starts))
         values = _empty(prepared)
         for writers, starts in parts:
@@ -165,13 +169,9 @@ def _clean(prepared: Prepared) -> Start:
     return Start(prepared.clean.layers[0].before)
 
 
-def _embedding_starts(prepared: Prepared, steps: int) -> list[Start]:
+def _embedding_starts(prepared: Prepared, alphas: Sequence[float]) -> list[Start]:
     change = prepared.delta[: 1 + prepared.graph.positional].sum(0)
-    return [Start(prepared.clean.layers[0].before + alpha * change) for alpha in _midpoints(steps)]
-
-
-def _midpoints(steps: int) -> list[float]:
-    return [(k + 0.5) / steps for k in range(steps)]
+    return [Start(prepared.clean.layers[0].before + alpha * change) for alpha in alphas]
 
 
 def _averaged(prepared: Prepared, starts: Sequence[Start]) -> Probes:

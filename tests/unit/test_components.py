@@ -222,15 +222,15 @@ def test_attribution_patching_is_the_derivative_of_exact_patching(family):
 
 
 def test_integrated_gradients_over_inputs_average_those_between_clean_and_corrupt(gpt2):
-    """At one step, the gradient is that of a run from the midpoint of the embeddings."""
+    """At two steps, the gradient is the mean of those at the clean embeddings and half-way to the corrupt ones."""
     prepared = Prepared(gpt2)
-    middle = prepared.clean.layers[0].before + 0.5 * prepared.delta[:2].sum(0)
-    stream = middle.clone().requires_grad_()
-    network = prepared.network
-    read = stream
-    gradient = torch.autograd.grad(difference(network.logits(network.run(read))).sum(), stream)[0]
+    network, gradient = prepared.network, 0
+    for alpha in (0.0, 0.5):
+        stream = (prepared.clean.layers[0].before + alpha * prepared.delta[:2].sum(0)).requires_grad_()
+        value = difference(network.logits(network.run(stream))).sum()
+        gradient = gradient + torch.autograd.grad(value, stream)[0] / 2
     # Everything that reads the embeddings, reads the stream before block 0, or that and more: their sum is this one.
-    scores = eap_ig(gpt2, steps=1)
+    scores = eap_ig(gpt2, steps=2)
     total = sum(scores.of(edge) for edge in scores.edges if edge.writer == "embed")
     assert total == pytest.approx(float((prepared.delta[0] * gradient).sum((1, 2)).mean()), rel=1e-9)
 
