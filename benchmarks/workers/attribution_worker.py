@@ -40,7 +40,7 @@ def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
     dtype = torch.float64 if task["float64"] else torch.float32
-    engine = {} if task["engine"] is None else {"engine": task["engine"]}
+    engine: dict[str, Any] = {} if task["engine"] is None else {"engine": task["engine"]}
     if task["engine"] == "uncut":
         engines.choose_cut = lambda *_, **__: 0
         engine = {"engine": "fast"}

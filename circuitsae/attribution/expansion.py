@@ -21,8 +21,8 @@ from circuitsae.graph import (
 ROUNDS = 6
 """Exploring ranks the features this many times: more is closer to the true ranking, less makes larger products."""
 
-LOOK, LEAST_LOOKED_AT = 32, 32
-"""To choose n features, the rows of n / 32 are looked at (of 32, if those are more)."""
+LOOK, LEAST_LOOKED_AT = 64, 16
+"""To choose n features, the rows of n / 64 are looked at (of 16, if those are more)."""
 
 
 @dataclass(frozen=True)

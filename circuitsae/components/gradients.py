@@ -70,8 +70,8 @@ def eap_ig(problems: Problems, *, steps: int = 5, batch_tokens: int = BATCH_TOKE
 def eap_ig_activations(problems: Problems, *, steps: int = 5, batch_tokens: int = BATCH_TOKENS) -> Scores:
     """Integrated gradients over activations: the outputs of one layer's writers at a time go from clean to ablated.
 
-    Edges from these writers are scored by the gradients averaged along that path by the midpoint rule (Hanna et al. 2024;
-    MIB, 2025).
+    Edges from these writers are scored by the gradients averaged along that path, by the midpoint rule
+    (Hanna et al. 2024; MIB, 2025).
     """
     _check_steps(steps)
 

@@ -54,7 +54,9 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings) -> Found
     pruned circuit of `find_circuit` if that comes closer on those other prompts.
     Greedy pruning (`find_circuit`) is the exception: on few prompts it takes out edges that other prompts need.
     """
-    scored = score_edges(problems_of(model, task_prompts(task, model, settings.discovery, settings.seed)))
+    scored = score_edges(
+        problems_of(model, task_prompts(task, model, settings.discovery, settings.seed)), rescore=settings.rescore
+    )
     judge = Judge(problems_of(model, task_prompts(task, model, settings.held_out, settings.seed + 3)))
     ranked = [edge for edge in scored.scores.ranked() if isinstance(edge, Edge)]
     most = round(SHARE * len(ranked))
@@ -68,7 +70,7 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings) -> Found
                 best, closest = circuit, gap
             if closest <= 1 - settings.target:
                 return FoundCircuit(best, scored, judge.graph)
-    if closest > (1 - FAITHFUL + 1 - settings.target) / 2:
+    if settings.pruning and closest > (1 - FAITHFUL + 1 - settings.target) / 2:
         few = problems_of(model, task_prompts(task, model, settings.pruning, settings.seed))
         pruned = find_circuit(few, target=settings.target, scored=scored).circuit
         if len(pruned) <= most and abs(1 - float(judge.faithfulness([pruned])[0])) < closest:
@@ -109,7 +111,7 @@ def stability_stage(report: Reproduction, model: LanguageModel, found: FoundCirc
     counts = [n for n in (25, 50, 100) if n < prompts] + [prompts]
     while True:
         task = task_prompts(report.task, model, prompts, settings.seed + 2)
-        scores = score_edges(problems_of(model, task)).scores
+        scores = score_edges(problems_of(model, task), rescore=settings.rescore).scores
         rows += [{"prompts": n, "of": prompts, "jaccard": bootstrap_jaccard(scores, size, n, settings)} for n in counts]
         last = rows[-1]["jaccard"]
         if last >= STABLE or prompts >= 4 * settings.stability:

@@ -1,9 +1,10 @@
 """How many prompts each stage takes, and what is aimed at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from circuitsae.tasks import Task, load_task
+from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 
 OPTIONS: dict[str, dict[str, Any]] = {"induction": {"corruption": "query"}}
@@ -24,8 +25,10 @@ class Settings:
     """Prompts on which the behaviour is measured."""
     discovery: int = 200
     """Prompts on which edges are scored."""
+    rescore: int | None = None
+    """Edges whose score is patched exactly, beside those whose gradient vanished; None: a tenth."""
     pruning: int = 48
-    """Prompts on which a circuit is pruned, where no number of best edges reaches the target."""
+    """Prompts on which a circuit is pruned, where no number of best edges reaches the target; 0: it is not."""
     held_out: int = 300
     """Prompts on which the size of the circuit is chosen, and as many others on which it is judged."""
     ablated: int = 50
@@ -56,3 +59,13 @@ class Settings:
         """Fewer prompts everywhere but in the stability of the edges, whose bar is at 200."""
         return cls(behaviour=200, discovery=100, held_out=150, ablated=8, resamples=12, subsets=4, greedy=1,
                    features=24, feature_nodes=1000, supernodes=6, audit=10, seed=seed)  # fmt: skip
+
+    def capped(self, prompts: int) -> "Settings":
+        """At most so many prompts in every stage, and no pruning: to see a large model go through on a small machine.
+
+        Raises `InputError` for less than 2 prompts, which have no spread.
+        """
+        if prompts < 2:
+            raise InputError(f"A task cannot be reproduced on {prompts} prompts; give at least 2.")
+        counts = ("behaviour", "discovery", "held_out", "ablated", "stability", "features", "audit")
+        return replace(self, pruning=0, **{name: min(prompts, getattr(self, name)) for name in counts})
