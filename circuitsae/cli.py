@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from circuitsae.commands.compare import compare
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
 from circuitsae.commands.graphs import show, trace, validate
@@ -20,7 +21,7 @@ from circuitsae.commands.train import train
 from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
-for command in (trace, validate, show, train, evaluate, intervene, steer, reproduce):
+for command in (trace, validate, show, compare, train, evaluate, intervene, steer, reproduce):
     app.command(command)
 app.command(name="import")(import_graph)
 app.command(name="export")(export_graph)

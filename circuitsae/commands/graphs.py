@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from circuitsae.commands.compare import show_folder
 from circuitsae.commands.shared import Dtype, load_replacement, say_next
 from transcoders.errors import CheckFailedError, InputError
 
@@ -123,10 +124,10 @@ def validate(
 
 
 def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, strongest: int = 15) -> None:
-    """Print a saved graph and write its HTML again; needs no model.
+    """Print a saved graph and write its HTML again, or write the index of a folder of graphs; needs no model.
 
     Args:
-        graph: The folder that `trace` wrote.
+        graph: The folder that `trace` wrote, or one with several such folders.
         html: Where to write the page; default graph.html in the folder.
         strongest: How many of the strongest edges to print.
     """
@@ -135,7 +136,11 @@ def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, stro
     from circuitsae.console import show_graph
     from circuitsae.graph import load_graph
     from circuitsae.report import write_html
+    from circuitsae.report.index import find_graphs
 
+    if not (graph / "graph.json").exists() and find_graphs(graph):
+        show_folder(graph)
+        return
     loaded = load_graph(graph)
     show_graph(console, loaded)
     frame = loaded.edges_frame()

@@ -1,24 +1,32 @@
 """Attribution graphs: nodes, weights, influence, pruning, files. Knows no torch and no model."""
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.checking import Limits
 from circuitsae.graph.compact import EdgeBlocks, keep_strongest
-from circuitsae.graph.files import load_graph, save_graph
+from circuitsae.graph.files import load_graph, load_header, save_graph
+from circuitsae.graph.grouping import group
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.lazy import LazyInfluence
 from circuitsae.graph.merging import merge_features
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.pruning import prune
+from circuitsae.graph.supernodes import Supernode, suggest_supernodes
 
 __all__ = [
     "AttributionGraph",
     "EdgeBlocks",
     "LazyInfluence",
+    "Limits",
     "Node",
     "NodeKind",
     "Scores",
+    "Supernode",
+    "group",
     "keep_strongest",
     "load_graph",
+    "load_header",
     "merge_features",
     "prune",
     "save_graph",
+    "suggest_supernodes",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -15,6 +15,11 @@ from circuitsae.graph import influence as _influence
 from circuitsae.graph.compact import magnitude_sums, row_sums
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind, node_columns
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from circuitsae.graph.supernodes import Supernode
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +207,24 @@ class AttributionGraph:
             graph.add_edge(row["source"], row["target"], **attributes)
         return graph
 
+    def group(self, supernodes: "Sequence[Supernode]") -> nx.DiGraph:
+        """`circuitsae.graph.group` of this graph."""
+        from circuitsae.graph.grouping import group
+
+        return group(self, supernodes)
+
     # pictures and files
+
+    def to_figure(self) -> "go.Figure":
+        """`circuitsae.report.to_figure` of this graph: its strongest edges as one plotly figure, for notebooks."""
+        from circuitsae.report import to_figure
+
+        return to_figure(self)
+
+    def _repr_html_(self) -> str:
+        from circuitsae.report import summary_html
+
+        return summary_html(self)
 
     def write_html(self, path: str | Path, **options: Any) -> Path:
         """Write the graph as one offline HTML page; options as in `circuitsae.report.write_html`."""

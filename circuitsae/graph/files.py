@@ -6,20 +6,44 @@ import math
 import os
 import tempfile
 import zipfile
-from dataclasses import asdict
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.lib import format as npy
 from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.checking import (
+    MEASUREMENTS,
+    Limits,
+    MalformedError,
+    mapping,
+    number,
+    parse_json,
+    plain,
+    present,
+    read_bytes,
+    sequence,
+    shown,
+    text,
+    whole,
+)
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
+from circuitsae.graph.placing import check_place, refuse_twice
 from transcoders.errors import FileFormatError
 
 FORMAT = "circuitsae-graph/1"
+NATIVE_LIMITS = Limits(edges=2**28)
+"""The largest graph that `load_graph` reads: of its own files the edges are cheap, some 4 GB at most."""
+_FIGURES = ("rest", "inputs", "influence", "cumulative")
+_SCORES = ("replacement", "completeness")
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -61,58 +85,187 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
     return folder
 
 
-def load_graph(folder: str | Path) -> AttributionGraph:
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What `graph.json` says: all of a graph but its edges."""
+
+    nodes: tuple[Node, ...]
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    n_layers: int
+    n_edges: int
+    scores: Scores
+    provenance: dict[str, Any]
+    edge_notes: pd.DataFrame | None
+    figures: dict[str, np.ndarray]
+    """`rest`, `inputs`, `influence` and `cumulative`, [node] each."""
+
+
+def load_graph(folder: str | Path, *, limits: Limits | None = None) -> AttributionGraph:
     """The graph that `save_graph` wrote to `folder`.
 
-    Raises `FileFormatError` where there is no such folder or a file in it is not what it claims.
+    The files are taken for a stranger's: sizes and counts are checked before memory is taken, every value before it is
+    used. Raises `FileFormatError`, with one sentence, where there is no such folder or a file in it is cut off,
+    malformed, or larger than `limits` (default `NATIVE_LIMITS`).
     """
+    folder, limits = Path(folder), limits or NATIVE_LIMITS
+    with _one_sentence(folder):
+        head = _read_header(folder, limits)
+        weights = _read_edges(folder / "edges.npz", len(head.nodes), head.n_edges)
+    return AttributionGraph(
+        nodes=head.nodes,
+        weights=weights,
+        scores=head.scores,
+        tokens=head.tokens,
+        token_ids=head.token_ids,
+        n_layers=head.n_layers,
+        provenance=head.provenance,
+        edge_notes=head.edge_notes,
+        **head.figures,
+    )
+
+
+def load_header(folder: str | Path, *, limits: Limits | None = None) -> Header:
+    """All of the graph in `folder` but its edges, which may be many; errors as in `load_graph`."""
     folder = Path(folder)
-    document = _read_json(folder / "graph.json")
-    if document.get("format") != FORMAT:
-        raise FileFormatError(
-            f"{folder / 'graph.json'} has format {document.get('format')!r}; expected {FORMAT!r}, as `trace` writes it."
-        )
+    with _one_sentence(folder):
+        return _read_header(folder, limits or NATIVE_LIMITS)
+
+
+@contextmanager
+def _one_sentence(folder: Path) -> Iterator[None]:
     try:
-        nodes = tuple(_node(row) for row in document["nodes"])
-        with np.load(folder / "edges.npz", allow_pickle=False) as edges:
+        yield
+    except MalformedError as error:
+        raise FileFormatError(f"{folder} does not hold a whole graph: {error}; trace the prompt again.") from error
+
+
+def _read_header(folder: Path, limits: Limits) -> Header:
+    path = folder / "graph.json"
+    if not path.is_file():
+        raise FileFormatError(f"There is no graph at {folder} (no {path.name}); give a folder that `trace` wrote.")
+    document = parse_json(read_bytes(path, limits), limits)
+    if (form := document.get("format")) != FORMAT:
+        raise MalformedError(f"graph.json has format {shown(form)}, but {FORMAT!r} is what is read")
+    raw, n_edges = sequence(document.get("nodes"), "nodes"), whole(document.get("n_edges"), "n_edges")
+    words, n_layers = sequence(document.get("tokens"), "tokens"), whole(document.get("n_layers"), "n_layers")
+    for name, count in (("nodes", len(raw)), ("edges", n_edges), ("tokens", len(words)), ("layers", n_layers)):
+        limits.check(name, count)
+    if n_edges > len(raw) ** 2:
+        raise MalformedError(f"it claims {n_edges:,} edges between {len(raw):,} nodes")
+    nodes = tuple(_node(row, f"node {i}") for i, row in enumerate(raw))
+    for node in nodes:
+        check_place(node, node.id, len(words), n_layers)
+    ids = [node.id for node in nodes]
+    refuse_twice(ids, "the node")
+    scores, provenance = mapping(document.get("scores"), "scores"), mapping(document.get("provenance"), "provenance")
+    plain(provenance)
+    return Header(
+        nodes=nodes,
+        tokens=tuple(text(word, "a token") for word in words),
+        token_ids=tuple(whole(i, "a token id", -1) for i in sequence(document.get("token_ids"), "token_ids")),
+        n_layers=n_layers,
+        n_edges=n_edges,
+        scores=Scores(**{name: present(scores.get(name), f"the {name} score") for name in _SCORES}),
+        provenance=provenance,
+        edge_notes=_notes(document.get("edge_notes"), set(ids)),
+        figures={name: _figures(document, name, len(nodes)) for name in _FIGURES},
+    )
+
+
+def _node(row: Any, what: str) -> Node:
+    fields = mapping(row, what)
+    if (kind := fields.get("kind")) not in tuple(NodeKind):
+        raise MalformedError(f"the kind of {what} is {shown(kind)}; expected one of {', '.join(NodeKind)}")
+    return Node(
+        NodeKind(kind),
+        whole(fields.get("layer"), f"layer of {what}", -1),
+        whole(fields.get("pos"), f"pos of {what}", -1),
+        whole(fields.get("index", -1), f"index of {what}", -1),
+        text(fields.get("text", ""), f"text of {what}"),
+        **{name: number(fields.get(name), f"{name} of {what}") for name in ("activation", "pre_activation")},
+        bias=present(fields.get("bias", 0.0), f"bias of {what}"),
+        probability=number(fields.get("probability"), f"probability of {what}"),
+    )
+
+
+def _figures(document: dict[str, Any], name: str, n: int) -> np.ndarray:
+    if name == "rest" and name not in document:  # of graphs from before edges could be left out
+        return np.zeros(n)
+    values = sequence(document.get(name), name)
+    if len(values) != n:
+        raise MalformedError(f"{name} has {len(values):,} numbers for {n:,} nodes")
+    return np.array([number(value, f"{name} of node {i}") for i, value in enumerate(values)], dtype=float)
+
+
+def _notes(stated: Any, ids: set[str]) -> pd.DataFrame | None:
+    if stated is None:
+        return None
+    table = mapping(stated, "edge_notes")
+    columns = [text(name, "a column of edge_notes") for name in sequence(table.get("columns"), "columns of edge_notes")]
+    if len(set(columns)) < len(columns) or not {"source", "target"} <= set(columns):
+        raise MalformedError("the columns of edge_notes are not source, target and others, each once")
+    rows = sequence(table.get("data"), "data of edge_notes")
+    for row in rows:
+        if len(sequence(row, "a row of edge_notes")) != len(columns):
+            raise MalformedError(f"a row of edge_notes has {len(row)} values for {len(columns)} columns")
+        for name, value in zip(columns, row, strict=True):
+            _check_note(name, value, ids)
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _check_note(name: str, value: Any, ids: set[str]) -> None:
+    if name in ("source", "target"):
+        if text(value, f"{name} of edge_notes") not in ids:
+            raise MalformedError(f"edge_notes name the node {shown(value)}, which is not among the nodes")
+    elif name in MEASUREMENTS:
+        number(value, f"{name} of edge_notes")
+    elif name == "verdict":
+        text(value or "", "a verdict of edge_notes")
+    else:
+        plain(value)
+
+
+def _read_edges(path: Path, n_nodes: int, n_edges: int) -> sparse.csr_array:
+    """The weights [node, node] in `path`; what the archive says of its arrays is checked before they are unpacked."""
+    try:
+        if path.stat().st_size > 24 * n_edges + 2**16:
+            raise MalformedError(f"edges.npz has {path.stat().st_size:,} bytes, too many for {n_edges:,} edges")
+        with zipfile.ZipFile(path) as archive:
+            for name in ("row", "col", "weight"):
+                _check_array(archive, name, n_edges)
+        with np.load(path, allow_pickle=False) as edges:
             row, col, weight = edges["row"], edges["col"], edges["weight"]
-        if len(weight) != document["n_edges"]:
-            raise ValueError(f"edges.npz holds {len(weight)} edges, graph.json says {document['n_edges']}")
-        notes = document["edge_notes"]
-        return AttributionGraph(
-            nodes=nodes,
-            weights=sparse.csr_array(sparse.coo_array((weight, (row, col)), shape=(len(nodes), len(nodes)))),
-            rest=np.array(document.get("rest", [0.0] * len(nodes)), dtype=float),
-            influence=np.array([math.nan if v is None else v for v in document["influence"]], dtype=float),
-            inputs=np.array(document["inputs"], dtype=float),
-            cumulative=np.array(document["cumulative"], dtype=float),
-            scores=Scores(**document["scores"]),
-            tokens=tuple(document["tokens"]),
-            token_ids=tuple(document["token_ids"]),
-            n_layers=document["n_layers"],
-            provenance=document["provenance"],
-            edge_notes=None if notes is None else pd.DataFrame(notes["data"], columns=notes["columns"]),
+    except MalformedError:
+        raise
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise MalformedError(f"edges.npz cannot be read ({error})") from error
+    if n_edges and (min(row.min(), col.min()) < 0 or max(row.max(), col.max()) >= n_nodes):
+        raise MalformedError(f"edges.npz has edges beyond its {n_nodes:,} nodes")
+    if not np.isfinite(np.abs(weight).max(initial=0.0)):
+        raise MalformedError("edges.npz has a weight that is not a finite number")
+    weights = sparse.csr_array(sparse.coo_array((weight, (row, col)), shape=(n_nodes, n_nodes)))
+    if weights.nnz != n_edges:
+        raise MalformedError("edges.npz has an edge twice")
+    return weights
+
+
+def _check_array(archive: zipfile.ZipFile, name: str, n: int) -> None:
+    """Raises `MalformedError` unless a member of the archive is an array of `n` numbers, judged by its header."""
+    allowed = ("float32", "float64") if name == "weight" else ("int32", "int64")
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        if version != (1, 0):
+            raise MalformedError(f"{name} in edges.npz is an array of version {version}; expected (1, 0)")
+        shape, _, dtype = npy.read_array_header_1_0(file)
+        header = file.tell()
+    if shape != (n,) or dtype.name not in allowed:
+        raise MalformedError(
+            f"{name} in edges.npz has shape {shape} and type {shown(dtype.name)}; expected ({n},) and {allowed[0]}"
         )
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise FileFormatError(f"{folder} does not hold a whole graph ({error}); trace the prompt again.") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileFormatError(
-            f"There is no graph at {path.parent} (no {path.name}); give a folder that `trace` wrote."
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FileFormatError(f"{path} is not JSON ({error}); expected a graph that `trace` wrote.") from error
-    if not isinstance(document, dict):
-        raise FileFormatError(f"{path} holds a {type(document).__name__}, not an object; expected a graph.")
-    return document
-
-
-def _node(row: dict[str, Any]) -> Node:
-    return Node(**{**{k: math.nan if v is None else v for k, v in row.items()}, "kind": NodeKind(row["kind"])})
+    if member.file_size != header + n * dtype.itemsize:
+        raise MalformedError(f"{name} in edges.npz has {member.file_size:,} bytes, which do not fit {n:,} numbers")
 
 
 def _without_nan(value: Any) -> Any:

@@ -21,7 +21,20 @@ PlotlyJS = Literal["inline", "cdn", "directory"]
 """Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in `plotly.min.js` beside the page."""
 
 # Later files use what earlier ones put on `window.viewer`.
-_SCRIPTS = ("data", "state", "dom", "edges", "plot", "header", "panel", "list", "controls", "keyboard", "main")
+_SCRIPTS = (
+    "data",
+    "compare",
+    "state",
+    "dom",
+    "edges",
+    "plot",
+    "header",
+    "panel",
+    "list",
+    "controls",
+    "keyboard",
+    "main",
+)
 _PLOTLY_FILE = "plotly.min.js"
 
 
@@ -41,11 +54,16 @@ def write_html(
     Raises:
         InputError: an unknown `plotlyjs`, or a graph whose tables lack columns or name unknown nodes.
     """
+    data = page_data(graph, validation)
+    data["title"] = title or _default_title(graph)
+    return write_page(data, path, plotlyjs)
+
+
+def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inline") -> Path:
+    """Write the viewer with `data`, the document that it shows; see `write_html`."""
     if plotlyjs not in get_args(PlotlyJS):
         raise InputError(f"plotlyjs={plotlyjs!r} is not known; use one of {', '.join(map(repr, get_args(PlotlyJS)))}.")
     path = Path(path)
-    data = page_data(graph, validation)
-    data["title"] = title or _default_title(graph)
     page = _assemble(data, plotlyjs)
     if plotlyjs == "directory":
         write_atomically(path.parent / _PLOTLY_FILE, get_plotlyjs().encode())
@@ -60,18 +78,18 @@ def _default_title(graph: GraphLike) -> str:
 
 
 def _assemble(data: dict[str, Any], plotlyjs: PlotlyJS) -> str:
-    viewer = "\n".join(_static(f"js/{name}.js") for name in _SCRIPTS)
+    viewer = "\n".join(read_static(f"js/{name}.js") for name in _SCRIPTS)
     plotly_tag, plotly_source = _plotly(plotlyjs)
     parts = {
-        "policy": _policy(plotly_source, _hash(viewer)),
+        "policy": _policy(plotly_source, hash_source(viewer)),
         "title": html.escape(data["title"]),
-        "style": _static("viewer.css"),
+        "style": read_static("viewer.css") + read_static("compare.css"),
         "data": json_for_script(data),
         "plotly": plotly_tag,
         "viewer": f"<script>{viewer}</script>",
     }
     # One pass, so that nothing inside a part is taken for a place holder.
-    return re.sub(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/", lambda m: parts[m[1] or m[2]], _static("template.html"))
+    return re.sub(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/", lambda m: parts[m[1] or m[2]], read_static("template.html"))
 
 
 def json_for_script(data: Any) -> str:
@@ -85,10 +103,10 @@ def _plotly(plotlyjs: PlotlyJS) -> tuple[str, str]:
     source = get_plotlyjs()
     match plotlyjs:
         case "inline":
-            return f"<script>{source}</script>", _hash(source)
+            return f"<script>{source}</script>", hash_source(source)
         case "cdn":
             url = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
-            integrity = _hash(source).strip("'")
+            integrity = hash_source(source).strip("'")
             return f'<script src="{url}" integrity="{integrity}" crossorigin="anonymous"></script>', url
         case "directory":
             return f'<script src="{_PLOTLY_FILE}"></script>', "'self'"
@@ -102,9 +120,9 @@ def _policy(*scripts: str) -> str:
     )
 
 
-def _hash(script: str) -> str:
+def hash_source(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _static(name: str) -> str:
+def read_static(name: str) -> str:
     return resources.files("circuitsae.report").joinpath("static", name).read_text(encoding="utf-8")

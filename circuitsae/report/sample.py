@@ -1,11 +1,14 @@
 """A seeded made-up graph: what the viewer is tested, timed and demonstrated on, without any model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
+
+from circuitsae.graph import AttributionGraph, Node, NodeKind
 
 SENTENCE = " When John and Mary went to the store, John gave a drink to"
 
@@ -56,6 +59,43 @@ def sample_graph(
         },
         scores={"replacement": 0.71, "completeness": 0.84},
     )
+
+
+def sample_pair() -> tuple[SampleGraph, SampleGraph]:
+    """A graph, and the same with another token, other activations and weights, and without some of its features.
+
+    Each lacks features that the other has: five are only in the first, three only in the second.
+    """
+    words = ["<bos>", " The", " cat", " sat", " on"]
+    a, b = (sample_graph(tokens=words, n_features=40, n_edges=300, n_logits=3, seed=3) for _ in range(2))
+    b.tokens = [" dog" if word == " cat" else word for word in words]
+    features = b.nodes.loc[b.nodes["kind"] == "feature", "id"].tolist()
+    stronger = np.where(np.arange(len(b.nodes)) % 2, 1.0, 1.5)
+    b.nodes = b.nodes.assign(text=b.nodes["text"].replace(" cat", " dog"), activation=b.nodes["activation"] * stronger)
+    factor = np.random.default_rng(0).uniform(0.5, 2.0, len(b.edges))
+    b.edges["weight"] *= factor * np.where(np.arange(len(b.edges)) % 7, 1, -1)
+    return _without(a, features[5:8]), _without(b, features[:5])
+
+
+def _without(graph: SampleGraph, ids: list[str]) -> SampleGraph:
+    edges = graph.edges[~graph.edges["source"].isin(ids) & ~graph.edges["target"].isin(ids)]
+    return replace(graph, nodes=graph.nodes[~graph.nodes["id"].isin(ids)], edges=edges)
+
+
+def small_graph() -> AttributionGraph:
+    """A whole attribution graph with one node of each kind, four edges, and a note on one of them."""
+    nodes = [
+        Node(NodeKind.FEATURE, 0, 1, 7, activation=2.0, pre_activation=2.0),
+        Node(NodeKind.ERROR, 0, 1),
+        Node(NodeKind.TOKEN, -1, 0, 3, " a"),
+        Node(NodeKind.BIAS, 1, -1, text="unembed.b"),
+        Node(NodeKind.LOGIT, 1, 1, 5, " b", pre_activation=1.5, probability=0.75),
+    ]
+    weights = np.zeros((5, 5))
+    weights[0, 2], weights[4, 0], weights[4, 1], weights[4, 3] = 2.0, 1.0, -0.5, 1.0
+    graph = AttributionGraph.build(nodes, sparse.csr_array(weights), ("<s>", " a"), (1, 3), 1, {"prompt": " a"})
+    note = {"source": "0.7@1", "target": "logit.5@1", "measured": -0.9, "verdict": "confirmed"}
+    return graph.annotate(pd.DataFrame([note]))
 
 
 def _words(sentence: str) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 
+from circuitsae.graph.likeness import clusters, cosines
 from circuitsae.interventions import Intervention, Patch, Prompt, Zero, run_alternatives, target_id
 from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel
@@ -65,8 +65,7 @@ def _clusters(profiles: np.ndarray) -> list[list[int]]:
     live = np.flatnonzero(norms > 0)
     if len(live) < 2:
         return [list(range(len(profiles)))]
-    labels = fcluster(linkage(profiles[live] / norms[live, None], "average", metric="cosine"), ALIKE, "distance")
-    groups = [live[labels == label].tolist() for label in np.unique(labels)]
+    groups = [live[members].tolist() for members in clusters(1 - cosines(profiles[live]), ALIKE)]
     return [*groups, *([i] for i in np.flatnonzero(norms == 0).tolist())]
 
 

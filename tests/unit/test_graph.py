@@ -207,8 +207,8 @@ def test_files_that_are_no_graphs_get_one_sentence(tmp_path):
     whole = (folder / "graph.json").read_text()
     for content, message in [
         ("{", "is not JSON"),
-        ("[]", "holds a list"),
-        ("{}", "has format None"),
+        ("[]", "the document is a list"),
+        ("{}", "has format missing"),
         (whole.replace('"n_edges": ', '"n_edges": 9'), "does not hold a whole graph"),
         (whole.replace('"kind": "token"', '"kind": "spoon"'), "does not hold a whole graph"),
     ]:

@@ -6,7 +6,7 @@ place for in our graph is carried along (`carrying`) and written back. What each
 of its module.
 """
 
-from circuitsae.graph.exchange.checking import Limits
+from circuitsae.graph.checking import Limits
 from circuitsae.graph.exchange.registry import FORMATS, FormatName, read_graph, write_graph
 
 __all__ = ["FORMATS", "FormatName", "Limits", "read_graph", "write_graph"]

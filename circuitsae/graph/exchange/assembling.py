@@ -1,7 +1,6 @@
 """From what a reader found in a file to an `AttributionGraph`, with whatever is there."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,13 +9,13 @@ import pandas as pd
 from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
-from circuitsae.graph.exchange.checking import Limits, MalformedError, mapping, number, present, shown, text
+from circuitsae.graph.checking import MEASUREMENTS, Limits, MalformedError, mapping, number, present, shown, text
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
+from circuitsae.graph.placing import check_place, refuse_twice
 
 NODE_FIGURES = ("rest", "inputs", "influence", "cumulative")
 """The arrays of a graph that a file may state of each node; what it does not state is computed from its edges."""
-_MEASUREMENTS = ("predicted", "frozen", "replacement", "measured", "control")
 
 
 class Edge(NamedTuple):
@@ -85,23 +84,10 @@ def check_counts(limits: Limits, nodes: int, edges: int, tokens: int = 0, layers
 
 
 def _check_nodes(found: Findings) -> None:
-    _refuse_twice(found.names, "the node id")
-    _refuse_twice([node.id for node in found.nodes], "what is our node")
-    top, last = found.n_layers, len(found.tokens) - 1
+    refuse_twice(found.names, "the node id")
+    refuse_twice([node.id for node in found.nodes], "what is our node")
     for node, name in zip(found.nodes, found.names, strict=True):
-        least = -1 if node.kind is NodeKind.BIAS else 0
-        if not least <= node.pos <= last:
-            raise MalformedError(f"node {shown(name)} is at position {node.pos}, but there are {last + 1} tokens")
-        inside = {NodeKind.TOKEN: node.layer == -1, NodeKind.LOGIT: node.layer == top}
-        if not inside.get(node.kind, least <= node.layer < top):
-            raise MalformedError(f"node {shown(name)} is in layer {node.layer}, but there are {top} layers")
-
-
-def _refuse_twice(names: Sequence[str], what: str) -> None:
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))
-        raise MalformedError(f"{what} {shown(twice)} occurs twice, so its edges cannot be told apart")
+        check_place(node, name, len(found.tokens), found.n_layers)
 
 
 def _edges(found: Findings, rows: dict[str, int]) -> tuple[sparse.csr_array, pd.DataFrame | None]:
@@ -134,7 +120,7 @@ def _notes(found: Findings, rows: dict[str, int]) -> pd.DataFrame | None:
     table: dict[str, Any] = {"source": [pair[0] for pair in ids], "target": [pair[1] for pair in ids]}
     for name in names:
         values = [edge.notes.get(name) for edge in noted]
-        if name in _MEASUREMENTS:
+        if name in MEASUREMENTS:
             values = [number(value, f"{name} of an edge") for value in values]
         elif name == "verdict":
             values = [value if value is None else text(value, "the verdict of an edge") for value in values]

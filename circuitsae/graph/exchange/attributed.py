@@ -18,9 +18,7 @@ import networkx as nx
 import numpy as np
 
 from circuitsae.graph.attribution_graph import AttributionGraph
-from circuitsae.graph.exchange import carrying
-from circuitsae.graph.exchange.assembling import NODE_FIGURES, Edge, Findings, assemble, check_counts
-from circuitsae.graph.exchange.checking import (
+from circuitsae.graph.checking import (
     Limits,
     MalformedError,
     mapping,
@@ -32,6 +30,8 @@ from circuitsae.graph.exchange.checking import (
     text,
     whole,
 )
+from circuitsae.graph.exchange import carrying
+from circuitsae.graph.exchange.assembling import NODE_FIGURES, Edge, Findings, assemble, check_counts
 from circuitsae.graph.nodes import Node, NodeKind
 
 NAME = "networkx"

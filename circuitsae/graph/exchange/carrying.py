@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.checking import mapping, number, plain, text
 from circuitsae.graph.exchange.assembling import NODE_FIGURES
-from circuitsae.graph.exchange.checking import mapping, number, plain, text
 
 OWN = "circuitsae"
 """The key under which our files keep what a format has no place for; other tools pass over it."""

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 from circuitsae.graph.attribution_graph import AttributionGraph
-from circuitsae.graph.exchange import carrying
-from circuitsae.graph.exchange.assembling import Edge, Findings, assemble, check_counts
-from circuitsae.graph.exchange.checking import (
+from circuitsae.graph.checking import (
     Limits,
     MalformedError,
     mapping,
@@ -29,6 +27,8 @@ from circuitsae.graph.exchange.checking import (
     text,
     whole,
 )
+from circuitsae.graph.exchange import carrying
+from circuitsae.graph.exchange.assembling import Edge, Findings, assemble, check_counts
 from circuitsae.graph.nodes import Node, NodeKind
 
 NAME = "eleuther"

@@ -12,8 +12,8 @@ import networkx as nx
 from networkx.readwrite.gexf import GEXFWriter
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.checking import Limits, MalformedError
 from circuitsae.graph.exchange.attributed import from_attributed, to_attributed
-from circuitsae.graph.exchange.checking import Limits, MalformedError
 from circuitsae.graph.exchange.xml import NETWORKX_ERRORS, require_simple, xml_complaint
 
 NAME = "gexf"

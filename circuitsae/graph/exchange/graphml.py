@@ -10,9 +10,9 @@ from xml.etree.ElementTree import ParseError
 import networkx as nx
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.checking import Limits, MalformedError
 from circuitsae.graph.exchange import carrying
 from circuitsae.graph.exchange.attributed import from_attributed, to_attributed
-from circuitsae.graph.exchange.checking import Limits, MalformedError
 from circuitsae.graph.exchange.xml import NETWORKX_ERRORS, require_simple, xml_complaint
 
 NAME = "graphml"

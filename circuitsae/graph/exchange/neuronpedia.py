@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.checking import Limits, mapping, number, plain, present, sequence, text, whole
 from circuitsae.graph.exchange import carrying
 from circuitsae.graph.exchange.assembling import Edge, Findings, assemble, check_counts
-from circuitsae.graph.exchange.checking import Limits, mapping, number, plain, present, sequence, text, whole
 from circuitsae.graph.nodes import Node, NodeKind
 
 NAME = "neuronpedia"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.checking import Limits, MalformedError, parse_json, read_bytes
 from circuitsae.graph.exchange import eleuther, gexf, graphml, neuronpedia
-from circuitsae.graph.exchange.checking import Limits, MalformedError, parse_json, read_bytes
 from circuitsae.graph.exchange.xml import check_xml, first_tag
 from circuitsae.graph.files import write_atomically
 from transcoders.errors import FileFormatError, InputError

@@ -4,7 +4,7 @@ import re
 
 import networkx as nx
 
-from circuitsae.graph.exchange.checking import Limits, MalformedError
+from circuitsae.graph.checking import Limits, MalformedError
 
 NETWORKX_ERRORS = (
     nx.NetworkXException,

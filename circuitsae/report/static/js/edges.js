@@ -15,16 +15,22 @@
 
   // Widths follow |weight| against the 1 % strongest edges, 60 at most: one giant edge must not flatten the rest, nor
   // ten thousand edges give hundreds of thick ones.
-  const sizes = edges.weight.map((w) => Math.abs(w ?? 0)).sort((a, b) => b - a);
-  const unit = sizes[Math.min(60, Math.floor(0.01 * edgeCount))] || 1;
-  const level = Uint8Array.from(edges.weight, (w) => {
-    const size = Math.abs(w ?? 0) / unit;
-    return LEVELS.findIndex((bucket) => size <= bucket.upTo);
-  });
-  const buckets = LEVELS.flatMap((style, l) => [
-    { ...style, color: "positive", dash: [], members: membersOf(l, false) },
-    { ...style, color: "negative", dash: [5, 3], members: membersOf(l, true) },
-  ]);
+  let level;
+  let buckets;
+  measureEdges();
+
+  function measureEdges() {
+    const sizes = (viewer.comparison?.reference() ?? edges.weight).map((w) => Math.abs(w ?? 0)).sort((a, b) => b - a);
+    const unit = sizes[Math.min(60, Math.floor(0.01 * sizes.length))] || 1;
+    level = Uint8Array.from(edges.weight, (w) => {
+      const size = Math.abs(w ?? 0) / unit;
+      return LEVELS.findIndex((bucket) => size <= bucket.upTo);
+    });
+    buckets = LEVELS.flatMap((style, l) => [
+      { ...style, color: "positive", dash: [], members: membersOf(l, false) },
+      { ...style, color: "negative", dash: [5, 3], members: membersOf(l, true) },
+    ]);
+  }
 
   function membersOf(l, negative) {
     const members = [];
@@ -162,5 +168,5 @@
       .filter((e) => viewer.edgeShown[e])
       .sort((a, b) => viewer.strength(b) - viewer.strength(a));
 
-  Object.assign(viewer, { GLYPHS, drawCells, drawAll, drawChosen });
+  Object.assign(viewer, { GLYPHS, measureEdges, drawCells, drawAll, drawChosen });
 })((window.viewer ??= {}));

@@ -10,6 +10,7 @@
   viewer.startPanel();
   viewer.startList();
   viewer.startKeyboard();
+  viewer.comparison?.start();
   await viewer.startPlot();
   performance.mark("ready");
   document.documentElement.dataset.ready = "true";

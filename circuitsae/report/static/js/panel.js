@@ -42,7 +42,7 @@
       element("span", { class: "number" }, number(edges.weight[e])),
       meter(edges.share[e], sign),
       element("span", { class: "number" }, percent(edges.share[e])),
-      test(e),
+      viewer.comparison?.edgeNote(e) ?? test(e),
     );
     return element("li", {}, button);
   }
@@ -77,7 +77,7 @@
     panel.replaceChildren(
       element("h2", {}, viewer.nodeName(i)),
       where(i),
-      quantities(i),
+      viewer.comparison?.quantities(i) ?? quantities(i),
       section("Inputs", "share of the |weight| into this node, biases beside", viewer.inputs[i], edges.source),
       section("Outputs", "share of the |weight| into the other node", viewer.outputs[i], edges.target),
     );
@@ -85,6 +85,7 @@
   }
 
   function showNothing() {
+    if (viewer.comparison) return panel.replaceChildren(...viewer.comparison.summary());
     panel.replaceChildren(
       element("h2", {}, "No node chosen"),
       element("p", { class: "hint" }, "Click a node, a token of the prompt, or an entry of the list below."),

@@ -82,7 +82,7 @@
   }
 
   function hoverText(i) {
-    const lines = [];
+    const lines = viewer.comparison?.hoverLines(i) ?? [];
     if (nodes.kind[i] === "feature") lines.push(`activation ${viewer.number(nodes.activation[i])}`);
     if (nodes.probability[i] !== null) lines.push(`probability ${viewer.percent(nodes.probability[i])}`);
     if (nodes.influence[i] !== null) lines.push(`influence ${viewer.percent(nodes.influence[i])}`);
@@ -109,6 +109,7 @@
     const alpha = opacities();
     return KINDS.map((kind, k) => {
       const shown = shownOf(kind);
+      const fill = viewer.comparison?.colors(kind, shown, ink) ?? ink;
       return {
         type: "scatter",
         mode: kind === "logit" ? "markers+text" : "markers",
@@ -122,18 +123,18 @@
         textfont: { size: 11, color: viewer.color("text") },
         cliponaxis: true,
         marker: {
-          symbol: SYMBOLS[kind],
+          symbol: viewer.comparison?.symbols(kind, shown, SYMBOLS[kind]) ?? SYMBOLS[kind],
           size: shown.map((i) => nodeSize(i, slot)),
-          color: ink,
+          color: fill,
           opacity: alpha[k],
-          line: { width: kind === "feature" ? 1 : 1.5, color: kind === "feature" ? viewer.color("page") : ink },
+          line: { width: kind === "feature" ? 1 : 1.5, color: kind === "feature" ? viewer.color("page") : fill },
         },
       };
     });
   }
 
   function logitText(i) {
-    return `\u2003${viewer.plotlyText(viewer.shorten(nodes.text[i], 10))} ${viewer.percent(nodes.probability[i])}`;
+    return `\u2003${viewer.plotlyText(viewer.shorten(nodes.text[i], 10))} ${viewer.comparison?.logitNote(i) ?? viewer.percent(nodes.probability[i])}`;
   }
 
   function layout(shape) {

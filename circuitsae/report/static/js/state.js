@@ -25,6 +25,7 @@
     const kind = nodes.kind[i];
     if (kind === "error" && !state.errors) return false;
     if (kind === "bias" && !state.biases) return false;
+    if (viewer.comparison?.hidesNode(i)) return false;
     return state.prune >= pruneMax || (nodes.cumulative[i] ?? 0) <= state.prune + EPSILON;
   }
 
@@ -32,7 +33,7 @@
   function applyFilters() {
     for (let i = 0; i < count; i++) nodeShown[i] = passes(i) || i === state.selected ? 1 : 0;
     for (let e = 0; e < edgeCount; e++) {
-      const ends = nodeShown[edges.source[e]] && nodeShown[edges.target[e]];
+      const ends = nodeShown[edges.source[e]] && nodeShown[edges.target[e]] && !viewer.comparison?.hidesEdge(e);
       edgeShown[e] = ends && state.verdicts.has(viewer.verdict(e)) ? 1 : 0;
     }
   }
@@ -78,6 +79,7 @@
     if (state.biases) parameters.set("biases", "1");
     if (state.verdicts.size < VERDICTS.length) parameters.set("edges", VERDICTS.filter((v) => state.verdicts.has(v)).join("."));
     if (state.theme) parameters.set("theme", state.theme);
+    viewer.comparison?.writeHash(parameters);
     const text = parameters.toString();
     return text ? `#${text}` : "";
   }
@@ -93,6 +95,7 @@
 
   function readHash() {
     const parameters = new URLSearchParams(location.hash.slice(1));
+    viewer.comparison?.readHash(parameters);
     const wanted = parameters.has("prune") ? Number(parameters.get("prune")) : NaN;
     Object.assign(state, initial(), {
       selected: indexOf.get(parameters.get("node")) ?? -1,

@@ -11,10 +11,12 @@ LARGEST_NUMBER = 1e30
 """No larger number is taken for a weight or an activation; sums of squares stay finite."""
 LARGEST_INDEX = 2**53 - 1
 _DEEPEST = 24
+MEASUREMENTS = ("predicted", "frozen", "replacement", "measured", "control")
+"""The columns of `edge_notes` that hold numbers."""
 
 
 class MalformedError(ValueError):
-    """What is wrong with a file, as a clause without its name; `read_graph` turns it into a `FileFormatError`."""
+    """What is wrong with a file, as a clause without its name; readers turn it into a `FileFormatError`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Limits:
         if count > (most := getattr(self, name)):
             raise MalformedError(
                 f"it has {count:,} {name.replace('_', ' ')}, more than the {most:,} that are read; "
-                f"if you trust it, give read_graph a limit of your own: Limits({name}={count})"
+                f"if you trust it, read it with a limit of your own: limits=Limits({name}={count})"
             )
 
 
@@ -43,12 +45,14 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
     if not path.is_file():
         raise MalformedError("there is no such file; give the file of one graph")
     try:
-        limits.check("file_bytes", path.stat().st_size)
+        size = path.stat().st_size
+        limits.check("file_bytes", size)
         with path.open("rb") as file:
-            content = file.read(limits.file_bytes + 1)
+            content = file.read(size + 1)  # `read` takes memory for all it is asked for
     except OSError as error:
         raise MalformedError(f"it cannot be read ({error.strerror})") from error
-    limits.check("file_bytes", len(content))
+    if len(content) > size:
+        raise MalformedError("it grew while it was read; try again once it is written")
     return content
 
 

@@ -1,0 +1,171 @@
+"""Two graphs of a prompt pair on one page: one layout, their difference drawn, each of the two a key press away."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from circuitsae.report.data import GraphLike, ValidationLike, page_data
+from circuitsae.report.data import _number as number
+from circuitsae.report.data import _with_validation as with_validation
+from circuitsae.report.page import PlotlyJS, write_page
+from circuitsae.report.text import shorten, visible
+from circuitsae.report.union import EDGE_VALUES, NODE_VALUES, Union, unite
+from transcoders.errors import InputError
+
+_TOP = 12
+_SAME = 0.05
+"""Up to this share of the larger value, a node's value counts as the same in both."""
+
+Validated = ValidationLike | pd.DataFrame | None
+
+
+def compare_html(
+    a: GraphLike,
+    b: GraphLike,
+    path: str | Path,
+    names: tuple[str, str] = ("A", "B"),
+    *,
+    validation: tuple[Validated, Validated] = (None, None),
+    same_features: bool | None = None,
+    plotlyjs: PlotlyJS = "inline",
+    title: str | None = None,
+) -> Path:
+    """Write the page that compares two graphs, and return its path.
+
+    The two prompts need equally many tokens: a clean and a corrupt one, or one prompt with two dictionaries. Nodes
+    stand at the same place in both graphs and in their difference, B − A. Equal numbers of features mean the same
+    feature only where both graphs come from the same dictionaries, see `circuitsae.report.union.unite`.
+
+    Args:
+        names: What the page calls the two.
+        validation: What was measured on the edges of each, if the graphs do not hold it.
+        same_features: Whether equal numbers mean equal features; by default as the graphs' provenance says.
+
+    Raises:
+        InputError: prompts of other lengths, models of other depths, names that are equal, or tables without the
+            columns a report needs.
+    """
+    names = _two(names)
+    checked = [_Checked(graph, found) for graph, found in zip((a, b), validation, strict=True)]
+    both = unite(checked[0], checked[1], names, same_features)
+    data = page_data(both)
+    prompt = shorten("".join(both.tokens), 60)
+    data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt}"
+    data["comparison"] = comparison_data(both, (a, b), names)
+    return write_page(data, path, plotlyjs)
+
+
+def comparison_data(both: Union, graphs: tuple[GraphLike, GraphLike], names: tuple[str, str]) -> dict[str, Any]:
+    """What the page's `comparison` holds: of each node and edge the values in A and in B, and a summary."""
+    nodes, edges = both.nodes, both.edges
+    sides: list[dict[str, Any]] = []
+    for side in ("a", "b"):
+        sides.append(
+            {
+                "nodes": {
+                    "there": nodes[f"in_{side}"].astype(int).tolist(),
+                    **{name: _column(nodes, f"{name}_{side}") for name in NODE_VALUES},
+                },
+                "edges": {
+                    **{name: _column(edges, f"{name}_{side}") for name in EDGE_VALUES},
+                    "verdict": [v if isinstance(v, str) else None for v in edges[f"verdict_{side}"].tolist()],
+                },
+            }
+        )
+    change = _changes(nodes)
+    return {
+        "names": list(names),
+        "sides": sides,
+        "tokens": [[visible(token) for token in graph.tokens] for graph in graphs],
+        "differing": both.differing,
+        "same_features": both.same_features,
+        "presence": np.select([nodes["in_a"] & nodes["in_b"], nodes["in_a"]], ["both", "a"], "b").tolist(),
+        "change": change.tolist(),
+        "summary": _summary(both, change),
+    }
+
+
+class _Checked:
+    """A graph with a validation's columns joined to its edges."""
+
+    def __init__(self, graph: GraphLike, validation: Validated) -> None:
+        self.provenance, self.tokens, self.scores = graph.provenance, graph.tokens, graph.scores
+        self.n_layers = graph.n_layers
+        self._nodes, self._edges = graph.nodes_frame(), with_validation(graph.edges_frame(), validation)
+
+    def nodes_frame(self) -> pd.DataFrame:
+        return self._nodes
+
+    def edges_frame(self) -> pd.DataFrame:
+        return self._edges
+
+
+def _two(names: Sequence[str]) -> tuple[str, str]:
+    if len(names) != 2:
+        raise InputError(f"names={tuple(names)!r} has {len(names)} names for two graphs; give two.")
+    return str(names[0]), str(names[1])
+
+
+def _changes(nodes: pd.DataFrame) -> np.ndarray:
+    """[node], 1 where a node is stronger in B, -1 where it is stronger in A, 0 where about the same.
+
+    Of features the activation, of logits the probability; errors, tokens and biases have no such value: for them it is
+    their influence. A node that one graph lacks is stronger in the other.
+    """
+    values = {}
+    for side in ("a", "b"):
+        kind = nodes["kind"]
+        value = nodes[f"activation_{side}"].where(kind == "feature", nodes[f"influence_{side}"])
+        value = value.where(kind != "logit", nodes[f"probability_{side}"])
+        values[side] = value.fillna(nodes[f"influence_{side}"]).fillna(0.0).to_numpy(float)
+    difference = values["b"] - values["a"]
+    tolerance = _SAME * np.maximum(np.abs(values["a"]), np.abs(values["b"]))
+    change = np.sign(np.where(np.abs(difference) > tolerance, difference, 0.0)).astype(int)
+    return np.where(~nodes["in_a"], 1, np.where(~nodes["in_b"], -1, change))
+
+
+def _summary(both: Union, change: np.ndarray) -> dict[str, Any]:
+    """Counts, and the rows of the nodes whose influence changes most and of the edges that matter most for that."""
+    nodes, edges = both.nodes, both.edges
+    moved = (nodes["influence_b"].fillna(0.0) - nodes["influence_a"].fillna(0.0)).abs()
+    moved = moved.where(nodes["kind"] != "bias", 0.0).to_numpy(float)
+    features = (nodes["kind"] == "feature").to_numpy()
+    weights = [edges[f"weight_{side}"].fillna(0.0).to_numpy(float) for side in ("a", "b")]
+    sizes = [np.abs(w) for w in weights]
+    total = np.maximum(*sizes).sum()
+    shared = np.minimum(*sizes)[weights[0] * weights[1] > 0].sum()
+    return {
+        "features": _counts(nodes.iloc[np.flatnonzero(features)]),
+        "changed": int(np.count_nonzero(change[features & (nodes["in_a"] & nodes["in_b"]).to_numpy()])),
+        "edges": _counts(edges),
+        "flipped": int(np.count_nonzero(weights[0] * weights[1] < 0)),
+        "shared": number(shared / total if total else 1.0),
+        "top_nodes": _top(moved),
+        "top_edges": _top(_weight_of_change(nodes, edges)),
+    }
+
+
+def _weight_of_change(nodes: pd.DataFrame, edges: pd.DataFrame) -> np.ndarray:
+    """[edge], by how much of its target's inputs the edge changes, times the target's influence; 0 from a bias."""
+    matter = nodes["influence"].fillna(0.0) + nodes["probability"].where(nodes["kind"] == "logit", 0.0).fillna(0.0)
+    of = dict(zip(nodes["id"].tolist(), matter.tolist(), strict=True))
+    bias = set(nodes.loc[nodes["kind"] == "bias", "id"])
+    target = np.array([0.0 if s in bias else of[t] for s, t in zip(edges["source"], edges["target"], strict=True)])
+    return edges["share"].to_numpy(float) * target
+
+
+def _counts(table: pd.DataFrame) -> dict[str, int]:
+    in_a, in_b = table["in_a"].to_numpy(bool), table["in_b"].to_numpy(bool)
+    return {"a": int((in_a & ~in_b).sum()), "both": int((in_a & in_b).sum()), "b": int((in_b & ~in_a).sum())}
+
+
+def _top(size: np.ndarray) -> list[int]:
+    order = np.argsort(-size, kind="stable")[:_TOP]
+    return [int(row) for row in order if size[row] > 0]
+
+
+def _column(table: pd.DataFrame, name: str) -> list[float | None]:
+    return [number(value) for value in table[name].tolist()]

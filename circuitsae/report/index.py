@@ -1,0 +1,108 @@
+"""A folder of graphs as one page: a table to search and sort, with a link to the page of each graph."""
+
+import html
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from circuitsae.graph.files import Header, load_graph, load_header, write_atomically
+from circuitsae.graph.nodes import NodeKind
+from circuitsae.report.data import VERDICTS
+from circuitsae.report.data import _number as number
+from circuitsae.report.page import hash_source, json_for_script, read_static, write_html
+from circuitsae.report.text import visible
+from transcoders.errors import FileFormatError, InputError
+
+INDEX = "index.html"
+PAGE = "graph.html"
+_DEPTH = 3
+_MOST = 10_000
+
+
+def find_graphs(folder: str | Path) -> list[Path]:
+    """The folders below `folder`, up to three levels deep, in which a graph was saved, by name."""
+    folder = Path(folder)
+    return sorted(path.parent for depth in range(1, _DEPTH + 1) for path in folder.glob("*/" * depth + "graph.json"))
+
+
+def write_index(folder: str | Path, *, title: str | None = None) -> Path:
+    """Write `index.html` in a folder of graphs, and return its path; needs no model.
+
+    One offline page with a row per graph: prompt, model, most probable token, scores, verdicts, sizes, date, and a link
+    to the graph's own page, which is written where there is none or the graph was saved since. A graph that cannot be
+    read is listed with the reason.
+
+    Raises:
+        InputError: no graph in the folder, or more than 10,000.
+    """
+    folder = Path(folder)
+    graphs = find_graphs(folder)
+    if not graphs:
+        raise InputError(f"There is no graph in {folder}; give a folder with folders that `trace` or `import` wrote.")
+    if len(graphs) > _MOST:
+        raise InputError(f"{folder} has {len(graphs):,} graphs, more than {_MOST:,}; give a folder with fewer.")
+    data = {"title": title or f"Graphs in {folder.resolve().name}", "rows": list(_rows(folder, graphs))}
+    write_atomically(folder / INDEX, _page(data).encode())
+    return folder / INDEX
+
+
+def _rows(folder: Path, graphs: list[Path]) -> Iterator[dict[str, Any]]:
+    for graph in graphs:
+        name = graph.relative_to(folder).as_posix()
+        row = {"name": visible(name), "date": _saved(graph).strftime("%Y-%m-%d %H:%M")}
+        try:
+            head = load_header(graph)
+            page = _own_page(graph)
+        except FileFormatError as error:
+            yield row | {"problem": visible(str(error))}
+        else:
+            yield row | summary(head) | {"href": f"./{quote(page.relative_to(folder).as_posix())}"}
+
+
+def summary(head: Header) -> dict[str, Any]:
+    """What the index says of one graph: texts with everything visible, numbers, null where there is none."""
+    logits = [node for node in head.nodes if node.kind is NodeKind.LOGIT and node.probability == node.probability]
+    best = max(logits, key=lambda node: node.probability, default=None)
+    notes = head.edge_notes
+    verdicts = [] if notes is None or "verdict" not in notes else notes["verdict"].tolist()
+    return {
+        "prompt": [visible(token) for token in head.tokens],
+        "model": visible(str(head.provenance.get("model") or "")) if head.provenance.get("model") else "",
+        "logit": None if best is None else visible(best.text),
+        "probability": None if best is None else number(best.probability),
+        "replacement": number(head.scores.replacement),
+        "completeness": number(head.scores.completeness),
+        **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+        "nodes": len(head.nodes),
+        "edges": head.n_edges,
+    }
+
+
+def _own_page(graph: Path) -> Path:
+    page = graph / PAGE
+    if not page.is_file() or page.stat().st_mtime < (graph / "graph.json").stat().st_mtime:
+        write_html(load_graph(graph), page)
+    return page
+
+
+def _saved(graph: Path) -> datetime:
+    return datetime.fromtimestamp((graph / "graph.json").stat().st_mtime, tz=UTC)
+
+
+def _page(data: dict[str, Any]) -> str:
+    script, style = read_static("index.js"), read_static("index.css")
+    policy = (
+        f"default-src 'none'; script-src {hash_source(script)}; style-src {hash_source(style)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "title": html.escape(data["title"]),
+        "style": style,
+        "data": json_for_script(data),
+        "script": script,
+    }
+    return re.sub(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/", lambda m: parts[m[1] or m[2]], read_static("index.html"))

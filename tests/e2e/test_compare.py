@@ -1,0 +1,142 @@
+"""The page of two graphs, in a real browser with nothing but files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from circuitsae.cli import main
+from circuitsae.report import compare_html
+from circuitsae.report.sample import sample_graph, sample_pair
+
+NAMES = ("clean", "corrupt")
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compare_html(*sample_pair(), tmp_path_factory.mktemp("compare") / "page.html", NAMES)
+
+
+def shown(page: Page) -> list[str]:
+    return page.evaluate("viewer.nodes.id.filter((_, i) => viewer.nodeShown[i])")
+
+
+def drawing(page: Page) -> str:
+    return page.evaluate("document.getElementById('all-edges').toDataURL()")
+
+
+def test_difference_comes_first_with_marks_and_a_summary(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    assert page.locator("#view-switch input:checked").input_value() == "difference"
+    panel = page.locator("#panel")
+    expect(panel.locator("h2")).to_have_text("clean against corrupt")
+    for caption in ("How much is shared", "Top logits", "Nodes whose influence changes most", "Edges that change most"):
+        expect(panel.locator("caption", has_text=caption)).to_have_count(1)
+    expect(page.locator("#prompt .differs")).to_have_text("·cat ⇄ ·dog")
+    expect(page.locator("#controls .key")).to_contain_text("more in corrupt")
+    expect(page.locator("#verdict-filter")).to_be_hidden()
+    expect(page.locator(".two-lists h3")).to_have_text(["clean", "corrupt"])
+
+    # Marks tell presence and change by their shape.
+    symbols = page.evaluate(
+        """() => Object.fromEntries(document.getElementById("plot").data.flatMap(
+            ({customdata, marker}) => customdata.map((i, k) => [viewer.nodes.id[i], marker.symbol[k]])))"""
+    )
+    data = page.evaluate("({ids: viewer.nodes.id, kind: viewer.nodes.kind, ...viewer.page.comparison})")
+    for node, kind, presence, change in zip(data["ids"], data["kind"], data["presence"], data["change"], strict=True):
+        if kind == "feature":
+            expected = {"a": "triangle-left", "b": "triangle-right"}.get(presence)
+            assert symbols[node] == (expected or ["circle", "triangle-up", "triangle-down"][change])
+    assert symbols["tok@2"] == "square-x-open"
+    assert symbols["tok@1"] == "square"
+
+    page.locator("#panel table.comparison", has_text="Edges that change most").locator("button").first.click()
+    assert page.evaluate("viewer.state.selected") >= 0
+    expect(page.locator("#panel h3", has_text="Inputs")).to_be_visible()
+
+
+def test_switching_shows_either_graph_on_the_same_layout(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    a, b = sample_pair()
+    place = "viewer.nodes.x.concat(viewer.nodes.y)"
+    before, pictures = page.evaluate(place), [drawing(page)]
+    page.locator("#show-biases").check()
+    for key, graph, view in (("a", a, "a"), ("b", b, "b")):
+        page.keyboard.press("Escape")
+        page.keyboard.press(key)
+        assert page.locator("#view-switch input:checked").input_value() == view
+        assert set(shown(page)) == set(graph.nodes["id"])
+        weights = page.evaluate("viewer.edges.weight.filter(w => w !== null)")
+        assert sorted(weights) == pytest.approx(sorted(float(f"{w:.6g}") for w in graph.edges["weight"]))
+        page.wait_for_timeout(60)
+        pictures.append(drawing(page))
+        assert page.evaluate(place) == before
+        expect(page.locator("#controls .key")).to_contain_text("lowers its target")
+    assert len(set(pictures)) == 3
+    page.locator("#view-switch input[value=difference]").check()
+    assert len(shown(page)) == page.evaluate("viewer.count")
+
+
+def test_panel_has_both_values_and_their_difference(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    both = page.evaluate(
+        "viewer.nodes.kind.findIndex((k, i) => k === 'feature' && viewer.page.comparison.presence[i] === 'both'"
+        " && viewer.page.comparison.change[i] && viewer.inputs[i].length > 2)"
+    )
+    page.evaluate("i => viewer.select(i)", both)
+    row = page.locator("#panel table.comparison tbody tr").first
+    values = row.locator("td").all_inner_texts()
+    a, b, change = (float(v.replace("−", "-")) for v in values)
+    assert change == pytest.approx(b - a, abs=0.02 * abs(b))
+    entry = page.locator("#panel .edges .test").first
+    expect(entry).to_contain_text("clean")
+    expect(entry).to_contain_text("corrupt")
+    order = page.evaluate("i => viewer.inputs[i].map(e => viewer.edges.share[e])", both)
+    assert order == sorted(order, reverse=True)
+    page.keyboard.press("a")
+    expect(page.locator("#panel .edges .test").first).to_contain_text("difference")
+
+
+def test_the_address_restores_the_view(html: Path, open_page: OpenPage):
+    page = open_page(html)
+    page.keyboard.press("b")
+    page.evaluate("viewer.select(viewer.indexOf.get('tok@2'))")
+    page.wait_for_function("() => location.hash.includes('view=b') && location.hash.includes('tok')")
+    again = open_page(html, page.evaluate("location.hash"))
+    assert again.locator("#view-switch input:checked").input_value() == "b"
+    assert shown(again) == shown(page)
+    assert again.evaluate("viewer.edges.weight") == page.evaluate("viewer.edges.weight")
+    assert drawing(again) == drawing(page)
+
+
+def test_hostile_names_and_tokens_are_shown_as_text(tmp_path: Path, open_page: OpenPage):
+    names = ("<img src=x onerror=alert(1)>", "</script><b>b</b>")
+    a = sample_graph(tokens=["<i>x</i>", "", "\u202e"], n_features=6, n_edges=30)
+    b = sample_graph(tokens=["<u>y</u>", "", "\u202e"], n_features=6, n_edges=30, seed=1)
+    page = open_page(compare_html(a, b, tmp_path / "page.html", names))
+    for key in "abd":
+        page.keyboard.press(key)
+    page.evaluate("viewer.select(viewer.indexOf.get('tok@0'))")
+    assert page.locator("img, u, i, b").count() == 0
+    expect(page.locator("#view-switch")).to_contain_text(names[0])
+    expect(page.locator("#panel h2")).to_have_text("<i>x</i> ⇄ <u>y</u>")
+
+
+def test_the_command_compares_files_of_other_tools(shared: Path, tmp_path: Path, open_page: OpenPage, capsys):
+    folder = shared / "data" / "graphs"
+    if not folder.is_dir():
+        pytest.skip(f"needs the published graphs in {folder}, which are absent")
+    hiss, puppy, out = folder / "hiss-clt-hp.json", folder / "puppy-clt-hp.json", tmp_path / "pair.html"
+    main(["compare", str(hiss), str(puppy), "--out", str(out), "--names", "hiss", "puppy"])
+    assert "edges that change most" in capsys.readouterr().out
+    page = open_page(out)
+    assert page.evaluate("viewer.page.comparison.differing") == [5, 8, 10]
+    expect(page.locator("#panel h2")).to_have_text("hiss against puppy")
+    page.keyboard.press("a")
+    assert "logit" in " ".join(shown(page))
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", str(hiss), str(folder / "dallas-austin.json"), "--out", str(out)])
+    assert stopped.value.code == 2
+    assert "13 tokens and that of dallas-austin 10" in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,153 @@
+"""The native files of a graph, as a stranger might have made them: one sentence each, and no memory taken before."""
+
+import io
+import json
+import random
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from circuitsae.graph import load_graph, load_header
+from circuitsae.graph.checking import Limits
+from circuitsae.report.sample import small_graph
+from transcoders.errors import FileFormatError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return small_graph().save(tmp_path / "graph")
+
+
+def refusal(folder: Path, limits: Limits | None = None) -> str:
+    """What loading says, which must be one sentence, whoever reads it."""
+    with pytest.raises(FileFormatError) as caught:
+        load_graph(folder, limits=limits)
+    said = str(caught.value)
+    assert said.startswith(f"{folder} does not hold a whole graph: ")
+    assert said.endswith("; trace the prompt again.")
+    assert "\n" not in said
+    assert len(said) < len(str(folder)) + 400
+    return said
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
+    path = folder / "graph.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return refusal(folder)
+
+
+def write_npz(folder: Path, **arrays: Any) -> None:
+    with zipfile.ZipFile(folder / "edges.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=True)
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+
+
+def outcome(folder: Path) -> str:
+    try:
+        return f"{load_graph(folder).weights.nnz} edges"
+    except FileFormatError as error:
+        return str(error)
+
+
+def test_header_and_graph_agree(folder: Path):
+    graph, head = load_graph(folder), load_header(folder)
+    assert head.n_edges == graph.weights.nnz == 4
+    assert head.nodes == graph.nodes or [n.id for n in head.nodes] == list(graph.ids)
+    assert head.scores == graph.scores
+    assert head.edge_notes is not None
+    assert head.edge_notes["verdict"].tolist() == ["confirmed"]
+    np.testing.assert_array_equal(graph.weights.toarray(), small_graph().weights.toarray())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.update(n_edges=10**12), "edges, more than"),
+        (lambda d: d.update(n_edges=26), "26 edges between 5 nodes"),
+        (lambda d: d.update(n_edges=3), "expected (3,)"),
+        (lambda d: d.update(n_layers=10**9), "layers, more than"),
+        (lambda d: d.update(tokens="ab"), "tokens is 'ab'; expected a list"),
+        (lambda d: d.update(tokens=[1, 2]), "a token is 1; expected text"),
+        (lambda d: d["influence"].pop(), "influence has 4 numbers for 5 nodes"),
+        (lambda d: d["inputs"].__setitem__(0, "x"), "inputs of node 0 is 'x'; expected a number"),
+        (lambda d: d["inputs"].__setitem__(0, 1e300), "expected a number below"),
+        (lambda d: d["nodes"][0].update(pos=2), "position 2, but there are 2 tokens"),
+        (lambda d: d["nodes"][0].update(layer=1), "layer 1, but there are 1 layers"),
+        (lambda d: d["nodes"][0].update(layer=2**70), "expected a whole number"),
+        (lambda d: d["nodes"][0].update(kind=["feature"]), "the kind of node 0 is a list"),
+        (lambda d: d["nodes"].__setitem__(0, None), "node 0 is missing; expected an object"),
+        (lambda d: d["nodes"][1].update(kind="feature", index=7), "occurs twice"),
+        (lambda d: d["scores"].pop("replacement"), "the replacement score is missing"),
+        (lambda d: d["edge_notes"]["data"][0].pop(), "3 values for 4 columns"),
+        (lambda d: d["edge_notes"]["data"][0].__setitem__(0, "9.9@9"), "'9.9@9', which is not among the nodes"),
+        (lambda d: d["edge_notes"].update(columns=["source"]), "the columns of edge_notes"),
+        (lambda d: d.update(provenance=json.loads("[" * 99 + "]" * 99)), "provenance is a list"),
+        (lambda d: d.update(provenance={"a": json.loads("[" * 99 + "]" * 99)}), "nests objects"),
+    ],
+)
+def test_a_document_that_is_not_what_it_claims(folder: Path, change: Callable[[dict[str, Any]], Any], said: str):
+    assert said in changed(folder, change)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"weight": np.zeros(9)}, "shape (9,)"),
+        ({"weight": np.zeros((4, 1))}, "shape (4, 1)"),
+        ({"weight": np.array([None] * 4)}, "'object'"),
+        ({"row": np.zeros(4)}, "'float64'; expected (4,) and int32"),
+        ({"row": np.array([0, 1, 2, 5])}, "beyond its 5 nodes"),
+        ({"col": np.array([-1, 1, 2, 3])}, "beyond its 5 nodes"),
+        ({"weight": np.array([1, np.inf, 1, 1])}, "not a finite number"),
+        ({"row": np.zeros(4, int), "col": np.zeros(4, int)}, "an edge twice"),
+    ],
+)
+def test_edges_that_do_not_fit(folder: Path, arrays: dict[str, np.ndarray], said: str):
+    whole = {"row": np.array([0, 4, 4, 4]), "col": np.array([2, 0, 1, 3]), "weight": np.ones(4)}
+    write_npz(folder, **whole)
+    assert load_graph(folder).weights.nnz == 4
+    write_npz(folder, **whole | arrays)
+    assert said in refusal(folder)
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_unopened(folder: Path):
+    write_npz(folder, row=np.zeros(2_000_000, int), col=np.zeros(2_000_000, int), weight=np.zeros(2_000_000))
+    tracemalloc.start()
+    said = refusal(folder)
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert "shape (2000000,)" in said
+
+
+def test_missing_cut_off_and_random_files(folder: Path):
+    for name in ("edges.npz", "graph.json"):
+        path = folder / name
+        whole = path.read_bytes()
+        generator = random.Random(0)
+        for _ in range(60):
+            if generator.random() < 0.5:
+                path.write_bytes(whole[: generator.randrange(len(whole))])
+            else:
+                spoilt = bytearray(whole)
+                spoilt[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+                path.write_bytes(spoilt)
+            said = outcome(folder)
+            assert said == "4 edges" or (said.startswith(str(folder)) and "\n" not in said)
+        path.write_bytes(whole)
+    (folder / "edges.npz").unlink()
+    assert "edges.npz cannot be read" in refusal(folder)
+
+
+def test_limits(folder: Path):
+    for name in ("file_bytes", "values", "nodes", "edges", "tokens"):
+        assert f"Limits({name}=" in refusal(folder, Limits(**{name: 1}))
+    assert load_graph(folder, limits=Limits(nodes=5, edges=4)).weights.nnz == 4

@@ -1,0 +1,109 @@
+"""The index of a folder of graphs, and a graph in a notebook, without a browser."""
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from circuitsae.report import summary_html, write_index
+from circuitsae.report.index import find_graphs
+from circuitsae.report.sample import sample_graph, small_graph
+from transcoders.errors import InputError
+
+HOSTILE = ["</script>", "<img src=x onerror=alert(1)>", "\"quotes' &amp;", "\u202e", ""]
+
+
+def rows_of(page: Path) -> list[dict]:
+    found = re.search(r'id="index-data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return json.loads(found[1])["rows"]
+
+
+def test_a_row_per_graph_and_a_page_for_each(tmp_path: Path):
+    folders = [small_graph().save(tmp_path / name) for name in ("one", "deeper/two", "a b/javascript:x#y")]
+    broken = small_graph().save(tmp_path / "broken")
+    (broken / "graph.json").write_text("{")
+    page = write_index(tmp_path)
+    rows = {row["name"]: row for row in rows_of(page)}
+    assert set(rows) == {"one", "deeper/two", "a b/javascript:x#y", "broken"}
+    assert "does not hold a whole graph: it is not JSON" in rows["broken"]["problem"]
+    assert "href" not in rows["broken"]
+    one = rows["one"]
+    said = {"logit": "·b", "probability": 0.75, "nodes": 5, "edges": 4, "confirmed": 1, "null": 0, "reversed": 0}
+    assert {key: one[key] for key in said} == said
+    assert one["prompt"] == ["<s>", "·a"]
+    assert rows["a b/javascript:x#y"]["href"] == "./a%20b/javascript%3Ax%23y/graph.html"
+    for folder in folders:
+        assert (folder / "graph.html").stat().st_size > 1_000_000
+
+
+def test_pages_are_made_only_where_they_are_missing_or_old(tmp_path: Path):
+    for name in ("old", "new", "missing"):
+        folder = small_graph().save(tmp_path / name)
+        if name != "missing":
+            (folder / "graph.html").write_text("mine")
+        saved = (folder / "graph.json").stat().st_mtime
+        if name == "old":
+            os.utime(folder / "graph.html", (saved - 10, saved - 10))
+    write_index(tmp_path)
+    assert (tmp_path / "new" / "graph.html").read_text() == "mine"
+    assert (tmp_path / "old" / "graph.html").stat().st_size > 1_000_000
+    assert (tmp_path / "missing" / "graph.html").exists()
+
+
+def test_the_page_loads_nothing_and_shows_text_only_as_data(tmp_path: Path):
+    small_graph().save(tmp_path / "one")
+    page = write_index(tmp_path, title="<b>&title</b>").read_text(encoding="utf-8")
+    assert "<title>&lt;b&gt;&amp;title&lt;/b&gt;</title>" in page
+    assert not re.search(r"https?://|@import|url\(|innerHTML| style=", page)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    assert policy[1].count("'sha256-") == 2
+    assert "unsafe" not in policy[1]
+
+
+def test_no_graphs(tmp_path: Path):
+    assert find_graphs(tmp_path) == []
+    with pytest.raises(InputError, match="There is no graph in"):
+        write_index(tmp_path)
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        assert all(name in ("class", "style", "scope") for name, _ in attrs)
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_a_graph_in_a_notebook():
+    graph = small_graph()
+    made = graph._repr_html_()
+    assert made == summary_html(graph)
+    found = Tags()
+    found.feed(made)
+    assert found.tags <= {"div", "table", "caption", "thead", "tbody", "tr", "th", "td", "bdi"}
+    for word in ("<s>·a", "5 (1 feature, 1 error, 1 token, 1 bias, 1 logit)", "·b", "0.75", "confirmed", "+2"):
+        assert word in found.words, word
+    assert [trace["name"] for trace in graph.to_figure().to_dict()["data"]][-1] == "logit"
+
+
+def test_a_hostile_graph_in_a_notebook():
+    graph = sample_graph(tokens=HOSTILE, n_features=5, n_edges=30)
+    graph.provenance = {"model": "<script>alert(1)</script>"}
+    graph.edges.loc[0, "verdict"] = "<u>"
+    made = summary_html(graph)
+    found = Tags()
+    found.feed(made)
+    assert not found.tags & {"script", "img", "u"}
+    assert "<script>alert(1)</script>" in found.words
+    assert len(made) < 20_000
