@@ -12,6 +12,7 @@ from rich.markup import escape
 from circuitsae.commands.compare import compare
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
+from circuitsae.commands.features import features
 from circuitsae.commands.graphs import show, trace, validate
 from circuitsae.commands.intervene import intervene
 from circuitsae.commands.reproduce import reproduce
@@ -23,6 +24,7 @@ from transcoders.errors import CheckFailedError, InputError
 app = tyro.extras.SubcommandApp()
 for command in (trace, validate, show, compare, train, evaluate, intervene, steer, reproduce):
     app.command(command)
+app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
 app.command(name="import")(import_graph)
 app.command(name="export")(export_graph)
 

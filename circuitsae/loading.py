@@ -6,13 +6,12 @@ from typing import Literal
 import torch
 
 import transcoders
-from circuitsae.pocket import DICTIONARY_DIR, MODEL_DIR
+from circuitsae.pocket import MODEL_DIR, POCKET_DICTIONARIES, dictionary_folder
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 
 POCKET = "pocket"
-POCKET_DICTIONARIES = {"pocket": "clt", "pocket-clt": "clt", "pocket-plt": "plt", "pocket-sae": "sae"}
 
 
 def load_model(
@@ -41,7 +40,7 @@ def load_dictionaries(
     With `decoders="mapped"` the decoders stay in the file, and only the rows of active features are read.
     Raises `FileFormatError` for files that are no dictionaries.
     """
-    path = DICTIONARY_DIR / POCKET_DICTIONARIES[str(name)] if str(name) in POCKET_DICTIONARIES else name
+    path = dictionary_folder(name) if str(name) in POCKET_DICTIONARIES else name
     return transcoders.load_dictionaries(path, device=device, dtype=dtype, decoders=decoders)
 
 

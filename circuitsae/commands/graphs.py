@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from circuitsae.commands.compare import show_folder
-from circuitsae.commands.shared import Dtype, load_replacement, say_next
+from circuitsae.commands.shared import Dtype, cards_of, load_replacement, say_next
 from transcoders.errors import CheckFailedError, InputError
 
 console = Console()
@@ -152,7 +152,7 @@ def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, stro
     for record in frame.to_dict("records"):
         table.add_row(*(_cell(record[column]) for column in columns))
     console.print(table)
-    page = write_html(loaded, html or graph / "graph.html")
+    page = write_html(loaded, html or graph / "graph.html", cards=cards_of(loaded))
     console.print(f"HTML: {page.resolve()}", highlight=False, soft_wrap=True)
     say_next(console, f"open {page} in a browser, or: circuitsae validate {graph}")
 
@@ -176,7 +176,8 @@ def _write(graph: Any, check: Any, folder: Path) -> Path:
     graph.save(folder)
     if check is not None:
         check.save(folder / "validation.json")
-    return write_html(graph, folder / "graph.html", validation=None if check is None else check.edges)
+    edges = None if check is None else check.edges
+    return write_html(graph, folder / "graph.html", validation=edges, cards=cards_of(graph))
 
 
 def _check_identities(check: Any, dtype: str) -> None:

@@ -1,5 +1,6 @@
 """What the commands have in common: loading what they are given, where they print, how numbers are written."""
 
+import logging
 import re
 from typing import TYPE_CHECKING, Literal
 
@@ -7,6 +8,8 @@ from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 if TYPE_CHECKING:
+    from circuitsae.features.cards import FeatureCards
+    from circuitsae.graph import AttributionGraph
     from circuitsae.replacement import ReplacementModel
     from transcoders.language_model import LanguageModel
 
@@ -33,6 +36,23 @@ def load_replacement(model: str, dictionaries: str | None, device: str, dtype: s
         language_model = load_language_model(model, device, dtype)
         name = dictionaries_for(model, dictionaries)
         return ReplacementModel(language_model, load_dictionaries(name, device=device))
+
+
+def cards_of(graph: "AttributionGraph") -> "FeatureCards | None":
+    """The feature cards beside the dictionaries that a graph names; None where there are none, or not of these."""
+    from circuitsae.features.cards import FeatureCards
+    from circuitsae.pocket import dictionary_folder
+    from transcoders.errors import DictionaryError, FileFormatError
+
+    source = graph.provenance.get("source") or {}
+    name = source.get("dictionaries") or ("pocket" if source.get("model") == "pocket" else None)
+    if name is None or not FeatureCards.beside(folder := dictionary_folder(name)):
+        return None
+    try:
+        return FeatureCards.load(folder)
+    except (DictionaryError, FileFormatError) as error:
+        logging.getLogger(__name__).warning("the page is without feature cards: %s", error)
+        return None
 
 
 def say_next(console: Console, command: str) -> None:

@@ -1,7 +1,8 @@
 """Rebuild everything embedded in the package: `python -m circuitsae.pocket.recipe --stage all`.
 
-Stages run in order and each reads only the files of the one before: `model` writes `model/` and the measurements,
-`dictionaries` writes `dictionaries/`. A run that was killed goes on from its last checkpoint under `--work`.
+Stages run in order and each reads only the files of those before: `model` writes `model/` and the measurements,
+`dictionaries` writes `dictionaries/`, `cards` the feature cards beside each dictionary. A run that was killed goes on
+from its last checkpoint under `--work`.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from rich.logging import RichHandler
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
-from circuitsae.pocket import POCKET_DIR
+from circuitsae.pocket import POCKET_DIR, cards
 from circuitsae.pocket.measure import Behaviours, measure
 from circuitsae.pocket.report import write_report
 from circuitsae.pocket.sparse import train_all, write_section
@@ -95,7 +96,17 @@ def train_dictionaries(run: Run) -> None:
     write_section(run.report, results)
 
 
-STAGES: dict[str, Callable[[Run], None]] = {"model": train_language_model, "dictionaries": train_dictionaries}
+def collect_cards(run: Run) -> None:
+    """Stage `cards`: reads `model/` and `dictionaries/` of `run.out`; writes `cards/` into each dictionary's folder."""
+    folders = run.out / "model", run.out / "dictionaries", run.work
+    cards.write_section(run.report, cards.collect_all(*folders, quick=run.quick, progress=run.progress))
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "model": train_language_model,
+    "dictionaries": train_dictionaries,
+    "cards": collect_cards,
+}
 
 
 class _Clock:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.features.contrast import FeatureGroup
+from circuitsae.features.contrasts import FeatureGroup
 from circuitsae.interventions import Feature, PromptLike
 from circuitsae.interventions.controls import written_vectors
 from circuitsae.interventions.prompts import Library

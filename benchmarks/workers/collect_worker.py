@@ -1,0 +1,30 @@
+"""Collects feature cards of the pocket CLT over a number of tokens, and says what it took."""
+
+import logging
+import resource
+import sys
+import time
+from dataclasses import replace
+
+from measuring import answer, cpu_seconds
+
+from circuitsae.features import collect
+from circuitsae.loading import load_dictionaries, load_model
+from circuitsae.pocket.cards import CORPUS, SETTINGS
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    logging.disable(logging.CRITICAL)
+    model, dictionaries = load_model(), load_dictionaries()
+    held, cpu, wall = peak_mb(), cpu_seconds(), time.perf_counter()
+    cards = collect(model, dictionaries, CORPUS, replace(SETTINGS, tokens=int(sys.argv[1])), out=sys.argv[2])
+    taken = {"cpu": cpu_seconds() - cpu, "wall": time.perf_counter() - wall}
+    answer(tokens=cards.tokens_seen, **taken, peak_mb=peak_mb(), held_mb=held)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""`circuitsae features`: collect the cards of a dictionary's features, and browse them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from rich.console import Console
+
+from circuitsae.commands.shared import load_language_model, say_next
+from transcoders.errors import InputError
+
+if TYPE_CHECKING:
+    from circuitsae.features.cards import FeatureCards
+
+console = Console()
+features = tyro.extras.SubcommandApp()
+"""Feature cards: what every feature of a dictionary fires on, and what it writes."""
+
+
+@features.command
+def collect(
+    model: tyro.conf.Positional[str] = "pocket",
+    /,
+    *,
+    dictionaries: str | None = None,
+    corpus: str | None = None,
+    separator: str | None = None,
+    out: Path | None = None,
+    tokens: int = 1_000_000,
+    context: int | None = None,
+    top: int = 10,
+    strata: int = 4,
+    per_stratum: int = 2,
+    seed: int = 0,
+    resume: bool = True,
+    device: str = "cpu",
+) -> None:
+    """Collect feature cards of all layers in one pass over a corpus; a run that was killed goes on.
+
+    Args:
+        model: A hub name, a local Hugging Face folder, or "pocket".
+        dictionaries: A folder of dictionaries; the pocket model has its own.
+        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        separator: What stands between documents; default, as in the corpus, or the model's end-of-text token.
+        out: Folder for the cards; default cards/ in the dictionaries' folder, where every command looks for them.
+        tokens: Tokens to read.
+        context: Tokens of a row; default 128, and what it was trained with for the pocket model.
+        top: Strongest examples of a feature.
+        strata: Parts of the range of its activations to sample more examples from: 1, 2, 4, 8, 16 or 32.
+        per_stratum: Examples of each part.
+        seed: Of the samples.
+        resume: Go on from where an earlier run was killed.
+        device: cpu, cuda, cuda:1, mps.
+    """
+    from circuitsae.features.collection import CollectConfig, collect
+    from circuitsae.loading import POCKET, dictionaries_for, load_dictionaries
+    from circuitsae.pocket import dictionary_folder
+    from circuitsae.pocket.cards import CORPUS, SETTINGS
+
+    name = dictionaries_for(model, dictionaries)
+    folder = dictionary_folder(name)
+    if out is None and not folder.is_dir():
+        raise InputError(f"{name!r} is no local folder to keep the cards in; give --out FOLDER.")
+    if corpus is None and model != POCKET:
+        raise InputError(f"No corpus was named for {model}; give --corpus, a text file or the name of a data set.")
+    if context is None:
+        context = SETTINGS.context if model == POCKET else CollectConfig.context
+    config = CollectConfig(
+        tokens=tokens, context=context, top=top, strata=strata, per_stratum=per_stratum, seed=seed
+    )  # fmt: skip
+    language_model, target = load_language_model(model, device), out or folder / "cards"
+    cards = collect(
+        language_model,
+        load_dictionaries(name, device=device),
+        CORPUS if corpus is None else corpus,
+        config,
+        out=target,
+        separator=separator,
+        resume=resume,
+        progress=True,
+    )
+    _show(cards)
+    console.print(f"Cards: {target}", highlight=False, soft_wrap=True)
+    say_next(console, f"circuitsae features browse {target if out else name} --out features")
+
+
+@features.command
+def browse(dictionary: tyro.conf.Positional[str] = "pocket", /, *, out: Path, labels: Path | None = None) -> None:
+    """Write static pages of all features of a dictionary, with search and filters; needs no model.
+
+    Args:
+        dictionary: A dictionary with cards, its folder of cards, or "pocket", "pocket-plt", "pocket-sae".
+        out: Folder for the pages.
+        labels: A ledger of labels; default the one in the dictionary's folder, if there is one.
+    """
+    from circuitsae.features.cards import FeatureCards
+    from circuitsae.features.ledger import Ledger, ledger_path
+    from circuitsae.pocket import dictionary_folder
+    from circuitsae.report.browser import write_browser
+
+    folder = dictionary_folder(dictionary)
+    own = ledger_path(folder)
+    ledger = Ledger.load(labels) if labels is not None else Ledger.load(own) if own.is_file() else None
+    cards = FeatureCards.load(folder, ledger=ledger)
+    index = write_browser(cards, out)
+    _show(cards)
+    console.print(f"Pages: {index.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _show(cards: "FeatureCards") -> None:
+    """A table of the layers."""
+    from rich.table import Table
+
+    frame = cards.frame()
+    table = Table(title=f"Features over {cards.tokens_seen:,} tokens", title_justify="left")
+    for column in ("layer", "features", "dead", "median share of tokens", "labelled"):
+        table.add_column(column, justify="right")
+    for layer, rows in frame.groupby("layer"):
+        alive = rows[~rows.dead]
+        median = f"{alive.firing_rate.median():.3%}" if len(alive) else ""
+        table.add_row(str(layer), f"{len(rows):,}", f"{rows.dead.sum():,}", median, f"{(rows.status != '').sum():,}")
+    console.print(table)

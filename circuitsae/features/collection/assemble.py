@@ -1,0 +1,123 @@
+"""From what was gathered to a set of cards: compact arrays, and every token's text once."""
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from circuitsae.features.cards import TOP, FeatureCards
+from circuitsae.features.collection.contexts import NO_TOKEN
+from circuitsae.features.collection.keeping import Entries, Payload
+from circuitsae.features.collection.state import Collected
+from circuitsae.features.collection.weights import Ranked, dictionary_fingerprint, direct_logits, nearest
+from transcoders.dictionaries import DictionarySet
+from transcoders.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from circuitsae.features.collection.run import CollectConfig
+
+
+def assemble(
+    model: LanguageModel, dictionaries: DictionarySet, collected: Collected, config: "CollectConfig", corpus: str
+) -> FeatureCards:
+    """The cards of what was collected."""
+    statistics = collected.statistics
+    arrays = {
+        "count": statistics.count,
+        "mean": (statistics.sum / np.maximum(statistics.count, 1)).astype(np.float32),
+        "max": statistics.max,
+        "histogram": statistics.histogram,
+    }
+    arrays |= _examples(collected, config)
+    for name, ranked in _logits(model, dictionaries, config.logits).items():
+        arrays |= {f"{name}_token": ranked.index, f"{name}_value": ranked.value}
+    together = Ranked(*collected.together.neighbours(statistics.count, config.neighbours))
+    for name, ranked in (("neighbour", together), ("nearest", nearest(model, dictionaries, config.neighbours))):
+        arrays |= {f"{name}_index": ranked.index, f"{name}_score": ranked.value}
+    vocabulary = _number_tokens(arrays)
+    widths = [dictionaries.n_features(layer) for layer in range(dictionaries.n_layers)]
+    manifest: dict[str, Any] = {
+        "model": model.name,
+        "model_fingerprint": model.fingerprint(),
+        "kind": dictionaries.kind,
+        "widths": widths,
+        "dictionary": dictionary_fingerprint(dictionaries),
+        "corpus": corpus,
+        "tokens_seen": collected.tokens,
+        "dead": [int((part == 0).sum()) for part in np.split(statistics.count, np.cumsum(widths)[:-1])],
+        "cofiring": "exact" if collected.together.exact else "sketches",
+        "settings": {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "save_every"},
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy")}},
+        "vocabulary": [model.token_string(int(token)) for token in vocabulary],
+    }
+    return FeatureCards(manifest, {name: _narrow(name, array) for name, array in arrays.items()}, {})
+
+
+def _examples(collected: Collected, config: "CollectConfig") -> dict[str, np.ndarray]:
+    """Top examples of each feature, then those of its strata from the highest down that are not among them."""
+    top, top_payload = collected.top.kept.entries()
+    sample, sample_payload = collected.strata.kept.entries()
+    feature = np.concatenate([top.group, sample.group // config.strata])
+    stratum = np.concatenate([np.full(len(top.group), TOP), sample.group % config.strata])
+    payload = {name: np.concatenate([top_payload[name], sample_payload[name]]) for name in top_payload}
+    keep = np.concatenate([np.ones(len(top.group), bool), ~_among(sample, config.strata, top)])
+    order = np.flatnonzero(keep)
+    # Of a stratum the strongest first; ties by text, as kept.
+    rank = np.where(stratum == TOP, -config.strata, -stratum)
+    order = order[np.lexsort((order, -payload["value"][order], rank[order], feature[order]))]
+    payload, feature = _rows(payload, order), feature[order]
+    n = len(collected.statistics.count)
+    return {
+        "example_start": np.searchsorted(feature, np.arange(n + 1)),
+        "example_tokens": payload["tokens"],
+        "example_share": payload["activations"] / collected.statistics.max[feature, None],
+        "example_stratum": stratum[order],
+    }
+
+
+def _rows(payload: Payload, which: np.ndarray) -> Payload:
+    return {name: values[which] for name, values in payload.items()}
+
+
+def _among(sample: Entries, strata: int, top: Entries) -> np.ndarray:
+    """Which of the sampled contexts are top examples of their feature too."""
+    names = np.dtype([("feature", np.int64), ("key", np.uint64)])
+    own, others = np.empty(len(sample.group), names), np.empty(len(top.group), names)
+    own["feature"], own["key"] = sample.group // strata, sample.key
+    others["feature"], others["key"] = top.group, top.key
+    return np.isin(own, others)
+
+
+def _logits(model: LanguageModel, dictionaries: DictionarySet, k: int) -> dict[str, Ranked]:
+    sides: tuple[list[Ranked], list[Ranked]] = ([], [])
+    for layer in range(dictionaries.n_layers):
+        found = direct_logits(model, dictionaries, layer, k)
+        if found is None:
+            none = np.zeros((dictionaries.n_features(layer), min(k, model.d_vocab)))
+            found = (Ranked((none + NO_TOKEN).astype(np.int64), none),) * 2
+        for side, ranked in zip(sides, found, strict=True):
+            side.append(ranked)
+    joined = [Ranked(*(np.concatenate(parts) for parts in zip(*side, strict=True))) for side in sides]
+    return {"top": joined[0], "bottom": joined[1]}
+
+
+def _number_tokens(arrays: dict[str, np.ndarray]) -> Int[np.ndarray, "text"]:
+    """Replace token ids by 1 + their place among those in use, 0 for none; returns those in use."""
+    names = ("example_tokens", "top_token", "bottom_token")
+    used = np.unique(np.concatenate([arrays[name].ravel() for name in names]))
+    used = used[used != NO_TOKEN]
+    for name in names:
+        ids = arrays[name]
+        arrays[name] = np.where(ids == NO_TOKEN, 0, np.searchsorted(used, ids) + 1)
+    return used
+
+
+def _narrow(name: str, array: np.ndarray) -> np.ndarray:
+    """Integers in the smallest type that holds them; shares, scores and logit effects in half precision."""
+    if array.dtype.kind == "f":
+        return array if name in ("mean", "max") or np.abs(array).max(initial=0) > 6e4 else array.astype(np.float16)
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    kinds = (np.int8, np.int16, np.int32, np.int64) if low < 0 else (np.uint8, np.uint16, np.uint32, np.uint64)
+    return array.astype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))

@@ -1,0 +1,186 @@
+"""`collect`: the pass itself, from rows of tokens to a set of feature cards."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from rich.progress import Progress
+from torch import Tensor
+
+from circuitsae.features.cards import FeatureCards
+from circuitsae.features.collection.assemble import assemble
+from circuitsae.features.collection.contexts import FIRST, Chunk
+from circuitsae.features.collection.state import STATE, Collected
+from circuitsae.features.collection.statistics import Firing
+from circuitsae.features.collection.weights import dictionary_fingerprint
+from transcoders.data import pack_rows
+from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.dictionaries import DictionarySet
+from transcoders.errors import InputError
+from transcoders.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
+
+_TOKENS_AT_ONCE = 4096
+_BYTES_AT_ONCE = 128 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """What is collected of each feature."""
+
+    tokens: int = 1_000_000
+    """Tokens to read; fewer where the corpus ends before."""
+    context: int = 128
+    """Tokens of a row, at most the model's context; the first of each row has no features."""
+    top: int = 10
+    """Strongest examples."""
+    strata: int = 4
+    """Parts of the range of activations to sample examples from; a power of two, at most 32."""
+    per_stratum: int = 2
+    """Examples of each."""
+    before: int = 12
+    """Tokens of an example before the one it is of."""
+    after: int = 4
+    """And after it."""
+    logits: int = 10
+    """Tokens whose logits it raises most, and lowers most."""
+    neighbours: int = 10
+    """Features that fire on the same tokens, and as many that write in the same direction."""
+    seed: int = 0
+    """Of the samples."""
+    save_every: int = 100_000
+    """Tokens between two saves of the state that a killed run goes on from."""
+
+    def __post_init__(self) -> None:
+        least = {"tokens": 1, "context": 2, "top": 1, "per_stratum": 1, "before": 0, "after": 0, "logits": 1,
+                 "neighbours": 1, "seed": 0, "save_every": 1}  # fmt: skip
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise InputError(f"{name} = {getattr(self, name)} is too small; give {smallest} or more.")
+        if self.strata not in (1, 2, 4, 8, 16, 32):
+            raise InputError(f"strata = {self.strata} does not halve; give 1, 2, 4, 8, 16 or 32.")
+
+
+@torch.no_grad()
+def collect(
+    model: LanguageModel,
+    dictionaries: DictionarySet,
+    corpus: CorpusSource | Int[Tensor, "row pos"],
+    config: CollectConfig = CollectConfig(),
+    *,
+    out: str | Path | None = None,
+    separator: str | None = None,
+    resume: bool = True,
+    progress: bool = False,
+) -> FeatureCards:
+    """Feature cards of all layers, from one pass over a corpus.
+
+    Rates, means, histograms, top and stratified examples and (up to 8,192 features) co-firing are exact: what a dense
+    pass that keeps every activation would say. Of more features, co-firing comes from sketches. Memory does not grow
+    with the number of tokens. Position 0 of each row is left out, as everywhere. Of a corpus, the documents that
+    `train` holds out are not read, so that labels read off the cards can be tested on them; rows of token ids are read
+    as they are.
+
+    `out` gets the cards (`<dictionary>/cards` is where everything looks for them), and every `save_every` tokens the
+    state: a run that was killed goes on from there, and ends with the same numbers to the last bit.
+
+    Raises `DictionaryError` for dictionaries of another model, and `InputError` for a corpus without a single row, or
+    where `out` holds the state of a run with other settings.
+    """
+    dictionaries.check_fits(model)
+    context = min(config.context, model.context)
+    rows, name = _rows(model, corpus, context, separator)
+    if isinstance(corpus, Tensor):
+        context = corpus.shape[1]
+    n = sum(dictionaries.n_features(layer) for layer in range(dictionaries.n_layers))
+    window = config.before + 1 + config.after
+    collected = Collected(
+        n, top=config.top, strata=config.strata, per_stratum=config.per_stratum, window=window, seed=config.seed
+    )
+    identity = {"model": model.fingerprint(), "dictionary": dictionary_fingerprint(dictionaries), "corpus": name,
+                "context": context, **{k: v for k, v in asdict(config).items() if k != "save_every"}}  # fmt: skip
+    folder = None if out is None else Path(out)
+    if folder is not None and resume and (folder / STATE).is_file():
+        collected.restore(folder, identity)
+        logger.info("going on at token %d", collected.tokens)
+    _read(model, dictionaries, rows, collected, config, context, folder, identity, progress)
+    cards = assemble(model, dictionaries, collected, config, name)
+    if folder is not None:
+        cards.save(folder)
+        (folder / STATE).unlink(missing_ok=True)
+    return cards
+
+
+def _read(
+    model: LanguageModel,
+    dictionaries: DictionarySet,
+    rows: Iterator[Sequence[int]],
+    collected: Collected,
+    config: CollectConfig,
+    context: int,
+    folder: Path | None,
+    identity: dict[str, Any],
+    progress: bool,
+) -> None:
+    """Count the corpus chunk by chunk, from where `collected` stands."""
+    with_features = context - FIRST
+    n_rows = math.ceil(config.tokens / with_features)
+    at_once = _rows_at_once(len(collected.statistics.count), context)
+    rows = islice(rows, collected.rows, n_rows)
+    saved = collected.tokens
+    with Progress(disable=not progress, transient=True) as bar:
+        task = bar.add_task("collecting", total=n_rows, completed=collected.rows)
+        while batch := list(islice(rows, at_once)):
+            tokens = torch.tensor(batch, device=model.device)
+            firing = encode_rows(model, dictionaries, tokens)
+            chunk = Chunk(tokens.cpu().numpy(), collected.rows, firing, config.before, config.after)
+            collected.update(chunk, len(batch) * with_features)
+            bar.update(task, completed=collected.rows)
+            if folder is not None and collected.tokens - saved >= config.save_every and collected.rows < n_rows:
+                collected.save(folder, identity)
+                saved = collected.tokens
+    if collected.rows == 0:
+        raise InputError(f"The corpus does not fill a single row of {context} tokens; give more text.")
+    if collected.rows < n_rows:
+        logger.warning("the corpus ended after %d of %d tokens", collected.tokens, config.tokens)
+
+
+def encode_rows(model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"]) -> Firing:
+    """What fires where on rows of tokens, all layers together; nothing at position 0."""
+    found = model.activations(rows, dict.fromkeys(dictionaries.reads))
+    reads = torch.stack([found[site][:, FIRST:].flatten(0, 1) for site in dictionaries.reads])
+    features = dictionaries.encode(reads)
+    layer, place, feature = (column.cpu().numpy() for column in features.index.unbind(1))
+    widths = [dictionaries.n_features(i) for i in range(dictionaries.n_layers)]
+    first = np.concatenate([[0], np.cumsum(widths)])
+    body = rows.shape[1] - FIRST
+    token = place // body * rows.shape[1] + place % body + FIRST
+    return Firing(first[layer] + feature, token, features.value.float().cpu().numpy())
+
+
+def _rows_at_once(n_features: int, context: int) -> int:
+    """Rows whose dense activations, three times over, fit the budget."""
+    tokens = min(_TOKENS_AT_ONCE, _BYTES_AT_ONCE // (12 * max(1, n_features)))
+    return max(1, tokens // context)
+
+
+def _rows(
+    model: LanguageModel, corpus: CorpusSource | Tensor, context: int, separator: str | None
+) -> tuple[Iterator[Sequence[int]], str]:
+    if isinstance(corpus, Tensor):
+        if corpus.ndim != 2 or corpus.shape[1] < 2:
+            raise InputError(f"Rows of tokens must be [row, pos] with 2 or more positions; got {list(corpus.shape)}.")
+        for row in corpus[:1]:
+            model.check_tokens(row)
+        return (row.tolist() for row in corpus), "tokens"
+    opened = open_corpus(corpus)
+    separator = opened.separator_or(separator)
+    return pack_rows(model, opened.training(), context=context, separator=separator), opened.name
