@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +14,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from circuitsae.graph.files import write_atomically
+from circuitsae.report.cards import CardsLike, LedgerLike
 from circuitsae.report.data import GraphLike, ValidationLike, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
@@ -21,7 +23,12 @@ PlotlyJS = Literal["inline", "cdn", "directory"]
 """Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in `plotly.min.js` beside the page."""
 
 # Later files use what earlier ones put on `window.viewer`.
-_SCRIPTS = ("data", "state", "dom", "edges", "plot", "header", "panel", "list", "controls", "keyboard", "main")
+_SCRIPTS = (
+    *("format", "dom", "data", "state", "groups", "neuronpedia", "hash"),
+    *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
+    *("header", "card", "notes", "panel", "list", "controls"),
+    *("picture", "export", "keyboard", "main"),
+)
 _PLOTLY_FILE = "plotly.min.js"
 
 
@@ -30,21 +37,36 @@ def write_html(
     path: str | Path,
     *,
     validation: ValidationLike | pd.DataFrame | None = None,
+    cards: CardsLike | None = None,
+    ledger: LedgerLike | None = None,
+    supernodes: Sequence[Any] | None = None,
     plotlyjs: PlotlyJS = "inline",
     title: str | None = None,
 ) -> Path:
     """Write the interactive page of `graph` to `path` and return the path.
 
     The page is one file that opens from disk with the network unplugged, unless `plotlyjs` says otherwise. The file
-    appears under its name only when it is complete. `validation` adds what was measured to the edges it names.
+    appears under its name only when it is complete.
+
+    Args:
+        graph: what to draw.
+        path: the file to write.
+        validation: adds what was measured to the edges it names.
+        cards: feature cards; those of the graph's features go into the page.
+        ledger: labels of features, each shown with its evidence and as a hypothesis until a causal test supports it.
+        supernodes: suggested groups for the reader to accept, rename, split or dismiss: mappings or objects with
+            `name`, `members` (node ids), `reason` and `score`.
+        plotlyjs: where the page finds plotly.js.
+        title: of the page; the prompt and the model by default.
 
     Raises:
-        InputError: an unknown `plotlyjs`, or a graph whose tables lack columns or name unknown nodes.
+        InputError: an unknown `plotlyjs`, a graph whose tables lack columns or name unknown nodes, a suggested group
+            with a member that is not in the graph, or a card whose lists do not fit together.
     """
     if plotlyjs not in get_args(PlotlyJS):
         raise InputError(f"plotlyjs={plotlyjs!r} is not known; use one of {', '.join(map(repr, get_args(PlotlyJS)))}.")
     path = Path(path)
-    data = page_data(graph, validation)
+    data = page_data(graph, validation, cards=cards, ledger=ledger, supernodes=supernodes)
     data["title"] = title or _default_title(graph)
     page = _assemble(data, plotlyjs)
     if plotlyjs == "directory":

@@ -8,9 +8,13 @@
   viewer.fillHeader();
   viewer.startControls();
   viewer.startPanel();
+  viewer.startNotes();
   viewer.startList();
+  viewer.startBench();
+  viewer.startExport();
   viewer.startKeyboard();
   await viewer.startPlot();
+  viewer.startSupergraph();
   performance.mark("ready");
   document.documentElement.dataset.ready = "true";
 })(window.viewer);
