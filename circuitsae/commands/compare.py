@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from circuitsae.commands.shared import say_next
+from circuitsae.commands.shared import say_next, write_page
 
 if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph
@@ -70,7 +70,7 @@ def show_folder(folder: Path) -> None:
     from circuitsae.report import write_index
     from circuitsae.report.index import find_graphs
 
-    page = write_index(folder)
+    page = write_index(folder, write_page=write_page)
     console.print(f"{len(find_graphs(folder))} graphs", highlight=False)
     console.print(f"Index: {page.resolve()}", highlight=False, soft_wrap=True, markup=False)
     say_next(console, f"open {page} in a browser")

@@ -6,6 +6,8 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from circuitsae.commands.shared import write_page
+
 console = Console()
 
 
@@ -27,7 +29,6 @@ def import_graph(
     from circuitsae.console import show_graph
     from circuitsae.graph import prune
     from circuitsae.graph.exchange import read_graph
-    from circuitsae.report import write_html
 
     graph = read_graph(file)
     if (nodes, edges) != (1.0, 1.0):
@@ -35,7 +36,7 @@ def import_graph(
         graph = replace(pruned, provenance={**pruned.provenance, "pruned": [nodes, edges]})
     folder = out or Path("graphs") / file.stem
     graph.save(folder)
-    page = write_html(graph, folder / "graph.html")
+    page = write_page(graph, folder / "graph.html")
     show_graph(console, graph)
     console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True, markup=False)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from circuitsae.commands.compare import show_folder
-from circuitsae.commands.shared import Dtype, cards_of, load_replacement, say_next
+from circuitsae.commands.shared import Dtype, load_replacement, say_next, write_page
 from transcoders.errors import CheckFailedError, InputError
 
 console = Console()
@@ -135,7 +135,6 @@ def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, stro
 
     from circuitsae.console import show_graph
     from circuitsae.graph import load_graph
-    from circuitsae.report import write_html
     from circuitsae.report.index import find_graphs
 
     if not (graph / "graph.json").exists() and find_graphs(graph):
@@ -152,7 +151,7 @@ def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, stro
     for record in frame.to_dict("records"):
         table.add_row(*(_cell(record[column]) for column in columns))
     console.print(table)
-    page = write_html(loaded, html or graph / "graph.html", cards=cards_of(loaded))
+    page = write_page(loaded, html or graph / "graph.html")
     console.print(f"HTML: {page.resolve()}", highlight=False, soft_wrap=True)
     say_next(console, f"open {page} in a browser, or: circuitsae validate {graph}")
 
@@ -171,13 +170,11 @@ def _validate(
 
 def _write(graph: Any, check: Any, folder: Path) -> Path:
     """Graph, validation and page, each file whole or not at all."""
-    from circuitsae.report import write_html
-
     graph.save(folder)
     if check is not None:
         check.save(folder / "validation.json")
     edges = None if check is None else check.edges
-    return write_html(graph, folder / "graph.html", validation=edges, cards=cards_of(graph))
+    return write_page(graph, folder / "graph.html", validation=edges)
 
 
 def _check_identities(check: Any, dtype: str) -> None:

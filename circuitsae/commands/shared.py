@@ -2,17 +2,25 @@
 
 import logging
 import re
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from transcoders.errors import DictionaryError, FileFormatError
+
 if TYPE_CHECKING:
+    import pandas as pd
+
     from circuitsae.features.cards import FeatureCards
+    from circuitsae.features.ledger import Ledger
     from circuitsae.graph import AttributionGraph
     from circuitsae.replacement import ReplacementModel
     from transcoders.language_model import LanguageModel
 
+T = TypeVar("T")
 Dtype = Literal["float32", "float64", "bfloat16"]
 
 
@@ -38,20 +46,36 @@ def load_replacement(model: str, dictionaries: str | None, device: str, dtype: s
         return ReplacementModel(language_model, load_dictionaries(name, device=device))
 
 
-def cards_of(graph: "AttributionGraph") -> "FeatureCards | None":
-    """The feature cards beside the dictionaries that a graph names; None where there are none, or not of these."""
+def write_page(graph: "AttributionGraph", path: Path, *, validation: "pd.DataFrame | None" = None) -> Path:
+    """The page of a graph, with suggested supernodes, and the feature cards and labels beside its dictionaries."""
+    from circuitsae.graph import suggest_supernodes
+    from circuitsae.report import write_html
+
+    cards, ledger = _beside_dictionaries(graph)
+    supernodes = suggest_supernodes(graph, cards=cards)
+    return write_html(graph, path, validation=validation, cards=cards, ledger=ledger, supernodes=supernodes)
+
+
+def _beside_dictionaries(graph: "AttributionGraph") -> "tuple[FeatureCards | None, Ledger | None]":
+    """The cards and labels beside the dictionaries that a graph names; None where there are none, or not of these."""
     from circuitsae.features.cards import FeatureCards
+    from circuitsae.features.ledger import Ledger, ledger_path
     from circuitsae.pocket import dictionary_folder
-    from transcoders.errors import DictionaryError, FileFormatError
 
     source = graph.provenance.get("source") or {}
     name = source.get("dictionaries") or ("pocket" if source.get("model") == "pocket" else None)
-    if name is None or not FeatureCards.beside(folder := dictionary_folder(name)):
-        return None
+    if name is None:
+        return None, None
+    folder = dictionary_folder(name)
+    cards = _load_if(FeatureCards.beside(folder), FeatureCards.load, folder)
+    return cards, _load_if(ledger_path(folder).is_file(), Ledger.load, folder)
+
+
+def _load_if(there: bool, load: Callable[[Path], T], folder: Path) -> T | None:
     try:
-        return FeatureCards.load(folder)
+        return load(folder) if there else None
     except (DictionaryError, FileFormatError) as error:
-        logging.getLogger(__name__).warning("the page is without feature cards: %s", error)
+        logging.getLogger(__name__).warning("The page goes without: %s", error)
         return None
 
 

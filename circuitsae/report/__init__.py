@@ -1,11 +1,14 @@
 """What a reader sees: one offline HTML page per attribution graph, and a plain plotly figure for notebooks.
 
 Nothing here knows a model or imports torch: a saved graph draws on a machine without weights. `data` turns a graph into
-the numbers the page needs, `layout` places the nodes, `page` assembles `static/` into one file, `compare` puts two
-graphs on one page, `index` lists a folder of graphs, `figure` draws the strongest edges with plotly alone, `notebook`
-is a graph in a few lines, and `sample` makes up a seeded graph to try them on.
+the numbers the page needs, `cards` does so for feature cards, labels and suggested groups, `layout` places the nodes,
+`page` assembles `static/` into one file, `compare` puts two graphs on one page, `index` lists a folder of graphs,
+`browser` makes pages of feature cards, `figure` draws the strongest edges with plotly alone, `notebook` is a graph in a
+few lines, and `sample` makes up a seeded graph to try them on.
 """
 
+from circuitsae.report.browser import write_browser
+from circuitsae.report.cards import CardsLike, LedgerLike
 from circuitsae.report.compare import compare_html
 from circuitsae.report.data import GraphLike, ValidationLike
 from circuitsae.report.figure import to_figure
@@ -14,12 +17,15 @@ from circuitsae.report.notebook import summary_html
 from circuitsae.report.page import PlotlyJS, write_html
 
 __all__ = [
+    "CardsLike",
     "GraphLike",
+    "LedgerLike",
     "PlotlyJS",
     "ValidationLike",
     "compare_html",
     "summary_html",
     "to_figure",
+    "write_browser",
     "write_html",
     "write_index",
 ]

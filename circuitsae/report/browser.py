@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from circuitsae.graph.files import write_atomically
 from circuitsae.report.cards import card_data
-from circuitsae.report.page import _hash, _policy, _static, json_for_script
+from circuitsae.report.page import hash_source, json_for_script, policy, read_static
 from circuitsae.report.text import visible
 
 PER_PAGE = 64
@@ -122,10 +122,10 @@ def _card_page(data: Mapping[str, Any]) -> str:
 
 
 def _page(template: str, data: Mapping[str, Any], scripts: Sequence[str]) -> str:
-    script = "\n".join(map(_static, scripts))
+    script = "\n".join(map(read_static, scripts))
     return _filled(
         template,
-        policy=_policy(_hash(script)),
+        policy=policy(hash_source(script)),
         title=html.escape(data["title"]),
         data=json_for_script(data),
         scripts=f"<script>{script}</script>",
@@ -139,14 +139,14 @@ def _contents(title: str, cards: CardSet, lists: Sequence[str]) -> str:
         for layer, (name, width) in enumerate(zip(lists, cards.widths, strict=True))
     )
     about = html.escape(_about(cards.manifest))
-    return _filled("contents.html", policy=_policy("'none'"), title=html.escape(title), about=about, links=links)
+    return _filled("contents.html", policy=policy("'none'"), title=html.escape(title), about=about, links=links)
 
 
 def _filled(template: str, **parts: str) -> str:
     """A page with its place holders filled in one pass, so that nothing inside a part is taken for one."""
-    parts["style"] = _static("viewer.css") + _static("browser/browser.css")
+    parts["style"] = read_static("viewer.css") + read_static("browser/browser.css")
     pattern = r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/"
-    return re.sub(pattern, lambda m: parts[m[1] or m[2]], _static(f"browser/{template}"))
+    return re.sub(pattern, lambda m: parts[m[1] or m[2]], read_static(f"browser/{template}"))
 
 
 def _list_name(layer: int) -> str:

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuitsae.report.data import GraphLike, ValidationLike, page_data
-from circuitsae.report.data import _number as number
-from circuitsae.report.data import _with_validation as with_validation
+from circuitsae.report.data import GraphLike, ValidationLike, number, page_data, with_validation
 from circuitsae.report.page import PlotlyJS, write_page
 from circuitsae.report.text import shorten, visible
 from circuitsae.report.union import EDGE_VALUES, NODE_VALUES, Union, unite

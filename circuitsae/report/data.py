@@ -6,8 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
+from circuitsae.report.cards import CardsLike, LedgerLike, cards_data, labels_data, suggestions_data
 from circuitsae.report.layout import Band, Layout, arrange
-from circuitsae.report.text import visible
+from circuitsae.report.text import printable, visible
 from transcoders.errors import InputError
 
 NODE_COLUMNS = (
@@ -58,23 +59,40 @@ class ValidationLike(Protocol):
     def edges(self) -> pd.DataFrame: ...
 
 
-def page_data(graph: GraphLike, validation: ValidationLike | pd.DataFrame | None = None) -> dict[str, Any]:
-    """The JSON document of one page. NaN becomes null, numbers keep six significant digits."""
+def page_data(
+    graph: GraphLike,
+    validation: ValidationLike | pd.DataFrame | None = None,
+    *,
+    cards: CardsLike | None = None,
+    ledger: LedgerLike | None = None,
+    supernodes: Sequence[Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON document of one page. NaN becomes null, numbers keep six significant digits.
+
+    Tokens and texts are made visible; `raw` keeps them as the model has them, for exports.
+    """
     nodes = require(graph.nodes_frame(), NODE_COLUMNS, "nodes_frame()")
-    edges = _with_validation(require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()"), validation)
+    edges = with_validation(require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()"), validation)
     tokens = [visible(token) for token in graph.tokens]
     layout = arrange(nodes, tokens, graph.n_layers)
     scores = graph.scores if isinstance(graph.scores, Mapping) else graph.scores.as_dict()
+    columns = _node_columns(nodes)
     return {
         "tokens": tokens,
         "n_layers": graph.n_layers,
-        "scores": {name: _number(value) for name, value in scores.items()},
+        "scores": {name: number(value) for name, value in scores.items()},
         "provenance": _plain({key: item for key, item in graph.provenance.items() if key != "carried"}),
-        "nodes": _node_columns(nodes) | _coordinates(layout),
+        "nodes": columns | _coordinates(layout),
         "edges": _edge_columns(edges, nodes["id"].tolist()),
         "columns": [_band(column) for column in layout.columns],
         "rows": [_band(row) for row in layout.rows],
         "bias_column": _band(layout.bias_column) if layout.bias_column else None,
+        "raw": _raw(graph.tokens, nodes["text"].fillna("").tolist(), columns),
+        "opened": _opened(graph.provenance),
+        "cards": cards_data(cards, nodes),
+        "labels": labels_data(ledger, nodes),
+        "supernodes": suggestions_data(supernodes, nodes["id"].tolist()),
+        "comparison": None,
     }
 
 
@@ -88,7 +106,7 @@ def require(frame: pd.DataFrame, columns: Sequence[str], origin: str) -> pd.Data
     return frame.reset_index(drop=True)
 
 
-def _with_validation(edges: pd.DataFrame, validation: ValidationLike | pd.DataFrame | None) -> pd.DataFrame:
+def with_validation(edges: pd.DataFrame, validation: ValidationLike | pd.DataFrame | None) -> pd.DataFrame:
     """The edges with what was measured on them; a validation given here replaces columns the graph already had."""
     if validation is None:
         return edges
@@ -117,7 +135,29 @@ def _node_columns(nodes: pd.DataFrame) -> dict[str, list[Any]]:
         "kind": [str(kind) for kind in nodes["kind"]],
         "text": texts,
         **{column: [int(v) for v in nodes[column]] for column in ("layer", "pos", "index")},
-        **{column: [_number(v) for v in nodes[column]] for column in NODE_COLUMNS[6:]},
+        **{column: [number(v) for v in nodes[column]] for column in NODE_COLUMNS[6:]},
+    }
+
+
+def _raw(tokens: Sequence[str], texts: Sequence[Any], columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """The tokens, and by row the texts of other nodes that the page shows in another form."""
+    rows = enumerate(zip(columns["kind"], columns["text"], map(str, texts), strict=True))
+    changed = {str(row): text for row, (kind, shown, text) in rows if kind != "token" and text != shown}
+    return {"tokens": [str(token) for token in tokens], "texts": changed}
+
+
+def _opened(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Pinned nodes and supernodes that a file of Neuronpedia's format came with, by its node ids."""
+    found: Any = provenance
+    for key in ("carried", "neuronpedia", "document", "qParams"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping):
+        return None
+    pinned, groups = (value if isinstance(value, list) else [] for value in map(found.get, ("pinnedIds", "supernodes")))
+    strings = [row for row in groups if isinstance(row, list) and all(isinstance(item, str) for item in row)]
+    return {
+        "pinned": [item for item in pinned if isinstance(item, str)],
+        "groups": [[printable(row[0]), *row[1:]] for row in strings if len(row) > 1],
     }
 
 
@@ -131,21 +171,21 @@ def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
         columns[end] = [place[node] for node in edges[end]]
     for name in ("weight", "share", *_MEASUREMENTS):
         if name in edges:
-            columns[name] = [_number(value) for value in edges[name]]
+            columns[name] = [number(value) for value in edges[name]]
     if "verdict" in edges:
         columns["verdict"] = [value if value in VERDICTS else None for value in edges["verdict"].tolist()]
     return columns
 
 
 def _coordinates(layout: Layout) -> dict[str, list[Any]]:
-    return {"x": [_number(x) for x in layout.x], "y": [_number(y) for y in layout.y]}
+    return {"x": [number(x) for x in layout.x], "y": [number(y) for y in layout.y]}
 
 
 def _band(band: Band) -> dict[str, Any]:
-    return {"label": band.label, "start": _number(band.start), "end": _number(band.end)}
+    return {"label": band.label, "start": number(band.start), "end": number(band.end)}
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     if value is None or pd.isna(value) or not math.isfinite(value):
         return None
     return float(f"{float(value):.{_DIGITS}g}")

@@ -2,16 +2,16 @@
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from circuitsae.graph import AttributionGraph
 from circuitsae.graph.files import Header, load_graph, load_header, write_atomically
 from circuitsae.graph.nodes import NodeKind
-from circuitsae.report.data import VERDICTS
-from circuitsae.report.data import _number as number
+from circuitsae.report.data import VERDICTS, number
 from circuitsae.report.page import hash_source, json_for_script, read_static, write_html
 from circuitsae.report.text import visible
 from transcoders.errors import FileFormatError, InputError
@@ -28,12 +28,19 @@ def find_graphs(folder: str | Path) -> list[Path]:
     return sorted(path.parent for depth in range(1, _DEPTH + 1) for path in folder.glob("*/" * depth + "graph.json"))
 
 
-def write_index(folder: str | Path, *, title: str | None = None) -> Path:
+def write_index(
+    folder: str | Path, *, title: str | None = None, write_page: Callable[[AttributionGraph, Path], Path] = write_html
+) -> Path:
     """Write `index.html` in a folder of graphs, and return its path; needs no model.
 
     One offline page with a row per graph: prompt, model, most probable token, scores, verdicts, sizes, date, and a link
     to the graph's own page, which is written where there is none or the graph was saved since. A graph that cannot be
     read is listed with the reason.
+
+    Args:
+        folder: Where the graphs are, up to three levels deep.
+        title: Of the page.
+        write_page: What writes a graph's own page.
 
     Raises:
         InputError: no graph in the folder, or more than 10,000.
@@ -44,18 +51,20 @@ def write_index(folder: str | Path, *, title: str | None = None) -> Path:
         raise InputError(f"There is no graph in {folder}; give a folder with folders that `trace` or `import` wrote.")
     if len(graphs) > _MOST:
         raise InputError(f"{folder} has {len(graphs):,} graphs, more than {_MOST:,}; give a folder with fewer.")
-    data = {"title": title or f"Graphs in {folder.resolve().name}", "rows": list(_rows(folder, graphs))}
+    data = {"title": title or f"Graphs in {folder.resolve().name}", "rows": list(_rows(folder, graphs, write_page))}
     write_atomically(folder / INDEX, _page(data).encode())
     return folder / INDEX
 
 
-def _rows(folder: Path, graphs: list[Path]) -> Iterator[dict[str, Any]]:
+def _rows(
+    folder: Path, graphs: list[Path], write_page: Callable[[AttributionGraph, Path], Path]
+) -> Iterator[dict[str, Any]]:
     for graph in graphs:
         name = graph.relative_to(folder).as_posix()
         row = {"name": visible(name), "date": _saved(graph).strftime("%Y-%m-%d %H:%M")}
         try:
             head = load_header(graph)
-            page = _own_page(graph)
+            page = _own_page(graph, write_page)
         except FileFormatError as error:
             yield row | {"problem": visible(str(error))}
         else:
@@ -81,10 +90,10 @@ def summary(head: Header) -> dict[str, Any]:
     }
 
 
-def _own_page(graph: Path) -> Path:
+def _own_page(graph: Path, write_page: Callable[[AttributionGraph, Path], Path]) -> Path:
     page = graph / PAGE
     if not page.is_file() or page.stat().st_mtime < (graph / "graph.json").stat().st_mtime:
-        write_html(load_graph(graph), page)
+        write_page(load_graph(graph), page)
     return page
 
 

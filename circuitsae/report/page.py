@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +14,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from circuitsae.graph.files import write_atomically
+from circuitsae.report.cards import CardsLike, LedgerLike
 from circuitsae.report.data import GraphLike, ValidationLike, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
@@ -22,18 +24,10 @@ PlotlyJS = Literal["inline", "cdn", "directory"]
 
 # Later files use what earlier ones put on `window.viewer`.
 _SCRIPTS = (
-    "data",
-    "compare",
-    "state",
-    "dom",
-    "edges",
-    "plot",
-    "header",
-    "panel",
-    "list",
-    "controls",
-    "keyboard",
-    "main",
+    *("format", "dom", "data", "compare", "state", "groups", "neuronpedia", "hash"),
+    *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
+    *("header", "card", "notes", "panel", "list", "controls"),
+    *("picture", "export", "keyboard", "main"),
 )
 _PLOTLY_FILE = "plotly.min.js"
 
@@ -43,18 +37,33 @@ def write_html(
     path: str | Path,
     *,
     validation: ValidationLike | pd.DataFrame | None = None,
+    cards: CardsLike | None = None,
+    ledger: LedgerLike | None = None,
+    supernodes: Sequence[Any] | None = None,
     plotlyjs: PlotlyJS = "inline",
     title: str | None = None,
 ) -> Path:
     """Write the interactive page of `graph` to `path` and return the path.
 
     The page is one file that opens from disk with the network unplugged, unless `plotlyjs` says otherwise. The file
-    appears under its name only when it is complete. `validation` adds what was measured to the edges it names.
+    appears under its name only when it is complete.
+
+    Args:
+        graph: what to draw.
+        path: the file to write.
+        validation: adds what was measured to the edges it names.
+        cards: feature cards; those of the graph's features go into the page.
+        ledger: labels of features, each shown with its evidence and as a hypothesis until a causal test supports it.
+        supernodes: suggested groups for the reader to accept, rename, split or dismiss: mappings or objects with
+            `name`, `members` (node ids), `reason` and `score`.
+        plotlyjs: where the page finds plotly.js.
+        title: of the page; the prompt and the model by default.
 
     Raises:
-        InputError: an unknown `plotlyjs`, or a graph whose tables lack columns or name unknown nodes.
+        InputError: an unknown `plotlyjs`, a graph whose tables lack columns or name unknown nodes, a suggested group
+            with a member that is not in the graph, or a card whose lists do not fit together.
     """
-    data = page_data(graph, validation)
+    data = page_data(graph, validation, cards=cards, ledger=ledger, supernodes=supernodes)
     data["title"] = title or _default_title(graph)
     return write_page(data, path, plotlyjs)
 
@@ -81,7 +90,7 @@ def _assemble(data: dict[str, Any], plotlyjs: PlotlyJS) -> str:
     viewer = "\n".join(read_static(f"js/{name}.js") for name in _SCRIPTS)
     plotly_tag, plotly_source = _plotly(plotlyjs)
     parts = {
-        "policy": _policy(plotly_source, hash_source(viewer)),
+        "policy": policy(plotly_source, hash_source(viewer)),
         "title": html.escape(data["title"]),
         "style": read_static("viewer.css") + read_static("compare.css"),
         "data": json_for_script(data),
@@ -112,7 +121,7 @@ def _plotly(plotlyjs: PlotlyJS) -> tuple[str, str]:
             return f'<script src="{_PLOTLY_FILE}"></script>', "'self'"
 
 
-def _policy(*scripts: str) -> str:
+def policy(*scripts: str) -> str:
     """Nothing may be loaded or sent, and only the named scripts run; plotly.js sets styles on its elements."""
     return (
         f"default-src 'none'; script-src {' '.join(scripts)}; style-src 'unsafe-inline'; "

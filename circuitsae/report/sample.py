@@ -98,6 +98,70 @@ def small_graph() -> AttributionGraph:
     return graph.annotate(pd.DataFrame([note]))
 
 
+class SampleCards:
+    """Made-up cards of the features of a sample graph, of plausible shape; some features have none."""
+
+    def __init__(self, graph: SampleGraph, *, share: float = 0.9, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        features = graph.nodes.query("kind == 'feature'")[["layer", "index"]].drop_duplicates()
+        pairs = [(int(layer), int(index)) for layer, index in features.itertuples(index=False)]
+        self.cards = {
+            f"{layer}.{index}": _card(rng, layer, index, pairs, graph.tokens)
+            for layer, index in pairs
+            if rng.random() < share
+        }
+
+    def for_nodes(self, nodes: pd.DataFrame, /) -> dict[str, dict[str, Any]]:
+        """Cards by `"{layer}.{index}"`."""
+        return self.cards
+
+
+def _card(
+    rng: np.random.Generator, layer: int, index: int, pairs: Sequence[tuple[int, int]], words: Sequence[str]
+) -> dict[str, Any]:
+    most = float(rng.gamma(6.0))
+    others = [pairs[k] for k in rng.permutation(len(pairs))[:5]]
+    logits = sorted(rng.normal(0, 0.3, 10).tolist(), reverse=True)
+    strata = ["top"] * 6 + ["70-90 %", "50-70 %", "30-50 %", "10-30 %"]
+    bins = np.linspace(0, most, 21)
+    return {
+        "layer": layer,
+        "feature": index,
+        "firing_rate": float(rng.beta(1, 60)),
+        "tokens_seen": 1_000_000,
+        "dead": False,
+        "max_activation": most,
+        "mean_activation": most / 4,
+        "histogram": {"edges": bins.tolist(), "counts": (4000 * np.exp(-bins[:-1] / most * 5)).astype(int).tolist()},
+        "examples": [_example(rng, words, most * (1 - 0.08 * k), stratum) for k, stratum in enumerate(strata)],
+        "top_logits": [{"token": words[k % len(words)], "value": v} for k, v in enumerate(logits[:5])],
+        "bottom_logits": [{"token": words[-k % len(words)], "value": v} for k, v in enumerate(logits[:4:-1])],
+        "neighbours": [{"layer": a, "feature": b, "score": 0.9 - 0.1 * k} for k, (a, b) in enumerate(others)],
+        "nearest": [{"layer": a, "feature": b + 1, "score": 0.8 - 0.1 * k} for k, (a, b) in enumerate(others)],
+        "label": None,
+    }
+
+
+def _example(rng: np.random.Generator, words: Sequence[str], peak: float, stratum: str) -> dict[str, Any]:
+    tokens = [str(words[k]) for k in rng.integers(1 % len(words), len(words), 24)]
+    activations = np.where(rng.random(24) < 0.15, rng.random(24) * peak, 0.0)
+    at = int(rng.integers(10, 22))
+    activations[at] = peak
+    return {"tokens": tokens, "activations": activations.tolist(), "peak": at, "stratum": stratum}
+
+
+def sample_suggestions(graph: SampleGraph, *, groups: int = 3, size: int = 4) -> list[dict[str, Any]]:
+    """Suggested groups of the most influential features, a layer's together."""
+    features = graph.nodes.query("kind == 'feature'").sort_values("influence", ascending=False)
+    made = []
+    for layer, members in list(features.groupby("layer"))[:groups]:
+        ids = members["id"].tolist()[:size]
+        made.append(
+            {"name": f"layer {layer} group", "members": ids, "reason": "inputs and outputs alike", "score": 0.75}
+        )
+    return made
+
+
 def _words(sentence: str) -> list[str]:
     return [" " + word for word in sentence.replace(",", " ,").split()]
 

@@ -17,6 +17,11 @@ def visible(token: str) -> str:
     return "·" * left + "".join(_visible_character(c) for c in inner) + "·" * right
 
 
+def printable(text: str) -> str:
+    """Running text: spaces stay, line ends and controls get a visible form."""
+    return "".join(_visible_character(character) for character in text)
+
+
 def _visible_character(character: str) -> str:
     if character in _NAMED:
         return _NAMED[character]

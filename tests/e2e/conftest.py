@@ -30,11 +30,10 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def open_page(chromium: Browser) -> Iterator[OpenPage]:
+def watched_pages(chromium: Browser) -> Iterator[OpenPage]:
     """Opens a file, `#hash` included, and waits until it is drawn.
 
-    When the test ends: no page asked for anything but files, wrote an error or a warning to the console, or threw.
+    When it ends: no page asked for anything but files, wrote an error or a warning to the console, or threw.
     """
     complaints: list[str] = []
     pages: list[Page] = []
@@ -61,3 +60,15 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
     for page in pages:
         page.close()
     assert not complaints, complaints
+
+
+@pytest.fixture
+def open_page(chromium: Browser) -> Iterator[OpenPage]:
+    """`watched_pages` of one test."""
+    yield from watched_pages(chromium)
+
+
+@pytest.fixture(scope="module")
+def open_shared(chromium: Browser) -> Iterator[OpenPage]:
+    """`watched_pages` that the tests of a module share."""
+    yield from watched_pages(chromium)

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from circuitsae.report import write_html
-from circuitsae.report.sample import sample_graph
+from circuitsae.report.sample import SampleCards, sample_graph, sample_suggestions
 
 OpenPage = Callable[..., Page]
 HOSTILE = [
@@ -20,6 +20,21 @@ HOSTILE = [
     "\u202eevil",
     "\n",
 ]
+
+
+# The median time from the choice of a busy node to the next frame.
+HIGHLIGHT = """async () => {
+    const degree = i => viewer.inputs[i].length + viewer.outputs[i].length;
+    const busiest = [...Array(viewer.count).keys()].sort((a, b) => degree(b) - degree(a)).slice(0, 7);
+    const times = [];
+    for (const i of busiest) {
+        const start = performance.now();
+        viewer.select(i);
+        await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+        times.push(performance.now() - start);
+    }
+    return times.sort((a, b) => a - b)[3];
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +141,10 @@ def test_keyboard_walks_edges_and_searches(html: Path, open_page: OpenPage):
     assert chosen(page) == strongest[0]
     page.keyboard.press("ArrowRight")
     assert chosen(page) == strongest[1]
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_hidden()
     page.keyboard.press("/")
     page.keyboard.type("mary tok@")
     assert page.locator("#node-list [role=option]:not([hidden])").count() == 1
@@ -187,6 +206,10 @@ def test_dark_mode_follows_the_system_and_the_button(html: Path, open_page: Open
     assert page.locator("html").get_attribute("data-theme") == "dark"
     page.locator("#theme").click()
     assert page.locator("html").get_attribute("data-theme") == "light"
+    moving = "getComputedStyle(document.getElementById('all-edges')).transitionDuration"
+    assert page.evaluate(moving) == "0s"
+    page.emulate_media(reduced_motion="no-preference")
+    assert page.evaluate(moving) != "0s"
 
 
 @pytest.mark.parametrize("viewport", [{"width": 700, "height": 900}, {"width": 1100, "height": 600}])
@@ -196,29 +219,25 @@ def test_small_windows_do_not_scroll_sideways(html: Path, open_page: OpenPage, v
     assert page.locator("#plot").bounding_box()["height"] >= 300  # pyright: ignore[reportOptionalSubscript]
 
 
-def test_ten_thousand_edges(tmp_path: Path, open_page: OpenPage):
-    """Bounds are several times what an idle machine needs (1.8 s and 0.06 s), so that a busy one does not fail."""
+def test_ten_thousand_edges(tmp_path: Path, open_page: OpenPage, capsys: pytest.CaptureFixture[str]):
+    """Best of three, so that a busy machine does not fail: under 3 s until drawn, under 100 ms until the next frame."""
     tokens = ["<bos>", *(f" word{i}" for i in range(14))]
     graph = sample_graph(tokens=tokens, n_layers=12, n_features=270, n_edges=10_000, n_logits=8)
     assert len(graph.nodes_frame()) == 500
     assert len(graph.edges_frame()) == 10_000
-    path = write_html(graph, tmp_path / "large.html")
+    path = write_html(graph, tmp_path / "large.html", cards=SampleCards(graph), supernodes=sample_suggestions(graph))
     assert path.stat().st_size < 8_000_000
+    loads, highlights = [], []
     page = open_page(path)
-    load = page.evaluate("performance.measure('load', {start: 0, end: 'ready'}).duration")
-    highlight = page.evaluate(
-        """async () => {
-            const degree = i => viewer.inputs[i].length + viewer.outputs[i].length;
-            const busiest = [...Array(viewer.count).keys()].sort((a, b) => degree(b) - degree(a)).slice(0, 7);
-            const times = [];
-            for (const i of busiest) {
-                const start = performance.now();
-                viewer.select(i);
-                await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
-                times.push(performance.now() - start);
-            }
-            return times.sort((a, b) => a - b)[3];
-        }"""
-    )
-    assert load < 12_000, f"{load:.0f} ms until drawn"
-    assert highlight < 400, f"{highlight:.0f} ms from choice to next frame"
+    for attempt in range(3):
+        if attempt:
+            page.reload()
+            page.wait_for_selector("html[data-ready]")
+        loads.append(page.evaluate("performance.measure('load', {start: 0, end: 'ready'}).duration"))
+        highlights.append(page.evaluate(HIGHLIGHT))
+        if loads[-1] < 3000 and highlights[-1] < 100:
+            break
+    with capsys.disabled():
+        print(f" [10,000 edges: drawn after {min(loads):.0f} ms, highlight {min(highlights):.0f} ms] ", end="")
+    assert min(loads) < 3000, loads
+    assert min(highlights) < 100, highlights

@@ -6,16 +6,19 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
+from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
 from circuitsae.report import to_figure, write_html
+from circuitsae.report.cards import card_data
 from circuitsae.report.data import page_data
 from circuitsae.report.layout import arrange
-from circuitsae.report.sample import sample_graph
+from circuitsae.report.sample import SampleCards, sample_graph, sample_suggestions
 from circuitsae.report.text import plotly_text, visible
 from transcoders.errors import InputError
 
@@ -63,7 +66,8 @@ def test_hostile_tokens_reach_the_page_only_as_escaped_data(tmp_path: Path):
 
 def test_the_file_loads_nothing(tmp_path: Path):
     page = own_text(write_html(sample_graph(), tmp_path / "page.html"))
-    assert not re.search(r"https?://|@import|url\(", page)
+    page = page.replace("http://www.w3.org/2000/svg", "")  # a name, never loaded
+    assert not re.search(r"https?://|@import|url\((?!#)", page)
     assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,"]
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy
@@ -185,3 +189,91 @@ def test_figure_draws_the_strongest_edges_in_a_few_traces():
 def test_report_does_not_import_torch():
     code = "import sys, circuitsae.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_cards_of_the_graph_are_embedded_bounded_and_rounded(tmp_path: Path):
+    graph = sample_graph(n_features=200)
+    cards = SampleCards(graph, share=1.0)
+    key = next(iter(cards.cards))
+    tokens = ["\n", "", *(f" word{k}" for k in range(198))]
+    long = {"tokens": tokens, "activations": [0.0] * 150 + [1.23456789] + [0.0] * 49, "peak": 150}
+    cards.cards[key] |= {"examples": [long] * 30, "max_activation": 1.23456789, "mean_activation": float("nan")}
+    cards.cards["99.99"] = cards.cards[key] | {"layer": 99, "feature": 99}
+    data = data_of(write_html(graph, tmp_path / "cards.html", cards=cards).read_text(encoding="utf-8"))
+    assert len(data["cards"]) == 200
+    card = data["cards"][key]
+    assert card["max_activation"] == 1.235
+    assert not {"mean_activation", "label", "dead"} & set(card)
+    assert len(card["examples"]) == 10
+    example = card["examples"][0]
+    assert len(example["tokens"]) == len(example["activations"]) == 48
+    assert example["tokens"][example["peak"]] == tokens[150]
+    assert example["activations"][example["peak"]] == 1.235
+    assert len(json.dumps(data["cards"])) < 1_000_000
+
+
+def test_tokens_of_a_card_are_visible_and_spaces_stay():
+    card = card_data(
+        {
+            "layer": 0,
+            "feature": 1,
+            "examples": [{"tokens": [" a", "\n", "", "\u202e"], "activations": [0, 1, 0, 0], "peak": None}],
+            "top_logits": [{"token": " a", "value": 1 / 3}],
+        }
+    )
+    assert card["examples"] == [
+        {"tokens": [" a", "↵", "∅", "\\u202e"], "activations": [0, 1, 0, 0], "peak": 1, "stratum": "top"}
+    ]
+    assert card["top_logits"] == [{"token": "·a", "value": 0.3333}]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"examples": [{"tokens": ["a"], "activations": [1, 2]}]}, "1 tokens and 2 activations"),
+        ({"histogram": {"edges": [0, 1], "counts": [1, 2]}}, "2 edges and 2 counts"),
+    ],
+)
+def test_cards_that_do_not_fit_together_are_refused(part: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        card_data({"layer": 0, "feature": 0} | part)
+
+
+def test_labels_say_whether_they_were_tested():
+    graph = sample_graph()
+    key = next(iter(SampleCards(graph, share=1.0).cards))
+    row = Evidence("steering", Verdict.SUPPORTED, {"effect": 0.51234, "prompts": 40}, "circuitsae steer")
+    ledger = Ledger([Label("group", (key, "0.0")), Label("names", (key,)).with_rows(row), Label("else", ("9.9",))])
+    labels = page_data(graph, ledger=ledger)["labels"]
+    assert labels == {
+        key: {
+            "text": "names",
+            "status": "supported",
+            "display": "names; hypothesis: group",
+            "evidence": ["steering: supported · effect 0.512, prompts 40 · circuitsae steer"],
+        }
+    }
+
+
+def test_suggested_groups_are_of_this_graph():
+    graph = sample_graph()
+    made = [*sample_suggestions(graph, groups=1), SimpleNamespace(name="object", members=["tok@1"], score=float("inf"))]
+    data = page_data(graph, supernodes=made)["supernodes"]
+    assert data[0]["reason"] == "inputs and outputs alike"
+    assert data[1] == {"name": "object", "members": ["tok@1"], "reason": "", "score": None}
+    with pytest.raises(InputError, match="9.9@9"):
+        page_data(graph, supernodes=[{"name": "x", "members": ["9.9@9"]}])
+
+
+def test_the_page_keeps_the_tokens_of_the_model_and_the_pins_of_the_file():
+    graph = sample_graph(tokens=HOSTILE, n_features=5, n_edges=20)
+    assert page_data(graph)["opened"] is None
+    held = {"pinnedIds": ["E_0_0", 7], "supernodes": [["two", "E_0_0", "E_1_1"], "bad", [1]]}
+    graph.provenance = dict(graph.provenance) | {"carried": {"neuronpedia": {"document": {"qParams": held}}}}
+    data = page_data(graph)
+    assert data["opened"] == {"pinned": ["E_0_0"], "groups": [["two", "E_0_0", "E_1_1"]]}
+    assert data["raw"]["tokens"] == HOSTILE
+    rows = [row for row, kind in enumerate(data["nodes"]["kind"]) if kind == "logit"]
+    texts = graph.nodes_frame()["text"].tolist()
+    for row in rows:
+        assert data["raw"]["texts"].get(str(row), data["nodes"]["text"][row]) == texts[row]

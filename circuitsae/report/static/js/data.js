@@ -1,9 +1,10 @@
-// The graph of this page: columns of nodes and edges, who is joined to whom, and how numbers and names are written.
+// The graph of this page: columns of nodes and edges, who is joined to whom, labels and cards, and what nodes are called.
 (function (viewer) {
   "use strict";
 
   const page = JSON.parse(document.getElementById("graph-data").textContent);
   const { nodes, edges } = page;
+  const { element, text } = viewer;
   const count = nodes.id.length;
   const edgeCount = edges.source.length;
   const indexOf = new Map(nodes.id.map((id, i) => [id, i]));
@@ -26,21 +27,45 @@
   const layerName = (i) =>
     nodes.layer[i] < 0 ? "tokens" : nodes.layer[i] >= page.n_layers ? "logits" : `layer ${nodes.layer[i]}`;
 
-  // A node's own name, without its place.
-  function name(i) {
-    const text = nodes.text[i];
+  // A feature has one card and one label, whatever the position.
+  const keyOf = (i) => (nodes.kind[i] === "feature" ? `${nodes.layer[i]}.${nodes.index[i]}` : null);
+  const own = (table, key) => (key !== null && Object.hasOwn(table ?? {}, key) ? table[key] : null);
+  const cardOf = (i) => own(page.cards, keyOf(i));
+  const labelOf = (i) => own(page.labels, keyOf(i)) ?? cardOf(i)?.label ?? null;
+
+  const places = new Map();
+  for (let i = 0; i < count; i++) {
+    const key = keyOf(i);
+    if (key !== null) places.set(key, [...(places.get(key) ?? []), i]);
+  }
+  for (const list of places.values()) list.sort((a, b) => (nodes.influence[b] ?? 0) - (nodes.influence[a] ?? 0));
+
+  // The node of a feature at this position, else where it matters most; undefined where the graph has none.
+  function nodeOf(layer, feature, pos) {
+    const found = places.get(`${layer}.${feature}`) ?? [];
+    return found.find((i) => nodes.pos[i] === pos) ?? found[0];
+  }
+
+  // A node's own name, without its place and its label.
+  function title(i) {
+    const words = nodes.text[i];
     switch (nodes.kind[i]) {
       case "token":
-        return text;
+        return words;
       case "logit":
-        return `→ ${text}`;
+        return `→ ${words}`;
       case "error":
         return `error L${nodes.layer[i]}`;
       default: {
-        const own = nodes.id[i].split("@")[0];
-        return text && !own.includes(text) ? `${own} ${text}` : own;
+        const id = nodes.id[i].split("@")[0];
+        return words && !id.includes(words) ? `${id} ${words}` : id;
       }
     }
+  }
+
+  function name(i) {
+    const label = labelOf(i);
+    return label ? `${title(i)} ${label.display}` : title(i);
   }
 
   // Where a node stands: its position and the token there, apart, because a token may be written right to left.
@@ -50,17 +75,11 @@
     return [`@${pos}`, nodes.kind[i] === "token" ? "" : (page.tokens[pos] ?? "")];
   }
 
-  function number(value) {
-    if (value === null || value === undefined) return "–";
-    const size = Math.abs(value);
-    const text = size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : String(+value.toPrecision(3));
-    return text.replace("-", "−");
-  }
+  const nodeName = (i) => text(name(i));
 
-  function percent(value) {
-    if (value === null || value === undefined) return "–";
-    const hundredths = 100 * value;
-    return hundredths !== 0 && hundredths < 0.1 ? "<0.1 %" : `${hundredths.toFixed(hundredths < 10 ? 1 : 0)} %`;
+  function nodePlace(i) {
+    const [position, token] = place(i);
+    return element("span", { class: "place" }, `${position} `, text(token));
   }
 
   Object.assign(viewer, {
@@ -78,9 +97,13 @@
     tested: verdictCounts.untested < edgeCount,
     KIND_NAMES,
     layerName,
+    cardOf,
+    labelOf,
+    nodeOf,
+    title,
     name,
     place,
-    number,
-    percent,
+    nodeName,
+    nodePlace,
   });
 })((window.viewer ??= {}));

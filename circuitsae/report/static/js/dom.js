@@ -1,9 +1,10 @@
-// Building elements. Strings become text nodes, never markup: tokens are untrusted.
+// Building elements. Strings become text nodes, never markup: tokens are untrusted. Knows no graph.
 (function (viewer) {
   "use strict";
 
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
+  const SVG = "http://www.w3.org/2000/svg";
+
+  function fill(made, attributes, children) {
     for (const [key, value] of Object.entries(attributes)) {
       if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
       else if (value !== null && value !== undefined) made.setAttribute(key, value);
@@ -11,6 +12,11 @@
     made.append(...children.filter((child) => child !== null && child !== undefined));
     return made;
   }
+
+  const element = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+  const svg = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+  const button = (label, onclick, attributes = {}) =>
+    element("button", { type: "button", onclick, ...attributes }, label);
 
   const text = (value) => element("bdi", {}, value);
 
@@ -20,12 +26,9 @@
     return element("span", { class: `meter ${className}`, "aria-hidden": "true" }, bar);
   }
 
-  const nodeName = (i) => text(viewer.name(i));
-
-  function nodePlace(i) {
-    const [position, token] = viewer.place(i);
-    return element("span", { class: "place" }, `${position} `, text(token));
-  }
+  // A sign that is read aloud as a word.
+  const symbol = (glyph, meaning, className = "") =>
+    element("span", { class: `symbol ${className}`, role: "img", "aria-label": meaning, title: meaning }, glyph);
 
   // plotly.js reads a subset of HTML in its labels; this makes it show the text itself.
   function plotlyText(value) {
@@ -51,13 +54,7 @@
     };
   }
 
-  function theme() {
-    const wanted = viewer.state.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-    document.documentElement.dataset.theme = wanted;
-    return wanted;
-  }
-
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  Object.assign(viewer, { element, text, meter, nodeName, nodePlace, plotlyText, shorten, throttled, theme, color });
+  Object.assign(viewer, { element, svg, button, text, meter, symbol, plotlyText, shorten, throttled, color });
 })((window.viewer ??= {}));

@@ -59,18 +59,23 @@
     return [(x1 + x2) / 2 + (y2 - y1) * bow, (y1 + y2) / 2 - (x2 - x1) * bow];
   }
 
-  function stroke(context, view, members, style) {
+  // Where an edge runs: its ends, and the control point between them.
+  function curve(e, view) {
+    const [s, t] = [edges.source[e], edges.target[e]];
+    const [x1, y1, x2, y2] = [view.x(nodes.x[s]), view.y(nodes.y[s]), view.x(nodes.x[t]), view.y(nodes.y[t])];
+    return [x1, y1, ...control(x1, y1, x2, y2), x2, y2];
+  }
+
+  function stroke(context, view, { members, ...style }) {
     context.beginPath();
     for (const e of members) {
-      const [s, t] = [edges.source[e], edges.target[e]];
-      const [x1, y1, x2, y2] = [view.x(nodes.x[s]), view.y(nodes.y[s]), view.x(nodes.x[t]), view.y(nodes.y[t])];
-      const [cx, cy] = control(x1, y1, x2, y2);
+      const [x1, y1, cx, cy, x2, y2] = curve(e, view);
       context.moveTo(x1, y1);
       context.quadraticCurveTo(cx, cy, x2, y2);
     }
     context.globalAlpha = style.alpha;
     context.lineWidth = style.width;
-    context.strokeStyle = style.color;
+    context.strokeStyle = viewer.color(style.color);
     context.setLineDash(style.dash);
     context.stroke();
   }
@@ -94,65 +99,104 @@
     context.restore();
   }
 
-  // The fainter the more there are, or thousands of thin lines add up to a solid.
+  // All shown edges by style. The fainter the more there are, or thousands of thin lines add up to a solid.
+  function allLayers() {
+    const total = viewer.edgeShown.reduce((sum, shown) => sum + shown, 0);
+    const density = Math.max(0.3, Math.min(2.2, Math.sqrt(1500 / (total || 1))));
+    return buckets
+      .map((bucket) => ({
+        ...bucket,
+        alpha: Math.min(0.9, bucket.alpha * density),
+        members: bucket.members.filter((e) => viewer.edgeShown[e]),
+      }))
+      .filter(({ members }) => members.length);
+  }
+
+  // Those of one node, bolder.
+  function chosenLayers(chosen) {
+    const mine = new Set(viewer.edgesOf(chosen));
+    return buckets
+      .map((bucket) => ({
+        ...bucket,
+        width: bucket.width + 0.5,
+        alpha: Math.min(0.95, 0.3 + bucket.alpha),
+        members: bucket.members.filter((e) => mine.has(e)),
+      }))
+      .filter(({ members }) => members.length);
+  }
+
   function drawAll(canvas, view) {
     const context = prepare(canvas, view);
-    const total = viewer.edgeShown.reduce((sum, shown) => sum + shown, 0);
-    const density = Math.max(0.3, Math.min(1, Math.sqrt(1500 / (total || 1))));
-    for (const bucket of buckets) {
-      const shown = bucket.members.filter((e) => viewer.edgeShown[e]);
-      const style = { ...bucket, alpha: bucket.alpha * density, color: viewer.color(bucket.color) };
-      if (shown.length) stroke(context, view, shown, style);
-    }
+    for (const layer of allLayers()) stroke(context, view, layer);
     context.restore();
   }
 
   function drawChosen(canvas, view, chosen) {
     const context = prepare(canvas, view);
     if (chosen >= 0) {
-      const mine = viewer.edgesOf(chosen);
-      for (const bucket of LEVELS.keys()) {
-        for (const negative of [false, true]) {
-          const members = mine.filter((e) => level[e] === bucket && edges.weight[e] < 0 === negative);
-          const { width, alpha } = LEVELS[bucket];
-          stroke(context, view, members, {
-            width: width + 0.5,
-            alpha: Math.min(0.95, 0.3 + alpha),
-            color: viewer.color(negative ? "negative" : "positive"),
-            dash: negative ? [5, 3] : [],
-          });
-        }
-      }
-      drawHalo(context, view, chosen);
-      drawGlyphs(context, view, mine);
+      for (const layer of chosenLayers(chosen)) stroke(context, view, layer);
+      ring(context, view, chosen, { radius: 11, width: 2.5, color: "accent" });
+      drawGlyphs(context, view, glyphs(chosen));
     }
+    drawPins(context, view, chosen);
     context.restore();
   }
 
-  function drawHalo(context, view, i) {
+  function ring(context, view, i, { radius, width, color }) {
     context.globalAlpha = 1;
     context.setLineDash([]);
-    context.lineWidth = 2.5;
-    context.strokeStyle = viewer.color("accent");
+    context.lineWidth = width;
+    context.strokeStyle = viewer.color(color);
     context.fillStyle = viewer.color("page");
     context.beginPath();
-    context.arc(view.x(nodes.x[i]), view.y(nodes.y[i]), 11, 0, 2 * Math.PI);
+    context.arc(view.x(nodes.x[i]), view.y(nodes.y[i]), radius, 0, 2 * Math.PI);
     context.fill();
     context.stroke();
   }
 
+  // Pinned nodes have a ring, bold in the group that is pointed at; members carry the number of their group.
+  function drawPins(context, view, chosen) {
+    for (const mark of pinMarks()) {
+      if (mark.node !== chosen) ring(context, view, mark.node, mark);
+      if (!mark.number) continue;
+      context.font = "700 10px system-ui, sans-serif";
+      context.textAlign = "left";
+      context.textBaseline = "middle";
+      context.fillStyle = viewer.color("pin");
+      context.fillText(mark.number, view.x(nodes.x[mark.node]) + 9, view.y(nodes.y[mark.node]) - 9);
+    }
+  }
+
+  function pinMarks() {
+    const pointed = viewer.pointedGroup;
+    const shown = [...(pointed?.members ?? [])].filter((i) => viewer.nodeShown[i]);
+    return [...new Set([...viewer.state.pins, ...shown])].map((node) => {
+      const group = viewer.groupOf(node);
+      const active = pointed?.members.has(node);
+      const number = group ? String(viewer.state.groups.indexOf(group) + 1) : "";
+      return { node, number, radius: active ? 10 : 8, width: active ? 3 : 1.5, color: "pin" };
+    });
+  }
+
   // The verdict of each tested edge, as a sign at its middle; only the strongest, or they would cover one another.
-  function drawGlyphs(context, view, members) {
+  const glyphs = (chosen) =>
+    viewer
+      .edgesOf(chosen)
+      .filter((e) => viewer.verdict(e) !== "untested")
+      .slice(0, MAX_GLYPHS);
+
+  function middle(e, view) {
+    const [x1, y1, cx, cy, x2, y2] = curve(e, view);
+    return [(x1 + 2 * cx + x2) / 4, (y1 + 2 * cy + y2) / 4];
+  }
+
+  function drawGlyphs(context, view, tested) {
     context.globalAlpha = 1;
     context.font = "11px system-ui, sans-serif";
     context.textAlign = "center";
     context.textBaseline = "middle";
-    const tested = members.filter((e) => viewer.verdict(e) !== "untested").slice(0, MAX_GLYPHS);
     for (const e of tested) {
-      const [s, t] = [edges.source[e], edges.target[e]];
-      const [x1, y1, x2, y2] = [view.x(nodes.x[s]), view.y(nodes.y[s]), view.x(nodes.x[t]), view.y(nodes.y[t])];
-      const [cx, cy] = control(x1, y1, x2, y2);
-      const [x, y] = [(x1 + 2 * cx + x2) / 4, (y1 + 2 * cy + y2) / 4];
+      const [x, y] = middle(e, view);
       context.fillStyle = viewer.color("page");
       context.beginPath();
       context.arc(x, y, 7, 0, 2 * Math.PI);
@@ -168,5 +212,19 @@
       .filter((e) => viewer.edgeShown[e])
       .sort((a, b) => viewer.strength(b) - viewer.strength(a));
 
-  Object.assign(viewer, { GLYPHS, measureEdges, drawCells, drawAll, drawChosen });
+  Object.assign(viewer, {
+    GLYPHS,
+    measureEdges,
+    pointedGroup: null,
+    drawCells,
+    drawAll,
+    drawChosen,
+    // for the picture that is exported
+    curve,
+    middle,
+    glyphs,
+    allLayers,
+    chosenLayers,
+    pinMarks,
+  });
 })((window.viewer ??= {}));

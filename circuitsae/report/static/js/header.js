@@ -14,22 +14,28 @@
     return page.tokens.map((token, pos) => {
       const node = tokenAt.get(pos);
       if (node === undefined) return text(token);
-      return element("button", { type: "button", title: `position ${pos}`, onclick: goTo(node), "data-node": node }, text(token));
+      return element(
+        "button",
+        { type: "button", title: `position ${pos}`, onclick: goTo(node), "data-node": node },
+        text(token),
+      );
     });
   }
 
   function topLogits() {
     const logits = nodes.kind.flatMap((kind, i) => (kind === "logit" ? [i] : []));
     logits.sort((a, b) => (nodes.probability[b] ?? 0) - (nodes.probability[a] ?? 0) || a - b);
-    return logits.slice(0, TOP).map((i) =>
-      element(
-        "li",
-        {},
-        element("button", { type: "button", onclick: goTo(i) }, text(nodes.text[i])),
-        meter(nodes.probability[i]),
-        element("span", { class: "number" }, percent(nodes.probability[i])),
-      ),
-    );
+    return logits
+      .slice(0, TOP)
+      .map((i) =>
+        element(
+          "li",
+          {},
+          element("button", { type: "button", onclick: goTo(i) }, text(nodes.text[i])),
+          meter(nodes.probability[i]),
+          element("span", { class: "number" }, percent(nodes.probability[i])),
+        ),
+      );
   }
 
   const pair = (term, value) => [element("dt", {}, term), element("dd", {}, value)];
@@ -58,7 +64,9 @@
       element("dt", {}, text(path)),
       element("dd", {}, text(value)),
     ]);
-    byId("provenance").querySelector(".provenance-body").append(element("dl", {}, ...rows));
+    byId("provenance")
+      .querySelector(".provenance-body")
+      .append(element("dl", {}, ...rows));
     viewer.on("select", markToken);
     markToken(viewer.state.selected);
   }

@@ -1,4 +1,4 @@
-// Keys: `/` search, arrows along edges, Esc clear, `?` help. Fields and the node list keep their own arrow keys.
+// Keys: `/` search, arrows along edges, `p` pin, `g` group, Esc clear, `?` help. Fields and lists keep their own keys.
 (function (viewer) {
   "use strict";
 
@@ -25,16 +25,21 @@
     else if (step) walk(step.alternatives, step.at + (key === "ArrowRight" ? 1 : -1));
   }
 
+  // In a list `p` is about the entry in focus, elsewhere about the chosen node.
+  const pointed = (entry) => (entry ? Number(entry.dataset.node) : state.selected);
+
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "Escape") return viewer.select(-1);
     const within = (selector) => event.target.closest?.(selector);
-    if (within("input[type=search]")) return;
+    if (event.key === "Escape") return within("textarea, input[type=text]") ? event.target.blur() : viewer.select(-1);
+    if (within("input[type=search], input[type=text], textarea")) return;
     if (event.key === "/") {
       search.focus();
       search.select();
     } else if (event.key === "?") viewer.toggleHelp();
-    else if (event.key.startsWith("Arrow") && !within("input, [role=listbox]")) arrow(event.key);
+    else if (event.key === "p") viewer.togglePin(pointed(within("[data-node]")));
+    else if (event.key === "g") viewer.groupMarked();
+    else if (event.key.startsWith("Arrow") && !within("input, [role=listbox], .scrolls")) arrow(event.key);
     else return;
     event.preventDefault();
   }

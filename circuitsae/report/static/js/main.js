@@ -8,10 +8,14 @@
   viewer.fillHeader();
   viewer.startControls();
   viewer.startPanel();
+  viewer.startNotes();
   viewer.startList();
+  viewer.startBench();
+  viewer.startExport();
   viewer.startKeyboard();
   viewer.comparison?.start();
   await viewer.startPlot();
+  viewer.startSupergraph();
   performance.mark("ready");
   document.documentElement.dataset.ready = "true";
 })(window.viewer);

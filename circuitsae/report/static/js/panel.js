@@ -1,11 +1,12 @@
-// The chosen node: its numbers, and its inputs and outputs ranked by share, each with what a test of it found.
+// The chosen node: its numbers, label and note; its inputs and outputs ranked by share, each with what a test of it found;
+// and the card of its feature.
 (function (viewer) {
   "use strict";
 
-  const { nodes, edges, element, text, meter, number, percent } = viewer;
+  const { nodes, edges, state, element, button, text, meter, number, percent } = viewer;
   const FIRST = 25;
+  const LEADING = 12;
   const panel = document.getElementById("panel");
-  const live = document.getElementById("live");
 
   function quantities(i) {
     const rows = [
@@ -34,17 +35,21 @@
 
   function entry(e, other) {
     const sign = edges.weight[e] < 0 ? "negative" : "positive";
-    const button = element(
+    const line = element(
       "button",
-      { type: "button", onclick: () => viewer.select(other), title: `${nodes.id[edges.source[e]]} → ${nodes.id[edges.target[e]]}` },
-      element("span", { class: `sign ${sign}`, "aria-label": sign }, sign === "negative" ? "−" : "+"),
+      {
+        type: "button",
+        onclick: () => viewer.select(other),
+        title: `${nodes.id[edges.source[e]]} → ${nodes.id[edges.target[e]]}`,
+      },
+      viewer.symbol(sign === "negative" ? "−" : "+", sign, `sign ${sign}`),
       element("span", { class: "name" }, viewer.nodeName(other), " ", viewer.nodePlace(other)),
       element("span", { class: "number" }, number(edges.weight[e])),
       meter(edges.share[e], sign),
       element("span", { class: "number" }, percent(edges.share[e])),
       viewer.comparison?.edgeNote(e) ?? test(e),
     );
-    return element("li", {}, button);
+    return element("li", {}, line);
   }
 
   function section(title, note, all, otherEnd) {
@@ -53,11 +58,8 @@
     const parts = [element("h3", {}, `${title} (${shown.length})`)];
     if (shown.length) parts.push(element("p", { class: "hint" }, note), list);
     if (shown.length > FIRST) {
-      const more = element("button", { type: "button", class: "more" }, `Show all ${shown.length}`);
-      more.addEventListener("click", () => {
-        list.append(...shown.slice(FIRST).map((e) => entry(e, otherEnd[e])));
-        more.remove();
-      });
+      const rest = () => list.append(...shown.slice(FIRST).map((e) => entry(e, otherEnd[e])));
+      const more = button(`Show all ${shown.length}`, () => (rest(), more.remove()), { class: "more" });
       parts.push(more);
     }
     const hidden = all.length - shown.length;
@@ -70,41 +72,129 @@
     const inside = nodes.layer[i] >= 0 && nodes.layer[i] < viewer.page.n_layers;
     const parts = [viewer.KIND_NAMES[nodes.kind[i]], ...(inside ? [viewer.layerName(i)] : [])];
     if (pos < 0) return element("p", { class: "hint" }, parts.join(" · "));
-    return element("p", { class: "hint" }, `${parts.join(" · ")} · position ${pos} `, text(viewer.page.tokens[pos] ?? ""));
+    return element(
+      "p",
+      { class: "hint" },
+      `${parts.join(" · ")} · position ${pos} `,
+      text(viewer.page.tokens[pos] ?? ""),
+    );
   }
+
+  function pinButton(i) {
+    const pinned = state.pins.has(i);
+    const attributes = { class: "pin", "aria-pressed": String(pinned), title: pinned ? "Unpin (p)" : "Pin (p)" };
+    return button(pinned ? "◉ Pinned" : "◎ Pin", () => viewer.togglePin(i), attributes);
+  }
+
+  function groupLine(i) {
+    const group = viewer.groupOf(i);
+    return group
+      ? element("p", { class: "hint" }, `In group ${state.groups.indexOf(group) + 1}, `, text(group.name))
+      : null;
+  }
+
+  const edgeLists = (i) => [
+    section("Inputs", "share of the |weight| into this node, biases beside", viewer.inputs[i], edges.source),
+    section("Outputs", "share of the |weight| into the other node", viewer.outputs[i], edges.target),
+  ];
+
+  // A feature elsewhere in the graph, at this position if it is active here too.
+  function linkTo(layer, feature) {
+    const node = viewer.nodeOf(layer, feature, nodes.pos[state.selected]);
+    return node === undefined ? null : () => viewer.select(node);
+  }
+
+  const card = (i) => [viewer.featureCard({ ...viewer.cardOf(i), label: null }, { linkTo })];
+  const TABS = { edges: { title: "Edges", fill: edgeLists }, card: { title: "Feature card", fill: card } };
+
+  // Edges and card share the room; the choice stays from node to node.
+  function tabs(i) {
+    if (!viewer.cardOf(i)) return edgeLists(i);
+    const body = element("div", { role: "tabpanel", id: "tab-body", tabindex: "0" });
+    const buttons = {};
+    const choose = (tab) => {
+      for (const [name, one] of Object.entries(buttons)) {
+        one.setAttribute("aria-selected", String(name === tab));
+        one.tabIndex = name === tab ? 0 : -1;
+      }
+      body.setAttribute("aria-labelledby", `tab-${tab}`);
+      body.replaceChildren(...TABS[tab].fill(i));
+    };
+    const take = (tab) => (viewer.set({ tab }), choose(tab), buttons[tab].focus());
+    for (const [tab, { title }] of Object.entries(TABS)) {
+      buttons[tab] = button(title, () => take(tab), { role: "tab", id: `tab-${tab}`, "aria-controls": "tab-body" });
+      buttons[tab].addEventListener("keydown", (event) => {
+        if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+        take(tab === "edges" ? "card" : "edges");
+        event.preventDefault();
+        event.stopPropagation();
+      });
+    }
+    choose(state.tab);
+    return [element("div", { role: "tablist", "aria-label": "About this node" }, ...Object.values(buttons)), body];
+  }
+
+  let drawn = null;
 
   function showNode(i) {
     panel.replaceChildren(
-      element("h2", {}, viewer.nodeName(i)),
+      element("div", { class: "heading" }, element("h2", {}, text(viewer.title(i))), pinButton(i)),
       where(i),
+      ...[viewer.featureLabel(viewer.labelOf(i)), groupLine(i)].filter(Boolean),
       viewer.comparison?.quantities(i) ?? quantities(i),
-      section("Inputs", "share of the |weight| into this node, biases beside", viewer.inputs[i], edges.source),
-      section("Outputs", "share of the |weight| into the other node", viewer.outputs[i], edges.target),
+      viewer.nodeNote(i),
+      ...tabs(i),
     );
-    panel.scrollTop = 0;
+    if (drawn !== i) panel.scrollTop = 0;
+    drawn = i;
+  }
+
+  // Where to start: the shown features that matter most.
+  function leading() {
+    const shown = [...nodes.id.keys()].filter(
+      (i) => viewer.nodeShown[i] && nodes.kind[i] === "feature" && nodes.influence[i] !== null,
+    );
+    const best = shown.sort((a, b) => nodes.influence[b] - nodes.influence[a]).slice(0, LEADING);
+    const row = (i) =>
+      element(
+        "button",
+        { type: "button", class: "link", onclick: () => viewer.select(i) },
+        element("span", { class: "name" }, viewer.nodeName(i), " ", viewer.nodePlace(i)),
+        meter(nodes.influence[i] / nodes.influence[best[0]]),
+        element("span", { class: "number" }, percent(nodes.influence[i])),
+      );
+    if (!best.length) return [];
+    return [
+      element("h3", {}, "Most influential features"),
+      element("ol", { class: "leading" }, ...best.map((i) => element("li", {}, row(i)))),
+    ];
   }
 
   function showNothing() {
+    drawn = null;
     if (viewer.comparison) return panel.replaceChildren(...viewer.comparison.summary());
     panel.replaceChildren(
       element("h2", {}, "No node chosen"),
-      element("p", { class: "hint" }, "Click a node, a token of the prompt, or an entry of the list below."),
+      element("p", { class: "hint" }, "Click a node, a token of the prompt, or an entry of the lists below."),
+      ...leading(),
     );
   }
 
+  // Rebuilt when something about the node changes; the pin button keeps the focus.
   function show() {
-    const chosen = viewer.state.selected;
-    if (chosen < 0) showNothing();
-    else showNode(chosen);
+    const held = panel.contains(document.activeElement) && document.activeElement.classList.contains("pin");
+    if (state.selected < 0) showNothing();
+    else showNode(state.selected);
+    if (held) panel.querySelector(".pin")?.focus();
   }
 
   function announce(i) {
+    if (i < 0) return viewer.say("No node chosen");
     const count = (list) => list.filter((e) => viewer.edgeShown[e]).length;
-    live.textContent =
-      i < 0
-        ? "No node chosen"
-        : `${viewer.KIND_NAMES[nodes.kind[i]]} ${viewer.name(i)} ${viewer.place(i).join(" ")}, ${viewer.layerName(i)}, ` +
-          `${count(viewer.inputs[i])} inputs, ${count(viewer.outputs[i])} outputs`;
+    viewer.say(
+      `${viewer.KIND_NAMES[nodes.kind[i]]} ${viewer.name(i)} ${viewer.place(i).join(" ")}, ${viewer.layerName(i)}, ` +
+        `${count(viewer.inputs[i])} inputs, ${count(viewer.outputs[i])} outputs${state.pins.has(i) ? ", pinned" : ""}`,
+    );
   }
 
   function startPanel() {
@@ -113,7 +203,11 @@
       show();
       announce(i);
     });
-    viewer.on("filter", viewer.throttled(show));
+    viewer.on("pins", show);
+    viewer.on(
+      "filter",
+      viewer.throttled(() => panel.querySelector("textarea") === document.activeElement || show()),
+    );
   }
 
   Object.assign(viewer, { startPanel });

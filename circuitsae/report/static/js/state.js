@@ -1,8 +1,8 @@
-// What the reader chose, which nodes and edges that leaves, and the same written in the address so that a link restores it.
+// What the reader chose, and which nodes and edges that leaves. `hash` writes it in the address.
 (function (viewer) {
   "use strict";
 
-  const { nodes, edges, count, edgeCount, indexOf } = viewer;
+  const { nodes, edges, count, edgeCount } = viewer;
   const VERDICTS = ["confirmed", "null", "reversed", "untested"];
   const EPSILON = 1e-9;
 
@@ -15,11 +15,20 @@
     biases: false,
     verdicts: new Set(VERDICTS),
     theme: null,
+    query: "", // of the search
+    tab: "edges", // of the panel: "edges" or "card"
+    zoom: null, // { x, y } in the units of the layout, or null for the whole graph
+    bench: null, // whether tray, groups and their graph are open; null: when something is pinned
+    pins: new Set(),
+    groups: [], // { name, members: Set }; members are pinned, and in one group only
+    handled: new Set(), // suggestions that were accepted or dismissed
+    notes: new Map(),
+    graphNote: "",
   });
   const state = initial();
   const nodeShown = new Uint8Array(count);
   const edgeShown = new Uint8Array(edgeCount);
-  const listeners = { filter: [], select: [], theme: [] };
+  const listeners = { filter: [], select: [], theme: [], pins: [], notes: [], view: [], change: [] };
 
   function passes(i) {
     const kind = nodes.kind[i];
@@ -29,9 +38,9 @@
     return state.prune >= pruneMax || (nodes.cumulative[i] ?? 0) <= state.prune + EPSILON;
   }
 
-  // The chosen node stays in sight even where a filter would hide it.
+  // Chosen and pinned nodes stay in sight even where a filter would hide them.
   function applyFilters() {
-    for (let i = 0; i < count; i++) nodeShown[i] = passes(i) || i === state.selected ? 1 : 0;
+    for (let i = 0; i < count; i++) nodeShown[i] = passes(i) || i === state.selected || state.pins.has(i) ? 1 : 0;
     for (let e = 0; e < edgeCount; e++) {
       const ends = nodeShown[edges.source[e]] && nodeShown[edges.target[e]] && !viewer.comparison?.hidesEdge(e);
       edgeShown[e] = ends && state.verdicts.has(viewer.verdict(e)) ? 1 : 0;
@@ -42,83 +51,59 @@
     for (const listener of listeners[event]) listener(...details);
   }
 
+  // Every change ends here: `change` tells the address.
+  function changed(event, ...details) {
+    emit(event, ...details);
+    emit("change");
+  }
+
   function setFilter(change) {
     Object.assign(state, change);
     applyFilters();
+    changed("filter");
+  }
+
+  function refilter(...nodesConcerned) {
+    if (!nodesConcerned.some((i) => i >= 0 && !passes(i))) return;
+    applyFilters();
     emit("filter");
-    writeHash();
   }
 
   function select(i) {
     if (i === state.selected) return;
     const before = state.selected;
     state.selected = i;
-    const hidden = (j) => j >= 0 && !passes(j);
-    if (hidden(before) || hidden(i)) {
-      applyFilters();
-      emit("filter");
-    }
-    emit("select", i);
-    writeHash();
+    refilter(before, i);
+    changed("select", i);
   }
 
   function setTheme(theme) {
     state.theme = theme;
-    emit("theme");
-    writeHash();
+    changed("theme");
   }
 
-  let pending = 0;
-  let written = location.hash;
-
-  function hashText() {
-    const parameters = new URLSearchParams();
-    if (state.selected >= 0) parameters.set("node", nodes.id[state.selected]);
-    if (state.prune < pruneMax) parameters.set("prune", state.prune.toFixed(2));
-    if (!state.errors) parameters.set("errors", "0");
-    if (state.biases) parameters.set("biases", "1");
-    if (state.verdicts.size < VERDICTS.length) parameters.set("edges", VERDICTS.filter((v) => state.verdicts.has(v)).join("."));
-    if (state.theme) parameters.set("theme", state.theme);
-    viewer.comparison?.writeHash(parameters);
-    const text = parameters.toString();
-    return text ? `#${text}` : "";
+  function theme() {
+    const wanted = state.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+    document.documentElement.dataset.theme = wanted;
+    return wanted;
   }
 
-  // Browsers refuse more than a few address changes per second, so the last of a burst is written.
-  function writeHash() {
-    clearTimeout(pending);
-    pending = setTimeout(() => {
-      written = hashText();
-      if (written !== location.hash) history.replaceState(null, "", written || location.pathname + location.search);
-    }, 120);
+  // What does not move nodes or edges: the query, the tab, the zoom, whether the bench is open.
+  function set(change) {
+    Object.assign(state, change);
+    emit("change");
   }
 
-  function readHash() {
-    const parameters = new URLSearchParams(location.hash.slice(1));
-    viewer.comparison?.readHash(parameters);
-    const wanted = parameters.has("prune") ? Number(parameters.get("prune")) : NaN;
-    Object.assign(state, initial(), {
-      selected: indexOf.get(parameters.get("node")) ?? -1,
-      prune: Number.isFinite(wanted) ? Math.min(Math.max(wanted, 0), pruneMax) : pruneMax,
-      errors: parameters.get("errors") !== "0",
-      biases: parameters.get("biases") === "1",
-      theme: ["light", "dark"].includes(parameters.get("theme")) ? parameters.get("theme") : null,
-    });
-    if (parameters.has("edges")) {
-      const kept = parameters.get("edges").split(".");
-      state.verdicts = new Set(VERDICTS.filter((v) => kept.includes(v)));
-    }
+  // All of it at once, from an address.
+  function restore(change) {
+    Object.assign(state, initial(), change);
     applyFilters();
+    for (const event of ["theme", "pins", "notes", "view", "filter"]) emit(event);
+    emit("select", state.selected);
   }
 
-  readHash();
-  window.addEventListener("hashchange", () => {
-    if (location.hash === written) return;
-    readHash();
-    emit("theme");
-    emit("filter");
-    emit("select", state.selected);
-  });
+  const live = document.getElementById("live");
+  const say = (message) => (live.textContent = message);
 
   Object.assign(viewer, {
     VERDICTS,
@@ -126,9 +111,15 @@
     pruneMax,
     nodeShown,
     edgeShown,
+    set,
     setFilter,
     select,
     setTheme,
+    theme,
+    refilter,
+    changed,
+    restore,
+    say,
     on: (event, listener) => listeners[event].push(listener),
   });
 })((window.viewer ??= {}));

@@ -1,0 +1,105 @@
+// From the units of the layout to pixels, and which position labels there is room for. Margins are fixed, so that the
+// canvases and plotly.js agree without private calls.
+(function (viewer) {
+  "use strict";
+
+  const { nodes, page, state } = viewer;
+  const div = document.getElementById("plot");
+  const hasLogits = nodes.kind.includes("logit");
+  const MARGIN = { l: 58, r: 14, t: 32 };
+  const LOGIT_LABEL = 96; // pixels kept free at the right for the texts of the logits
+  const LINE = 12; // pixels from one text to the next
+  const labels = page.tokens.map((token) => viewer.shorten(token, 14));
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = "11px system-ui, sans-serif";
+  const widths = labels.map((label) => pen.measureText(label).width);
+  const strongest = nodes.influence.reduce(
+    (most, v, i) => (nodes.kind[i] === "feature" ? Math.max(most, v ?? 0) : most),
+    0,
+  );
+
+  function home() {
+    const left = state.biases && page.bias_column ? page.bias_column.start : 0;
+    const right = page.columns.at(-1).end;
+    const room = Math.max(div.clientWidth - MARGIN.l - MARGIN.r, 2 * LOGIT_LABEL);
+    const beside = ((right - left) * LOGIT_LABEL) / (room - LOGIT_LABEL);
+    return { x: [left, right + (hasLogits ? beside : 0)], y: [page.rows[0].start, page.rows.at(-1).end] };
+  }
+
+  // Slanted labels need a deeper margin; it is fixed once per size so that data and pixels stay in step.
+  function geometry() {
+    const { clientWidth: width, clientHeight: height } = div;
+    const [left, right] = home().x;
+    const perUnit = (width - MARGIN.l - MARGIN.r) / (right - left);
+    const centres = page.columns.map(({ start, end }) => ((start + end) / 2) * perUnit);
+    const slanted = centres.some((x, p) => p && (widths[p] + widths[p - 1]) / 2 + 8 > x - centres[p - 1]);
+    const margin = { ...MARGIN, b: slanted ? 24 + 0.75 * Math.max(...widths) : 32 };
+    return {
+      width,
+      height,
+      margin,
+      slanted,
+      plotWidth: width - margin.l - margin.r,
+      plotHeight: height - margin.t - margin.b,
+    };
+  }
+
+  function view(ranges) {
+    const { width, height, margin, plotWidth, plotHeight } = geometry();
+    const { x, y } = ranges;
+    return {
+      width,
+      height,
+      left: margin.l,
+      top: margin.t,
+      plotWidth,
+      plotHeight,
+      x: (value) => margin.l + ((value - x[0]) / (x[1] - x[0])) * plotWidth,
+      y: (value) => margin.t + ((y[1] - value) / (y[1] - y[0])) * plotHeight,
+    };
+  }
+
+  // Every label where there is room for it, else every second, third …, counted from the last position.
+  function ticks({ plotWidth, slanted }, ranges) {
+    const perUnit = plotWidth / (ranges.x[1] - ranges.x[0]);
+    const narrowest = Math.min(...page.columns.map(({ start, end }) => end - start)) * perUnit;
+    const needed = slanted ? 17 : 10;
+    const stride = Math.max(1, Math.ceil(needed / narrowest));
+    const last = page.columns.length - 1;
+    const shown = page.columns.map((column, p) => ({ column, p })).filter(({ p }) => (last - p) % stride === 0);
+    const made = shown.map(({ column, p }) => ({ value: (column.start + column.end) / 2, text: labels[p] }));
+    if (state.biases && page.bias_column) {
+      made.unshift({ value: (page.bias_column.start + page.bias_column.end) / 2, text: "biases" });
+    }
+    return made;
+  }
+
+  // Pixels of one place in the layout.
+  const slot = ({ plotWidth, plotHeight }, { x, y }) => Math.min(plotWidth / (x[1] - x[0]), plotHeight / (y[1] - y[0]));
+
+  function nodeSize(i, place) {
+    if (nodes.kind[i] !== "feature") return Math.min(9, Math.max(4, 0.75 * place));
+    const share = strongest ? Math.sqrt((nodes.influence[i] ?? 0) / strongest) : 0;
+    return Math.max(4, Math.min(6 + 8 * share, 0.9 * place));
+  }
+
+  // The logits whose texts fit: from the most probable down, each far enough from the last one above it.
+  function labelledLogits(shown, toPixels) {
+    const labelled = new Set();
+    const last = new Map(); // by position
+    for (const i of [...shown].sort((a, b) => nodes.y[b] - nodes.y[a])) {
+      const y = toPixels(nodes.y[i]);
+      if (y - (last.get(nodes.x[i]) ?? -Infinity) < LINE) continue;
+      last.set(nodes.x[i], y);
+      labelled.add(i);
+    }
+    return labelled;
+  }
+
+  const logitText = (i) => [
+    viewer.shorten(nodes.text[i], 10),
+    viewer.comparison?.logitNote(i) ?? viewer.percent(nodes.probability[i]),
+  ];
+
+  Object.assign(viewer, { home, geometry, viewOf: view, ticks, slot, nodeSize, labelledLogits, logitText });
+})((window.viewer ??= {}));

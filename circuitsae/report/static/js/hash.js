@@ -1,0 +1,135 @@
+// The whole state in the address, so that a link restores it. A field that cannot be read is passed over; the rest counts.
+(function (viewer) {
+  "use strict";
+
+  const { state, page, nodes, indexOf, VERDICTS, pruneMax } = viewer;
+  const NOTE_LENGTH = 2000;
+  const MOST_NOTES = 200;
+
+  // Pins and groups that the file was opened with, by the ids of its format; an address that names others replaces them.
+  const opened = page.opened ?? { pinned: [], groups: [] };
+  const byFileId = new Map(nodes.id.map((id, i) => [viewer.neuronpediaId(i), id]));
+  const translate = (ids) => ids.map((id) => byFileId.get(id)).filter((id) => id !== undefined);
+  const openedPins = translate(opened.pinned);
+  const openedGroups = opened.groups.map(([name, ...ids]) => JSON.stringify([name, ...translate(ids)]));
+
+  function write(parameters) {
+    const put = (name, wanted, value) => wanted && parameters.append(name, value);
+    put("node", state.selected >= 0, nodes.id[state.selected]);
+    put("prune", state.prune < pruneMax, state.prune.toFixed(2));
+    put("errors", !state.errors, "0");
+    put("biases", state.biases, "1");
+    put("edges", state.verdicts.size < VERDICTS.length, VERDICTS.filter((v) => state.verdicts.has(v)).join("."));
+    put("theme", state.theme, state.theme);
+    put("search", state.query, state.query);
+    put("tab", state.tab === "card", "card");
+    put("zoom", state.zoom, state.zoom && [...state.zoom.x, ...state.zoom.y].map((v) => +v.toFixed(2)).join("_"));
+    put("bench", state.bench !== null, state.bench ? "1" : "0");
+    put("pin", !state.pins.size && openedPins.length + openedGroups.length, "");
+    for (const i of viewer.loosePins()) put("pin", true, nodes.id[i]);
+    for (const { name, members } of state.groups)
+      put("group", true, JSON.stringify([name, ...[...members].map((i) => nodes.id[i])]));
+    put("handled", state.handled.size, [...state.handled].join("."));
+    put("note", state.graphNote, state.graphNote);
+    for (const [i, note] of state.notes) put("nodenote", true, JSON.stringify([nodes.id[i], note]));
+  }
+
+  // An array of strings written as JSON, or null.
+  function strings(value) {
+    try {
+      const read = JSON.parse(value);
+      return Array.isArray(read) && read.every((item) => typeof item === "string") ? read : null;
+    } catch {
+      return null;
+    }
+  }
+
+  function zoom(value) {
+    const numbers = value?.split("_").map(Number) ?? [];
+    const [left, right, low, high] = numbers;
+    const usable = numbers.length === 4 && numbers.every((v) => Number.isFinite(v) && Math.abs(v) < 1e6);
+    return usable && right - left > 1e-3 && high - low > 1e-3 ? { x: [left, right], y: [low, high] } : null;
+  }
+
+  const known = (ids) => ids.map((id) => indexOf.get(id)).filter((i) => i !== undefined);
+
+  function groups(written) {
+    const taken = new Set();
+    const found = [];
+    for (const [name, ...ids] of written.map(strings).filter((item) => item?.length > 1)) {
+      const members = new Set(known(ids).filter((i) => !taken.has(i)));
+      for (const i of members) taken.add(i);
+      if (members.size) found.push({ name: viewer.cleanName(name, members), members });
+    }
+    return found.slice(0, viewer.MOST_GROUPS);
+  }
+
+  function notes(written) {
+    const pairs = written.map(strings).filter((item) => item?.length === 2 && indexOf.has(item[0]) && item[1]);
+    return new Map(pairs.slice(0, MOST_NOTES).map(([id, note]) => [indexOf.get(id), note.slice(0, NOTE_LENGTH)]));
+  }
+
+  function share(value) {
+    const wanted = value?.trim() ? Number(value) : NaN;
+    return Number.isFinite(wanted) ? Math.min(Math.max(wanted, 0), pruneMax) : pruneMax;
+  }
+
+  function verdicts(value) {
+    const kept = value?.split(".") ?? VERDICTS;
+    return new Set(VERDICTS.filter((v) => kept.includes(v)));
+  }
+
+  function read(parameters) {
+    const get = (name) => parameters.get(name);
+    const theme = get("theme");
+    const named = parameters.has("pin") || parameters.has("group");
+    const pins = named ? parameters.getAll("pin") : openedPins;
+    const found = groups(named ? parameters.getAll("group") : openedGroups);
+    const handled = (get("handled") ?? "").split(".").map((s) => (s ? Number(s) : -1));
+    return {
+      selected: indexOf.get(get("node")) ?? -1,
+      prune: share(get("prune")),
+      errors: get("errors") !== "0",
+      biases: get("biases") === "1",
+      verdicts: verdicts(get("edges")),
+      theme: ["light", "dark"].includes(theme) ? theme : null,
+      query: (get("search") ?? "").slice(0, 200),
+      tab: get("tab") === "card" ? "card" : "edges",
+      zoom: zoom(get("zoom")),
+      bench: { 0: false, 1: true }[get("bench")] ?? null,
+      groups: found,
+      pins: new Set([...found.flatMap(({ members }) => [...members]), ...known(pins)]),
+      handled: new Set(handled.filter((s) => viewer.suggestions[s])),
+      graphNote: (get("note") ?? "").slice(0, NOTE_LENGTH),
+      notes: notes(parameters.getAll("nodenote")),
+    };
+  }
+
+  let pending = 0;
+  let written = location.hash;
+
+  // Browsers refuse more than a few address changes per second, so the last of a burst is written.
+  function schedule() {
+    clearTimeout(pending);
+    pending = setTimeout(() => {
+      const parameters = new URLSearchParams();
+      write(parameters);
+      viewer.comparison?.writeHash(parameters);
+      const text = parameters.toString();
+      written = text ? `#${text}` : "";
+      if (written !== location.hash) history.replaceState(null, "", written || location.pathname + location.search);
+    }, 120);
+  }
+
+  function fromAddress() {
+    const parameters = new URLSearchParams(location.hash.slice(1));
+    viewer.comparison?.readHash(parameters);
+    viewer.restore(read(parameters));
+  }
+
+  fromAddress();
+  viewer.on("change", schedule);
+  window.addEventListener("hashchange", () => location.hash !== written && fromAddress());
+
+  Object.assign(viewer, { NOTE_LENGTH, MOST_NOTES });
+})((window.viewer ??= {}));

@@ -1,0 +1,188 @@
+// The drawing as one vector image, built from the same edge list and the same styles as the screen; and the same in pixels.
+(function (viewer) {
+  "use strict";
+
+  const { nodes, page, state, svg, nodeShown } = viewer;
+  const PIXELS = 2; // per unit of the drawing, so that a PNG is sharp in print
+
+  // What XML cannot hold, whatever a token says.
+  const clean = (words) => words.replace(/[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "\ufffd");
+  const round = (value) => Math.round(100 * value) / 100;
+
+  function words(content, attributes) {
+    return svg("text", { "font-size": 11, fill: viewer.color("text"), ...attributes }, clean(content));
+  }
+
+  function cells(view) {
+    const bands = page.rows
+      .filter((_, r) => r % 2 === 0)
+      .map((row) => {
+        const top = view.y(row.end);
+        return svg("rect", {
+          x: view.left,
+          y: round(top),
+          width: view.plotWidth,
+          height: round(view.y(row.start) - top),
+          fill: viewer.color("band"),
+        });
+      });
+    const d = page.columns.map(({ end }) => `M${round(view.x(end))},${view.top} v${view.plotHeight}`).join("");
+    return [...bands, svg("path", { d, stroke: viewer.color("line"), "stroke-width": 0.5 })];
+  }
+
+  // One path element per edge: a real vector that other programs can take apart.
+  function edgeGroup(layers, view, opacity) {
+    const groups = layers.map((layer) =>
+      svg(
+        "g",
+        {
+          stroke: viewer.color(layer.color),
+          "stroke-width": round(layer.width),
+          "stroke-opacity": round(layer.alpha),
+          "stroke-dasharray": layer.dash.length ? layer.dash.join(" ") : null,
+        },
+        ...layer.members.map((e) => {
+          const [x1, y1, cx, cy, x2, y2] = viewer.curve(e, view).map(round);
+          return svg("path", { d: `M${x1},${y1}Q${cx},${cy} ${x2},${y2}` });
+        }),
+      ),
+    );
+    return svg("g", { class: "edges", fill: "none", opacity }, ...groups);
+  }
+
+  function ring(i, view, { radius, width, color }) {
+    const [cx, cy] = [round(view.x(nodes.x[i])), round(view.y(nodes.y[i]))];
+    return svg("circle", {
+      cx,
+      cy,
+      r: radius,
+      fill: viewer.color("page"),
+      stroke: viewer.color(color),
+      "stroke-width": width,
+    });
+  }
+
+  function pins(view) {
+    return viewer.pinMarks().flatMap((mark) => {
+      const place = { x: round(view.x(nodes.x[mark.node]) + 9), y: round(view.y(nodes.y[mark.node]) - 6) };
+      const number = mark.number
+        ? [words(mark.number, { ...place, "font-weight": 700, "font-size": 10, fill: viewer.color("pin") })]
+        : [];
+      return mark.node === state.selected ? number : [ring(mark.node, view, mark), ...number];
+    });
+  }
+
+  function verdicts(chosen, view) {
+    return viewer.glyphs(chosen).flatMap((e) => {
+      const [x, y] = viewer.middle(e, view).map(round);
+      const fill = viewer.color(viewer.verdict(e));
+      const glyph = words(viewer.GLYPHS[viewer.verdict(e)], { x, y: y + 4, "text-anchor": "middle", fill });
+      return [svg("circle", { cx: x, cy: y, r: 7, fill: viewer.color("page") }), glyph];
+    });
+  }
+
+  const SHAPES = {
+    feature: (r) => ({ d: `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0z`, filled: true }),
+    error: (r) => ({ d: `M0,${-1.3 * r}L${1.3 * r},0L0,${1.3 * r}L${-1.3 * r},0z`, filled: false }),
+    token: (r) => ({ d: `M${-r},${-r}h${2 * r}v${2 * r}h${-2 * r}z`, filled: true }),
+    bias: (r) => ({ d: `M${-r},${-r}L${r},${r}M${r},${-r}L${-r},${r}`, filled: false }),
+    logit: (r) => ({ d: `M0,${-1.15 * r}L${r * 1.15},${0.6 * r}h${-2.3 * r}z`, filled: true }),
+  };
+
+  function mark(i, view, place, near) {
+    const { d, filled } = SHAPES[nodes.kind[i]](round(viewer.nodeSize(i, place) / 2));
+    const ink = viewer.color("node");
+    const style = filled
+      ? { fill: ink, stroke: viewer.color("page"), "stroke-width": 1 }
+      : { fill: "none", stroke: ink, "stroke-width": 1.5 };
+    const at = `translate(${round(view.x(nodes.x[i]))},${round(view.y(nodes.y[i]))})`;
+    return svg(
+      "path",
+      { d, transform: at, opacity: near ? 1 : 0.22, ...style },
+      svg("title", {}, clean(viewer.name(i))),
+    );
+  }
+
+  function marks(view, ranges) {
+    const place = viewer.slot(view, ranges);
+    const chosen = state.selected;
+    const near = new Set(
+      chosen < 0
+        ? []
+        : [chosen, ...viewer.edgesOf(chosen).flatMap((e) => [viewer.edges.source[e], viewer.edges.target[e]])],
+    );
+    const logits = [...nodes.kind.keys()].filter((i) => nodeShown[i] && nodes.kind[i] === "logit");
+    const labelled = viewer.labelledLogits(logits, view.y);
+    const drawn = [];
+    for (let i = 0; i < viewer.count; i++) {
+      if (!nodeShown[i]) continue;
+      drawn.push(mark(i, view, place, chosen < 0 || near.has(i)));
+      if (!labelled.has(i)) continue;
+      drawn.push(
+        words(viewer.logitText(i).join(" "), { x: round(view.x(nodes.x[i]) + 10), y: round(view.y(nodes.y[i]) + 4) }),
+      );
+    }
+    return drawn;
+  }
+
+  function axes(view, ranges, { slanted }) {
+    const muted = { fill: viewer.color("muted") };
+    const bottom = view.top + view.plotHeight + 15;
+    const columns = viewer
+      .ticks({ plotWidth: view.plotWidth, slanted }, ranges)
+      .map(({ value, text }) => [round(view.x(value)), text])
+      .filter(([x]) => x >= view.left && x <= view.left + view.plotWidth)
+      .map(([x, text]) =>
+        slanted
+          ? words(text, { ...muted, transform: `translate(${x + 3},${bottom - 5}) rotate(-45)`, "text-anchor": "end" })
+          : words(text, { ...muted, x, y: bottom, "text-anchor": "middle" }),
+      );
+    const rows = page.rows
+      .map(({ start, end, label }) => [round(view.y((start + end) / 2)), label])
+      .filter(([y]) => y >= view.top && y <= view.top + view.plotHeight)
+      .map(([y, label]) => words(label, { ...muted, x: view.left - 6, y: y + 4, "text-anchor": "end" }));
+    return [...columns, ...rows];
+  }
+
+  function graphPicture() {
+    const [view, ranges, shape] = [viewer.drawnView(), viewer.drawnRanges(), viewer.geometry()];
+    const chosen = state.selected;
+    const { width, height } = view;
+    const inside = { x: view.left, y: view.top, width: view.plotWidth, height: view.plotHeight };
+    const body = [...cells(view), edgeGroup(viewer.allLayers(), view, chosen < 0 ? 1 : 0.12)];
+    if (chosen >= 0) {
+      body.push(
+        edgeGroup(viewer.chosenLayers(chosen), view, 1),
+        ring(chosen, view, { radius: 11, width: 2.5, color: "accent" }),
+        ...verdicts(chosen, view),
+      );
+    }
+    return svg(
+      "svg",
+      { width, height, viewBox: `0 0 ${width} ${height}`, "font-family": "system-ui, sans-serif" },
+      svg("title", {}, clean(page.title)),
+      svg("clipPath", { id: "inside" }, svg("rect", inside)),
+      svg("rect", { width, height, fill: viewer.color("page") }),
+      svg("g", { "clip-path": "url(#inside)" }, ...body, ...pins(view), ...marks(view, ranges)),
+      ...axes(view, ranges, shape),
+      words(viewer.shorten(page.title, 110), { x: view.left, y: 20, "font-size": 13, "font-weight": 600 }),
+    );
+  }
+
+  const svgText = (drawing) =>
+    `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(drawing)}\n`;
+
+  async function png(drawing) {
+    const [width, height] = ["width", "height"].map((side) => Number(drawing.getAttribute(side)));
+    const url = URL.createObjectURL(new Blob([svgText(drawing)], { type: "image/svg+xml" }));
+    const image = new Image(width, height);
+    image.src = url;
+    await image.decode();
+    const canvas = Object.assign(document.createElement("canvas"), { width: PIXELS * width, height: PIXELS * height });
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    URL.revokeObjectURL(url);
+    return new Promise((done) => canvas.toBlob(done, "image/png"));
+  }
+
+  Object.assign(viewer, { graphPicture, svgText, png });
+})((window.viewer ??= {}));

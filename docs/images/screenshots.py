@@ -1,0 +1,64 @@
+"""The pictures of docs/viewer.md, from any page of a graph with cards: `python docs/images/screenshots.py graph.html`.
+
+Needs playwright, a Chromium and pillow (which makes the files small).
+"""
+
+import io
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+HERE = Path(__file__).parent
+SIZE = {"width": 1440, "height": 900}
+# The features on the three positions where they matter most, the strongest logit, and the tokens it reads most from.
+GROUPS = """() => {
+  const { nodes, edges, page } = viewer;
+  const influence = i => nodes.influence[i] ?? 0;
+  const at = new Map();
+  for (const i of nodes.id.keys()) {
+    if (nodes.kind[i] === 'feature' && viewer.nodeShown[i]) at.set(nodes.pos[i], [...(at.get(nodes.pos[i]) ?? []), i]);
+  }
+  const total = members => members.reduce((sum, i) => sum + influence(i), 0);
+  const best = [...at].sort(([, a], [, b]) => total(b) - total(a)).slice(0, 3).sort(([a], [b]) => a - b);
+  for (const [pos, members] of best) viewer.makeGroup(members.slice(0, 6), `on ${page.tokens[pos]}`);
+  const logit = nodes.kind.indexOf('logit');
+  viewer.togglePin(logit);
+  const tokens = viewer.inputs[logit].map(e => edges.source[e]).filter(i => nodes.kind[i] === 'token');
+  tokens.slice(0, 3).forEach(viewer.togglePin);
+}"""
+STRONGEST = """() => [...viewer.nodes.id.keys()].filter(i => viewer.cardOf(i))
+  .sort((a, b) => (viewer.nodes.influence[b] ?? 0) - (viewer.nodes.influence[a] ?? 0))[0] ?? -1"""
+
+
+def shoot(page: Page, name: str) -> None:
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(500)
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture.save(HERE / f"{name}.png", optimize=True)
+
+
+def main(html: Path) -> None:
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        for theme in ("light", "dark"):
+            page = browser.new_page(viewport=SIZE, color_scheme=theme)
+            page.goto(html.resolve().as_uri())
+            page.wait_for_selector("html[data-ready]")
+            shoot(page, f"viewer-{theme}")
+            page.evaluate(f"viewer.select(({STRONGEST})())")
+            if page.locator("#tab-card").count():
+                page.locator("#tab-card").click()
+                shoot(page, f"viewer-card-{theme}")
+            page.evaluate(f"({GROUPS})()")
+            page.keyboard.press("Escape")
+            shoot(page, f"viewer-groups-{theme}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
