@@ -1,6 +1,7 @@
 """`circuitsae reproduce`: a published circuit from behaviour to features, each claim with its verdict."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,8 @@ def reproduce(
     model: str = "pocket",
     dictionaries: str | None = None,
     quick: bool = False,
+    prompts: int | None = None,
+    rescore: int | None = None,
     out: Path | None = None,
     docs: Path | None = None,
     seed: int = 0,
@@ -42,6 +45,8 @@ def reproduce(
         dictionaries: A folder or hub name of transcoders; the pocket model has its own. Without any, features are left
             out.
         quick: Fewer prompts: minutes on two cores.
+        prompts: At most this many prompts in any stage, and no search: for a large model on a small machine.
+        rescore: Patch this many edges exactly; by default a tenth of all.
         out: Folder to write; default reports/MODEL-TASK.
         docs: Also write the report as Markdown to this file.
         seed: Seed of prompts and resamples.
@@ -52,7 +57,9 @@ def reproduce(
     from circuitsae.reproduce import reproduce as run
 
     console = Console()
-    settings = Settings.quick(seed) if quick else Settings(seed=seed)
+    settings = replace(Settings.quick(seed) if quick else Settings(seed=seed), rescore=rescore)
+    if prompts is not None:
+        settings = settings.capped(prompts)
     with console.status("loading") as status:
         loaded = load_language_model(model, device, dtype)
         own, audit_with = _dictionaries(model, dictionaries, device)
@@ -60,7 +67,8 @@ def reproduce(
         for name in TASKS if task == "all" else (task,):
             found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=status.update))
             show(console, found[-1])
-    command = _command(task, model, dictionaries, quick, seed, docs)
+    sizes = {"--prompts": prompts, "--rescore": rescore, "--seed": seed or None}
+    command = _command(task, model, dictionaries, quick, sizes, docs)
     folder = out or Path("reports") / f"{Path(model).name}-{task}"
     _write(found, folder, docs, command)
     console.print(f"Wrote {escape(str(folder / 'report.html'))}", highlight=False)
@@ -117,11 +125,13 @@ def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command
         write_atomically(docs, markdown(found, command).encode())
 
 
-def _command(task: str, model: str, dictionaries: str | None, quick: bool, seed: int, docs: Path | None) -> str:
+def _command(
+    task: str, model: str, dictionaries: str | None, quick: bool, sizes: dict[str, int | None], docs: Path | None
+) -> str:
     words = ["circuitsae", "reproduce", task]
     words += ["--model", model] if model != "pocket" else []
     words += ["--dictionaries", dictionaries] if dictionaries else []
     words += ["--quick"] if quick else []
-    words += ["--seed", str(seed)] if seed else []
+    words += [word for name, value in sizes.items() if value is not None for word in (name, str(value))]
     words += ["--docs", str(docs)] if docs else []
     return shlex.join(words)

@@ -1,6 +1,7 @@
 """The commands of README, run as a user runs them: another process, exit codes and files."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from circuitsae.cli import main
-from circuitsae.graph import load_graph
+from circuitsae.graph import NodeKind, load_graph
 from circuitsae.loading import load_model
 from transcoders import save_dictionaries
 from transcoders.dictionaries import random_dictionaries
@@ -69,7 +70,12 @@ def test_trace_writes_a_graph_a_validation_and_a_page(traced):
     assert json.loads((folder / "validation.json").read_text())["frozen_error"] < 1e-4
     page = (folder / "graph.html").read_text()
     assert "<!doctype html>" in page[:100].lower()
-    assert len(page) < 8_000_000
+    assert len(page.encode()) < 8_000_000
+    (data,) = re.findall(r'<script type="application/json" id="graph-data">(.*?)</script>', page, re.DOTALL)
+    shown = json.loads(data)
+    features = {f"{n.layer}.{n.index}" for n in graph.nodes if n.kind is NodeKind.FEATURE}
+    assert shown["cards"].keys() == features  # no feature that fires on the prompt is dead in the cards' corpus
+    assert sum(verdict is not None for verdict in shown["edges"]["verdict"]) == 20
 
 
 def test_show_and_validate_work_from_the_folder(traced, tmp_path):
