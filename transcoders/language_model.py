@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,16 @@ Hook = Callable[[Tensor], Tensor | None]
 _FINGERPRINT_VALUES = 4096
 
 
+def _hash_of(weights: Sequence[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, weight in weights:
+        values = weight.detach().reshape(-1)
+        sample = values[:: max(1, values.numel() // _FINGERPRINT_VALUES)]
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 class _AllFound(Exception):  # noqa: N818 - no error: how a forward pass is left early
     """Raised in a hook once everything asked for has been read."""
 
@@ -34,6 +44,7 @@ class LanguageModel:
         self.bridge = bridge
         self.name = name
         self.frame = frame
+        self._fingerprint: tuple[object, str] | None = None
         bridge.eval()
         bridge.requires_grad_(False)
         # Hugging Face's own RMSNorm rounds to float32 whatever the dtype; the bridge's keeps float64 and takes edits.
@@ -72,14 +83,15 @@ class LanguageModel:
         return self
 
     def fingerprint(self) -> str:
-        """A short hash of the weights (names, shapes, and up to 4,096 evenly spaced values of each)."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.bridge.original_model.state_dict().items()):
-            values = weight.detach().reshape(-1)
-            sample = values[:: max(1, values.numel() // _FINGERPRINT_VALUES)]
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A short hash of the weights (names, shapes, and up to 4,096 evenly spaced values of each).
+
+        It is kept until a weight is replaced or changed in place; changes through `.data` go unseen.
+        """
+        weights = sorted(self.bridge.original_model.state_dict(keep_vars=True).items())
+        state = tuple((weight.data_ptr(), weight.dtype, weight._version) for _, weight in weights)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = state, _hash_of(weights)
+        return self._fingerprint[1]
 
     # text and tokens
 

@@ -21,8 +21,8 @@ from circuitsae.graph import (
 ROUNDS = 6
 """Exploring ranks the features this many times: more is closer to the true ranking, less makes larger products."""
 
-LOOK, LEAST_LOOKED_AT = 64, 16
-"""To choose n features, the rows of n / 64 are looked at (of 16, if those are more)."""
+LOOK, LEAST_LOOKED_AT = 128, 8
+"""To choose n features, the rows of n / 128 are looked at (of 8, if those are more)."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ class _Explorer:
         start = np.array([node.probability if node.kind is NodeKind.LOGIT else 0.0 for node in nodes])
         self.influence = LazyInfluence(np.array([node.layer for node in nodes]), start, expansion.bias)
         self._rest, self._inputs = np.zeros(len(nodes)), np.zeros(len(nodes))
-        self._add(expansion.n_features + np.arange(int((start > 0).sum())))
+        n_logits = sum(node.kind is NodeKind.LOGIT for node in nodes)
+        self._add(expansion.n_features + np.arange(n_logits))
 
     def go(self, at_most: int, rounds: int, unexplained: float = 0.0) -> None:
         """Add the rows of `at_most` features in rounds, in each those of most influence on what is known so far."""

@@ -119,3 +119,16 @@ def test_a_token_is_found_by_its_string_even_where_it_does_not_encode_to_itself(
 def test_a_word_of_several_tokens_is_no_token(tinystories):
     with pytest.raises(PromptError, match="not one"):
         tinystories.token_id("incomprehensible")
+
+
+def test_the_fingerprint_follows_the_weights():
+    model = random_model()
+    before = model.fingerprint()
+    assert model.fingerprint() == before
+    with torch.no_grad():
+        model.W_U[0, 0] += 1
+    changed = model.fingerprint()
+    assert changed != before
+    with torch.no_grad():
+        model.W_U[0, 0] -= 1
+    assert random_model().fingerprint() == before
