@@ -37,7 +37,15 @@ def test_validate_pocket(tmp_path):
     assert "Circuit of IOI" in page
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/steering.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/tutorial.md",
+        "docs/steering.md",
+        *(pytest.param(f"docs/{name}.md", marks=pytest.mark.slow) for name in ("tasks", "components")),
+    ],
+)
 def test_python_of_the_pages(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
