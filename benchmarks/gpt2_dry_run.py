@@ -14,6 +14,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -24,6 +25,7 @@ from transcoders import save_dictionaries
 from transcoders.dictionaries import random_dictionaries
 
 FILES = ("vocab.json", "merges.txt")
+COLUMNS = ["task", "what", "measured", "published", "verdict"]
 
 
 @dataclass
@@ -48,7 +50,7 @@ def stand_in(folder: Path, tokenizer: Path) -> tuple[Path, Path]:
     return folder / "gpt2", folder / "transcoders"
 
 
-def dry_run(task: str, model: Path, dictionaries: Path, out: Path) -> list[dict]:
+def dry_run(task: str, model: Path, dictionaries: Path, out: Path) -> dict[str, Any]:
     """What `report.json` says after the command; raises where it did not get to its end."""
     words = ["reproduce", task, "--model", str(model), "--dictionaries", str(dictionaries), "--quick"]
     words += ["--prompts", "2", "--rescore", "50", "--out", str(out)]
@@ -60,7 +62,21 @@ def dry_run(task: str, model: Path, dictionaries: Path, out: Path) -> list[dict]
     )
     if done.returncode not in (0, 1) or not (out / "report.html").exists():
         raise RuntimeError(f"circuitsae {' '.join(words)} stopped with {done.returncode}:\n{done.stderr[-3000:]}")
-    return json.loads((out / "report.json").read_text())
+    (report,) = json.loads((out / "report.json").read_text())
+    return report
+
+
+def rows_of(report: dict[str, Any]) -> list[list[object]]:
+    """A row per stage, then one per claim."""
+    task = report["task"]
+    rows: list[list[object]] = []
+    for stage, seconds in report["seconds"].items():
+        rows.append([task, f"stage: {stage}", f"{seconds:.0f} s", "", "ran"])
+    for claim in report["claims"]:
+        published = "" if claim["published"] is None else f"{claim['published']:g}"
+        measured = "" if claim["measured"] is None else f"{claim['measured']:.3g}"
+        rows.append([task, claim["name"], measured, published, claim["verdict"]])
+    return rows
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ def test_the_path_to_the_published_figures_runs(tmp_path, monkeypatch):
     script = importlib.import_module("gpt2_dry_run")
 
     model, dictionaries = script.stand_in(tmp_path, TOKENIZER)
-    (report,) = script.dry_run("ioi", model, dictionaries, tmp_path / "ioi")
+    report = script.dry_run("ioi", model, dictionaries, tmp_path / "ioi")
     published = {claim["name"]: claim for claim in report["claims"] if claim["published"] is not None}
     assert published["logit_diff on clean prompts"]["published"] == 3.56
     assert published["logit_diff on clean prompts"]["verdict"] == "differs"
