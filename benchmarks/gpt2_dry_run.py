@@ -25,6 +25,8 @@ from transcoders import save_dictionaries
 from transcoders.dictionaries import random_dictionaries
 
 FILES = ("vocab.json", "merges.txt")
+FEATURES = 256
+"""Of each layer."""
 COLUMNS = ["task", "what", "measured", "published", "verdict"]
 
 
@@ -45,8 +47,9 @@ def stand_in(folder: Path, tokenizer: Path) -> tuple[Path, Path]:
     model.save_pretrained(folder / "gpt2")
     for name in FILES:
         shutil.copy(tokenizer / name, folder / "gpt2")
-    sizes = {"n_layers": model.config.n_layer, "d_model": model.config.n_embd}
-    save_dictionaries(random_dictionaries("plt", features=256, seed=0, **sizes), folder / "transcoders")
+    config = model.config
+    transcoders = random_dictionaries("plt", n_layers=config.n_layer, d_model=config.n_embd, features=FEATURES, seed=0)
+    save_dictionaries(transcoders, folder / "transcoders")
     return folder / "gpt2", folder / "transcoders"
 
 
