@@ -89,15 +89,8 @@ def main() -> None:
         model, dictionaries = stand_in(folder, options.tokenizer)
         rows: list[list[object]] = []
         for task in options.tasks:
-            (report,) = dry_run(task, model, dictionaries, folder / task)
-            rows += [
-                [task, f"stage: {stage}", f"{seconds:.0f} s", "", "ran"] for stage, seconds in report["seconds"].items()
-            ]
-            for claim in report["claims"]:
-                published = "" if claim["published"] is None else f"{claim['published']:g}"
-                measured = "" if claim["measured"] is None else f"{claim['measured']:.3g}"
-                rows.append([task, claim["name"], measured, published, claim["verdict"]])
-    print(write_table("gpt2_dry_run", str(__doc__).strip(), ["task", "what", "measured", "published", "verdict"], rows))
+            rows += rows_of(dry_run(task, model, dictionaries, folder / task))
+            print(write_table("gpt2_dry_run", str(__doc__).strip(), COLUMNS, rows))
 
 
 if __name__ == "__main__":
