@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from circuitsae.commands.shared import _beside_dictionaries as beside_dictionaries
 from circuitsae.commands.shared import say_next, write_page
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def compare(
     graphs = load_any(a), load_any(b)
     called = names or _names(a, b)
     both = unite(*graphs, called, same_features)
-    page = compare_html(*graphs, out, called, same_features=same_features)
+    (cards_a, ledger_a), (cards_b, ledger_b) = (beside_dictionaries(graph) for graph in graphs)
+    page = compare_html(
+        *graphs, out, called, cards=(cards_a, cards_b), ledger=(ledger_a, ledger_b), same_features=same_features
+    )
     for name, graph in zip(called, graphs, strict=True):
         prompt = "".join(visible(token) for token in graph.tokens)
         console.print(f"{escape(name)}: [bold]{escape(prompt)}[/bold]", highlight=False)

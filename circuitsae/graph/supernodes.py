@@ -37,7 +37,7 @@ _TELLING = 0.15
 class CardsLike(Protocol):
     """A collection of feature cards, such as `circuitsae.features.cards.FeatureCards`."""
 
-    def for_nodes(self, nodes: pd.DataFrame) -> Mapping[str, Mapping[str, Any]]:
+    def for_nodes(self, nodes: pd.DataFrame, /) -> Mapping[str, Mapping[str, Any]]:
         """The cards, as JSON, of the features among the nodes, by "{layer}.{index}"."""
         ...
 

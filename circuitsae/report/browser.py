@@ -5,7 +5,6 @@ itself: the list holds a line per feature (a page per layer where there are many
 """
 
 import html
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from circuitsae.graph.files import write_atomically
 from circuitsae.report.cards import card_data
-from circuitsae.report.page import hash_source, json_for_script, policy, read_static
+from circuitsae.report.page import fill_template, hash_source, json_for_script, policy, read_static, read_styles
 from circuitsae.report.text import visible
 
 PER_PAGE = 64
@@ -143,10 +142,8 @@ def _contents(title: str, cards: CardSet, lists: Sequence[str]) -> str:
 
 
 def _filled(template: str, **parts: str) -> str:
-    """A page with its place holders filled in one pass, so that nothing inside a part is taken for one."""
-    parts["style"] = read_static("viewer.css") + read_static("browser/browser.css")
-    pattern = r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/"
-    return re.sub(pattern, lambda m: parts[m[1] or m[2]], read_static(f"browser/{template}"))
+    style = read_styles("page", "card") + read_static("browser/browser.css")
+    return fill_template(f"browser/{template}", {**parts, "style": style})
 
 
 def _list_name(layer: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
+from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.text import printable, visible
 from transcoders.errors import InputError
 
@@ -17,13 +18,6 @@ MOST_ROWS = 10
 MOST_BINS = 60
 MOST_EVIDENCE = 12
 _DIGITS = 4
-
-
-@runtime_checkable
-class CardsLike(Protocol):
-    """Feature cards: those of a table of nodes, by `"{layer}.{index}"`, each as JSON values."""
-
-    def for_nodes(self, nodes: pd.DataFrame, /) -> Mapping[str, Mapping[str, Any]]: ...
 
 
 @runtime_checkable

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from circuitsae.graph.supernodes import CardsLike
+from circuitsae.report.cards import LedgerLike, cards_data, labels_data
 from circuitsae.report.data import GraphLike, ValidationLike, number, page_data, with_validation
 from circuitsae.report.page import PlotlyJS, write_page
 from circuitsae.report.text import shorten, visible
-from circuitsae.report.union import EDGE_VALUES, NODE_VALUES, Union, unite
+from circuitsae.report.union import EDGE_VALUES, MARKS, NODE_VALUES, Union, unite
 from transcoders.errors import InputError
 
 _TOP = 12
@@ -27,6 +29,8 @@ def compare_html(
     names: tuple[str, str] = ("A", "B"),
     *,
     validation: tuple[Validated, Validated] = (None, None),
+    cards: tuple[CardsLike | None, CardsLike | None] = (None, None),
+    ledger: tuple[LedgerLike | None, LedgerLike | None] = (None, None),
     same_features: bool | None = None,
     plotlyjs: PlotlyJS = "inline",
     title: str | None = None,
@@ -40,6 +44,9 @@ def compare_html(
     Args:
         names: What the page calls the two.
         validation: What was measured on the edges of each, if the graphs do not hold it.
+        cards: The feature cards of each. Where equal numbers are the same feature, the card of the first counts, and
+            that of the second where the first has none; else each feature has the card of its own dictionaries.
+        ledger: The labels of each, with their evidence; taken as the cards are.
         same_features: Whether equal numbers mean equal features; by default as the graphs' provenance says.
 
     Raises:
@@ -52,6 +59,8 @@ def compare_html(
     data = page_data(both)
     prompt = shorten("".join(both.tokens), 60)
     data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt}"
+    data["cards"] = _of_each(both, [cards_data(one, nodes) for one, nodes in zip(cards, _sides(both), strict=True)])
+    data["labels"] = _of_each(both, [labels_data(one, nodes) for one, nodes in zip(ledger, _sides(both), strict=True)])
     data["comparison"] = comparison_data(both, (a, b), names)
     return write_page(data, path, plotlyjs)
 
@@ -84,6 +93,19 @@ def comparison_data(both: Union, graphs: tuple[GraphLike, GraphLike], names: tup
         "change": change.tolist(),
         "summary": _summary(both, change),
     }
+
+
+def _sides(both: Union) -> list[pd.DataFrame]:
+    """The nodes of either graph; all of them where both have the same features."""
+    nodes = both.nodes
+    return [nodes if both.same_features else nodes.iloc[np.flatnonzero(nodes[f"in_{side}"])] for side in ("a", "b")]
+
+
+def _of_each(both: Union, tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of features, by feature; where the two have other features, by "A:" or "B:" and feature."""
+    if both.same_features:
+        return tables[1] | tables[0]
+    return {f"{side}{key}": value for side, table in zip(MARKS, tables, strict=True) for key, value in table.items()}
 
 
 class _Checked:

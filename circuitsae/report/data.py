@@ -6,9 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
-from circuitsae.report.cards import CardsLike, LedgerLike, cards_data, labels_data, suggestions_data
+from circuitsae.graph.supernodes import CardsLike
+from circuitsae.report.cards import LedgerLike, cards_data, labels_data, suggestions_data
 from circuitsae.report.layout import Band, Layout, arrange
-from circuitsae.report.text import printable, visible
+from circuitsae.report.opened import opened_with
+from circuitsae.report.text import visible
 from transcoders.errors import InputError
 
 NODE_COLUMNS = (
@@ -88,7 +90,7 @@ def page_data(
         "rows": [_band(row) for row in layout.rows],
         "bias_column": _band(layout.bias_column) if layout.bias_column else None,
         "raw": _raw(graph.tokens, nodes["text"].fillna("").tolist(), columns),
-        "opened": _opened(graph.provenance),
+        "opened": opened_with(graph.provenance, nodes, graph.n_layers),
         "cards": cards_data(cards, nodes),
         "labels": labels_data(ledger, nodes),
         "supernodes": suggestions_data(supernodes, nodes["id"].tolist()),
@@ -146,21 +148,6 @@ def _raw(tokens: Sequence[str], texts: Sequence[Any], columns: Mapping[str, list
     return {"tokens": [str(token) for token in tokens], "texts": changed}
 
 
-def _opened(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Pinned nodes and supernodes that a file of Neuronpedia's format came with, by its node ids."""
-    found: Any = provenance
-    for key in ("carried", "neuronpedia", "document", "qParams"):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping):
-        return None
-    pinned, groups = (value if isinstance(value, list) else [] for value in map(found.get, ("pinnedIds", "supernodes")))
-    strings = [row for row in groups if isinstance(row, list) and all(isinstance(item, str) for item in row)]
-    return {
-        "pinned": [item for item in pinned if isinstance(item, str)],
-        "groups": [[printable(row[0]), *row[1:]] for row in strings if len(row) > 1],
-    }
-
-
 def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
     place = {node: number for number, node in enumerate(ids)}
     columns: dict[str, list[Any]] = {}
@@ -186,6 +173,7 @@ def _band(band: Band) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
+    """Six significant digits, as JSON; what is missing or not finite is null."""
     if value is None or pd.isna(value) or not math.isfinite(value):
         return None
     return float(f"{float(value):.{_DIGITS}g}")

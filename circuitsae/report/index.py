@@ -1,7 +1,6 @@
 """A folder of graphs as one page: a table to search and sort, with a link to the page of each graph."""
 
 import html
-import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +11,13 @@ from circuitsae.graph import AttributionGraph
 from circuitsae.graph.files import Header, load_graph, load_header, write_atomically
 from circuitsae.graph.nodes import NodeKind
 from circuitsae.report.data import VERDICTS, number
-from circuitsae.report.page import hash_source, json_for_script, read_static, write_html
+from circuitsae.report.page import fill_template, hash_source, json_for_script, read_static, write_html
 from circuitsae.report.text import visible
-from transcoders.errors import FileFormatError, InputError
+from transcoders.errors import CircuitsaeError, InputError
 
 INDEX = "index.html"
 PAGE = "graph.html"
+_SCRIPTS = ("js/format.js", "js/dom.js", "index.js")
 _DEPTH = 3
 _MOST = 10_000
 
@@ -35,7 +35,7 @@ def write_index(
 
     One offline page with a row per graph: prompt, model, most probable token, scores, verdicts, sizes, date, and a link
     to the graph's own page, which is written where there is none or the graph was saved since. A graph that cannot be
-    read is listed with the reason.
+    read or drawn is listed with the reason.
 
     Args:
         folder: Where the graphs are, up to three levels deep.
@@ -65,7 +65,7 @@ def _rows(
         try:
             head = load_header(graph)
             page = _own_page(graph, write_page)
-        except FileFormatError as error:
+        except (CircuitsaeError, OSError) as error:
             yield row | {"problem": visible(str(error))}
         else:
             yield row | summary(head) | {"href": f"./{quote(page.relative_to(folder).as_posix())}"}
@@ -102,7 +102,7 @@ def _saved(graph: Path) -> datetime:
 
 
 def _page(data: dict[str, Any]) -> str:
-    script, style = read_static("index.js"), read_static("index.css")
+    script, style = "\n".join(map(read_static, _SCRIPTS)), read_static("index.css")
     policy = (
         f"default-src 'none'; script-src {hash_source(script)}; style-src {hash_source(style)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
@@ -114,4 +114,4 @@ def _page(data: dict[str, Any]) -> str:
         "data": json_for_script(data),
         "script": script,
     }
-    return re.sub(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/", lambda m: parts[m[1] or m[2]], read_static("index.html"))
+    return fill_template("index.html", parts)

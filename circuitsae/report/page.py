@@ -5,7 +5,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +14,8 @@ import pandas as pd
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from circuitsae.graph.files import write_atomically
-from circuitsae.report.cards import CardsLike, LedgerLike
+from circuitsae.graph.supernodes import CardsLike
+from circuitsae.report.cards import LedgerLike
 from circuitsae.report.data import GraphLike, ValidationLike, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
@@ -24,12 +25,14 @@ PlotlyJS = Literal["inline", "cdn", "directory"]
 
 # Later files use what earlier ones put on `window.viewer`.
 _SCRIPTS = (
-    *("format", "dom", "data", "compare", "state", "groups", "neuronpedia", "hash"),
+    *("format", "dom", "data", "compare", "comparepanel", "state", "groups", "neuronpedia", "hash"),
     *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
     *("header", "card", "notes", "panel", "list", "controls"),
     *("picture", "export", "keyboard", "main"),
 )
+_STYLES = ("page", "bench", "panel", "card", "compare")
 _PLOTLY_FILE = "plotly.min.js"
+_PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 
 
 def write_html(
@@ -92,13 +95,20 @@ def _assemble(data: dict[str, Any], plotlyjs: PlotlyJS) -> str:
     parts = {
         "policy": policy(plotly_source, hash_source(viewer)),
         "title": html.escape(data["title"]),
-        "style": read_static("viewer.css") + read_static("compare.css"),
+        "style": read_styles(*_STYLES),
         "data": json_for_script(data),
         "plotly": plotly_tag,
         "viewer": f"<script>{viewer}</script>",
     }
-    # One pass, so that nothing inside a part is taken for a place holder.
-    return re.sub(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/", lambda m: parts[m[1] or m[2]], read_static("template.html"))
+    return fill_template("template.html", parts)
+
+
+def fill_template(name: str, parts: Mapping[str, str]) -> str:
+    """A file of `static/` with its place holders, `<!--{name}-->` and `/*{name}*/`, filled.
+
+    In one pass, so that nothing inside a part is taken for a place holder.
+    """
+    return _PLACE_HOLDER.sub(lambda found: parts[found[1] or found[2]], read_static(name))
 
 
 def json_for_script(data: Any) -> str:
@@ -130,8 +140,15 @@ def policy(*scripts: str) -> str:
 
 
 def hash_source(script: str) -> str:
+    """The source expression that lets a policy allow this script or style sheet."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
+def read_styles(*names: str) -> str:
+    """Style sheets of `static/css`, one after the other."""
+    return "\n".join(read_static(f"css/{name}.css") for name in names)
+
+
 def read_static(name: str) -> str:
+    """A file of `static/`."""
     return resources.files("circuitsae.report").joinpath("static", name).read_text(encoding="utf-8")

@@ -98,6 +98,42 @@ def small_graph() -> AttributionGraph:
     return graph.annotate(pd.DataFrame([note]))
 
 
+def whole_graph(tokens: Sequence[str], *, bias: bool = True) -> AttributionGraph:
+    """A whole attribution graph with several nodes of each kind, of at least five tokens, which may be hostile.
+
+    Features are at positions 1, 4 and the last; every token is also a logit. bias: whether to have bias nodes.
+    """
+    rng, last, n_layers = np.random.default_rng(0), len(tokens) - 1, 3
+    nodes = [Node(NodeKind.TOKEN, -1, pos, 50 + pos, text) for pos, text in enumerate(tokens)]
+    nodes += [
+        Node(NodeKind.FEATURE, layer, pos, 70 * layer + pos, tokens[pos] * layer, rng.random(), rng.random(), 0.1)
+        for layer in range(n_layers)
+        for pos in (1, 4, last)
+    ]
+    nodes += [Node(NodeKind.ERROR, layer, last) for layer in range(n_layers)]
+    if bias:
+        nodes += [Node(NodeKind.BIAS, 1, -1, text="b_dec"), Node(NodeKind.BIAS, -1, 2, text="pos")]
+    nodes += [
+        Node(NodeKind.LOGIT, n_layers, last, 900 + i, text, pre_activation=rng.random(), probability=0.4 / (i + 1))
+        for i, text in enumerate(tokens)
+    ]
+    n = len(nodes)
+    weights = np.where(rng.random((n, n)) < 0.6, rng.normal(size=(n, n)), 0)
+    for t, target in enumerate(nodes):
+        for s, source in enumerate(nodes):
+            if not (target.is_target and source.layer < target.layer and source.pos <= target.pos):
+                weights[t, s] = 0
+    made = {
+        "model": "sample",
+        "prompt": "".join(tokens),
+        "settings": {"targets": [1, 2.5, None]},
+        "pruned": [0.8, 0.9],
+    }
+    ids = range(50, 50 + len(tokens))
+    rest = rng.normal(size=n)
+    return AttributionGraph.build(nodes, sparse.csr_array(weights), tokens, ids, n_layers, made, rest=rest)
+
+
 class SampleCards:
     """Made-up cards of the features of a sample graph, of plausible shape; some features have none."""
 

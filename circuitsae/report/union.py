@@ -14,6 +14,8 @@ from transcoders.errors import InputError
 
 NODE_VALUES = ("activation", "pre_activation", "influence", "probability")
 EDGE_VALUES = ("weight", "share")
+MARKS = ("A:", "B:")
+"""What the ids of features start with where equal numbers are not the same feature."""
 _SIDES = ("a", "b")
 _PLACE = ("kind", "layer", "pos", "index")
 
@@ -56,7 +58,7 @@ def unite(a: GraphLike, b: GraphLike, names: tuple[str, str], same_features: boo
     """
     _check(a, b, names)
     same = _same_dictionaries(a, b) if same_features is None else same_features
-    marks = ("", "") if same else ("A:", "B:")
+    marks = ("", "") if same else MARKS
     tables = [_tables(graph, mark) for graph, mark in zip((a, b), marks, strict=True)]
     words = [[visible(token) for token in graph.tokens] for graph in (a, b)]
     differing = [pos for pos, (one, other) in enumerate(zip(*words, strict=True)) if one != other]

@@ -12,9 +12,10 @@ import pytest
 from scipy import sparse
 
 from circuitsae.cli import main
-from circuitsae.graph import AttributionGraph, Node, NodeKind, load_graph
+from circuitsae.graph import AttributionGraph, NodeKind, load_graph
 from circuitsae.graph.exchange import FORMATS, Limits, read_graph, write_graph
 from circuitsae.report.data import page_data
+from circuitsae.report.sample import whole_graph
 from transcoders.errors import FileFormatError, InputError
 
 SUFFIX = {name: form.suffix for name, form in FORMATS.items()}
@@ -23,35 +24,7 @@ HOSTILE = ["</script>", "<img src=x onerror=alert(1)>", ' "q" & \\', "\u202eabc"
 
 def our_graph(*, bias: bool = True, notes: bool = True) -> AttributionGraph:
     """A graph with every kind of node, hostile texts and weights that no short decimal holds."""
-    rng, last, n_layers = np.random.default_rng(0), len(HOSTILE) - 1, 3
-    nodes = [Node(NodeKind.TOKEN, -1, pos, 50 + pos, text) for pos, text in enumerate(HOSTILE)]
-    nodes += [
-        Node(NodeKind.FEATURE, layer, pos, 7 * layer + pos, HOSTILE[pos] * layer, rng.random(), rng.random(), 0.1)
-        for layer in range(n_layers)
-        for pos in (1, last)
-    ]
-    nodes += [Node(NodeKind.ERROR, layer, last) for layer in range(n_layers)]
-    if bias:
-        nodes += [Node(NodeKind.BIAS, 1, -1, text="b_dec"), Node(NodeKind.BIAS, -1, 2, text="pos")]
-    nodes += [
-        Node(NodeKind.LOGIT, n_layers, last, 900 + i, text, pre_activation=rng.random(), probability=0.5 / (i + 1))
-        for i, text in enumerate(HOSTILE)
-    ]
-    n = len(nodes)
-    weights = np.where(rng.random((n, n)) < 0.6, rng.normal(size=(n, n)), 0)
-    for t, target in enumerate(nodes):
-        for s, source in enumerate(nodes):
-            if not (target.is_target and source.layer < target.layer and source.pos <= target.pos):
-                weights[t, s] = 0
-    made = {
-        "model": "pocket",
-        "prompt": "".join(HOSTILE),
-        "settings": {"targets": [1, 2.5, None]},
-        "pruned": [0.8, 0.9],
-    }
-    graph = AttributionGraph.build(
-        nodes, sparse.csr_array(weights), HOSTILE, range(50, 50 + len(HOSTILE)), n_layers, made, rest=rng.normal(size=n)
-    )
+    graph = whole_graph(HOSTILE, bias=bias)
     if not notes:
         return graph
     edges = graph.edges_frame().head(4)

@@ -62,6 +62,30 @@ def watched_pages(chromium: Browser) -> Iterator[OpenPage]:
     assert not complaints, complaints
 
 
+@pytest.fixture(scope="session")
+def serious() -> Callable[[Page], list[str]]:
+    """What axe finds in a page that it calls serious or critical, in the light and the dark theme."""
+    axe = pytest.importorskip("axe_playwright_python.base", reason="needs axe-playwright-python: pip install '.[dev]'")
+
+    def found(page: Page) -> list[str]:
+        if not page.evaluate("'axe' in window"):
+            page.evaluate(axe.AXE_SCRIPT)
+        complaints = []
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+            page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            complaints += [
+                f"{theme}: {violation['id']}: {node['html'][:160]} {node['failureSummary']}"
+                for violation in page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+                if violation["impact"] in {"serious", "critical"}
+                for node in violation["nodes"]
+            ]
+        page.emulate_media(color_scheme=None, reduced_motion=None)
+        return complaints
+
+    return found
+
+
 @pytest.fixture
 def open_page(chromium: Browser) -> Iterator[OpenPage]:
     """`watched_pages` of one test."""

@@ -162,6 +162,22 @@ def test_links_lead_from_card_to_card_across_pages_and_keep_the_theme(index: Pat
     page.wait_for_selector("#rows")
 
 
+def test_links_of_the_list_keep_the_theme(index: Path, open_page: OpenPage):
+    page = open_page(index, "#query=1.3")
+    page.locator("#theme").click()
+    theme = page.locator("html").get_attribute("data-theme")
+    page.locator("#rows a").first.click()
+    page.wait_for_selector("html[data-ready] .card")
+    expect(page.locator("h1")).to_have_text("Feature 1.3")
+    assert page.evaluate("location.hash") == f"#1.3&theme={theme}"
+    assert page.locator("html").get_attribute("data-theme") == theme
+
+
+def test_axe_finds_nothing_serious(index: Path, open_page: OpenPage, serious: Callable[[Page], list[str]]):
+    assert serious(open_page(index, "#query=1.3")) == []
+    assert serious(open_page(index.parent / "cards" / "1-0.html", "#1.3")) == []
+
+
 def test_many_features_have_a_list_per_layer(tmp_path: Path, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(browser, "LISTED_TOGETHER", 100)
     page = open_page(write_browser(sample_cards(), tmp_path, title="Two <layers>"))

@@ -1,5 +1,7 @@
 """The page of two graphs, in a real browser with nothing but files."""
 
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,16 +9,36 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from circuitsae.cli import main
+from circuitsae.features.ledger import Label, Ledger
 from circuitsae.report import compare_html
-from circuitsae.report.sample import sample_graph, sample_pair
+from circuitsae.report.sample import SampleCards, sample_graph, sample_pair
 
 NAMES = ("clean", "corrupt")
+SVG = "{http://www.w3.org/2000/svg}"
 OpenPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compare_html(*sample_pair(), tmp_path_factory.mktemp("compare") / "page.html", NAMES)
+
+
+@pytest.fixture(scope="module")
+def shared_page(html: Path, open_shared: OpenPage) -> Page:
+    return open_shared(html)
+
+
+@pytest.fixture
+def page(shared_page: Page) -> Page:
+    """The module's page, as if just opened."""
+    shared_page.evaluate(
+        """() => {
+            viewer.comparison.readHash(new URLSearchParams());
+            viewer.restore({});
+            return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+        }"""
+    )
+    return shared_page
 
 
 def shown(page: Page) -> list[str]:
@@ -27,8 +49,7 @@ def drawing(page: Page) -> str:
     return page.evaluate("document.getElementById('all-edges').toDataURL()")
 
 
-def test_difference_comes_first_with_marks_and_a_summary(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_difference_comes_first_with_marks_and_a_summary(page: Page):
     assert page.locator("#view-switch input:checked").input_value() == "difference"
     panel = page.locator("#panel")
     expect(panel.locator("h2")).to_have_text("clean against corrupt")
@@ -57,8 +78,7 @@ def test_difference_comes_first_with_marks_and_a_summary(html: Path, open_page: 
     expect(page.locator("#panel h3", has_text="Inputs")).to_be_visible()
 
 
-def test_switching_shows_either_graph_on_the_same_layout(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_switching_shows_either_graph_on_the_same_layout(page: Page):
     a, b = sample_pair()
     place = "viewer.nodes.x.concat(viewer.nodes.y)"
     before, pictures = page.evaluate(place), [drawing(page)]
@@ -79,8 +99,7 @@ def test_switching_shows_either_graph_on_the_same_layout(html: Path, open_page: 
     assert len(shown(page)) == page.evaluate("viewer.count")
 
 
-def test_panel_has_both_values_and_their_difference(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_panel_has_both_values_and_their_difference(page: Page):
     both = page.evaluate(
         "viewer.nodes.kind.findIndex((k, i) => k === 'feature' && viewer.page.comparison.presence[i] === 'both'"
         " && viewer.page.comparison.change[i] && viewer.inputs[i].length > 2)"
@@ -99,16 +118,62 @@ def test_panel_has_both_values_and_their_difference(html: Path, open_page: OpenP
     expect(page.locator("#panel .edges .test").first).to_contain_text("difference")
 
 
-def test_the_address_restores_the_view(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_the_address_restores_the_view(page: Page):
     page.keyboard.press("b")
     page.evaluate("viewer.select(viewer.indexOf.get('tok@2'))")
     page.wait_for_function("() => location.hash.includes('view=b') && location.hash.includes('tok')")
-    again = open_page(html, page.evaluate("location.hash"))
-    assert again.locator("#view-switch input:checked").input_value() == "b"
-    assert shown(again) == shown(page)
-    assert again.evaluate("viewer.edges.weight") == page.evaluate("viewer.edges.weight")
-    assert drawing(again) == drawing(page)
+    page.wait_for_timeout(60)
+    before = shown(page), page.evaluate("viewer.edges.weight"), drawing(page)
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("#view-switch input:checked").input_value() == "b"
+    assert (shown(page), page.evaluate("viewer.edges.weight"), drawing(page)) == before
+
+
+def test_a_picture_has_the_marks_and_colours_of_the_screen(page: Page):
+    drawn = page.evaluate(
+        """() => Object.fromEntries(document.getElementById("plot").data.flatMap(({customdata, marker}) =>
+            customdata.map((i, k) => [i, [marker.symbol[k], marker.color[k]]])))"""
+    )
+    wanted = Counter(tuple(mark) for mark in drawn.values())
+    assert len({symbol for symbol, _ in wanted}) > 6
+    assert len({color for _, color in wanted}) == 4
+    root = ElementTree.fromstring(page.evaluate("viewer.svgText(viewer.graphPicture())"))
+    marks = [path for path in root.iter(f"{SVG}path") if path.find(f"{SVG}title") is not None]
+    found = Counter((m.get("class"), m.get("stroke" if m.get("fill") == "none" else "fill")) for m in marks)
+    assert found == wanted
+    titles = [root.findtext(f"{SVG}title")]
+    page.keyboard.press("a")
+    titles.append(page.evaluate("viewer.graphPicture().querySelector('title').textContent"))
+    assert [title.partition(" · ")[0] for title in titles if title] == ["Difference", "clean"]
+    assert page.evaluate("viewer.viewDocument().comparison") == {"view": "a", "names": list(NAMES)}
+
+
+def test_cards_and_labels_of_each_side(tmp_path: Path, open_page: OpenPage):
+    a, b = sample_pair()
+    features = a.nodes.query("kind == 'feature'")
+    node = next(node for node in features["id"].tolist() if node in set(b.nodes["id"]))
+    feature = node.partition("@")[0]
+    cards = SampleCards(a, share=1.0), SampleCards(b, share=1.0, seed=1)
+    ledger = Ledger([Label("a claim of A", (feature,))]), Ledger([Label("a claim of B", (feature,))])
+    path = compare_html(a, b, tmp_path / "page.html", NAMES, cards=cards, ledger=ledger, same_features=False)
+    page = open_page(path)
+    for side, claim, k in (("A:", "a claim of A", 0), ("B:", "a claim of B", 1)):
+        page.evaluate("id => viewer.select(viewer.indexOf.get(id))", f"{side}{node}")
+        expect(page.locator("#panel .label")).to_contain_text(claim)
+        page.get_by_role("tab", name="Feature card").click()
+        strongest = page.evaluate("v => viewer.number(v)", cards[k].cards[feature]["max_activation"])
+        expect(page.locator("#panel .card")).to_contain_text(f"strongest {strongest}")
+        other = page.locator("#panel .similar").first.get_by_role("button").first
+        name = other.inner_text()
+        other.click()
+        assert page.evaluate("viewer.nodes.id[viewer.state.selected]").startswith(f"{side}{name}@")
+
+
+def test_axe_finds_nothing_serious(page: Page, serious: Callable[[Page], list[str]]):
+    assert serious(page) == []
+    page.evaluate("viewer.select(viewer.nodes.kind.indexOf('feature'))")
+    assert serious(page) == []
 
 
 def test_hostile_names_and_tokens_are_shown_as_text(tmp_path: Path, open_page: OpenPage):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, ViewportSize, expect
 
 from circuitsae.report import write_html
 from circuitsae.report.sample import SampleCards, sample_graph, sample_suggestions
@@ -42,6 +42,26 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_html(sample_graph(), tmp_path_factory.mktemp("viewer") / "graph.html")
 
 
+@pytest.fixture(scope="module")
+def shared(html: Path, open_shared: OpenPage) -> Page:
+    return open_shared(html)
+
+
+@pytest.fixture
+def page(shared: Page) -> Page:
+    """The module's page, as if just opened."""
+    shared.mouse.move(0, 0)
+    shared.evaluate(
+        """() => {
+            document.activeElement.blur();
+            viewer.restore({});
+            for (const one of document.querySelectorAll("details")) one.open = false;
+            return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+        }"""
+    )
+    return shared
+
+
 def shown(page: Page) -> int:
     return page.locator("#plot .scatterlayer path.point").count()
 
@@ -54,8 +74,7 @@ def select(page: Page, node: str) -> None:
     page.evaluate("id => viewer.select(viewer.indexOf.get(id))", node)
 
 
-def test_header_shows_prompt_logits_scores_and_verdicts(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_header_shows_prompt_logits_scores_and_verdicts(page: Page):
     expect(page.locator("#prompt")).to_contain_text("·Mary")
     assert page.locator("#top-logits li").count() == 5
     expect(page.locator("#scores")).to_contain_text("completeness")
@@ -64,8 +83,7 @@ def test_header_shows_prompt_logits_scores_and_verdicts(html: Path, open_page: O
     expect(page.locator("#provenance")).to_contain_text("settings.max_features")
 
 
-def test_click_on_a_node_lists_its_edges_and_an_entry_leads_on(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_click_on_a_node_lists_its_edges_and_an_entry_leads_on(page: Page):
     node = page.evaluate("viewer.nodes.kind.indexOf('feature')")
     box = page.locator("#plot .scatterlayer path.point").first.bounding_box()
     assert box is not None
@@ -79,8 +97,7 @@ def test_click_on_a_node_lists_its_edges_and_an_entry_leads_on(html: Path, open_
     expect(page.locator("#panel h2")).to_have_text("No node chosen")
 
 
-def test_inputs_are_ranked_and_carry_their_verdicts(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_inputs_are_ranked_and_carry_their_verdicts(page: Page):
     select(page, "logit.0@14")
     shares = page.evaluate("viewer.inputs[viewer.state.selected].map(e => viewer.edges.share[e])")
     assert shares == sorted(shares, reverse=True)
@@ -89,8 +106,7 @@ def test_inputs_are_ranked_and_carry_their_verdicts(html: Path, open_page: OpenP
     expect(badge).to_contain_text("measured")
 
 
-def test_choosing_a_node_draws_its_edges(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_choosing_a_node_draws_its_edges(page: Page):
     drawing = "document.getElementById('chosen-edges').toDataURL()"
     empty = page.evaluate(drawing)
     select(page, "logit.0@14")
@@ -99,8 +115,7 @@ def test_choosing_a_node_draws_its_edges(html: Path, open_page: OpenPage):
     assert page.evaluate(drawing) == empty
 
 
-def test_slider_and_switches_hide_nodes_and_the_address_restores_them(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_slider_and_switches_hide_nodes_and_the_address_restores_them(page: Page):
     everything = shown(page)
     page.locator("#show-errors").uncheck()
     page.wait_for_function("n => document.querySelectorAll('#plot path.point').length < n", arg=everything)
@@ -112,26 +127,30 @@ def test_slider_and_switches_hide_nodes_and_the_address_restores_them(html: Path
     page.wait_for_function("() => location.hash.includes('logit.1')")
     left, name, fragment = shown(page), chosen(page), page.evaluate("location.hash")
 
-    page.reload()
-    page.wait_for_selector("html[data-ready]")
-    for again in (page, open_page(html, fragment)):
-        assert shown(again) == left
-        assert chosen(again) == name
-        assert again.locator("#prune").input_value() == "0.5"
-        assert not again.locator("#show-errors").is_checked()
-        assert not again.locator("#verdict-filter input[value=untested]").is_checked()
+    for way in ("reload", "address"):
+        if way == "reload":
+            page.reload()
+            page.wait_for_selector("html[data-ready]")
+        else:
+            page.evaluate("location.hash = ''")
+            page.wait_for_function("n => document.querySelectorAll('#plot path.point').length === n", arg=everything)
+            page.evaluate("text => { location.hash = text; }", fragment)
+            page.wait_for_function("n => document.querySelectorAll('#plot path.point').length === n", arg=left)
+        assert shown(page) == left
+        assert chosen(page) == name
+        assert page.locator("#prune").input_value() == "0.5"
+        assert not page.locator("#show-errors").is_checked()
+        assert not page.locator("#verdict-filter input[value=untested]").is_checked()
 
 
-def test_biases_are_hidden_until_asked_for(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_biases_are_hidden_until_asked_for(page: Page):
     before = shown(page)
     page.locator("#show-biases").check()
     page.wait_for_function("n => document.querySelectorAll('#plot path.point').length > n", arg=before)
     expect(page.locator("#plot .xtick").first).to_contain_text("biases")
 
 
-def test_keyboard_walks_edges_and_searches(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_keyboard_walks_edges_and_searches(page: Page):
     select(page, "logit.0@14")
     strongest = page.evaluate(
         "viewer.inputs[viewer.state.selected].filter(e => viewer.edgeShown[e]).slice(0, 2)"
@@ -153,8 +172,7 @@ def test_keyboard_walks_edges_and_searches(html: Path, open_page: OpenPage):
     assert chosen(page) == "·Mary"
 
 
-def test_zoom_moves_the_axes_and_a_double_click_brings_them_back(html: Path, open_page: OpenPage):
-    page = open_page(html)
+def test_zoom_moves_the_axes_and_a_double_click_brings_them_back(page: Page):
     extent = "() => viewer.drawnRanges().x.map(v => Math.round(100 * v))"
     home = page.evaluate(extent)
     page.mouse.move(500, 420)
@@ -162,7 +180,7 @@ def test_zoom_moves_the_axes_and_a_double_click_brings_them_back(html: Path, ope
     assert tools == ["Zoom", "Pan", "Zoom in", "Zoom out", "Reset"]  # none that sends the data to a server
     page.mouse.wheel(0, -400)
     page.wait_for_function(f"home => JSON.stringify(({extent})()) !== JSON.stringify(home)", arg=home)
-    page.wait_for_timeout(400)
+    page.wait_for_function("() => viewer.state.zoom")
     page.mouse.dblclick(500, 300)
     page.wait_for_function(f"home => JSON.stringify(({extent})()) === JSON.stringify(home)", arg=home)
 
@@ -201,22 +219,25 @@ def test_plotly_in_the_directory(tmp_path: Path, open_page: OpenPage):
     assert shown(open_page(path)) > 100
 
 
-def test_dark_mode_follows_the_system_and_the_button(html: Path, open_page: OpenPage):
-    page = open_page(html, color_scheme="dark", reduced_motion="reduce")
+def test_dark_mode_follows_the_system_and_the_button(page: Page):
+    page.emulate_media(color_scheme="dark", reduced_motion="reduce")
     assert page.locator("html").get_attribute("data-theme") == "dark"
     page.locator("#theme").click()
     assert page.locator("html").get_attribute("data-theme") == "light"
     moving = "getComputedStyle(document.getElementById('all-edges')).transitionDuration"
     assert page.evaluate(moving) == "0s"
-    page.emulate_media(reduced_motion="no-preference")
+    page.emulate_media(color_scheme=None, reduced_motion="no-preference")
     assert page.evaluate(moving) != "0s"
 
 
 @pytest.mark.parametrize("viewport", [{"width": 700, "height": 900}, {"width": 1100, "height": 600}])
-def test_small_windows_do_not_scroll_sideways(html: Path, open_page: OpenPage, viewport: dict):
-    page = open_page(html, viewport=viewport)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.locator("#plot").bounding_box()["height"] >= 300  # pyright: ignore[reportOptionalSubscript]
+def test_small_windows_do_not_scroll_sideways(page: Page, viewport: ViewportSize):
+    before = page.viewport_size
+    assert before is not None
+    page.set_viewport_size(viewport)
+    fits = "document.documentElement.scrollWidth <= innerWidth && document.getElementById('plot').clientHeight >= 300"
+    page.wait_for_function(f"() => document.getElementById('plot').layout.width <= innerWidth && {fits}")
+    page.set_viewport_size(before)
 
 
 def test_ten_thousand_edges(tmp_path: Path, open_page: OpenPage, capsys: pytest.CaptureFixture[str]):

@@ -144,25 +144,9 @@ def open_everything(page: Page, graph: SampleGraph) -> None:
     page.evaluate("document.getElementById('help').hidden = false")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious(shared: Page, graph: SampleGraph, theme: str):
-    axe = pytest.importorskip("axe_playwright_python.base", reason="needs axe-playwright-python: pip install '.[dev]'")
-
-    def serious() -> list[str]:
-        shared.wait_for_timeout(200)
-        found = shared.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
-        return [
-            f"{violation['id']}: {node['html'][:160]} {node['failureSummary']}"
-            for violation in found
-            if violation["impact"] in {"serious", "critical"}
-            for node in violation["nodes"]
-        ]
-
-    if not shared.evaluate("'axe' in window"):
-        shared.evaluate(axe.AXE_SCRIPT)
-    shared.evaluate("theme => viewer.restore({theme})", theme)
-    assert serious() == []
-    open_everything(shared, graph)
-    assert serious() == []
-    shared.get_by_role("tab", name="Feature card").click()
-    assert serious() == []
+def test_axe_finds_nothing_serious(page: Page, graph: SampleGraph, serious: Callable[[Page], list[str]]):
+    assert serious(page) == []
+    open_everything(page, graph)
+    assert serious(page) == []
+    page.get_by_role("tab", name="Feature card").click()
+    assert serious(page) == []

@@ -62,7 +62,8 @@ def groups_of(page: Page) -> list[tuple[str, list[str]]]:
 
 
 def hash_of(page: Page) -> str:
-    page.wait_for_timeout(250)
+    """The address, once the last change was written into it."""
+    page.wait_for_timeout(160)
     return page.evaluate("location.hash")
 
 
@@ -175,7 +176,7 @@ def test_the_address_restores_everything(page: Page, html: Path, leading: list[s
     page.mouse.move(500, 300)
     page.mouse.wheel(0, -300)
     page.wait_for_function("() => viewer.state.zoom")
-    page.wait_for_timeout(400)
+    page.wait_for_timeout(200)
     fragment = hash_of(page)
     state = (
         "JSON.stringify({...viewer.state, verdicts: [...viewer.state.verdicts], pins: [...viewer.state.pins].sort(),"
@@ -240,5 +241,59 @@ def test_search_finds_notes_and_groups(page: Page, leading: list[str]):
     expect(page.locator("#node-list [role=option]:not([hidden])")).to_have_count(2)
     expect(page.locator("#search-count")).to_have_text("2 found")
     page.keyboard.press("ArrowDown")
-    page.keyboard.press("p")  # about the entry in focus
-    assert page.evaluate("viewer.state.pins.size") in (0, 2)
+    entry = page.evaluate("Number(document.activeElement.dataset.node)")
+    select(page, leading[2])
+    pinned = "[...viewer.state.pins]"
+    before = set(page.evaluate(pinned))
+    page.keyboard.press("p")  # about the entry in focus, not about the chosen node
+    assert set(page.evaluate(pinned)) ^ before == {entry}
+
+
+def test_split_twice_after_a_rename(page: Page, leading: list[str]):
+    page.evaluate("ids => viewer.makeGroup(ids.map(id => viewer.indexOf.get(id)), 'first')", leading[:5])
+    name = page.get_by_label("Name of group 1")
+    name.fill("renamed")
+    name.press("Enter")
+    page.locator(".group summary").first.click()
+    split = page.get_by_role("button", name="Split off ticked").first
+    for _ in range(2):
+        expect(split).to_be_disabled()
+        page.locator(".group").first.locator("input[type=checkbox]").first.check()
+        split.click()
+    assert groups_of(page) == [
+        ("renamed", leading[2:5]),
+        ("renamed (2)", leading[:1]),
+        ("renamed (2)", leading[1:2]),
+    ]
+
+
+def test_a_node_that_was_unpinned_is_ticked_when_it_is_pinned_again(page: Page, leading: list[str]):
+    pin(page, *leading[:2])
+    box = page.locator("#tray .chip input").first
+    box.uncheck()
+    pin(page, leading[0], leading[0])
+    expect(page.locator("#tray .chip input:checked")).to_have_count(2)
+
+
+def test_back_restores_what_the_address_said_before(page: Page, leading: list[str]):
+    select(page, leading[0])
+    written = hash_of(page)
+    assert leading[0] in page.evaluate("decodeURIComponent(location.hash)")
+    page.evaluate("id => { location.hash = new URLSearchParams({node: id}); }", leading[1])
+    page.wait_for_function("id => viewer.nodes.id[viewer.state.selected] === id", arg=leading[1])
+    page.go_back()
+    page.wait_for_function("id => viewer.nodes.id[viewer.state.selected] === id", arg=leading[0])
+    assert hash_of(page) == written
+
+
+def test_more_groups_than_there_is_room_for_are_refused_in_sight(page: Page, leading: list[str]):
+    page.evaluate("for (let k = 0; k < viewer.MOST_GROUPS; k++) viewer.makeGroup([100 + k])")
+    suggestion = page.locator(".suggestion").first
+    suggestion.get_by_role("button", name="Accept").click()
+    expect(page.get_by_role("alert")).to_have_text("No more than 60 groups")
+    expect(page.locator(".suggestion")).to_have_count(3)
+    page.evaluate("viewer.dissolve(viewer.state.groups[0])")
+    suggestion.get_by_role("button", name="Accept").click()
+    expect(page.locator(".suggestion")).to_have_count(2)
+    page.evaluate("viewer.split(viewer.state.groups.at(-1), [...viewer.state.groups.at(-1).members].slice(0, 1))")
+    assert page.evaluate("viewer.state.groups.at(-1).members.size") == 4

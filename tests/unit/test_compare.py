@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from circuitsae.cli import main
+from circuitsae.features.ledger import Label, Ledger
 from circuitsae.report import compare_html
-from circuitsae.report.sample import sample_graph, sample_pair
+from circuitsae.report.sample import SampleCards, sample_graph, sample_pair, small_graph
 from circuitsae.report.union import unite
 from transcoders.errors import InputError
 
@@ -148,3 +151,44 @@ def test_hostile_names_and_tokens_stay_data(tmp_path: Path):
     text = path.read_text(encoding="utf-8")
     assert "<b>A" not in text
     assert "<img src=x>" not in text
+
+
+def test_cards_and_labels_of_the_same_features_are_of_the_first_that_has_them(tmp_path: Path):
+    a, b = sample_pair()
+    cards = SampleCards(a, share=0.5), SampleCards(b, share=1.0, seed=1)
+    key = next(iter(cards[0].cards))
+    ledger = Ledger([Label("of A", (key,))]), Ledger([Label("of B", (key,))])
+    data = data_of(compare_html(a, b, tmp_path / "page.html", NAMES, cards=cards, ledger=ledger))
+    assert set(data["cards"]) == set(cards[0].cards) | set(cards[1].cards)
+    for name, card in data["cards"].items():
+        expected = cards[0 if name in cards[0].cards else 1].cards[name]["max_activation"]
+        assert card["max_activation"] == pytest.approx(expected, rel=1e-3)
+    assert {name: label["text"] for name, label in data["labels"].items()} == {key: "of A"}
+
+
+def test_cards_and_labels_of_other_features_are_apart(tmp_path: Path):
+    a, b = sample_pair()
+    cards = SampleCards(a, share=1.0), SampleCards(b, share=1.0, seed=1)
+    key = next(iter(cards[1].cards))
+    data = data_of(
+        compare_html(
+            *(a, b, tmp_path / "page.html", NAMES),
+            cards=cards,
+            ledger=(None, Ledger([Label("of B", (key,))])),
+            same_features=False,
+        )
+    )
+    assert set(data["cards"]) == {f"A:{key}" for key in cards[0].cards} | {f"B:{key}" for key in cards[1].cards}
+    assert list(data["labels"]) == [f"B:{key}"]
+
+
+def test_the_command_takes_the_cards_beside_the_dictionaries(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in NAMES:
+        graph = small_graph()
+        replace(graph, provenance={**graph.provenance, "source": {"model": "pocket"}}).save(tmp_path / name)
+    page = tmp_path / "page.html"
+    main(["compare", *(str(tmp_path / name) for name in NAMES), "--out", str(page)])
+    assert "edges that change most" in capsys.readouterr().out
+    data = data_of(page)
+    assert list(data["cards"]) == ["0.7"]
+    assert data["cards"]["0.7"]["tokens_seen"] > 0

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from circuitsae.graph import AttributionGraph
 from circuitsae.report import summary_html, write_index
 from circuitsae.report.index import find_graphs
 from circuitsae.report.sample import sample_graph, small_graph
-from transcoders.errors import InputError
+from transcoders.errors import CheckFailedError, DictionaryError, InputError
 
 HOSTILE = ["</script>", "<img src=x onerror=alert(1)>", "\"quotes' &amp;", "\u202e", ""]
 
@@ -57,12 +58,31 @@ def test_pages_are_made_only_where_they_are_missing_or_old(tmp_path: Path):
 def test_the_page_loads_nothing_and_shows_text_only_as_data(tmp_path: Path):
     small_graph().save(tmp_path / "one")
     page = write_index(tmp_path, title="<b>&title</b>").read_text(encoding="utf-8")
+    page = page.replace("http://www.w3.org/2000/svg", "")  # a name, never loaded
     assert "<title>&lt;b&gt;&amp;title&lt;/b&gt;</title>" in page
     assert not re.search(r"https?://|@import|url\(|innerHTML| style=", page)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy
     assert policy[1].count("'sha256-") == 2
     assert "unsafe" not in policy[1]
+
+
+@pytest.mark.parametrize(
+    "error", [DictionaryError("not of these."), CheckFailedError("no."), PermissionError("read only")]
+)
+def test_a_graph_that_cannot_be_drawn_does_not_stop_the_others(tmp_path: Path, error: Exception):
+    for name in ("one", "two"):
+        small_graph().save(tmp_path / name)
+
+    def write_page(graph: AttributionGraph, path: Path) -> Path:
+        if path.parent.name == "one":
+            raise error
+        path.write_text("a page")
+        return path
+
+    one, two = rows_of(write_index(tmp_path, write_page=write_page))
+    assert one["problem"] == str(error)
+    assert two["href"] == "./two/graph.html"
 
 
 def test_no_graphs(tmp_path: Path):

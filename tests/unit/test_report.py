@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
+import circuitsae.report
 from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
 from circuitsae.report import to_figure, write_html
 from circuitsae.report.cards import card_data
@@ -268,12 +269,57 @@ def test_suggested_groups_are_of_this_graph():
 def test_the_page_keeps_the_tokens_of_the_model_and_the_pins_of_the_file():
     graph = sample_graph(tokens=HOSTILE, n_features=5, n_edges=20)
     assert page_data(graph)["opened"] is None
-    held = {"pinnedIds": ["E_0_0", 7], "supernodes": [["two", "E_0_0", "E_1_1"], "bad", [1]]}
+    held = {"pinnedIds": ["E_0_0", 7], "supernodes": [["two", "E_0_0", "E_1_1"], "bad", [1], ["x", "E_9_9"]]}
     graph.provenance = dict(graph.provenance) | {"carried": {"neuronpedia": {"document": {"qParams": held}}}}
     data = page_data(graph)
-    assert data["opened"] == {"pinned": ["E_0_0"], "groups": [["two", "E_0_0", "E_1_1"]]}
+    assert data["opened"] == {"pinned": [], "groups": [["two", "tok@0", "tok@1"]]}
     assert data["raw"]["tokens"] == HOSTILE
     rows = [row for row, kind in enumerate(data["nodes"]["kind"]) if kind == "logit"]
     texts = graph.nodes_frame()["text"].tolist()
     for row in rows:
         assert data["raw"]["texts"].get(str(row), data["nodes"]["text"][row]) == texts[row]
+
+
+def test_pins_of_a_file_are_found_under_whatever_ids_it_has():
+    """Older files call the error of layer 0 at position 1 `0_0_1`; the import notes what is not the usual id."""
+    graph = sample_graph(tokens=HOSTILE, n_features=5, n_edges=20)
+    feature = graph.nodes.query("kind == 'feature'").iloc[0]
+    usual = f"{feature['layer']}_{feature['index']}_{feature['pos']}"
+    held = {"pinnedIds": ["0_0_1", "1_-1_2", usual, f"{graph.n_layers + 1}_0_8", "0_-1_1"], "supernodes": []}
+    noted = {"0.err@1": {"node_id": "0_0_1"}, "tok@1": {"node_id": 5}, "tok@2": "bad"}
+    graph.provenance = {"carried": {"neuronpedia": {"document": {"qParams": held}, "nodes": noted}}}
+    opened = page_data(graph)["opened"]
+    assert opened == {"pinned": ["0.err@1", "1.err@2", feature["id"], "logit.0@8"], "groups": []}
+
+
+def test_a_file_pins_so_many_nodes_at_most(caplog: pytest.LogCaptureFixture):
+    graph = sample_graph(n_features=2000, n_edges=20)
+    features = graph.nodes.query("kind == 'feature'")
+    ids = [f"{n['layer']}_{n['index']}_{n['pos']}" for n in features.to_dict("records")]
+    held = {"pinnedIds": ids, "supernodes": [["first", *ids[:3]]]}
+    graph.provenance = {"carried": {"neuronpedia": {"document": {"qParams": held}}}}
+    opened = page_data(graph)["opened"]
+    assert opened is not None
+    assert opened["groups"] == [["first", *features["id"].tolist()[:3]]]
+    assert opened["pinned"] == features["id"].tolist()[3:503]
+    assert "pins 1997 nodes" in caplog.text
+
+
+@pytest.mark.parametrize("provenance", [{}, {"carried": 1}, {"carried": {"neuronpedia": {"document": {"qParams": 2}}}}])
+def test_files_without_pins_open_with_none(provenance: dict):
+    graph = sample_graph(n_features=5, n_edges=20)
+    graph.provenance = provenance
+    assert page_data(graph)["opened"] is None
+
+
+def test_lines_of_the_page_can_be_read():
+    static = Path(circuitsae.report.__file__).parent / "static"
+    files = sorted(path for path in static.rglob("*") if path.is_file())
+    assert len(files) > 30
+    long = [
+        f"{path.relative_to(static)}:{number}"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert long == []

@@ -1,41 +1,46 @@
-// The table of a folder's graphs: searched, sorted, and restored from the address. Strings are untrusted: text nodes only.
-(function () {
+// The table of a folder's graphs: searched, sorted, and restored from the address.
+(function (viewer) {
   "use strict";
 
+  const { element, text, number, percent, countText: whole } = viewer;
   const data = JSON.parse(document.getElementById("index-data").textContent);
   const byId = (id) => document.getElementById(id);
   const search = byId("search");
   const body = byId("graphs").tBodies[0];
 
-  const number = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
-  const percent = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`);
   const tested = (row) => row.confirmed + row.null + row.reversed;
-  const whole = (value) => value.toLocaleString("en");
 
   // Of each column: its title, what it sorts by, and what it shows.
   const COLUMNS = [
     { key: "prompt", title: "Prompt", sort: (r) => (r.prompt ?? [r.name]).join(""), show: prompt },
     { key: "model", title: "Model", sort: (r) => r.model, show: (r) => [text(r.model)] },
     { key: "logit", title: "Top logit", sort: (r) => r.probability, show: logit, numeric: true },
-    { key: "replacement", title: "Replacement", sort: (r) => r.replacement, show: (r) => [number(r.replacement)], numeric: true },
-    { key: "completeness", title: "Completeness", sort: (r) => r.completeness, show: (r) => [number(r.completeness)], numeric: true },
-    { key: "tested", title: "Tested edges", sort: (r) => (tested(r) ? r.confirmed / tested(r) : null), show: verdicts, numeric: true },
+    {
+      key: "replacement",
+      title: "Replacement",
+      sort: (r) => r.replacement,
+      show: (r) => [number(r.replacement)],
+      numeric: true,
+    },
+    {
+      key: "completeness",
+      title: "Completeness",
+      sort: (r) => r.completeness,
+      show: (r) => [number(r.completeness)],
+      numeric: true,
+    },
+    {
+      key: "tested",
+      title: "Tested edges",
+      sort: (r) => (tested(r) ? r.confirmed / tested(r) : null),
+      show: verdicts,
+      numeric: true,
+    },
     { key: "nodes", title: "Nodes", sort: (r) => r.nodes, show: (r) => [whole(r.nodes)], numeric: true },
     { key: "edges", title: "Edges", sort: (r) => r.edges, show: (r) => [whole(r.edges)], numeric: true },
     { key: "date", title: "Saved (UTC)", sort: (r) => r.date, show: (r) => [r.date], numeric: true },
   ];
   const state = { sort: "date", down: true };
-
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    made.append(...children);
-    return made;
-  }
-
-  function text(value) {
-    return element("bdi", {}, value);
-  }
 
   function prompt(row) {
     const shown = row.prompt.length > 60 ? [...row.prompt.slice(0, 30), "…", ...row.prompt.slice(-29)] : row.prompt;
@@ -44,14 +49,25 @@
   }
 
   function logit(row) {
-    return row.logit === null ? ["–"] : [element("span", { class: "token" }, text(row.logit)), ` ${percent(row.probability)}`];
+    return row.logit === null
+      ? ["–"]
+      : [element("span", { class: "token" }, text(row.logit)), ` ${percent(row.probability)}`];
   }
 
   function verdicts(row) {
     if (!tested(row)) return ["–"];
-    const part = (name, glyph) => element("span", { class: name, title: `${row[name]} ${name}` }, `${glyph} ${row[name]}`);
+    const part = (name, glyph) =>
+      element("span", { class: name, title: `${row[name]} ${name}` }, `${glyph} ${row[name]}`);
     const words = `${row.confirmed} confirmed, ${row.null} null, ${row.reversed} reversed`;
-    const shown = element("span", { "aria-hidden": "true" }, part("confirmed", "✓"), " ", part("null", "○"), " ", part("reversed", "⇄"));
+    const shown = element(
+      "span",
+      { "aria-hidden": "true" },
+      part("confirmed", "✓"),
+      " ",
+      part("null", "○"),
+      " ",
+      part("reversed", "⇄"),
+    );
     return [shown, element("span", { class: "visually-hidden" }, words)];
   }
 
@@ -59,7 +75,12 @@
     const made = element("tr");
     if (row.problem) {
       const why = element("span", { class: "problem" }, "cannot be read: ", text(row.problem));
-      const name = element("th", { scope: "row", colspan: String(COLUMNS.length - 1) }, element("span", {}, text(row.name)), why);
+      const name = element(
+        "th",
+        { scope: "row", colspan: String(COLUMNS.length - 1) },
+        element("span", {}, text(row.name)),
+        why,
+      );
       made.append(name, element("td", { class: "number" }, row.date));
       return made;
     }
@@ -73,13 +94,18 @@
   const rows = data.rows.map((row) => ({
     row,
     line: build(row),
-    haystack: [row.name, row.model, row.logit, (row.prompt ?? []).join(""), (row.prompt ?? []).join(" "), row.problem].join(" ").replaceAll("·", " ").toLowerCase(),
+    haystack: [row.name, row.model, row.logit, (row.prompt ?? []).join(""), (row.prompt ?? []).join(" "), row.problem]
+      .join(" ")
+      .replaceAll("·", " ")
+      .toLowerCase(),
   }));
 
   // What is missing comes last, whichever way is up.
   function compare(x, y) {
     const { sort } = COLUMNS.find(({ key }) => key === state.sort);
-    const [a, b] = [x, y].map(({ row }) => (row.problem && state.sort !== "date" && state.sort !== "prompt" ? null : sort(row)));
+    const [a, b] = [x, y].map(({ row }) =>
+      row.problem && state.sort !== "date" && state.sort !== "prompt" ? null : sort(row),
+    );
     const missing = (v) => v === null || v === undefined || v === "";
     if (missing(a) || missing(b)) return missing(a) - missing(b);
     const order = typeof a === "number" ? a - b : a < b ? -1 : a > b ? 1 : 0;
@@ -90,7 +116,8 @@
     const words = search.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const found = rows.filter(({ haystack }) => words.every((word) => haystack.includes(word)));
     body.replaceChildren(...found.sort(compare).map(({ line }) => line));
-    byId("count").textContent = found.length === rows.length ? `${rows.length} graphs` : `${found.length} of ${rows.length} graphs`;
+    byId("count").textContent =
+      found.length === rows.length ? `${rows.length} graphs` : `${found.length} of ${rows.length} graphs`;
     byId("none").hidden = found.length > 0;
     for (const head of document.querySelectorAll("thead th")) {
       const chosen = head.dataset.key === state.sort;
@@ -107,9 +134,18 @@
 
   function heads() {
     const cells = COLUMNS.map((column) => {
-      const button = element("button", { type: "button" }, column.title, element("span", { class: "arrow", "aria-hidden": "true" }));
+      const button = element(
+        "button",
+        { type: "button" },
+        column.title,
+        element("span", { class: "arrow", "aria-hidden": "true" }),
+      );
       button.addEventListener("click", () => sortBy(column));
-      return element("th", { scope: "col", "data-key": column.key, ...(column.numeric ? { class: "number" } : {}) }, button);
+      return element(
+        "th",
+        { scope: "col", "data-key": column.key, ...(column.numeric ? { class: "number" } : {}) },
+        button,
+      );
     });
     byId("graphs").tHead.append(element("tr", {}, ...cells));
   }
@@ -159,4 +195,4 @@
   document.addEventListener("keydown", onKey);
   window.addEventListener("hashchange", restore);
   document.documentElement.dataset.ready = "true";
-})();
+})((window.viewer ??= {}));

@@ -16,9 +16,24 @@
     layer: [["", "all"], ...[...new Set(features.layer)].map((layer) => [String(layer), String(layer)])],
     least: rates,
     most: rates,
-    dead: [["", "shown"], ["no", "hidden"], ["only", "only"]],
-    status: [["", "any or none"], ["none", "none"], ["any", "any"], ...statuses.slice(1).map((status) => [status, status])],
-    sort: [["", "id"], ["often", "most often"], ["rare", "least often"], ["strong", "strongest"], ["label", "label"]],
+    dead: [
+      ["", "shown"],
+      ["no", "hidden"],
+      ["only", "only"],
+    ],
+    status: [
+      ["", "any or none"],
+      ["none", "none"],
+      ["any", "any"],
+      ...statuses.slice(1).map((status) => [status, status]),
+    ],
+    sort: [
+      ["", "id"],
+      ["often", "most often"],
+      ["rare", "least often"],
+      ["strong", "strongest"],
+      ["label", "label"],
+    ],
   };
   const ORDERS = {
     often: (a, b) => features.rate[b] - features.rate[a],
@@ -33,15 +48,13 @@
   let shown = [];
   let drawn = 0;
 
-  // Ids match from their start, tokens as a whole before their parts; a token is found with or without its space.
+  // Ids match from their start, labels and tokens anywhere, whatever the case.
   function matcher(query) {
     const wanted = folded(query.trim());
     if (!wanted) return () => true;
-    const tokens = new Set();
-    foldedTokens.forEach((token, t) => {
-      if (token.replace(/^[·\s]+/u, "").startsWith(wanted) || token.includes(wanted)) tokens.add(t);
-    });
-    return (i) => name(i).startsWith(wanted) || foldedLabels[i].includes(wanted) || features.tokens[i].some((t) => tokens.has(t));
+    const tokens = new Set(foldedTokens.flatMap((token, t) => (token.includes(wanted) ? [t] : [])));
+    return (i) =>
+      name(i).startsWith(wanted) || foldedLabels[i].includes(wanted) || features.tokens[i].some((t) => tokens.has(t));
   }
 
   function passes(i) {
@@ -55,15 +68,17 @@
     return state.status === "" || (state.status === "any" ? status !== "" : status === state.status);
   }
 
-  const words = (list) => list.flatMap((t, n) => [n ? " " : "", element("span", { class: "token" }, text(vocabulary[t]))]);
+  const words = (list) =>
+    list.flatMap((t, n) => [n ? " " : "", element("span", { class: "token" }, text(vocabulary[t]))]);
 
   function row(i) {
     const dead = features.rate[i] === 0;
-    const file = `cards/${features.layer[i]}-${Math.floor(features.feature[i] / page.per_page)}.html#${name(i)}`;
+    const file = `cards/${features.layer[i]}-${Math.floor(features.feature[i] / page.per_page)}.html`;
+    const theme = state.theme && `&theme=${state.theme}`;
     return element(
       "tr",
       { class: dead ? "dead" : null },
-      element("th", { scope: "row" }, element("a", { href: file }, name(i))),
+      element("th", { scope: "row" }, element("a", { href: `${file}#${name(i)}${theme}` }, name(i))),
       element("td", { class: "number" }, dead ? "dead" : rate(features.rate[i])),
       element("td", { class: "number" }, dead ? "" : number(features.max[i])),
       element("td", {}, text(features.label[i])),
@@ -129,8 +144,7 @@
     byId("query").focus();
   });
   viewer.startTheme((theme) => {
-    state.theme = theme ?? "";
-    writeHash();
+    change("theme", theme ?? ""); // the links name it
   });
   readHash();
   document.documentElement.dataset.ready = "";

@@ -5,7 +5,7 @@
   const { state, element, button, text, suggestions } = viewer;
   const byId = (id) => document.getElementById(id);
   const [bench, toggle, lists] = ["bench", "bench-toggle", "bench-lists"].map(byId);
-  const left = new Set(); // pinned nodes that the next group leaves out
+  const left = new Set(); // pinned nodes in no group that the next one leaves out
   const splitting = new Map(); // group → members marked to be split off
   const opened = new Set(); // groups whose members are listed
 
@@ -44,9 +44,9 @@
   function groupMarked() {
     const members = marked();
     if (members.length < 2)
-      return viewer.say("Pin at least two nodes, with p, and leave them ticked in the tray, to group them");
+      return viewer.warn("Pin at least two nodes, with p, and leave them ticked in the tray, to group them");
     const group = viewer.makeGroup(members);
-    if (!group) return viewer.say(`No more than ${viewer.MOST_GROUPS} groups`);
+    if (!group) return;
     if (state.bench === false) setOpen(true);
     lists.querySelector(`[data-focus="name ${state.groups.indexOf(group)}"]`)?.select();
   }
@@ -83,6 +83,7 @@
 
   function groupCard(group, g) {
     const chosen = splitting.get(group) ?? new Set();
+    for (const i of chosen) if (!group.members.has(i)) chosen.delete(i); // has left since it was marked
     const name = element("input", {
       type: "text",
       value: group.name,
@@ -195,6 +196,8 @@
 
   function sync() {
     const open = isOpen();
+    const loose = new Set(viewer.loosePins());
+    for (const i of left) if (!loose.has(i)) left.delete(i);
     viewer.pointedGroup = null;
     bench.classList.toggle("open", open);
     byId("bench-body").hidden = !open;

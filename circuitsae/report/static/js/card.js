@@ -1,5 +1,5 @@
-// A feature card: what a feature fires on, how strongly, what it does to the output, and the features like it. Draws what
-// the card has. Uses dom.js and format.js only, so that the browser of all features shows the same cards.
+// A feature card: what a feature fires on, how strongly, what it does to the output, and the features like it. Draws
+// what the card has. Uses dom.js and format.js only, so that the browser of all features shows the same cards.
 //
 //   viewer.featureCard(card, { linkTo }) -> Element
 //   linkTo(layer, feature) -> an address, a function to call on a click, or null where there is nowhere to go

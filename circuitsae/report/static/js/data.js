@@ -1,4 +1,4 @@
-// The graph of this page: columns of nodes and edges, who is joined to whom, labels and cards, and what nodes are called.
+// The graph of this page: columns of nodes and edges, who is joined to whom, labels and cards, what nodes are called.
 (function (viewer) {
   "use strict";
 
@@ -27,8 +27,11 @@
   const layerName = (i) =>
     nodes.layer[i] < 0 ? "tokens" : nodes.layer[i] >= page.n_layers ? "logits" : `layer ${nodes.layer[i]}`;
 
-  // A feature has one card and one label, whatever the position.
-  const keyOf = (i) => (nodes.kind[i] === "feature" ? `${nodes.layer[i]}.${nodes.index[i]}` : null);
+  // A feature has one card and one label, whatever the position. Where two graphs have other dictionaries, each of them
+  // has its own.
+  const apart = page.comparison && !page.comparison.same_features;
+  const owner = (i) => (apart ? { a: "A:", b: "B:" }[page.comparison.presence[i]] : "");
+  const keyOf = (i) => (nodes.kind[i] === "feature" ? `${owner(i)}${nodes.layer[i]}.${nodes.index[i]}` : null);
   const own = (table, key) => (key !== null && Object.hasOwn(table ?? {}, key) ? table[key] : null);
   const cardOf = (i) => own(page.cards, keyOf(i));
   const labelOf = (i) => own(page.labels, keyOf(i)) ?? cardOf(i)?.label ?? null;
@@ -40,10 +43,11 @@
   }
   for (const list of places.values()) list.sort((a, b) => (nodes.influence[b] ?? 0) - (nodes.influence[a] ?? 0));
 
-  // The node of a feature at this position, else where it matters most; undefined where the graph has none.
-  function nodeOf(layer, feature, pos) {
-    const found = places.get(`${layer}.${feature}`) ?? [];
-    return found.find((i) => nodes.pos[i] === pos) ?? found[0];
+  // The node of a feature of the same dictionaries as this node's, at its position or else where the feature matters
+  // most; undefined where the graph has none.
+  function nodeOf(layer, feature, here) {
+    const found = places.get(`${owner(here)}${layer}.${feature}`) ?? [];
+    return found.find((i) => nodes.pos[i] === nodes.pos[here]) ?? found[0];
   }
 
   // A node's own name, without its place and its label.

@@ -36,6 +36,9 @@
     return `\u2068${escaped}\u2069`;
   }
 
+  // A drawing may be saved: what XML cannot hold, whatever a token or a name says, is replaced.
+  const clean = (value) => value.replace(/[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "\ufffd");
+
   function shorten(value, width) {
     const characters = Array.from(value);
     return characters.length <= width ? value : `${characters.slice(0, width - 1).join("")}…`;
@@ -56,5 +59,5 @@
 
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  Object.assign(viewer, { element, svg, button, text, meter, symbol, plotlyText, shorten, throttled, color });
+  Object.assign(viewer, { element, svg, button, text, meter, symbol, plotlyText, clean, shorten, throttled, color });
 })((window.viewer ??= {}));

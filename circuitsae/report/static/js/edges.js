@@ -1,4 +1,4 @@
-// Edges on two canvases under the plot: all of them, and those of the chosen node. plotly.js is too slow for 10,000 lines.
+// Edges on two canvases under the plot: all, and those of the chosen node. plotly.js is too slow for 10,000 lines.
 (function (viewer) {
   "use strict";
 

@@ -1,5 +1,5 @@
-// What a reader takes along: the picture as PNG or SVG, the view as JSON, the graph for Neuronpedia. Made in the page and
-// handed over as a file; nothing is sent.
+// What a reader takes along: the picture as PNG or SVG, the view as JSON, the graph for Neuronpedia. Made in the page
+// and handed over as a file; nothing is sent.
 (function (viewer) {
   "use strict";
 
@@ -17,6 +17,13 @@
   const json = (document) => new Blob([JSON.stringify(document, null, 1)], { type: "application/json" });
   const vector = (drawing) => new Blob([viewer.svgText(drawing)], { type: "image/svg+xml" });
   const ids = (list) => [...list].map((i) => nodes.id[i]);
+
+  // Which of the two graphs, or their difference, the nodes and edges are of; null on the page of one graph.
+  function comparisonShown() {
+    if (!viewer.comparison) return null;
+    const { view, names } = viewer.comparison.shown();
+    return { view, names };
+  }
 
   // The view: what is shown, and everything the reader added.
   function viewDocument() {
@@ -44,6 +51,7 @@
         zoom: state.zoom,
         link: location.hash,
       },
+      comparison: comparisonShown(),
       note: state.graphNote,
       notes: Object.fromEntries([...state.notes].map(([i, note]) => [nodes.id[i], note])),
       pins: ids(state.pins),
@@ -68,6 +76,14 @@
     neuronpedia: () => save(json(viewer.neuronpedia()), "-neuronpedia.json"),
   };
 
+  async function run(choice) {
+    try {
+      await KINDS[choice.dataset.export]();
+    } catch (error) {
+      viewer.warn(`${choice.textContent} could not be saved: ${error.message}`);
+    }
+  }
+
   function close() {
     menu.open = false;
   }
@@ -77,7 +93,7 @@
     for (const choice of menu.querySelectorAll("button[data-export]")) {
       choice.addEventListener("click", () => {
         close();
-        KINDS[choice.dataset.export]();
+        run(choice);
       });
     }
     menu.addEventListener("toggle", () => {

@@ -83,6 +83,22 @@
     return Math.max(4, Math.min(6 + 8 * share, 0.9 * place));
   }
 
+  // How a node is marked, on the screen and in pictures: the symbol by plotly's name, and the colour.
+  const SYMBOLS = {
+    feature: "circle",
+    error: "diamond-open",
+    token: "square",
+    bias: "x-thin-open",
+    logit: "triangle-up",
+  };
+  const symbolOf = (i) => viewer.comparison?.symbol(i) ?? SYMBOLS[nodes.kind[i]];
+
+  // Looks the colours of the theme up once for a whole drawing.
+  function inks() {
+    const colors = Object.fromEntries(["node", "positive", "negative", "accent"].map((n) => [n, viewer.color(n)]));
+    return (i) => colors[viewer.comparison?.ink(i) ?? "node"];
+  }
+
   // The logits whose texts fit: from the most probable down, each far enough from the last one above it.
   function labelledLogits(shown, toPixels) {
     const labelled = new Set();
@@ -101,5 +117,17 @@
     viewer.comparison?.logitNote(i) ?? viewer.percent(nodes.probability[i]),
   ];
 
-  Object.assign(viewer, { home, geometry, viewOf: view, ticks, slot, nodeSize, labelledLogits, logitText });
+  Object.assign(viewer, {
+    home,
+    geometry,
+    viewOf: view,
+    ticks,
+    slot,
+    nodeSize,
+    SYMBOLS,
+    symbolOf,
+    inks,
+    labelledLogits,
+    logitText,
+  });
 })((window.viewer ??= {}));

@@ -40,9 +40,13 @@
     }
   }
 
-  // A group of these nodes, taken out of the groups they were in. Returns it, or null where there is nothing to group.
+  // A group of these nodes, taken out of the groups they were in. Returns it, or null where none can be made.
   function makeGroup(members, name = "") {
-    if (!members.length || state.groups.length >= MOST_GROUPS) return null;
+    if (!members.length) return null;
+    if (state.groups.length >= MOST_GROUPS) {
+      viewer.warn(`No more than ${MOST_GROUPS} groups`);
+      return null;
+    }
     withdraw(members);
     for (const i of members) state.pins.add(i);
     const group = { name: cleanName(name, members), members: new Set(members) };
@@ -86,8 +90,11 @@
   }
 
   function accept(s) {
-    state.handled.add(s);
-    return makeGroup(suggestions[s].nodes, suggestions[s].name);
+    const { nodes, name } = suggestions[s];
+    state.handled.add(s); // before the group is announced, so that the lists are drawn without the suggestion
+    const group = makeGroup(nodes, name);
+    if (!group) state.handled.delete(s);
+    return group;
   }
 
   function dismiss(s) {

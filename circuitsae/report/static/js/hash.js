@@ -1,4 +1,4 @@
-// The whole state in the address, so that a link restores it. A field that cannot be read is passed over; the rest counts.
+// The whole state in the address, so that a link restores it. A field that cannot be read is passed over.
 (function (viewer) {
   "use strict";
 
@@ -6,12 +6,9 @@
   const NOTE_LENGTH = 2000;
   const MOST_NOTES = 200;
 
-  // Pins and groups that the file was opened with, by the ids of its format; an address that names others replaces them.
+  // Pins and groups that the file was opened with; an address that names others replaces them.
   const opened = page.opened ?? { pinned: [], groups: [] };
-  const byFileId = new Map(nodes.id.map((id, i) => [viewer.neuronpediaId(i), id]));
-  const translate = (ids) => ids.map((id) => byFileId.get(id)).filter((id) => id !== undefined);
-  const openedPins = translate(opened.pinned);
-  const openedGroups = opened.groups.map(([name, ...ids]) => JSON.stringify([name, ...translate(ids)]));
+  const openedGroups = opened.groups.map((group) => JSON.stringify(group));
 
   function write(parameters) {
     const put = (name, wanted, value) => wanted && parameters.append(name, value);
@@ -25,7 +22,7 @@
     put("tab", state.tab === "card", "card");
     put("zoom", state.zoom, state.zoom && [...state.zoom.x, ...state.zoom.y].map((v) => +v.toFixed(2)).join("_"));
     put("bench", state.bench !== null, state.bench ? "1" : "0");
-    put("pin", !state.pins.size && openedPins.length + openedGroups.length, "");
+    put("pin", !state.pins.size && opened.pinned.length + openedGroups.length, "");
     for (const i of viewer.loosePins()) put("pin", true, nodes.id[i]);
     for (const { name, members } of state.groups)
       put("group", true, JSON.stringify([name, ...[...members].map((i) => nodes.id[i])]));
@@ -83,7 +80,7 @@
     const get = (name) => parameters.get(name);
     const theme = get("theme");
     const named = parameters.has("pin") || parameters.has("group");
-    const pins = named ? parameters.getAll("pin") : openedPins;
+    const pins = named ? parameters.getAll("pin") : opened.pinned;
     const found = groups(named ? parameters.getAll("group") : openedGroups);
     const handled = (get("handled") ?? "").split(".").map((s) => (s ? Number(s) : -1));
     return {
@@ -121,7 +118,10 @@
     }, 120);
   }
 
+  // What waits to be written belongs to the address that was left.
   function fromAddress() {
+    clearTimeout(pending);
+    written = location.hash;
     const parameters = new URLSearchParams(location.hash.slice(1));
     viewer.comparison?.readHash(parameters);
     viewer.restore(read(parameters));

@@ -1,5 +1,6 @@
-// The whole graph in the format of Neuronpedia and circuit-tracer, with the groups and pins made here. Agrees with
-// circuitsae/graph/exchange/neuronpedia.py: same ids, same fields; bias nodes have no place in the format.
+// The graph in the format of Neuronpedia and circuit-tracer, with the groups and pins made here. Agrees with
+// circuitsae/graph/exchange/neuronpedia.py: same ids, same fields; bias nodes have no place in the format. What an
+// imported file held beside its graph is not in the page: `circuitsae export` writes that too.
 (function (viewer) {
   "use strict";
 
@@ -124,5 +125,5 @@
     return { metadata: metadata(), qParams: queryParameters(), nodes: kept.map(record), links };
   }
 
-  Object.assign(viewer, { neuronpedia, neuronpediaId: nodeId });
+  Object.assign(viewer, { neuronpedia });
 })((window.viewer ??= {}));

@@ -19,7 +19,7 @@
   function setNodeNote(i, note) {
     if (!note.trim()) state.notes.delete(i);
     else if (state.notes.has(i) || state.notes.size < MOST_NOTES) state.notes.set(i, note);
-    else return viewer.say(`No more than ${MOST_NOTES} notes fit into a link`);
+    else return viewer.warn(`No more than ${MOST_NOTES} notes fit into a link`);
     viewer.changed("notes");
   }
 

@@ -1,5 +1,5 @@
-// The chosen node: its numbers, label and note; its inputs and outputs ranked by share, each with what a test of it found;
-// and the card of its feature.
+// The chosen node: its numbers, label and note; its inputs and outputs ranked by share, each with what a test of it
+// found; and the card of its feature.
 (function (viewer) {
   "use strict";
 
@@ -100,7 +100,7 @@
 
   // A feature elsewhere in the graph, at this position if it is active here too.
   function linkTo(layer, feature) {
-    const node = viewer.nodeOf(layer, feature, nodes.pos[state.selected]);
+    const node = viewer.nodeOf(layer, feature, state.selected);
     return node === undefined ? null : () => viewer.select(node);
   }
 

@@ -1,12 +1,10 @@
-// The drawing as one vector image, built from the same edge list and the same styles as the screen; and the same in pixels.
+// The drawing as one vector image, from the same edge list and the same styles as the screen; and the same in pixels.
 (function (viewer) {
   "use strict";
 
-  const { nodes, page, state, svg, nodeShown } = viewer;
+  const { nodes, page, state, svg, clean, nodeShown } = viewer;
   const PIXELS = 2; // per unit of the drawing, so that a PNG is sharp in print
 
-  // What XML cannot hold, whatever a token says.
-  const clean = (words) => words.replace(/[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "\ufffd");
   const round = (value) => Math.round(100 * value) / 100;
 
   function words(content, attributes) {
@@ -81,24 +79,38 @@
     });
   }
 
+  const square = (r) => `M${-r},${-r}h${2 * r}v${2 * r}h${-2 * r}z`;
+  const cross = (r) => `M${-r},${-r}L${r},${r}M${r},${-r}L${-r},${r}`;
+  const triangle = (...corners) => `M${corners.map(([x, y]) => `${round(x)},${round(y)}`).join("L")}z`;
+
+  // The outlines of plotly's symbols, r from the middle to the edge.
   const SHAPES = {
-    feature: (r) => ({ d: `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0z`, filled: true }),
-    error: (r) => ({ d: `M0,${-1.3 * r}L${1.3 * r},0L0,${1.3 * r}L${-1.3 * r},0z`, filled: false }),
-    token: (r) => ({ d: `M${-r},${-r}h${2 * r}v${2 * r}h${-2 * r}z`, filled: true }),
-    bias: (r) => ({ d: `M${-r},${-r}L${r},${r}M${r},${-r}L${-r},${r}`, filled: false }),
-    logit: (r) => ({ d: `M0,${-1.15 * r}L${r * 1.15},${0.6 * r}h${-2.3 * r}z`, filled: true }),
+    circle: (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0z`,
+    diamond: (r) => `M0,${-1.3 * r}L${1.3 * r},0L0,${1.3 * r}L${-1.3 * r},0z`,
+    square,
+    "square-x": (r) => square(r) + cross(r),
+    "x-thin": cross,
+    "triangle-up": (r) => triangle([0, -1.15 * r], [1.15 * r, 0.6 * r], [-1.15 * r, 0.6 * r]),
+    "triangle-down": (r) => triangle([0, 1.15 * r], [1.15 * r, -0.6 * r], [-1.15 * r, -0.6 * r]),
+    "triangle-left": (r) => triangle([-1.15 * r, 0], [0.6 * r, 1.15 * r], [0.6 * r, -1.15 * r]),
+    "triangle-right": (r) => triangle([1.15 * r, 0], [-0.6 * r, 1.15 * r], [-0.6 * r, -1.15 * r]),
   };
 
-  function mark(i, view, place, near) {
-    const { d, filled } = SHAPES[nodes.kind[i]](round(viewer.nodeSize(i, place) / 2));
-    const ink = viewer.color("node");
+  function mark(i, ink, view, place, near) {
+    const symbol = viewer.symbolOf(i);
+    const filled = !symbol.endsWith("-open");
     const style = filled
       ? { fill: ink, stroke: viewer.color("page"), "stroke-width": 1 }
       : { fill: "none", stroke: ink, "stroke-width": 1.5 };
-    const at = `translate(${round(view.x(nodes.x[i]))},${round(view.y(nodes.y[i]))})`;
     return svg(
       "path",
-      { d, transform: at, opacity: near ? 1 : 0.22, ...style },
+      {
+        class: symbol,
+        d: SHAPES[symbol.replace("-open", "")](round(viewer.nodeSize(i, place) / 2)),
+        transform: `translate(${round(view.x(nodes.x[i]))},${round(view.y(nodes.y[i]))})`,
+        opacity: near ? 1 : 0.22,
+        ...style,
+      },
       svg("title", {}, clean(viewer.name(i))),
     );
   }
@@ -113,10 +125,11 @@
     );
     const logits = [...nodes.kind.keys()].filter((i) => nodeShown[i] && nodes.kind[i] === "logit");
     const labelled = viewer.labelledLogits(logits, view.y);
+    const inkOf = viewer.inks();
     const drawn = [];
     for (let i = 0; i < viewer.count; i++) {
       if (!nodeShown[i]) continue;
-      drawn.push(mark(i, view, place, chosen < 0 || near.has(i)));
+      drawn.push(mark(i, inkOf(i), view, place, chosen < 0 || near.has(i)));
       if (!labelled.has(i)) continue;
       drawn.push(
         words(viewer.logitText(i).join(" "), { x: round(view.x(nodes.x[i]) + 10), y: round(view.y(nodes.y[i]) + 4) }),
@@ -148,6 +161,8 @@
     const [view, ranges, shape] = [viewer.drawnView(), viewer.drawnRanges(), viewer.geometry()];
     const chosen = state.selected;
     const { width, height } = view;
+    const part = viewer.comparison?.shown().title;
+    const title = part ? `${part} · ${page.title}` : page.title;
     const inside = { x: view.left, y: view.top, width: view.plotWidth, height: view.plotHeight };
     const body = [...cells(view), edgeGroup(viewer.allLayers(), view, chosen < 0 ? 1 : 0.12)];
     if (chosen >= 0) {
@@ -160,12 +175,12 @@
     return svg(
       "svg",
       { width, height, viewBox: `0 0 ${width} ${height}`, "font-family": "system-ui, sans-serif" },
-      svg("title", {}, clean(page.title)),
+      svg("title", {}, clean(title)),
       svg("clipPath", { id: "inside" }, svg("rect", inside)),
       svg("rect", { width, height, fill: viewer.color("page") }),
       svg("g", { "clip-path": "url(#inside)" }, ...body, ...pins(view), ...marks(view, ranges)),
       ...axes(view, ranges, shape),
-      words(viewer.shorten(page.title, 110), { x: view.left, y: 20, "font-size": 13, "font-weight": 600 }),
+      words(viewer.shorten(title, 110), { x: view.left, y: 20, "font-size": 13, "font-weight": 600 }),
     );
   }
 
@@ -175,13 +190,18 @@
   async function png(drawing) {
     const [width, height] = ["width", "height"].map((side) => Number(drawing.getAttribute(side)));
     const url = URL.createObjectURL(new Blob([svgText(drawing)], { type: "image/svg+xml" }));
-    const image = new Image(width, height);
-    image.src = url;
-    await image.decode();
     const canvas = Object.assign(document.createElement("canvas"), { width: PIXELS * width, height: PIXELS * height });
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    URL.revokeObjectURL(url);
-    return new Promise((done) => canvas.toBlob(done, "image/png"));
+    try {
+      const image = new Image(width, height);
+      image.src = url;
+      await image.decode();
+      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    } finally {
+      URL.revokeObjectURL(url);
+    }
+    const made = await new Promise((done) => canvas.toBlob(done, "image/png"));
+    if (!made) throw new Error(`the browser made no picture of ${canvas.width} × ${canvas.height} pixels`);
+    return made;
   }
 
   Object.assign(viewer, { graphPicture, svgText, png });

@@ -3,14 +3,7 @@
   "use strict";
 
   const { nodes, page, count, state, nodeShown } = viewer;
-  const SYMBOLS = {
-    feature: "circle",
-    error: "diamond-open",
-    token: "square",
-    bias: "x-thin-open",
-    logit: "triangle-up",
-  };
-  const KINDS = Object.keys(SYMBOLS);
+  const KINDS = Object.keys(viewer.SYMBOLS);
   const div = document.getElementById("plot");
   const stage = div.parentElement;
   const [cellCanvas, allCanvas, chosenCanvas] = ["cells", "all-edges", "chosen-edges"].map((id) =>
@@ -48,11 +41,11 @@
 
   function traces(shape) {
     const slot = viewer.slot(shape, ranges);
-    const ink = viewer.color("node");
+    const inkOf = viewer.inks();
     const labelled = labelledLogits();
     return KINDS.map((kind) => {
       const shown = shownOf(kind);
-      const fill = viewer.comparison?.colors(kind, shown, ink) ?? ink;
+      const fill = shown.map(inkOf);
       return {
         type: "scatter",
         mode: kind === "logit" ? "markers+text" : "markers",
@@ -66,7 +59,7 @@
         textfont: { size: 11, color: viewer.color("text") },
         cliponaxis: true,
         marker: {
-          symbol: viewer.comparison?.symbols(kind, shown, SYMBOLS[kind]) ?? SYMBOLS[kind],
+          symbol: shown.map(viewer.symbolOf),
           size: shown.map((i) => viewer.nodeSize(i, slot)),
           color: fill,
           line: { width: kind === "feature" ? 1 : 1.5, color: kind === "feature" ? viewer.color("page") : fill },

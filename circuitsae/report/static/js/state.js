@@ -105,6 +105,16 @@
   const live = document.getElementById("live");
   const say = (message) => (live.textContent = message);
 
+  // What could not be done, in sight for a while.
+  const notice = document.getElementById("notice");
+  let hiding = 0;
+  function warn(message) {
+    clearTimeout(hiding);
+    notice.textContent = message;
+    notice.hidden = false;
+    hiding = setTimeout(() => (notice.hidden = true), 8_000);
+  }
+
   Object.assign(viewer, {
     VERDICTS,
     state,
@@ -120,6 +130,7 @@
     changed,
     restore,
     say,
+    warn,
     on: (event, listener) => listeners[event].push(listener),
   });
 })((window.viewer ??= {}));

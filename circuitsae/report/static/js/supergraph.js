@@ -2,12 +2,14 @@
 (function (viewer) {
   "use strict";
 
-  const { nodes, svg, element, text, number, plural } = viewer;
+  const { nodes, svg, element, text, number, plural, clean } = viewer;
   const place = document.getElementById("supergraph");
   const sums = document.getElementById("supergraph-sums");
   const { arrange, route, freeSpot, HEIGHT, MARGIN } = viewer.superlayout;
   const MOST_LABELS = 24;
   const MOST_EDGES = 300; // more would hide one another; the table has them all
+
+  const nameOf = ({ unit }) => unit.name;
 
   function arrow(edge, boxes, most) {
     const path = route(boxes[edge.source], boxes[edge.target]);
@@ -24,7 +26,8 @@
       svg(
         "title",
         {},
-        `${boxes[edge.source].unit.name} → ${boxes[edge.target].unit.name}: ${number(edge.weight)}, the sum of ${plural(edge.count, "edge")}`,
+        clean(`${nameOf(boxes[edge.source])} → ${nameOf(boxes[edge.target])}: `) +
+          `${number(edge.weight)}, the sum of ${plural(edge.count, "edge")}`,
       ),
       svg("path", {
         d: `M${x1},${y1} C${a},${b} ${c},${d} ${x},${y + back * size * 0.7}`,
@@ -62,9 +65,9 @@
         class: "unit",
         tabindex: "0",
         role: "button",
-        "aria-label": `${unit.name}, ${plural(unit.members.length, "node")}`,
+        "aria-label": clean(`${unit.name}, ${plural(unit.members.length, "node")}`),
       },
-      svg("title", {}, unit.members.map(viewer.name).join("\n")),
+      svg("title", {}, clean(unit.members.map(viewer.name).join("\n"))),
       svg("rect", {
         x,
         y,
@@ -98,7 +101,7 @@
           "font-weight": grouped ? 600 : 400,
           fill: viewer.color("text"),
         },
-        label,
+        clean(label),
       ),
     );
     const choose = () => viewer.select(strongest(unit.members));
