@@ -26,6 +26,7 @@ from circuitsae.attribution.targets import (
 )
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.replacement import ReplacementModel, Trace
+from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.errors import InputError
 
 
@@ -236,11 +237,18 @@ def _provenance(model: ReplacementModel, prompt: str | None, settings: dict[str,
         "frame": model.model.frame.name,
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "dictionaries": {"kind": model.dictionaries.kind, **model.dictionaries.provenance.to_json()},
+        "dictionary_fingerprint": _dictionary_fingerprint(model),
         "prompt": prompt,
         "settings": settings,
         "versions": {name: _version(name) for name in ("circuitsae", "torch", "transformer-lens")}
         | {"python": platform.python_version()},
     }
+
+
+def _dictionary_fingerprint(model: ReplacementModel) -> str | None:
+    """Which weights the dictionaries have; None where they were rounded to those of a model in low precision."""
+    exact = model.model.dtype in (torch.float32, torch.float64)
+    return dictionary_fingerprint(model.dictionaries) if exact else None
 
 
 def _version(package: str) -> str:

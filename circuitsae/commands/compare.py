@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from circuitsae.commands.shared import _beside_dictionaries as beside_dictionaries
-from circuitsae.commands.shared import say_next, write_page
+from circuitsae.commands.shared import beside_dictionaries, say_next, write_page
 
 if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph

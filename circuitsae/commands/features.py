@@ -1,7 +1,7 @@
 """`circuitsae features`: collect the cards of a dictionary's features, and browse them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
@@ -11,6 +11,7 @@ from transcoders.errors import InputError
 
 if TYPE_CHECKING:
     from circuitsae.features.cards import FeatureCards
+    from circuitsae.features.collection import CollectConfig
 
 console = Console()
 features = tyro.extras.SubcommandApp()
@@ -52,36 +53,43 @@ def collect(
         resume: Go on from where an earlier run was killed.
         device: cpu, cuda, cuda:1, mps.
     """
-    from circuitsae.features.collection import CollectConfig, collect
-    from circuitsae.loading import POCKET, dictionaries_for, load_dictionaries
-    from circuitsae.pocket import dictionary_folder
-    from circuitsae.pocket.cards import CORPUS, SETTINGS
+    from circuitsae.features.collection import collect
+    from circuitsae.loading import dictionaries_for, load_dictionaries
+    from circuitsae.pocket.cards import CORPUS
 
     name = dictionaries_for(model, dictionaries)
+    target = out or _folder_for_cards(name)
+    asked = {"tokens": tokens, "top": top, "strata": strata, "per_stratum": per_stratum, "seed": seed}
+    config = _settings(model, corpus, context, asked)
+    language_model, loaded = load_language_model(model, device), load_dictionaries(name, device=device)
+    source = CORPUS if corpus is None else corpus
+    how: dict[str, Any] = {"separator": separator, "resume": resume, "progress": True}
+    cards = collect(language_model, loaded, source, config, out=target, **how)
+    _show(cards)
+    console.print(f"Cards: {target}", highlight=False, soft_wrap=True)
+    say_next(console, f"circuitsae features browse {target if out else name} --out features")
+
+
+def _folder_for_cards(name: str) -> Path:
+    from circuitsae.pocket import dictionary_folder
+
     folder = dictionary_folder(name)
-    if out is None and not folder.is_dir():
+    if not folder.is_dir():
         raise InputError(f"{name!r} is no local folder to keep the cards in; give --out FOLDER.")
+    return folder / "cards"
+
+
+def _settings(model: str, corpus: str | None, context: int | None, asked: dict[str, int]) -> "CollectConfig":
+    """The settings of a run, with the context that suits the model; raises `InputError` where there is no corpus."""
+    from circuitsae.features.collection import CollectConfig
+    from circuitsae.loading import POCKET
+    from circuitsae.pocket.cards import SETTINGS
+
     if corpus is None and model != POCKET:
         raise InputError(f"No corpus was named for {model}; give --corpus, a text file or the name of a data set.")
     if context is None:
         context = SETTINGS.context if model == POCKET else CollectConfig.context
-    config = CollectConfig(
-        tokens=tokens, context=context, top=top, strata=strata, per_stratum=per_stratum, seed=seed
-    )  # fmt: skip
-    language_model, target = load_language_model(model, device), out or folder / "cards"
-    cards = collect(
-        language_model,
-        load_dictionaries(name, device=device),
-        CORPUS if corpus is None else corpus,
-        config,
-        out=target,
-        separator=separator,
-        resume=resume,
-        progress=True,
-    )
-    _show(cards)
-    console.print(f"Cards: {target}", highlight=False, soft_wrap=True)
-    say_next(console, f"circuitsae features browse {target if out else name} --out features")
+    return CollectConfig(context=context, **asked)
 
 
 @features.command

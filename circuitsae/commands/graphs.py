@@ -3,18 +3,22 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 
 from circuitsae.commands.compare import show_folder
-from circuitsae.commands.shared import Dtype, load_replacement, say_next, write_page
+from circuitsae.commands.shared import Dtype, load_replacement, say_next, source_of, write_page
 from transcoders.errors import CheckFailedError, InputError
+
+if TYPE_CHECKING:
+    from circuitsae.graph import AttributionGraph
 
 console = Console()
 IDENTITY_TOLERANCE = 1e-4
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def trace(
@@ -51,32 +55,17 @@ def trace(
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
     """
-    from circuitsae.attribution import LogitTargets, TopLogits, attribute
     from circuitsae.console import show_graph
-    from circuitsae.graph import prune
 
     _refuse_impossible_shares(nodes=nodes, edges=edges)
     folder = out or Path("graphs") / _slug(prompt)
     replacement = load_replacement(model, dictionaries, device, dtype)
-    chosen = LogitTargets(target) if target else TopLogits()
-    full = attribute(
-        replacement,
-        prompt,
-        targets=chosen,
-        max_features=max_features,
-        unexplained=unexplained,
-        engine=engine,
-        progress=True,
-    )
-    source = {"model": _lasting(model), "dictionaries": dictionaries and _lasting(dictionaries)}
-    pruned = prune(full, nodes=nodes, edges=edges)
-    graph = replace(pruned, provenance={**pruned.provenance, "source": source, "pruned": [nodes, edges]})
+    limits = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
+    full = _attribute(replacement, prompt, target, limits)
+    graph = _pruned(full, nodes, edges, {"model": model, "dictionaries": dictionaries})
     show_graph(console, graph, full)
-    check = None
-    if validate > 0:
-        check = _validate(replacement, graph, validate, ("frozen", "model"), seed=0)
-        graph = check.annotate(graph)
-    page = _write(graph, check, folder)
+    check = _validate(replacement, graph, validate, ("frozen", "model"), seed=0) if validate > 0 else None
+    page = _write(graph if check is None else check.annotate(graph), check, folder)
     console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True)
     say_next(console, f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
     _check_identities(check, dtype)
@@ -111,11 +100,9 @@ def validate(
     from circuitsae.graph import load_graph
 
     loaded = load_graph(graph)
-    made = loaded.provenance
-    name = model or str(made.get("source", {}).get("model", made.get("model", "pocket")))
-    used = dictionaries or made.get("source", {}).get("dictionaries")
-    dtype = str(made.get("dtype", "float32"))
-    replacement = load_replacement(name, used, device, dtype)
+    source, dtype = source_of(loaded), _dtype_of(loaded)
+    name = model or source.model or str(loaded.provenance.get("model") or "pocket")
+    replacement = load_replacement(name, dictionaries or source.dictionaries, device, dtype)
     check = _validate(replacement, loaded, edges, regimes, seed, controls, budget if "model" in regimes else 0)
     page = _write(check.annotate(loaded), check, graph)
     console.print(f"Written: {graph / 'validation.json'}\nHTML:    {page.resolve()}", highlight=False, soft_wrap=True)
@@ -154,6 +141,22 @@ def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, stro
     page = write_page(loaded, html or graph / "graph.html")
     console.print(f"HTML: {page.resolve()}", highlight=False, soft_wrap=True)
     say_next(console, f"open {page} in a browser, or: circuitsae validate {graph}")
+
+
+def _attribute(replacement: Any, prompt: str, target: tuple[str, ...], limits: dict[str, Any]) -> "AttributionGraph":
+    from circuitsae.attribution import LogitTargets, TopLogits, attribute
+
+    chosen = LogitTargets(target) if target else TopLogits()
+    return attribute(replacement, prompt, targets=chosen, **limits, progress=True)
+
+
+def _pruned(full: "AttributionGraph", nodes: float, edges: float, source: dict[str, str | None]) -> "AttributionGraph":
+    """The graph without what matters little, and with what it was made with, as `validate` and pages look for it."""
+    from circuitsae.graph import prune
+
+    lasting = {key: name and _lasting(name) for key, name in source.items()}
+    pruned = prune(full, nodes=nodes, edges=edges)
+    return replace(pruned, provenance={**pruned.provenance, "source": lasting, "pruned": [nodes, edges]})
 
 
 def _validate(
@@ -196,6 +199,16 @@ def _refuse_impossible_shares(**shares: float) -> None:
     for name, value in shares.items():
         if not 0 < value <= 1:
             raise InputError(f"--{name} {value} is not a share; give a number above 0 and at most 1.")
+
+
+def _dtype_of(graph: "AttributionGraph") -> str:
+    """The precision that a graph was traced in."""
+    dtype = graph.provenance.get("dtype", "float32")
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"The graph names the precision {ascii(dtype)[:40]}; expected {', '.join(_DTYPES)}; trace the prompt again."
+        )
+    return str(dtype)
 
 
 def _lasting(name: str) -> str:

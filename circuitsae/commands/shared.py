@@ -2,14 +2,14 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.errors import CircuitsaeError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph
     from circuitsae.replacement import ReplacementModel
     from transcoders.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Dtype = Literal["float32", "float64", "bfloat16"]
@@ -51,31 +53,56 @@ def write_page(graph: "AttributionGraph", path: Path, *, validation: "pd.DataFra
     from circuitsae.graph import suggest_supernodes
     from circuitsae.report import write_html
 
-    cards, ledger = _beside_dictionaries(graph)
+    cards, ledger = beside_dictionaries(graph)
     supernodes = suggest_supernodes(graph, cards=cards)
     return write_html(graph, path, validation=validation, cards=cards, ledger=ledger, supernodes=supernodes)
 
 
-def _beside_dictionaries(graph: "AttributionGraph") -> "tuple[FeatureCards | None, Ledger | None]":
-    """The cards and labels beside the dictionaries that a graph names; None where there are none, or not of these."""
+class Source(NamedTuple):
+    """The model and the dictionaries that a graph names, as `trace` was given them; None where it names none."""
+
+    model: str | None
+    dictionaries: str | None
+
+
+def source_of(graph: "AttributionGraph") -> Source:
+    """What a graph was traced with, which a stranger may have written: whatever is no text counts as missing."""
+    stated = graph.provenance.get("source")
+    fields = stated if isinstance(stated, Mapping) else {}
+    return Source(*(value if isinstance(value := fields.get(name), str) and value else None for name in Source._fields))
+
+
+def beside_dictionaries(graph: "AttributionGraph") -> "tuple[FeatureCards | None, Ledger | None]":
+    """The cards, with their labels, and the ledger beside the dictionaries that a graph names.
+
+    None where there are none, or where they cannot be read or are not of the weights that the graph was traced with.
+    """
     from circuitsae.features.cards import FeatureCards
     from circuitsae.features.ledger import Ledger, ledger_path
     from circuitsae.pocket import dictionary_folder
 
-    source = graph.provenance.get("source") or {}
-    name = source.get("dictionaries") or ("pocket" if source.get("model") == "pocket" else None)
+    source = source_of(graph)
+    name = source.dictionaries or ("pocket" if source.model == "pocket" else None)
     if name is None:
         return None, None
     folder = dictionary_folder(name)
-    cards = _load_if(FeatureCards.beside(folder), FeatureCards.load, folder)
-    return cards, _load_if(ledger_path(folder).is_file(), Ledger.load, folder)
+    ledger = _load_if(lambda: ledger_path(folder).is_file(), lambda: Ledger.load(folder))
+    cards = _load_if(lambda: FeatureCards.beside(folder), lambda: FeatureCards.load(folder, ledger=ledger))
+    traced = graph.provenance.get("dictionary_fingerprint")
+    if cards is not None and traced is not None and traced != (found := cards.manifest.get("dictionary")):
+        logger.warning(
+            "The page goes without feature cards and labels: the graph was traced with dictionaries %.40s, but %.200s "
+            "now holds cards of %.40s; trace the prompt again.", traced, folder, found,
+        )  # fmt: skip
+        return None, None
+    return cards, ledger
 
 
-def _load_if(there: bool, load: Callable[[Path], T], folder: Path) -> T | None:
+def _load_if(there: Callable[[], bool], load: Callable[[], T]) -> T | None:
     try:
-        return load(folder) if there else None
-    except (DictionaryError, FileFormatError) as error:
-        logging.getLogger(__name__).warning("The page goes without: %s", error)
+        return load() if there() else None
+    except (CircuitsaeError, OSError) as error:
+        logger.warning("The page goes without: %.500s", error)
         return None
 
 

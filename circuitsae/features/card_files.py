@@ -5,15 +5,14 @@ Neither needs torch. A set of cards beside a dictionary (`<dictionary>/cards`) i
 
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from circuitsae.graph.archives import array_header, array_names, opened_archive, unpacked
+from circuitsae.graph.checking import Limits, MalformedError, parse_json, plain, read_bytes, shown
 from circuitsae.graph.files import write_atomically
 from transcoders.errors import DictionaryError, FileFormatError
 
@@ -23,48 +22,50 @@ FOLDER = "cards"
 MANIFEST, ARRAYS = "cards.json", "cards.npz"
 _BLOCK, _BLOCKS = 4096, 256
 _LARGEST = 8 * 2**30
-"""Bytes that the arrays of a set of cards may take in memory."""
+"""Bytes that the arrays of a set of cards may take, on disk and in memory."""
+_MANIFEST_LIMITS = Limits(file_bytes=2**26)
 
 
 def cards_folder(path: str | Path) -> Path:
     """Where the cards are: `path` itself, or its folder `cards`."""
     path = Path(path)
-    return path if (path / MANIFEST).is_file() else path / FOLDER
+    return path if _is_file(path / MANIFEST) else path / FOLDER
 
 
 def has_cards(path: str | Path) -> bool:
-    """Whether a folder, or the dictionary in it, has cards."""
-    return (cards_folder(path) / MANIFEST).is_file()
+    """Whether a folder, or the dictionary in it, has cards; False for a name that no folder can have."""
+    return _is_file(cards_folder(path) / MANIFEST)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be read
+        return False
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool) -> str:
     """Write arrays as npz, whole or not at all; returns the SHA-256 of the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **dict(arrays))
-        digest = _sha256(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return digest
+    write = np.savez_compressed if compressed else np.savez
+    write_atomically(path, lambda file: write(file, allow_pickle=False, **dict(arrays)))
+    return _sha256(path)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file. Raises `FileFormatError` for anything else, and before it allocates too much."""
+    if not _is_file(path):
+        raise FileFormatError(f"There is no file {path}; collect the cards again.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > _LARGEST:
-            raise ValueError(f"it would take {size / 2**30:.0f} GB")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise FileFormatError(f"There is no file {path}; collect the cards again.") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        with opened_archive(path, largest=_LARGEST) as archive:
+            headers = {name: array_header(archive, name) for name in array_names(archive)}
+            for name, header in headers.items():
+                if header.dtype.kind not in "iuf":
+                    raise MalformedError(f"{shown(name)} holds {shown(header.dtype.name)}; expected numbers")
+                header.check_size(shown(name))
+            if (size := sum(header.size for header in headers.values())) > _LARGEST:
+                raise MalformedError(f"it would take {size / 2**30:.0f} GB")
+            return {name: unpacked(archive, name) for name in headers}
+    except MalformedError as error:
         raise FileFormatError(f"{path} is no whole set of arrays ({error}); collect the cards again.") from error
 
 
@@ -79,31 +80,34 @@ def read_cards(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     """Manifest and arrays. Raises `FileFormatError` for files that are no cards, `DictionaryError` for another's."""
     folder = cards_folder(path)
     manifest = _read_manifest(folder / MANIFEST)
-    made_with, found = manifest.get("dictionary_files"), files_fingerprint(folder.parent)
+    arrays = folder / ARRAYS
+    try:
+        made_with, found = manifest.get("dictionary_files"), files_fingerprint(folder.parent)
+        together = not arrays.is_file() or _sha256(arrays) == manifest.get("arrays")
+    except OSError as error:
+        raise FileFormatError(f"The cards in {folder} cannot be read ({error}); collect them again.") from error
     if made_with is not None and found is not None and made_with != found:
         raise DictionaryError(
-            f"The cards in {folder} were collected with dictionary {made_with}, but {folder.parent} holds {found}; "
-            "collect them again: circuitsae features collect."
+            f"The cards in {folder} were collected with dictionary {shown(made_with)}, but {folder.parent} holds "
+            f"{found}; collect them again: circuitsae features collect."
         )
-    arrays = folder / ARRAYS
-    if arrays.is_file() and _sha256(arrays) != manifest.get("arrays"):
+    if not together:
         raise FileFormatError(f"{arrays} and {folder / MANIFEST} were not written together; collect the cards again.")
     return manifest, read_arrays(arrays)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-            raise ValueError(f"its format is {found!r}, expected {FORMAT!r}")
-        return manifest
-    except FileNotFoundError:
+    if not _is_file(path):
         raise FileFormatError(
             f"There are no feature cards at {path.parent}; make them with: circuitsae features collect."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
+        )
+    try:
+        manifest = plain(parse_json(read_bytes(path, _MANIFEST_LIMITS), _MANIFEST_LIMITS))
+        if (form := manifest.get("format")) != FORMAT:
+            raise MalformedError(f"its format is {shown(form)}, expected {FORMAT!r}")
+    except MalformedError as error:
         raise FileFormatError(f"{path} does not describe feature cards ({error}); collect them again.") from error
+    return manifest
 
 
 def files_fingerprint(folder: Path) -> str | None:

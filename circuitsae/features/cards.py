@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Integer
 
+from circuitsae.features.card_checks import TOP, check_cards
 from circuitsae.features.card_files import cards_folder, has_cards, read_cards, write_cards
-from circuitsae.features.ledger import Ledger
+from circuitsae.features.ledger import Ledger, label_json
+from circuitsae.graph.checking import MalformedError
 from transcoders.errors import DictionaryError, FileFormatError
 
-TOP = -1
-"""The stratum of an example that is there because it is among the strongest."""
 _DIGITS = 4
+_OF_FILE = ("format", "arrays", "dictionary_files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,12 @@ class FeatureCards:
         """
         manifest, arrays = read_cards(path)
         try:
-            checked = _checked(manifest, arrays)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            check_cards(manifest, arrays)
+        except MalformedError as error:
             raise FileFormatError(
-                f"The feature cards in {cards_folder(path)} are damaged ({type(error).__name__}: {error}); "
-                "collect them again."
+                f"The feature cards in {cards_folder(path)} are damaged ({error}); collect them again."
             ) from error
-        cards = cls(checked, arrays, {})
+        cards = cls(manifest, arrays, {})
         return cards if ledger is None else cards.with_labels(ledger)
 
     @staticmethod
@@ -152,12 +152,11 @@ class FeatureCards:
 
     def with_labels(self, ledger: Ledger) -> "FeatureCards":
         """These cards with the labels of a ledger; one of several features stands on each of theirs."""
-        named = {name.partition("@")[0] for label in ledger.labels for name in label.features}
         labels = dict(self.labels)
-        for name in named:
+        for name in {name for label in ledger.labels for name in label.features}:
             layer, _, feature = name.partition(".")
-            if layer.isdigit() and feature.isdigit():
-                labels[int(layer), int(feature)] = label_json(name, ledger)
+            if layer.isdecimal() and feature.isdecimal() and (found := label_json(name, ledger)) is not None:
+                labels[int(layer), int(feature)] = found
         return replace(self, labels=labels)
 
     def frame(self) -> pd.DataFrame:
@@ -179,7 +178,7 @@ class FeatureCards:
 
     def check_fits(self, dictionaries: Any) -> None:
         """Raises `DictionaryError` unless the cards are of these dictionaries (a `DictionarySet`)."""
-        from circuitsae.features.collection.weights import dictionary_fingerprint
+        from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 
         found = dictionary_fingerprint(dictionaries)
         if found != (made_with := self.manifest["dictionary"]):
@@ -214,14 +213,6 @@ class FeatureCards:
         return layer, number - self._first[layer]
 
 
-def label_json(feature: str, ledger: Ledger) -> dict[str, Any]:
-    """The labels of one feature as pages show them: its own first, whose status and evidence these are."""
-    label = min(ledger.of(feature), key=lambda label: len(label.features))
-    evidence = [f"{kind}: {row.verdict}" for kind, row in label.rows.items()]
-    display = ledger.display(feature)
-    return {"text": label.text, "status": str(label.status), "display": display, "evidence": evidence}
-
-
 def _histogram(counts: Integer[np.ndarray, "bin"], largest: float) -> dict[str, list]:
     """Equal bins over `[0, 2^e)`; those above the largest activation are left out."""
     width = float(np.ldexp(1.0, int(np.frexp(largest)[1]))) / len(counts)
@@ -240,40 +231,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-_OF_FILE = ("format", "arrays", "dictionary_files")
-_PER_FEATURE = (
-    "count", "mean", "max", "histogram", "top_token", "top_value", "bottom_token", "bottom_value",
-    "neighbour_index", "neighbour_score", "nearest_index", "nearest_score",
-)  # fmt: skip
-_PER_EXAMPLE = ("example_tokens", "example_share", "example_stratum")
-
-
-def _checked(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Raises unless sizes and numbers agree, so that no card of the set can fail."""
-    n, vocabulary, settings = sum(manifest["widths"]), manifest["vocabulary"], manifest["settings"]
-    examples = int(arrays["example_start"][-1])
-    sizes = [(name, n) for name in _PER_FEATURE] + [(name, examples) for name in _PER_EXAMPLE]
-    for name, size in [("example_start", n + 1), *sizes]:
-        if len(arrays[name]) != size:
-            raise ValueError(f"{name} has {len(arrays[name])} rows, expected {size}")
-    if (np.diff(arrays["example_start"]) < 0).any() or arrays["example_start"][0] != 0:
-        raise ValueError("the examples are out of order")
-    for name in ("example_tokens", "top_token", "bottom_token"):
-        if arrays[name].size and not 0 <= int(arrays[name].min()) <= int(arrays[name].max()) <= len(vocabulary):
-            raise ValueError(f"{name} names tokens beyond the vocabulary of {len(vocabulary)}")
-    for name in ("neighbour_index", "nearest_index"):
-        if arrays[name].size and not -1 <= int(arrays[name].min()) <= int(arrays[name].max()) < n:
-            raise ValueError(f"{name} names features beyond the {n} there are")
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds something that is no number")
-    if not all(isinstance(token, str) for token in vocabulary):
-        raise TypeError("the vocabulary holds something else than texts")
-    for name in ("before", "strata"):
-        if not isinstance(settings[name], int):
-            raise TypeError(f"settings.{name} is {settings[name]!r}, expected a number")
-    if not isinstance(manifest["tokens_seen"], int):
-        raise TypeError(f"tokens_seen is {manifest['tokens_seen']!r}, expected a number")
-    return manifest

@@ -15,14 +15,26 @@ A label with no causal row that is supported or contradicted is a hypothesis, an
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import pandas as pd
 
+from circuitsae.graph.checking import (
+    Limits,
+    MalformedError,
+    mapping,
+    parse_json,
+    plain,
+    read_bytes,
+    sequence,
+    shown,
+    text,
+)
 from circuitsae.graph.files import write_atomically
 from transcoders.errors import FileFormatError, InputError
 
@@ -30,6 +42,7 @@ FORMAT = "circuitsae-ledger/1"
 RowKind = Literal[
     "top examples", "held-out examples", "target ablation", "negative control", "steering", "paraphrase stability"
 ]
+_LIMITS = Limits(file_bytes=2**26)
 CAUSAL: tuple[RowKind, ...] = ("target ablation", "steering")
 
 
@@ -77,12 +90,13 @@ class Label:
 
     text: str
     features: tuple[str, ...]
-    """Ids without position, `2.713`."""
+    """Ids without position, `2.713`; those of other forms, such as `2.713@5`, are brought into this one."""
     rows: Mapping[RowKind, Evidence] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.text.strip() or not self.features:
             raise InputError(f"A label needs a text and a feature; got {self.text!r} for {self.features!r}.")
+        object.__setattr__(self, "features", tuple(dict.fromkeys(map(feature_id, self.features))))
 
     @property
     def status(self) -> Status:
@@ -98,6 +112,15 @@ class Label:
     def display(self) -> str:
         """How every table, page and graph shows it: `hypothesis: …` and `contradicted: …`, or the text alone."""
         return self.text if self.status is Status.SUPPORTED else f"{self.status}: {self.text}"
+
+    @property
+    def evidence(self) -> list[str]:
+        """Each row in words: what was asked, the verdict, the numbers, the command."""
+        lines = []
+        for row in self.rows.values():
+            numbers = ", ".join(f"{name} {_words(value)}" for name, value in row.measurement.items())
+            lines.append(" · ".join(part for part in (f"{row.kind}: {row.verdict}", numbers, row.command) if part))
+        return lines
 
     def with_rows(self, *rows: Evidence) -> "Label":
         """This label with rows added; a row takes the place of an earlier one of its kind."""
@@ -133,7 +156,7 @@ class Ledger:
 
     def of(self, feature: str) -> list[Label]:
         """The labels of one feature, by its id with or without position; those of supernodes that hold it included."""
-        return [label for label in self.labels if feature.partition("@")[0] in label.features]
+        return [label for label in self.labels if feature_id(feature) in label.features]
 
     def display(self, feature: str) -> str:
         """What to show beside a feature: its own labels first, then its supernodes'; empty for none."""
@@ -161,13 +184,18 @@ class Ledger:
         """The ledger that `save` wrote. Raises `FileFormatError` for a file that is none."""
         path = ledger_path(path)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            there = path.is_file()
+        except OSError:  # a name too long, a folder that may not be read
+            there = False
+        if not there:
+            raise FileFormatError(f"There is no ledger at {path}; make one with Ledger(...).save(folder).")
+        try:
+            document = parse_json(read_bytes(path, _LIMITS), _LIMITS)
             if document.get("format") != FORMAT:
-                raise ValueError(f"format {document.get('format')!r}, expected {FORMAT!r}")
-            return cls([_from_json(row) for row in document["labels"]], document["provenance"])
-        except FileNotFoundError:
-            raise FileFormatError(f"There is no ledger at {path}; make one with Ledger(...).save(folder).") from None
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+                raise MalformedError(f"format {document.get('format')!r}, expected {FORMAT!r}")
+            labels = [_from_json(row) for row in sequence(document.get("labels"), "labels")]
+            return cls(labels, plain(mapping(document.get("provenance"), "provenance")))
+        except ValueError as error:
             raise FileFormatError(f"{path} is no ledger ({error}); restore it, or test the labels again.") from error
 
 
@@ -175,6 +203,41 @@ def ledger_path(path: str | Path) -> Path:
     """`ledger.json` of a folder, or the file itself."""
     path = Path(path)
     return path if path.suffix == ".json" else path / "ledger.json"
+
+
+def feature_id(name: str) -> str:
+    """`2.713` of `2.713@5`, ` 2.713` or `02.713`; what names no feature stays as it is, but for the position."""
+    name = name.strip().partition("@")[0].rstrip()
+    found = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", name)
+    return name if found is None else f"{int(found[1])}.{int(found[2])}"
+
+
+@runtime_checkable
+class LedgerLike(Protocol):
+    """Labels with their evidence: what pages ask of a `Ledger`."""
+
+    def of(self, feature: str, /) -> Sequence[Any]: ...
+    def display(self, feature: str, /) -> str: ...
+
+
+def label_json(feature: str, ledger: LedgerLike) -> dict[str, Any] | None:
+    """The labels of one feature as pages show them, None where it has none.
+
+    `text` and `status` of its own label first, or of the smallest supernode's; `display` and `evidence` of all.
+    """
+    found = sorted(ledger.of(feature), key=lambda label: len(label.features))
+    if not found:
+        return None
+    return {
+        "text": found[0].text,
+        "status": str(found[0].status),
+        "display": ledger.display(feature),
+        "evidence": [line for label in found for line in label.evidence],
+    }
+
+
+def _words(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _to_json(label: Label) -> dict[str, Any]:
@@ -186,8 +249,17 @@ def _to_json(label: Label) -> dict[str, Any]:
     return {"text": label.text, "features": list(label.features), "status": str(label.status), "rows": rows}
 
 
-def _from_json(record: Mapping[str, Any]) -> Label:
-    rows: Iterable[Evidence] = (
-        Evidence(row["kind"], Verdict(row["verdict"]), row["measurement"], row["command"]) for row in record["rows"]
-    )
-    return Label(record["text"], tuple(record["features"])).with_rows(*rows)
+def _from_json(record: Any) -> Label:
+    fields = mapping(record, "a label")
+    rows = [mapping(row, "a row") for row in sequence(fields.get("rows"), "rows of a label")]
+    names = sequence(fields.get("features"), "features of a label")
+    label = Label(text(fields.get("text"), "text of a label"), tuple(text(name, "a feature") for name in names))
+    return label.with_rows(*map(_evidence, rows))
+
+
+def _evidence(row: Mapping[str, Any]) -> Evidence:
+    kind, verdict, command = (text(row.get(name), f"{name} of a row") for name in ("kind", "verdict", "command"))
+    if kind not in get_args(RowKind):
+        raise MalformedError(f"{shown(kind)} is no row; the rows are {', '.join(get_args(RowKind))}")
+    measurement = plain(mapping(row.get("measurement"), "measurement of a row"))
+    return Evidence(kind, Verdict(verdict), measurement, command)  # pyright: ignore[reportArgumentType]

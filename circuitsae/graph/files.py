@@ -1,23 +1,21 @@
 """The native form of a graph on disk: a folder with `graph.json` and `edges.npz`."""
 
-import io
 import json
 import math
 import os
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
-from numpy.lib import format as npy
 from scipy import sparse
 
+from circuitsae.graph.archives import array_header, opened_archive, unpacked
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import (
     MEASUREMENTS,
@@ -46,13 +44,19 @@ _FIGURES = ("rest", "inputs", "influence", "cumulative")
 _SCORES = ("replacement", "completeness")
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed."""
+def write_atomically(path: Path, content: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all: under a temporary name beside it, then renamed.
+
+    `content`: the bytes, or a function that writes them to the file it is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -64,7 +68,7 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
     """Write `graph` to `folder`, replacing an earlier graph there; returns the folder."""
     folder = Path(folder)
     coo = graph.weights.tocoo()
-    edges = folder / "edges.npz"
+    edges = {"row": coo.row, "col": coo.col, "weight": coo.data}
     document = {
         "format": FORMAT,
         "tokens": list(graph.tokens),
@@ -80,7 +84,7 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
         "cumulative": [float(v) for v in graph.cumulative],
         "edge_notes": None if graph.edge_notes is None else _table(graph.edge_notes),
     }
-    write_atomically(edges, _npz(row=coo.row, col=coo.col, weight=coo.data))
+    write_atomically(folder / "edges.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **edges))
     write_atomically(folder / "graph.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
     return folder
 
@@ -158,8 +162,7 @@ def _read_header(folder: Path, limits: Limits) -> Header:
         check_place(node, node.id, len(words), n_layers)
     ids = [node.id for node in nodes]
     refuse_twice(ids, "the node")
-    scores, provenance = mapping(document.get("scores"), "scores"), mapping(document.get("provenance"), "provenance")
-    plain(provenance)
+    scores = mapping(document.get("scores"), "scores")
     return Header(
         nodes=nodes,
         tokens=tuple(text(word, "a token") for word in words),
@@ -167,7 +170,7 @@ def _read_header(folder: Path, limits: Limits) -> Header:
         n_layers=n_layers,
         n_edges=n_edges,
         scores=Scores(**{name: present(scores.get(name), f"the {name} score") for name in _SCORES}),
-        provenance=provenance,
+        provenance=plain(mapping(document.get("provenance"), "provenance")),
         edge_notes=_notes(document.get("edge_notes"), set(ids)),
         figures={name: _figures(document, name, len(nodes)) for name in _FIGURES},
     )
@@ -209,37 +212,29 @@ def _notes(stated: Any, ids: set[str]) -> pd.DataFrame | None:
     for row in rows:
         if len(sequence(row, "a row of edge_notes")) != len(columns):
             raise MalformedError(f"a row of edge_notes has {len(row)} values for {len(columns)} columns")
-        for name, value in zip(columns, row, strict=True):
-            _check_note(name, value, ids)
-    return pd.DataFrame(rows, columns=columns)
+    checked = [[_note(name, value, ids) for name, value in zip(columns, row, strict=True)] for row in rows]
+    return pd.DataFrame(checked, columns=columns)
 
 
-def _check_note(name: str, value: Any, ids: set[str]) -> None:
+def _note(name: str, value: Any, ids: set[str]) -> Any:
+    """A value of a column of the notes as it can be used and written again."""
     if name in ("source", "target"):
-        if text(value, f"{name} of edge_notes") not in ids:
+        if (found := text(value, f"{name} of edge_notes")) not in ids:
             raise MalformedError(f"edge_notes name the node {shown(value)}, which is not among the nodes")
-    elif name in MEASUREMENTS:
-        number(value, f"{name} of edge_notes")
-    elif name == "verdict":
-        text(value or "", "a verdict of edge_notes")
-    else:
-        plain(value)
+        return found
+    if name in MEASUREMENTS:
+        return number(value, f"{name} of edge_notes")
+    if name == "verdict":
+        return None if value is None else text(value, "a verdict of edge_notes")
+    return plain(value)
 
 
 def _read_edges(path: Path, n_nodes: int, n_edges: int) -> sparse.csr_array:
     """The weights [node, node] in `path`; what the archive says of its arrays is checked before they are unpacked."""
-    try:
-        if path.stat().st_size > 24 * n_edges + 2**16:
-            raise MalformedError(f"edges.npz has {path.stat().st_size:,} bytes, too many for {n_edges:,} edges")
-        with zipfile.ZipFile(path) as archive:
-            for name in ("row", "col", "weight"):
-                _check_array(archive, name, n_edges)
-        with np.load(path, allow_pickle=False) as edges:
-            row, col, weight = edges["row"], edges["col"], edges["weight"]
-    except MalformedError:
-        raise
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise MalformedError(f"edges.npz cannot be read ({error})") from error
+    with opened_archive(path, largest=24 * n_edges + 2**16) as archive:
+        for name in ("row", "col", "weight"):
+            _check_array(archive, name, n_edges)
+        row, col, weight = (unpacked(archive, name) for name in ("row", "col", "weight"))
     if n_edges and (min(row.min(), col.min()) < 0 or max(row.max(), col.max()) >= n_nodes):
         raise MalformedError(f"edges.npz has edges beyond its {n_nodes:,} nodes")
     if not np.isfinite(np.abs(weight).max(initial=0.0)):
@@ -253,19 +248,13 @@ def _read_edges(path: Path, n_nodes: int, n_edges: int) -> sparse.csr_array:
 def _check_array(archive: zipfile.ZipFile, name: str, n: int) -> None:
     """Raises `MalformedError` unless a member of the archive is an array of `n` numbers, judged by its header."""
     allowed = ("float32", "float64") if name == "weight" else ("int32", "int64")
-    member = archive.getinfo(f"{name}.npy")
-    with archive.open(member) as file:
-        version = npy.read_magic(file)
-        if version != (1, 0):
-            raise MalformedError(f"{name} in edges.npz is an array of version {version}; expected (1, 0)")
-        shape, _, dtype = npy.read_array_header_1_0(file)
-        header = file.tell()
-    if shape != (n,) or dtype.name not in allowed:
+    header = array_header(archive, name)
+    if header.shape != (n,) or header.dtype.name not in allowed:
         raise MalformedError(
-            f"{name} in edges.npz has shape {shape} and type {shown(dtype.name)}; expected ({n},) and {allowed[0]}"
+            f"{name} in edges.npz has shape {shown(header.shape)} and type {shown(header.dtype.name)}; "
+            f"expected ({n},) and {allowed[0]}"
         )
-    if member.file_size != header + n * dtype.itemsize:
-        raise MalformedError(f"{name} in edges.npz has {member.file_size:,} bytes, which do not fit {n:,} numbers")
+    header.check_size(f"{name} in edges.npz")
 
 
 def _without_nan(value: Any) -> Any:
@@ -277,9 +266,3 @@ def _without_nan(value: Any) -> Any:
 def _table(frame: pd.DataFrame) -> dict[str, list]:
     rows = [[_without_nan(value) for value in row] for row in frame.itertuples(index=False)]
     return {"columns": [str(name) for name in frame.columns], "data": rows}
-
-
-def _npz(**arrays: np.ndarray) -> memoryview:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getbuffer()

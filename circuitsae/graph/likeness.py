@@ -37,6 +37,10 @@ class Evidence:
         roles: Mapping[int, str],
         cards: Mapping[str, Mapping[str, Any]],
     ) -> "Evidence":
+        """What a graph and cards (by `"{layer}.{index}"`) say of the features in its `rows`.
+
+        Nodes of one kind, layer, feature and role count as one source or target; a position without a role is its own.
+        """
         classes, seen = np.zeros(len(graph.nodes), dtype=np.int64), {}
         for i, node in enumerate(graph.nodes):
             classes[i] = seen.setdefault(_identity(node, roles), len(seen))
@@ -56,6 +60,7 @@ class Evidence:
         )
 
     def part(self, members: Sequence[int]) -> "Evidence":
+        """The same of some of the features, by their place among these."""
         i = np.asarray(members, dtype=np.int64)
         chosen = [self.cards[j] for j in members], [self.tokens[j] for j in members]
         return Evidence(self.rows[i], self.inputs[i], self.outputs[i], *chosen)
@@ -78,6 +83,7 @@ class Evidence:
         return np.where(known > 0, product ** (1 / np.maximum(known, 1)), 0.0)
 
     def cohesion(self) -> float:
+        """The mean similarity of all pairs; NaN for a single feature."""
         return mean_of_pairs(self.similarity(), np.ones((len(self.rows),) * 2, dtype=bool))
 
     def _examples(self) -> tuple[np.ndarray, np.ndarray]:
@@ -147,5 +153,6 @@ def _coactivation(card: Mapping[str, Any] | None, key: tuple[Any, Any] | None) -
 
 
 def mean_of_pairs(similarity: np.ndarray, known: np.ndarray) -> float:
+    """The mean of `similarity` [n, n] over the pairs that are `known`, each once and none with itself; NaN of none."""
     pairs = np.triu(known, 1)
     return float(similarity[pairs].mean()) if pairs.any() else float("nan")

@@ -116,9 +116,7 @@ def _cards_of(
 def _name(graph: AttributionGraph, evidence: Evidence) -> str:
     """What most members have in common: a label, the tokens they fire on, the logit or token they stand next to."""
     n = len(evidence.rows)
-    labels = Counter(
-        str(label["text"]) for card in evidence.cards if card and (label := card.get("label")) and label.get("text")
-    )
+    labels = Counter(name for card in evidence.cards if card and (name := _labelled(card.get("label"))))
     if labels and labels.most_common(1)[0][1] * 2 >= n:
         return min(labels.items(), key=lambda item: (-item[1], item[0]))[0]
     members = Counter(token for tokens in evidence.tokens for token in tokens)
@@ -131,6 +129,13 @@ def _name(graph: AttributionGraph, evidence: Evidence) -> str:
         if (best := _telling(graph, all_edges[evidence.rows], all_edges[features])) is not None:
             return form.format(_readable(best.text))
     return _place(graph, evidence)
+
+
+def _labelled(label: Mapping[str, Any] | None) -> str:
+    """What a label gives as a name: a hypothesis is called one, and what was contradicted names nothing."""
+    if not label or not label.get("text") or label.get("status") == "contradicted":
+        return ""
+    return f"hypothesis: {label['text']}" if label.get("status") == "hypothesis" else str(label["text"])
 
 
 def _telling(graph: AttributionGraph, profiles: sparse.csr_array, others: sparse.csr_array) -> Node | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from circuitsae.features.cards import FeatureCards
 from circuitsae.features.collection import CollectConfig, collect
+from circuitsae.graph.files import write_atomically
 from circuitsae.pocket.corpus import text_stream
 from circuitsae.pocket.sparse import CONTEXT, SEPARATOR
 from transcoders import load_dictionaries, load_model
@@ -77,6 +78,4 @@ def write_section(page: Path, results: list[Collected]) -> None:
     tokens = results[0].cards.tokens_seen
     section = _SECTION.format(heading=HEADING, tokens=tokens, rows="\n".join(map(_row, results)))
     before = page.read_text(encoding="utf-8").split(HEADING)[0].rstrip() + "\n\n" if page.exists() else ""
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(before + section, encoding="utf-8")
-    temporary.replace(page)
+    write_atomically(page, (before + section).encode())

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pandas as pd
 
+from circuitsae.features.ledger import LedgerLike, label_json
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.text import printable, visible
 from transcoders.errors import InputError
@@ -18,14 +19,6 @@ MOST_ROWS = 10
 MOST_BINS = 60
 MOST_EVIDENCE = 12
 _DIGITS = 4
-
-
-@runtime_checkable
-class LedgerLike(Protocol):
-    """Labels with their evidence, as `circuitsae.features.ledger.Ledger`."""
-
-    def of(self, feature: str, /) -> Sequence[Any]: ...
-    def display(self, feature: str, /) -> str: ...
 
 
 def cards_data(cards: CardsLike | None, nodes: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -69,28 +62,8 @@ def labels_data(ledger: LedgerLike | None, nodes: pd.DataFrame) -> dict[str, dic
     """What the ledger says about each feature among the nodes: text, status, display, a line per row of evidence."""
     if ledger is None:
         return {}
-    labels: dict[str, dict[str, Any]] = {}
-    for key in feature_keys(nodes):
-        found = sorted(ledger.of(key), key=lambda label: len(label.features))
-        if not found:
-            continue
-        record = {
-            "text": found[0].text,
-            "status": str(found[0].status),
-            "display": ledger.display(key),
-            "evidence": [line for label in found for line in evidence_lines(label)],
-        }
-        labels[key] = _plain_label(record) or {}
-    return labels
-
-
-def evidence_lines(label: Any) -> list[str]:
-    """Each row of a label of the ledger in words: what was asked, the verdict, the numbers, the command."""
-    lines = []
-    for row in label.rows.values():
-        numbers = ", ".join(f"{name} {_words(value)}" for name, value in row.measurement.items())
-        lines.append(" · ".join(part for part in (f"{row.kind}: {row.verdict}", numbers, row.command) if part))
-    return lines
+    found = {key: label_json(key, ledger) for key in feature_keys(nodes)}
+    return {key: _plain_label(label) or {} for key, label in found.items() if label is not None}
 
 
 def suggestions_data(supernodes: Sequence[Any] | None, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -169,7 +142,3 @@ def _plain_label(label: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "display": printable(str(label.get("display") or text)),
         "evidence": [printable(str(row)) for row in list(label.get("evidence") or [])[:MOST_EVIDENCE]],
     }
-
-
-def _words(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

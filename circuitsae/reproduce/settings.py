@@ -61,11 +61,11 @@ class Settings:
                    features=24, feature_nodes=1000, supernodes=6, audit=10, seed=seed)  # fmt: skip
 
     def capped(self, prompts: int) -> "Settings":
-        """At most so many prompts in every stage, no pruning, no greedy search: a large model on a small machine.
+        """At most so many prompts in every stage, and no long search: a large model on a small machine.
 
         Raises `InputError` for less than 2 prompts, which have no spread.
         """
         if prompts < 2:
             raise InputError(f"A task cannot be reproduced on {prompts} prompts; give at least 2.")
         counts = ("behaviour", "discovery", "held_out", "ablated", "stability", "features", "audit")
-        return replace(self, pruning=0, greedy=0, **{name: min(prompts, getattr(self, name)) for name in counts})
+        return replace(self, pruning=0, greedy=0, parts=4, **{name: min(prompts, getattr(self, name)) for name in counts})

@@ -1,11 +1,16 @@
 """Every number of a feature card is that of a dense pass that keeps all activations, however the pass was cut up."""
 
+import io
 import json
 import math
+import random
+import shutil
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,21 +18,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 import circuitsae
+from circuitsae.attribution import attribute
 from circuitsae.cli import main
+from circuitsae.commands.shared import beside_dictionaries, source_of, write_page
 from circuitsae.features import CollectConfig, FeatureCards, Label, Ledger, collect
-from circuitsae.features.card_files import ARRAYS, MANIFEST, write_arrays
-from circuitsae.features.collection import run
+from circuitsae.features.card_files import ARRAYS, MANIFEST, read_arrays, write_arrays
+from circuitsae.features.collection import dictionary_fingerprint, run
 from circuitsae.features.collection.cofiring import cofiring
 from circuitsae.features.collection.keeping import mixed
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
 from circuitsae.features.collection.weights import direct_logits
+from circuitsae.features.ledger import label_json
+from circuitsae.graph import AttributionGraph, suggest_supernodes
 from circuitsae.pocket import MODEL_DIR, dictionary_folder, load_cards
 from circuitsae.pocket import cards as pocket_cards
+from circuitsae.report.browser import write_browser
+from circuitsae.report.sample import small_graph
 from transcoders.data import Corpus
-from transcoders.dictionaries import random_dictionaries
+from transcoders.dictionaries import SparseFeatures, fingerprint, random_dictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import load_dictionaries, save_dictionaries
 from transcoders.loading import random_model
@@ -290,6 +302,70 @@ def test_a_killed_run_goes_on_to_the_same_bits(model, tmp_path, monkeypatch, exa
     assert loaded.card(0, 3) == resumed.card(0, 3)
 
 
+def test_a_state_of_another_corpus_is_refused(model, tmp_path, monkeypatch):
+    dictionaries, text = make("plt"), tmp_path / "text.txt"
+    small = CollectConfig(**{**vars_of(SETTINGS), "tokens": 100, "save_every": 1})
+    words = {"b": ROWS, "c": torch.cat([ROWS[:1], ROWS[1:] + 1])}
+    monkeypatch.setattr(run, "_TOKENS_AT_ONCE", CONTEXT)
+    monkeypatch.setattr(run, "pack_rows", lambda model, documents, **_: iter(words[next(documents)].tolist()))
+
+    def killed(corpus, out):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "assemble", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                collect(model, dictionaries, corpus, small, out=out)
+        assert (out / STATE).is_file()
+
+    later = ROWS.clone()
+    later[5, 3] += 1
+    text.write_text("x\n\nb")
+    cases = [(ROWS, later), (ROWS, ROWS[:40]), (["a", "b"], ["a", "c"]), (["a", "b"], text)]
+    for number, (one, other) in enumerate(cases):
+        out = tmp_path / str(number)
+        killed(one, out)
+        with pytest.raises(InputError, match="of a run with another corpus"):
+            collect(model, dictionaries, other, small, out=out)
+        assert collect(model, dictionaries, one, small, out=out).tokens_seen >= 100
+    killed(text, tmp_path / "file")
+    text.write_text("x\n\nb\n")
+    with pytest.raises(InputError, match="of a run with another corpus"):
+        collect(model, dictionaries, text, small, out=tmp_path / "file")
+
+
+@pytest.mark.parametrize("rows", [ROWS + 30, ROWS - 2])
+def test_rows_with_tokens_that_the_model_lacks_are_refused(model, rows):
+    with pytest.raises(InputError, match="Token ids run from"):
+        collect(model, make("plt"), torch.cat([ROWS, rows]), SETTINGS)
+
+
+@pytest.mark.parametrize("value", [-0.5, 0.0, math.inf, math.nan, 1e300])
+def test_activations_that_are_not_above_0_are_refused(model, monkeypatch, value):
+    dictionaries = make("plt")
+    features = SparseFeatures(torch.tensor([[0, 1, 2], [1, 4, 6]]), torch.tensor([1.0, value], dtype=torch.float64))
+    monkeypatch.setattr(dictionaries, "encode", lambda reads: features)
+    with pytest.raises(DictionaryError, match=r"Feature 1\.6 has the activation"):
+        collect(model, dictionaries, ROWS, SETTINGS)
+
+
+def test_a_threshold_below_0_is_refused(model):
+    dictionaries = make("clt")
+    with torch.no_grad():
+        dictionaries.activation.threshold.fill_(-0.5)
+    with pytest.raises(DictionaryError, match=r"has the activation -0\.\d+, but cards are of finite"):
+        collect(model, dictionaries, ROWS, SETTINGS)
+
+
+def test_what_single_precision_cannot_hold_is_active_all_the_same(model, monkeypatch):
+    dictionaries = make("plt")
+    features = SparseFeatures(torch.tensor([[0, 1, 2]]), torch.tensor([1e-60], dtype=torch.float64))
+    monkeypatch.setattr(dictionaries, "encode", lambda reads: features)
+    card = collect(model, dictionaries, ROWS[:5], SETTINGS).card(0, 2)
+    assert card is not None
+    assert 0 < card.max_activation < 1e-37
+    assert card.histogram is not None
+    assert sum(card.histogram["counts"]) == 1
+
+
 def vars_of(config):
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
@@ -415,6 +491,24 @@ def test_cards_of_other_weights_are_refused(saved, tmp_path):
         FeatureCards.load(tmp_path)
 
 
+def test_a_fingerprint_is_remembered_until_a_weight_changes(monkeypatch, tmp_path):
+    calls = []
+    compute = fingerprint._fingerprint
+    monkeypatch.setattr(fingerprint, "_fingerprint", lambda dictionaries: calls.append(1) or compute(dictionaries))
+    dictionaries = make("plt")
+    first = dictionary_fingerprint(dictionaries)
+    assert dictionary_fingerprint(dictionaries) == first
+    assert len(calls) == 1
+    with torch.no_grad():
+        dictionaries[0].W_enc[0, 0] += 1
+    assert dictionary_fingerprint(dictionaries) != first
+    assert len(calls) == 2
+    save_dictionaries(dictionaries, tmp_path)
+    mapped = load_dictionaries(tmp_path, decoders="mapped")
+    assert dictionary_fingerprint(mapped) == dictionary_fingerprint(mapped) == dictionary_fingerprint(dictionaries)
+    assert len(calls) == 3
+
+
 def damaged(name):
     def cut(manifest, arrays):
         return manifest[: len(manifest) // 2], arrays
@@ -448,15 +542,231 @@ def test_damaged_files_are_refused_in_one_sentence(saved, tmp_path, how):
         ("count", lambda a: a[:-1]),
         ("example_share", lambda a: a * np.nan),
         ("example_start", lambda a: a[::-1]),
+        ("example_start", lambda a: a[:0]),
+        ("example_start", lambda a: a.astype(float)),
+        ("histogram", lambda a: a * 0),
+        ("histogram", lambda a: a[:, 0]),
+        ("histogram", lambda a: a[:, :0]),
+        ("histogram", lambda a: np.pad(a, [(0, 0), (0, 32)])),
+        ("histogram", lambda a: a.astype(float)),
+        ("count", lambda a: a * 0),
+        ("max", lambda a: a * 0),
+        ("max", lambda a: -a),
+        ("max", lambda a: a.astype(float) * 1e300),
+        ("max", lambda a: a[:, None]),
+        ("top_value", lambda a: a[:, :-1]),
+        ("top_value", lambda a: a[:, 0]),
+        ("top_token", lambda a: a.astype(float)),
+        ("nearest_score", lambda a: a[:, 1:]),
+        ("example_share", lambda a: a[:, 1:]),
+        ("example_tokens", lambda a: a * 0),
+        ("example_stratum", lambda a: a + 4),
+        ("mean", lambda a: None),
     ],
 )
 def test_arrays_that_disagree_are_refused(saved, tmp_path, name, change):
     cards = FeatureCards.load(saved)
     arrays = dict(cards.arrays) | {name: change(cards.arrays[name])}
-    digest = write_arrays(tmp_path / ARRAYS, arrays, compressed=True)
-    (tmp_path / MANIFEST).write_text(json.dumps({**cards.manifest, "arrays": digest}))
+    rewrite(tmp_path, cards.manifest, {name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(FileFormatError, match="damaged"):
         FeatureCards.load(tmp_path)
+
+
+def test_a_dead_feature_has_no_examples(saved, tmp_path):
+    """Counts, maxima and histograms agree, but examples are left of a feature that never fired."""
+    cards = FeatureCards.load(saved)
+    arrays = {name: array.copy() for name, array in cards.arrays.items()}
+    alive = int(np.flatnonzero(np.diff(arrays["example_start"].astype(int)))[0])
+    for name in ("count", "max", "histogram"):
+        arrays[name][alive] = 0
+    rewrite(tmp_path, cards.manifest, arrays)
+    with pytest.raises(FileFormatError, match="never fires has examples"):
+        FeatureCards.load(tmp_path)
+
+
+def rewrite(folder, manifest, arrays):
+    digest = write_arrays(folder / ARRAYS, arrays, compressed=True)
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "arrays": digest}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": {"before": 2, "strata": 0}}, "settings.strata is 0; expected one of 1, 2, 4"),
+        ({"settings": {"before": 4, "strata": 4}}, "lacks the token that it is an example of"),
+        ({"settings": [2, 4]}, "settings is a list"),
+        ({"widths": [40.0]}, "one of widths is 40.0"),
+        ({"widths": []}, "no layers"),
+        ({"widths": [20, 21]}, r"expected \(42,\)"),
+        ({"tokens_seen": True}, "tokens_seen is True"),
+        ({"tokens_seen": 1}, "count is not from 0 to the 1 tokens"),
+        ({"vocabulary": [1]}, "a word of the vocabulary is 1"),
+        ({"dead": 5}, "dead is 5; expected a list"),
+    ],
+)
+def test_manifests_that_disagree_are_refused(saved, tmp_path, change, said):
+    cards = FeatureCards.load(saved)
+    rewrite(tmp_path, {**cards.manifest, **change}, cards.arrays)
+    with pytest.raises(FileFormatError, match=said):
+        FeatureCards.load(tmp_path)
+
+
+def test_halves_of_characters_become_printable(saved, tmp_path):
+    cards = FeatureCards.load(saved)
+    vocabulary = ["\ud800"] * len(cards.manifest["vocabulary"])
+    rewrite(tmp_path, {**cards.manifest, "vocabulary": vocabulary, "corpus": "\udfff"}, cards.arrays)
+    loaded = FeatureCards.load(tmp_path)
+    assert set("".join(loaded.manifest["vocabulary"])) == {"\ufffd"}
+    assert write_browser(loaded, tmp_path / "pages").is_file()
+
+
+def npz_that_claims(shape, dtype="<f4", compression=zipfile.ZIP_STORED):
+    """An archive of 250 bytes with one array, whose header says what it likes."""
+    header, buffer = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr("count.npy", header.getvalue())
+    return buffer.getvalue()
+
+
+def npz_with(header):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("count.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (npz_that_claims((10**13,)), "do not fit"),
+        (npz_that_claims((-1, -1)), "do not fit"),
+        (npz_that_claims((1,), "|O"), "holds 'object'; expected numbers"),
+        (npz_that_claims((0,), compression=zipfile.ZIP_LZMA), "packed in a way"),
+        (npz_with(b"((((\n"), "cannot be read"),
+        (npz_with(b"{'a': 1}\n"), "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_arrays_are_judged_by_their_headers(tmp_path, content, said):
+    path = tmp_path / ARRAYS
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(FileFormatError, match=said) as caught:
+        read_arrays(path)
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+def test_spoilt_bytes_are_said_in_one_sentence(saved, tmp_path):
+    whole, generator, path = (saved / "cards" / ARRAYS).read_bytes(), random.Random(0), tmp_path / ARRAYS
+    outcomes = set()
+    for _ in range(60):
+        spoilt = bytearray(whole)
+        spoilt[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        path.write_bytes(spoilt)
+        try:
+            outcomes.add(len(read_arrays(path)))
+        except FileFormatError as error:
+            outcomes.add(f"refused in {len(str(error).splitlines())} line")
+    assert "refused in 1 line" in outcomes
+    assert outcomes <= {"refused in 1 line", 16}
+
+
+def test_a_manifest_beyond_all_measure_is_not_read(tmp_path):
+    with (tmp_path / MANIFEST).open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(FileFormatError, match="67,108,865 file bytes, more than"):
+        FeatureCards.load(tmp_path)
+
+
+def test_a_folder_that_cannot_be_has_no_cards():
+    assert not FeatureCards.beside("x" * 5000)
+    with pytest.raises(FileFormatError, match="There are no feature cards"):
+        FeatureCards.load("x" * 5000)
+
+
+# beside the dictionaries of a graph
+
+
+def graph_from(source, **provenance):
+    graph = small_graph()
+    return replace(graph, provenance={**graph.provenance, "source": source, **provenance})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [None, "x", 5, [], {}, {"dictionaries": 5}, {"dictionaries": ["pocket"]}, {"dictionaries": {}, "model": 7},
+     {"dictionaries": "x" * 5000}, {"dictionaries": "nul\0"}, {"dictionaries": ""}, {"dictionaries": "/dev/null"}],
+)  # fmt: skip
+def test_whatever_a_graph_names_its_page_is_written(source, tmp_path):
+    graph = graph_from(source)
+    assert all(value is None or isinstance(value, str) for value in source_of(graph))
+    assert beside_dictionaries(graph) == (None, None)
+    assert write_page(graph, tmp_path / "graph.html").is_file()
+
+
+def test_a_graph_that_names_nonsense_is_not_validated_with_it(tmp_path, capsys):
+    folder = graph_from("x", dtype="load", model=["gpt2"]).save(tmp_path / "graph")
+    with pytest.raises(SystemExit) as stopped:
+        main(["validate", str(folder)])
+    assert stopped.value.code == 2
+    assert "names the precision 'load'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_page_goes_without_what_cannot_be_read(saved, tmp_path, caplog):
+    folder = tmp_path / "plt"
+    shutil.copytree(saved, folder)
+    (folder / "ledger.json").write_text("[" * 100_000)
+    cards, ledger = beside_dictionaries(graph_from({"dictionaries": str(folder)}))
+    assert cards is not None
+    assert ledger is None
+    assert "is no ledger" in caplog.text
+    (folder / "cards" / ARRAYS).write_bytes(b"")
+    assert beside_dictionaries(graph_from({"dictionaries": str(folder)})) == (None, None)
+    assert "were not written together" in caplog.text
+
+
+def test_cards_of_weights_that_the_graph_was_not_traced_with_are_left_out(saved, caplog):
+    source, made_with = {"dictionaries": str(saved)}, FeatureCards.load(saved).manifest["dictionary"]
+    for known in ({}, {"dictionary_fingerprint": None}, {"dictionary_fingerprint": made_with}):
+        assert beside_dictionaries(graph_from(source, **known))[0] is not None
+    assert not caplog.records
+    assert beside_dictionaries(graph_from(source, dictionary_fingerprint="of before")) == (None, None)
+    assert f"traced with dictionaries of before, but {saved} now holds cards of {made_with}" in caplog.text
+
+
+def test_a_traced_graph_names_the_weights_of_the_shipped_cards():
+    replacement = circuitsae.ReplacementModel(circuitsae.load_model(), circuitsae.load_dictionaries())
+    graph = attribute(replacement, "John gave", max_features=3)
+    graph = replace(graph, provenance={**graph.provenance, "source": {"model": "pocket", "dictionaries": None}})
+    cards, _ = beside_dictionaries(graph)
+    assert cards is not None
+    assert graph.provenance["dictionary_fingerprint"] == cards.manifest["dictionary"]
+
+
+def test_the_label_of_a_position_is_on_the_card_and_names_a_group(saved, tmp_path):
+    folder = tmp_path / "plt"
+    shutil.copytree(saved, folder)
+    node = next(node for node in small_graph().nodes if node.kind == "feature")
+    name = f"{node.layer}.{node.index}"
+    Ledger([Label("months", (f"{name}@5",))]).save(folder)
+    cards, ledger = beside_dictionaries(graph_from({"dictionaries": str(folder)}))
+    assert cards is not None
+    assert ledger is not None
+    card = cards.card(node.layer, node.index)
+    assert card is not None
+    assert card.label == label_json(name, ledger)
+    assert card.label is not None
+    assert card.label["display"] == "hypothesis: months"
+    again = replace(node, pos=node.pos + 1)
+    nodes = [*small_graph().nodes[:4], replace(small_graph().nodes[4], pos=2), again]
+    weights = np.zeros((6, 6))
+    weights[[0, 5], 2] = weights[4, [0, 5]] = 1.0
+    graph = AttributionGraph.build(nodes, sparse.csr_array(weights), ("<s>", " a", " b"), (1, 3, 4), 1, {})
+    groups = suggest_supernodes(graph, cards=cards, roles={node.pos: "same", again.pos: "same"})
+    assert [group.name for group in groups] == ["hypothesis: months"]
 
 
 def test_a_folder_without_cards_says_how_to_make_them(tmp_path):

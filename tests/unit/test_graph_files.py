@@ -14,6 +14,7 @@ import pytest
 
 from circuitsae.graph import load_graph, load_header
 from circuitsae.graph.checking import Limits
+from circuitsae.report import write_html
 from circuitsae.report.sample import small_graph
 from transcoders.errors import FileFormatError
 
@@ -90,12 +91,29 @@ def test_header_and_graph_agree(folder: Path):
         (lambda d: d["edge_notes"]["data"][0].pop(), "3 values for 4 columns"),
         (lambda d: d["edge_notes"]["data"][0].__setitem__(0, "9.9@9"), "'9.9@9', which is not among the nodes"),
         (lambda d: d["edge_notes"].update(columns=["source"]), "the columns of edge_notes"),
+        (lambda d: d["edge_notes"]["data"][0].__setitem__(3, 0), "a verdict of edge_notes is 0; expected text"),
         (lambda d: d.update(provenance=json.loads("[" * 99 + "]" * 99)), "provenance is a list"),
         (lambda d: d.update(provenance={"a": json.loads("[" * 99 + "]" * 99)}), "nests objects"),
     ],
 )
 def test_a_document_that_is_not_what_it_claims(folder: Path, change: Callable[[dict[str, Any]], Any], said: str):
     assert said in changed(folder, change)
+
+
+def test_what_is_read_is_what_was_checked(folder: Path, tmp_path: Path):
+    path = folder / "graph.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["provenance"] = {"model": "\ud800", "seeds": [1e999, 10**40], "\udfff": 1}
+    notes = document["edge_notes"]
+    notes["columns"].append("remark")
+    notes["data"][0] = [*notes["data"][0][:3], "\udc00", ["\ud800"]]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    graph = load_graph(folder)
+    assert graph.provenance == {"model": "\ufffd" * 3, "seeds": [None, str(10**40)], "\ufffd" * 3: 1}
+    assert graph.edge_notes is not None
+    assert graph.edge_notes.iloc[0, 3:].tolist() == ["\ufffd" * 3, ["\ufffd" * 3]]
+    assert load_graph(graph.save(tmp_path / "again")).provenance == graph.provenance
+    assert write_html(graph, tmp_path / "graph.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -126,6 +144,13 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused_unopened(folder: Path):
     assert tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()
     assert "shape (2000000,)" in said
+
+
+def test_headers_that_are_no_headers_are_refused(folder: Path):
+    for header in (b"((((\n", b"{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -2)}\n", b"\xff\n"):
+        with zipfile.ZipFile(folder / "edges.npz", "w") as archive:
+            archive.writestr("row.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        assert "row" in (said := refusal(folder)) or "edges.npz cannot be read" in said
 
 
 def test_missing_cut_off_and_random_files(folder: Path):

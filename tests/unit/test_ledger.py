@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from circuitsae.features import Claim, Evidence, Label, Ledger, Verdict, check_label, examples, steering_row
+from circuitsae.features.ledger import label_json
 from circuitsae.features.top_examples import token_activations
 from circuitsae.interventions import Feature, logit
 from circuitsae.interventions.steering import Limits, SteeringReport
@@ -81,8 +82,46 @@ def test_a_status_written_by_hand_is_not_believed(tmp_path):
     assert Ledger.load(path).labels[0].display == "hypothesis: months"
 
 
+def test_ids_have_one_form():
+    label = Label("months", ("2.713@5", " 02.713", "2.713", "1.4", "1.err@3"))
+    assert label.features == ("2.713", "1.4", "1.err")
+    ledger = Ledger([label])
+    assert ledger.of("2.713@9") == ledger.of("02.713") == ledger.of("2.713") == [label]
+
+
+def test_a_label_is_shown_with_all_of_its_evidence():
+    measured = Label("months", ("2.713@5",)).with_rows(row("steering", "supported"))
+    ledger = Ledger([Label("dates", ("2.713", "1.4")).with_rows(row("top examples", "open")), measured])
+    assert label_json("2.713", ledger) == {
+        "text": "months",
+        "status": "supported",
+        "display": "months; hypothesis: dates",
+        "evidence": ["steering: supported · n 3 · circuitsae steer", "top examples: open · n 3 · circuitsae steer"],
+    }
+    assert label_json("0.3", ledger) is None
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": "circuitsae-ledger/1", "labels": [{}], "provenance": {}}']
+    ("change", "said"),
+    [
+        (lambda label: label.update(features="2.713"), "features of a label is '2.713'; expected a list"),
+        (lambda label: label.update(features=[2.713]), "a feature is 2.713; expected text"),
+        (lambda label: label.update(text=5), "text of a label is 5; expected text"),
+        (lambda label: label["rows"][0].update(measurement=[1]), "measurement of a row is a list"),
+        (lambda label: label["rows"][0].update(verdict=[]), "verdict of a row is a list"),
+    ],
+)
+def test_what_is_no_label_is_refused(tmp_path, change, said):
+    path = Ledger([Label("months", ("2.713",)).with_rows(row("steering", "supported"))]).save(tmp_path)
+    document = json.loads(path.read_text())
+    change(document["labels"][0])
+    path.write_text(json.dumps(document))
+    with pytest.raises(FileFormatError, match=said):
+        Ledger.load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, "[]", "{}", '{"format": "circuitsae-ledger/1", "labels": [{}], "provenance": {}}']
 )
 def test_what_is_no_ledger_is_refused(tmp_path, text):
     (tmp_path / "ledger.json").write_text(text)

@@ -207,7 +207,7 @@ def test_report_is_json_a_figure_and_an_offline_page(model, tmp_path):
 @pytest.mark.parametrize(
     ("what", "settings", "message"),
     [
-        (Feature(0, 99), {}, "no feature 0.99"),
+        (Feature(0, 99), {}, r"no feature 0\.99: .* layers 0 to \d+ .* give LAYER\.INDEX"),
         ([], {}, "nothing to steer by"),
         (Feature(0, 1), {"held_out": []}, "no held_out"),
         (Feature(0, 1), {"units": [1.0, 2.0]}, "as many units"),

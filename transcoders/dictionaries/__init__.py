@@ -2,7 +2,8 @@
 
 `activations` holds the sparsifying functions, `sparse_dictionary` the single-site SAE and transcoder, `per_layer` one
 of them for each layer, `cross_layer` the cross-layer transcoder, `mapped` a set whose decoders stay in their file,
-`normalisation` factors folded into weights, `provenance` where a set comes from, `random` seeded sets for tests.
+`normalisation` factors folded into weights, `provenance` where a set comes from, `fingerprint` which weights it has,
+`random` seeded sets for tests.
 Attribution knows nothing of them beyond the protocol.
 """
 

@@ -7,6 +7,6 @@ examples, `cofiring` which features fire together. `weights` reads logit effects
 """
 
 from circuitsae.features.collection.run import CollectConfig, collect
-from circuitsae.features.collection.weights import dictionary_fingerprint
+from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 
 __all__ = ["CollectConfig", "collect", "dictionary_fingerprint"]

@@ -11,8 +11,9 @@ from circuitsae.features.cards import TOP, FeatureCards
 from circuitsae.features.collection.contexts import NO_TOKEN
 from circuitsae.features.collection.keeping import Entries, Payload
 from circuitsae.features.collection.state import Collected
-from circuitsae.features.collection.weights import Ranked, dictionary_fingerprint, direct_logits, nearest
+from circuitsae.features.collection.weights import Ranked, direct_logits, nearest
 from transcoders.dictionaries import DictionarySet
+from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.language_model import LanguageModel
 
 if TYPE_CHECKING:

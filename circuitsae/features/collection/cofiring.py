@@ -22,15 +22,21 @@ class CoFiring(Protocol):
 
     exact: bool
 
-    def update(self, firing: Firing, first_token: int, n_tokens: int) -> None: ...
+    def update(self, firing: Firing, first_token: int, n_tokens: int) -> None:
+        """Count a chunk of `n_tokens` tokens, the first of which is the corpus's token `first_token`."""
+        ...
 
     def neighbours(self, count: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Per feature the k features of largest J, the strongest first: numbers (−1 for none) and J."""
         ...
 
-    def arrays(self) -> dict[str, np.ndarray]: ...
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `restore` goes on from, by name."""
+        ...
 
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None: ...
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `arrays` gave; raises `KeyError` where something is missing, `ValueError` for other sizes."""
+        ...
 
 
 def cofiring(n: int, *, exact_up_to: int = EXACT_UP_TO, seed: int = 0) -> CoFiring:
@@ -49,6 +55,7 @@ class PairCounts:
         self._waiting: list[sparse.csr_array] = []
 
     def update(self, firing: Firing, first_token: int, n_tokens: int) -> None:
+        """Count a chunk of `n_tokens` tokens; where it begins makes no difference to counts."""
         ones = np.ones(len(firing.feature), np.int32)
         self._waiting.append(sparse.csr_array((ones, (firing.token, firing.feature)), shape=(n_tokens, self.n)))
         if sum(part.nnz for part in self._waiting) >= _ENTRIES_AT_ONCE:
@@ -65,6 +72,7 @@ class PairCounts:
             self._waiting = []
 
     def neighbours(self, count: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Per feature the k features of largest J, exact, by the number of tokens each is active on."""
         self._flush()
         found = []
         for start in range(0, self.n, _ROWS):
@@ -76,10 +84,12 @@ class PairCounts:
         return np.concatenate([i for i, _ in found]), np.concatenate([v for _, v in found])
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """What `restore` goes on from, by name."""
         self._flush()
         return {"cofiring.together": self._together}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `arrays` gave; raises `KeyError` where something is missing, `ValueError` for other sizes."""
         self._together[...] = arrays["cofiring.together"]
 
 
@@ -100,11 +110,13 @@ class Sketches:
         self._kept = KeepBest(n, SKETCH)
 
     def update(self, firing: Firing, first_token: int, n_tokens: int) -> None:
+        """Count a chunk, the first token of which is the corpus's token `first_token`."""
         arrival = first_token + firing.token
         number = mixed(arrival.astype(np.uint64) ^ (np.uint64(self.seed) << np.uint64(40)))
         self._kept.offer(Entries(firing.feature, number, arrival, number), lambda rows: {})
 
     def neighbours(self, count: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Per feature the k features of largest J, estimated from the sketches; `count` is not needed."""
         held, _ = self._kept.entries()
         _, token = np.unique(held.order, return_inverse=True)
         ones = np.ones(len(token), np.int32)
@@ -134,9 +146,11 @@ class Sketches:
         return jaccard
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """What `restore` goes on from, by name."""
         return self._kept.arrays("cofiring")
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `arrays` gave; raises `KeyError` where something is missing, `ValueError` for other sizes."""
         self._kept.restore(arrays, "cofiring")
 
 

@@ -82,6 +82,7 @@ class TopExamples:
         self.kept = _store(n, k, width)
 
     def update(self, chunk: Chunk) -> None:
+        """Count a chunk; its activations are above 0."""
         order = np.uint64(2**32 - 1) - chunk.firing.value.view(np.uint32)  # positive floats sort as their bits
         which = np.flatnonzero(self.kept.admits(chunk.firing.feature, order))
         feature, token = chunk.firing.feature[which], chunk.firing.token[which]
@@ -130,9 +131,11 @@ class StratifiedExamples:
 
 
 def examples_arrays(top: TopExamples, strata: StratifiedExamples) -> dict[str, np.ndarray]:
+    """What `restore_examples` goes on from, by name."""
     return top.kept.arrays("top") | strata.kept.arrays("strata")
 
 
 def restore_examples(top: TopExamples, strata: StratifiedExamples, arrays: Mapping[str, np.ndarray]) -> None:
+    """Take over what `examples_arrays` gave; raises `KeyError` or `ValueError` for arrays of other examples."""
     top.kept.restore(arrays, "top")
     strata.kept.restore(arrays, "strata")

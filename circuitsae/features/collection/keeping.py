@@ -24,6 +24,7 @@ class Entries(NamedTuple):
     """Of the entries of a group with one key, only the best is kept."""
 
     def take(self, which: Shaped[np.ndarray, "_"]) -> "Entries":
+        """The rows `which`, by number or mask."""
         return Entries(*(column[which] for column in self))
 
 
@@ -90,10 +91,12 @@ class KeepBest:
     # what a run goes on from
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """All that is held, by names that begin with `prefix`."""
         own = {"order": self.order, "arrival": self.arrival, "key": self.key, **self.payload}
         return {f"{prefix}.{name}": array for name, array in own.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+        """Take over what `arrays` gave; raises `KeyError` where something is missing, `ValueError` for other sizes."""
         for name, array in self.arrays(prefix).items():
             array[...] = arrays[name]
 

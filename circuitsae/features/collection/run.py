@@ -1,16 +1,17 @@
 """`collect`: the pass itself, from rows of tokens to a set of feature cards."""
 
+import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 from rich.progress import Progress
 from torch import Tensor
 
@@ -19,17 +20,19 @@ from circuitsae.features.collection.assemble import assemble
 from circuitsae.features.collection.contexts import FIRST, Chunk
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
-from circuitsae.features.collection.weights import dictionary_fingerprint
 from transcoders.data import pack_rows
 from transcoders.data.corpora import CorpusSource, open_corpus
-from transcoders.dictionaries import DictionarySet
-from transcoders.errors import InputError
+from transcoders.dictionaries import DictionarySet, SparseFeatures
+from transcoders.dictionaries.fingerprint import dictionary_fingerprint
+from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
 _TOKENS_AT_ONCE = 4096
 _BYTES_AT_ONCE = 128 * 2**20
+_FIRST_ROWS = 64
+"""Rows by which a corpus that is read as it comes is told from others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +95,22 @@ def collect(
     `out` gets the cards (`<dictionary>/cards` is where everything looks for them), and every `save_every` tokens the
     state: a run that was killed goes on from there, and ends with the same numbers to the last bit.
 
-    Raises `DictionaryError` for dictionaries of another model, and `InputError` for a corpus without a single row, or
-    where `out` holds the state of a run with other settings.
+    Raises `DictionaryError` for dictionaries of another model, and for those with active features whose activations
+    are not above 0; `InputError` for a corpus without a single row, for token ids that the model does not have, and
+    where `out` holds the state of a run with other settings or of another corpus.
     """
     dictionaries.check_fits(model)
     context = min(config.context, model.context)
-    rows, name = _rows(model, corpus, context, separator)
     if isinstance(corpus, Tensor):
+        _check_rows(model, corpus)
         context = corpus.shape[1]
+    rows, name, source = _rows(model, corpus, context, separator, math.ceil(config.tokens / (context - FIRST)))
     n = sum(dictionaries.n_features(layer) for layer in range(dictionaries.n_layers))
     window = config.before + 1 + config.after
     collected = Collected(
         n, top=config.top, strata=config.strata, per_stratum=config.per_stratum, window=window, seed=config.seed
     )
-    identity = {"model": model.fingerprint(), "dictionary": dictionary_fingerprint(dictionaries), "corpus": name,
+    identity = {"model": model.fingerprint(), "dictionary": dictionary_fingerprint(dictionaries), "corpus": source,
                 "context": context, **{k: v for k, v in asdict(config).items() if k != "save_every"}}  # fmt: skip
     folder = None if out is None else Path(out)
     if folder is not None and resume and (folder / STATE).is_file():
@@ -163,7 +168,21 @@ def encode_rows(model: LanguageModel, dictionaries: DictionarySet, rows: Int[Ten
     first = np.concatenate([[0], np.cumsum(widths)])
     body = rows.shape[1] - FIRST
     token = place // body * rows.shape[1] + place % body + FIRST
-    return Firing(first[layer] + feature, token, features.value.float().cpu().numpy())
+    return Firing(first[layer] + feature, token, _positive(features))
+
+
+def _positive(features: SparseFeatures) -> Float32[np.ndarray, "n"]:
+    """The activations in single precision; raises `DictionaryError` unless all are above 0 and finite there."""
+    value = features.value.float()
+    wrong = ((features.value > 0) & value.isfinite()).logical_not().nonzero()
+    if len(wrong):
+        layer, _, feature = features.index[wrong[0, 0]].tolist()
+        raise DictionaryError(
+            f"Feature {layer}.{feature} has the activation {float(features.value[wrong[0, 0]]):g}, but cards are of "
+            "finite activations above 0; check the weights, and raise thresholds below 0 (of a JumpReLU) to 0."
+        )
+    # What is active stays so where single precision has no number as small.
+    return value.clamp(min=torch.finfo(torch.float32).tiny).cpu().numpy()
 
 
 def _rows_at_once(n_features: int, context: int) -> int:
@@ -173,14 +192,43 @@ def _rows_at_once(n_features: int, context: int) -> int:
 
 
 def _rows(
-    model: LanguageModel, corpus: CorpusSource | Tensor, context: int, separator: str | None
-) -> tuple[Iterator[Sequence[int]], str]:
+    model: LanguageModel, corpus: CorpusSource | Tensor, context: int, separator: str | None, n_rows: int
+) -> tuple[Iterator[Sequence[int]], str, dict[str, Any]]:
+    """Rows of tokens, the name of where they are from, and what tells that from any other."""
     if isinstance(corpus, Tensor):
-        if corpus.ndim != 2 or corpus.shape[1] < 2:
-            raise InputError(f"Rows of tokens must be [row, pos] with 2 or more positions; got {list(corpus.shape)}.")
-        for row in corpus[:1]:
-            model.check_tokens(row)
-        return (row.tolist() for row in corpus), "tokens"
+        read = _hash(part.cpu() for part in corpus[:n_rows].split(1024))
+        source = {"name": "tokens", "shape": list(corpus.shape), "rows": read}
+        return (row.tolist() for row in corpus), "tokens", source
     opened = open_corpus(corpus)
     separator = opened.separator_or(separator)
-    return pack_rows(model, opened.training(), context=context, separator=separator), opened.name
+    rows = iter(pack_rows(model, opened.training(), context=context, separator=separator))
+    first = [list(row) for row in islice(rows, min(_FIRST_ROWS, n_rows))]
+    source = {"name": opened.name, "bytes": _file_size(corpus), "rows": _hash([first])}
+    return chain(first, rows), opened.name, source
+
+
+def _check_rows(model: LanguageModel, rows: Tensor) -> None:
+    """Raises `InputError` for rows of tokens that the model cannot take."""
+    if rows.ndim != 2 or rows.shape[1] < 2 or rows.is_floating_point():
+        raise InputError(
+            f"Rows of tokens must be whole numbers [row, pos] with 2 or more positions; "
+            f"got {rows.dtype} {list(rows.shape)}."
+        )
+    if len(rows):
+        model.check_tokens(rows[0])
+        model.check_tokens(torch.stack([rows.min(), rows.max()]))
+
+
+def _hash(parts: Iterable[Tensor | list[list[int]]]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.asarray(part, np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _file_size(corpus: CorpusSource) -> int | None:
+    """Bytes of a text file; None for what is none."""
+    if not isinstance(corpus, str | Path):
+        return None
+    path = Path(corpus).expanduser()
+    return path.stat().st_size if path.is_file() else None

@@ -65,7 +65,9 @@ class Collected:
             restore_examples(self.top, self.strata, arrays)
             self.together.restore(arrays)
             self.rows, self.tokens = arrays["progress"].tolist()
-        except (KeyError, AttributeError, json.JSONDecodeError) as error:
+        except InputError:
+            raise
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise FileFormatError(
                 f"{folder / STATE} is no state of a run ({error}); start anew with resume=False (--no-resume)."
             ) from error

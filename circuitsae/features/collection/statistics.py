@@ -18,8 +18,10 @@ class Firing(NamedTuple):
     token: Int[np.ndarray, "n"]
     """Row · context + position, within the chunk."""
     value: Float32[np.ndarray, "n"]
+    """Activations, all above 0 and finite."""
 
     def take(self, which: np.ndarray) -> "Firing":
+        """The rows `which`, by number or mask."""
         return Firing(self.feature[which], self.token[which], self.value[which])
 
 
@@ -56,10 +58,12 @@ class Statistics:
         self.histogram[features, : BINS >> steps] = merged
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """What `restore` goes on from, by name."""
         own = {"count": self.count, "sum": self.sum, "max": self.max, "histogram": self.histogram}
         return {f"statistics.{name}": array for name, array in own.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `arrays` gave; raises `KeyError` where something is missing, `ValueError` for other sizes."""
         for name, array in self.arrays().items():
             array[...] = arrays[name]
 
@@ -70,5 +74,5 @@ def exponents(largest: Float32[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
 
 
 def part_of_range(value: Float32[np.ndarray, "n"], exponent: Int[np.ndarray, "n"], parts: int) -> Int[np.ndarray, "n"]:
-    """In which of the `parts` (a power of two) equal parts of `[0, 2^e)` each value lies; exact."""
+    """In which of the `parts` (a power of two) equal parts of `[0, 2^e)` each value, above 0, lies; exact."""
     return np.ldexp(value, (parts.bit_length() - 1) - exponent).astype(np.int64)

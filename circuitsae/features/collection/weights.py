@@ -1,6 +1,5 @@
 """What the decoders alone say of features: their direct effect on the logits, and which of them point the same way."""
 
-import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ _DIRECT = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
 _ROWS = 512
 _ALL_LAYERS_UP_TO = 65_536
 """Features of all layers together up to which each is compared with all others, not only with its own layer's."""
-_SAMPLE = 64
 
 
 class Ranked(NamedTuple):
@@ -114,17 +112,3 @@ def nearest(model: LanguageModel, dictionaries: DictionarySet, k: int) -> Ranked
 def _ranked(parts: list) -> Ranked:
     value, index = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     return Ranked(index.cpu().numpy(), value.float().cpu().numpy())
-
-
-def dictionary_fingerprint(dictionaries: DictionarySet) -> str:
-    """A short hash of a set of dictionaries: kind, sizes, and the weights of up to 64 features of each layer."""
-    digest = hashlib.sha256(dictionaries.kind.encode())
-    for layer in range(dictionaries.n_layers):
-        n = dictionaries.n_features(layer)
-        chosen = torch.arange(0, n, max(1, n // _SAMPLE), device=dictionaries.decoder_bias(layer).device)
-        rows = [dictionaries.encoder_rows(layer, chosen)]
-        rows += [dictionaries.decoder_rows(layer, chosen, at) for at in dictionaries.write_layers(layer)]
-        digest.update(f"{layer} {n}".encode())
-        for values in rows:
-            digest.update(values.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -132,7 +132,7 @@ def handle_of(
         raise InputError("There is nothing to steer by; give a feature, several, or a Direction.")
     for feature in features:
         if not 0 <= feature.layer < len(seen) or not 0 <= feature.index < len(seen[feature.layer]):
-            raise InputError(f"There is no feature {feature.layer}.{feature.index} in these dictionaries.")
+            raise InputError(_no_such(feature, [len(layer) for layer in seen]))
     if units is None:
         found = [float(seen[feature.layer][feature.index]) for feature in features]
         return Handle(features, tuple(value if value > 0 else 1.0 for value in found), push)
@@ -141,6 +141,16 @@ def handle_of(
             f"{len(features)} features need as many units, the change that strength 1 makes; got {len(units)}."
         )
     return Handle(features, tuple(float(unit) for unit in units), push)
+
+
+def _no_such(feature: Feature, widths: Sequence[int]) -> str:
+    there = f"{widths[0]:,} features each" if len(set(widths)) == 1 else f"{', '.join(map(str, widths))} features"
+    layer = min(max(feature.layer, 0), len(widths) - 1)
+    return (
+        f"There is no feature {feature.layer}.{feature.index}: these dictionaries have layers 0 to {len(widths) - 1} "
+        f"with {there}, numbered from 0; give LAYER.INDEX, in layer {layer} from {layer}.0 to "
+        f"{layer}.{widths[layer] - 1}."
+    )
 
 
 @torch.no_grad()

@@ -1,0 +1,50 @@
+"""Which weights a set of dictionaries has, as a short hash."""
+
+import hashlib
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from transcoders.dictionaries.dictionary_set import DictionarySet
+from transcoders.dictionaries.mapped import MappedDictionaries
+
+_SAMPLE = 64
+_State = tuple[tuple[int, int, torch.dtype], ...]
+_known: WeakKeyDictionary[Any, tuple[_State, str]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def dictionary_fingerprint(dictionaries: DictionarySet) -> str:
+    """A short hash of a set of dictionaries: kind, sizes, and the weights of up to 64 features of each layer.
+
+    It is remembered until a weight changes (but for changes through `.data`, which leave no trace).
+    """
+    state = _state(dictionaries)
+    if state is None:
+        return _fingerprint(dictionaries)
+    if (known := _known.get(dictionaries)) is None or known[0] != state:
+        _known[dictionaries] = known = (state, _fingerprint(dictionaries))
+    return known[1]
+
+
+def _state(dictionaries: DictionarySet) -> _State | None:
+    """What differs once a weight has changed; None for a set of another maker."""
+    held = dictionaries._held if isinstance(dictionaries, MappedDictionaries) else dictionaries
+    if not isinstance(held, nn.Module):
+        return None
+    return tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in held.parameters())
+
+
+def _fingerprint(dictionaries: DictionarySet) -> str:
+    digest = hashlib.sha256(dictionaries.kind.encode())
+    for layer in range(dictionaries.n_layers):
+        n = dictionaries.n_features(layer)
+        chosen = torch.arange(0, n, max(1, n // _SAMPLE), device=dictionaries.decoder_bias(layer).device)
+        rows = [dictionaries.encoder_rows(layer, chosen)]
+        rows += [dictionaries.decoder_rows(layer, chosen, at) for at in dictionaries.write_layers(layer)]
+        digest.update(f"{layer} {n}".encode())
+        for values in rows:
+            digest.update(values.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
