@@ -98,9 +98,11 @@ def _check(a: GraphLike, b: GraphLike, names: tuple[str, str]) -> None:
 
 
 def _same_dictionaries(a: GraphLike, b: GraphLike) -> bool:
-    return all(
-        a.provenance.get(key) == b.provenance.get(key) for key in ("model", "fingerprint", "frame", "dictionaries")
-    )
+    """By their fingerprints where both graphs have them, else by what is said of where they come from."""
+    keys = ["model", "fingerprint", "frame", "dictionary_fingerprint"]
+    if any(graph.provenance.get("dictionary_fingerprint") is None for graph in (a, b)):
+        keys[-1] = "dictionaries"
+    return all(a.provenance.get(key) == b.provenance.get(key) for key in keys)
 
 
 def _tables(graph: GraphLike, mark: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -68,4 +68,5 @@ class Settings:
         if prompts < 2:
             raise InputError(f"A task cannot be reproduced on {prompts} prompts; give at least 2.")
         counts = ("behaviour", "discovery", "held_out", "ablated", "stability", "features", "audit")
-        return replace(self, pruning=0, greedy=0, parts=4, **{name: min(prompts, getattr(self, name)) for name in counts})
+        fewer = {name: min(prompts, getattr(self, name)) for name in counts}
+        return replace(self, pruning=0, greedy=0, parts=4, **fewer)

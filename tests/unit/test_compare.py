@@ -128,6 +128,15 @@ def test_features_of_other_dictionaries_are_not_the_same():
     assert unite(a, b, NAMES, same_features=True).same_features
 
 
+def test_fingerprints_tell_whether_dictionaries_are_the_same():
+    a, b = sample_pair()
+    a.provenance = {**a.provenance, "dictionary_fingerprint": "1"}
+    b.provenance = {**b.provenance, "dictionaries": {"kind": "another"}, "dictionary_fingerprint": "1"}
+    assert unite(a, b, NAMES).same_features
+    b.provenance = {**a.provenance, "dictionary_fingerprint": "2"}
+    assert not unite(a, b, NAMES).same_features
+
+
 def test_pairs_that_cannot_be_compared(tmp_path: Path):
     a, b = sample_pair()
     longer = sample_graph(tokens=[*a.tokens, " a"], n_features=10, n_edges=20)

@@ -122,3 +122,12 @@ def test_edges_that_never_vary_are_selected_every_time():
 def test_an_unknown_task_is_refused():
     with pytest.raises(InputError, match="docstring"):
         reproduce("docstring", load_model("pocket"))
+
+
+def test_capped_settings_leave_no_long_stage():
+    capped = Settings.quick(seed=3).capped(4)
+    assert (capped.behaviour, capped.discovery, capped.stability, capped.features) == (4, 4, 4, 4)
+    assert (capped.pruning, capped.greedy, capped.seed) == (0, 0, 3)
+    assert capped.ablated == 4 <= Settings.quick().ablated
+    with pytest.raises(InputError, match="at least 2"):
+        Settings().capped(1)
