@@ -221,9 +221,9 @@ def test_plotly_in_the_directory(tmp_path: Path, open_page: OpenPage):
 
 def test_dark_mode_follows_the_system_and_the_button(page: Page):
     page.emulate_media(color_scheme="dark", reduced_motion="reduce")
-    assert page.locator("html").get_attribute("data-theme") == "dark"
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     page.locator("#theme").click()
-    assert page.locator("html").get_attribute("data-theme") == "light"
+    expect(page.locator("html")).to_have_attribute("data-theme", "light")
     moving = "getComputedStyle(document.getElementById('all-edges')).transitionDuration"
     assert page.evaluate(moving) == "0s"
     page.emulate_media(color_scheme=None, reduced_motion="no-preference")
