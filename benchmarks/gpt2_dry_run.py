@@ -25,8 +25,8 @@ from transcoders import save_dictionaries
 from transcoders.dictionaries import random_dictionaries
 
 FILES = ("vocab.json", "merges.txt")
-FEATURES = 256
-"""Of each layer."""
+FEATURES = 16
+"""Of each layer; half of them fire at every position, for their weights are random."""
 COLUMNS = ["task", "what", "measured", "published", "verdict"]
 
 
