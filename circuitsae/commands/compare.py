@@ -74,7 +74,7 @@ def show_folder(folder: Path) -> None:
     from circuitsae.report.index import find_graphs
 
     page = write_index(folder, write_page=write_page)
-    console.print(f"{len(find_graphs(folder))} graphs", highlight=False)
+    console.print(f"Graphs: {len(find_graphs(folder)):,}", highlight=False)
     console.print(f"Index: {page.resolve()}", highlight=False, soft_wrap=True, markup=False)
     say_next(console, f"open {page} in a browser")
 

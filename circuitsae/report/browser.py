@@ -12,7 +12,15 @@ from typing import Any, Protocol, runtime_checkable
 
 from circuitsae.graph.files import write_atomically
 from circuitsae.report.cards import card_data
-from circuitsae.report.page import fill_template, hash_source, json_for_script, policy, read_static, read_styles
+from circuitsae.report.page import (
+    fill_template,
+    hash_source,
+    json_for_script,
+    page_head,
+    policy,
+    read_static,
+    read_styles,
+)
 from circuitsae.report.text import visible
 
 PER_PAGE = 64
@@ -113,22 +121,17 @@ class _Listed:
 
 
 def _list_page(data: Mapping[str, Any]) -> str:
-    return _page("list.html", data, (*_COMMON, "browser/theme.js", "browser/list.js"))
+    return _page("list.html", data, (*_COMMON, "js/theme.js", "browser/list.js"))
 
 
 def _card_page(data: Mapping[str, Any]) -> str:
-    return _page("card.html", data, (*_COMMON, "js/card.js", "browser/theme.js", "browser/card.js"))
+    return _page("card.html", data, (*_COMMON, "js/card.js", "js/theme.js", "browser/card.js"))
 
 
 def _page(template: str, data: Mapping[str, Any], scripts: Sequence[str]) -> str:
     script = "\n".join(map(read_static, scripts))
-    return _filled(
-        template,
-        policy=policy(hash_source(script)),
-        title=html.escape(data["title"]),
-        data=json_for_script(data),
-        scripts=f"<script>{script}</script>",
-    )
+    parts = {"data": json_for_script(data), "scripts": f"<script>{script}</script>"}
+    return _filled(template, data["title"], hash_source(script), parts)
 
 
 def _contents(title: str, cards: CardSet, lists: Sequence[str]) -> str:
@@ -137,13 +140,14 @@ def _contents(title: str, cards: CardSet, lists: Sequence[str]) -> str:
         f'<li><a href="{name}">Layer {layer}</a> <span class="hint">{width:,} features</span></li>'
         for layer, (name, width) in enumerate(zip(lists, cards.widths, strict=True))
     )
-    about = html.escape(_about(cards.manifest))
-    return _filled("contents.html", policy=policy("'none'"), title=html.escape(title), about=about, links=links)
+    parts = {"about": html.escape(_about(cards.manifest)), "links": links}
+    return _filled("contents.html", title, "'none'", parts)
 
 
-def _filled(template: str, **parts: str) -> str:
-    style = read_styles("page", "card") + read_static("browser/browser.css")
-    return fill_template(f"browser/{template}", {**parts, "style": style})
+def _filled(template: str, title: str, script: str, parts: Mapping[str, str]) -> str:
+    style = read_styles("base", "page", "card") + read_static("browser/browser.css")
+    head = page_head(title, policy(script, styles=hash_source(style)), style)
+    return fill_template(f"browser/{template}", {**parts, "head": head, "title": html.escape(title)})
 
 
 def _list_name(layer: int) -> str:

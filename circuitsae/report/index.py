@@ -1,6 +1,5 @@
 """A folder of graphs as one page: a table to search and sort, with a link to the page of each graph."""
 
-import html
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +10,22 @@ from circuitsae.graph import AttributionGraph
 from circuitsae.graph.files import Header, load_graph, load_header, write_atomically
 from circuitsae.graph.nodes import NodeKind
 from circuitsae.report.data import VERDICTS, number
-from circuitsae.report.page import fill_template, hash_source, json_for_script, read_static, write_html
+from circuitsae.report.page import (
+    fill_template,
+    hash_source,
+    json_for_script,
+    page_head,
+    policy,
+    read_static,
+    read_styles,
+    write_html,
+)
 from circuitsae.report.text import visible
 from transcoders.errors import CircuitsaeError, InputError
 
 INDEX = "index.html"
 PAGE = "graph.html"
-_SCRIPTS = ("js/format.js", "js/dom.js", "index.js")
+_SCRIPTS = ("js/format.js", "js/dom.js", "js/theme.js", "index.js")
 _DEPTH = 3
 _MOST = 10_000
 
@@ -102,16 +110,6 @@ def _saved(graph: Path) -> datetime:
 
 
 def _page(data: dict[str, Any]) -> str:
-    script, style = "\n".join(map(read_static, _SCRIPTS)), read_static("index.css")
-    policy = (
-        f"default-src 'none'; script-src {hash_source(script)}; style-src {hash_source(style)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    parts = {
-        "policy": policy,
-        "title": html.escape(data["title"]),
-        "style": style,
-        "data": json_for_script(data),
-        "script": script,
-    }
-    return fill_template("index.html", parts)
+    script, style = "\n".join(map(read_static, _SCRIPTS)), read_styles("base") + read_static("index.css")
+    head = page_head(data["title"], policy(hash_source(script), styles=hash_source(style)), style)
+    return fill_template("index.html", {"head": head, "data": json_for_script(data), "script": script})

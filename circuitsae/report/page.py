@@ -30,7 +30,7 @@ _SCRIPTS = (
     *("header", "card", "notes", "panel", "list", "controls"),
     *("picture", "export", "keyboard", "main"),
 )
-_STYLES = ("page", "bench", "panel", "card", "compare")
+_STYLES = ("base", "page", "bench", "panel", "card", "compare")
 _PLOTLY_FILE = "plotly.min.js"
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 
@@ -92,10 +92,10 @@ def _default_title(graph: GraphLike) -> str:
 def _assemble(data: dict[str, Any], plotlyjs: PlotlyJS) -> str:
     viewer = "\n".join(read_static(f"js/{name}.js") for name in _SCRIPTS)
     plotly_tag, plotly_source = _plotly(plotlyjs)
+    # plotly.js sets styles on its elements.
+    rules = policy(plotly_source, hash_source(viewer), styles="'unsafe-inline'")
     parts = {
-        "policy": policy(plotly_source, hash_source(viewer)),
-        "title": html.escape(data["title"]),
-        "style": read_styles(*_STYLES),
+        "head": page_head(data["title"], rules, read_styles(*_STYLES)),
         "data": json_for_script(data),
         "plotly": plotly_tag,
         "viewer": f"<script>{viewer}</script>",
@@ -109,6 +109,11 @@ def fill_template(name: str, parts: Mapping[str, str]) -> str:
     In one pass, so that nothing inside a part is taken for a place holder.
     """
     return _PLACE_HOLDER.sub(lambda found: parts[found[1] or found[2]], read_static(name))
+
+
+def page_head(title: str, rules: str, style: str) -> str:
+    """The head that all pages have: title, Content-Security-Policy and style sheet."""
+    return fill_template("head.html", {"title": html.escape(title), "policy": rules, "style": style})
 
 
 def json_for_script(data: Any) -> str:
@@ -131,10 +136,10 @@ def _plotly(plotlyjs: PlotlyJS) -> tuple[str, str]:
             return f'<script src="{_PLOTLY_FILE}"></script>', "'self'"
 
 
-def policy(*scripts: str) -> str:
-    """Nothing may be loaded or sent, and only the named scripts run; plotly.js sets styles on its elements."""
+def policy(*scripts: str, styles: str) -> str:
+    """Nothing may be loaded or sent, and only the named scripts and styles count."""
     return (
-        f"default-src 'none'; script-src {' '.join(scripts)}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {' '.join(scripts)}; style-src {styles}; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 

@@ -2,7 +2,7 @@
 (function (viewer) {
   "use strict";
 
-  const { element, text, number, percent, countText: whole } = viewer;
+  const { element, text, number, percent, plural, countText: whole } = viewer;
   const data = JSON.parse(document.getElementById("index-data").textContent);
   const byId = (id) => document.getElementById(id);
   const search = byId("search");
@@ -40,7 +40,7 @@
     { key: "edges", title: "Edges", sort: (r) => r.edges, show: (r) => [whole(r.edges)], numeric: true },
     { key: "date", title: "Saved (UTC)", sort: (r) => r.date, show: (r) => [r.date], numeric: true },
   ];
-  const state = { sort: "date", down: true };
+  const state = { sort: "date", down: true, theme: null };
 
   function prompt(row) {
     const shown = row.prompt.length > 60 ? [...row.prompt.slice(0, 30), "…", ...row.prompt.slice(-29)] : row.prompt;
@@ -116,8 +116,8 @@
     const words = search.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const found = rows.filter(({ haystack }) => words.every((word) => haystack.includes(word)));
     body.replaceChildren(...found.sort(compare).map(({ line }) => line));
-    byId("count").textContent =
-      found.length === rows.length ? `${rows.length} graphs` : `${found.length} of ${rows.length} graphs`;
+    const of = found.length === rows.length ? "" : `${found.length} of `;
+    byId("count").textContent = of + plural(rows.length, "graph");
     byId("none").hidden = found.length > 0;
     for (const head of document.querySelectorAll("thead th")) {
       const chosen = head.dataset.key === state.sort;
@@ -154,6 +154,7 @@
     const parameters = new URLSearchParams();
     if (search.value) parameters.set("q", search.value);
     if (state.sort !== "date" || !state.down) parameters.set("sort", (state.down ? "-" : "") + state.sort);
+    if (state.theme) parameters.set("theme", state.theme);
     history.replaceState(null, "", parameters.size ? `#${parameters}` : location.pathname + location.search);
   }
 
@@ -161,6 +162,7 @@
     const parameters = new URLSearchParams(location.hash.slice(1));
     const wanted = parameters.get("sort") ?? "-date";
     search.value = parameters.get("q") ?? "";
+    state.theme = viewer.setTheme(parameters.get("theme"));
     if (COLUMNS.some(({ key }) => key === wanted.replace(/^-/, ""))) {
       Object.assign(state, { sort: wanted.replace(/^-/, ""), down: wanted.startsWith("-") });
     }
@@ -187,6 +189,10 @@
   byId("title").append(text(data.title));
   heads();
   restore();
+  viewer.startTheme((theme) => {
+    state.theme = theme;
+    remember();
+  });
   search.addEventListener("input", () => {
     refresh();
     remember();

@@ -11,9 +11,11 @@
     return wanted;
   }
 
+  // The theme that was chosen, null for any other name.
   function setTheme(theme) {
     chosen = ["light", "dark"].includes(theme) ? theme : null;
     show();
+    return chosen;
   }
 
   // `changed` is told the theme after a click, to write it into the address.
