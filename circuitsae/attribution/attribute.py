@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
 from circuitsae.attribution.engines import EngineName, linear_for, open_engine, to_numpy
-from circuitsae.attribution.expansion import Expansion, Rows, every_row, explored, looked_at, most_influential
+from circuitsae.attribution.expansion import Expansion, Rows, every_row, explored, look, looked_at
 from circuitsae.attribution.linear import LinearModel
-from circuitsae.attribution.sources import UNEMBED, Sources
+from circuitsae.attribution.sources import UNEMBED, Sources, feature_nodes
 from circuitsae.attribution.targets import (
     ChooseLogits,
     Readers,
@@ -108,17 +109,19 @@ def attribute_trace(
             provenance=_provenance(model, prompt, settings),
             done=lambda n: bar.advance(task, n),
         )
-        ends = _Ends.of(model, trace, token)
+        ends, looked = _Ends.of(model, trace, token), None
         if unexplained is not None:
-            with open_rows(ends, at_most) as opened:
+            with open_rows(ends, share=at_most / max(n_features, 1)) as opened:
                 return explored(*opened, at_most, unexplained)
         if at_most < n_features:
-            with open_rows(ends, looked_at(at_most)) as opened:
-                kept = most_influential(*opened, at_most)
+            with open_rows(ends, share=looked_at(at_most) / n_features) as opened:
+                looked = look(*opened, at_most)
+            ends = ends.keep(looked.features)
+            # Across layers a feature's edges do not tell at which layer it wrote, and so which error they belong to.
+            looked = looked if len(model.dictionaries.write_layers(0)) == 1 else None
             bar.reset(task)
-            ends = ends.keep(torch.from_numpy(kept).to(token.device).sort().values)
-        with open_rows(ends, ends.n_features) as opened:
-            return every_row(*opened)
+        with open_rows(ends if looked is None else ends.but(looked.nodes)) as opened:
+            return every_row(*opened, looked)
 
 
 @dataclass(frozen=True)
@@ -127,37 +130,58 @@ class _Ends:
 
     trace: Trace
     sources: Sources
-    targets: Readers
     other_nodes: tuple[Node, ...]
     """b_U, where the model has one, and the logits."""
-    unembedding_bias: Float[Tensor, "k _"]
+    targets: Readers
+    target_nodes: np.ndarray
+    """[target], which node it is."""
+    unembedding_bias: np.ndarray
+    """[target, extra], what b_U adds to it."""
 
     @classmethod
     def of(cls, model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> "_Ends":
-        features = feature_readers(model, trace, torch.arange(len(trace.features.value), device=token.device))
-        logits = logit_readers(trace, token)
+        n_features = len(trace.features.value)
+        features = feature_readers(model, trace, torch.arange(n_features, device=token.device))
+        sources = Sources(model, trace, feature_nodes(model, trace, features))
         extra, bias = _unembedding_bias(model, trace, token)
+        logits = len(sources.nodes) + len(extra) + np.arange(len(token))
         return cls(
             trace=trace,
-            sources=Sources(model, trace),
-            targets=Readers(*(torch.cat(pair) for pair in zip(features, logits, strict=True))),
+            sources=sources,
             other_nodes=(*extra, *_logit_nodes(model, trace, token)),
-            unembedding_bias=bias,
+            targets=Readers(*(torch.cat(p) for p in zip(features, logit_readers(trace, token), strict=True))),
+            target_nodes=np.concatenate([np.arange(n_features), logits]),
+            unembedding_bias=np.pad(to_numpy(bias), ((n_features, 0), (0, 0))),
         )
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return (*self.sources.nodes, *self.other_nodes)
 
     @property
     def n_features(self) -> int:
         return len(self.trace.features.value)
 
-    def keep(self, rows: Int[Tensor, "k"]) -> "_Ends":
+    def keep(self, features: np.ndarray) -> "_Ends":
         """The features with these numbers, in order, and the logits; what the other features write is error."""
+        rows = torch.from_numpy(features).to(self.targets.layer.device)
         trace = self.sources.model.keep(self.trace, rows)
-        logits = torch.arange(self.n_features, len(self.targets.layer), device=rows.device)
+        sources = self.sources.keep(trace, rows)
+        dropped = np.setdiff1d(np.arange(self.n_features), features)
+        left = self.but(dropped)
+        logits = self.target_nodes[self.n_features :] - len(dropped)
+        return replace(
+            left, trace=trace, sources=sources, target_nodes=np.concatenate([np.arange(len(features)), logits])
+        )
+
+    def but(self, nodes: np.ndarray) -> "_Ends":
+        """Without the targets that these nodes are."""
+        wanted = np.flatnonzero(~np.isin(self.target_nodes, nodes))
         return replace(
             self,
-            trace=trace,
-            sources=self.sources.keep(trace, rows),
-            targets=self.targets.take(torch.cat([rows, logits])),
+            targets=self.targets.take(torch.from_numpy(wanted).to(self.targets.layer.device)),
+            target_nodes=self.target_nodes[wanted],
+            unembedding_bias=self.unembedding_bias[wanted],
         )
 
 
@@ -173,23 +197,22 @@ class _OpenRows:
     done: Callable[[int], Any]
 
     @contextmanager
-    def __call__(self, ends: _Ends, n_wanted: int) -> Iterator[tuple[Expansion, Rows]]:
-        """`n_wanted`: the rows of so many features will be asked for."""
-        trace, sources, n_features = ends.trace, ends.sources, ends.n_features
+    def __call__(self, ends: _Ends, share: float = 1.0) -> Iterator[tuple[Expansion, Rows]]:
+        """`share` is that of the targets whose rows will be asked for."""
+        trace, sources = ends.trace, ends.sources
         expansion = Expansion(
-            nodes=(*sources.nodes, *ends.other_nodes),
-            n_features=n_features,
+            nodes=ends.nodes,
+            n_features=ends.n_features,
             tokens=trace.token_strings,
             token_ids=tuple(trace.tokens.tolist()),
             n_layers=self.model.model.n_layers,
             provenance=self.provenance,
             edges_per_node=self.edges_per_node,
         )
-        share = n_wanted / n_features if n_features else 1.0
         with open_engine(
             self.linear, self.model, trace, sources, ends.targets, share=share, batch_size=self.batch_size
         ) as engine:
-            yield expansion, Rows(engine, to_numpy(ends.unembedding_bias), len(sources.nodes), self.done)
+            yield expansion, Rows(engine, ends.target_nodes, ends.unembedding_bias, len(sources.nodes), self.done)
 
 
 def _check_settings(

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -16,13 +17,14 @@ from circuitsae.graph import (
     NodeKind,
     keep_strongest,
     merge_features,
+    merging,
 )
 
 ROUNDS = 6
 """Exploring ranks the features this many times: more is closer to the true ranking, less makes larger products."""
 
-LOOK, LEAST_LOOKED_AT = 128, 8
-"""To choose n features, the rows of n / 128 are looked at (of 8, if those are more)."""
+LOOK, LEAST_LOOKED_AT = 256, 2
+"""To choose n features, the rows of n / 256 are looked at (of 2, if those are more)."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,11 @@ class Rows:
     """Rows of a graph by node: an engine's rows, and for logits what the unembedding's bias adds."""
 
     engine: Engine
+    nodes: np.ndarray
+    """Which node each of the engine's targets is."""
     extra: np.ndarray
-    """[logit, extra], columns that only logits have."""
+    """[target, extra], columns after the sources' that only logits have."""
     n_sources: int
-    """The extra columns follow the sources', then come the logits."""
     done: Callable[[int], Any]
 
     @property
@@ -70,29 +73,37 @@ class Rows:
         """Which node each column of a block is."""
         return np.concatenate([self.engine.columns, self.n_sources + np.arange(self.extra.shape[1])])
 
-    def every(self, n_features: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return self._by_node(self.engine.every_row(), n_features)
+    def every(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return self._by_node(self.engine.every_row())
 
-    def of(self, numbers: np.ndarray, n_features: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of targets by number: features, then logits."""
-        return self._by_node(self.engine.rows(numbers), n_features)
+    def of(self, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of some of the engine's targets, by number."""
+        return self._by_node(self.engine.rows(targets))
 
-    def _by_node(self, found: Iterator, n_features: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for numbers, block in found:
-            logit = numbers >= n_features
-            extra = np.zeros((len(numbers), self.extra.shape[1]), dtype=block.dtype)
-            extra[logit] = self.extra[numbers[logit] - n_features]
-            shift = self.n_sources + self.extra.shape[1] - n_features
-            yield np.where(logit, numbers + shift, numbers), np.concatenate([block, extra], axis=1)
-            self.done(int((~logit).sum()))
+    def _by_node(self, found: Iterator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for targets, block in found:
+            yield self.nodes[targets], np.concatenate([block, self.extra[targets].astype(block.dtype)], axis=1)
+            self.done(len(targets))
 
 
-def every_row(expansion: Expansion, rows: Rows) -> AttributionGraph:
-    """The graph with the rows of all active features."""
+class Looked(NamedTuple):
+    """What a first look at a prompt found."""
+
+    features: np.ndarray
+    """Numbers of the features of most influence, in order."""
+    nodes: np.ndarray
+    """Whose rows were looked at, among the nodes that are left with these features."""
+    rows: np.ndarray
+    """[row, node left]; what the features left out write counts as error of their own layer."""
+
+
+def every_row(expansion: Expansion, rows: Rows, looked: Looked | None = None) -> AttributionGraph:
+    """The graph with the rows of all active features, those that are known from a first look among them."""
     n, bias, columns = len(expansion.nodes), expansion.bias[rows.columns], rows.columns
     rest, inputs = np.zeros(n), np.zeros(n)
     edges = EdgeBlocks()
-    for nodes, block in rows.every(expansion.n_features):
+    known = [] if looked is None else [(looked.nodes, looked.rows[:, columns])]
+    for nodes, block in chain(known, rows.every()):
         if expansion.edges_per_node is not None:
             block, rest[nodes], inputs[nodes] = keep_strongest(block, expansion.edges_per_node, bias)
         edges.add(nodes, columns, block)
@@ -114,13 +125,19 @@ def looked_at(at_most: int) -> int:
     return min(at_most, max(LEAST_LOOKED_AT, at_most // LOOK))
 
 
-def most_influential(expansion: Expansion, rows: Rows, at_most: int) -> np.ndarray:
-    """Numbers of the `at_most` features of most influence, as far as the rows of logits and of a few features tell."""
+def look(expansion: Expansion, rows: Rows, at_most: int) -> Looked:
+    """The `at_most` features of most influence, as far as the rows of the logits and of a few features tell."""
     explorer = _Explorer(replace(expansion, edges_per_node=None), rows)
     explorer.go(looked_at(at_most), rounds=1)
     influence = explorer.influence.current()[: expansion.n_features]
     most = np.argsort(-influence, kind="stable")[:at_most]
-    return most[influence[most] > 0]
+    features = np.sort(most[influence[most] > 0])
+    dropped = np.setdiff1d(np.arange(expansion.n_features), features)
+    seen = np.setdiff1d(np.flatnonzero(explorer.influence.expanded), dropped)
+    edges = explorer.influence.take_edges()
+    merged = edges[seen].astype(np.float64) @ merging(expansion.nodes, dropped)
+    left = np.delete(np.arange(len(expansion.nodes)), dropped)
+    return Looked(features, np.searchsorted(left, seen), merged.toarray().astype(edges.dtype))
 
 
 class _Explorer:
@@ -154,7 +171,7 @@ class _Explorer:
 
     def _add(self, wanted: np.ndarray) -> None:
         expansion, columns = self._expansion, self._rows.columns
-        for nodes, block in self._rows.of(wanted, expansion.n_features):
+        for nodes, block in self._rows.of(wanted):
             whole = np.zeros((len(nodes), len(expansion.nodes)), dtype=block.dtype)
             whole[:, columns] = block
             inputs = None

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitsae.attribution.targets import Readers, feature_readers
 from circuitsae.graph import Node, NodeKind
 from circuitsae.replacement import FIRST, ReplacementModel, Trace
 
@@ -27,17 +28,35 @@ class Gradients:
     """Already multiplied by the bias: what each bias group adds to each target."""
 
 
+def feature_nodes(model: ReplacementModel, trace: Trace, readers: Readers) -> list[Node]:
+    """The active features, whose encoders are `readers`, with the clean h and the constant in it (b_enc)."""
+    index, value = trace.features
+    bias = torch.empty_like(value)
+    for layer in range(model.model.n_layers):
+        here = readers.layer == layer
+        bias[here] = model.dictionaries.encoder_biases(layer, index[here, 2]).detach()
+    h = (readers.vector * trace.frozen.reads.mlp_in[readers.layer, readers.pos]).sum(-1) + bias
+    columns = zip(index.tolist(), value.tolist(), h.tolist(), bias.tolist(), strict=True)
+    return [
+        Node(NodeKind.FEATURE, layer, pos, number, activation=a, pre_activation=pre, bias=constant)
+        for (layer, pos, number), a, pre, constant in columns
+    ]
+
+
 class Sources:
     """Everything that writes into the residual stream on one prompt, as nodes and as columns of edges."""
 
     def __init__(self, model: ReplacementModel, trace: Trace, features: Sequence[Node] | None = None) -> None:
         """`features`: the nodes of the trace's features, where they are known."""
+        if features is None:
+            every = torch.arange(len(trace.features.value), device=trace.errors.device)
+            features = feature_nodes(model, trace, feature_readers(model, trace, every))
         self.model = model
         self.trace = trace
         self.first_error = FIRST if trace.starts_with_bos else 0
         self._bias_keys = [key for key in model.model.bias_groups() if key[1] != UNEMBED]
         self.nodes: tuple[Node, ...] = (
-            *(self._features() if features is None else features),
+            *features,
             *self._errors(),
             *self._tokens(),
             *self._biases(),
@@ -46,29 +65,6 @@ class Sources:
     def keep(self, trace: Trace, rows: Int[Tensor, "k"]) -> "Sources":
         """The sources of `trace`, which has only the features with these numbers."""
         return Sources(self.model, trace, [self.nodes[row] for row in rows.tolist()])
-
-    def _features(self) -> list[Node]:
-        index, value = self.trace.features
-        nodes = []
-        for (layer, pos, feature), activation in zip(index.tolist(), value.tolist(), strict=True):
-            nodes.append(Node(NodeKind.FEATURE, layer, pos, feature, activation=activation))
-        pre, bias = self.pre_activations()
-        return [
-            Node(n.kind, n.layer, n.pos, n.index, activation=n.activation, pre_activation=h, bias=b)
-            for n, h, b in zip(nodes, pre.tolist(), bias.tolist(), strict=True)
-        ]
-
-    def pre_activations(self) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-        """h and the constant in it (b_enc) of every active feature, from the clean run."""
-        index, value = self.trace.features
-        pre, bias = torch.empty_like(value), torch.empty_like(value)
-        for layer in range(self.model.model.n_layers):
-            here = index[:, 0] == layer
-            _, pos, feature = index[here].unbind(1)
-            bias[here] = self.model.dictionaries.encoder_biases(layer, feature).detach()
-            dense = self.model.dictionaries.pre_activations(layer, self.trace.frozen.reads.mlp_in[layer])
-            pre[here] = dense.detach()[pos, feature]
-        return pre, bias
 
     def _errors(self) -> list[Node]:
         positions = range(self.first_error, self.trace.n_positions)

@@ -1,12 +1,14 @@
 """Fewer features without losing anything: the others' contributions become part of the error nodes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.compact import row_blocks
 from circuitsae.graph.influence import absolute_inputs
-from circuitsae.graph.nodes import NodeKind
+from circuitsae.graph.nodes import Node, NodeKind
 from transcoders.errors import InputError
 
 
@@ -22,21 +24,8 @@ def merge_features(graph: AttributionGraph, keep: int | np.ndarray) -> Attributi
         keep = np.isin(np.arange(len(feature)), ranked[:keep])
     if keep.all():
         return graph
-    into = np.arange(len(graph.nodes))
-    for row in feature[~keep]:
-        node = graph.nodes[row]
-        error = graph.position.get(f"{node.layer}.err@{node.pos}")
-        if error is None:
-            raise InputError(f"{graph!r} has no error node for {node.id}; merge features before pruning, not after.")
-        into[row] = error
-    kept = into == np.arange(len(graph.nodes))
-    kept_rows = np.flatnonzero(kept)
-    new_index = np.cumsum(kept) - 1
-    merge = sparse.csr_array(
-        sparse.coo_array(
-            (np.ones(len(into)), (np.arange(len(into)), new_index[into])), shape=(len(into), len(kept_rows))
-        )
-    )
+    merge = merging(graph.nodes, feature[~keep])
+    kept_rows = np.setdiff1d(np.arange(len(graph.nodes)), feature[~keep])
     weights = _merged(graph.weights, kept_rows, merge)
     bias = graph.mask(NodeKind.BIAS)
     not_stored = np.maximum(graph.inputs - absolute_inputs(graph.weights, bias), 0.0)
@@ -50,6 +39,25 @@ def merge_features(graph: AttributionGraph, keep: int | np.ndarray) -> Attributi
         rest=graph.rest[kept_rows],
         inputs=absolute_inputs(weights, bias[kept_rows]) + not_stored[kept_rows],
     )
+
+
+def merging(nodes: Sequence[Node], dropped: np.ndarray) -> sparse.csr_array:
+    """What turns rows of edges from `nodes` into rows without the features `dropped`: [node, node left], 1 where an
+    edge counts.
+
+    Raises `InputError` where a feature's layer and position have no error node.
+    """
+    errors = {(node.layer, node.pos): i for i, node in enumerate(nodes) if node.kind is NodeKind.ERROR}
+    into, left = np.arange(len(nodes)), np.ones(len(nodes), dtype=bool)
+    left[dropped] = False
+    for i in dropped:
+        error = errors.get((nodes[i].layer, nodes[i].pos))
+        if error is None:
+            raise InputError(f"{nodes[i].id} has no error node to be merged into; merge before pruning, not after.")
+        into[i] = error
+    column = (np.cumsum(left) - 1)[into]
+    ones = sparse.coo_array((np.ones(len(nodes)), (np.arange(len(nodes)), column)), shape=(len(nodes), int(left.sum())))
+    return sparse.csr_array(ones)
 
 
 def _merged(weights: sparse.csr_array, rows: np.ndarray, merge: sparse.csr_array) -> sparse.csr_array:

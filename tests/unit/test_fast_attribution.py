@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution import LogitTargets, attribute, attribute_trace
 from circuitsae.attribution.cost import choose_cut, operations
 from circuitsae.attribution.fast import FastRows, batches
 from circuitsae.attribution.linear import linear_model, reads_of
@@ -180,6 +180,19 @@ def test_edges_between_lazily_expanded_features_are_those_of_the_full_graph():
     own = [i for i, n in enumerate(small.nodes) if n.kind is not NodeKind.ERROR]
     difference = full.weights[kept][:, kept] - small.weights[own][:, own]
     assert abs(difference).max() < 1e-12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_lazily_chosen_features_have_the_graph_of_the_trace_that_keeps_only_them(family, kind):
+    model = replacement(family, kind=kind, skip=kind == "plt")
+    small = attribute(model, TOKENS, targets=TARGETS, max_features=12)
+    trace = model.trace(TOKENS)
+    chosen = {(n.layer, n.pos, n.index) for n in small.nodes if n.kind is NodeKind.FEATURE}
+    rows = [i for i, place in enumerate(trace.features.index.tolist()) if tuple(place) in chosen]
+    expected = attribute_trace(model, model.keep(trace, torch.tensor(rows)), targets=TARGETS, engine="plain")
+    assert [n.id for n in small.nodes] == [n.id for n in expected.nodes]
+    assert abs(small.weights - expected.weights).max() < 1e-12
 
 
 def test_expansion_stops_at_the_unexplained_influence():

@@ -136,7 +136,7 @@ class CrossLayerTranscoder(nn.Module):
 
     def encoder_rows(self, layer: int, feature: Int[Tensor, "k"]) -> Float[Tensor, "k d_model"]:
         require_layer(layer, self.n_layers)
-        return self.W_enc[layer][:, feature].T
+        return self.W_enc[layer].index_select(1, feature).T
 
     def encoder_biases(self, layer: int, feature: Int[Tensor, "k"]) -> Float[Tensor, "k"]:
         require_layer(layer, self.n_layers)

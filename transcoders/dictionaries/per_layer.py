@@ -86,7 +86,7 @@ class _PerLayerSet(nn.Module, Generic[D]):
         return self[layer].encode(read)
 
     def encoder_rows(self, layer: int, feature: Int[Tensor, "k"]) -> Float[Tensor, "k d_model"]:
-        return self[layer].W_enc[:, feature].T
+        return self[layer].W_enc.index_select(1, feature).T
 
     def encoder_biases(self, layer: int, feature: Int[Tensor, "k"]) -> Float[Tensor, "k"]:
         return self[layer].encoder_bias[feature]
