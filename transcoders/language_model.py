@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
 from transcoders.errors import PromptError
+from transcoders.fingerprints import remembered
 from transcoders.patterns import make_patterns_editable
 from transcoders.sites import Frame, Site
 
@@ -44,7 +45,6 @@ class LanguageModel:
         self.bridge = bridge
         self.name = name
         self.frame = frame
-        self._fingerprint: tuple[object, str] | None = None
         bridge.eval()
         bridge.requires_grad_(False)
         # Hugging Face's own RMSNorm rounds to float32 whatever the dtype; the bridge's keeps float64 and takes edits.
@@ -88,10 +88,7 @@ class LanguageModel:
         It is kept until a weight is replaced or changed in place; changes through `.data` go unseen.
         """
         weights = sorted(self.bridge.original_model.state_dict(keep_vars=True).items())
-        state = tuple((weight.data_ptr(), weight.dtype, weight._version) for _, weight in weights)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = state, _hash_of(weights)
-        return self._fingerprint[1]
+        return remembered(self, (weight for _, weight in weights), lambda: _hash_of(weights))
 
     # text and tokens
 

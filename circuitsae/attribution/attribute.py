@@ -100,7 +100,7 @@ def attribute_trace(
         "edges_per_node": edges_per_node,
     }
     with Progress(disable=not progress, transient=True) as bar:
-        task = bar.add_task("attributing", total=at_most)
+        task = bar.add_task("attributing", total=at_most + len(token))
         open_rows = _OpenRows(
             model=model,
             linear=linear_for(engine, trace),
@@ -169,10 +169,8 @@ class _Ends:
         sources = self.sources.keep(trace, rows)
         dropped = np.setdiff1d(np.arange(self.n_features), features)
         left = self.but(dropped)
-        logits = self.target_nodes[self.n_features :] - len(dropped)
-        return replace(
-            left, trace=trace, sources=sources, target_nodes=np.concatenate([np.arange(len(features)), logits])
-        )
+        nodes = left.target_nodes - np.searchsorted(dropped, left.target_nodes)
+        return replace(left, trace=trace, sources=sources, target_nodes=nodes)
 
     def but(self, nodes: np.ndarray) -> "_Ends":
         """Without the targets that these nodes are."""

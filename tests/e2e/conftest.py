@@ -96,3 +96,25 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
 def open_shared(chromium: Browser) -> Iterator[OpenPage]:
     """`watched_pages` that the tests of a module share."""
     yield from watched_pages(chromium)
+
+
+@pytest.fixture(scope="module")
+def opened(html: Path, open_shared: OpenPage) -> Page:
+    """The page of the module's file `html`."""
+    return open_shared(html)
+
+
+@pytest.fixture
+def page(opened: Page) -> Page:
+    """The module's page, as if just opened."""
+    opened.mouse.move(0, 0)
+    opened.evaluate(
+        """() => {
+            document.activeElement.blur();
+            viewer.comparison?.readHash(new URLSearchParams());
+            viewer.restore({});
+            for (const one of document.querySelectorAll("details")) one.open = false;
+            return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+        }"""
+    )
+    return opened

@@ -23,24 +23,6 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compare_html(*sample_pair(), tmp_path_factory.mktemp("compare") / "page.html", NAMES)
 
 
-@pytest.fixture(scope="module")
-def shared_page(html: Path, open_shared: OpenPage) -> Page:
-    return open_shared(html)
-
-
-@pytest.fixture
-def page(shared_page: Page) -> Page:
-    """The module's page, as if just opened."""
-    shared_page.evaluate(
-        """() => {
-            viewer.comparison.readHash(new URLSearchParams());
-            viewer.restore({});
-            return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
-        }"""
-    )
-    return shared_page
-
-
 def shown(page: Page) -> list[str]:
     return page.evaluate("viewer.nodes.id.filter((_, i) => viewer.nodeShown[i])")
 

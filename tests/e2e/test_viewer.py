@@ -42,26 +42,6 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_html(sample_graph(), tmp_path_factory.mktemp("viewer") / "graph.html")
 
 
-@pytest.fixture(scope="module")
-def shared(html: Path, open_shared: OpenPage) -> Page:
-    return open_shared(html)
-
-
-@pytest.fixture
-def page(shared: Page) -> Page:
-    """The module's page, as if just opened."""
-    shared.mouse.move(0, 0)
-    shared.evaluate(
-        """() => {
-            document.activeElement.blur();
-            viewer.restore({});
-            for (const one of document.querySelectorAll("details")) one.open = false;
-            return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
-        }"""
-    )
-    return shared
-
-
 def shown(page: Page) -> int:
     return page.locator("#plot .scatterlayer path.point").count()
 

@@ -47,18 +47,6 @@ def html(graph: SampleGraph, cards: SampleCards, tmp_path_factory: pytest.TempPa
     return write_html(graph, path, cards=cards, ledger=ledger, supernodes=sample_suggestions(graph))
 
 
-@pytest.fixture(scope="module")
-def shared(html: Path, open_shared: OpenPage) -> Page:
-    return open_shared(html)
-
-
-@pytest.fixture
-def page(shared: Page) -> Page:
-    """The module's page, as if just opened."""
-    shared.evaluate("viewer.restore({})")
-    return shared
-
-
 def select(page: Page, node: str) -> None:
     page.evaluate("id => viewer.select(viewer.indexOf.get(id))", node)
 

@@ -34,18 +34,6 @@ def html(graph: SampleGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_html(graph, tmp_path_factory.mktemp("groups") / "graph.html", supernodes=suggestions)
 
 
-@pytest.fixture(scope="module")
-def shared(html: Path, open_shared: OpenPage) -> Page:
-    return open_shared(html)
-
-
-@pytest.fixture
-def page(shared: Page) -> Page:
-    """The module's page, as if just opened."""
-    shared.evaluate("document.activeElement.blur(), viewer.restore({})")
-    return shared
-
-
 def select(page: Page, node: str) -> None:
     page.evaluate("id => viewer.select(viewer.indexOf.get(id))", node)
 

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,24 +19,6 @@ from circuitsae.tasks.ioi import PUBLISHED_TEMPLATES
 from transcoders import random_model
 from transcoders.errors import InputError, PromptError
 from transcoders.language_model import LanguageModel
-
-
-@pytest.fixture(scope="module")
-def pocket() -> LanguageModel:
-    return circuitsae.load_model("pocket")
-
-
-@pytest.fixture(scope="module")
-def gpt2_tokens(shared: Path) -> LanguageModel:
-    """A random model of one layer behind GPT-2's own tokenizer."""
-    from transformers import GPT2Tokenizer
-
-    folder = shared / "data" / "tokenizers" / "gpt2"
-    if not folder.is_dir():
-        pytest.skip(f"needs GPT-2's tokenizer in {folder}, which is absent")
-    model = random_model("gpt2", n_layers=1, d_model=8, n_heads=2, d_vocab=50257, context=128)
-    model.bridge.tokenizer = GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
-    return model
 
 
 def _said(model: LanguageModel, pair: PatchPair, role: str, *, corrupt: bool = False) -> list[str]:

@@ -5,18 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import circuitsae
 from circuitsae.tasks import behaviour, load_task, read_examples, write_examples
-from transcoders import random_model
 from transcoders.errors import FileFormatError, InputError, PromptError
 from transcoders.language_model import LanguageModel
 
 GOOD = {"clean": "John saw Mary", "corrupt": "Mary saw Mary", "answers": [" saw"]}
-
-
-@pytest.fixture(scope="module")
-def pocket() -> LanguageModel:
-    return circuitsae.load_model("pocket")
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +18,6 @@ def files(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the published task files in {folder}, which are absent")
     return folder
-
-
-@pytest.fixture(scope="module")
-def gpt2_tokens(shared: Path) -> LanguageModel:
-    from transformers import GPT2Tokenizer
-
-    folder = shared / "data" / "tokenizers" / "gpt2"
-    if not folder.is_dir():
-        pytest.skip(f"needs GPT-2's tokenizer in {folder}, which is absent")
-    model = random_model("gpt2", n_layers=1, d_model=8, n_heads=2, d_vocab=50257, context=128)
-    model.bridge.tokenizer = GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
-    return model
 
 
 def test_published_ioi_answers_are_the_ids_of_the_file(files: Path, gpt2_tokens: LanguageModel) -> None:

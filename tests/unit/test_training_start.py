@@ -68,11 +68,16 @@ def test_first_decoders_are_transposed_or_not_and_have_the_norm_that_is_asked():
     torch.testing.assert_close(built.W_enc.norm(dim=-1).detach(), torch.full((N_LAYERS, FEATURES), 0.3))
 
 
-@pytest.mark.parametrize("activation", ["relu", "jumprelu", "gated"])
-@pytest.mark.parametrize("options", [{}, {"centred": True}, {"aligned": True}], ids=lambda o: "-".join(o) or "plain")
+@pytest.mark.parametrize(
+    ("activation", "options"),
+    [
+        (activation, options)
+        for activation in ("relu", "jumprelu", "gated")
+        for options in ({}, {"centred": True}, {"aligned": True})
+        if activation != "gated" or "aligned" not in options  # aligned training has one encoder
+    ],
+)
 def test_calibrated_biases_start_with_the_l0_that_is_asked(activation, options):
-    if activation == "gated" and "aligned" in options:
-        pytest.skip("aligned training has one encoder")
     config = SAEConfig(features=FEATURES, activation=activation, start_l0=5.0, **options)
     built, reads = start(config, shift=1.0)
     fires = (built.activate(built.pre_activations(reads)) > 0).float().mean(dim=1)

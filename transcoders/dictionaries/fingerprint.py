@@ -1,18 +1,15 @@
 """Which weights a set of dictionaries has, as a short hash."""
 
 import hashlib
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from transcoders.dictionaries.dictionary_set import DictionarySet
 from transcoders.dictionaries.mapped import MappedDictionaries
+from transcoders.fingerprints import remembered
 
 _SAMPLE = 64
-_State = tuple[tuple[int, int, torch.dtype], ...]
-_known: WeakKeyDictionary[Any, tuple[_State, str]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -21,20 +18,10 @@ def dictionary_fingerprint(dictionaries: DictionarySet) -> str:
 
     It is remembered until a weight changes (but for changes through `.data`, which leave no trace).
     """
-    state = _state(dictionaries)
-    if state is None:
-        return _fingerprint(dictionaries)
-    if (known := _known.get(dictionaries)) is None or known[0] != state:
-        _known[dictionaries] = known = (state, _fingerprint(dictionaries))
-    return known[1]
-
-
-def _state(dictionaries: DictionarySet) -> _State | None:
-    """What differs once a weight has changed; None for a set of another maker."""
     held = dictionaries._held if isinstance(dictionaries, MappedDictionaries) else dictionaries
     if not isinstance(held, nn.Module):
-        return None
-    return tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in held.parameters())
+        return _fingerprint(dictionaries)
+    return remembered(dictionaries, held.parameters(), lambda: _fingerprint(dictionaries))
 
 
 def _fingerprint(dictionaries: DictionarySet) -> str:
