@@ -35,7 +35,7 @@ def feature_nodes(model: ReplacementModel, trace: Trace, readers: Readers) -> li
     for layer in range(model.model.n_layers):
         here = readers.layer == layer
         bias[here] = model.dictionaries.encoder_biases(layer, index[here, 2]).detach()
-    h = (readers.vector * trace.frozen.reads.mlp_in[readers.layer, readers.pos]).sum(-1) + bias
+    h = torch.einsum("nd,nd->n", readers.vector, trace.frozen.reads.mlp_in[readers.layer, readers.pos]) + bias
     columns = zip(index.tolist(), value.tolist(), h.tolist(), bias.tolist(), strict=True)
     return [
         Node(NodeKind.FEATURE, layer, pos, number, activation=a, pre_activation=pre, bias=constant)
