@@ -22,7 +22,7 @@ from circuitsae.attribution.targets import Readers
 from circuitsae.attribution.writers import Narrow, Wide, Writers
 from circuitsae.replacement import FIRST
 
-CARRIED_BYTES = 12 * 2**20
+CARRIED_BYTES = 8 * 2**20
 """Of one batch of carried vectors; about four tensors of this size are alive at once."""
 
 LEAST_CARRIED = 1024

@@ -36,7 +36,9 @@ class Norm:
         return self._forward(x, self.scale[pos, None])
 
     def _forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        return (x - x.mean(-1, keepdim=True) if self.centres else x) * (self.weight / scale)
+        if not self.centres:
+            return x * (self.weight / scale)
+        return (x - x.mean(-1, keepdim=True)).mul_(self.weight / scale)
 
     def transpose(self, g: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         return self._transpose(g, self.scale[: g.shape[1], None])
@@ -47,7 +49,7 @@ class Norm:
 
     def _transpose(self, g: Tensor, scale: Tensor) -> Tensor:
         out = g * (self.weight / scale)
-        return out - out.mean(-1, keepdim=True) if self.centres else out
+        return out.sub_(out.mean(-1, keepdim=True)) if self.centres else out
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _attention(attention: Any, pattern: Float[Tensor, "head pos pos"], norms: di
     into, out = W_V.transpose(0, 1).reshape(d_model, -1), W_O.reshape(-1, d_model)
     folded, mix = into * before.weight[:, None], pattern / before.scale
     if before.centres:
-        folded = folded - folded.mean(0)
+        folded -= folded.mean(0)
     whole = Attention(pattern, into, out, n_kv, {})
     writes = {"ln1": before.bias} if before.bias is not None else {}
     writes = {label: _constant(whole, bias @ into) for label, bias in writes.items()}
