@@ -237,6 +237,7 @@ COLUMNS = [
 def plot(measured: list[Measured], path: Path) -> None:
     """Seconds and memory against each size that was varied."""
     import plotly.graph_objects as go
+    from plotly.colors import qualitative
     from plotly.subplots import make_subplots
 
     varied = {"tokens": "tokens", "features": "features", "width": "d_model", "layers": "n_layers"}
@@ -244,19 +245,27 @@ def plot(measured: list[Measured], path: Path) -> None:
     if not shown:
         return
     titles = [f"{what} against {study}" for what in ("CPU seconds", "MB above the model") for study in shown]
-    figure = make_subplots(rows=2, cols=len(shown), subplot_titles=titles)
+    figure = make_subplots(rows=2, cols=len(shown), subplot_titles=titles, shared_yaxes=True)
+    colours: dict[str, str] = {}
     for column, study in enumerate(shown, start=1):
         lines: dict[str, list[Measured]] = {}
         for m in (m for m in measured if m.study == study):
             size = "GPT-2 small" if m.case.d_vocab == Case().d_vocab else "pocket"
             lines.setdefault(f"{m.engine}, {m.case.kind}, {size}", []).append(m)
         for name, points in lines.items():
+            new = name not in colours
+            colour = colours.setdefault(name, qualitative.Plotly[len(colours) % len(qualitative.Plotly)])
             x = [getattr(m.case, varied[study]) for m in points]
             for row, key in enumerate(("cpu", "peak_mb"), start=1):
                 y = [m.cost[key] for m in points]
-                figure.add_trace(go.Scatter(x=x, y=y, name=name, legendgroup=name, showlegend=row == 1), row, column)
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log")
+                line = go.Scatter(
+                    x=x, y=y, name=name, legendgroup=name, showlegend=new and row == 1, line={"color": colour}
+                )
+                figure.add_trace(line, row, column)
+        sizes = sorted({getattr(m.case, varied[study]) for m in measured if m.study == study})
+        figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{n:,}" for n in sizes], col=column)
+    figure.update_yaxes(type="log", dtick=1)
+    figure.update_layout(margin={"t": 40, "b": 40, "l": 50, "r": 10}, legend={"orientation": "h"})
     path.parent.mkdir(exist_ok=True)
     figure.write_html(path)
 
