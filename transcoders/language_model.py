@@ -12,8 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
 from transcoders.errors import PromptError
-from transcoders.fingerprints import remembered
 from transcoders.patterns import make_patterns_editable
+from transcoders.remembering import remembered
 from transcoders.sites import Frame, Site
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -85,7 +85,7 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """A short hash of the weights (names, shapes, and up to 4,096 evenly spaced values of each).
 
-        It is kept until a weight is replaced or changed in place; changes through `.data` go unseen.
+        It is remembered until a weight changes; changes through `.data` and in inference mode go unseen.
         """
         weights = sorted(self.bridge.original_model.state_dict(keep_vars=True).items())
         return remembered(self, (weight for _, weight in weights), lambda: _hash_of(weights))

@@ -14,7 +14,16 @@ from rich.progress import Progress
 from torch import Tensor
 
 from circuitsae.attribution.engines import EngineName, linear_for, open_engine, to_numpy
-from circuitsae.attribution.expansion import Expansion, Rows, every_row, explored, look, looked_at
+from circuitsae.attribution.expansion import (
+    Expansion,
+    KnownRows,
+    Rows,
+    every_row,
+    explored,
+    first_look,
+    looked_at,
+    with_only,
+)
 from circuitsae.attribution.linear import LinearModel
 from circuitsae.attribution.sources import UNEMBED, Sources, feature_nodes
 from circuitsae.attribution.targets import (
@@ -109,24 +118,20 @@ def attribute_trace(
             provenance=_provenance(model, prompt, settings),
             done=lambda n: bar.advance(task, n),
         )
-        ends, looked = _Ends.of(model, trace, token), None
+        ends, known = _Ends.of(model, trace, token), None
         if unexplained is not None:
-            with open_rows(ends, share=at_most / max(n_features, 1)) as opened:
+            with open_rows(ends, at_most) as opened:
                 return explored(*opened, at_most, unexplained)
         if at_most < n_features:
-            with open_rows(ends, share=looked_at(at_most) / n_features) as opened:
-                looked = look(*opened, at_most)
-            ends = ends.keep(looked.features)
-            # Across layers a feature's edges do not tell at which layer it wrote, and so which error they belong to.
-            looked = looked if len(model.dictionaries.write_layers(0)) == 1 else None
-            bar.reset(task)
-        with open_rows(ends if looked is None else ends.but(looked.nodes)) as opened:
-            return every_row(*opened, looked)
+            ends, known = _chosen(open_rows, ends, at_most)
+            bar.reset(task, total=len(ends.targets.layer))
+        with open_rows(ends) as opened:
+            return every_row(*opened, known)
 
 
 @dataclass(frozen=True)
 class _Ends:
-    """The ends of a prompt's edges: its sources, and its targets, which are the active features and the logits."""
+    """The ends of a prompt's edges: its sources, and its targets, of the active features and logits those wanted."""
 
     trace: Trace
     sources: Sources
@@ -168,12 +173,11 @@ class _Ends:
         trace = self.sources.model.keep(self.trace, rows)
         sources = self.sources.keep(trace, rows)
         dropped = np.setdiff1d(np.arange(self.n_features), features)
-        left = self.but(dropped)
+        left = self.without_targets(dropped)
         nodes = left.target_nodes - np.searchsorted(dropped, left.target_nodes)
         return replace(left, trace=trace, sources=sources, target_nodes=nodes)
 
-    def but(self, nodes: np.ndarray) -> "_Ends":
-        """Without the targets that these nodes are."""
+    def without_targets(self, nodes: np.ndarray) -> "_Ends":
         wanted = np.flatnonzero(~np.isin(self.target_nodes, nodes))
         return replace(
             self,
@@ -195,8 +199,8 @@ class _OpenRows:
     done: Callable[[int], Any]
 
     @contextmanager
-    def __call__(self, ends: _Ends, share: float = 1.0) -> Iterator[tuple[Expansion, Rows]]:
-        """`share` is that of the targets whose rows will be asked for."""
+    def __call__(self, ends: _Ends, n_features: int | None = None) -> Iterator[tuple[Expansion, Rows]]:
+        """`n_features`: the rows of so many features will be asked for; default: those of all targets, at once."""
         trace, sources = ends.trace, ends.sources
         expansion = Expansion(
             nodes=ends.nodes,
@@ -207,10 +211,22 @@ class _OpenRows:
             provenance=self.provenance,
             edges_per_node=self.edges_per_node,
         )
+        share = 1.0 if n_features is None else n_features / len(ends.targets.layer)
         with open_engine(
             self.linear, self.model, trace, sources, ends.targets, share=share, batch_size=self.batch_size
         ) as engine:
             yield expansion, Rows(engine, ends.target_nodes, ends.unembedding_bias, len(sources.nodes), self.done)
+
+
+def _chosen(open_rows: _OpenRows, ends: _Ends, at_most: int) -> tuple[_Ends, KnownRows | None]:
+    """The ends with the `at_most` features of most influence, and of their rows those that are known from choosing."""
+    with open_rows(ends, looked_at(at_most)) as (expansion, rows):
+        features, seen = first_look(expansion, rows, at_most)
+    left = ends.keep(features)
+    if len(open_rows.model.dictionaries.write_layers(0)) > 1:
+        return left, None  # an edge does not tell at which of its layers a feature wrote, and so which error it joins
+    known = with_only(features, seen, expansion)
+    return left.without_targets(known.nodes), known
 
 
 def _check_settings(

@@ -75,7 +75,7 @@ def open_engine(
 ) -> Iterator[Engine]:
     """The fast engine with the matrices of a prompt, the plain one without.
 
-    `share` is that of the targets whose rows will be asked for.
+    `share` is that of the targets whose rows will be asked for; 1: of all, by `every_row`.
     """
     if linear is not None:
         yield _Fast(Writers(model, trace, sources, linear), targets, share, batch_size)

@@ -17,7 +17,7 @@ from circuitsae.graph import (
     NodeKind,
     keep_strongest,
     merge_features,
-    merging,
+    merge_matrix,
 )
 
 ROUNDS = 6
@@ -86,24 +86,22 @@ class Rows:
             self.done(len(targets))
 
 
-class Looked(NamedTuple):
-    """What a first look at a prompt found."""
+class KnownRows(NamedTuple):
+    """Rows of a graph that were found before the others."""
 
-    features: np.ndarray
-    """Numbers of the features of most influence, in order."""
     nodes: np.ndarray
-    """Whose rows were looked at, among the nodes that are left with these features."""
-    rows: np.ndarray
-    """[row, node left]; what the features left out write counts as error of their own layer."""
+    """Whose rows they are."""
+    block: np.ndarray
+    """[row, node]"""
 
 
-def every_row(expansion: Expansion, rows: Rows, looked: Looked | None = None) -> AttributionGraph:
-    """The graph with the rows of all active features, those that are known from a first look among them."""
+def every_row(expansion: Expansion, rows: Rows, known: KnownRows | None = None) -> AttributionGraph:
+    """The graph with all `rows`, and with those that are `known`."""
     n, bias, columns = len(expansion.nodes), expansion.bias[rows.columns], rows.columns
     rest, inputs = np.zeros(n), np.zeros(n)
     edges = EdgeBlocks()
-    known = [] if looked is None else [(looked.nodes, looked.rows[:, columns])]
-    for nodes, block in chain(known, rows.every()):
+    found = () if known is None else ((known.nodes, known.block[:, columns]),)
+    for nodes, block in chain(found, rows.every()):
         if expansion.edges_per_node is not None:
             block, rest[nodes], inputs[nodes] = keep_strongest(block, expansion.edges_per_node, bias)
         edges.add(nodes, columns, block)
@@ -125,19 +123,25 @@ def looked_at(at_most: int) -> int:
     return min(at_most, max(LEAST_LOOKED_AT, at_most // LOOK))
 
 
-def look(expansion: Expansion, rows: Rows, at_most: int) -> Looked:
-    """The `at_most` features of most influence, as far as the rows of the logits and of a few features tell."""
+def first_look(expansion: Expansion, rows: Rows, at_most: int) -> tuple[np.ndarray, KnownRows]:
+    """Numbers of the `at_most` features of most influence, in order, as far as the rows of the logits and of a few
+    features tell; and these rows.
+    """
     explorer = _Explorer(replace(expansion, edges_per_node=None), rows)
     explorer.go(looked_at(at_most), rounds=1)
     influence = explorer.influence.current()[: expansion.n_features]
     most = np.argsort(-influence, kind="stable")[:at_most]
-    features = np.sort(most[influence[most] > 0])
+    seen = np.flatnonzero(explorer.influence.expanded)
+    return np.sort(most[influence[most] > 0]), KnownRows(seen, explorer.influence.take_edges()[seen].toarray())
+
+
+def with_only(features: np.ndarray, known: KnownRows, expansion: Expansion) -> KnownRows:
+    """Known rows among the nodes that are left with these features: what the others write is error of their layer."""
     dropped = np.setdiff1d(np.arange(expansion.n_features), features)
-    seen = np.setdiff1d(np.flatnonzero(explorer.influence.expanded), dropped)
-    edges = explorer.influence.take_edges()
-    merged = edges[seen].astype(np.float64) @ merging(expansion.nodes, dropped)
     left = np.delete(np.arange(len(expansion.nodes)), dropped)
-    return Looked(features, np.searchsorted(left, seen), merged.toarray().astype(edges.dtype))
+    kept = ~np.isin(known.nodes, dropped)
+    merged = known.block[kept].astype(np.float64) @ merge_matrix(expansion.nodes, dropped)
+    return KnownRows(np.searchsorted(left, known.nodes[kept]), merged.astype(known.block.dtype))
 
 
 class _Explorer:

@@ -57,7 +57,8 @@ class FastRows:
         self.linear: LinearModel = writers.linear
         self.cut = cut
         self.n_layers = len(self.linear.blocks)
-        self._skips = [writers.dictionaries.skip(layer) for layer in range(self.n_layers)]
+        skips = (writers.dictionaries.skip(layer) for layer in range(self.n_layers))
+        self._skips = [None if skip is None else skip.detach().to(self.linear.dtype) for skip in skips]
         self._lower: list[_Sources] = []
         _hold_freed_memory()
 
@@ -104,7 +105,7 @@ class FastRows:
         skip, block = self._skips[layer], self.linear.blocks[layer]
         live = max(0, FIRST - sources.first)
         if skip is not None and sources.joined:
-            written = block.before_mlp.forward(read[: sources.joined, live:], sources.first + live) @ skip.detach()
+            written = block.before_mlp.forward(read[: sources.joined, live:], sources.first + live) @ skip
             written = written if block.after_mlp is None else block.after_mlp.forward(written, sources.first + live)
             sources.stream[: sources.joined, live:] += written
         if sources.wide:
@@ -220,7 +221,7 @@ class FastRows:
         if skip is None or not len(G):
             return None
         written = G if block.after_mlp is None else block.after_mlp.transpose(G)
-        read = block.before_mlp.transpose(written @ skip.detach().T.to(G))
+        read = block.before_mlp.transpose(written @ skip.T)
         read[:, :FIRST] = 0
         return read
 
@@ -248,7 +249,7 @@ def batches(targets: Readers, width: int, *, size: int | None = None) -> list[Te
     """
     order = np.lexsort((-targets.layer.cpu().numpy(), targets.pos.cpu().numpy()))
     pos = targets.pos.cpu().numpy()[order]
-    most = CARRIED_BYTES // (width * targets.vector.element_size())
+    most = CARRIED_BYTES // (width * max(4, targets.vector.element_size()))  # carried in float32 at least
     found, start = [], 0
     while start < len(order):
         span = int(pos[start]) + 1
@@ -264,10 +265,10 @@ def batches(targets: Readers, width: int, *, size: int | None = None) -> list[Te
 
 
 def _hold_freed_memory() -> None:
-    """Free a block of nearly 32 MiB: glibc hands freed memory back to the system, page by page, only where it is larger
-    than the largest block freed so far. Batches would have to fault in their pages anew, a twentieth of the time.
+    """Let glibc keep up to 64 MiB of freed memory for the process: to fault in the pages of every batch anew takes a
+    twentieth of the time. Its limit is twice the largest block freed so far, of those below 32 MiB.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 def _narrow_blocks(writers: Writers, cut: int) -> list[_Sources]:
@@ -279,7 +280,7 @@ def _narrow_blocks(writers: Writers, cut: int) -> list[_Sources]:
     while start < len(lower):
         left = n_positions - int(pos[start])
         stop = int(np.searchsorted(pos, pos[start] + 1 + left // 16, side="left"))
-        most = max(1, CARRIED_BYTES // (left * width * writers.trace.errors.element_size()))
+        most = max(1, CARRIED_BYTES // (left * width * writers.linear.dtype.itemsize))
         stop = min(stop, start + most)
         columns = lower[start:stop]
         columns = columns[np.argsort(writers.layer[columns], kind="stable")]

@@ -93,8 +93,9 @@ def _gradients(found: tuple, inputs: list[Tensor], batch: int, has_position: boo
     embed = next(filled)
     position = next(filled) if has_position else None
     mlp_out = next(filled)
+    zero = torch.zeros(batch, **_like(embed))
     bias = {
-        key: sum((torch.einsum("b...,...->b", next(filled), p.detach()) for p in group), torch.zeros(batch))
+        key: sum((torch.einsum("b...,...->b", next(filled), p.detach()) for p in group), zero)
         for key, group in groups.items()
     }
     return Gradients(embed, position, mlp_out, bias)

@@ -7,7 +7,7 @@ from circuitsae.graph.files import load_graph, load_header, save_graph
 from circuitsae.graph.grouping import group
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.lazy import LazyInfluence
-from circuitsae.graph.merging import merge_features, merging
+from circuitsae.graph.merging import merge_features, merge_matrix
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.pruning import prune
 from circuitsae.graph.supernodes import Supernode, suggest_supernodes
@@ -26,7 +26,7 @@ __all__ = [
     "load_graph",
     "load_header",
     "merge_features",
-    "merging",
+    "merge_matrix",
     "prune",
     "save_graph",
     "suggest_supernodes",

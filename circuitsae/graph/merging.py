@@ -24,7 +24,7 @@ def merge_features(graph: AttributionGraph, keep: int | np.ndarray) -> Attributi
         keep = np.isin(np.arange(len(feature)), ranked[:keep])
     if keep.all():
         return graph
-    merge = merging(graph.nodes, feature[~keep])
+    merge = merge_matrix(graph.nodes, feature[~keep])
     kept_rows = np.setdiff1d(np.arange(len(graph.nodes)), feature[~keep])
     weights = _merged(graph.weights, kept_rows, merge)
     bias = graph.mask(NodeKind.BIAS)
@@ -41,7 +41,7 @@ def merge_features(graph: AttributionGraph, keep: int | np.ndarray) -> Attributi
     )
 
 
-def merging(nodes: Sequence[Node], dropped: np.ndarray) -> sparse.csr_array:
+def merge_matrix(nodes: Sequence[Node], dropped: np.ndarray) -> sparse.csr_array:
     """What turns rows of edges from `nodes` into rows without the features `dropped`: [node, node left], 1 where an
     edge counts.
 

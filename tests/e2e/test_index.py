@@ -93,6 +93,20 @@ def test_searching_with_the_keyboard_and_opening_a_graph(index: Path, open_page:
     expect(page.locator("tbody tr")).to_have_count(21)
 
 
+def test_the_theme_is_in_the_address_and_in_the_links(index: Path, open_page: OpenPage):
+    page = open_page(index)
+    before = page.locator("html").get_attribute("data-theme")
+    page.locator("#theme").click()
+    theme = page.locator("html").get_attribute("data-theme")
+    assert {before, theme} == {"light", "dark"}
+    assert page.evaluate("location.hash") == f"#theme={theme}"
+    for opened in (page, open_page(index, f"#theme={theme}")):
+        assert opened.locator("html").get_attribute("data-theme") == theme
+        link = opened.locator("tbody a").first.get_attribute("href") or ""
+        assert link.endswith(f"/graph.html#theme={theme}")
+    assert open_page(index, "#theme=pink").locator("html").get_attribute("data-theme") == before
+
+
 def test_hostile_prompts_are_text(index: Path, open_page: OpenPage):
     page = open_page(index)
     assert page.locator("img, b").count() == 0

@@ -41,6 +41,11 @@ def test_the_device_gives_the_edges_of_the_cpu(kind, dtype):
     assert abs(here - there).max() <= (1e-12 if dtype == torch.float64 else 1e-5) * abs(here).max()
 
 
+def test_the_plain_engine_runs_on_the_device():
+    fast, plain = (attribute(replacement("cuda"), TOKENS, targets=TARGETS, engine=name) for name in ("fast", "plain"))
+    assert abs(fast.weights - plain.weights).max() <= 1e-12 * abs(plain.weights).max()
+
+
 def test_bf16_weights_give_float32_sums():
     graph = attribute(replacement("cuda", torch.bfloat16), TOKENS, targets=TARGETS, engine="fast")
     size = max(abs(n.pre_activation) for n in graph.nodes if n.is_target)

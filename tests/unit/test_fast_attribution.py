@@ -16,7 +16,7 @@ from circuitsae.attribution.plain import plain_rows
 from circuitsae.attribution.sources import Sources
 from circuitsae.attribution.targets import Readers, feature_readers, logit_readers
 from circuitsae.attribution.writers import Writers
-from circuitsae.graph import NodeKind
+from circuitsae.graph import NodeKind, keep_strongest
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError, ModelError
@@ -118,15 +118,14 @@ def test_float32_agrees_to_rounding():
     assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(plain.toarray())
 
 
-def test_weights_in_bf16_are_summed_in_float32():
-    model = replacement(dtype=torch.bfloat16)
-    graph = attribute(model, TOKENS, targets=TARGETS, engine="fast")
-    exact = replacement(dtype=torch.bfloat16)
-    with torch.no_grad():
-        trace = exact.trace(TOKENS)
+@pytest.mark.parametrize(("kind", "skip"), [("clt", False), ("clt", True), ("plt", True)])
+@pytest.mark.parametrize("max_features", [None, 12])
+def test_weights_in_bf16_are_summed_in_float32(kind, skip, max_features):
+    model = replacement(dtype=torch.bfloat16, kind=kind, skip=skip)
+    graph = attribute(model, TOKENS, targets=TARGETS, engine="fast", max_features=max_features)
     assert graph.weights.dtype == np.float32
     size = max(abs(n.pre_activation) for n in graph.nodes if n.is_target)
-    assert len(graph.nodes) > len(trace.features.value)
+    assert graph.mask(NodeKind.FEATURE).sum() == (max_features or len(model.trace(TOKENS).features.value))
     assert abs(graph.residual()).max() <= 0.05 * size
 
 
@@ -159,9 +158,10 @@ def test_an_architecture_the_matrices_do_not_describe_falls_back_with_a_notice(m
         attribute(model, TOKENS, targets=TARGETS, engine="fast")
 
 
+@pytest.mark.parametrize("kind", ["plt", "clt"])
 @pytest.mark.parametrize("engine", ["fast", "plain"])
-def test_lazy_expansion_finds_the_influential_features_and_keeps_the_sums(engine):
-    model = replacement()
+def test_lazy_expansion_finds_the_influential_features_and_keeps_the_sums(engine, kind):
+    model = replacement(kind=kind)
     full = attribute(model, TOKENS, targets=TARGETS, engine=engine)
     count = int(full.mask(NodeKind.FEATURE).sum()) // 4
     small = attribute(model, TOKENS, targets=TARGETS, max_features=count, engine=engine)
@@ -172,8 +172,9 @@ def test_lazy_expansion_finds_the_influential_features_and_keeps_the_sums(engine
     assert held >= 0.95 * sum(sorted(influence.values())[-count:])
 
 
-def test_edges_between_lazily_expanded_features_are_those_of_the_full_graph():
-    model = replacement()
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_edges_between_lazily_expanded_features_are_those_of_the_full_graph(kind):
+    model = replacement(kind=kind)
     full = attribute(model, TOKENS, targets=TARGETS)
     small = attribute(model, TOKENS, targets=TARGETS, max_features=12)
     kept = [full.position[n.id] for n in small.nodes if n.kind is not NodeKind.ERROR]
@@ -214,15 +215,17 @@ def test_expansion_stops_at_the_unexplained_influence():
     assert sizes[0] < sizes[-1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_features": 20}], ids=["all", "lazy"])
-def test_rows_with_only_their_strongest_edges_keep_sums_and_shares(settings):
-    model = replacement()
-    full = attribute(model, TOKENS, targets=TARGETS)
-    short = attribute(model, TOKENS, targets=TARGETS, edges_per_node=9, **settings)
-    assert np.diff(short.weights.indptr).max() <= 9
-    assert abs(short.residual()).max() <= 1e-12 * abs(full.weights).max() * len(full.nodes)
-    if not settings:
-        np.testing.assert_allclose(short.inputs, full.inputs, atol=1e-12)
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+@pytest.mark.parametrize("max_features", [None, 20], ids=["all", "lazy"])
+def test_rows_with_only_their_strongest_edges_keep_sums_and_shares(kind, max_features):
+    model = replacement(kind=kind)
+    whole = attribute(model, TOKENS, targets=TARGETS, max_features=max_features)
+    short = attribute(model, TOKENS, targets=TARGETS, max_features=max_features, edges_per_node=9)
+    kept, rest, inputs = keep_strongest(whole.weights.toarray(), 9, whole.mask(NodeKind.BIAS))
+    np.testing.assert_allclose(short.weights.toarray(), kept, atol=1e-12)
+    np.testing.assert_allclose(short.rest, rest, atol=1e-12)
+    np.testing.assert_allclose(short.inputs, inputs, atol=1e-12)
+    assert abs(short.residual()).max() <= 1e-12 * abs(whole.weights).max() * len(whole.nodes)
 
 
 @pytest.mark.parametrize(

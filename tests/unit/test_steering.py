@@ -270,19 +270,19 @@ def test_suppress_and_swap_set_what_they_say(model):
 
 
 @pytest.fixture(scope="module")
-def pocket():
+def steered():
     return ReplacementModel(load_model("pocket"), load_dictionaries("pocket"))
 
 
-def test_a_pronoun_is_steered_on_held_out_names(pocket):
+def test_a_pronoun_is_steered_on_held_out_names(steered):
     phrase = "When {} was seven years old,"
     women, men, kept = (
         [phrase.format(n) for n in names]
         for names in (["Mary", "Anna", "Alice", "Jane"], ["John", "David", "Paul", "Mark"], ["Peter", "Henry"])
     )
-    found = contrast_features(pocket, women, men, k=5)
-    she, he = (pocket.model.token_id(word) for word in (" she", " he"))
-    report = steer(pocket, found.features(), units=found.mean.tolist(), metric=logit_diff(she, he), prompts=men[:2],
+    found = contrast_features(steered, women, men, k=5)
+    she, he = (steered.model.token_id(word) for word in (" she", " he"))
+    report = steer(steered, found.features(), units=found.mean.tolist(), metric=logit_diff(she, he), prompts=men[:2],
                    held_out=kept, unrelated_text=["The red apple fell into the river. It is sunny today."],
                    strengths=[-1.0, 1.0, 50.0], controls=3, n_generate=4)  # fmt: skip
     assert report.recommended == 1.0

@@ -7,7 +7,7 @@ from torch import nn
 
 from transcoders.dictionaries.dictionary_set import DictionarySet
 from transcoders.dictionaries.mapped import MappedDictionaries
-from transcoders.fingerprints import remembered
+from transcoders.remembering import remembered
 
 _SAMPLE = 64
 
@@ -16,7 +16,7 @@ _SAMPLE = 64
 def dictionary_fingerprint(dictionaries: DictionarySet) -> str:
     """A short hash of a set of dictionaries: kind, sizes, and the weights of up to 64 features of each layer.
 
-    It is remembered until a weight changes (but for changes through `.data`, which leave no trace).
+    It is remembered until a weight changes; changes through `.data` and in inference mode go unseen.
     """
     held = dictionaries._held if isinstance(dictionaries, MappedDictionaries) else dictionaries
     if not isinstance(held, nn.Module):

@@ -42,9 +42,11 @@
   ];
   const state = { sort: "date", down: true, theme: null };
 
+  const themed = (href) => (state.theme ? `${href}#theme=${state.theme}` : href);
+
   function prompt(row) {
     const shown = row.prompt.length > 60 ? [...row.prompt.slice(0, 30), "…", ...row.prompt.slice(-29)] : row.prompt;
-    const link = element("a", { href: row.href }, ...shown.flatMap((token) => [element("wbr"), text(token)]));
+    const link = element("a", { href: themed(row.href) }, ...shown.flatMap((token) => [element("wbr"), text(token)]));
     return [link, element("span", { class: "name" }, text(row.name))];
   }
 
@@ -158,11 +160,17 @@
     history.replaceState(null, "", parameters.size ? `#${parameters}` : location.pathname + location.search);
   }
 
+  // The links name the theme too.
+  function choose(theme) {
+    state.theme = theme;
+    for (const { row, line } of rows) line.querySelector("a")?.setAttribute("href", themed(row.href));
+  }
+
   function restore() {
     const parameters = new URLSearchParams(location.hash.slice(1));
     const wanted = parameters.get("sort") ?? "-date";
     search.value = parameters.get("q") ?? "";
-    state.theme = viewer.setTheme(parameters.get("theme"));
+    choose(viewer.setTheme(parameters.get("theme")));
     if (COLUMNS.some(({ key }) => key === wanted.replace(/^-/, ""))) {
       Object.assign(state, { sort: wanted.replace(/^-/, ""), down: wanted.startsWith("-") });
     }
@@ -190,7 +198,7 @@
   heads();
   restore();
   viewer.startTheme((theme) => {
-    state.theme = theme;
+    choose(theme);
     remember();
   });
   search.addEventListener("input", () => {

@@ -11,9 +11,9 @@ _known: WeakKeyDictionary[Any, tuple[tuple[tuple[int, int, torch.dtype], ...], s
 
 
 def remembered(owner: object, weights: Iterable[Tensor], fingerprint: Callable[[], str]) -> str:
-    """`fingerprint()` of `owner`, called again only once a weight was replaced or changed in place.
+    """`fingerprint()` of `owner`, its only one, called again once a weight was replaced or changed in place.
 
-    Changes through `.data`, and those of tensors made in inference mode, leave no trace.
+    Changes through `.data`, and of tensors made in inference mode, leave no trace.
     """
     state = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights)
     if (known := _known.get(owner)) is None or known[0] != state:
