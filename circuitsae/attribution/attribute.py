@@ -16,7 +16,6 @@ from torch import Tensor
 from circuitsae.attribution.engines import EngineName, linear_for, open_engine, to_numpy
 from circuitsae.attribution.expansion import (
     Expansion,
-    KnownRows,
     Rows,
     every_row,
     explored,
@@ -35,6 +34,7 @@ from circuitsae.attribution.targets import (
     logit_readers,
 )
 from circuitsae.graph import AttributionGraph, Node, NodeKind
+from circuitsae.graph.compact import RowBlock
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.errors import InputError
@@ -218,7 +218,7 @@ class _OpenRows:
             yield expansion, Rows(engine, ends.target_nodes, ends.unembedding_bias, len(sources.nodes), self.done)
 
 
-def _chosen(open_rows: _OpenRows, ends: _Ends, at_most: int) -> tuple[_Ends, KnownRows | None]:
+def _chosen(open_rows: _OpenRows, ends: _Ends, at_most: int) -> tuple[_Ends, RowBlock | None]:
     """The ends with the `at_most` features of most influence, and of their rows those that are known from choosing."""
     with open_rows(ends, looked_at(at_most)) as (expansion, rows):
         features, seen = first_look(expansion, rows, at_most)
@@ -226,7 +226,7 @@ def _chosen(open_rows: _OpenRows, ends: _Ends, at_most: int) -> tuple[_Ends, Kno
     if len(open_rows.model.dictionaries.write_layers(0)) > 1:
         return left, None  # an edge does not tell at which of its layers a feature wrote, and so which error it joins
     known = with_only(features, seen, expansion)
-    return left.without_targets(known.nodes), known
+    return left.without_targets(known.rows), known
 
 
 def _check_settings(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -19,6 +19,7 @@ from circuitsae.graph import (
     merge_features,
     merge_matrix,
 )
+from circuitsae.graph.compact import RowBlock
 
 ROUNDS = 6
 """Exploring ranks the features this many times: more is closer to the true ranking, less makes larger products."""
@@ -86,21 +87,12 @@ class Rows:
             self.done(len(targets))
 
 
-class KnownRows(NamedTuple):
-    """Rows of a graph that were found before the others."""
-
-    nodes: np.ndarray
-    """Whose rows they are."""
-    block: np.ndarray
-    """[row, node]"""
-
-
-def every_row(expansion: Expansion, rows: Rows, known: KnownRows | None = None) -> AttributionGraph:
+def every_row(expansion: Expansion, rows: Rows, known: RowBlock | None = None) -> AttributionGraph:
     """The graph with all `rows`, and with those that are `known`."""
     n, bias, columns = len(expansion.nodes), expansion.bias[rows.columns], rows.columns
     rest, inputs = np.zeros(n), np.zeros(n)
     edges = EdgeBlocks()
-    found = () if known is None else ((known.nodes, known.block[:, columns]),)
+    found = () if known is None else ((known.rows, known.edges.toarray()[:, columns]),)
     for nodes, block in chain(found, rows.every()):
         if expansion.edges_per_node is not None:
             block, rest[nodes], inputs[nodes] = keep_strongest(block, expansion.edges_per_node, bias)
@@ -123,7 +115,7 @@ def looked_at(at_most: int) -> int:
     return min(at_most, max(LEAST_LOOKED_AT, at_most // LOOK))
 
 
-def first_look(expansion: Expansion, rows: Rows, at_most: int) -> tuple[np.ndarray, KnownRows]:
+def first_look(expansion: Expansion, rows: Rows, at_most: int) -> tuple[np.ndarray, RowBlock]:
     """Numbers of the `at_most` features of most influence, in order, as far as the rows of the logits and of a few
     features tell; and these rows.
     """
@@ -132,16 +124,16 @@ def first_look(expansion: Expansion, rows: Rows, at_most: int) -> tuple[np.ndarr
     influence = explorer.influence.current()[: expansion.n_features]
     most = np.argsort(-influence, kind="stable")[:at_most]
     seen = np.flatnonzero(explorer.influence.expanded)
-    return np.sort(most[influence[most] > 0]), KnownRows(seen, explorer.influence.take_edges()[seen].toarray())
+    return np.sort(most[influence[most] > 0]), RowBlock(seen, explorer.influence.take_edges()[seen])
 
 
-def with_only(features: np.ndarray, known: KnownRows, expansion: Expansion) -> KnownRows:
+def with_only(features: np.ndarray, known: RowBlock, expansion: Expansion) -> RowBlock:
     """Known rows among the nodes that are left with these features: what the others write is error of their layer."""
     dropped = np.setdiff1d(np.arange(expansion.n_features), features)
     left = np.delete(np.arange(len(expansion.nodes)), dropped)
-    kept = ~np.isin(known.nodes, dropped)
-    merged = known.block[kept].astype(np.float64) @ merge_matrix(expansion.nodes, dropped)
-    return KnownRows(np.searchsorted(left, known.nodes[kept]), merged.astype(known.block.dtype))
+    kept = np.flatnonzero(~np.isin(known.rows, dropped))
+    merged = known.edges[kept].astype(np.float64) @ merge_matrix(expansion.nodes, dropped)
+    return RowBlock(np.searchsorted(left, known.rows[kept]), merged.astype(known.edges.dtype))
 
 
 class _Explorer:
