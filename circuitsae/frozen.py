@@ -42,8 +42,7 @@ class FrozenModel:
 
     `logit_scale` is what stands between the unembedding and the logits of the last position (1, or a soft cap's
     `c tanh(z/c) / z`), one constant for each token.
-    `skips[l]` is W_skip of layer l: a linear path through the MLP, `mlp_out += mlp_in W_skip`, which stays live
-    at positions from `first` on.
+    `skips[l]` is W_skip of layer l: a linear path through the MLP, `mlp_out += mlp_in W_skip`, live at every position.
     """
 
     def __init__(
@@ -51,12 +50,10 @@ class FrozenModel:
         model: LanguageModel,
         tokens: Int[Tensor, "pos"],
         skips: Sequence[Float[Tensor, "d_in d_out"] | None] = (),
-        first: int = 1,
     ) -> None:
         self.model = model
         self.tokens = tokens
         self.skips = list(skips) or [None] * model.n_layers
-        self.first = first
         self._read_names = [Site(layer, "mlp_in").hook for layer in range(model.n_layers)]
         self._write_names = [Site(layer, "mlp_out").hook for layer in range(model.n_layers)]
         self._record()
@@ -133,9 +130,7 @@ class FrozenModel:
 
     def _skip(self, layer: int, mlp_in: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         W_skip = self.skips[layer]
-        out = torch.zeros_like(mlp_in) if W_skip is None else mlp_in @ W_skip
-        live = torch.arange(len(out), device=out.device) >= self.first
-        return out * live[:, None]
+        return torch.zeros_like(mlp_in) if W_skip is None else mlp_in @ W_skip
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:

@@ -139,7 +139,7 @@ class Writers:
         return out if norm is None else norm.forward_at(out, pos)
 
     def _wide_mlp(self, layer: int) -> Wide:
-        block, first = self.linear.blocks[layer], FIRST
+        block = self.linear.blocks[layer]
         columns = [self._wide[layer, "b_dec"]]
         written = [self.dictionaries.decoder_bias(layer).detach()]
         skip, bias = self.dictionaries.skip(layer), block.before_mlp.bias
@@ -147,7 +147,7 @@ class Writers:
             columns.append(self._wide[layer, f"{block.mlp_norm}.b"])
             written.append(bias @ skip.detach().to(bias))
         vectors = torch.stack(written).to(self.linear.dtype)[:, None].repeat(1, self.trace.n_positions, 1)
-        vectors[:, :first] = 0
+        vectors[0, :FIRST] = 0  # b_dec stands in for no MLP there; a skip term does
         return self._wide_of(columns, vectors if block.after_mlp is None else block.after_mlp.forward(vectors))
 
     def _wide_attention(self, layer: int) -> Wide:
