@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from transcoders.bridging import check_logits
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
 from transcoders.random_models import random_model
@@ -31,6 +32,7 @@ def load_model(
             f"Could not load the model {str(name)!r} ({reason}); check the name and the network, "
             "or give a local folder in Hugging Face layout."
         ) from error
+    check_logits(bridge, str(name))
     logging.getLogger(__name__).info("loaded %s: %d layers", name, bridge.cfg.n_layers)
     return LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
 

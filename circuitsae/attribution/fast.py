@@ -74,6 +74,7 @@ class FastRows:
         for sources in self._lower:
             self._join(sources, -1)
         self._lower.append(_wide_block(self.writers, self.cut))
+        self._add_wide(self._lower[-1], self.writers.wide_embed)
         place = None if targets is None else _by_place(targets)
         for layer in range(self.cut):
             block = self.linear.blocks[layer]
@@ -202,6 +203,7 @@ class FastRows:
                 joined = join(layer)
         if stop == 0:
             self._score_narrow(out, G, self.writers.narrow(-1))
+            self._score_wide(out, G, self.writers.wide_embed)
         else:
             self._meet(out, G)
         return out

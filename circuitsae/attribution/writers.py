@@ -74,6 +74,8 @@ class Writers:
         """Of each layer: b_dec, and what the bias of the MLP's norm adds through a skip term."""
         self.wide_attention = [self._wide_attention(layer) for layer in layers]
         """Of each layer: the biases of attention and of its norms, through the pattern."""
+        self.wide_embed = self._wide_embed()
+        """The bias of a norm of the embeddings."""
 
     @property
     def writes_again(self) -> bool:
@@ -125,7 +127,8 @@ class Writers:
             if writes.position is not None:
                 position = where(kind != NodeKind.TOKEN)
                 out[position] = writes.position[pos[position]].to(out)
-            return out
+            norm = self.linear.after_embed
+            return out if norm is None else norm.forward_at(out, pos)
         features = kind == NodeKind.FEATURE
         rest = where(~features & (self.layer[columns] == layer))
         out[rest] = trace.errors[layer, pos[rest]].to(out)
@@ -153,8 +156,16 @@ class Writers:
     def _wide_attention(self, layer: int) -> Wide:
         writes = self.linear.blocks[layer].attention.bias_writes
         columns = [self._wide[layer, f"{component}.b"] for component in writes]
-        nothing = self.trace.errors.new_zeros(0, *self.trace.errors.shape[1:], dtype=self.linear.dtype)
-        return self._wide_of(columns, torch.stack(list(writes.values())) if writes else nothing)
+        return self._wide_of(columns, torch.stack(list(writes.values())) if writes else self._nothing())
+
+    def _wide_embed(self) -> Wide:
+        norm = self.linear.after_embed
+        if norm is None or norm.bias is None:
+            return self._wide_of([], self._nothing())
+        return self._wide_of([self._wide[-1, "embed_ln.b"]], norm.bias.expand(1, self.trace.n_positions, -1))
+
+    def _nothing(self) -> Float[Tensor, "0 pos d_model"]:
+        return self.trace.errors.new_zeros(0, *self.trace.errors.shape[1:], dtype=self.linear.dtype)
 
     def _wide_of(self, columns: list[int], vectors: Float[Tensor, "source pos d_model"]) -> Wide:
         return Wide(torch.tensor(columns, dtype=torch.long, device=vectors.device), vectors)
