@@ -78,6 +78,15 @@ class FrozenModel:
         position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
         self.writes = Writes(cache[_EMBED][0], position, torch.stack([cache[n][0] for n in self._write_names]))
         self.reads = Reads(torch.stack([cache[n][0] for n in self._read_names]), cache[_FINAL][0])
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        in_order = [("The embedding", self.writes.embed)]
+        for layer, (read, written) in enumerate(zip(self.reads.mlp_in, self.writes.mlp_out, strict=True)):
+            in_order += [(f"What MLP {layer} reads", read), (f"What MLP {layer} writes", written)]
+        in_order += [("What the unembedding reads", self.reads.final)]
+        for what, values in in_order:
+            check_finite(f"{what} in {self.model.name}", values, self.tokens)
 
     @torch.no_grad()
     def _clean_run(self, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -131,6 +140,18 @@ class FrozenModel:
     def _skip(self, layer: int, mlp_in: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         W_skip = self.skips[layer]
         return torch.zeros_like(mlp_in) if W_skip is None else mlp_in @ W_skip
+
+
+def check_finite(what: str, values: Float[Tensor, "pos _"], tokens: Int[Tensor, "pos"]) -> None:
+    """Raises `ModelError` with the first position whose values are not all finite."""
+    finite = torch.isfinite(values).all(-1)
+    if not finite.all():
+        pos = int((~finite).nonzero()[0])
+        value = float(values[pos][~torch.isfinite(values[pos])][0])
+        raise ModelError(
+            f"{what} at position {pos} (token {int(tokens[pos])}) is not finite ({value}), so nothing can be "
+            "attributed; check the weights for such values, or load the model in a wider dtype such as float32."
+        )
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:

@@ -73,6 +73,7 @@ class ReplacementModel:
         active = dictionaries.encode(frozen.reads.mlp_in)
         keep = active.index[:, 1] >= FIRST
         features = SparseFeatures(active.index[keep], active.value[keep])
+        _check_active(features)
         return Trace(
             tokens=tokens,
             token_strings=tuple(self.model.token_strings(tokens)),
@@ -141,3 +142,13 @@ class ReplacementModel:
 
         layers = range(self.model.n_layers)
         return {Site(i, "mlp_in"): read(i) for i in layers} | {Site(i, "mlp_out"): write(i) for i in layers}
+
+
+def _check_active(active: SparseFeatures) -> None:
+    wrong = (~torch.isfinite(active.value)).nonzero()
+    if len(wrong):
+        layer, pos, feature = active.index[wrong[0, 0]].tolist()
+        raise DictionaryError(
+            f"Feature {layer}.{feature} is not finite at position {pos} ({float(active.value[wrong[0, 0]])}); "
+            "check the dictionary's weights for such values, or use a wider dtype such as float32."
+        )

@@ -1,6 +1,7 @@
 """Language models from a folder or from the hub."""
 
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -28,6 +29,11 @@ def load_model(
         bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
     except Exception as error:  # the hub client, transformers and TransformerLens raise many kinds here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if architecture := re.search(r"Config architectures: \['(.*?)'\]", reason):
+            raise ModelError(
+                f"{name} cannot be used: TransformerLens has no bridge for {architecture[1]}; "
+                "the families that work are listed in docs/families.md."
+            ) from error
         raise ModelError(
             f"Could not load the model {str(name)!r} ({reason}); check the name and the network, "
             "or give a local folder in Hugging Face layout."
