@@ -60,7 +60,9 @@ class FrozenModel:
 
     def _record(self) -> None:
         """One clean run: patterns, scales, reads and writes."""
-        names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *self._constant_names()]
+        patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.n_layers)]
+        constants = [name for name in self._constant_names() if name not in patterns]
+        names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *patterns, *constants]
         has_position = self.model.has_hook(_POSITION)
         self._check_calls(names, self.model.bridge.hook_dict)
         logits, cache = self._clean_run([*names, *[_POSITION] * has_position])

@@ -20,7 +20,8 @@ def load_model(
 ) -> LanguageModel:
     """A model from a local Hugging Face folder, or by its hub name.
 
-    Raises `ModelError` where there is no such folder, the hub cannot give it, or the device cannot be used.
+    Raises `ModelError` where there is no such folder, the hub cannot give it, the device cannot be used, or the logits
+    of a few tokens are not those that transformers itself computes.
     """
     _check_device(device)
     folder = Path(name).expanduser()
@@ -38,9 +39,10 @@ def load_model(
             f"Could not load the model {str(name)!r} ({reason}); check the name and the network, "
             "or give a local folder in Hugging Face layout."
         ) from error
-    check_logits(bridge, str(name))
-    logging.getLogger(__name__).info("loaded %s: %d layers", name, bridge.cfg.n_layers)
-    return LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
+    model = LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
+    check_logits(bridge, model.name)
+    logging.getLogger(__name__).info("loaded %s: %d layers", name, model.n_layers)
+    return model
 
 
 def _check_device(device: str | torch.device) -> None:

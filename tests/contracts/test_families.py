@@ -59,6 +59,24 @@ def test_a_folder_gives_the_same_logits(family, tmp_path):
     torch.testing.assert_close(loaded.run(TOKENS)[0], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_experts_run_in_every_precision(tmp_path, dtype):
+    _module("mixtral").save_pretrained(tmp_path)
+    _copy_tokenizer(tmp_path)
+    logits = load_model(tmp_path, dtype=dtype).run(TOKENS)[0]
+    exact = _module("mixtral")(TOKENS).logits
+    tolerance = 1e-5 if dtype == torch.float64 else 0.1
+    assert (logits - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+def test_every_family_is_in_the_table_of_the_docs():
+    rows = (Path(__file__).parents[2] / "docs/families.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("|")]
+    closed = {name: float(error) for name, loads, closed, error, *_ in cells if (loads, closed) == ("yes", "yes")}
+    assert set(FAMILIES) <= closed.keys()
+    assert max(closed.values()) <= 1e-9
+
+
 def _copy_tokenizer(folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(circuitsae.pocket.__file__).parent / "model" / name, folder)
@@ -156,13 +174,19 @@ def test_the_plain_engine_takes_other_architectures(config, architecture, argume
     [
         ("MambaConfig", "MambaForCausalLM", SMALL | {"state_size": 4}, r"never calls blocks\.0\.mlp\.hook_in"),
         (
+            "Lfm2Config",
+            "Lfm2ForCausalLM",
+            SMALL | {"num_key_value_heads": 2, "layer_types": ["full_attention", "conv"]},
+            r"never calls blocks\.1\.attn\.hook_pattern",
+        ),
+        (
             "OPTConfig",
             "OPTForCausalLM",
             SMALL | {"ffn_dim": 32, "word_embed_proj_dim": 8, "do_layer_norm_before": False},
             "8 dimensions at embed.hook_out and 16",
         ),
     ],
-    ids=["no-mlp", "projected-embedding"],
+    ids=["no-mlp", "convolution", "projected-embedding"],
 )
 def test_an_architecture_that_lacks_something_is_refused_with_what_it_lacks(config, architecture, arguments, lacks):
     with pytest.raises(ModelError, match=lacks):
