@@ -17,6 +17,7 @@ from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
 
 _EMBED, _POSITION, _FINAL, _RAW = "embed.hook_out", "pos_embed.hook_out", "unembed.hook_in", "unembed.hook_out"
+_AFTER_FIRST = Site(0, "resid_post").hook
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class FrozenModel:
         names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *patterns, *constants]
         has_position = self.model.has_hook(_POSITION)
         self._check_calls(names, self.model.bridge.hook_dict)
-        logits, cache = self._clean_run([*names, *[_POSITION] * has_position])
+        optional = [_AFTER_FIRST] * self.model.has_hook(_AFTER_FIRST) + [_POSITION] * has_position
+        logits, cache = self._clean_run([*names, *optional])
         self._check_calls(names, cache)
         for name in (_EMBED, _FINAL):
             if cache[name].shape[-1] != self.model.d_model:
@@ -73,6 +75,11 @@ class FrozenModel:
                     f"{self.model.name} has {cache[name].shape[-1]} dimensions at {name} and {self.model.d_model} in "
                     "its residual stream; attribution does not support a projection between them."
                 )
+        if _AFTER_FIRST in cache and torch.equal(cache[self._write_names[0]], cache[_AFTER_FIRST]):
+            raise ModelError(
+                f"The MLPs of {self.model.name} return the residual stream and not what they add to it; "
+                "its architecture is not supported."
+            )
         self.constants = {name: cache[name].detach() for name in self._constant_names()}
         self.logits: Float[Tensor, "pos d_vocab"] = logits[0]
         raw = cache[_RAW][0, -1]

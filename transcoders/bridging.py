@@ -20,9 +20,10 @@ from transcoders.errors import ModelError
 from transcoders.patterns import make_patterns_editable
 
 _PROBE = 8
-_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
-_COARSE = 0.1
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
 """Share of the largest logit by which two runs may differ; rounding is far below, another architecture above."""
+_COARSE = 0.25
+"""The same in less precision, where a token may also go to another expert."""
 
 
 def prepare(bridge: TransformerBridge) -> None:
@@ -75,7 +76,9 @@ def _without_stream(forward: Callable[..., Any]) -> Callable[..., Any]:
 def check_logits(bridge: TransformerBridge, name: str) -> None:
     """Raises `ModelError` where the bridge's logits of a few tokens are not those of Hugging Face's own modules."""
     count = min(_PROBE, int(bridge.cfg.d_vocab), int(bridge.cfg.n_ctx))
-    tokens = torch.arange(count, device=next(bridge.original_model.parameters()).device)[None]
+    # From the middle of the vocabulary: the ends hold padding and other special tokens, which models may mask.
+    tokens = int(bridge.cfg.d_vocab) // 2 + torch.arange(count) - count // 2
+    tokens = tokens[None].to(next(bridge.original_model.parameters()).device)
     try:
         ours = bridge(tokens, return_type="logits", prepend_bos=False)
         theirs = own_logits(bridge, tokens)

@@ -46,7 +46,8 @@ def _is_hugging_faces(attention: Any) -> bool:
     """Whether the bridge calls Hugging Face's attention, which can be handed what it does not know."""
     if not isinstance(attention, AttentionBridge) or type(attention).forward is not AttentionBridge.forward:
         return False
-    parameters = inspect.signature(attention.original_component.forward).parameters.values()
+    module: Any = attention.original_component
+    parameters = inspect.signature(module.forward).parameters.values()
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 

@@ -127,15 +127,20 @@ def random_model(
     | family | norms | attention | MLP | embeddings |
     |---|---|---|---|---|
     | `gpt2`, `opt` | LayerNorm | biases | after attention | learned positions, tied |
+    | `gpt_neo` | LayerNorm | bias after, every other layer local | after attention | learned positions, tied |
+    | `bloom` | LayerNorm, also of embeddings | biases, ALiBi | after attention | tied |
+    | `gptj` | LayerNorm | partial rotary | beside attention, shared norm | bias of the logits |
     | `gpt_neox` | LayerNorm | biases, partial rotary | beside attention, own norm | |
     | `phi` | LayerNorm | biases, partial rotary | beside attention, shared norm | bias of the logits |
     | `llama`, `mistral` | RMSNorm | GQA, rotary; `mistral`: sliding window | gated | |
+    | `mixtral` | RMSNorm | GQA, rotary | gated, two of four experts | |
+    | `olmo2` | RMSNorm, only after | GQA, rotary, norms of q, k | gated | |
     | `qwen2`, `qwen3` | RMSNorm | GQA, rotary; biases of q, k, v, or norms of q, k | gated | tied |
     | `gemma2` | RMSNorm (1 + w), also after | GQA, rotary, soft cap, windows | gated | scaled, tied, soft cap |
     | `gemma3` | RMSNorm (1 + w), also after | GQA, rotary, norms of q, k, windows | gated | scaled, tied |
 
-    GQA: half as many key-value heads. Biases and norm weights are random too, so that none can hide.
-    Raises `ModelError` for a family that is not in the table.
+    GQA: half as many key-value heads. Biases and norm weights are random too, so that none can hide. The other
+    members of `Family` are siblings of these; docs/families.md lists all. Raises `ModelError` for another family.
     """
     sizes = {
         "n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "n_kv_heads": max(1, n_heads // 2),

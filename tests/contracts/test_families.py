@@ -228,6 +228,14 @@ def test_a_step_that_is_not_frozen_is_found():
         _attribute(model)
 
 
+def test_mlps_that_return_the_whole_stream_are_found():
+    model = random_model("bloom", n_layers=2, d_model=16, n_heads=4, dtype=torch.float64)
+    for block in model.bridge.blocks:
+        del block.mlp.__dict__["forward"]  # Bloom's own then, which adds the stream
+    with pytest.raises(ModelError, match="The MLPs of random-bloom-0 return the residual stream"):
+        _attribute(model)
+
+
 def test_an_unknown_family_is_refused():
     with pytest.raises(ModelError, match="Unknown family 'bert'"):
         random_module("bert", {}, seed=0)
