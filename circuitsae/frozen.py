@@ -17,6 +17,7 @@ from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
 
 _EMBED, _POSITION, _FINAL, _RAW = "embed.hook_out", "pos_embed.hook_out", "unembed.hook_in", "unembed.hook_out"
+_AFTER_FIRST = Site(0, "resid_post").hook
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class FrozenModel:
 
     `logit_scale` is what stands between the unembedding and the logits of the last position (1, or a soft cap's
     `c tanh(z/c) / z`), one constant for each token.
-    `skips[l]` is W_skip of layer l: a linear path through the MLP, `mlp_out += mlp_in W_skip`, which stays live
-    at positions from `first` on.
+    `skips[l]` is W_skip of layer l: a linear path through the MLP, `mlp_out += mlp_in W_skip`, live at every position.
     """
 
     def __init__(
@@ -51,22 +51,23 @@ class FrozenModel:
         model: LanguageModel,
         tokens: Int[Tensor, "pos"],
         skips: Sequence[Float[Tensor, "d_in d_out"] | None] = (),
-        first: int = 1,
     ) -> None:
         self.model = model
         self.tokens = tokens
         self.skips = list(skips) or [None] * model.n_layers
-        self.first = first
         self._read_names = [Site(layer, "mlp_in").hook for layer in range(model.n_layers)]
         self._write_names = [Site(layer, "mlp_out").hook for layer in range(model.n_layers)]
         self._record()
 
     def _record(self) -> None:
         """One clean run: patterns, scales, reads and writes."""
-        names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *self._constant_names()]
+        patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.n_layers)]
+        constants = [name for name in self._constant_names() if name not in patterns]
+        names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *patterns, *constants]
         has_position = self.model.has_hook(_POSITION)
         self._check_calls(names, self.model.bridge.hook_dict)
-        logits, cache = self._clean_run([*names, *[_POSITION] * has_position])
+        optional = [_AFTER_FIRST] * self.model.has_hook(_AFTER_FIRST) + [_POSITION] * has_position
+        logits, cache = self._clean_run([*names, *optional])
         self._check_calls(names, cache)
         for name in (_EMBED, _FINAL):
             if cache[name].shape[-1] != self.model.d_model:
@@ -74,6 +75,11 @@ class FrozenModel:
                     f"{self.model.name} has {cache[name].shape[-1]} dimensions at {name} and {self.model.d_model} in "
                     "its residual stream; attribution does not support a projection between them."
                 )
+        if _AFTER_FIRST in cache and torch.equal(cache[self._write_names[0]], cache[_AFTER_FIRST]):
+            raise ModelError(
+                f"The MLPs of {self.model.name} return the residual stream and not what they add to it; "
+                "its architecture is not supported."
+            )
         self.constants = {name: cache[name].detach() for name in self._constant_names()}
         self.logits: Float[Tensor, "pos d_vocab"] = logits[0]
         raw = cache[_RAW][0, -1]
@@ -81,6 +87,15 @@ class FrozenModel:
         position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
         self.writes = Writes(cache[_EMBED][0], position, torch.stack([cache[n][0] for n in self._write_names]))
         self.reads = Reads(torch.stack([cache[n][0] for n in self._read_names]), cache[_FINAL][0])
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        in_order = [("The embedding", self.writes.embed)]
+        for layer, (read, written) in enumerate(zip(self.reads.mlp_in, self.writes.mlp_out, strict=True)):
+            in_order += [(f"What MLP {layer} reads", read), (f"What MLP {layer} writes", written)]
+        in_order += [("What the unembedding reads", self.reads.final)]
+        for what, values in in_order:
+            check_finite(f"{what} in {self.model.name}", values, self.tokens)
 
     @torch.no_grad()
     def _clean_run(self, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -133,9 +148,19 @@ class FrozenModel:
 
     def _skip(self, layer: int, mlp_in: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         W_skip = self.skips[layer]
-        out = torch.zeros_like(mlp_in) if W_skip is None else mlp_in @ W_skip
-        live = torch.arange(len(out), device=out.device) >= self.first
-        return out * live[:, None]
+        return torch.zeros_like(mlp_in) if W_skip is None else mlp_in @ W_skip
+
+
+def check_finite(what: str, values: Float[Tensor, "pos _"], tokens: Int[Tensor, "pos"]) -> None:
+    """Raises `ModelError` with the first position whose values are not all finite."""
+    finite = torch.isfinite(values).all(-1)
+    if not finite.all():
+        pos = int((~finite).nonzero()[0])
+        value = float(values[pos][~torch.isfinite(values[pos])][0])
+        raise ModelError(
+            f"{what} at position {pos} (token {int(tokens[pos])}) is not finite ({value}), so nothing can be "
+            "attributed; check the weights for such values, or load the model in a wider dtype such as float32."
+        )
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:

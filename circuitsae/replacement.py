@@ -22,7 +22,8 @@ class Trace:
     """One prompt through the local replacement model.
 
     At positions from `FIRST` on, `mlp_out_l = Σ features + b_dec_l (+ mlp_in_l W_skip) + errors_l`. Position 0 has no
-    features: there `errors_l` is the whole MLP output, which is the same for every prompt that begins with BOS.
+    features: there `errors_l` is all of the MLP's output but the skip term, which is a path wherever it starts; after
+    BOS it is the same for every prompt.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -68,10 +69,11 @@ class ReplacementModel:
         tokens = self.tokens(prompt)
         dictionaries = self.dictionaries
         skips = [dictionaries.skip(layer) for layer in range(self.model.n_layers)]
-        frozen = FrozenModel(self.model, tokens, skips, first=FIRST)
+        frozen = FrozenModel(self.model, tokens, skips)
         active = dictionaries.encode(frozen.reads.mlp_in)
         keep = active.index[:, 1] >= FIRST
         features = SparseFeatures(active.index[keep], active.value[keep])
+        _check_active(features)
         return Trace(
             tokens=tokens,
             token_strings=tuple(self.model.token_strings(tokens)),
@@ -90,7 +92,7 @@ class ReplacementModel:
 
     def _errors(self, frozen: FrozenModel, features: SparseFeatures) -> Float[Tensor, "layer pos d_model"]:
         reconstruction = self.dictionaries.reconstruct(features, frozen.reads.mlp_in)
-        reconstruction[:, :FIRST] = 0
+        reconstruction[:, :FIRST] = frozen.skip_out(frozen.reads.mlp_in)[:, :FIRST]
         return frozen.writes.mlp_out - reconstruction
 
     @torch.no_grad()
@@ -140,3 +142,13 @@ class ReplacementModel:
 
         layers = range(self.model.n_layers)
         return {Site(i, "mlp_in"): read(i) for i in layers} | {Site(i, "mlp_out"): write(i) for i in layers}
+
+
+def _check_active(active: SparseFeatures) -> None:
+    wrong = (~torch.isfinite(active.value)).nonzero()
+    if len(wrong):
+        layer, pos, feature = active.index[wrong[0, 0]].tolist()
+        raise DictionaryError(
+            f"Feature {layer}.{feature} is not finite at position {pos} ({float(active.value[wrong[0, 0]])}); "
+            "check the dictionary's weights for such values, or use a wider dtype such as float32."
+        )

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
+from transcoders.bridging import fit_precision, prepare
 from transcoders.errors import PromptError
-from transcoders.patterns import make_patterns_editable
 from transcoders.remembering import remembered
 from transcoders.sites import Frame, Site
 
@@ -47,11 +46,7 @@ class LanguageModel:
         self.frame = frame
         bridge.eval()
         bridge.requires_grad_(False)
-        # Hugging Face's own RMSNorm rounds to float32 whatever the dtype; the bridge's keeps float64 and takes edits.
-        for module in bridge.modules():
-            if isinstance(module, NormalizationBridge):
-                module.use_native_layernorm_autograd = False
-        make_patterns_editable(bridge)
+        prepare(bridge)
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
     d_model = property(lambda self: int(self.bridge.cfg.d_model), doc="Width of the residual stream.")
@@ -80,6 +75,7 @@ class LanguageModel:
     def to(self, dtype: torch.dtype) -> "LanguageModel":
         """This model, converted in place to another precision."""
         self.bridge.to(dtype)
+        fit_precision(self.bridge)
         return self
 
     def fingerprint(self) -> str:

@@ -1,11 +1,13 @@
 """Language models from a folder or from the hub."""
 
 import logging
+import re
 from pathlib import Path
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from transcoders.bridging import check_logits
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
 from transcoders.random_models import random_model
@@ -18,7 +20,8 @@ def load_model(
 ) -> LanguageModel:
     """A model from a local Hugging Face folder, or by its hub name.
 
-    Raises `ModelError` where there is no such folder, the hub cannot give it, or the device cannot be used.
+    Raises `ModelError` where there is no such folder, the hub cannot give it, the device cannot be used, or the logits
+    of a few tokens are not those that transformers itself computes.
     """
     _check_device(device)
     folder = Path(name).expanduser()
@@ -27,12 +30,19 @@ def load_model(
         bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
     except Exception as error:  # the hub client, transformers and TransformerLens raise many kinds here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if architecture := re.search(r"Config architectures: \['(.*?)'\]", reason):
+            raise ModelError(
+                f"{name} cannot be used: TransformerLens has no bridge for {architecture[1]}; "
+                "the families that work are listed in docs/families.md."
+            ) from error
         raise ModelError(
             f"Could not load the model {str(name)!r} ({reason}); check the name and the network, "
             "or give a local folder in Hugging Face layout."
         ) from error
-    logging.getLogger(__name__).info("loaded %s: %d layers", name, bridge.cfg.n_layers)
-    return LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
+    model = LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
+    check_logits(bridge, model.name)
+    logging.getLogger(__name__).info("loaded %s: %d layers", name, model.n_layers)
+    return model
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -2,7 +2,8 @@
 
 There the bridge's `hook_pattern` fires after the fact, or never, and edits of it are lost. Both libraries have a
 seam: the bridge hands its hook as `pattern_fn` to an attention module that `accepts_pattern_fn`, and Hugging Face
-passes what it does not know on to the attention function that the configuration names.
+passes what it does not know on to the attention function that the configuration names. Classes without such a
+function (GPT-Neo, GPT-J) send the pattern through a dropout of their own, where the hook can stand.
 """
 
 import inspect
@@ -23,7 +24,11 @@ _NAME = "editable-pattern"
 
 def make_patterns_editable(bridge: TransformerBridge) -> None:
     """Let edits of `hook_pattern` take effect in every block that runs Hugging Face's own attention."""
-    modules = [block.attn.original_component for block in bridge.blocks if _delegates(getattr(block, "attn", None))]
+    attentions = [block.attn for block in bridge.blocks if _is_hugging_faces(getattr(block, "attn", None))]
+    for attention in attentions:
+        if isinstance(dropout := getattr(attention.original_component, "attn_dropout", None), torch.nn.Module):
+            _fire_after(dropout, attention)
+    modules = [attention.original_component for attention in attentions if _chooses_function(attention)]
     if not modules:
         return
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -37,14 +42,23 @@ def make_patterns_editable(bridge: TransformerBridge) -> None:
         module.accepts_pattern_fn = True
 
 
-def _delegates(attention: Any) -> bool:
-    """Whether the bridge calls Hugging Face's attention, and that calls a function chosen by the configuration."""
+def _is_hugging_faces(attention: Any) -> bool:
+    """Whether the bridge calls Hugging Face's attention, which can be handed what it does not know."""
     if not isinstance(attention, AttentionBridge) or type(attention).forward is not AttentionBridge.forward:
         return False
     module: Any = attention.original_component
     parameters = inspect.signature(module.forward).parameters.values()
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    return takes_any and hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS")
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _chooses_function(attention: Any) -> bool:
+    """Whether Hugging Face's attention calls a function chosen by the configuration."""
+    return hasattr(sys.modules[type(attention.original_component).__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def _fire_after(dropout: torch.nn.Module, attention: Any) -> None:
+    dropout.register_forward_hook(lambda module, inputs, pattern: attention.hook_pattern(pattern))
+    attention.original_component.accepts_pattern_fn = True  # the bridge shall not fire the hook once more
 
 
 def _attention(

@@ -20,7 +20,6 @@ from torch import Tensor
 from circuitsae.attribution.linear import LinearModel
 from circuitsae.attribution.targets import Readers
 from circuitsae.attribution.writers import Narrow, Wide, Writers
-from circuitsae.replacement import FIRST
 
 CARRIED_BYTES = 8 * 2**20
 """Of one batch of carried vectors; about four tensors of this size are alive at once."""
@@ -75,6 +74,7 @@ class FastRows:
         for sources in self._lower:
             self._join(sources, -1)
         self._lower.append(_wide_block(self.writers, self.cut))
+        self._add_wide(self._lower[-1], self.writers.wide_embed)
         place = None if targets is None else _by_place(targets)
         for layer in range(self.cut):
             block = self.linear.blocks[layer]
@@ -103,11 +103,10 @@ class FastRows:
 
     def _write(self, sources: _Sources, layer: int, read: Float[Tensor, "row pos d_model"]) -> None:
         skip, block = self._skips[layer], self.linear.blocks[layer]
-        live = max(0, FIRST - sources.first)
         if skip is not None and sources.joined:
-            written = block.before_mlp.forward(read[: sources.joined, live:], sources.first + live) @ skip
-            written = written if block.after_mlp is None else block.after_mlp.forward(written, sources.first + live)
-            sources.stream[: sources.joined, live:] += written
+            written = block.before_mlp.forward(read[: sources.joined], sources.first) @ skip
+            written = written if block.after_mlp is None else block.after_mlp.forward(written, sources.first)
+            sources.stream[: sources.joined] += written
         if sources.wide:
             self._add_wide(sources, self.writers.wide_mlp[layer])
         else:
@@ -204,6 +203,7 @@ class FastRows:
                 joined = join(layer)
         if stop == 0:
             self._score_narrow(out, G, self.writers.narrow(-1))
+            self._score_wide(out, G, self.writers.wide_embed)
         else:
             self._meet(out, G)
         return out
@@ -221,9 +221,7 @@ class FastRows:
         if skip is None or not len(G):
             return None
         written = G if block.after_mlp is None else block.after_mlp.transpose(G)
-        read = block.before_mlp.transpose(written @ skip.T)
-        read[:, :FIRST] = 0
-        return read
+        return block.before_mlp.transpose(written @ skip.T)
 
     def _score_narrow(self, out: Tensor, G: Float[Tensor, "row pos d_model"], narrow: Narrow) -> None:
         for place in narrow.places:

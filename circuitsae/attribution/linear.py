@@ -126,9 +126,9 @@ class Block:
     attention: Attention
     before_mlp: Norm
     after_mlp: Norm | None
-    """What norm the MLP's output passes before it is added to the stream."""
+    """What the MLP's output passes before it is added to the stream: a norm, a constant factor, or nothing."""
     mlp_norm: str
-    """The component that `before_mlp` is."""
+    """The component that `before_mlp` is, where it has a bias."""
     parallel: bool
 
 
@@ -139,7 +139,9 @@ class LinearModel:
     blocks: Sequence[Block]
     final: Norm
     embed: Float[Tensor, "pos d_model"]
-    """What the blocks read first, as written: embeddings with positions."""
+    """Embeddings with positions, as written."""
+    after_embed: Norm | None
+    """What norm these pass before the first block reads them."""
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -156,12 +158,13 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
     try:
         blocks = [_block(frozen, layer) for layer in range(frozen.model.n_layers)]
         final = _norm(frozen, bridge.ln_final, "ln_final")
+        after_embed = _norm(frozen, bridge.embed_ln, "embed_ln") if hasattr(bridge, "embed_ln") else None
     except (AttributeError, KeyError) as error:
         raise ModelError(
             f"{frozen.model.name} has no {error.args[0]}, which the fast engine needs; use engine='plain'."
         ) from error
     position = 0 if frozen.writes.position is None else frozen.writes.position
-    model = LinearModel(blocks, final, (frozen.writes.embed + position).to(final.scale.dtype))
+    model = LinearModel(blocks, final, (frozen.writes.embed + position).to(final.scale.dtype), after_embed)
     _check(model, frozen)
     return model
 
@@ -173,14 +176,28 @@ def _block(frozen: FrozenModel, layer: int) -> Block:
         for label in ("ln1", "ln1_post", "ln2", "ln2_post")
         if label in block.submodules
     }
-    mlp_norm = "ln2" if "ln2" in norms else "ln1"
+    shared = "ln1" in norms and "ln2" not in norms
+    nothing = _factor(frozen, 1.0)
+    factor = getattr(block.original_component, "residual_multiplier", None)  # Granite's
+    after = None if factor is None else _factor(frozen, float(factor))
     return Block(
-        attention=_attention(block.attn, frozen.constants[name + "attn.hook_pattern"][0], norms),
-        before_mlp=norms[mlp_norm],
-        after_mlp=norms.get("ln2_post"),
-        mlp_norm=mlp_norm,
-        parallel=mlp_norm == "ln1" or bool(getattr(frozen.model.bridge.cfg, "parallel_attn_mlp", False)),
+        attention=_attention(
+            block.attn,
+            frozen.constants[name + "attn.hook_pattern"][0],
+            before=norms.get("ln1", nothing),
+            after=norms.get("ln1_post", after),
+        ),
+        before_mlp=norms.get("ln1" if shared else "ln2", nothing),
+        after_mlp=norms.get("ln2_post", after),
+        mlp_norm="ln1" if shared else "ln2",
+        parallel=shared or bool(getattr(frozen.model.bridge.cfg, "parallel_attn_mlp", False)),
     )
+
+
+def _factor(frozen: FrozenModel, value: float) -> Norm:
+    """A norm that multiplies by a constant."""
+    read = _exact(frozen.reads.final)
+    return Norm(weight=torch.full_like(read[0], value), scale=torch.ones_like(read[:, 0]), centres=False)
 
 
 def _norm(frozen: FrozenModel, component: Any, name: str) -> Norm:
@@ -195,8 +212,7 @@ def _norm(frozen: FrozenModel, component: Any, name: str) -> Norm:
     )
 
 
-def _attention(attention: Any, pattern: Float[Tensor, "head pos pos"], norms: dict[str, Norm]) -> Attention:
-    before, after = norms["ln1"], norms.get("ln1_post")
+def _attention(attention: Any, pattern: Float[Tensor, "head pos pos"], before: Norm, after: Norm | None) -> Attention:
     W_V, W_O, pattern = _exact(attention.W_V.detach()), _exact(attention.W_O.detach()), _exact(pattern)
     n_kv, d_model = W_V.shape[:2]
     into, out = W_V.transpose(0, 1).reshape(d_model, -1), W_O.reshape(-1, d_model)
@@ -250,7 +266,8 @@ def _check(model: LinearModel, frozen: FrozenModel) -> None:
 
 def reads_of(model: LinearModel, frozen: FrozenModel) -> Reads:
     """What is read on the clean prompt, from the clean writes: the map run forward."""
-    stream = model.embed[None]
+    stream, norm = model.embed[None], model.after_embed
+    stream = stream if norm is None else _with_bias(norm.forward(stream), norm)
     mlp_in = []
     for layer, block in enumerate(model.blocks):
         middle = stream + block.attention.forward(stream)

@@ -71,7 +71,7 @@ def _check_complete(model: ReplacementModel, trace: Trace, rows: Rows) -> None:
         place = f"MLP {first}" if first < model.model.n_layers else "the unembedding"
         raise ModelError(
             f"What {place} of {model.model.name} reads is not the sum of what attribution knows to be written "
-            f"({float(found[first].sum()):.3g} of {float(expected[first]):.3g}): before it the model has a step that "
+            f"({float(found[first].sum()):.6g} of {float(expected[first]):.6g}): before it the model has a step that "
             "is not frozen, or a writer that is not known; its architecture is not supported."
         )
 

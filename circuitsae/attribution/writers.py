@@ -74,6 +74,8 @@ class Writers:
         """Of each layer: b_dec, and what the bias of the MLP's norm adds through a skip term."""
         self.wide_attention = [self._wide_attention(layer) for layer in layers]
         """Of each layer: the biases of attention and of its norms, through the pattern."""
+        self.wide_embed = self._wide_embed()
+        """The bias of a norm of the embeddings."""
 
     @property
     def writes_again(self) -> bool:
@@ -125,7 +127,8 @@ class Writers:
             if writes.position is not None:
                 position = where(kind != NodeKind.TOKEN)
                 out[position] = writes.position[pos[position]].to(out)
-            return out
+            norm = self.linear.after_embed
+            return out if norm is None else norm.forward_at(out, pos)
         features = kind == NodeKind.FEATURE
         rest = where(~features & (self.layer[columns] == layer))
         out[rest] = trace.errors[layer, pos[rest]].to(out)
@@ -139,7 +142,7 @@ class Writers:
         return out if norm is None else norm.forward_at(out, pos)
 
     def _wide_mlp(self, layer: int) -> Wide:
-        block, first = self.linear.blocks[layer], FIRST
+        block = self.linear.blocks[layer]
         columns = [self._wide[layer, "b_dec"]]
         written = [self.dictionaries.decoder_bias(layer).detach()]
         skip, bias = self.dictionaries.skip(layer), block.before_mlp.bias
@@ -147,14 +150,22 @@ class Writers:
             columns.append(self._wide[layer, f"{block.mlp_norm}.b"])
             written.append(bias @ skip.detach().to(bias))
         vectors = torch.stack(written).to(self.linear.dtype)[:, None].repeat(1, self.trace.n_positions, 1)
-        vectors[:, :first] = 0
+        vectors[0, :FIRST] = 0  # b_dec stands in for no MLP there; a skip term does
         return self._wide_of(columns, vectors if block.after_mlp is None else block.after_mlp.forward(vectors))
 
     def _wide_attention(self, layer: int) -> Wide:
         writes = self.linear.blocks[layer].attention.bias_writes
         columns = [self._wide[layer, f"{component}.b"] for component in writes]
-        nothing = self.trace.errors.new_zeros(0, *self.trace.errors.shape[1:], dtype=self.linear.dtype)
-        return self._wide_of(columns, torch.stack(list(writes.values())) if writes else nothing)
+        return self._wide_of(columns, torch.stack(list(writes.values())) if writes else self._nothing())
+
+    def _wide_embed(self) -> Wide:
+        norm = self.linear.after_embed
+        if norm is None or norm.bias is None:
+            return self._wide_of([], self._nothing())
+        return self._wide_of([self._wide[-1, "embed_ln.b"]], norm.bias.expand(1, self.trace.n_positions, -1))
+
+    def _nothing(self) -> Float[Tensor, "0 pos d_model"]:
+        return self.trace.errors.new_zeros(0, *self.trace.errors.shape[1:], dtype=self.linear.dtype)
 
     def _wide_of(self, columns: list[int], vectors: Float[Tensor, "source pos d_model"]) -> Wide:
         return Wide(torch.tensor(columns, dtype=torch.long, device=vectors.device), vectors)

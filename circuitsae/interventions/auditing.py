@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from circuitsae.interventions.prompts import Recording, z_hook
-from circuitsae.replacement import FIRST
 from transcoders.errors import CheckFailedError
 from transcoders.language_model import Hook
 from transcoders.sites import Site
@@ -96,7 +95,7 @@ class Audit:
         expected = clean[self.mlps[layer]] + self.forward.declared[layer][row]
         if (skip := self.forward.model.dictionaries.skip(layer)) is not None:
             read = self.forward.mlp_in[layer][row]
-            expected[FIRST:] += ((read - clean[Site(layer, "mlp_in").hook]) @ skip)[FIRST:]
+            expected = expected + (read - clean[Site(layer, "mlp_in").hook]) @ skip
         kept = torch.ones(len(out), dtype=torch.bool, device=out.device)
         for table in self.forward.vectors.get(self.mlps[layer], ()):
             kept[table.pos[table.row == row]] = False

@@ -232,7 +232,7 @@ class Forward:
             if skip is None:
                 return out
             moved = (self.mlp_in[layer] - self.by_row(lambda p: p.trace.frozen.reads.mlp_in[layer])) @ skip
-            return torch.cat([out[:, :FIRST], (out + moved)[:, FIRST:]], dim=1)
+            return out + moved
         out = dictionaries.decoder_bias(layer) + sum(self._written[layer])
         if skip is not None:
             out = out + self.mlp_in[layer] @ skip

@@ -4,7 +4,6 @@ The oracle is the frozen model itself: it is run again with one source doubled, 
 """
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import FIRST, ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
-from transcoders.random_models import Family
 
 KINDS = {
     "plt": {"kind": "plt"},
@@ -34,10 +32,13 @@ TARGETS = LogitTargets([3, 5, 60])
 
 
 THOROUGH = ("gpt2", "llama")
+OTHERS = (
+    "opt", "gpt_neo", "gptj", "gpt_neox", "bloom", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3", "phi",
+    "olmo2",
+)  # fmt: skip
+"""The families of `docs/families.md` beyond these pass tests/contracts/test_families.py."""
 CASES = [(family, kind) for family in THOROUGH for kind in KINDS]
-CASES += [
-    (family, kind) for family in get_args(Family) if family not in THOROUGH for kind in ("plt", "clt", "clt-skip")
-]
+CASES += [(family, kind) for family in OTHERS for kind in ("plt", "clt", "clt-skip")]
 CASES += [("pocket", "clt"), ("pocket", "plt")]
 
 
@@ -205,3 +206,34 @@ def test_edges_only_go_up(graph):
         if graph.nodes[source].kind in (NodeKind.FEATURE, NodeKind.ERROR):
             assert graph.nodes[source].layer < graph.nodes[target].layer
         assert graph.nodes[source].pos <= graph.nodes[target].pos
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+@pytest.mark.parametrize("tokens", [WITH_BOS, WITHOUT_BOS], ids=["bos", "no-bos"])
+@torch.no_grad()
+def test_a_skip_term_is_a_path_from_the_first_token_too(engine, kind, tokens):
+    """Where MLPs are linear, W_skip is the MLP: with patterns and scales held, the real model moves by the edges."""
+    language_model = random_model("gpt2", n_layers=3, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
+    dictionaries = random_dictionaries(kind, n_layers=3, d_model=16, features=8, skip=True, dtype=torch.float64)
+    for layer, block in enumerate(language_model.bridge.blocks):
+        block.mlp.original_component.act = torch.nn.Identity()
+        dictionaries.skip(layer).copy_(block.mlp.W_in @ block.mlp.W_out)
+    model = ReplacementModel(language_model, dictionaries)
+    graph = attribute(model, tokens, targets=TARGETS, engine=engine)
+    logits = [row for row, node in enumerate(graph.nodes) if node.kind is NodeKind.LOGIT]
+    held = {name: lambda _, value=value: value for name, value in model.trace(tokens).frozen.constants.items()}
+
+    def centred(edits):
+        out = language_model.run_hooked(tokens[None], write=held | edits)[0][0, -1]
+        return (out - out.mean())[[3, 5, 60]]
+
+    for pos in (0, 2):
+
+        def doubled(embed, pos=pos):
+            embed[:, pos] *= 2
+            return embed
+
+        moved = centred({"embed.hook_out": doubled}) - centred({})
+        edges = torch.from_numpy(graph.weights.toarray()[logits, graph.position[f"tok@{pos}"]])
+        torch.testing.assert_close(moved, edges, rtol=1e-9, atol=1e-9)

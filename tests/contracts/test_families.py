@@ -12,7 +12,9 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import circuitsae.pocket
 from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution.engines import EngineName
 from circuitsae.replacement import ReplacementModel
+from transcoders.bridging import check_logits, own_logits
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
@@ -26,6 +28,8 @@ SMALL = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 32,
     "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
+XGLM = {"d_model": 16, "num_layers": 2, "attention_heads": 4, "vocab_size": 64, "ffn_dim": 32}
+GPT1 = {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -49,17 +53,39 @@ def test_logits_are_hugging_faces(family, model):
 
 def test_a_folder_gives_the_same_logits(family, tmp_path):
     _module(family).save_pretrained(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(circuitsae.pocket.__file__).parent / "model" / name, tmp_path)
+    _copy_tokenizer(tmp_path)
     loaded = load_model(tmp_path)
     expected = random_model(family, n_layers=2, d_model=16, n_heads=4, d_vocab=64).run(TOKENS)[0]
     torch.testing.assert_close(loaded.run(TOKENS)[0], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_experts_run_in_every_precision(tmp_path, dtype):
+    _module("mixtral").save_pretrained(tmp_path)
+    _copy_tokenizer(tmp_path)
+    logits = load_model(tmp_path, dtype=dtype).run(TOKENS)[0]
+    exact = _module("mixtral")(TOKENS).logits
+    tolerance = 1e-5 if dtype == torch.float64 else 0.1
+    assert (logits - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+def test_every_family_is_in_the_table_of_the_docs():
+    rows = (Path(__file__).parents[2] / "docs/families.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("|")]
+    closed = {name: float(error) for name, loads, closed, error, *_ in cells if (loads, closed) == ("yes", "yes")}
+    assert set(FAMILIES) <= closed.keys()
+    assert max(closed.values()) <= 1e-9
+
+
+def _copy_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(circuitsae.pocket.__file__).parent / "model" / name, folder)
+
+
 def test_every_norm_has_the_bridges_eps(model):
     norms = [module for module in model.bridge.modules() if isinstance(module, NormalizationBridge)]
     inside: list[Any] = [norm.original_component for norm in norms]
-    own = [getattr(norm, "eps", None) or norm.variance_epsilon for norm in inside]
+    own = [getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 1e-5) for norm in inside]  # OLMo's is fixed
     assert norms
     assert own == [model.bridge.cfg.eps] * len(norms)
 
@@ -70,7 +96,8 @@ def test_edits_of_a_pattern_take_effect(model):
     attention, name = model.bridge.blocks[0].attn, "blocks.0.attn.hook_pattern"
     n_heads, pos = attention.W_O.shape[0], TOKENS.shape[1]
     itself = torch.eye(pos, dtype=torch.float64).expand(1, n_heads, pos, pos)
-    read = ["blocks.0.ln1.hook_out", "blocks.0.attn.hook_out"]
+    before = "ln1.hook_out" if model.has_hook("blocks.0.ln1.hook_out") else "hook_in"
+    read = [f"blocks.0.{before}", "blocks.0.attn.hook_out"]
     _, cache = model.run_hooked(TOKENS, read=read, write={name: lambda _: itself})
     value = torch.einsum("bpd,hde->bphe", cache[read[0]], attention.W_V)
     value = value if attention.v.original_component.bias is None else value + attention.b_V
@@ -78,6 +105,34 @@ def test_edits_of_a_pattern_take_effect(model):
     out = torch.einsum("bphe,hed->bpd", value, attention.W_O)
     out = out if attention.b_O is None else out + attention.b_O
     torch.testing.assert_close(cache[read[1]], out, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_the_stream_grows_by_what_attention_and_mlp_write(family, model):
+    """Also where Hugging Face's classes add the stream themselves (Bloom, MPT), or weigh what is added (Granite)."""
+    for layer in range(model.n_layers):
+        ends, parts = [f"blocks.{layer}.hook_in", f"blocks.{layer}.hook_out"], []
+        for norm, part in (("ln1_post", "attn"), ("ln2_post", "mlp")):
+            name = f"blocks.{layer}.{norm}.hook_out"
+            parts.append(name if model.has_hook(name) else f"blocks.{layer}.{part}.hook_out")
+        _, cache = model.run_hooked(TOKENS, read=[*ends, *parts])
+        added = (0.5 if family.startswith("granite") else 1) * sum(cache[name] for name in parts)
+        torch.testing.assert_close(cache[ends[1]], cache[ends[0]] + added, rtol=1e-9, atol=1e-9)
+
+
+def test_the_closed_form_attributes_what_the_plain_engine_does(model):
+    engines: tuple[EngineName, ...] = ("fast", "plain")
+    fast, plain = (_attribute(model, engine) for engine in engines)
+    assert abs(fast.residual()).max() <= 1e-9 * abs(fast.weights).max()
+    assert abs(fast.weights - plain.weights).max() <= 1e-12 * abs(plain.weights).max()
+
+
+@torch.no_grad()
+def test_the_oracle_of_a_loaded_model_is_hugging_faces_own_code(family, model):
+    bridge = model.bridge
+    before = model.run(TOKENS)[0]
+    torch.testing.assert_close(own_logits(bridge, TOKENS).float(), _module(family)(TOKENS).logits, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(model.run(TOKENS)[0], before, rtol=0, atol=0)
 
 
 def test_every_bias_outside_the_mlps_is_named_once(family, model):
@@ -96,20 +151,18 @@ def _other(config, architecture, **arguments):
     return LanguageModel(build_bridge_from_module(module, architecture, hf_config=config), architecture)
 
 
-def _attribute(model):
-    dictionaries = random_dictionaries(kind="plt", n_layers=2, d_model=16, features=8, dtype=model.dtype, seed=1)
-    return attribute(ReplacementModel(model, dictionaries), TOKENS[0], targets=LogitTargets([3]), engine="plain")
+def _attribute(model, engine: EngineName = "plain"):
+    dictionaries = random_dictionaries("clt", n_layers=2, d_model=16, features=8, skip=True, dtype=model.dtype, seed=1)
+    return attribute(ReplacementModel(model, dictionaries), TOKENS[0], targets=LogitTargets([3]), engine=engine)
 
 
 @pytest.mark.parametrize(
     ("config", "architecture", "arguments"),
     [
-        ("BloomConfig", "BloomForCausalLM", {"hidden_size": 16, "n_layer": 2, "n_head": 4, "vocab_size": 64}),
-        ("GraniteConfig", "GraniteForCausalLM", SMALL | {"residual_multiplier": 0.5, "logits_scaling": 3.0}),
+        ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", GPT1),
         ("GPTNeoXConfig", "GPTNeoXForCausalLM", SMALL | {"use_parallel_residual": False}),
-        ("Olmo2Config", "Olmo2ForCausalLM", SMALL),
     ],
-    ids=["embedding-norm", "scaled-residual-and-logits", "serial-neox", "norms-only-after"],
+    ids=["no-final-norm", "serial-neox"],
 )
 def test_the_plain_engine_takes_other_architectures(config, architecture, arguments):
     graph = _attribute(_other(config, architecture, **arguments).to(torch.float64))
@@ -120,7 +173,12 @@ def test_the_plain_engine_takes_other_architectures(config, architecture, argume
     ("config", "architecture", "arguments", "lacks"),
     [
         ("MambaConfig", "MambaForCausalLM", SMALL | {"state_size": 4}, r"never calls blocks\.0\.mlp\.hook_in"),
-        ("OlmoConfig", "OlmoForCausalLM", SMALL, "does not run through TransformerLens' bridge"),
+        (
+            "Lfm2Config",
+            "Lfm2ForCausalLM",
+            SMALL | {"num_key_value_heads": 2, "layer_types": ["full_attention", "conv"]},
+            r"never calls blocks\.1\.attn\.hook_pattern",
+        ),
         (
             "OPTConfig",
             "OPTForCausalLM",
@@ -128,17 +186,53 @@ def test_the_plain_engine_takes_other_architectures(config, architecture, argume
             "8 dimensions at embed.hook_out and 16",
         ),
     ],
-    ids=["no-mlp", "norm-without-weight", "projected-embedding"],
+    ids=["no-mlp", "convolution", "projected-embedding"],
 )
 def test_an_architecture_that_lacks_something_is_refused_with_what_it_lacks(config, architecture, arguments, lacks):
     with pytest.raises(ModelError, match=lacks):
         _attribute(_other(config, architecture, **arguments))
 
 
+@pytest.mark.parametrize(
+    ("config", "architecture", "arguments", "reason"),
+    [
+        ("StableLmConfig", "StableLmForCausalLM", SMALL, "does not run through TransformerLens' bridge"),
+        ("XGLMConfig", "XGLMForCausalLM", XGLM, "does not run through TransformerLens' bridge"),
+        ("BioGptConfig", "BioGptForCausalLM", SMALL, "no bridge for BioGptForCausalLM"),
+    ],
+    ids=["one-rotary-dimension", "fails", "unknown-to-the-bridge"],
+)
+def test_a_model_that_the_bridge_does_not_run_rightly_is_refused_when_loaded(
+    config, architecture, arguments, reason, tmp_path
+):
+    module = getattr(transformers, architecture)(getattr(transformers, config)(**arguments))
+    module.save_pretrained(tmp_path)
+    _copy_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match=reason) as refused:
+        load_model(tmp_path, dtype=torch.float64)
+    assert len(str(refused.value)) < 400
+
+
+def test_a_bridge_with_other_logits_than_hugging_faces_is_refused():
+    bridge = random_model("llama", n_layers=2, d_model=16, n_heads=4).bridge
+    check_logits(bridge, "llama")
+    bridge.blocks[1].attn.o.register_forward_hook(lambda module, inputs, output: 1.1 * output)
+    with pytest.raises(ModelError, match="The logits of llama .* differ from transformers' own"):
+        check_logits(bridge, "llama")
+
+
 def test_a_step_that_is_not_frozen_is_found():
     model = random_model("llama", n_layers=2, d_model=16, n_heads=4, dtype=torch.float64)
     model.bridge.blocks[1].ln1.hook_in.register_forward_hook(lambda module, inputs, output: output.tanh())
     with pytest.raises(ModelError, match="What MLP 1 of random-llama-0 reads is not the sum"):
+        _attribute(model)
+
+
+def test_mlps_that_return_the_whole_stream_are_found():
+    model = random_model("bloom", n_layers=2, d_model=16, n_heads=4, dtype=torch.float64)
+    for block in model.bridge.blocks:
+        del block.mlp.__dict__["forward"]  # Bloom's own then, which adds the stream
+    with pytest.raises(ModelError, match="The MLPs of random-bloom-0 return the residual stream"):
         _attribute(model)
 
 

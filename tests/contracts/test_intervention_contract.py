@@ -131,7 +131,7 @@ def _oracle(model, clean, regime, features=(), hooks=None):
                 out = clean[hook.name].clone()
                 if (skip := D.skip(layer)) is not None:
                     moved = (reads[layer] - clean[f"blocks.{layer}.mlp.hook_in"][0]) @ skip
-                    out[0, FIRST:] += moved[FIRST:]
+                    out[0] += moved
             elif mode == "features":
                 out[0, FIRST:] = (_features_out(model, layer, recomputed, reads[layer]) + errors[layer])[FIRST:]
             for (source, pos, index), d in delta.items():

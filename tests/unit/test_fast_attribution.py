@@ -234,3 +234,30 @@ def test_rows_with_only_their_strongest_edges_keep_sums_and_shares(kind, max_fea
 def test_settings_out_of_range_are_refused(wrong: Any):
     with pytest.raises(InputError):
         attribute(replacement(), TOKENS, targets=TARGETS, **wrong)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("embedding", r"The embedding in random-gpt2-0 at position 2 \(token 22\)"),
+        ("read", "What MLP 1 reads in random-gpt2-0 at position 0"),
+        ("write", "What MLP 1 writes in random-gpt2-0 at position 0"),
+        ("final", "What the unembedding reads in random-gpt2-0 at position 0"),
+        ("feature", r"Feature 1\.5 is not finite at position 1"),
+    ],
+)
+@torch.no_grad()
+def test_what_is_not_finite_is_named_with_layer_and_position(what, says, value):
+    model = replacement(kind="plt")
+    bridge = model.model.bridge
+    place = {
+        "embedding": lambda: bridge.embed.W_E[22, 3:4],
+        "read": lambda: bridge.blocks[1].ln2.original_component.bias[:1],
+        "write": lambda: bridge.blocks[1].mlp.b_out[:1],
+        "final": lambda: bridge.ln_final.original_component.bias[:1],
+        "feature": lambda: model.dictionaries[1].b_enc[5:6],
+    }[what]()
+    place.fill_(abs(value) if what == "feature" else value)
+    with pytest.raises(InputError, match=f"{says}.*{abs(value) if what == 'feature' else value}"):
+        attribute(model, torch.tensor([0, 11, 22, 33]))
