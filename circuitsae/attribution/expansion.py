@@ -22,7 +22,7 @@ from circuitsae.graph.compact import RowBlock, assemble, nonzeros
 from circuitsae.graph.influence import cumulative, scores
 from circuitsae.graph.nodes import node_columns
 from circuitsae.graph.pruning import prune_edges, strongest_nodes
-from circuitsae.graph.sweep import InfluenceSweep, Sums
+from circuitsae.graph.sweep import HELD_BYTES, InfluenceSweep, Sums
 
 ROUNDS = 6
 """Exploring ranks the features this many times: more is closer to the true ranking, less makes larger products."""
@@ -118,7 +118,7 @@ def pruned(
     columns = node_columns(expansion.nodes)
     kind = columns["kind"]
     targets = (kind == NodeKind.LOGIT) | (kind == NodeKind.FEATURE)
-    sweep = InfluenceSweep(columns, targets)
+    sweep = InfluenceSweep(columns, targets, held=HELD_BYTES)
     order = np.argsort(rows.columns)  # by node: sums run in this order
     by_node = rows.columns[order]
     rest, places = np.zeros(len(targets)), []
