@@ -9,6 +9,7 @@ from rich.table import Table
 from circuitsae.report.text import visible
 
 if TYPE_CHECKING:
+    from circuitsae.attribution.expansion import FullSize
     from circuitsae.graph import AttributionGraph
     from circuitsae.validation import Validation
     from transcoders.evaluation import Evaluation
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 VERDICT_STYLE = {"confirmed": "green", "null": "yellow", "reversed": "red"}
 
 
-def show_graph(console: Console, graph: "AttributionGraph", full: "AttributionGraph | None" = None) -> None:
-    """Prompt, top logits, sizes and scores; `full` is the graph before pruning."""
+def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | None" = None) -> None:
+    """Prompt, top logits, sizes and scores; `full` is the size before pruning."""
     from circuitsae.graph import NodeKind
 
     console.print(f"[bold]{''.join(_visible(t) for t in graph.tokens)}[/bold]", highlight=False)
@@ -30,8 +31,8 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "AttributionGr
         )
     console.print(logits)
     counts = ", ".join(f"{int(graph.mask(kind).sum())} {kind}" for kind in NodeKind)
-    before = "" if full is None else f" of {len(full.nodes)}"
-    edges_before = "" if full is None else f" of {full.weights.nnz}"
+    before = "" if full is None else f" of {full.nodes}"
+    edges_before = "" if full is None else f" of {full.edges}"
     console.print(f"Nodes kept: {len(graph.nodes)}{before} ({counts})", highlight=False)
     console.print(f"Edges kept: {graph.weights.nnz}{edges_before}", highlight=False)
     console.print(

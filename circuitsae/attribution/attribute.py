@@ -16,11 +16,13 @@ from torch import Tensor
 from circuitsae.attribution.engines import EngineName, linear_for, open_engine, to_numpy
 from circuitsae.attribution.expansion import (
     Expansion,
+    FullSize,
     Rows,
     every_row,
     explored,
     first_look,
     looked_at,
+    pruned,
     with_only,
 )
 from circuitsae.attribution.linear import LinearModel
@@ -35,6 +37,7 @@ from circuitsae.attribution.targets import (
 )
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.graph.compact import RowBlock
+from circuitsae.graph.pruning import check_shares
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.errors import InputError
@@ -83,7 +86,39 @@ def attribute(
     )
 
 
-@torch.no_grad()
+def attribute_pruned(
+    model: ReplacementModel,
+    prompt: str | Int[Tensor, "pos"],
+    *,
+    nodes: float = 0.8,
+    edges: float = 0.98,
+    targets: ChooseLogits = TopLogits(),
+    max_features: int | None = None,
+    unexplained: float | None = None,
+    edges_per_node: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    engine: EngineName = "auto",
+    progress: bool = False,
+) -> tuple[AttributionGraph, FullSize]:
+    """`attribute(...).prune(nodes=nodes, edges=edges)`, and how large the full graph was, which is never held.
+
+    Edges are dropped as soon as their influence is counted, so that the memory does not grow with them (those of
+    targets below the layer where the fast engine's sources and targets meet wait until the end; with `unexplained`
+    the rows that were found are held). Same nodes and edges as the full graph's, and the same figures up to the
+    rounding of float64.
+    """
+    check_shares(nodes=nodes, edges=edges)
+    limits = _Limits(max_features, unexplained, edges_per_node, batch_size)
+    work = _Attribution(
+        model, model.trace(prompt), prompt if isinstance(prompt, str) else None, targets, limits, engine
+    )
+    if unexplained is not None:
+        full = work.graph(progress)
+        return full.prune(nodes=nodes, edges=edges), FullSize(len(full.nodes), int(full.weights.nnz))
+    with work.rows(progress) as (expansion, rows, known):
+        return pruned(expansion, rows, nodes, edges, known)
+
+
 def attribute_trace(
     model: ReplacementModel,
     trace: Trace,
@@ -98,35 +133,80 @@ def attribute_trace(
     progress: bool = False,
 ) -> AttributionGraph:
     """`attribute` of a prompt that has been traced already."""
-    _check_settings(max_features, unexplained, edges_per_node, batch_size)
-    token = targets(model.model, trace.logits[-1])
-    n_features = len(trace.features.value)
-    at_most = min(max_features or n_features, n_features)
-    settings = {
-        "targets": repr(targets),
-        "max_features": max_features,
-        "unexplained": unexplained,
-        "edges_per_node": edges_per_node,
-    }
-    with Progress(disable=not progress, transient=True) as bar:
-        task = bar.add_task("attributing", total=at_most + len(token))
-        open_rows = _OpenRows(
-            model=model,
-            linear=linear_for(engine, trace),
-            batch_size=None if batch_size == "auto" else batch_size,
-            edges_per_node=edges_per_node,
-            provenance=_provenance(model, prompt, settings),
-            done=lambda n: bar.advance(task, n),
-        )
-        ends, known = _Ends.of(model, trace, token), None
-        if unexplained is not None:
-            with open_rows(ends, at_most) as opened:
-                return explored(*opened, at_most, unexplained)
-        if at_most < n_features:
-            ends, known = _chosen(open_rows, ends, at_most)
-            bar.reset(task, total=len(ends.targets.layer))
-        with open_rows(ends) as opened:
-            return every_row(*opened, known)
+    limits = _Limits(max_features, unexplained, edges_per_node, batch_size)
+    return _Attribution(model, trace, prompt, targets, limits, engine).graph(progress)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """How much is asked for; the fields are `attribute`'s."""
+
+    max_features: int | None
+    unexplained: float | None
+    edges_per_node: int | None
+    batch_size: int | Literal["auto"]
+
+    def __post_init__(self) -> None:
+        for name in ("max_features", "edges_per_node", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"{name}={value} leaves nothing to compute; give at least 1.")
+        if self.unexplained is not None and not 0 <= self.unexplained < 1:
+            raise InputError(
+                f"unexplained={self.unexplained} is not a share of the influence; give a number from 0 to below 1."
+            )
+
+
+@dataclass(frozen=True)
+class _Attribution:
+    """What is asked for, and how a graph is made of it."""
+
+    model: ReplacementModel
+    trace: Trace
+    prompt: str | None
+    targets: ChooseLogits
+    limits: _Limits
+    engine: EngineName
+
+    def graph(self, progress: bool) -> AttributionGraph:
+        with self.rows(progress) as (expansion, rows, known):
+            if self.limits.unexplained is None:
+                return every_row(expansion, rows, known)
+            return explored(expansion, rows, self._at_most, self.limits.unexplained)
+
+    @contextmanager
+    def rows(self, progress: bool) -> Iterator[tuple[Expansion, Rows, RowBlock | None]]:
+        """The nodes, the rows that can be had, and those that are known already."""
+        model, trace, limits = self.model, self.trace, self.limits
+        token = self.targets(model.model, trace.logits[-1])
+        settings = {
+            "targets": repr(self.targets),
+            "max_features": limits.max_features,
+            "unexplained": limits.unexplained,
+            "edges_per_node": limits.edges_per_node,
+        }
+        with torch.no_grad(), Progress(disable=not progress, transient=True) as bar:
+            task = bar.add_task("attributing", total=self._at_most + len(token))
+            open_rows = _OpenRows(
+                model=model,
+                linear=linear_for(self.engine, trace),
+                batch_size=None if limits.batch_size == "auto" else limits.batch_size,
+                edges_per_node=limits.edges_per_node,
+                provenance=_provenance(model, self.prompt, settings),
+                done=lambda n: bar.advance(task, n),
+            )
+            ends, known = _Ends.of(model, trace, token), None
+            wanted = None if limits.unexplained is None else self._at_most
+            if wanted is None and self._at_most < len(trace.features.value):
+                ends, known = _chosen(open_rows, ends, self._at_most)
+                bar.reset(task, total=len(ends.targets.layer))
+            with open_rows(ends, wanted) as (expansion, rows):
+                yield expansion, rows, known
+
+    @property
+    def _at_most(self) -> int:
+        n_features = len(self.trace.features.value)
+        return min(self.limits.max_features or n_features, n_features)
 
 
 @dataclass(frozen=True)
@@ -227,16 +307,6 @@ def _chosen(open_rows: _OpenRows, ends: _Ends, at_most: int) -> tuple[_Ends, Row
         return left, None  # an edge does not tell at which of its layers a feature wrote, and so which error it joins
     known = with_only(features, seen, expansion)
     return left.without_targets(known.rows), known
-
-
-def _check_settings(
-    max_features: int | None, unexplained: float | None, edges_per_node: int | None, batch_size: int | str
-) -> None:
-    for name, value in (("max_features", max_features), ("edges_per_node", edges_per_node), ("batch_size", batch_size)):
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"{name}={value} leaves nothing to compute; give at least 1.")
-    if unexplained is not None and not 0 <= unexplained < 1:
-        raise InputError(f"unexplained={unexplained} is not a share of the influence; give a number from 0 to below 1.")
 
 
 def _logit_nodes(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> list[Node]:

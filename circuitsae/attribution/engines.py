@@ -35,11 +35,11 @@ class Engine(Protocol):
     """Number among the sources' nodes of each column of a row."""
 
     def every_row(self) -> RowsOf:
-        """The rows of all targets, in any order."""
+        """The rows of all targets, as far as it costs nothing from the last position to the first."""
         ...
 
     def rows(self, numbers: np.ndarray) -> RowsOf:
-        """The rows of some targets, in any order."""
+        """The rows of some targets, in any order. Those of a block that was found before are found the same."""
         ...
 
 
@@ -96,16 +96,21 @@ class _Fast:
         for numbers, block in self._engine.climb(self._targets):
             yield numbers, to_numpy(block)
         self._climbed = True
-        yield from self.rows(np.flatnonzero(self._targets.layer.cpu().numpy() >= self._engine.cut))
+        upper = np.flatnonzero(self._targets.layer.cpu().numpy() >= self._engine.cut)
+        yield from self._in_batches(upper, last_first=True)
 
     def rows(self, numbers: np.ndarray) -> RowsOf:
         if not self._climbed:
             for _ in self._engine.climb():
                 raise AssertionError("climbing without targets yields nothing")
             self._climbed = True
+        yield from self._in_batches(numbers)
+
+    def _in_batches(self, numbers: np.ndarray, *, last_first: bool = False) -> RowsOf:
         chosen = torch.from_numpy(numbers).to(self._targets.pos.device)
         readers = self._targets.take(chosen)
-        for batch in batches(readers, readers.vector.shape[1], size=self._size):
+        found = batches(readers, readers.vector.shape[1], size=self._size)
+        for batch in reversed(found) if last_first else found:
             yield numbers[batch.cpu().numpy()], to_numpy(self._engine.rows(readers.take(batch)))
 
 
@@ -125,7 +130,8 @@ class _Plain:
         self.columns = np.arange(len(sources.nodes))
 
     def every_row(self) -> RowsOf:
-        return self.rows(np.arange(len(self._targets.layer)))
+        layer, pos = self._targets.layer.cpu().numpy(), self._targets.pos.cpu().numpy()
+        return self.rows(np.lexsort((-layer, -pos)))
 
     def rows(self, numbers: np.ndarray) -> RowsOf:
         for start in range(0, len(numbers), self._size):

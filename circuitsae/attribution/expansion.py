@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -19,7 +18,11 @@ from circuitsae.graph import (
     merge_features,
     merge_matrix,
 )
-from circuitsae.graph.compact import RowBlock
+from circuitsae.graph.compact import RowBlock, assemble, nonzeros
+from circuitsae.graph.influence import cumulative, scores
+from circuitsae.graph.nodes import node_columns
+from circuitsae.graph.pruning import prune_edges, strongest_nodes
+from circuitsae.graph.sweep import HELD_BYTES, InfluenceSweep, Sums
 
 ROUNDS = 6
 """Exploring ranks the features this many times: more is closer to the true ranking, less makes larger products."""
@@ -57,6 +60,13 @@ class Expansion:
         )
 
 
+class FullSize(NamedTuple):
+    """How large a graph was before it was pruned."""
+
+    nodes: int
+    edges: int
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows of a graph by node: an engine's rows, and for logits what the unembedding's bias adds."""
@@ -89,15 +99,113 @@ class Rows:
 
 def every_row(expansion: Expansion, rows: Rows, known: RowBlock | None = None) -> AttributionGraph:
     """The graph with all `rows`, and with those that are `known`."""
-    n, bias, columns = len(expansion.nodes), expansion.bias[rows.columns], rows.columns
+    n, columns = len(expansion.nodes), rows.columns
     rest, inputs = np.zeros(n), np.zeros(n)
     edges = EdgeBlocks()
-    found = () if known is None else ((known.rows, known.edges.toarray()[:, columns]),)
-    for nodes, block in chain(found, rows.every()):
-        if expansion.edges_per_node is not None:
-            block, rest[nodes], inputs[nodes] = keep_strongest(block, expansion.edges_per_node, bias)
+    for nodes, block in _with_known(rows, known):
+        block, rest[nodes], found = _stored(expansion, block, columns)
+        inputs[nodes] = 0.0 if found is None else found
         edges.add(nodes, columns, block)
     return expansion.graph(edges.to_csr(n), rest, None if expansion.edges_per_node is None else inputs)
+
+
+def pruned(
+    expansion: Expansion, rows: Rows, nodes: float, edges: float, known: RowBlock | None = None
+) -> tuple[AttributionGraph, FullSize]:
+    """`every_row`, pruned, without ever holding all edges: a sweep finds the nodes to keep, then only the edges
+    between these are stored, of rows that the sweep still holds or that are computed once more.
+    """
+    columns = node_columns(expansion.nodes)
+    kind = columns["kind"]
+    targets = (kind == NodeKind.LOGIT) | (kind == NodeKind.FEATURE)
+    sweep = InfluenceSweep(columns, targets, held=HELD_BYTES)
+    order = np.argsort(rows.columns)  # by node: sums run in this order
+    by_node = rows.columns[order]
+    rest, places = np.zeros(len(targets)), []
+
+    def sparse_rows(block: np.ndarray) -> sparse.csr_array:
+        return nonzeros(block[:, order], by_node, len(targets))
+
+    for found, block in _with_known(rows, known):
+        block, rest[found], inputs = _stored(expansion, block, rows.columns)
+        sweep.add(found, sparse_rows(block), inputs)
+        places.append(found)
+    sums = sweep.sums()
+    bias = kind == NodeKind.BIAS
+    kept = strongest_nodes(sums.influence, bias, (kind == NodeKind.TOKEN) | (kind == NodeKind.LOGIT), nodes)
+    held = sweep.held_rows()
+    wanted = kept & targets
+    wanted[np.concatenate([block.rows for block in held]) if held else []] = False
+    blocks = [_inside(block, kept) for block in held]
+    for found, block in _found_again(rows, known, places, wanted):
+        block, *_ = _stored(expansion, block, rows.columns)
+        again = np.flatnonzero(wanted[found])
+        blocks.append(_inside(RowBlock(found[again], sparse_rows(block[again])), kept))
+    inside = _graph_of(expansion, columns, kept, assemble(blocks, int(kept.sum())), rest, sums)
+    return prune_edges(inside, edges), FullSize(len(expansion.nodes), sums.n_edges)
+
+
+def _with_known(rows: Rows, known: RowBlock | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if known is not None:
+        yield known.rows, known.edges[:, rows.columns].toarray()
+    yield from rows.every()
+
+
+def _found_again(
+    rows: Rows, known: RowBlock | None, places: list[np.ndarray], wanted: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The blocks that have a row that is wanted, as they were found at first: in whole, so that they round the same."""
+    silent, number = replace(rows, done=lambda _: None), np.full(len(wanted), -1)
+    number[rows.nodes] = np.arange(len(rows.nodes))
+    for found in places:
+        if not wanted[found].any():
+            continue
+        if known is not None and found is known.rows:
+            yield known.rows, known.edges[:, rows.columns].toarray()
+        else:
+            yield from silent.of(number[found])
+
+
+def _stored(
+    expansion: Expansion, block: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | float, np.ndarray | None]:
+    """What is stored of a block, and the `rest` and `inputs` of its rows."""
+    if expansion.edges_per_node is None:
+        return block, 0.0, None
+    return keep_strongest(block, expansion.edges_per_node, expansion.bias[columns])
+
+
+def _inside(block: RowBlock, kept: np.ndarray) -> RowBlock:
+    """The part of some rows among the nodes kept, by their numbers there."""
+    here, number = np.flatnonzero(kept[block.rows]), np.cumsum(kept) - 1
+    return RowBlock(number[block.rows[here]], sparse.csr_array(block.edges[here][:, np.flatnonzero(kept)]))
+
+
+def _graph_of(
+    expansion: Expansion,
+    columns: Mapping[str, np.ndarray],
+    kept: np.ndarray,
+    weights: sparse.csr_array,
+    rest: np.ndarray,
+    sums: Sums,
+) -> AttributionGraph:
+    """The graph of some nodes, with what their full graph says of them."""
+    token, logit, bias, error = (
+        columns["kind"] == kind for kind in (NodeKind.TOKEN, NodeKind.LOGIT, NodeKind.BIAS, NodeKind.ERROR)
+    )
+    return AttributionGraph(
+        nodes=tuple(expansion.nodes[row] for row in np.flatnonzero(kept)),
+        weights=weights,
+        rest=rest[kept],
+        influence=sums.influence[kept],
+        inputs=sums.inputs[kept],
+        cumulative=cumulative(sums.influence, always=token | logit | bias)[kept],
+        scores=scores(sums.error_share, sums.influence, columns["start"], token, error),
+        tokens=tuple(expansion.tokens),
+        token_ids=tuple(expansion.token_ids),
+        n_layers=expansion.n_layers,
+        provenance=dict(expansion.provenance),
+    )
 
 
 def explored(expansion: Expansion, rows: Rows, at_most: int, unexplained: float) -> AttributionGraph:

@@ -14,6 +14,7 @@ from circuitsae.commands.shared import Dtype, load_replacement, say_next, source
 from transcoders.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
+    from circuitsae.attribution.expansion import FullSize
     from circuitsae.graph import AttributionGraph
 
 console = Console()
@@ -60,9 +61,9 @@ def trace(
     _refuse_impossible_shares(nodes=nodes, edges=edges)
     folder = out or Path("graphs") / _slug(prompt)
     replacement = load_replacement(model, dictionaries, device, dtype)
-    limits = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
-    full = _attribute(replacement, prompt, target, limits)
-    graph = _pruned(full, nodes, edges, {"model": model, "dictionaries": dictionaries})
+    settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
+    graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
+    graph = _with_source(graph, nodes, edges, {"model": model, "dictionaries": dictionaries})
     show_graph(console, graph, full)
     check = _validate(replacement, graph, validate, ("frozen", "model"), seed=0) if validate > 0 else None
     page = _write(graph if check is None else check.annotate(graph), check, folder)
@@ -143,20 +144,21 @@ def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, stro
     say_next(console, f"open {page} in a browser, or: circuitsae validate {graph}")
 
 
-def _attribute(replacement: Any, prompt: str, target: tuple[str, ...], limits: dict[str, Any]) -> "AttributionGraph":
-    from circuitsae.attribution import LogitTargets, TopLogits, attribute
+def _attribute(
+    replacement: Any, prompt: str, target: tuple[str, ...], settings: dict[str, Any]
+) -> "tuple[AttributionGraph, FullSize]":
+    from circuitsae.attribution import LogitTargets, TopLogits, attribute_pruned
 
     chosen = LogitTargets(target) if target else TopLogits()
-    return attribute(replacement, prompt, targets=chosen, **limits, progress=True)
+    return attribute_pruned(replacement, prompt, targets=chosen, **settings, progress=True)
 
 
-def _pruned(full: "AttributionGraph", nodes: float, edges: float, source: dict[str, str | None]) -> "AttributionGraph":
-    """The graph without what matters little, and with what it was made with, as `validate` and pages look for it."""
-    from circuitsae.graph import prune
-
+def _with_source(
+    graph: "AttributionGraph", nodes: float, edges: float, source: dict[str, str | None]
+) -> "AttributionGraph":
+    """The graph with what it was made with, as `validate` and pages look for it."""
     lasting = {key: name and _lasting(name) for key, name in source.items()}
-    pruned = prune(full, nodes=nodes, edges=edges)
-    return replace(pruned, provenance={**pruned.provenance, "source": lasting, "pruned": [nodes, edges]})
+    return replace(graph, provenance={**graph.provenance, "source": lasting, "pruned": [nodes, edges]})
 
 
 def _validate(

@@ -62,11 +62,22 @@ def node_influence(
     """
     total, scale = start.astype(np.float64), reciprocal(inputs)
     for layer in np.unique(layers[targets])[::-1]:
-        for rows, edges in row_blocks(weights, np.flatnonzero(targets & (layers == layer))):
-            total += (total[rows] * scale[rows]) @ abs(edges)
+        pass_on(total, scale, np.arange(len(total)), weights, np.flatnonzero(targets & (layers == layer)))
     influence = total - start
     influence[bias] = np.nan
     return influence
+
+
+def pass_on(
+    output: np.ndarray, scale: np.ndarray, rows: np.ndarray, edges: sparse.csr_array, chosen: np.ndarray
+) -> None:
+    """Add to the (I+w) of all nodes, `output` [node], what the `chosen` of some rows pass on: Σ_t (I+w)_t·Â[t].
+
+    scale: [node], 1 / Σ|weight| of each target. rows: [row], which node each row of `edges` [row, node] is.
+    """
+    for part, weights in row_blocks(edges, chosen):
+        at = rows[part]
+        output += (output[at] * scale[at]) @ abs(weights)
 
 
 @dataclass(frozen=True)

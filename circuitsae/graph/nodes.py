@@ -66,12 +66,13 @@ class Node:
 def node_columns(nodes: Sequence[Node]) -> dict[str, np.ndarray]:
     """What passes over a graph need of its nodes, as read-only arrays [node].
 
-    `kind`: the names of the kinds. `layer`. `start`: the probability of a logit, 0 elsewhere. `wanted`: the part of a
-    target's pre-activation that its edges add up to, 0 elsewhere.
+    `kind`: the names of the kinds. `layer`. `pos`. `start`: the probability of a logit, 0 elsewhere. `wanted`: the
+    part of a target's pre-activation that its edges add up to, 0 elsewhere.
     """
     columns = {
         "kind": np.array([n.kind for n in nodes], dtype=f"U{max(map(len, NodeKind))}"),
         "layer": np.array([n.layer for n in nodes], dtype=np.int64),
+        "pos": np.array([n.pos for n in nodes], dtype=np.int64),
         "start": np.array([n.probability if n.kind is NodeKind.LOGIT else 0.0 for n in nodes], dtype=np.float64),
         "wanted": np.array([n.pre_activation - n.bias if n.is_target else 0.0 for n in nodes], dtype=np.float64),
     }

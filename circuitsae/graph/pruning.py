@@ -20,14 +20,26 @@ def prune(graph: AttributionGraph, *, nodes: float = 0.8, edges: float = 0.98) -
     count as edges from nodes that are not kept. How shares of a sum are met: `circuitsae.graph.selection.threshold`.
     Source: Ameisen et al. 2025, "Circuit Tracing", Appendix: Graph pruning.
     """
-    for name, value in (("nodes", nodes), ("edges", edges)):
+    check_shares(nodes=nodes, edges=edges)
+    bias, fixed = graph.mask(NodeKind.BIAS), graph.mask(NodeKind.TOKEN, NodeKind.LOGIT)
+    return prune_edges(graph.keep(strongest_nodes(graph.influence, bias, fixed, nodes), graph.weights), edges)
+
+
+def check_shares(**shares: float) -> None:
+    for name, value in shares.items():
         if not 0 < value <= 1:
             raise InputError(f"prune: {name}={value} is not a share; give a number above 0 and at most 1.")
-    bias, fixed = graph.mask(NodeKind.BIAS), graph.mask(NodeKind.TOKEN, NodeKind.LOGIT)
-    score = np.nan_to_num(graph.influence)
-    kept = (score >= threshold([score[~bias]], nodes)) | fixed | bias
-    inside = graph.keep(kept, graph.weights)
-    connected, strong = _drop_dangling(inside, _strongest_edges(inside, edges))
+
+
+def strongest_nodes(influence: np.ndarray, bias: np.ndarray, fixed: np.ndarray, share: float) -> np.ndarray:
+    """[node], those that hold the `share` of the influence, and those that always stay."""
+    score = np.nan_to_num(influence)
+    return (score >= threshold([score[~bias]], share)) | fixed | bias
+
+
+def prune_edges(inside: AttributionGraph, share: float) -> AttributionGraph:
+    """The second half of `prune`: of a graph that has only the nodes to keep, and all edges between them."""
+    connected, strong = _drop_dangling(inside, _strongest_edges(inside, share))
     return inside.keep(connected, strong)
 
 

@@ -29,6 +29,8 @@ from transcoders.sites import Site
 
 MEMORY = 256 * 2**20
 """Bytes that one forward pass may take, roughly."""
+SCORES = 5
+"""Arrays of the size of an attention pattern that are alive at once while one is computed (measured)."""
 FINAL = "unembed.hook_in"
 
 Alternative = Sequence[Intervention | Change]
@@ -99,7 +101,7 @@ def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: i
     if memory < 1:
         raise InputError(f"memory={memory} bytes hold nothing; give more.")
     lm = model.model
-    per_token = 2 * lm.d_vocab + (12 + lm.n_layers) * lm.d_model + int(lm.bridge.cfg.n_heads) * length
+    per_token = 2 * lm.d_vocab + (12 + lm.n_layers) * lm.d_model + SCORES * int(lm.bridge.cfg.n_heads) * length
     if regime.mlps == "features":
         widest = max(model.dictionaries.n_features(layer) for layer in range(lm.n_layers))
         per_token += 2 * widest + lm.n_layers * lm.d_model
