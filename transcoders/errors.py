@@ -8,6 +8,7 @@
     │   ├── FileFormatError         a file that is not what it claims to be
     │   └── WriteError              a place that cannot be written to (the disk is full, …)
     └── CheckFailedError            a check was run and its answer is no (exit code 1)
+        └── NotFiniteError          a computation came to NaN or infinity
 
 Each message says what was wrong (with the value), what was expected, and what to do.
 """
@@ -43,3 +44,7 @@ class WriteError(InputError):
 
 class CheckFailedError(CircuitsaeError):
     """A check was run and its answer is no."""
+
+
+class NotFiniteError(CheckFailedError):
+    """A computation came to NaN or infinity."""

@@ -88,9 +88,13 @@ class SparsityController:
 
 
 def exponent(config: TrainConfig, step: int) -> float:
-    """p of an annealed penalty: one until `p_start`, then down to `p_end` in equal steps, which it has at the end."""
+    """p of an annealed penalty: one until `p_start`, then down to `p_end` in equal steps, before the learning rate falls.
+
+    Each step down lowers L0, which a falling learning rate would leave the controller no time to mend.
+    """
     if config.penalty_used != "p_anneal":
         return 1.0
-    done = (step / config.steps - config.p_start) / max(1e-9, 1 - config.p_start)
+    end = 1 - config.decay if config.p_start < 1 - config.decay else 1.0
+    done = (step / config.steps - config.p_start) / max(1e-9, end - config.p_start)
     stage = min(_EXPONENTS, max(0, math.ceil(done * _EXPONENTS)))
     return 1 - (1 - config.p_end) * stage / _EXPONENTS
