@@ -41,6 +41,7 @@ from transcoders.training import (
     VectorSource,
     train_many,
 )
+from transcoders.training.checkpoints import latest_checkpoint
 
 logger = logging.getLogger("kinds")
 
@@ -171,9 +172,9 @@ def train_all(name: str, kinds: list[str], where: Setting, given: Options) -> li
     plan = [(kind, l0) for kind in kinds for l0 in given.l0]
     configs = [configuration(kind, l0, where.model.n_layers, where, given) for kind, l0 in plan]
     names = [f"{kind} {l0}" for kind, l0 in plan]
-    trained = train_many(
-        where.model, where.corpus, configs, names=names, out=folder / "training", resume=not given.fresh
-    )
+    out = folder / "training"
+    resume = not given.fresh and latest_checkpoint(out) is not None
+    trained = train_many(where.model, where.corpus, configs, names=names, out=out, resume=resume)
     done = []
     for (kind, l0), config, dictionaries in zip(plan, configs, trained, strict=True):
         evaluation = evaluate(where.model, dictionaries, where.rows)

@@ -16,6 +16,7 @@ from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, Splice, evaluate
 from transcoders.files import new_folder, write_file
 from transcoders.training import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, train
+from transcoders.training.checkpoints import latest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def train_all(model_dir: Path, out: Path, work: Path, *, quick: bool, progress: 
     results = []
     for name, config in configurations(quick=quick).items():
         started = time.monotonic()
-        trained = train(model, corpus, config, out=work / name, resume=True, progress=progress)
+        trained = train(model, corpus, config, out=work / name, resume=bool(latest_checkpoint(work / name)), progress=progress)
         seconds = time.monotonic() - started
         with new_folder(target := out / name) as fresh:
             save_dictionaries(trained, fresh, storage_dtype=torch.float16)

@@ -88,7 +88,7 @@ class SparsityController:
 
 
 def exponent(config: TrainConfig, step: int) -> float:
-    """p of an annealed penalty: one until `p_start`, then down to `p_end` in equal steps, before the learning rate falls.
+    """p of an annealed penalty: one until `p_start`, then down to `p_end` in equal steps, before `lr` falls.
 
     Each step down lowers L0, which a falling learning rate would leave the controller no time to mend.
     """
