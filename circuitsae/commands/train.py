@@ -37,7 +37,7 @@ def train(
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
         site: SAEs only: what is read and reconstructed.
-        resume: Go on from the latest checkpoint in the folder.
+        resume: Go on from the latest checkpoint in the folder. Without it the checkpoints there are removed.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         device: cpu, cuda, cuda:1, mps.
         settings: How to train.

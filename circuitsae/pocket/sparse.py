@@ -74,7 +74,8 @@ def train_all(model_dir: Path, out: Path, work: Path, *, quick: bool, progress: 
     results = []
     for name, config in configurations(quick=quick).items():
         started = time.monotonic()
-        trained = train(model, corpus, config, out=work / name, resume=bool(latest_checkpoint(work / name)), progress=progress)
+        resume = latest_checkpoint(work / name) is not None
+        trained = train(model, corpus, config, out=work / name, resume=resume, progress=progress)
         seconds = time.monotonic() - started
         with new_folder(target := out / name) as fresh:
             save_dictionaries(trained, fresh, storage_dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""Training meets bad numbers, full disks, damaged checkpoints and a second training: one sentence, nothing half-written."""
+"""Bad numbers, full disks, damaged checkpoints, a second training: one sentence, and nothing half-written."""
 
 import errno
 import json
@@ -121,8 +121,8 @@ def test_a_row_of_a_batch_is_traced_to_its_text():
 
 def test_a_target_l0_that_was_missed_is_said_at_the_end(caplog):
     config = SAEConfig(activation="relu", target_l0=2.0, start_l0=12.0, **{**COMMON, "tokens": 64})
-    sae: Any = train_on(vectors(), config, progress=False)[0]
-    l0 = float((sae.encode(vectors()) > 0).sum(1).float().mean())
+    saes: Any = train_on(vectors(), config, progress=False)
+    l0 = float((saes[0].encode(vectors()) > 0).sum(1).float().mean())
     assert l0 > 3
     (text,) = [record.getMessage() for record in caplog.records]
     assert text.startswith("sae-relu ended with L0 ")
@@ -160,11 +160,11 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path):
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     with MetricsFile(path, step=0) as metrics:
         metrics.write({"step": 1, "loss": 0.5})
-        metrics._file = FullDisk(metrics._file)
+        monkeypatch.setattr(metrics, "_file", FullDisk(metrics._file))
         with pytest.raises(WriteError, match=r"Cannot write .*metrics\.jsonl: the disk with .* is full"):
             metrics.write({"step": 2, "loss": 0.25})
     assert path.read_text() == '{"step": 1, "loss": 0.5}\n'
@@ -186,8 +186,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_one(tmp_path, monkey
             with pytest.raises(WriteError, match="is full; make room"):
                 write()
         assert sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK) == ["checkpoint-00000010", "metrics.jsonl"]
-    whole = train_on(vectors(), SAE, progress=False)
-    resumed = train_on(vectors(), SAE, progress=False, out=tmp_path, resume=True)
+    whole: Any = train_on(vectors(), SAE, progress=False)
+    resumed: Any = train_on(vectors(), SAE, progress=False, out=tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
@@ -230,8 +230,9 @@ def test_a_fresh_run_says_that_it_removes_a_checkpoint_and_leaves_other_files_al
     (tmp_path / "checkpoint-mine").mkdir()
     assert not caplog.records
     train_on(vectors(), SAE, progress=False, out=tmp_path)
+    removed = tmp_path / "checkpoint-00000020"
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        f"Removing {tmp_path / 'checkpoint-00000020'} of an earlier run, as this one starts anew (`resume` would go on)."
+        f"Removing {removed} of an earlier run, as this one starts anew (`resume` would go on)."
     ]
     assert (tmp_path / "checkpoint-notes.txt").read_text() == "mine"
     assert (tmp_path / "checkpoint-mine").is_dir()

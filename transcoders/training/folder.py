@@ -29,6 +29,9 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         raise InputError(
             f"Another training is running in {folder}; wait for its end, or give another output folder."
         ) from error
+    except NotImplementedError:  # a network file system without locks
+        yield
+        return
     except OSError as error:
         raise write_error(folder, error) from error
     try:
