@@ -32,7 +32,8 @@ class Watch:
         self, step: int, activations: Float[Tensor, "batch site d_model"], finite: Sequence[Bool[Tensor, ""]]
     ) -> None:
         """Take in a step's activations, and whether each dictionary's loss and gradient were finite."""
-        good = torch.cat([activations.isfinite().all(dim=2).all(dim=0), torch.stack(list(finite))])
+        ends = torch.stack([activations.amax(dim=(0, 2)), activations.amin(dim=(0, 2))])  # NaN where anything is
+        good = torch.cat([ends.isfinite().all(dim=0), torch.stack(list(finite))])
         self._first = torch.where((self._first == 0) & ~good, step, self._first)
 
     def first(self) -> Spoilt | None:
