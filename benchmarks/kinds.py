@@ -29,7 +29,8 @@ from transcoders.data.activations import sites_of
 from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, evaluate, write_pareto
-from transcoders.formats.files import read_json, write_json, write_text
+from transcoders.files import write_file, write_json
+from transcoders.formats.files import read_json
 from transcoders.language_model import LanguageModel
 from transcoders.training import (
     CLTConfig,
@@ -40,6 +41,7 @@ from transcoders.training import (
     VectorSource,
     train_many,
 )
+from transcoders.training.checkpoints import latest_checkpoint
 
 logger = logging.getLogger("kinds")
 
@@ -170,9 +172,9 @@ def train_all(name: str, kinds: list[str], where: Setting, given: Options) -> li
     plan = [(kind, l0) for kind in kinds for l0 in given.l0]
     configs = [configuration(kind, l0, where.model.n_layers, where, given) for kind, l0 in plan]
     names = [f"{kind} {l0}" for kind, l0 in plan]
-    trained = train_many(
-        where.model, where.corpus, configs, names=names, out=folder / "training", resume=not given.fresh
-    )
+    out = folder / "training"
+    resume = not given.fresh and latest_checkpoint(out) is not None
+    trained = train_many(where.model, where.corpus, configs, names=names, out=out, resume=resume)
     done = []
     for (kind, l0), config, dictionaries in zip(plan, configs, trained, strict=True):
         evaluation = evaluate(where.model, dictionaries, where.rows)
@@ -254,7 +256,7 @@ def write_sections(page: Path, sections: list[str]) -> None:
     after = rest.partition(END)[2]
     written = "\n".join([BEGIN, "", explanation(), *sections, END])
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, f"{before.rstrip()}\n\n{written}\n{after.lstrip(chr(10))}")
+    write_file(page, f"{before.rstrip()}\n\n{written}\n{after.lstrip(chr(10))}")
 
 
 def main(given: Options) -> None:

@@ -37,7 +37,7 @@ def train(
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
         site: SAEs only: what is read and reconstructed.
-        resume: Go on from the latest checkpoint in the folder.
+        resume: Go on from the latest checkpoint in the folder. Without it the checkpoints there are removed.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         device: cpu, cuda, cuda:1, mps.
         settings: How to train.
@@ -46,7 +46,7 @@ def train(
 
     import transcoders
     from circuitsae.console import show_evaluation
-    from circuitsae.graph.files import write_atomically
+    from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
 
     keep_freed_memory()  # this process has nothing else to do
@@ -58,7 +58,7 @@ def train(
         rows = transcoders.held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)
         show_evaluation(console, evaluation)
-        write_atomically(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1).encode())
+        write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
     console.print(f"Dictionaries: {out}", highlight=False)
     if kind != "sae":
         say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}')

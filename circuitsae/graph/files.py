@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,32 +34,13 @@ from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.placing import check_place, refuse_twice
 from transcoders.errors import FileFormatError
+from transcoders.files import write_file
 
 FORMAT = "circuitsae-graph/1"
 NATIVE_LIMITS = Limits(edges=2**28)
 """The largest graph that `load_graph` reads: of its own files the edges are cheap, some 4 GB at most."""
 _FIGURES = ("rest", "inputs", "influence", "cumulative")
 _SCORES = ("replacement", "completeness")
-
-
-def write_atomically(path: Path, content: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, then renamed.
-
-    `content`: the bytes, or a function that writes them to the file it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
@@ -84,8 +63,8 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
         "cumulative": [float(v) for v in graph.cumulative],
         "edge_notes": None if graph.edge_notes is None else _table(graph.edge_notes),
     }
-    write_atomically(folder / "edges.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **edges))
-    write_atomically(folder / "graph.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
+    write_file(folder / "edges.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **edges))
+    write_file(folder / "graph.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
     return folder
 
 

@@ -11,6 +11,7 @@ from transcoders.dictionaries import DictionaryProvenance, JumpReLU, ReLU, TopK
 from transcoders.sites import Site
 from transcoders.training.activations import BatchTopK, Gated, kth_largest
 from transcoders.training.codes import DenseCode
+from transcoders.training.config import PENALTIES
 from transcoders.training.controller import SparsityController, exponent
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_trainee
@@ -327,19 +328,13 @@ def test_the_aligned_encoder_is_the_nearest_that_meets_the_constraint():
 # the controller
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"activation": "jumprelu", "penalty": "l0"},
-        {"activation": "jumprelu", "penalty": "tanh"},
-        {"activation": "relu", "penalty": "unit_l1"},
-        {"activation": "gated"},
-    ],
-    ids=lambda o: "-".join(o.values()),
+    ("activation", "penalty"), [(a, penalty) for a, penalties in PENALTIES.items() for penalty in penalties]
 )
-def test_the_controller_finds_the_weight_for_the_l0_that_is_asked(options):
+def test_the_controller_finds_the_weight_for_the_l0_that_is_asked(activation, penalty, seed):
     x, held_out = sparse_vectors(30_000), sparse_vectors(4096, seed=5)
-    config = small(target_l0=4.0, tokens=100_000, batch=128, **options)
+    config = small(target_l0=4.0, tokens=100_000, batch=128, activation=activation, penalty=penalty, seed=seed)
     sae = train_on(x, config)[0]
     l0 = float((sae.encode(held_out) > 0).sum(1).float().mean())
     assert l0 == pytest.approx(4.0, rel=0.05)

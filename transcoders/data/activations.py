@@ -81,14 +81,23 @@ class ActivationStream:
             next(self._chunks)
         while True:
             reads, writes = self._next_activations()
+            self._n_tokens = len(reads)
             order = self._order(len(reads)).to(reads.device)
             for picked in order.split(self.batch)[self.batch_in_chunk : len(order) // self.batch]:
                 self.batch_in_chunk += 1
                 yield ActivationBatch(reads[picked], writes[picked] if writes.shape[1] else writes)
             self.chunk, self.batch_in_chunk = self.chunk + 1, 0
 
+    def place(self, row: int) -> str:
+        """Where a row of the last batch comes from, for messages."""
+        token = int(self._order(self._n_tokens)[(self.batch_in_chunk - 1) * self.batch + row])
+        positions = self._n_tokens // self._n_rows
+        text_row = self.chunk * self.chunk_rows + token // positions
+        return f"position {token % positions + 1} of row {text_row} of the text"
+
     def _next_activations(self) -> ActivationBatch:
         rows = torch.tensor(next(self._chunks), device=self.model.device)
+        self._n_rows = len(rows)
         activations = sites_of(self.model, rows, self.reads, self.writes)
         if len(activations.reads) < self.batch:
             raise InputError(

@@ -25,6 +25,7 @@ from transcoders.dictionaries import (
     TranscoderSet,
 )
 from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.files import new_files, write_file
 from transcoders.formats.files import (
     DecoderPlace,
     is_decoder,
@@ -32,7 +33,6 @@ from transcoders.formats.files import (
     require_tensors,
     take_decoders,
     write_tensors,
-    write_text,
 )
 from transcoders.sites import Site, SiteKind
 
@@ -89,7 +89,6 @@ def load_circuit_tracer(
 
 def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtype | None = None) -> None:
     """Write transcoders or a cross-layer transcoder; `DictionaryError` for what the format cannot hold."""
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(dictionaries, TranscoderSet):
         kind, files = "transcoder_set", _transcoder_files(dictionaries)
     elif isinstance(dictionaries, CrossLayerTranscoder):
@@ -98,9 +97,6 @@ def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dt
         raise DictionaryError(
             f"circuit-tracer's format holds transcoders, not {dictionaries.kind!r} dictionaries; use the native format."
         )
-    for name, tensors in files.items():
-        stored = {key: t.to(storage_dtype) if storage_dtype and "W_" in key else t for key, t in tensors.items()}
-        write_tensors(folder / name, stored)
     config: dict[str, Any] = {
         "model_name": dictionaries.provenance.model,
         "model_kind": kind,
@@ -110,7 +106,13 @@ def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dt
     }
     if kind == "transcoder_set":
         config["transcoders"] = list(files)
-    _write_config(folder, config)
+    import yaml
+
+    with new_files(folder) as temporary:
+        for name, tensors in files.items():
+            stored = {key: t.to(storage_dtype) if storage_dtype and "W_" in key else t for key, t in tensors.items()}
+            write_tensors(temporary / name, stored)
+        write_file(temporary / _CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 
 # reading
@@ -265,9 +267,3 @@ def _cross_layer_files(clt: CrossLayerTranscoder) -> dict[str, dict[str, Tensor]
             files[f"W_enc_{i}.safetensors"][f"threshold_{i}"] = clt.activation.threshold[i]
         files[f"W_dec_{i}.safetensors"] = {f"W_dec_{i}": clt.W_dec[i]}
     return files
-
-
-def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    import yaml
-
-    write_text(folder / _CONFIG, yaml.safe_dump(config, sort_keys=False))

@@ -1,6 +1,8 @@
-"""Reading and writing single files: written beside their place and renamed, read with errors that say what to do."""
+"""Reading and writing files of tensors, and reading JSON, with errors that say what to do."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,26 +13,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transcoders.errors import FileFormatError
+from transcoders.files import new_file
 
 DecoderPlace = Literal["memory", "mapped"]
 """`memory`: decoders are loaded. `mapped`: they stay in the file, and the rows asked for are read from there."""
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write a safetensors file, whole or not at all."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata=dict(metadata or {}))
-    temporary.replace(path)
+    with new_file(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        except SafetensorError as error:
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

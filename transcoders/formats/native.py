@@ -27,6 +27,7 @@ from transcoders.dictionaries import (
     TranscoderSet,
 )
 from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.files import new_files, write_json
 from transcoders.formats.files import (
     DecoderPlace,
     is_decoder,
@@ -34,7 +35,6 @@ from transcoders.formats.files import (
     read_tensors,
     require_tensors,
     take_decoders,
-    write_json,
     write_tensors,
 )
 from transcoders.sites import Site
@@ -51,8 +51,6 @@ def is_native(folder: Path) -> bool:
 
 def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtype: torch.dtype | None = None) -> None:
     """Write a set to a folder; `storage_dtype`: precision of the stored weights, by default that of the set."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(dictionaries, CrossLayerTranscoder):
         tensors = dict(dictionaries.state_dict())
         config: dict[str, Any] = {"activation": _describe(dictionaries.activation)}
@@ -66,7 +64,6 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
     if storage_dtype is not None:
         tensors = {name: _stored(name, tensor, storage_dtype) for name, tensor in tensors.items()}
     identity = uuid.uuid4().hex
-    write_tensors(folder / _WEIGHTS, tensors, {"id": identity})
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -78,7 +75,9 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         **config,
         "provenance": dictionaries.provenance.to_json(),
     }
-    write_json(folder / _CONFIG, record)
+    with new_files(Path(folder)) as temporary:
+        write_tensors(temporary / _WEIGHTS, tensors, {"id": identity})
+        write_json(temporary / _CONFIG, record)
 
 
 def load_native(

@@ -3,8 +3,8 @@
 `sources` gives activations (of a model reading text, or vectors that are there), `trainer` is the loop over one stream
 for any number of dictionaries, `run` one of them: its weights (`trainee`: all layers stacked, activations normalised),
 first values (`initialise`), loss (`losses`, `penalties`, `activations`), steering (`controller`, `schedules`) and dead
-latents (`dead`, `revival`). `export` makes of it what is used, `checkpoints` what a run is resumed from, and
-`thresholds` replaces TopK by a threshold.
+latents (`dead`, `revival`). `finite` notices bad numbers, `folder` and `metrics` look after the output folder. `export`
+makes of it what is used, `checkpoints` what a run is resumed from, and `thresholds` replaces TopK by a threshold.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,8 @@
 """What a run is resumed from: one folder for each checkpoint, complete or not there at all."""
 
+import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transcoders.errors import InputError
-from transcoders.formats.files import read_json, read_tensors, write_json, write_tensors
+from transcoders.errors import FileFormatError, InputError
+from transcoders.files import file_hash, new_folder, write_json
+from transcoders.formats.files import read_json, read_tensors, write_tensors
+
+_TENSORS, _RECORD = "state.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -21,15 +26,11 @@ class Checkpoint:
 
 
 def save_checkpoint(out: Path, step: int, checkpoint: Checkpoint) -> None:
-    """Write the folder under a temporary name, rename it, and remove the others."""
+    """Write the folder, whole or not at all, and remove the others."""
     folder = out / f"checkpoint-{step:08d}"
-    temporary = out / f".{folder.name}.tmp"
-    for stale in (temporary, folder):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_tensors(temporary / "state.safetensors", checkpoint.tensors)
-    write_json(temporary / "state.json", checkpoint.record)
-    temporary.replace(folder)
+    with new_folder(folder) as temporary:
+        write_tensors(temporary / _TENSORS, checkpoint.tensors)
+        write_json(temporary / _RECORD, {**checkpoint.record, "sha256": file_hash(temporary / _TENSORS)})
     remove_checkpoints(out, but=folder)
 
 
@@ -39,27 +40,108 @@ def remove_checkpoints(out: Path, *, but: Path | None = None) -> None:
             shutil.rmtree(folder)
 
 
-def load_checkpoint(out: Path, device: torch.device) -> Checkpoint | None:
-    """The latest checkpoint of a run, or None where it has none."""
-    folders = _folders(out)
-    if not folders:
-        return None
-    tensors, _ = read_tensors(folders[-1] / "state.safetensors", device=device)
-    return Checkpoint(tensors, read_json(folders[-1] / "state.json"))
+def latest_checkpoint(out: Path) -> Path | None:
+    """The folder of a run's latest checkpoint, or None where it has none."""
+    return max(_folders(out), default=None)
 
 
-def require_same_run(out: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raises `InputError` where a checkpoint belongs to another model, corpus or configuration."""
-    for key, value in expected.items():
-        if found.get(key) != value:
-            raise InputError(
-                f"The checkpoint in {out} belongs to another run: its {key} is {found.get(key)!r}, this run's "
-                f"{value!r}; give another output folder, or the settings of that run."
+def read_record(folder: Path, *, steps: int, runs: int) -> dict[str, Any]:
+    """What a checkpoint says of itself; `FileFormatError` unless it can be of a run of so many steps."""
+    path = folder / _RECORD
+    record = read_json(path)
+    step = _whole(path, record, "step", 1, steps)
+    # Every chunk holds a batch at least, so there were not more chunks than steps.
+    chunk = _whole(path, record, "chunk", 0, step)
+    _whole(path, record, "batch_in_chunk", 0, step - chunk)
+    if not isinstance(record.get("run"), dict):
+        raise _damaged(path, "run", record.get("run"), "an object")
+    states = record.get("runs")
+    if not isinstance(states, list) or len(states) != runs:
+        raise _damaged(path, "runs", states, f"a list of {runs}")
+    for state in states:
+        if not isinstance(state, dict) or not isinstance(state.get("sparse"), bool):
+            raise _damaged(path, "runs", state, "objects with `sparse` true or false")
+        _require_numbers(path, state.get("controller"))
+    return record
+
+
+def read_state(folder: Path, record: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """A checkpoint's tensors; `FileFormatError` where they are not those that were written with its record."""
+    path = folder / _TENSORS
+    tensors, _ = read_tensors(path, device=device)
+    if "sha256" in record and record["sha256"] != file_hash(path):
+        raise FileFormatError(f"{path} was changed after it was written; {_ADVICE}.")
+    return tensors
+
+
+def require_like(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises `FileFormatError` unless there are the same names, of the same shapes and types, and all is finite."""
+    path = folder / _TENSORS
+    if odd := sorted(found.keys() ^ expected.keys()):
+        verb = "holds an unknown tensor" if odd[0] in found else "lacks the tensor"
+        raise FileFormatError(f"{path} {verb} {odd[0]}; {_ADVICE}.")
+    for name, tensor in found.items():
+        like = expected[name]
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+            raise FileFormatError(
+                f"{path} has {name} as {list(tensor.shape)} of {tensor.dtype}; expected {list(like.shape)} of "
+                f"{like.dtype}; {_ADVICE}."
             )
+        if not bool(tensor.isfinite().all()):
+            raise FileFormatError(f"{path} has numbers in {name} that are not finite; {_ADVICE}.")
+
+
+_ADVICE = "the checkpoint cannot be resumed, so remove it and train anew"
+
+
+def require_same_run(out: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises `InputError` where a checkpoint belongs to another model, corpus or configuration, naming what differs."""
+    mine, theirs = _settings(expected), _settings(found)
+    differ = [key for key in (mine | theirs) if mine.get(key) != theirs.get(key)]
+    if differ:
+        each = "; ".join(f"its {key} is {theirs.get(key)!r}, this run's {mine.get(key)!r}" for key in differ)
+        raise InputError(
+            f"The checkpoint in {out} belongs to another run: {each}. Give the settings of that run, or another output "
+            "folder."
+        )
+
+
+def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with each setting of each configuration by its name, numbered where there are several."""
+    configs = identity.get("config")
+    configs = configs if isinstance(configs, list) else [configs]
+    settings = {key: value for key, value in identity.items() if key != "config"}
+    for number, config in enumerate(configs):
+        place = f"config {number}, " if len(configs) > 1 else ""
+        entries = config if isinstance(config, dict) else {"config": config}
+        settings |= {f"{place}{key}": value for key, value in entries.items()}
+    return settings
+
+
+def _whole(path: Path, record: Mapping[str, Any], key: str, least: int, most: int) -> int:
+    value = record.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise _damaged(path, key, value, f"a whole number from {least} to {most}")
+    return value
+
+
+def _require_numbers(path: Path, controller: Any) -> None:
+    keys = {"log_weight", "l0", "seen", "gain"}
+    if not isinstance(controller, dict) or controller.keys() != keys:
+        raise _damaged(path, "controller", controller, f"an object of {', '.join(sorted(keys))}")
+    for key, value in controller.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
+            raise _damaged(path, key, value, "a finite number")
+
+
+def _damaged(path: Path, key: str, value: Any, expected: str) -> FileFormatError:
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:60] + "…"
+    return FileFormatError(f"{path} has {key} = {shown}; expected {expected}; {_ADVICE}.")
 
 
 def _folders(out: Path) -> list[Path]:
-    return sorted(out.glob("checkpoint-*"))
+    named = (path for path in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{8,}", path.name))
+    return sorted((path for path in named if path.is_dir()), key=lambda path: int(path.name.partition("-")[2]))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.language_model import LanguageModel
 from transcoders.training.config import TrainConfig
+from transcoders.training.folder import alone_in
 from transcoders.training.sources import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.trainer import Trainer, require_configs
 
@@ -26,8 +27,10 @@ def train(
     """Train dictionaries of the kind that `config` names for all layers of `model`.
 
     `corpus`: a text file, a hub data set, documents, or rows of tokens; of documents every twentieth is held out.
-    `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result. `resume`: go on from the latest
-    checkpoint there, to the same result as an unbroken run; from the start where there is none.
+    `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
+    go on from the latest checkpoint there, to the same result as an unbroken run; `InputError` where there is none.
+    Without it the checkpoints of an earlier run there are removed, which a warning says. `NotFiniteError` where
+    activations or a loss are not finite: the last good checkpoint stays.
     """
     return train_many(model, corpus, [config], progress=progress, out=out, resume=resume)[0]
 
@@ -93,6 +96,7 @@ def _train(
     out: Path | str | None,
     resume: bool,
 ) -> list[DictionarySet]:
-    trainer = Trainer(source, configs, out=out, resume=resume, names=names)
-    trainer.run(progress=progress)
-    return trainer.finish()
+    with alone_in(None if out is None else Path(out)):
+        trainer = Trainer(source, configs, out=out, resume=resume, names=names)
+        trainer.run(progress=progress)
+        return trainer.finish()

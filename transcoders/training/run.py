@@ -1,6 +1,7 @@
 """One dictionary in training: its weights, its optimizer, what steers it. It knows nothing of where data come from."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet, JumpReLU, TopK
+from transcoders.errors import NotFiniteError
 from transcoders.sites import Site
 from transcoders.training.activations import BatchTopK
-from transcoders.training.checkpoints import optimizer_tensors, restore_optimizer
+from transcoders.training.checkpoints import optimizer_tensors, require_like, restore_optimizer
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import TrainConfig
 from transcoders.training.controller import SparsityController, exponent
@@ -43,6 +45,8 @@ class Run:
         self._losses = torch.compile(losses) if config.compile else losses
         self.sparse = self._sparse_at_first()
         self.last: Losses | None = None
+        self.finite = torch.ones((), dtype=torch.bool, device=trainee.W_enc.device)
+        """Whether the last step's loss and gradient were finite; not read each step, as a device would have to wait."""
 
     @classmethod
     def start(
@@ -59,15 +63,21 @@ class Run:
 
     @classmethod
     def restore(
-        cls, config: TrainConfig, n_layers: int, d_model: int, tensors: dict[str, Tensor], record: dict[str, Any]
+        cls,
+        config: TrainConfig,
+        shape: tuple[int, int],
+        tensors: dict[str, Tensor],
+        record: dict[str, Any],
+        folder: Path,
+        device: torch.device,
     ) -> "Run":
-        """As `tensors()` and `record()` left it."""
-        empty = torch.zeros(2, n_layers, d_model, device=tensors["scales.read"].device)
-        run = cls(
-            config, initial_trainee(config, empty, empty), Scales(tensors["scales.read"], tensors["scales.write"])
-        )
+        """As `tensors()` and `record()` left it, `[layer, d_model]`; `FileFormatError` where they are not of it."""
+        empty = torch.zeros(2, *shape, device=device)
+        run = cls(config, initial_trainee(config, empty, empty), measure_scales(empty, empty, config))
+        require_like(folder, tensors, run.tensors() | run.moments())
         run.trainee.load_state_dict(_within("trainee.", tensors))
         restore_optimizer(run.optimizer, tensors)
+        run.scales = Scales(tensors["scales.read"], tensors["scales.write"])
         run.counter.since_fired.copy_(tensors["since_fired"])
         run.controller = SparsityController(config, **record["controller"])
         run.sparse = record["sparse"]
@@ -81,6 +91,19 @@ class Run:
         tensors |= {"scales.read": self.scales.read, "scales.write": self.scales.write}
         tensors["since_fired"] = self.counter.since_fired
         return tensors
+
+    def moments(self) -> dict[str, Tensor]:
+        """Of the optimizer, by name and shape, as they are after a step."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kinds = ("step", "exp_avg", "exp_avg_sq")
+        return {f"optimizer.{i}.{k}": torch.zeros(()).to(p) if k == "step" else p.detach()
+                for i, p in enumerate(parameters) for k in kinds}  # fmt: skip
+
+    def require_finite(self, place: str) -> None:
+        """Raises `NotFiniteError` where a weight is not finite."""
+        for name, value in self.tensors().items():
+            if not bool(value.isfinite().all()):
+                raise NotFiniteError(f"{place} has numbers in {name} that are not finite, so it is not written.")
 
     def record(self) -> dict[str, Any]:
         return {"controller": self.controller.state(), "sparse": self.sparse}
@@ -114,8 +137,9 @@ class Run:
         self.optimizer.zero_grad()
         result.total.backward()
         trainee.project_gradients()
+        self.finite = result.total.detach().isfinite()
         if config.clip:
-            torch.nn.utils.clip_grad_norm_(trainee.parameters(), config.clip)
+            self.finite &= torch.nn.utils.clip_grad_norm_(trainee.parameters(), config.clip).isfinite()
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * learning_rate(config, step)
         self.optimizer.step()

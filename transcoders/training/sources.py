@@ -28,6 +28,10 @@ class Stream(Protocol):
 
     def __iter__(self) -> Iterator[ActivationBatch]: ...
 
+    def place(self, row: int) -> str:
+        """Where a row of the last batch comes from, for messages."""
+        ...
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -140,6 +144,11 @@ class VectorSource:
         for picked in order.split(batch)[: len(order) // batch]:
             yield self._at((reads[picked], writes[picked]), sites)
 
+    def row(self, chunk: int, place: int) -> str:
+        """Which of a chunk's vectors is at a place in its order, and the chunk where they are many."""
+        of = "" if isinstance(self._reads, Tensor) else f" of chunk {chunk}"
+        return f"{int(self._order(chunk, len(self._chunk(chunk)[0]))[place])}{of}"
+
     def _chunk(self, chunk: int) -> tuple[Tensor, Tensor]:
         sides = [v if isinstance(v, Tensor) or v is None else v(chunk) for v in (self._reads, self._writes)]
         reads, writes = (None if side is None else _by_layer(side) for side in sides)
@@ -173,6 +182,10 @@ class VectorStream:
                     self.batch_in_chunk += 1
                     yield ActivationBatch(vectors, vectors[:, :0])
             self.chunk, self.batch_in_chunk = self.chunk + 1, 0
+
+    def place(self, row: int) -> str:
+        """Where a row of the last batch comes from, for messages."""
+        return f"row {self.source.row(self.chunk, (self.batch_in_chunk - 1) * self.batch + row)} of the vectors"
 
 
 def sites_of_kind(config: TrainConfig, n_layers: int) -> tuple[tuple[Site, ...], tuple[Site, ...]]:

@@ -5,24 +5,29 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
-from transcoders.errors import InputError
+from transcoders.errors import InputError, NotFiniteError
 from transcoders.formats.native import save_native
 from transcoders.training.checkpoints import (
     Checkpoint,
-    load_checkpoint,
+    latest_checkpoint,
+    read_record,
+    read_state,
     remove_checkpoints,
     require_same_run,
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.finite import Watch, spoilt_rows
+from transcoders.training.folder import alone_in
 from transcoders.training.loggers import Sink, open_sink
+from transcoders.training.metrics import MetricsFile
 from transcoders.training.run import Run
 from transcoders.training.sources import Source
 from transcoders.training.versions import library_versions
@@ -32,6 +37,8 @@ logger = logging.getLogger(__name__)
 _SCALE_BATCHES = 8
 _SHARED = ("tokens", "batch", "context", "separator")
 """Settings of the stream, which all dictionaries trained on it have in common."""
+
+_L0_TOLERANCE = 0.05
 
 _FREE_TO_CHANGE = ("log_to",)
 """Settings that nothing trained depends on: a run may be resumed with others."""
@@ -60,37 +67,47 @@ class Trainer:
         self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
         place = {site: i for i, site in enumerate(self.sites)}
         self._places = [tuple([place[site] for site in side] for side in pair) for pair in sides]
-        for folder in self._folders():
-            folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = load_checkpoint(self.out, source.device) if resume and self.out is not None else None
-        if checkpoint is None:
-            if self.out is not None:  # those of an earlier run there would be taken for this one's
-                remove_checkpoints(self.out)
-            self._start()
-        else:
-            self._restore(checkpoint)
+        self._watch = Watch(self.sites, self.names, source.device)
+        with alone_in(self.out):
+            if resume:
+                self._restore()
+            else:
+                self._start()
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
         """Train to the end, or up to a step."""
         steps = self.config.steps
         end = min(steps, until or steps)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not progress) as bar, ExitStack() as stack:
+        with alone_in(self.out), Progress(*columns, disable=not progress) as bar, ExitStack() as stack:
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
-            files = [stack.enter_context(self._metrics_file(folder)) for folder in self._folders()]
+            files = [
+                stack.enter_context(MetricsFile(folder / "metrics.jsonl", step=self.step)) for folder in self._folders()
+            ]
             task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
             while self.step < end:
-                self._train_step(next(self.batches).reads)
-                if self.step % self.config.log_every == 0 or self.step == steps:
+                activations = next(self.batches).reads
+                self._train_step(activations)
+                log = self.step % self.config.log_every == 0 or self.step == steps
+                save = self.out is not None and self.step % self.config.checkpoint_every == 0
+                if log or save or self.step == end or activations.device.type == "cpu":
+                    self._require_finite(activations)
+                if log:
                     bar.update(task, description=self._log(files, sinks))
                 bar.update(task, advance=1)
-                if self.out is not None and self.step % self.config.checkpoint_every == 0:
-                    save_checkpoint(self.out, self.step, self._checkpoint())
+                if save:
+                    self._save_checkpoint()
 
     def finish(self) -> list[DictionarySet]:
-        """The dictionaries as they are now, on the model's own activations; saved where there is an output folder."""
+        """The dictionaries as they are now, on the model's own activations; saved where there is an output folder.
+
+        At the end of training a warning says where `target_l0` was missed by more than 5 %. `NotFiniteError` for
+        weights that are not finite; nothing is saved then.
+        """
+        self._require_finite(None)
         results = []
-        for config, run in zip(self.configs, self.runs, strict=True):
+        for config, run, name in zip(self.configs, self.runs, self.names, strict=True):
+            run.require_finite(f"The dictionary {name}")
             provenance = DictionaryProvenance(
                 model=self.source.name,
                 fingerprint=self.source.fingerprint(),
@@ -102,8 +119,11 @@ class Trainer:
                 config=config.to_json(),
             )
             results.append(run.export(*self.source.sites(config), provenance))
-        for folder, dictionaries in zip(self._folders(), results, strict=False):
-            save_native(dictionaries, folder)
+        with alone_in(self.out):
+            for folder, dictionaries in zip(self._folders(), results, strict=False):
+                save_native(dictionaries, folder)
+        if self.step == self.config.steps:
+            self._compare_l0(results)
         return results
 
     # one step
@@ -112,13 +132,48 @@ class Trainer:
         for run, (reads, writes) in zip(self.runs, self._places, strict=True):
             run.step(self.step, activations[:, reads], activations[:, writes])
         self.step += 1
+        self._watch.see(self.step, activations, [run.finite for run in self.runs])
 
-    def _log(self, files: Sequence[IO[str]], sinks: Sequence[Sink | None]) -> str:
+    def _require_finite(self, activations: Float[Tensor, "batch site d_model"] | None) -> None:
+        """Raises `NotFiniteError` where a step came to NaN or infinity; `activations`: those of the last step."""
+        spoilt = self._watch.first()
+        if spoilt is None:
+            return
+        if spoilt.site is None:
+            what = f"the loss of {spoilt.name} or its gradient is not finite; a lower lr or clip may help"
+        else:
+            what = f"the activations at {spoilt.site} are not finite"
+            if activations is not None and spoilt.step == self.step:
+                row = spoilt_rows(activations)[0]
+                what += f" (row {row} of the batch, {self.stream.place(row)}); mend or leave out what they come from"
+        raise NotFiniteError(f"Training stopped at step {spoilt.step}: {what}. {self._way_back()}")
+
+    def _way_back(self) -> str:
+        folder = None if self.out is None else latest_checkpoint(self.out)
+        if folder is None:
+            return "There is no checkpoint to go back to."
+        return f"The last good checkpoint is {folder}, from which `resume` goes on."
+
+    def _compare_l0(self, results: Sequence[DictionarySet]) -> None:
+        """Warn where the L0 of what is handed out is not the one that was asked."""
+        if all(config.target_l0 is None for config in self.configs):
+            return
+        sample = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch).transpose(0, 1).float()
+        for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
+            if config.target_l0 is None:
+                continue
+            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(reads))
+            if abs(l0 / config.target_l0 - 1) > _L0_TOLERANCE:
+                logger.warning(
+                    "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
+                    name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
+                )  # fmt: skip
+
+    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> str:
         """Metrics to the files, the sinks and the log; returns a line for the progress bar."""
         lines = [run.metrics(self.step) for run in self.runs]
         for file, line in zip(files, lines, strict=False):
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+            file.write(line)
         for sink, line in zip(sinks, lines, strict=True):
             if sink is not None:
                 sink(line)
@@ -129,7 +184,17 @@ class Trainer:
     # starting and resuming
 
     def _start(self) -> None:
+        if self.out is not None and (earlier := latest_checkpoint(self.out)):
+            # It would be taken for this run's.
+            logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
+            remove_checkpoints(self.out)
         first = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch)
+        for place, site in enumerate(self.sites):
+            if rows := spoilt_rows(first[:, place : place + 1]):
+                raise NotFiniteError(
+                    f"Training did not start: the activations at {site} are not finite in {len(rows)} of the first "
+                    f"{len(first)} tokens; mend or leave out what they come from."
+                )
         self.step = 0
         self.runs = [
             Run.start(config, first[:, reads], first[:, writes])
@@ -137,18 +202,24 @@ class Trainer:
         ]
         self._open(chunk=0, batch_in_chunk=0)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        assert self.out is not None
-        tensors, record = checkpoint.tensors, checkpoint.record
+    def _restore(self) -> None:
+        if self.out is None:
+            raise InputError("`resume` goes on from a checkpoint in an output folder; give `out` as well.")
+        folder = latest_checkpoint(self.out)
+        if folder is None:
+            raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")
+        record = read_record(folder, steps=self.config.steps, runs=len(self.configs))
         require_same_run(self.out, record["run"], self._identity())
+        tensors = read_state(folder, record, self.source.device)
         self.step = record["step"]
         self.runs = [
             Run.restore(
                 config,
-                self.source.n_layers,
-                self.source.d_model,
+                (self.source.n_layers, self.source.d_model),
                 {n.removeprefix(f"{i}."): t for n, t in tensors.items() if n.startswith(f"{i}.")},
                 record["runs"][i],
+                folder,
+                self.source.device,
             )
             for i, config in enumerate(self.configs)
         ]
@@ -158,6 +229,12 @@ class Trainer:
     def _open(self, *, chunk: int, batch_in_chunk: int) -> None:
         self.stream = self.source.open(self.sites, batch=self.config.batch, chunk=chunk, batch_in_chunk=batch_in_chunk)
         self.batches = iter(self.stream)
+
+    def _save_checkpoint(self) -> None:
+        assert self.out is not None
+        for run in self.runs:
+            run.require_finite(f"The checkpoint of step {self.step}")
+        save_checkpoint(self.out, self.step, self._checkpoint())
 
     def _checkpoint(self) -> Checkpoint:
         tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
@@ -203,14 +280,6 @@ class Trainer:
             sink = open_sink(config.log_to, folder=self.out, name=name, config=config.to_json())
             sinks.append(stack.enter_context(sink))
         return sinks
-
-    def _metrics_file(self, folder: Path) -> IO[str]:
-        """The metrics file, with the lines of steps that are about to be repeated cut off."""
-        path = folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        path.write_text("".join(line + "\n" for line in kept))
-        return path.open("a", encoding="utf-8")
 
 
 def require_configs(configs: Sequence[TrainConfig]) -> None:
