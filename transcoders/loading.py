@@ -2,9 +2,11 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.hf_utils import autotokenizer_with_special_token_compat
 
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
@@ -25,6 +27,7 @@ def load_model(
     source = _model_folder(folder) if _looks_local(str(name), folder) else str(name)
     try:
         bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
+        tokenizer = _own_tokenizer(bridge.tokenizer)
     except Exception as error:  # the hub client, transformers and TransformerLens raise many kinds here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -32,7 +35,12 @@ def load_model(
             "or give a local folder in Hugging Face layout."
         ) from error
     logging.getLogger(__name__).info("loaded %s: %d layers", name, bridge.cfg.n_layers)
-    return LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
+    return LanguageModel(bridge, Path(source).name if folder.is_dir() else source, tokenizer=tokenizer)
+
+
+def _own_tokenizer(changed: Any) -> Any:
+    """The model's tokenizer as it was saved: the bridge's adds BOS, and has EOS in its place where there is none."""
+    return autotokenizer_with_special_token_compat(changed.name_or_path, use_fast=changed.is_fast)
 
 
 def _check_device(device: str | torch.device) -> None:

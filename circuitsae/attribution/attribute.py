@@ -50,6 +50,7 @@ def attribute(
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName = "auto",
+    bos: bool | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
     """The full attribution graph of a prompt's last position; `prune()` it to read it.
@@ -64,11 +65,12 @@ def attribute(
     * `edges_per_node`: only this many strongest edges into each node are stored, with the exact sum of the others.
     * `engine`: `fast` is closed-form, `plain` the slow reference; `auto` is the fast one where the model allows.
     * `batch_size`: targets at once; `auto` bounds the memory.
+    * `bos`: whether a text gets BOS first; default, as the model reads texts (its dictionaries' training).
 
     Raises `PromptError` for a prompt the model cannot take, `InputError` for targets it does not have or a setting out
     of range, and `ModelError` where the engine cannot take the model.
     """
-    trace = model.trace(prompt)
+    trace = model.trace(prompt, bos=bos)
     return attribute_trace(
         model,
         trace,
@@ -115,7 +117,7 @@ def attribute_trace(
             linear=linear_for(engine, trace),
             batch_size=None if batch_size == "auto" else batch_size,
             edges_per_node=edges_per_node,
-            provenance=_provenance(model, prompt, settings),
+            provenance=_provenance(model, trace, prompt, settings),
             done=lambda n: bar.advance(task, n),
         )
         ends, known = _Ends.of(model, trace, token), None
@@ -267,7 +269,9 @@ def _unembedding_bias(
     return [node], centred_columns(group[0].detach(), trace, token)[:, None]
 
 
-def _provenance(model: ReplacementModel, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+def _provenance(
+    model: ReplacementModel, trace: Trace, prompt: str | None, settings: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "model": model.model.name,
         "fingerprint": model.model.fingerprint(),
@@ -276,6 +280,7 @@ def _provenance(model: ReplacementModel, prompt: str | None, settings: dict[str,
         "dictionaries": {"kind": model.dictionaries.kind, **model.dictionaries.provenance.to_json()},
         "dictionary_fingerprint": _dictionary_fingerprint(model),
         "prompt": prompt,
+        "bos": trace.starts_with_bos,
         "settings": settings,
         "versions": {name: _version(name) for name in ("circuitsae", "torch", "transformer-lens")}
         | {"python": platform.python_version()},

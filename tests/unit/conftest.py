@@ -23,5 +23,5 @@ def gpt2_tokens(shared: Path) -> LanguageModel:
     if not folder.is_dir():
         pytest.skip(f"needs GPT-2's tokenizer in {folder}, which is absent")
     model = random_model("gpt2", n_layers=1, d_model=8, n_heads=2, d_vocab=50257, context=128)
-    model.bridge.tokenizer = GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    model.tokenizer = GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
     return model

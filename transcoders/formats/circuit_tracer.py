@@ -110,6 +110,8 @@ def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dt
     }
     if kind == "transcoder_set":
         config["transcoders"] = list(files)
+    if dictionaries.provenance.bos is not None:
+        config["prepend_bos"] = dictionaries.provenance.bos
     _write_config(folder, config)
 
 
