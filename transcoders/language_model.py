@@ -45,9 +45,7 @@ class LanguageModel:
     _bos: bool | None = None
     """Whether texts get BOS first, where `with_bos` said so."""
 
-    def __init__(
-        self, bridge: TransformerBridge, name: str, frame: Frame = Frame(), *, tokenizer: Any = None
-    ) -> None:
+    def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame(), *, tokenizer: Any = None) -> None:
         """`tokenizer`: the model's own; the bridge's, which is used without, is made to add BOS."""
         self.bridge = bridge
         self._tokenizer = tokenizer
@@ -100,6 +98,11 @@ class LanguageModel:
         if self._bos is not None or self.bos is None or not self.has_tokenizer:
             return bool(self._bos)
         return list(self.tokenizer("a")["input_ids"])[:1] == [self.bos]
+
+    @property
+    def bos_is_chosen(self) -> bool:
+        """Whether `with_bos` said how texts are read."""
+        return self._bos is not None
 
     def with_bos(self, bos: bool | None) -> "LanguageModel":
         """The same model, with texts read with BOS first or without; None leaves it as it is.

@@ -269,9 +269,7 @@ def _unembedding_bias(
     return [node], centred_columns(group[0].detach(), trace, token)[:, None]
 
 
-def _provenance(
-    model: ReplacementModel, trace: Trace, prompt: str | None, settings: dict[str, Any]
-) -> dict[str, Any]:
+def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": model.model.name,
         "fingerprint": model.model.fingerprint(),

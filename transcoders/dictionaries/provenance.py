@@ -50,7 +50,7 @@ class DictionaryProvenance:
         return cls(**{**record, "frame": Frame(**record.get("frame", {}))})
 
     def trained_with_bos(self, model: LanguageModel) -> bool | None:
-        """Whether the training text began with BOS, as this or the settings of another tool say; None if they do not."""
+        """Whether rows of training text began with BOS, as this or another tool's settings say; None if they do not."""
         nested = self.config.get("metadata")
         places = (self.config, nested if isinstance(nested, Mapping) else {})
         for stated in (self.bos, *(place.get("prepend_bos") for place in places)):
@@ -65,18 +65,19 @@ class DictionaryProvenance:
 def reading_as_trained(
     model: LanguageModel, provenance: DictionaryProvenance, bos: bool | None = None
 ) -> LanguageModel:
-    """`model` with texts read as the dictionaries were trained to see them, or as `bos` says.
+    """`model` with texts read as `bos` or its own `with_bos` says, or else as in the dictionaries' training.
 
-    Where nothing is known of the training it stays as it is, and a line of the log says so.
+    Where nothing is known of that, they are read as the model's own tokenizer does, and a line of the log says so.
     """
-    if bos is not None:
+    if bos is not None or model.bos_is_chosen:
         return model.with_bos(bos)
     trained = provenance.trained_with_bos(model)
     if trained is None and model.has_tokenizer and model.bos is not None:
+        trained = model.adds_bos
         logger.warning(
             "The dictionaries do not say whether they were trained with a beginning-of-text token; prompts are read as "
             "%s's tokenizer does, %s %s first; --bos or --no-bos (bos=True or bos=False) says otherwise.",
-            model.name, "with" if model.adds_bos else "without", model.token_string(model.bos),
+            model.name, "with" if trained else "without", model.token_string(model.bos),
         )  # fmt: skip
     if trained and model.bos is None:
         if model.has_tokenizer:

@@ -71,7 +71,7 @@ class ModelSource:
         self.name, self.frame, self.device = model.name, model.frame, model.device
         self.n_layers, self.d_model, self.fingerprint = model.n_layers, model.d_model, model.fingerprint
         self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
-        self.bos = model.adds_bos
+        self.bos: bool | None = model.adds_bos
         if isinstance(corpus, Tensor):
             self.bos = model.bos is not None and bool((corpus[:, 0] == model.bos).all())
 
@@ -108,7 +108,8 @@ class ModelSource:
 class VectorSource:
     """Vectors without a language model: `reads`, and `writes` where a transcoder is to map the ones to the others."""
 
-    name, corpus, frame, bos = "vectors", VECTORS, Frame(), None
+    name, corpus, frame = "vectors", VECTORS, Frame()
+    bos: bool | None = None
 
     def __init__(self, reads: Vectors, writes: Vectors | None, *, seed: int) -> None:
         self._reads, self._writes, self.seed = reads, writes, seed
