@@ -13,7 +13,7 @@ import numpy as np
 from circuitsae.graph.archives import array_header, array_names, opened_archive, unpacked
 from circuitsae.graph.checking import Limits, MalformedError, parse_json, plain, read_bytes, shown
 from transcoders.errors import DictionaryError, FileFormatError
-from transcoders.files import file_hash, new_files, short_hash, write_file
+from transcoders.files import file_hash, new_files, short_hash, undisturbed, write_file
 
 FORMAT = "circuitsae-cards/1"
 FOLDER = "cards"
