@@ -29,7 +29,8 @@ from transcoders.data.activations import sites_of
 from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, evaluate, write_pareto
-from transcoders.formats.files import read_json, write_json, write_text
+from transcoders.files import write_file, write_json
+from transcoders.formats.files import read_json
 from transcoders.language_model import LanguageModel
 from transcoders.training import (
     CLTConfig,
@@ -254,7 +255,7 @@ def write_sections(page: Path, sections: list[str]) -> None:
     after = rest.partition(END)[2]
     written = "\n".join([BEGIN, "", explanation(), *sections, END])
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, f"{before.rstrip()}\n\n{written}\n{after.lstrip(chr(10))}")
+    write_file(page, f"{before.rstrip()}\n\n{written}\n{after.lstrip(chr(10))}")
 
 
 def main(given: Options) -> None:

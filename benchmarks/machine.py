@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from transcoders.files import write_file
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -30,6 +32,5 @@ def write_table(name: str, claim: str, columns: Sequence[str], rows: Sequence[Se
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     text = "\n".join(lines) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    write_file(RESULTS / f"{name}.md", text)
     return text

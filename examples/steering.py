@@ -17,6 +17,7 @@ from circuitsae.interventions.steering import SteeringReport, difference_of_prom
 from circuitsae.pocket.corpus import held_out_text
 from circuitsae.pocket.words import MEN, NAMES
 from transcoders.data import held_out_rows, take_rows
+from transcoders.files import write_file
 
 POCKET_PHRASE = "When {name} was seven years old,"
 STORY_PHRASE = "Once upon a time, there was a little {kind} named {name}. One day, "
@@ -169,9 +170,7 @@ def write_docs(path: Path, body: str, command: str) -> None:
     begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
     page = path.read_text(encoding="utf-8")
     before, after = page.split(begin)[0], page.split(end)[1]
-    path.write_text(
-        f"{before}{begin}\n\nWritten by `{command} --docs {path}`.\n\n{body}\n{end}{after}", encoding="utf-8"
-    )
+    write_file(path, f"{before}{begin}\n\nWritten by `{command} --docs {path}`.\n\n{body}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from circuitsae.interventions import Prompt, run_alternatives
 from circuitsae.interventions.prompts import Library, Recording
 from circuitsae.pocket.facts import CITIES, HELD_OUT_CITIES, STATE_OF, STATES
 from circuitsae.pocket.families import TWO_HOP_TEMPLATES
+from transcoders.files import write_file
 
 ONE_HOP = (
     "{city} is a city in the state of", "{city} is in", "The city of {city} is in", "The state containing {city} is",
@@ -157,7 +158,7 @@ def write_docs(path: Path, tables: dict[str, pd.DataFrame]) -> None:
             lines.append(f"| {part} | {change} | {n} | {moved:.1%} | {to_other:.1%} |")
         lines.append("")
     text = "\n".join(lines)
-    path.write_text(f"{page.split(begin)[0]}{begin}\n\n{text}\n{end}{page.split(end)[1]}", encoding="utf-8")
+    write_file(path, f"{page.split(begin)[0]}{begin}\n\n{text}\n{end}{page.split(end)[1]}")
 
 
 if __name__ == "__main__":

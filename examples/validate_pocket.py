@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 
 import circuitsae as cs
-from circuitsae.graph.files import write_atomically
 from circuitsae.interventions import logit_diff
 from circuitsae.pocket import prompts as pocket
 from circuitsae.pocket.corpus import held_out_text
@@ -29,6 +28,7 @@ from circuitsae.validation import (
     strongest_pairs,
     survey,
 )
+from transcoders.files import write_file
 
 COMMAND = "python examples/validate_pocket.py --write docs/validation.md"
 NODES, EDGES, CONTROLS, LEAST, AIM = 0.9, 100, 10, 30, (0.9, 0.95)
@@ -254,7 +254,7 @@ def main(arguments: list[str]) -> None:
         if flag in arguments:
             path = Path(arguments[arguments.index(flag) + 1])
             content = content or json.dumps({name: s.to_json() for name, s in found.items()}, allow_nan=False)
-            write_atomically(path, content.encode())
+            write_file(path, content)
             print("Written:", path)
     if "--write" not in arguments:
         print(text)

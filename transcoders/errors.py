@@ -5,7 +5,8 @@
     │   ├── ModelError              a model that is not there or cannot be read
     │   ├── PromptError             a prompt or target token the model cannot take
     │   ├── DictionaryError         a dictionary that does not belong to this model, width or frame
-    │   └── FileFormatError         a file that is not what it claims to be
+    │   ├── FileFormatError         a file that is not what it claims to be
+    │   └── WriteError              a place that cannot be written to (the disk is full, …)
     └── CheckFailedError            a check was run and its answer is no (exit code 1)
 
 Each message says what was wrong (with the value), what was expected, and what to do.
@@ -34,6 +35,10 @@ class DictionaryError(InputError):
 
 class FileFormatError(InputError):
     """A file that is not what it claims to be."""
+
+
+class WriteError(InputError):
+    """A place that cannot be written to."""
 
 
 class CheckFailedError(CircuitsaeError):

@@ -2,8 +2,7 @@
 
 import contextlib
 import copy
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
 from transcoders.errors import PromptError
+from transcoders.files import short_hash
 from transcoders.patterns import make_patterns_editable
 from transcoders.remembering import remembered
 from transcoders.sites import Frame, Site
@@ -22,14 +22,12 @@ Hook = Callable[[Tensor], Tensor | None]
 _FINGERPRINT_VALUES = 4096
 
 
-def _hash_of(weights: Sequence[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
+def _sampled(weights: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | str]:
     for name, weight in weights:
         values = weight.detach().reshape(-1)
         sample = values[:: max(1, values.numel() // _FINGERPRINT_VALUES)]
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        yield f"{name}{tuple(weight.shape)}"
+        yield sample.to("cpu", torch.float32).numpy().tobytes()
 
 
 class _AllFound(Exception):  # noqa: N818 - no error: how a forward pass is left early
@@ -130,7 +128,7 @@ class LanguageModel:
         It is remembered until a weight changes; changes through `.data` and in inference mode go unseen.
         """
         weights = sorted(self.bridge.original_model.state_dict(keep_vars=True).items())
-        return remembered(self.bridge, (weight for _, weight in weights), lambda: _hash_of(weights))
+        return remembered(self.bridge, (weight for _, weight in weights), lambda: short_hash(_sampled(weights)))
 
     # text and tokens
 

@@ -110,21 +110,21 @@ def _dictionaries(
 
 
 def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command: str) -> None:
-    from circuitsae.graph.files import write_atomically
     from circuitsae.reproduce.markdown import markdown
     from circuitsae.reproduce.page import page
     from circuitsae.reproduce.result import write_json
+    from transcoders.files import write_file
 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "report.html", page(found, command).encode())
+    write_file(folder / "report.html", page(found, command))
     write_json(found, folder / "report.json")
     for report in found:
         if report.graph is not None:
             report.graph.write_html(folder / f"{report.task}.html", title=f"{report.task} — {report.model}")
     if docs is not None:
-        write_atomically(docs, markdown(found, command).encode())
+        write_file(docs, markdown(found, command))
 
 
 def _command(

@@ -46,7 +46,7 @@ def train(
 
     import transcoders
     from circuitsae.console import show_evaluation
-    from circuitsae.graph.files import write_atomically
+    from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
 
     keep_freed_memory()  # this process has nothing else to do
@@ -58,7 +58,7 @@ def train(
         rows = transcoders.held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)
         show_evaluation(console, evaluation)
-        write_atomically(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1).encode())
+        write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
     console.print(f"Dictionaries: {out}", highlight=False)
     if kind != "sae":
         say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}')

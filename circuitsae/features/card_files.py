@@ -3,9 +3,8 @@
 Neither needs torch. A set of cards beside a dictionary (`<dictionary>/cards`) is tied to the weights it was made with.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from circuitsae.graph.archives import array_header, array_names, opened_archive, unpacked
 from circuitsae.graph.checking import Limits, MalformedError, parse_json, plain, read_bytes, shown
-from circuitsae.graph.files import write_atomically
 from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.files import file_hash, new_files, short_hash, undisturbed, write_file
 
 FORMAT = "circuitsae-cards/1"
 FOLDER = "cards"
@@ -47,8 +46,8 @@ def _is_file(path: Path) -> bool:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool) -> str:
     """Write arrays as npz, whole or not at all; returns the SHA-256 of the file."""
     write = np.savez_compressed if compressed else np.savez
-    write_atomically(path, lambda file: write(file, allow_pickle=False, **dict(arrays)))
-    return _sha256(path)
+    write_file(path, lambda file: write(file, allow_pickle=False, **dict(arrays)))
+    return file_hash(path)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -71,19 +70,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def write_cards(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write both files; the manifest names the weights of the dictionary that the folder lies in, if there is one."""
-    digest = write_arrays(folder / ARRAYS, arrays, compressed=True)
-    record = {"format": FORMAT, "arrays": digest, "dictionary_files": files_fingerprint(folder.parent), **manifest}
-    write_atomically(folder / MANIFEST, json.dumps(record, ensure_ascii=True, allow_nan=False, indent=1).encode())
+    with new_files(folder) as temporary:
+        digest = write_arrays(temporary / ARRAYS, arrays, compressed=True)
+        record = {"format": FORMAT, "arrays": digest, "dictionary_files": files_fingerprint(folder.parent), **manifest}
+        write_file(temporary / MANIFEST, json.dumps(record, ensure_ascii=True, allow_nan=False, indent=1))
 
 
 def read_cards(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Manifest and arrays. Raises `FileFormatError` for files that are no cards, `DictionaryError` for another's."""
     folder = cards_folder(path)
+    require_cards(folder)
+    with undisturbed(folder):
+        return _read_cards(folder)
+
+
+def _read_cards(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     manifest = _read_manifest(folder / MANIFEST)
     arrays = folder / ARRAYS
     try:
         made_with, found = manifest.get("dictionary_files"), files_fingerprint(folder.parent)
-        together = not arrays.is_file() or _sha256(arrays) == manifest.get("arrays")
+        together = not arrays.is_file() or file_hash(arrays) == manifest.get("arrays")
     except OSError as error:
         raise FileFormatError(f"The cards in {folder} cannot be read ({error}); collect them again.") from error
     if made_with is not None and found is not None and made_with != found:
@@ -96,11 +102,13 @@ def read_cards(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     return manifest, read_arrays(arrays)
 
 
+def require_cards(folder: Path) -> None:
+    """Raises `FileFormatError` where there are no cards in the folder."""
+    if not _is_file(folder / MANIFEST):
+        raise FileFormatError(f"There are no feature cards at {folder}; make them with: circuitsae features collect.")
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
-    if not _is_file(path):
-        raise FileFormatError(
-            f"There are no feature cards at {path.parent}; make them with: circuitsae features collect."
-        )
     try:
         manifest = plain(parse_json(read_bytes(path, _MANIFEST_LIMITS), _MANIFEST_LIMITS))
         if (form := manifest.get("format")) != FORMAT:
@@ -115,17 +123,13 @@ def files_fingerprint(folder: Path) -> str | None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return None
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(_BLOCK, size // _BLOCKS)):
-                file.seek(start)
-                digest.update(file.read(_BLOCK))
-    return digest.hexdigest()[:16]
+    return short_hash(part for path in files for part in _sample(path))
 
 
-def _sha256(path: Path) -> str:
+def _sample(path: Path) -> Iterator[bytes | str]:
+    size = path.stat().st_size
+    yield f"{path.name} {size}"
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for start in range(0, size, max(_BLOCK, size // _BLOCKS)):
+            file.seek(start)
+            yield file.read(_BLOCK)

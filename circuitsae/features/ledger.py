@@ -35,8 +35,8 @@ from circuitsae.graph.checking import (
     shown,
     text,
 )
-from circuitsae.graph.files import write_atomically
 from transcoders.errors import FileFormatError, InputError
+from transcoders.files import write_file
 
 FORMAT = "circuitsae-ledger/1"
 RowKind = Literal[
@@ -176,7 +176,7 @@ class Ledger:
         """Write JSON, whole or not at all; a folder (of dictionaries or of a graph) gets `ledger.json`."""
         path = ledger_path(path)
         document = {"format": FORMAT, "provenance": self.provenance, "labels": [_to_json(x) for x in self.labels]}
-        write_atomically(path, json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1).encode())
+        write_file(path, json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1))
         return path
 
     @classmethod

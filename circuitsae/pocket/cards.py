@@ -7,11 +7,11 @@ from pathlib import Path
 
 from circuitsae.features.cards import FeatureCards
 from circuitsae.features.collection import CollectConfig, collect
-from circuitsae.graph.files import write_atomically
 from circuitsae.pocket.corpus import text_stream
 from circuitsae.pocket.sparse import CONTEXT, SEPARATOR
 from transcoders import load_dictionaries, load_model
 from transcoders.data import Corpus
+from transcoders.files import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -78,4 +78,4 @@ def write_section(page: Path, results: list[Collected]) -> None:
     tokens = results[0].cards.tokens_seen
     section = _SECTION.format(heading=HEADING, tokens=tokens, rows="\n".join(map(_row, results)))
     before = page.read_text(encoding="utf-8").split(HEADING)[0].rstrip() + "\n\n" if page.exists() else ""
-    write_atomically(page, (before + section).encode())
+    write_file(page, before + section)

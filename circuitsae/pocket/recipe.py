@@ -8,7 +8,6 @@ from its last checkpoint under `--work`.
 import argparse
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from circuitsae.pocket.report import write_report
 from circuitsae.pocket.sparse import train_all, write_section
 from circuitsae.pocket.tokenizer import build_tokenizer, save_tokenizer
 from circuitsae.pocket.train import TrainConfig, scaled, train
+from transcoders.files import new_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -121,25 +121,17 @@ class _Clock:
         now = time.monotonic()
         self.seconds += now - self._last
         self._last = now
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"seconds": self.seconds}))
-        temporary.replace(self._path)
+        write_json(self._path, {"seconds": self.seconds})
 
 
 def save_pocket(model: GPT2LMHeadModel, tokenizer: Tokenizer, behaviours: Behaviours, run: Run, seconds: float) -> None:
-    """Write `model/` in Hugging Face layout beside its place, then swap it in."""
-    target, fresh, old = (run.out / name for name in ("model", "model.tmp", "model.old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    model.save_pretrained(fresh)
-    (fresh / "model.safetensors").chmod(0o644)  # written 0600
-    save_tokenizer(tokenizer, fresh)
+    """Write `model/` in Hugging Face layout, whole or not at all."""
     record = {"behaviours": asdict(behaviours), "training": asdict(run.config), "seconds": round(seconds)}
-    (fresh / MEASUREMENTS).write_text(json.dumps(record, indent=2) + "\n")
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(run.out / "model") as fresh:
+        model.save_pretrained(fresh)
+        (fresh / "model.safetensors").chmod(0o644)  # written 0600
+        save_tokenizer(tokenizer, fresh)
+        write_json(fresh / MEASUREMENTS, record)
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Run, list[str], int]:

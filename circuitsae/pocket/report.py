@@ -16,6 +16,7 @@ from circuitsae.pocket.measure import Behaviours
 from circuitsae.pocket.prompts import DEMONSTRATION
 from circuitsae.pocket.train import TrainConfig
 from circuitsae.pocket.words import NAMES
+from transcoders.files import write_file
 
 _PAGE = """# The pocket model
 
@@ -113,10 +114,7 @@ def write_report(
         mixture=", ".join(f"{family.__name__} {share:.0%}" for family, share in MIXTURE.items()),
         n_facts=len(CITIES) + len(STATES),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, text)
 
 
 def _tokens(config: TrainConfig) -> int:

@@ -1,7 +1,6 @@
 """Training and measuring the embedded dictionaries: a cross-layer transcoder, per-layer transcoders, residual SAEs."""
 
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transcoders import LanguageModel, load_dictionaries, load_model, save_dicti
 from transcoders.data import Corpus, take_rows
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, Splice, evaluate
+from transcoders.files import new_folder, write_file
 from transcoders.training import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, train
 
 logger = logging.getLogger(__name__)
@@ -75,11 +75,8 @@ def train_all(model_dir: Path, out: Path, work: Path, *, quick: bool, progress: 
         started = time.monotonic()
         trained = train(model, corpus, config, out=work / name, resume=True, progress=progress)
         seconds = time.monotonic() - started
-        target, fresh = out / name, out / f"{name}.tmp"
-        shutil.rmtree(fresh, ignore_errors=True)
-        save_dictionaries(trained, fresh, storage_dtype=torch.float16)
-        shutil.rmtree(target, ignore_errors=True)
-        fresh.rename(target)
+        with new_folder(target := out / name) as fresh:
+            save_dictionaries(trained, fresh, storage_dtype=torch.float16)
         shipped = load_dictionaries(target)
         rows = take_rows(model, text, rows=8 if quick else 120, context=config.context, separator=SEPARATOR)
         evaluation = evaluate(model, shipped, rows)
@@ -153,6 +150,4 @@ def write_section(page: Path, results: list[Trained]) -> None:
         rows="\n".join(map(table_row, results)),
     )
     before = page.read_text(encoding="utf-8").split(HEADING)[0].rstrip() + "\n\n" if page.exists() else ""
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(before + section, encoding="utf-8")
-    temporary.replace(page)
+    write_file(page, before + section)

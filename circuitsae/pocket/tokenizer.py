@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from circuitsae.pocket import MODEL_DIR
 from circuitsae.pocket.facts import ENTITIES
 from circuitsae.pocket.words import NAMES
+from transcoders.files import write_file
 
 EOT = "<|endoftext|>"
 VOCAB_SIZE = 2176
@@ -100,14 +101,11 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 512,
     }
-    directory.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("tokenizer.json", saved.to_str(pretty=False)),
         ("tokenizer_config.json", json.dumps(config, indent=2) + "\n"),
     ):
-        temporary = directory / (name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(directory / name)
+        write_file(directory / name, text)
 
 
 def load_tokenizer(directory: Path = MODEL_DIR) -> Tokenizer:

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitsae.pocket.corpus import PERIODIC, REPEATS, batch, batch_shape
+from transcoders.formats.files import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -190,9 +190,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, 
         tensors[f"weight.{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config))})
-    temporary.replace(path)
+    write_tensors(path, tensors, {"step": str(step), "config": json.dumps(asdict(config))})
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, config: TrainConfig) -> int:

@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from circuitsae.graph.files import write_atomically
 from circuitsae.report.cards import card_data
 from circuitsae.report.page import (
     fill_template,
@@ -22,6 +21,7 @@ from circuitsae.report.page import (
     read_styles,
 )
 from circuitsae.report.text import visible
+from transcoders.files import write_file
 
 PER_PAGE = 64
 """Cards of a page."""
@@ -70,11 +70,11 @@ def write_browser(cards: CardSet, folder: str | Path, *, title: str | None = Non
             found = [card_json(cards, *place) for place in members]
             listed.add(found)
             data = {"title": title, "cards": found, "per_page": PER_PAGE, "widths": list(cards.widths), "back": name}
-            write_atomically(folder / "cards" / f"{layer}-{block}.html", _card_page(data).encode())
+            write_file(folder / "cards" / f"{layer}-{block}.html", _card_page(data))
         data = {"title": title, "about": _about(cards.manifest), "per_page": PER_PAGE, **listed.data()}
-        write_atomically(folder / name, _list_page(data).encode())
+        write_file(folder / name, _list_page(data))
     if not together:
-        write_atomically(folder / INDEX, _contents(title, cards, lists).encode())
+        write_file(folder / INDEX, _contents(title, cards, lists))
     return folder / INDEX
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.graph.files import Header, load_graph, load_header, write_atomically
+from circuitsae.graph.files import Header, load_graph, load_header
 from circuitsae.graph.nodes import NodeKind
 from circuitsae.report.data import VERDICTS, number
 from circuitsae.report.page import (
@@ -22,6 +22,7 @@ from circuitsae.report.page import (
 )
 from circuitsae.report.text import visible
 from transcoders.errors import CircuitsaeError, InputError
+from transcoders.files import write_file
 
 INDEX = "index.html"
 PAGE = "graph.html"
@@ -60,7 +61,7 @@ def write_index(
     if len(graphs) > _MOST:
         raise InputError(f"{folder} has {len(graphs):,} graphs, more than {_MOST:,}; give a folder with fewer.")
     data = {"title": title or f"Graphs in {folder.resolve().name}", "rows": list(_rows(folder, graphs, write_page))}
-    write_atomically(folder / INDEX, _page(data).encode())
+    write_file(folder / INDEX, _page(data))
     return folder / INDEX
 
 

@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 import pandas as pd
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from circuitsae.graph.files import write_atomically
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike
 from circuitsae.report.data import GraphLike, ValidationLike, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
+from transcoders.files import write_file
 
 PlotlyJS = Literal["inline", "cdn", "directory"]
 """Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in `plotly.min.js` beside the page."""
@@ -78,8 +78,8 @@ def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inl
     path = Path(path)
     page = _assemble(data, plotlyjs)
     if plotlyjs == "directory":
-        write_atomically(path.parent / _PLOTLY_FILE, get_plotlyjs().encode())
-    write_atomically(path, page.encode())
+        write_file(path.parent / _PLOTLY_FILE, get_plotlyjs())
+    write_file(path, page)
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuitsae.graph.files import write_atomically
+from transcoders.files import write_file
 
 TOLERANCE = 0.1
 """A measured figure agrees with a published one within this share of it."""
@@ -131,7 +131,7 @@ def claims_frame(claims: Sequence[Claim]) -> pd.DataFrame:
 def write_json(found: Sequence[Reproduction], path: Path) -> Path:
     """Write all of it as one JSON file."""
     document = json.dumps([one.to_json() for one in found], ensure_ascii=False, indent=1, allow_nan=False)
-    write_atomically(path, document.encode())
+    write_file(path, document)
     return path
 
 

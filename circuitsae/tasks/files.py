@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuitsae.graph.files import write_atomically
 from circuitsae.tasks.base import Answer, Example
 from circuitsae.tasks.filling import Span
 from circuitsae.tasks.published import greater_than_example, ioi_example
 from transcoders.errors import FileFormatError
+from transcoders.files import write_file
 
 _CORRUPT = ("corrupt", "corrupted")
 _ANSWERS = ("answers", "answer", "correct_idx")
@@ -53,7 +53,7 @@ def write_examples(path: str | Path, examples: Sequence[Example]) -> Path:
         }
         for example in examples
     ]
-    write_atomically(Path(path), (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())
+    write_file(Path(path), json.dumps(document, ensure_ascii=False, indent=1) + "\n")
     return Path(path)
 
 

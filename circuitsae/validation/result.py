@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.graph.files import write_atomically
 from circuitsae.validation.statistics import Agreement, agreement
+from transcoders.files import write_file
 
 CONTROL_COLUMNS = ("source", "target", "kind", "predicted", "measured")
 
@@ -90,7 +90,7 @@ class Validation:
     def save(self, path: str | Path) -> Path:
         """Write tables and summary as JSON."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1, allow_nan=False)
-        write_atomically(Path(path), text.encode())
+        write_file(Path(path), text)
         return Path(path)
 
 

@@ -1,12 +1,13 @@
 """Which weights a set of dictionaries has, as a short hash."""
 
-import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from transcoders.dictionaries.dictionary_set import DictionarySet
 from transcoders.dictionaries.mapped import MappedDictionaries
+from transcoders.files import short_hash
 from transcoders.remembering import remembered
 
 _SAMPLE = 64
@@ -25,13 +26,16 @@ def dictionary_fingerprint(dictionaries: DictionarySet) -> str:
 
 
 def _fingerprint(dictionaries: DictionarySet) -> str:
-    digest = hashlib.sha256(dictionaries.kind.encode())
+    return short_hash(_parts(dictionaries))
+
+
+def _parts(dictionaries: DictionarySet) -> Iterator[bytes | str]:
+    yield dictionaries.kind
     for layer in range(dictionaries.n_layers):
         n = dictionaries.n_features(layer)
         chosen = torch.arange(0, n, max(1, n // _SAMPLE), device=dictionaries.decoder_bias(layer).device)
         rows = [dictionaries.encoder_rows(layer, chosen)]
         rows += [dictionaries.decoder_rows(layer, chosen, at) for at in dictionaries.write_layers(layer)]
-        digest.update(f"{layer} {n}".encode())
+        yield f"{layer} {n}"
         for values in rows:
-            digest.update(values.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+            yield values.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()

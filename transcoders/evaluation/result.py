@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transcoders.errors import FileFormatError
-from transcoders.formats.files import read_json, write_json
+from transcoders.files import write_json
+from transcoders.formats.files import read_json
 
 if TYPE_CHECKING:
     import pandas as pd

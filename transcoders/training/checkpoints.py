@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from transcoders.errors import InputError
-from transcoders.formats.files import read_json, read_tensors, write_json, write_tensors
+from transcoders.files import new_folder, write_json
+from transcoders.formats.files import read_json, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,11 @@ class Checkpoint:
 
 
 def save_checkpoint(out: Path, step: int, checkpoint: Checkpoint) -> None:
-    """Write the folder under a temporary name, rename it, and remove the others."""
+    """Write the folder, whole or not at all, and remove the others."""
     folder = out / f"checkpoint-{step:08d}"
-    temporary = out / f".{folder.name}.tmp"
-    for stale in (temporary, folder):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_tensors(temporary / "state.safetensors", checkpoint.tensors)
-    write_json(temporary / "state.json", checkpoint.record)
-    temporary.replace(folder)
+    with new_folder(folder) as temporary:
+        write_tensors(temporary / "state.safetensors", checkpoint.tensors)
+        write_json(temporary / "state.json", checkpoint.record)
     remove_checkpoints(out, but=folder)
 
 

@@ -1,6 +1,5 @@
 """`collect`: the pass itself, from rows of tokens to a set of feature cards."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from transcoders.dictionaries import DictionarySet, SparseFeatures
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError, InputError
+from transcoders.files import short_hash
 from transcoders.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -224,10 +224,7 @@ def _check_rows(model: LanguageModel, rows: Tensor) -> None:
 
 
 def _hash(parts: Iterable[Tensor | list[list[int]]]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(np.asarray(part, np.int64).tobytes())
-    return digest.hexdigest()[:16]
+    return short_hash(np.asarray(part, np.int64).tobytes() for part in parts)
 
 
 def _file_size(corpus: CorpusSource) -> int | None:

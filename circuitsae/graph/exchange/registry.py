@@ -10,8 +10,8 @@ from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import Limits, MalformedError, parse_json, read_bytes
 from circuitsae.graph.exchange import eleuther, gexf, graphml, neuronpedia
 from circuitsae.graph.exchange.xml import check_xml, first_tag
-from circuitsae.graph.files import write_atomically
 from transcoders.errors import FileFormatError, InputError
+from transcoders.files import write_file
 
 FormatName = Literal["neuronpedia", "eleuther", "graphml", "gexf"]
 
@@ -75,7 +75,7 @@ def write_graph(graph: AttributionGraph, path: str | Path, *, format: FormatName
         raise InputError(f"Unknown format {name!r}; graphs are written as {', '.join(map(repr, FORMATS))}.")
     written = FORMATS[name].write(graph)
     content = written if isinstance(written, bytes) else json.dumps(written, allow_nan=False).encode()
-    write_atomically(path, content)
+    write_file(path, content)
     return path
 
 

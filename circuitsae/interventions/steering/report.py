@@ -10,9 +10,9 @@ from typing import Any, cast
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuitsae.graph.files import write_atomically
 from circuitsae.interventions.steering.page import figure, page
 from circuitsae.interventions.steering.settings import Limits, distinct_trigrams
+from transcoders.files import write_file
 
 FORMAT = "circuitsae-steering/1"
 
@@ -132,8 +132,8 @@ class SteeringReport:
         """Write `steering.json` and `steering.html` (one file, works offline); returns the page."""
         folder, document = Path(folder), self.to_json()
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
-        write_atomically(folder / "steering.json", text.encode())
-        write_atomically(folder / "steering.html", page(document).encode())
+        write_file(folder / "steering.json", text)
+        write_file(folder / "steering.html", page(document))
         return folder / "steering.html"
 
 
