@@ -177,10 +177,10 @@ class LanguageModel:
         return ids[0]
 
     def token_string(self, token: int) -> str:
-        """The text of one token, leading space included; `#id` where the model has no tokenizer."""
-        if not self.has_tokenizer:
+        """The text of one token, leading space included; `#id` where the tokenizer knows none, or is none."""
+        piece = self.tokenizer.convert_ids_to_tokens(int(token)) if self.has_tokenizer else None
+        if piece is None:  # vocabularies are padded to even sizes
             return f"#{token}"
-        piece = self.tokenizer.convert_ids_to_tokens(int(token))
         # SentencePiece writes spaces as U+2581; `decode` of a single id would drop one at its start.
         if isinstance(piece, str) and "\u2581" in piece:
             return piece.replace("\u2581", " ")

@@ -174,12 +174,16 @@ def _validate(
 
 
 def _write(graph: Any, check: Any, folder: Path) -> Path:
-    """Graph, validation and page, each file whole or not at all."""
-    graph.save(folder)
-    if check is not None:
-        check.save(folder / "validation.json")
+    """Graph, validation and page, all of them or none."""
+    from transcoders.files import new_files
+
     edges = None if check is None else check.edges
-    return write_page(graph, folder / "graph.html", validation=edges)
+    with new_files(folder) as temporary:
+        graph.save(temporary)
+        if check is not None:
+            check.save(temporary / "validation.json")
+        write_page(graph, temporary / "graph.html", validation=edges)
+    return folder / "graph.html"
 
 
 def _check_identities(check: Any, dtype: str) -> None:
