@@ -1,5 +1,6 @@
 """A language model whose MLPs are written as features plus errors, and one prompt seen that way."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from circuitsae.frozen import FrozenModel
 from transcoders.dictionaries import DictionarySet, SparseFeatures
+from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError
 from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
@@ -42,10 +44,12 @@ class Trace:
 class ReplacementModel:
     """A language model together with transcoders for all of its MLPs.
 
+    `bos`: whether texts get BOS first; by default as in the dictionaries' training, or, where that is not known, as the
+    model's own tokenizer does. `model` is the language model that reads them so.
     Raises `DictionaryError` for dictionaries of another model, width or frame, and for sets that are no transcoders.
     """
 
-    def __init__(self, model: LanguageModel, dictionaries: DictionarySet) -> None:
+    def __init__(self, model: LanguageModel, dictionaries: DictionarySet, *, bos: bool | None = None) -> None:
         layers = range(dictionaries.n_layers)
         mlp_in, mlp_out = (tuple(Site(i, "mlp_in") for i in layers), tuple(Site(i, "mlp_out") for i in layers))
         if (dictionaries.reads, dictionaries.writes) != (mlp_in, mlp_out):
@@ -54,19 +58,28 @@ class ReplacementModel:
                 f"{dictionaries.reads[0]} and write {dictionaries.writes[0]}. Train with kind 'clt' or 'plt'."
             )
         dictionaries.check_fits(model)
-        self.model = model
+        self.model = reading_as_trained(model, dictionaries.provenance, bos)
         self.dictionaries = dictionaries.to(model.dtype)
 
-    def tokens(self, prompt: str | Int[Tensor, "pos"]) -> Int[Tensor, "pos"]:
-        """Checked token ids; a text gets BOS first where the model has one."""
+    def with_bos(self, bos: bool | None) -> "ReplacementModel":
+        """This model, with texts read with BOS first or without; None leaves it as it is."""
+        model = self.model.with_bos(bos)
+        if model is self.model:
+            return self
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def tokens(self, prompt: str | Int[Tensor, "pos"], *, bos: bool | None = None) -> Int[Tensor, "pos"]:
+        """Checked token ids; a text gets BOS first where `model` `adds_bos`, or as `bos` says."""
         if isinstance(prompt, str):
-            return self.model.to_tokens(prompt)
+            return self.model.to_tokens(prompt, bos=bos)
         return self.model.check_tokens(prompt)
 
     @torch.no_grad()
-    def trace(self, prompt: str | Int[Tensor, "pos"]) -> Trace:
+    def trace(self, prompt: str | Int[Tensor, "pos"], *, bos: bool | None = None) -> Trace:
         """Features, errors and the frozen linear map of one prompt, from one forward pass."""
-        tokens = self.tokens(prompt)
+        tokens = self.tokens(prompt, bos=bos)
         dictionaries = self.dictionaries
         skips = [dictionaries.skip(layer) for layer in range(self.model.n_layers)]
         frozen = FrozenModel(self.model, tokens, skips)

@@ -1,6 +1,7 @@
 """LanguageModel: the adapter over TransformerLens' `TransformerBridge`."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,8 +39,13 @@ class LanguageModel:
     Holds no hooks between calls; its weights do not require gradients.
     """
 
-    def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame()) -> None:
+    _bos: bool | None = None
+    """Whether texts get BOS first, where `with_bos` said so."""
+
+    def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame(), *, tokenizer: Any = None) -> None:
+        """`tokenizer`: the model's own; the bridge's, which is used without, is made to add BOS."""
         self.bridge = bridge
+        self._tokenizer = tokenizer
         self.name = name
         self.frame = frame
         bridge.eval()
@@ -65,10 +71,46 @@ class LanguageModel:
         return self.bridge.unembed.W_U
 
     @property
+    def tokenizer(self) -> Any:
+        """What cuts texts into tokens, or None."""
+        return self.bridge.tokenizer if self._tokenizer is None else self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
     def bos(self) -> int | None:
         """Id of the beginning-of-sequence token, or None where the model has none."""
-        owner: Any = self.bridge.tokenizer if self.has_tokenizer else self.bridge.original_model.config
+        owner = self.tokenizer if self.has_tokenizer else self.bridge.original_model.config
         return getattr(owner, "bos_token_id", None)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether texts get BOS first: as `with_bos` says, by default as the model's own tokenizer does."""
+        if self._bos is not None or self.bos is None or not self.has_tokenizer:
+            return bool(self._bos)
+        return list(self.tokenizer("a")["input_ids"])[:1] == [self.bos]
+
+    @property
+    def bos_is_chosen(self) -> bool:
+        """Whether `with_bos` said how texts are read."""
+        return self._bos is not None
+
+    def with_bos(self, bos: bool | None) -> "LanguageModel":
+        """The same model, with texts read with BOS first or without; None leaves it as it is.
+
+        Raises `PromptError` where the model has no such token to put first.
+        """
+        if bos is None or bos == self._bos:
+            return self
+        if bos and self.bos is None:
+            raise PromptError(
+                f"{self.name} has no beginning-of-text token to put before a text; leave out bos=True (--bos)."
+            )
+        other = copy.copy(self)
+        other._bos = bos
+        return other
 
     def to(self, dtype: torch.dtype) -> "LanguageModel":
         """This model, converted in place to another precision."""
@@ -82,22 +124,23 @@ class LanguageModel:
         It is remembered until a weight changes; changes through `.data` and in inference mode go unseen.
         """
         weights = sorted(self.bridge.original_model.state_dict(keep_vars=True).items())
-        return remembered(self, (weight for _, weight in weights), lambda: short_hash(_sampled(weights)))
+        return remembered(self.bridge, (weight for _, weight in weights), lambda: short_hash(_sampled(weights)))
 
     # text and tokens
 
-    def to_tokens(self, text: str, *, prepend_bos: bool | None = None) -> Int[Tensor, "pos"]:
-        """Token ids of `text`, with BOS first unless the model was trained without one.
+    def to_tokens(self, text: str, *, bos: bool | None = None) -> Int[Tensor, "pos"]:
+        """Token ids of `text`, with BOS first where the model `adds_bos`, or as `bos` says.
 
         Raises `PromptError` for an empty text, or one longer than the context.
         """
         if not text.strip():
             raise PromptError(f"The prompt is empty ({text!r}); give at least one word.")
-        ids = self._encode(text)
-        prepend = self.bridge.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-        if prepend and self.bos is not None and ids[:1] != [self.bos]:
-            ids = [self.bos, *ids]
+        ids = self.with_bos(bos).begun(self._encode(text))
         return self.check_tokens(torch.tensor(ids, device=self.device))
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """The ids of a text as the model is to read them: after BOS where it `adds_bos`, and never after two."""
+        return [self.bos, *ids] if self.adds_bos and self.bos is not None and ids[:1] != [self.bos] else ids
 
     def check_tokens(self, tokens: Int[Tensor, "pos"]) -> Int[Tensor, "pos"]:
         """`tokens` on this model's device; raises `PromptError` where the model cannot take them."""
@@ -119,7 +162,7 @@ class LanguageModel:
         ids = self._encode(text)
         if len(ids) != 1:
             # A SentencePiece tokenizer puts a space before what it encodes, so that not every token encodes to itself.
-            piece = self.bridge.tokenizer.get_vocab().get(text.replace(" ", "\u2581"))
+            piece = self.tokenizer.get_vocab().get(text.replace(" ", "\u2581"))
             ids = ids if piece is None else [piece]
         if len(ids) != 1:
             pieces = [self.token_string(i) for i in ids]
@@ -130,15 +173,14 @@ class LanguageModel:
         return ids[0]
 
     def token_string(self, token: int) -> str:
-        """The text of one token, leading space included; `#id` where the model has no tokenizer."""
-        if not self.has_tokenizer:
+        """The text of one token, leading space included; `#id` where the tokenizer knows none, or is none."""
+        piece = self.tokenizer.convert_ids_to_tokens(int(token)) if self.has_tokenizer else None
+        if piece is None:  # vocabularies are padded to even sizes
             return f"#{token}"
-        tokenizer: Any = self.bridge.tokenizer
-        piece = tokenizer.convert_ids_to_tokens(int(token))
         # SentencePiece writes spaces as U+2581; `decode` of a single id would drop one at its start.
         if isinstance(piece, str) and "\u2581" in piece:
             return piece.replace("\u2581", " ")
-        return tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
 
     def token_strings(self, tokens: Int[Tensor, "pos"]) -> list[str]:
         """One string per position."""
@@ -146,12 +188,12 @@ class LanguageModel:
 
     @property
     def has_tokenizer(self) -> bool:
-        return bool(self.bridge.tokenizer is not None and self.bridge.tokenizer.vocab_size)
+        return bool(self.tokenizer is not None and self.tokenizer.vocab_size)
 
     def _encode(self, text: str) -> list[int]:
         if not self.has_tokenizer:
             raise PromptError(f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}.")
-        return list(self.bridge.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     # running
 

@@ -3,9 +3,11 @@
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.hf_utils import autotokenizer_with_special_token_compat
 
 from transcoders.bridging import check_logits
 from transcoders.errors import ModelError
@@ -28,6 +30,7 @@ def load_model(
     source = _model_folder(folder) if _looks_local(str(name), folder) else str(name)
     try:
         bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
+        tokenizer = _own_tokenizer(bridge.tokenizer)
     except Exception as error:  # the hub client, transformers and TransformerLens raise many kinds here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if architecture := re.search(r"Config architectures: \['(.*?)'\]", reason):
@@ -39,10 +42,15 @@ def load_model(
             f"Could not load the model {str(name)!r} ({reason}); check the name and the network, "
             "or give a local folder in Hugging Face layout."
         ) from error
-    model = LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
+    model = LanguageModel(bridge, Path(source).name if folder.is_dir() else source, tokenizer=tokenizer)
     check_logits(bridge, model.name)
     logging.getLogger(__name__).info("loaded %s: %d layers", name, model.n_layers)
     return model
+
+
+def _own_tokenizer(changed: Any) -> Any:
+    """The model's tokenizer as it was saved: the bridge's adds BOS, and has EOS in its place where there is none."""
+    return autotokenizer_with_special_token_compat(changed.name_or_path, use_fast=changed.is_fast)
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -53,6 +53,7 @@ def attribute(
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName = "auto",
+    bos: bool | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
     """The full attribution graph of a prompt's last position; `prune()` it to read it.
@@ -67,11 +68,12 @@ def attribute(
     * `edges_per_node`: only this many strongest edges into each node are stored, with the exact sum of the others.
     * `engine`: `fast` is closed-form, `plain` the slow reference; `auto` is the fast one where the model allows.
     * `batch_size`: targets at once; `auto` bounds the memory.
+    * `bos`: whether a text gets BOS first; default, as the model reads texts (its dictionaries' training).
 
     Raises `PromptError` for a prompt the model cannot take, `InputError` for targets it does not have or a setting out
     of range, and `ModelError` where the engine cannot take the model.
     """
-    trace = model.trace(prompt)
+    trace = model.trace(prompt, bos=bos)
     return attribute_trace(
         model,
         trace,
@@ -98,6 +100,7 @@ def attribute_pruned(
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName = "auto",
+    bos: bool | None = None,
     progress: bool = False,
 ) -> tuple[AttributionGraph, FullSize]:
     """`attribute(...).prune(nodes=nodes, edges=edges)`, and how large the full graph was, which is never held.
@@ -110,7 +113,7 @@ def attribute_pruned(
     check_shares(nodes=nodes, edges=edges)
     limits = _Limits(max_features, unexplained, edges_per_node, batch_size)
     work = _Attribution(
-        model, model.trace(prompt), prompt if isinstance(prompt, str) else None, targets, limits, engine
+        model, model.trace(prompt, bos=bos), prompt if isinstance(prompt, str) else None, targets, limits, engine
     )
     if unexplained is not None:
         full = work.graph(progress)
@@ -192,7 +195,7 @@ class _Attribution:
                 linear=linear_for(self.engine, trace),
                 batch_size=None if limits.batch_size == "auto" else limits.batch_size,
                 edges_per_node=limits.edges_per_node,
-                provenance=_provenance(model, self.prompt, settings),
+                provenance=_provenance(model, trace, self.prompt, settings),
                 done=lambda n: bar.advance(task, n),
             )
             ends, known = _Ends.of(model, trace, token), None
@@ -337,7 +340,7 @@ def _unembedding_bias(
     return [node], centred_columns(group[0].detach(), trace, token)[:, None]
 
 
-def _provenance(model: ReplacementModel, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": model.model.name,
         "fingerprint": model.model.fingerprint(),
@@ -346,6 +349,7 @@ def _provenance(model: ReplacementModel, prompt: str | None, settings: dict[str,
         "dictionaries": {"kind": model.dictionaries.kind, **model.dictionaries.provenance.to_json()},
         "dictionary_fingerprint": _dictionary_fingerprint(model),
         "prompt": prompt,
+        "bos": trace.starts_with_bos,
         "settings": settings,
         "versions": {name: _version(name) for name in ("circuitsae", "torch", "transformer-lens")}
         | {"python": platform.python_version()},

@@ -47,7 +47,7 @@ class TopLogits:
     def __call__(self, model: LanguageModel, logits: Float[Tensor, "d_vocab"]) -> Int[Tensor, "k"]:
         if not 0 < self.probability <= 1 or self.at_most < 1:
             raise InputError(f"{self} chooses nothing; give a probability in (0, 1] and at_most ≥ 1.")
-        probability, token = logits.softmax(-1).sort(descending=True)
+        probability, token = logits.softmax(-1).sort(descending=True, stable=True)
         enough = int((probability.cumsum(0) < self.probability).sum()) + 1
         return token[: min(enough, self.at_most)]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.shared import Dtype, load_language_model
+from circuitsae.commands.shared import Bos, Dtype, load_language_model
 from transcoders.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def evaluate(
     out: Path | None = None,
     require_fvu: float | None = None,
     require_agreement: float | None = None,
+    bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -49,6 +50,7 @@ def evaluate(
         out: Where to write the JSON; default evaluation.json in the folder of the dictionaries, or here.
         require_fvu: Fail (exit code 1) where the mean FVU is above this.
         require_agreement: Fail (exit code 1) where top-1 agreement with all layers replaced is below this.
+        bos: Begin each row with the beginning-of-text token; default, as in the dictionaries' training.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model and of the dictionaries.
     """
@@ -59,7 +61,7 @@ def evaluate(
         raise InputError(f"--out {out} is a folder; give the name of a JSON file.")
     console = Console()
     with console.status("evaluating"):
-        evaluation = _evaluate(model, dictionaries, corpus, tokens, context, separator, device, dtype)
+        evaluation = _evaluate(model, dictionaries, corpus, tokens, context, separator, bos, device, dtype)
     from circuitsae.console import show_evaluation
 
     show_evaluation(console, evaluation)
@@ -77,12 +79,14 @@ def _evaluate(
     tokens: int,
     context: int | None,
     separator: str | None,
+    bos: bool | None,
     device: str,
     dtype: str,
 ) -> "Evaluation":
     import torch
 
     from circuitsae.loading import POCKET, load_dictionaries
+    from transcoders.dictionaries.provenance import reading_as_trained
     from transcoders.evaluation import evaluate as measure
 
     if corpus is None and model != POCKET:
@@ -91,6 +95,7 @@ def _evaluate(
     loaded = load_dictionaries(dictionaries, device=device, dtype=precision)
     language_model = load_language_model(model, device, dtype)
     loaded.check_fits(language_model)
+    language_model = reading_as_trained(language_model, loaded.provenance, bos)
     length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
     separator = separator if separator is not None else _recorded(loaded, "separator", None)
     return measure(language_model, loaded, _rows(language_model, corpus, tokens, length, separator))

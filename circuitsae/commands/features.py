@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.shared import load_language_model, say_next
+from circuitsae.commands.shared import Bos, load_language_model, say_next
 from transcoders.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def collect(
     per_stratum: int = 2,
     seed: int = 0,
     resume: bool = True,
+    bos: Bos = None,
     device: str = "cpu",
 ) -> None:
     """Collect feature cards of all layers in one pass over a corpus; a run that was killed goes on.
@@ -51,6 +52,7 @@ def collect(
         per_stratum: Examples of each part.
         seed: Of the samples.
         resume: Go on from where an earlier run was killed.
+        bos: Begin each row with the beginning-of-text token; default, as in the dictionaries' training.
         device: cpu, cuda, cuda:1, mps.
     """
     from circuitsae.features.collection import collect
@@ -63,7 +65,7 @@ def collect(
     config = _settings(model, corpus, context, asked)
     language_model, loaded = load_language_model(model, device), load_dictionaries(name, device=device)
     source = CORPUS if corpus is None else corpus
-    how: dict[str, Any] = {"separator": separator, "resume": resume, "progress": True}
+    how: dict[str, Any] = {"separator": separator, "bos": bos, "resume": resume, "progress": True}
     cards = collect(language_model, loaded, source, config, out=target, **how)
     _show(cards)
     console.print(f"Cards: {target}", highlight=False, soft_wrap=True)

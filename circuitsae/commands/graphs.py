@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from circuitsae.commands.compare import show_folder
-from circuitsae.commands.shared import Dtype, load_replacement, say_next, source_of, write_page
+from circuitsae.commands.shared import Bos, Dtype, begins_with_bos, load_replacement, say_next, source_of, write_page
 from transcoders.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def trace(
     unexplained: float | None = None,
     engine: Literal["auto", "fast", "plain"] = "auto",
     validate: int = 100,
+    bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -53,6 +54,7 @@ def trace(
         unexplained: Stop looking for features once those not expanded hold this share of the influence.
         engine: The fast engine, or the plain one, which is its reference.
         validate: Test this many of the strongest edges; 0 for none.
+        bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
     """
@@ -60,7 +62,7 @@ def trace(
 
     _refuse_impossible_shares(nodes=nodes, edges=edges)
     folder = out or Path("graphs") / _slug(prompt)
-    replacement = load_replacement(model, dictionaries, device, dtype)
+    replacement = load_replacement(model, dictionaries, device, dtype, bos)
     settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
     graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
     graph = _with_source(graph, nodes, edges, {"model": model, "dictionaries": dictionaries})
@@ -103,7 +105,7 @@ def validate(
     loaded = load_graph(graph)
     source, dtype = source_of(loaded), _dtype_of(loaded)
     name = model or source.model or str(loaded.provenance.get("model") or "pocket")
-    replacement = load_replacement(name, dictionaries or source.dictionaries, device, dtype)
+    replacement = load_replacement(name, dictionaries or source.dictionaries, device, dtype, begins_with_bos(loaded))
     check = _validate(replacement, loaded, edges, regimes, seed, controls, budget if "model" in regimes else 0)
     page = _write(check.annotate(loaded), check, graph)
     console.print(f"Written: {graph / 'validation.json'}\nHTML:    {page.resolve()}", highlight=False, soft_wrap=True)
@@ -174,12 +176,16 @@ def _validate(
 
 
 def _write(graph: Any, check: Any, folder: Path) -> Path:
-    """Graph, validation and page, each file whole or not at all."""
-    graph.save(folder)
-    if check is not None:
-        check.save(folder / "validation.json")
+    """Graph, validation and page, all of them or none."""
+    from transcoders.files import new_files
+
     edges = None if check is None else check.edges
-    return write_page(graph, folder / "graph.html", validation=edges)
+    with new_files(folder) as temporary:
+        graph.save(temporary)
+        if check is not None:
+            check.save(temporary / "validation.json")
+        write_page(graph, temporary / "graph.html", validation=edges)
+    return folder / "graph.html"
 
 
 def _check_identities(check: Any, dtype: str) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from circuitsae.commands.shared import Dtype, load_replacement
+from circuitsae.commands.shared import Bos, Dtype, load_replacement
 from circuitsae.report.text import visible
 from transcoders.errors import InputError
 
@@ -37,6 +37,7 @@ def intervene(
     json: bool = False,
     model: str = "pocket",
     dictionaries: str | None = None,
+    bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -64,6 +65,7 @@ def intervene(
         json: Print JSON instead of tables.
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders; the pocket model has its own.
+        bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
     """
@@ -77,7 +79,7 @@ def intervene(
 
     chosen = _interventions(feature, {"zero": zero or None, "scale": scale, "set": set, "add": add, "replace": replace})
     console = Console()
-    loaded = load_replacement(model, dictionaries, device, dtype)
+    loaded = load_replacement(model, dictionaries, device, dtype, bos)
     outcome = module.intervene(loaded, prompt, chosen, regime=regime, until=until, audit=audit, reads=False)
     written = module.generate(loaded, prompt, chosen, n=generate) if generate else None
     name, metric = _metric(loaded, outcome, target, against)

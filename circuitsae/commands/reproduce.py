@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from circuitsae.commands.shared import Dtype, load_language_model
+from circuitsae.commands.shared import Bos, Dtype, load_language_model
 from transcoders.errors import CheckFailedError, InputError
 
 _COLOURS = {"not met": "red", "differs": "yellow", "met": "green", "agrees": "green"}
@@ -32,6 +32,7 @@ def reproduce(
     out: Path | None = None,
     docs: Path | None = None,
     seed: int = 0,
+    bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -50,6 +51,7 @@ def reproduce(
         out: Folder to write; default reports/MODEL-TASK.
         docs: Also write the report as Markdown to this file.
         seed: Seed of prompts and resamples.
+        bos: Begin each prompt with the beginning-of-text token; default, as in the dictionaries' training.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
     """
@@ -61,14 +63,14 @@ def reproduce(
     if prompts is not None:
         settings = settings.capped(prompts)
     with console.status("loading") as status:
-        loaded = load_language_model(model, device, dtype)
+        loaded = load_language_model(model, device, dtype).with_bos(bos)
         own, audit_with = _dictionaries(model, dictionaries, device)
         found = []
         for name in TASKS if task == "all" else (task,):
             found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=status.update))
             show(console, found[-1])
     sizes = {"--prompts": prompts, "--rescore": rescore, "--seed": seed or None}
-    command = _command(task, model, dictionaries, quick, sizes, docs)
+    command = _command(task, model, dictionaries, quick, bos, sizes, docs)
     folder = out or Path("reports") / f"{Path(model).name}-{task}"
     _write(found, folder, docs, command)
     console.print(f"Wrote {escape(str(folder / 'report.html'))}", highlight=False)
@@ -126,12 +128,19 @@ def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command
 
 
 def _command(
-    task: str, model: str, dictionaries: str | None, quick: bool, sizes: dict[str, int | None], docs: Path | None
+    task: str,
+    model: str,
+    dictionaries: str | None,
+    quick: bool,
+    bos: bool | None,
+    sizes: dict[str, int | None],
+    docs: Path | None,
 ) -> str:
     words = ["circuitsae", "reproduce", task]
     words += ["--model", model] if model != "pocket" else []
     words += ["--dictionaries", dictionaries] if dictionaries else []
     words += ["--quick"] if quick else []
+    words += [] if bos is None else ["--bos" if bos else "--no-bos"]
     words += [word for name, value in sizes.items() if value is not None for word in (name, str(value))]
     words += ["--docs", str(docs)] if docs else []
     return shlex.join(words)

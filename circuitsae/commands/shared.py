@@ -4,8 +4,9 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
 
+import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Dtype = Literal["float32", "float64", "bfloat16"]
+Bos = Annotated[bool | None, tyro.conf.DisallowNone]
+"""--bos or --no-bos; None where neither is given."""
 
 
 def load_language_model(name: str, device: str, dtype: str = "float32") -> "LanguageModel":
@@ -37,7 +40,9 @@ def load_language_model(name: str, device: str, dtype: str = "float32") -> "Lang
     return load_model(name, device=device, dtype=getattr(torch, dtype))
 
 
-def load_replacement(model: str, dictionaries: str | None, device: str, dtype: str) -> "ReplacementModel":
+def load_replacement(
+    model: str, dictionaries: str | None, device: str, dtype: str, bos: bool | None = None
+) -> "ReplacementModel":
     """A model with its dictionaries; the pocket model has its own."""
     from circuitsae.loading import dictionaries_for, load_dictionaries
     from circuitsae.replacement import ReplacementModel
@@ -45,7 +50,7 @@ def load_replacement(model: str, dictionaries: str | None, device: str, dtype: s
     with Console().status("loading"):
         language_model = load_language_model(model, device, dtype)
         name = dictionaries_for(model, dictionaries)
-        return ReplacementModel(language_model, load_dictionaries(name, device=device))
+        return ReplacementModel(language_model, load_dictionaries(name, device=device), bos=bos)
 
 
 def write_page(graph: "AttributionGraph", path: Path, *, validation: "pd.DataFrame | None" = None) -> Path:
@@ -70,6 +75,12 @@ def source_of(graph: "AttributionGraph") -> Source:
     stated = graph.provenance.get("source")
     fields = stated if isinstance(stated, Mapping) else {}
     return Source(*(value if isinstance(value := fields.get(name), str) and value else None for name in Source._fields))
+
+
+def begins_with_bos(graph: "AttributionGraph") -> bool | None:
+    """Whether a graph's prompt begins with BOS, as it says; None where it says nothing that makes sense."""
+    stated = graph.provenance.get("bos")
+    return stated if isinstance(stated, bool) else None
 
 
 def beside_dictionaries(graph: "AttributionGraph") -> "tuple[FeatureCards | None, Ledger | None]":

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from circuitsae.commands.shared import Dtype, load_replacement
+from circuitsae.commands.shared import Bos, Dtype, load_replacement
 from circuitsae.report.text import visible
 from transcoders.errors import InputError
 
@@ -43,6 +43,7 @@ def steer(
     json: bool = False,
     model: str = "pocket",
     dictionaries: str | None = None,
+    bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -74,6 +75,7 @@ def steer(
         json: Print JSON instead of tables.
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders; the pocket model has its own.
+        bos: Begin each prompt with the beginning-of-text token; default, as in the dictionaries' training.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
     """
@@ -85,7 +87,7 @@ def steer(
     from circuitsae.interventions import steering
 
     console = Console()
-    loaded = load_replacement(model, dictionaries, device, dtype)
+    loaded = load_replacement(model, dictionaries, device, dtype, bos)
     lm = loaded.model
     right, wrong = lm.token_id(target), None if against is None else lm.token_id(against)
     report = steering.steer(

@@ -26,7 +26,7 @@ def train(
     resume: bool = False,
     evaluate_tokens: int = 20_000,
     device: str = "cpu",
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
+    settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.DisallowNone] = TrainConfig(),
 ) -> None:
     """Train dictionaries for all layers of a model, evaluate them on held-out text, and save them.
 
@@ -52,7 +52,7 @@ def train(
     keep_freed_memory()  # this process has nothing else to do
     own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
     config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
-    language_model = load_language_model(model, device)
+    language_model = load_language_model(model, device).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, corpus, config, out=out, resume=resume)
     if evaluate_tokens:
         rows = transcoders.held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)

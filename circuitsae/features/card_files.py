@@ -13,7 +13,7 @@ import numpy as np
 from circuitsae.graph.archives import array_header, array_names, opened_archive, unpacked
 from circuitsae.graph.checking import Limits, MalformedError, parse_json, plain, read_bytes, shown
 from transcoders.errors import DictionaryError, FileFormatError
-from transcoders.files import file_hash, new_files, short_hash, write_file
+from transcoders.files import file_hash, new_files, short_hash, undisturbed, write_file
 
 FORMAT = "circuitsae-cards/1"
 FOLDER = "cards"
@@ -79,6 +79,12 @@ def write_cards(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, 
 def read_cards(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Manifest and arrays. Raises `FileFormatError` for files that are no cards, `DictionaryError` for another's."""
     folder = cards_folder(path)
+    require_cards(folder)
+    with undisturbed(folder):
+        return _read_cards(folder)
+
+
+def _read_cards(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     manifest = _read_manifest(folder / MANIFEST)
     arrays = folder / ARRAYS
     try:
@@ -96,11 +102,13 @@ def read_cards(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     return manifest, read_arrays(arrays)
 
 
+def require_cards(folder: Path) -> None:
+    """Raises `FileFormatError` where there are no cards in the folder."""
+    if not _is_file(folder / MANIFEST):
+        raise FileFormatError(f"There are no feature cards at {folder}; make them with: circuitsae features collect.")
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
-    if not _is_file(path):
-        raise FileFormatError(
-            f"There are no feature cards at {path.parent}; make them with: circuitsae features collect."
-        )
     try:
         manifest = plain(parse_json(read_bytes(path, _MANIFEST_LIMITS), _MANIFEST_LIMITS))
         if (form := manifest.get("format")) != FORMAT:

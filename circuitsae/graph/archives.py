@@ -1,5 +1,6 @@
 """Arrays in npz files of strangers: what the headers say is checked before anything is unpacked."""
 
+import hashlib
 import math
 import tokenize
 import warnings
@@ -33,13 +34,19 @@ class ArrayHeader(NamedTuple):
 
 
 @contextmanager
-def opened_archive(path: Path, largest: int) -> Iterator[zipfile.ZipFile]:
-    """The archive in a file of at most `largest` bytes; whatever is wrong with it raises `MalformedError`."""
+def opened_archive(path: Path, largest: int, digest: str | None = None) -> Iterator[zipfile.ZipFile]:
+    """The archive in a file of at most `largest` bytes; whatever is wrong with it raises `MalformedError`.
+
+    digest: the SHA-256 that the file must have.
+    """
     try:
         if (size := path.stat().st_size) > largest:
             raise MalformedError(f"{path.name} has {size:,} bytes, more than the {largest:,} that it can need")
-        with zipfile.ZipFile(path) as archive:
-            yield archive
+        with path.open("rb") as file:
+            if digest is not None and hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise MalformedError(f"{path.name} was changed, or not written together with graph.json")
+            with zipfile.ZipFile(file) as archive:
+                yield archive
     except MalformedError:
         raise
     except (

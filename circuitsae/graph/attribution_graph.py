@@ -186,7 +186,8 @@ class AttributionGraph:
         if self.edge_notes is None:
             return frame
         extra = [c for c in self.edge_notes.columns if c not in ("weight", "share")]
-        return frame.merge(self.edge_notes[extra], on=["source", "target"], how="left")
+        notes = self.edge_notes[extra].astype({"source": object, "target": object})  # without a row: numbers
+        return frame.merge(notes, on=["source", "target"], how="left")
 
     def top_logits(self) -> list[Node]:
         """The logit nodes, most probable first."""

@@ -11,6 +11,7 @@ LARGEST_NUMBER = 1e30
 """No larger number is taken for a weight or an activation; sums of squares stay finite."""
 LARGEST_INDEX = 2**53 - 1
 _DEEPEST = 24
+_ROUNDING = 1e-6
 MEASUREMENTS = ("predicted", "frozen", "replacement", "measured", "control")
 """The columns of `edge_notes` that hold numbers."""
 
@@ -112,6 +113,14 @@ def present(value: Any, what: str) -> float:
     found = number(value, what)
     if math.isnan(found):
         raise MalformedError(f"{what} is missing; expected a number")
+    return found
+
+
+def share(value: Any, what: str, *, optional: bool = False) -> float:
+    """A number from 0 to 1, but for rounding; NaN where it may be missing and is."""
+    found = number(value, what) if optional else present(value, what)
+    if found < -_ROUNDING or found > 1 + _ROUNDING:
+        raise MalformedError(f"{what} is {shown(value)}; expected a number from 0 to 1")
     return found
 
 

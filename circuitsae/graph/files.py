@@ -26,19 +26,21 @@ from circuitsae.graph.checking import (
     present,
     read_bytes,
     sequence,
+    share,
     shown,
     text,
     whole,
 )
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
-from circuitsae.graph.placing import check_place, refuse_twice
+from circuitsae.graph.placing import check_edges, check_place, refuse_twice
 from transcoders.errors import FileFormatError
-from transcoders.files import write_file
+from transcoders.files import file_hash, new_files, undisturbed, write_file
 
 FORMAT = "circuitsae-graph/1"
 NATIVE_LIMITS = Limits(edges=2**28)
 """The largest graph that `load_graph` reads: of its own files the edges are cheap, some 4 GB at most."""
+_DOCUMENT, _EDGES = "graph.json", "edges.npz"
 _FIGURES = ("rest", "inputs", "influence", "cumulative")
 _SCORES = ("replacement", "completeness")
 
@@ -54,6 +56,7 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
         "token_ids": list(graph.token_ids),
         "n_layers": graph.n_layers,
         "n_edges": int(coo.nnz),
+        "edges": "",
         "scores": graph.scores.as_dict(),
         "provenance": dict(graph.provenance),
         "nodes": [_without_nan(asdict(node)) for node in graph.nodes],
@@ -63,8 +66,10 @@ def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
         "cumulative": [float(v) for v in graph.cumulative],
         "edge_notes": None if graph.edge_notes is None else _table(graph.edge_notes),
     }
-    write_file(folder / "edges.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **edges))
-    write_file(folder / "graph.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
+    with new_files(folder) as temporary:
+        write_file(temporary / _EDGES, lambda file: np.savez_compressed(file, allow_pickle=False, **edges))
+        document["edges"] = file_hash(temporary / _EDGES)
+        write_file(temporary / _DOCUMENT, json.dumps(document, ensure_ascii=False, allow_nan=False))
     return folder
 
 
@@ -77,6 +82,8 @@ class Header:
     token_ids: tuple[int, ...]
     n_layers: int
     n_edges: int
+    digest: str | None
+    """The SHA-256 of `edges.npz`; None in a graph of before there was one."""
     scores: Scores
     provenance: dict[str, Any]
     edge_notes: pd.DataFrame | None
@@ -93,8 +100,11 @@ def load_graph(folder: str | Path, *, limits: Limits | None = None) -> Attributi
     """
     folder, limits = Path(folder), limits or NATIVE_LIMITS
     with _one_sentence(folder):
-        head = _read_header(folder, limits)
-        weights = _read_edges(folder / "edges.npz", len(head.nodes), head.n_edges)
+        require_graph(folder)
+        with undisturbed(folder):
+            head = _read_header(folder, limits)
+            weights = _read_edges(folder / _EDGES, head)
+        check_edges(head.nodes, [node.id for node in head.nodes], weights)
     return AttributionGraph(
         nodes=head.nodes,
         weights=weights,
@@ -112,7 +122,14 @@ def load_header(folder: str | Path, *, limits: Limits | None = None) -> Header:
     """All of the graph in `folder` but its edges, which may be many; errors as in `load_graph`."""
     folder = Path(folder)
     with _one_sentence(folder):
+        require_graph(folder)
         return _read_header(folder, limits or NATIVE_LIMITS)
+
+
+def require_graph(folder: Path) -> None:
+    """Raises `FileFormatError` where there is no graph in the folder."""
+    if not (folder / _DOCUMENT).is_file():
+        raise FileFormatError(f"There is no graph at {folder} (no {_DOCUMENT}); give a folder that `trace` wrote.")
 
 
 @contextmanager
@@ -124,16 +141,15 @@ def _one_sentence(folder: Path) -> Iterator[None]:
 
 
 def _read_header(folder: Path, limits: Limits) -> Header:
-    path = folder / "graph.json"
-    if not path.is_file():
-        raise FileFormatError(f"There is no graph at {folder} (no {path.name}); give a folder that `trace` wrote.")
-    document = parse_json(read_bytes(path, limits), limits)
+    document = parse_json(read_bytes(folder / _DOCUMENT, limits), limits)
     if (form := document.get("format")) != FORMAT:
-        raise MalformedError(f"graph.json has format {shown(form)}, but {FORMAT!r} is what is read")
+        raise MalformedError(f"{_DOCUMENT} has format {shown(form)}, but {FORMAT!r} is what is read")
     raw, n_edges = sequence(document.get("nodes"), "nodes"), whole(document.get("n_edges"), "n_edges")
     words, n_layers = sequence(document.get("tokens"), "tokens"), whole(document.get("n_layers"), "n_layers")
     for name, count in (("nodes", len(raw)), ("edges", n_edges), ("tokens", len(words)), ("layers", n_layers)):
         limits.check(name, count)
+    if not raw:
+        raise MalformedError("it has no nodes")
     if n_edges > len(raw) ** 2:
         raise MalformedError(f"it claims {n_edges:,} edges between {len(raw):,} nodes")
     nodes = tuple(_node(row, f"node {i}") for i, row in enumerate(raw))
@@ -145,10 +161,11 @@ def _read_header(folder: Path, limits: Limits) -> Header:
     return Header(
         nodes=nodes,
         tokens=tuple(text(word, "a token") for word in words),
-        token_ids=tuple(whole(i, "a token id", -1) for i in sequence(document.get("token_ids"), "token_ids")),
+        token_ids=_token_ids(document, len(words)),
         n_layers=n_layers,
         n_edges=n_edges,
-        scores=Scores(**{name: present(scores.get(name), f"the {name} score") for name in _SCORES}),
+        digest=None if document.get("edges") is None else text(document["edges"], "the hash of the edges"),
+        scores=Scores(**{name: share(scores.get(name), f"the {name} score") for name in _SCORES}),
         provenance=plain(mapping(document.get("provenance"), "provenance")),
         edge_notes=_notes(document.get("edge_notes"), set(ids)),
         figures={name: _figures(document, name, len(nodes)) for name in _FIGURES},
@@ -167,8 +184,15 @@ def _node(row: Any, what: str) -> Node:
         text(fields.get("text", ""), f"text of {what}"),
         **{name: number(fields.get(name), f"{name} of {what}") for name in ("activation", "pre_activation")},
         bias=present(fields.get("bias", 0.0), f"bias of {what}"),
-        probability=number(fields.get("probability"), f"probability of {what}"),
+        probability=share(fields.get("probability"), f"probability of {what}", optional=kind != NodeKind.LOGIT),
     )
+
+
+def _token_ids(document: dict[str, Any], count: int) -> tuple[int, ...]:
+    ids = sequence(document.get("token_ids"), "token_ids")
+    if len(ids) != count:
+        raise MalformedError(f"there are {len(ids):,} token_ids for {count:,} tokens")
+    return tuple(whole(i, "a token id", -1) for i in ids)
 
 
 def _figures(document: dict[str, Any], name: str, n: int) -> np.ndarray:
@@ -177,7 +201,11 @@ def _figures(document: dict[str, Any], name: str, n: int) -> np.ndarray:
     values = sequence(document.get(name), name)
     if len(values) != n:
         raise MalformedError(f"{name} has {len(values):,} numbers for {n:,} nodes")
-    return np.array([number(value, f"{name} of node {i}") for i, value in enumerate(values)], dtype=float)
+    figures = np.array([number(value, f"{name} of node {i}") for i, value in enumerate(values)], dtype=float)
+    most = 1 + 1e-6 if name == "cumulative" else math.inf
+    if name != "rest" and (wrong := np.flatnonzero((figures < 0) | (figures > most))).size:
+        raise MalformedError(f"{name} of node {wrong[0]} is {figures[wrong[0]]:g}, which no network gives")
+    return figures
 
 
 def _notes(stated: Any, ids: set[str]) -> pd.DataFrame | None:
@@ -208,16 +236,15 @@ def _note(name: str, value: Any, ids: set[str]) -> Any:
     return plain(value)
 
 
-def _read_edges(path: Path, n_nodes: int, n_edges: int) -> sparse.csr_array:
+def _read_edges(path: Path, head: Header) -> sparse.csr_array:
     """The weights [node, node] in `path`; what the archive says of its arrays is checked before they are unpacked."""
-    with opened_archive(path, largest=24 * n_edges + 2**16) as archive:
+    n_nodes, n_edges = len(head.nodes), head.n_edges
+    with opened_archive(path, largest=24 * n_edges + 2**16, digest=head.digest) as archive:
         for name in ("row", "col", "weight"):
             _check_array(archive, name, n_edges)
         row, col, weight = (unpacked(archive, name) for name in ("row", "col", "weight"))
     if n_edges and (min(row.min(), col.min()) < 0 or max(row.max(), col.max()) >= n_nodes):
         raise MalformedError(f"edges.npz has edges beyond its {n_nodes:,} nodes")
-    if not np.isfinite(np.abs(weight).max(initial=0.0)):
-        raise MalformedError("edges.npz has a weight that is not a finite number")
     weights = sparse.csr_array(sparse.coo_array((weight, (row, col)), shape=(n_nodes, n_nodes)))
     if weights.nnz != n_edges:
         raise MalformedError("edges.npz has an edge twice")

@@ -11,7 +11,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from circuitsae.pocket import MODEL_DIR
 from circuitsae.pocket.facts import ENTITIES
@@ -84,7 +84,14 @@ def build_tokenizer(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` reads without a network."""
+    """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` reads without a network.
+
+    As saved it puts `EOT` before every text, as the model's rows of training text begin.
+    """
+    saved = Tokenizer.from_str(tokenizer.to_str())
+    saved.post_processor = processors.TemplateProcessing(
+        single=f"{EOT} $A", pair=f"{EOT} $A $B", special_tokens=[(EOT, saved.token_to_id(EOT))]
+    )
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": EOT,
@@ -95,15 +102,17 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         "model_max_length": 512,
     }
     for name, text in (
-        ("tokenizer.json", tokenizer.to_str(pretty=False)),
+        ("tokenizer.json", saved.to_str(pretty=False)),
         ("tokenizer_config.json", json.dumps(config, indent=2) + "\n"),
     ):
         write_file(directory / name, text)
 
 
 def load_tokenizer(directory: Path = MODEL_DIR) -> Tokenizer:
-    """The saved tokenizer, without transformers."""
+    """The saved tokenizer, without transformers, and with texts alone: nothing is put before them."""
     path = directory / "tokenizer.json"
     if not path.exists():
         raise FileNotFoundError(f"no tokenizer at {path}: run `python -m circuitsae.pocket.recipe` to build the model")
-    return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = None
+    return tokenizer

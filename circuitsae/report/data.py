@@ -120,7 +120,8 @@ def with_validation(edges: pd.DataFrame, validation: ValidationLike | pd.DataFra
         raise InputError(f"the validation names the edge {source} → {target} twice; give each edge once.")
     columns = [column for column in (*_MEASUREMENTS, "verdict") if column in measured]
     kept = edges.drop(columns=[column for column in columns if column in edges])
-    return kept.merge(measured[["source", "target", *columns]], on=["source", "target"], how="left")
+    measured = measured[["source", "target", *columns]].astype({"source": object, "target": object})
+    return kept.merge(measured, on=["source", "target"], how="left")
 
 
 def _node_columns(nodes: pd.DataFrame) -> dict[str, list[Any]]:

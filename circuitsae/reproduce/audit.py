@@ -184,4 +184,4 @@ def _city(text: str) -> str:
 
 
 def _single(model: ReplacementModel, capital: str) -> bool:
-    return len(model.model.to_tokens(" " + capital, prepend_bos=False)) == 1
+    return len(model.model.to_tokens(" " + capital, bos=False)) == 1

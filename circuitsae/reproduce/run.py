@@ -20,6 +20,7 @@ from circuitsae.reproduce.result import Reproduction
 from circuitsae.reproduce.roles import role_stage
 from circuitsae.reproduce.settings import Settings, task_prompts
 from transcoders.dictionaries import DictionarySet
+from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 
@@ -44,6 +45,8 @@ def reproduce(
     if task not in TASKS:
         raise InputError(f"{task!r} cannot be reproduced; choose one of {', '.join(TASKS)}.")
     report = Reproduction(task, model.name, asdict(settings))
+    if dictionaries is not None:
+        model = reading_as_trained(model, dictionaries.provenance)
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:

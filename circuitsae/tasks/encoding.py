@@ -3,7 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
@@ -30,16 +29,14 @@ def encode(model: LanguageModel, texts: Sequence[str]) -> list[Encoded]:
     """
     if not texts:
         return []
-    tokenizer: Any = model.bridge.tokenizer
+    tokenizer = model.tokenizer
     if model.has_tokenizer and not tokenizer.is_fast:
         raise ModelError(f"The tokenizer of {model.name} gives no character offsets; use its `fast` version.")
-    first = model.to_tokens(texts[0]).tolist()
+    model.to_tokens(texts[0])  # a model without a tokenizer says so
+    model = model.with_bos(model.adds_bos)  # asks the tokenizer once
     batch = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-    before = first[: len(first) - len(batch["input_ids"][0])]
-    return [
-        Encoded([*before, *ids], [*([0] * len(before)), *(end for _, end in offsets)])
-        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-    ]
+    found = zip(map(model.begun, batch["input_ids"]), batch["offset_mapping"], strict=True)
+    return [Encoded(ids, [0] * (len(ids) - len(ends)) + [end for _, end in ends]) for ids, ends in found]
 
 
 def pieces(model: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
@@ -47,5 +44,5 @@ def pieces(model: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     model.to_tokens(texts[0])  # a model without a tokenizer says so
-    tokenizer: Any = model.bridge.tokenizer
+    tokenizer = model.tokenizer
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]

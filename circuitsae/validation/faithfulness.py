@@ -18,6 +18,7 @@ from circuitsae.interventions.means import By
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept, kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, Ranking, kind_of
+from circuitsae.validation.measuring import reading_like
 from circuitsae.validation.result import jsonable
 from circuitsae.validation.statistics import interval
 from circuitsae.validation.tasks import Cases, Task
@@ -135,7 +136,7 @@ def faithfulness(
     tokens. `sizes` default to about 16 on a log scale up to the whole circuit. `errors` says whether error nodes follow
     the circuit, all stay, or all go. Raises `InputError` for an empty circuit or impossible sizes.
     """
-    cases = Cases(model, task)
+    cases = Cases(reading_like(model, circuit) if isinstance(circuit, AttributionGraph) else model, task)
     chosen = as_circuit(circuit, cases)
     if not len(chosen):
         raise InputError("The circuit has no features or error nodes; there is nothing to keep.")

@@ -29,6 +29,12 @@ def traced(model: ReplacementModel, graph: AttributionGraph) -> Trace:
     return model.trace(torch.tensor(graph.token_ids))
 
 
+def reading_like(model: ReplacementModel, graph: AttributionGraph) -> ReplacementModel:
+    """The model with texts read as the graph's prompt is: with BOS first or without."""
+    first, bos = graph.token_ids[0] if graph.token_ids else -1, model.model.bos
+    return model if bos is None or first < 0 else model.with_bos(first == bos)
+
+
 def require_active(trace: Trace, nodes: Sequence[Node]) -> None:
     """Raises `InputError` for features of a graph that the dictionaries do not find on its prompt."""
     active = {tuple(index) for index in trace.features.index.tolist()}

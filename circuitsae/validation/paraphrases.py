@@ -17,7 +17,7 @@ from circuitsae.interventions import PromptLike, Recording, for_node
 from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import FIRST, ReplacementModel
 from circuitsae.validation.budget import node_row
-from circuitsae.validation.measuring import Targets, effects
+from circuitsae.validation.measuring import Targets, effects, reading_like
 from circuitsae.validation.statistics import interval
 
 RESAMPLES = 1000
@@ -36,7 +36,7 @@ def on_paraphrases(
     Edges whose ends have no corresponding position on a prompt have no row there. `active` says whether the source is;
     a feature that is off on a paraphrase predicts and measures 0.
     """
-    library = Library(model)
+    library = Library(reading_like(model, graph))
     frames = [
         _on_one(model, graph, edges, library[prompt], roles).assign(paraphrase=number)
         for number, prompt in enumerate(prompts)

@@ -295,7 +295,12 @@ def test_a_truncated_file_is_one_sentence(other):
         ('{"a": 1}', "the keys 'a'"),
         ('{"nodes": {}, "links": []}', "expected a list"),
         ('{"nodes": ' + "[" * 100_000 + "]" * 100_000 + ', "links": []}', "nesting"),
-        ('{"nodes": [], "links": [], "x": ' + "[" * 200 + "]" * 200 + "}", "deep"),
+        (json.dumps(NEURONPEDIA)[:-1] + ', "x": ' + "[" * 200 + "]" * 200 + "}", "deep"),
+        ('{"nodes": [], "links": []}', "no nodes"),
+        ('{"nodes": [], "edges": []}', "no nodes"),
+        ('<graphml><graph edgedefault="directed"/></graphml>', "no nodes"),
+        (GRAPHML.replace('target="c"', 'target="a"'), "in a circle"),
+        (GRAPHML.replace('source="b" target="c"', 'source="b" target="b"'), "in a circle"),
         ('{"nodes": [], "links": [], "x": ' + "9" * 5000 + "}", "number"),
         ("<svg></svg>", "<svg>"),
         ('<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "b">]><graphml>&a;</graphml>', "entities"),
@@ -324,6 +329,13 @@ def test_what_is_wrong_is_said(content, says, tmp_path):
         (("links", 0, "source"), "0_1_1", "given twice"),
         (("links", 0, "weight"), None, "missing"),
         (("links", 0, "weight"), 10**400, "a huge number"),
+        (("links", 0, "weight"), 1e300, "expected a number below"),
+        (("links", 0, "target"), "E_9_1", "only features and logits"),
+        (("links", 0, "source"), "2_7_1", "not in a lower layer"),
+        (("links", 1, "source"), "5_33_1", "not in a lower layer"),
+        (("nodes", 1, "ctx_idx"), 0, "at a later position"),
+        (("nodes", 3, "token_prob"), -7, "from 0 to 1"),
+        (("nodes", 3, "token_prob"), 1.5, "from 0 to 1"),
         (("metadata", "prompt_tokens"), [1, 2], "expected text"),
         (("links", 0, "measured"), "<b>", "expected a number"),
     ],
@@ -391,11 +403,13 @@ def test_import_and_export_from_the_command_line(tmp_path, capsys):
     assert (tmp_path / "graph" / "graph.html").is_file()
     main(["export", str(tmp_path / "graph"), str(tmp_path / "out.gexf")])
     assert edges_by_id(read_graph(tmp_path / "out.gexf")) == edges_by_id(load_graph(tmp_path / "graph"))
-    source.write_text(OTHERS["neuronpedia"][:-9])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(["import", str(source), "--out", str(tmp_path / "graph")])
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert "Traceback" not in said
+    for content in (OTHERS["neuronpedia"][:-9], '{"nodes": [], "links": []}'):
+        source.write_text(content)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(["import", str(source), "--out", str(tmp_path / "other")])
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert "Traceback" not in said
+        assert not (tmp_path / "other").exists()

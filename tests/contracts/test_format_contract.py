@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from transcoders import CrossLayerTranscoder, load_dictionaries, random_dictionaries, save_dictionaries
@@ -144,13 +145,139 @@ def test_files_that_were_not_saved_together_are_refused(tmp_path):
     [
         ({"kind": "lorsa"}, "'lorsa'"),
         ({"version": 99}, "version 99"),
-        ({"n_layers": 5}, "lacks W_dec.3"),
+        ({"n_layers": 5}, "5 layers"),
         ({"activation": {"name": "swish"}}, "'swish'"),
         ({"provenance": {"colour": 1}}, "does not describe"),
     ],
 )
 def test_a_native_config_that_does_not_match_is_refused(tmp_path, change, message):
     save_dictionaries(build({"kind": "clt"}), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(FileFormatError, match=message):
+        load_dictionaries(tmp_path)
+
+
+def _edit(path, change):
+    """Replace the tensors of a file, its checksums with them."""
+    tensors = load_file(path)
+    change(tensors)
+    with safe_open(path, "pt") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key != "checksums"}
+    save_file({name: t.clone().contiguous() for name, t in tensors.items()}, path, metadata=metadata)
+
+
+def _spoilt(value):
+    def change(tensors):
+        for name in [name for name in tensors if "W_dec" in name or "threshold" in name][-1:]:
+            tensors[name].view(-1)[-1] = value
+
+    return change
+
+
+DAMAGES = {
+    "NaN": (_spoilt(torch.nan), "not a finite number"),
+    "infinity": (_spoilt(torch.inf), "not a finite number"),
+    "absurd": (_spoilt(3e38), "not a finite number below"),
+    "integers": (lambda d: d.update({k: t.long() for k, t in d.items() if "W_enc" in k}), "in I64"),
+    "one short": (lambda d: d.update({k: t[..., :-1] for k, t in d.items() if "b_enc" in k}), "b_enc"),
+    "one dimension": (lambda d: d.update({k: t.flatten() for k, t in d.items() if "W_enc" in k}), "W_enc"),
+    "no dimension": (lambda d: d.update({k: t.sum() for k, t in d.items() if "b_dec" in k}), "b_dec"),
+    "empty": (lambda d: d.update({k: t[:0] for k, t in d.items() if "W_enc" in k}), "W_enc"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("name", "case"), [(n, c) for n, c in CASES if c["activation"] == "jumprelu" and "skip" not in c], ids=str
+)
+def test_damaged_tensors_are_named(tmp_path, name, case, damage):
+    save_dictionaries(build(case), tmp_path, format=name)
+    change, message = DAMAGES[damage]
+    for path in tmp_path.glob("*.safetensors"):
+        _edit(path, change)
+    with pytest.raises(FileFormatError, match=message) as raised:
+        load_dictionaries(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=IDS)
+def test_a_flipped_bit_is_noticed(tmp_path, name, case):
+    save_dictionaries(build(case), tmp_path, format=name)
+    path = max(tmp_path.glob("*.safetensors"), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match="is damaged"):
+        load_dictionaries(tmp_path)
+
+
+def test_a_missing_or_surplus_threshold_is_named(tmp_path):
+    save_dictionaries(build({"kind": "plt", "activation": "jumprelu"}), tmp_path)
+    path = tmp_path / "weights.safetensors"
+    _edit(path, lambda tensors: tensors.pop("1.activation.threshold"))
+    with pytest.raises(FileFormatError, match=r"lacks 1\.activation\.threshold"):
+        load_dictionaries(tmp_path)
+    save_dictionaries(build({"kind": "plt", "activation": "relu"}), tmp_path)
+    _edit(path, lambda tensors: tensors.update({"1.activation.threshold": torch.zeros(16)}))
+    with pytest.raises(FileFormatError, match=r"has 1\.activation\.threshold, which its config"):
+        load_dictionaries(tmp_path)
+
+
+def test_mapped_decoders_are_judged_as_they_are_read(tmp_path):
+    save_dictionaries(build({"kind": "clt", "activation": "relu"}), tmp_path)
+    _edit(tmp_path / "weights.safetensors", lambda tensors: tensors["W_dec.0"][3].fill_(torch.nan))
+    mapped = load_dictionaries(tmp_path, decoders="mapped")
+    mapped.decoder_rows(0, torch.tensor([2, 4]), 1)
+    with pytest.raises(DictionaryError, match="feature 3 has a weight that is not a finite number"):
+        mapped.decoder_rows(0, torch.tensor([2, 3]), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        ("native", "config.json", "[" * 100_000, "nests too deep"),
+        ("native", "config.json", '{"format": "transcoders", "x": ' + "9" * 5000 + "}", "as JSON"),
+        ("native", "config.json", "[1]", "expected an object"),
+        ("native", "config.json", " " * (2**26 + 1), "more than the"),
+        ("circuit-tracer", "config.yaml", "[" * 20_000, "nests too deep"),
+        ("circuit-tracer", "config.yaml", "a: &a [1]\nb: *a\n", "aliases"),
+        ("circuit-tracer", "config.yaml", "model_kind: 2024-99-99", "as YAML"),
+        ("circuit-tracer", "config.yaml", "# " + "x" * 2**20, "more than the"),
+        ("circuit-tracer", "config.yaml", "model_kind: [1]", "is not one of"),
+        ("circuit-tracer", "config.yaml", "\x00", "as YAML"),
+    ],
+)
+def test_settings_beyond_all_measure(tmp_path, name, file, text, message):
+    save_dictionaries(build({"kind": "plt"}), tmp_path, format=name)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(FileFormatError, match=message) as raised:
+        load_dictionaries(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layers": 10**9}, "n_layers"),
+        ({"n_layers": float("inf")}, "n_layers"),
+        ({"n_layers": -1}, "n_layers"),
+        ({"n_layers": "3"}, "n_layers"),
+        ({"n_layers": True}, "n_layers"),
+        ({"n_layers": 2}, "entries under 'reads' for 2 layers"),
+        ({"reads": 3}, "reads"),
+        ({"reads": ["x"] * 3}, "Cannot read site 'x'"),
+        ({"activation": {"name": "jumprelu", "bandwidth": -1}}, "bandwidth"),
+        ({"activation": {"name": "jumprelu", "bandwidth": float("nan")}}, "bandwidth"),
+        ({"activation": {"name": "topk", "k": 2.5, "over_layers": True}}, "activation.k"),
+        ({"activation": {"name": "topk", "k": 2}}, "over_layers"),
+        ({"provenance": {"model": 7}}, "provenance.model"),
+        ({"provenance": None}, "provenance"),
+    ],
+)
+def test_native_settings_are_judged_before_weights_are_read(tmp_path, change, message):
+    save_dictionaries(build({"kind": "clt", "activation": "jumprelu"}), tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(FileFormatError, match=message):

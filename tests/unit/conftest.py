@@ -1,6 +1,8 @@
 """What several modules of unit tests use: the embedded model, and GPT-2's tokenizer."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,5 +25,27 @@ def gpt2_tokens(shared: Path) -> LanguageModel:
     if not folder.is_dir():
         pytest.skip(f"needs GPT-2's tokenizer in {folder}, which is absent")
     model = random_model("gpt2", n_layers=1, d_model=8, n_heads=2, d_vocab=50257, context=128)
-    model.bridge.tokenizer = GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    model.tokenizer = GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
     return model
+
+
+WORDS = ("<s>", "</s>", *(f" w{i}" for i in range(20)), "w0", "a")
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Callable[..., Any]:
+    """Makes tokenizers of 24 tokens, a word with its space each; with the rule for BOS that is wanted."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    def make(*, bos: str | None = "<s>", adds_bos: bool = False) -> Any:
+        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s?\S+"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+        if adds_bos:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", special_tokens=[(bos, WORDS.index(bos))]
+            )
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token="</s>", unk_token="a")
+
+    return make

@@ -80,21 +80,21 @@ def test_rows_are_the_text_in_order_each_after_bos(stories):
     rows = list(pack_rows(stories, texts * 20, context=10, separator="\n"))
     assert all(len(row) == 10 and row[0] == stories.bos for row in rows)
     flat = [token for row in rows for token in row[1:]]
-    expected = [token for text in texts * 20 for token in stories.to_tokens(text + "\n", prepend_bos=False).tolist()]
+    expected = [token for text in texts * 20 for token in stories.to_tokens(text + "\n", bos=False).tolist()]
     assert flat == expected[: len(flat)]
     assert len(expected) - len(flat) < 9
 
 
 def test_without_a_separator_documents_are_divided_by_the_end_of_text_token(stories):
     rows = take_rows(stories, ["One day.", "It ran."] * 20, rows=3, context=12)
-    assert int((rows == stories.bridge.tokenizer.eos_token_id).sum()) >= 3
+    assert int((rows == stories.tokenizer.eos_token_id).sum()) >= 3
 
 
 def test_held_out_rows_share_no_document_with_training(stories):
     documents = [f"Number {i} went home. " * 12 for i in range(40)]
     rows = held_out_rows(stories, documents, tokens=10_000, context=16)
     assert rows.shape[1] == 16
-    text = stories.bridge.tokenizer.decode(rows[:, 1:].flatten())
+    text = stories.tokenizer.decode(rows[:, 1:].flatten())
     assert "Number 0" in text
     assert "Number 20" in text
     assert "Number 7" not in text

@@ -121,15 +121,20 @@ def test_what_the_system_refuses_when_the_data_reach_the_disk(tmp_path, monkeypa
     assert _unchanged(write, place)
 
 
+def _interrupted(opened, stop: type[BaseException]) -> None:
+    with opened as temporary:
+        (temporary if temporary.is_file() else temporary / "a").write_text("after")
+        raise stop
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
 def test_an_interruption_leaves_what_was_there(tmp_path, stop):
     write_file(tmp_path / "file", BEFORE)
     write_file(tmp_path / "together" / "a", BEFORE)
     write_file(tmp_path / "folder" / "a", BEFORE)
     for opened in (new_file(tmp_path / "file"), new_files(tmp_path / "together"), new_folder(tmp_path / "folder")):
-        with pytest.raises(stop), opened as temporary:
-            (temporary if temporary.is_file() else temporary / "a").write_text("after")
-            raise stop
+        with pytest.raises(stop):
+            _interrupted(opened, stop)
     left = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == dict.fromkeys(["file", "together/a", "folder/a"], BEFORE)
 
@@ -166,7 +171,8 @@ def test_a_link_stays_a_link_and_permissions_are_the_usual_ones(tmp_path, write)
     (tmp_path / "real").write_text(BEFORE)
     (tmp_path / "link").symlink_to("real")
     write(tmp_path / "link")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() != BEFORE.encode()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() != BEFORE.encode()
     (tmp_path / "usual").touch()
     assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
 
@@ -190,7 +196,8 @@ def test_a_kill_leaves_the_earlier_file_and_a_later_writer_sweeps(tmp_path):
         "write_file(Path(sys.argv[1]), lambda file: (file.write(b'half'), file.flush(), os.kill(os.getpid(), 9)))"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "file"], check=False)
-    assert done.returncode == -signal.SIGKILL and (tmp_path / "file").read_text() == BEFORE
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "file").read_text() == BEFORE
     (left,) = tmp_path.glob("*.tmp")
     yesterday = time.time() - 2 * 24 * 60 * 60
     os.utime(left, (yesterday, yesterday))

@@ -2,10 +2,13 @@
 
 import io
 import json
+import multiprocessing
 import random
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,16 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
     return refusal(folder)
 
 
+def without_digest(folder: Path) -> None:
+    """A graph as it was written before `graph.json` named the hash of `edges.npz`."""
+    path = folder / "graph.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document.pop("edges", None)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
 def write_npz(folder: Path, **arrays: Any) -> None:
+    without_digest(folder)
     with zipfile.ZipFile(folder / "edges.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             buffer = io.BytesIO()
@@ -81,6 +93,16 @@ def test_header_and_graph_agree(folder: Path):
         (lambda d: d["influence"].pop(), "influence has 4 numbers for 5 nodes"),
         (lambda d: d["inputs"].__setitem__(0, "x"), "inputs of node 0 is 'x'; expected a number"),
         (lambda d: d["inputs"].__setitem__(0, 1e300), "expected a number below"),
+        (lambda d: d["inputs"].__setitem__(0, -1), "inputs of node 0 is -1"),
+        (lambda d: d["influence"].__setitem__(0, -1), "influence of node 0 is -1"),
+        (lambda d: d["cumulative"].__setitem__(0, 2), "cumulative of node 0 is 2"),
+        (lambda d: d["nodes"][4].update(probability=-7), "probability of node 4 is -7; expected a number from 0 to 1"),
+        (lambda d: d["nodes"][4].update(probability=1.1), "expected a number from 0 to 1"),
+        (lambda d: d["nodes"][4].update(probability=None), "probability of node 4 is missing"),
+        (lambda d: d["scores"].update(replacement=3), "the replacement score is 3; expected a number from 0 to 1"),
+        (lambda d: d["token_ids"].pop(), "1 token_ids for 2 tokens"),
+        (lambda d: d["nodes"][4].update(pos=0) or d.update(edge_notes=None), "the source is at a later position"),
+        (lambda d: d["nodes"].clear() or d.update(n_edges=0), "it has no nodes"),
         (lambda d: d["nodes"][0].update(pos=2), "position 2, but there are 2 tokens"),
         (lambda d: d["nodes"][0].update(layer=1), "layer 1, but there are 1 layers"),
         (lambda d: d["nodes"][0].update(layer=2**70), "expected a whole number"),
@@ -126,6 +148,11 @@ def test_what_is_read_is_what_was_checked(folder: Path, tmp_path: Path):
         ({"row": np.array([0, 1, 2, 5])}, "beyond its 5 nodes"),
         ({"col": np.array([-1, 1, 2, 3])}, "beyond its 5 nodes"),
         ({"weight": np.array([1, np.inf, 1, 1])}, "not a finite number"),
+        ({"weight": np.array([1, 1, np.nan, 1])}, "not a finite number"),
+        ({"weight": np.array([1, 1e300, 1, 1])}, "not a finite number below"),
+        ({"col": np.array([0, 0, 1, 3])}, "from '0.7@1' to '0.7@1', but the source is not in a lower layer"),
+        ({"col": np.array([4, 0, 1, 3])}, "from 'logit.5@1' to '0.7@1', but the source is not in a lower layer"),
+        ({"row": np.array([2, 4, 4, 4])}, "to 'tok@0', but only features and logits have inputs"),
         ({"row": np.zeros(4, int), "col": np.zeros(4, int)}, "an edge twice"),
     ],
 )
@@ -147,6 +174,7 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused_unopened(folder: Path):
 
 
 def test_headers_that_are_no_headers_are_refused(folder: Path):
+    without_digest(folder)
     for header in (b"((((\n", b"{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -2)}\n", b"\xff\n"):
         with zipfile.ZipFile(folder / "edges.npz", "w") as archive:
             archive.writestr("row.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
@@ -170,6 +198,47 @@ def test_missing_cut_off_and_random_files(folder: Path):
         path.write_bytes(whole)
     (folder / "edges.npz").unlink()
     assert "edges.npz cannot be read" in refusal(folder)
+
+
+def test_a_graph_from_before_the_hash_loads(folder: Path):
+    assert len(json.loads((folder / "graph.json").read_text())["edges"]) == 64
+    without_digest(folder)
+    assert load_graph(folder).weights.nnz == 4
+
+
+def test_the_files_of_two_graphs_are_no_graph(folder: Path, tmp_path: Path):
+    graph = small_graph()
+    other = replace(graph, weights=graph.weights * 2).save(tmp_path / "other")
+    (other / "edges.npz").replace(folder / "edges.npz")
+    assert "edges.npz was changed, or not written together with graph.json" in refusal(folder)
+
+
+def _save_again_and_again(folder: Path, scale: float, until: float) -> None:
+    graph = small_graph()
+    tokens = (str(scale), *graph.tokens[1:])
+    graph = replace(graph, weights=graph.weights * scale, tokens=tokens)
+    while time.monotonic() < until:
+        graph.save(folder)
+
+
+def test_graphs_saved_at_the_same_time_are_never_mixed(tmp_path: Path):
+    folder, until = small_graph().save(tmp_path / "graph"), time.monotonic() + 1.5
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_save_again_and_again, args=(folder, scale, until)) for scale in (1.0, 2.0, 3.0)]
+    for writer in writers:
+        writer.start()
+    found = set()
+    while time.monotonic() < until:
+        graph = load_graph(folder)
+        if graph.tokens[0] != "<s>":
+            assert graph.weights.data.max() == 2 * float(graph.tokens[0])
+            found.add(graph.tokens[0])
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert len(found) > 1
+    assert load_graph(folder).tokens[0] in {"1.0", "2.0", "3.0"}
+    assert sorted(path.name for path in folder.iterdir()) == ["edges.npz", "graph.json"]
 
 
 def test_limits(folder: Path):

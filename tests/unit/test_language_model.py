@@ -103,7 +103,7 @@ def test_token_strings_spell_the_text(tinystories):
     tokens = tinystories.to_tokens(text)
     assert int(tokens[0]) == tinystories.bos
     assert "".join(tinystories.token_strings(tokens)[1:]).strip() == text
-    assert len(tinystories.to_tokens(text, prepend_bos=False)) == len(tokens) - 1
+    assert len(tinystories.to_tokens(text, bos=False)) == len(tokens) - 1
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n"])

@@ -67,8 +67,8 @@ def test_auto_tokenizer_agrees_without_a_network(tokenizer):
     auto = AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
     assert auto.bos_token_id == auto.eos_token_id == auto.unk_token_id == 0
     for text in ("When John and Mary went to New York in 1732,", "Ünï 🦊\n\n  x", " Salt Lake City"):
-        assert auto(text)["input_ids"] == tokenizer.encode(text).ids
-        assert auto.decode(auto(text)["input_ids"]) == text
+        assert auto(text)["input_ids"] == [0, *tokenizer.encode(text).ids]  # every row it was trained on begins so
+        assert auto.decode(auto(text)["input_ids"], skip_special_tokens=True) == text
 
 
 def test_the_recipe_rebuilds_the_saved_tokenizer(tokenizer):

@@ -19,22 +19,22 @@ def pack_rows(
 ) -> Iterator[list[int]]:
     """Rows of exactly `context` token ids cut from the documents end to end; a last, shorter row is dropped.
 
-    Every row begins with BOS where the model was trained with one. Between documents stands `separator`, or the
-    tokenizer's end-of-text token where that is None.
+    Every row begins with BOS where the model `adds_bos`. Between documents stands `separator`, or the tokenizer's
+    end-of-text token where that is None.
     """
     if not 2 <= context <= model.context:
         raise InputError(
             f"Rows of {context} tokens do not suit {model.name}; give a context from 2 to {model.context}."
         )
-    bos = [model.bos] if model.bos is not None and model.bridge.cfg.default_prepend_bos else []
-    body = context - len(bos)
+    model = model.with_bos(model.adds_bos)  # asks the tokenizer once
     pending: list[int] = []
     for ids in _tokenised(model, documents, separator):
         pending += ids
-        whole = len(pending) // body * body
-        for start in range(0, whole, body):
-            yield bos + pending[start : start + body]
-        pending = pending[whole:]
+        start = 0
+        while len(row := model.begun(pending[start : start + context])) >= context:
+            yield row[:context]
+            start += 2 * context - len(row)
+        pending = pending[start:]
 
 
 def take_rows(
@@ -63,7 +63,7 @@ def _tokenised(model: LanguageModel, documents: Iterable[str], separator: str | 
     """The tokens of each document with what separates it from the next."""
     if not model.has_tokenizer:
         raise PromptError(f"{model.name} has no tokenizer; give rows of token ids instead of text.")
-    tokenizer = model.bridge.tokenizer
+    tokenizer = model.tokenizer
     end = [tokenizer.eos_token_id] if separator is None and tokenizer.eos_token_id is not None else []
     stream = iter(documents)
     while batch := list(islice(stream, _DOCUMENTS_AT_ONCE)):

@@ -3,6 +3,7 @@
 Every function takes `[*batch, feature]`; those of a cross-layer transcoder take `[*batch, layer, feature]`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class JumpReLU(Activation):
 
     def __init__(self, threshold: Float[Tensor, "*layer feature"], bandwidth: float = 1e-3) -> None:
         super().__init__()
-        if bandwidth <= 0:
+        if not 0 < bandwidth < math.inf:
             raise DictionaryError(f"JumpReLU's bandwidth must be positive; got {bandwidth}.")
         self.threshold = nn.Parameter(threshold)
         self.bandwidth = float(bandwidth)

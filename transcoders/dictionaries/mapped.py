@@ -4,6 +4,7 @@ A decoder is needed only where its features are active. The decoders of a cross-
 be larger than the memory; attribution reads a few thousand of their rows.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -107,6 +108,12 @@ class MappedDictionaries:
         wanted, place = feature.unique(return_inverse=True)
         like = self.decoder_bias(0)
         rows = W_dec[wanted.to(W_dec.device)].to(like.device, like.dtype)
+        if rows.numel() and not float(rows.abs().max()) < math.inf:  # the rest of the file is never looked at
+            finite = rows.flatten(1).isfinite().all(1)
+            raise DictionaryError(
+                f"The decoder of feature {int(wanted[~finite][0])} has a weight that is not a finite number; "
+                "download or train the dictionaries again."
+            )
         return rows if torch.equal(wanted, feature) else rows[place]
 
     # the rest: those of the set

@@ -1,5 +1,6 @@
-"""Where a set of dictionaries comes from, and whether it belongs to a model."""
+"""Where a set of dictionaries comes from, whether it belongs to a model, and how texts are read with it."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,6 +10,11 @@ import torch
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Frame
+
+logger = logging.getLogger(__name__)
+
+VECTORS, ROWS = "vectors", "rows of tokens"
+"""What stands for the name of a corpus where training read no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +31,8 @@ class DictionaryProvenance:
     """Name of the training text."""
     tokens: int = 0
     """Tokens seen in training."""
+    bos: bool | None = None
+    """Whether the rows of training text began with BOS; None where it is not known, or for vectors."""
     seed: int | None = None
     """Seed of initialisation and data order."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -40,6 +48,45 @@ class DictionaryProvenance:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DictionaryProvenance":
         return cls(**{**record, "frame": Frame(**record.get("frame", {}))})
+
+    def trained_with_bos(self, model: LanguageModel) -> bool | None:
+        """Whether rows of training text began with BOS, as this or another tool's settings say; None if they do not."""
+        nested = self.config.get("metadata")
+        places = (self.config, nested if isinstance(nested, Mapping) else {})
+        for stated in (self.bos, *(place.get("prepend_bos") for place in places)):
+            if isinstance(stated, bool):
+                return stated
+        if self.corpus in (None, VECTORS, ROWS) or "context" not in self.config:
+            return None
+        # Our own files without a record: what `train` did then.
+        return model.bos is not None and bool(model.bridge.cfg.default_prepend_bos)
+
+
+def reading_as_trained(
+    model: LanguageModel, provenance: DictionaryProvenance, bos: bool | None = None
+) -> LanguageModel:
+    """`model` with texts read as `bos` or its own `with_bos` says, or else as in the dictionaries' training.
+
+    Where nothing is known of that, they are read as the model's own tokenizer does, and a line of the log says so.
+    """
+    if bos is not None or model.bos_is_chosen:
+        return model.with_bos(bos)
+    trained = provenance.trained_with_bos(model)
+    if trained is None and model.has_tokenizer and model.bos is not None:
+        trained = model.adds_bos
+        logger.warning(
+            "The dictionaries do not say whether they were trained with a beginning-of-text token; prompts are read as "
+            "%s's tokenizer does, %s %s first; --bos or --no-bos (bos=True or bos=False) says otherwise.",
+            model.name, "with" if trained else "without", model.token_string(model.bos),
+        )  # fmt: skip
+    if trained and model.bos is None:
+        if model.has_tokenizer:
+            logger.warning(
+                "The dictionaries were trained with a beginning-of-text token, but %s has none; prompts go without.",
+                model.name,
+            )
+        return model
+    return model.with_bos(trained)
 
 
 def check_fits(provenance: DictionaryProvenance, n_layers: int, d_model: int, model: LanguageModel) -> None:

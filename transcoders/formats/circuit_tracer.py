@@ -6,6 +6,7 @@ Cross-layer: `W_enc_{i}.safetensors` with `W_enc_{i} [feature, d_model]`, `b_enc
 `threshold_{i}`, and `W_dec_{i}.safetensors` with `W_dec_{i} [feature, L − i, d_model]`.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,22 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_file
+from transcoders.formats import schema
 from transcoders.formats.files import (
     DecoderPlace,
     is_decoder,
     read_tensors,
-    require_tensors,
+    read_yaml,
     take_decoders,
+    tensor_shapes,
     write_tensors,
 )
+from transcoders.formats.schema import require_settings, require_shapes
 from transcoders.sites import Site, SiteKind
 
 _CONFIG = "config.yaml"
+_ENCODER: tuple[int | str, ...] = ("feature", "d_model")
+_OPTIONAL: dict[str, tuple[int | str, ...]] = {"W_skip": ("d_model", "d_model")}
 _KINDS = {"transcoder_set": "plt", "cross_layer_transcoder": "clt"}
 
 # `ln2.hook_normalized` is not here: on a raw model it comes before the norm's weights, so it is no site of ours.
@@ -49,6 +55,7 @@ _SITES: dict[str, SiteKind] = {
     "hook_resid_mid": "resid_mid",
     "hook_resid_post": "resid_post",
 }
+_SCHEMA = schema.circuit_tracer(list(_KINDS), list(_SITES))
 _HOOKS: dict[SiteKind, str] = {
     "mlp_in": "mlp.hook_in",
     "mlp_out": "mlp.hook_out",
@@ -59,7 +66,7 @@ _HOOKS: dict[SiteKind, str] = {
 
 
 def is_circuit_tracer(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file() and "model_kind" in _read_config(folder)
+    return (folder / _CONFIG).is_file() and "model_kind" in read_yaml(folder / _CONFIG)
 
 
 def load_circuit_tracer(
@@ -70,14 +77,10 @@ def load_circuit_tracer(
     decoders: DecoderPlace = "memory",
 ) -> DictionarySet:
     """Transcoders or a cross-layer transcoder, in `dtype` or, by default, in float32."""
-    config = _read_config(folder)
-    kind = _KINDS.get(config["model_kind"])
-    if kind is None:
-        raise FileFormatError(
-            f"{folder / _CONFIG} names the model_kind {config['model_kind']!r}; "
-            f"expected {' or '.join(map(repr, _KINDS))}."
-        )
-    sites = _site(folder, config, "feature_input_hook"), _site(folder, config, "feature_output_hook")
+    config = read_yaml(folder / _CONFIG)
+    require_settings(folder / _CONFIG, config, _SCHEMA)
+    kind = _KINDS[config["model_kind"]]
+    sites = _SITES[config["feature_input_hook"]], _SITES[config["feature_output_hook"]]
     provenance = DictionaryProvenance(model=str(config.get("model_name", "unknown")), config=config)
     reader = _Reader(folder, dtype or torch.float32, device, decoders)
     if kind == "plt":
@@ -106,6 +109,8 @@ def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dt
     }
     if kind == "transcoder_set":
         config["transcoders"] = list(files)
+    if dictionaries.provenance.bos is not None:
+        config["prepend_bos"] = dictionaries.provenance.bos
     import yaml
 
     with new_files(folder) as temporary:
@@ -127,12 +132,19 @@ class _Reader:
         self.W_dec: list[Tensor] = []
         """Decoders that stay in their files, in the order of reading."""
 
-    def read(self, name: str, required: list[str]) -> dict[str, Tensor]:
+    def read(self, name: str, expected: dict[str, tuple[int | str, ...]], sizes: dict[str, int]) -> dict[str, Tensor]:
+        """The tensors of a file, once their shapes are those expected; `sizes` are what all files share."""
         path = self.folder / name
+        shapes = tensor_shapes(path)
+        optional = {key: shape for key, shape in _OPTIONAL.items() if key in shapes}
+        require_shapes(path, shapes, expected | optional, sizes)
         tensors, _ = read_tensors(
-            path, dtype=self.dtype, device=self.device, mapped=lambda name: self.mapped and is_decoder(name)
+            path,
+            dtype=self.dtype,
+            device=self.device,
+            mapped=lambda name: self.mapped and is_decoder(name),
+            weights=True,
         )
-        require_tensors(path, tensors, required)
         if self.mapped:
             self.W_dec += take_decoders(tensors, self.dtype)
         return tensors
@@ -146,9 +158,12 @@ def _load_transcoders(
         raise FileFormatError(
             f"{reader.folder / _CONFIG} lists no files under 'transcoders'; expected one file name for each layer."
         )
-    layers = []
+    layers, d_model = [], {}
     for i, name in enumerate(names):
-        tensors = reader.read(str(name), ["W_enc", "b_enc", "W_dec", "b_dec"])
+        expected = {"W_enc": _ENCODER, "b_enc": ("feature",), "W_dec": _ENCODER, "b_dec": ("d_model",)}
+        sizes = {**d_model}
+        tensors = reader.read(str(name), expected, sizes)
+        d_model = {"d_model": sizes["d_model"]}
         skip = tensors.get("W_skip")
         try:
             layers.append(
@@ -163,12 +178,13 @@ def _load_transcoders(
                     W_skip=None if skip is None else skip.T.contiguous(),
                 )
             )
-        except DictionaryError as error:
+        except (ValueError, RuntimeError) as error:
             raise FileFormatError(f"{reader.folder / str(name)} is no transcoder of this format: {error}") from error
     return TranscoderSet(layers, provenance).requires_grad_(False)
 
 
 def _activation(tensors: dict[str, Tensor]) -> Activation:
+    """σ of one layer; a threshold may be one number for all features."""
     for key in ("activation_function.threshold", "threshold"):
         if key in tensors:
             return JumpReLU(tensors[key].flatten().expand_as(tensors["b_enc"]).clone())
@@ -178,16 +194,20 @@ def _activation(tensors: dict[str, Tensor]) -> Activation:
 def _load_cross_layer(
     reader: _Reader, sites: tuple[SiteKind, SiteKind], provenance: DictionaryProvenance
 ) -> CrossLayerTranscoder:
-    n_layers = len(list(reader.folder.glob("W_enc_*.safetensors")))
+    numbers = [re.fullmatch(r"W_enc_(\d{1,5})\.safetensors", path.name) for path in reader.folder.iterdir()]
+    n_layers = max((int(found[1]) + 1 for found in numbers if found), default=0)
     if n_layers == 0:
         raise FileFormatError(
             f"{reader.folder} holds no W_enc_0.safetensors; a cross-layer transcoder has W_enc_i and W_dec_i files "
             "for every layer i, so download the folder again."
         )
     encoders, decoders = [], []
+    sizes: dict[str, int] = {}
     for i in range(n_layers):
-        encoders.append(reader.read(f"W_enc_{i}.safetensors", [f"W_enc_{i}", f"b_enc_{i}", f"b_dec_{i}"]))
-        decoders.append(reader.read(f"W_dec_{i}.safetensors", [f"W_dec_{i}"])[f"W_dec_{i}"])
+        expected = {f"W_enc_{i}": _ENCODER, f"b_enc_{i}": ("feature",), f"b_dec_{i}": ("d_model",)}
+        encoders.append(reader.read(f"W_enc_{i}.safetensors", expected, sizes))
+        expected = {f"W_dec_{i}": ("feature", n_layers - i, "d_model")}
+        decoders.append(reader.read(f"W_dec_{i}.safetensors", expected, sizes)[f"W_dec_{i}"])
     thresholds = [e[f"threshold_{i}"].flatten() for i, e in enumerate(encoders) if f"threshold_{i}" in e]
     if len(thresholds) not in (0, n_layers):
         raise FileFormatError(
@@ -205,29 +225,8 @@ def _load_cross_layer(
             reads=[Site(i, sites[0]) for i in range(n_layers)],
             writes=[Site(i, sites[1]) for i in range(n_layers)],
         ).requires_grad_(False)
-    except (DictionaryError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
         raise FileFormatError(f"{reader.folder} is no cross-layer transcoder of this format: {error}") from error
-
-
-def _site(folder: Path, config: dict[str, Any], key: str) -> SiteKind:
-    hook = config.get(key)
-    if hook not in _SITES:
-        raise FileFormatError(f"{folder / _CONFIG} names the {key} {hook!r}; expected one of {', '.join(_SITES)}.")
-    return _SITES[hook]
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    path = folder / _CONFIG
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileFormatError(f"Cannot read {path} as YAML ({reason}); download or save it again.") from error
-    if not isinstance(config, dict):
-        raise FileFormatError(f"{path} holds {type(config).__name__} instead of settings; expected a YAML mapping.")
-    return config
 
 
 # writing

@@ -1,8 +1,9 @@
-"""Reading and writing files of tensors, and reading JSON, with errors that say what to do."""
+"""Reading and writing files of tensors, and reading JSON and YAML, with errors that say what to do."""
 
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +15,24 @@ from torch import Tensor
 
 from transcoders.errors import FileFormatError
 from transcoders.files import new_file
+from transcoders.formats.schema import LARGEST_WEIGHT
 
 DecoderPlace = Literal["memory", "mapped"]
 """`memory`: decoders are loaded. `mapped`: they stay in the file, and the rows asked for are read from there."""
 
+_CHECKSUMS = "checksums"
+_TEXT_BYTES = 2**26
+_YAML_BYTES = 2**20
+"""PyYAML reads about a megabyte a second."""
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all."""
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    """Write a safetensors file, whole or not at all, with a checksum of each tensor in its metadata."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sums = json.dumps({name: _checksum(tensor) for name, tensor in contiguous.items()})
     with new_file(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata=dict(metadata or {}))
+            save_file(contiguous, temporary, metadata={**(metadata or {}), _CHECKSUMS: sums})
         except SafetensorError as error:
             if number := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
@@ -32,13 +40,62 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FileFormatError(f"Cannot read {path} as JSON ({error}); expected a JSON object.") from error
+    record = _parsed(path, "JSON", _TEXT_BYTES, json.loads)
     if not isinstance(record, dict):
         raise FileFormatError(f"{path} holds a JSON {type(record).__name__}; expected an object.")
     return record
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; without aliases, by which a short file becomes an endless one."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has aliases, which are not read")
+            return super().compose_node(parent, index)
+
+    def parse(text: str) -> Any:
+        try:
+            return yaml.load(text, Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(" ".join(str(error).split())) from error
+
+    config = _parsed(path, "YAML", _YAML_BYTES, parse)
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{path} holds {type(config).__name__} instead of settings; expected a YAML mapping.")
+    return config
+
+
+def _parsed(path: Path, language: str, largest: int, parse: Callable[[str], Any]) -> Any:
+    try:
+        if (size := path.stat().st_size) > largest:
+            raise FileFormatError(
+                f"{path} has {size:,} bytes, more than the {largest:,} that settings take; check that this is the "
+                "right file."
+            )
+        return parse(path.read_text(encoding="utf-8"))
+    except FileFormatError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it nests too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        raise FileFormatError(f"Cannot read {path} as {language} ({reason}); download or save it again.") from error
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, judged by its header; all but `k` must be floating."""
+    with _opened(path) as file:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            stored = file.get_slice(name)
+            if not stored.get_dtype().startswith(("F", "BF")) and name != "k":
+                raise FileFormatError(
+                    f"{path} has {name} in {stored.get_dtype()}; expected floating-point numbers, so download or save "
+                    "it again."
+                )
+            shapes[name] = tuple(stored.get_shape())
+    return shapes
 
 
 def read_tensors(
@@ -47,25 +104,27 @@ def read_tensors(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     mapped: Callable[[str], bool] = lambda name: False,
+    weights: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file (floating ones converted to `dtype`) and its metadata.
 
-    Those whose names are `mapped` stay in the file, in its precision: reading them reads the file.
+    Those whose names are `mapped` stay in the file, in its precision: reading them reads the file. The others must be
+    what their checksums say, where the file has them. `weights`: they must be finite, and of a size that weights have.
     """
-    if not path.is_file():
-        raise FileFormatError(f"There is no file {path}; the folder is incomplete, so download or save it again.")
-    try:
-        with safe_open(path, "pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise FileFormatError(
-            f"{path} is not a safetensors file ({error}); it may have been cut off, so download or save it again."
-        ) from error
-    tensors = {
-        name: t if mapped(name) else t.to(device, dtype if t.is_floating_point() else None)
-        for name, t in stored.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        sums = _checksums(path, metadata)
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            stored = file.get_tensor(name)
+            if mapped(name):
+                tensors[name] = stored
+                continue
+            if name in sums and sums[name] != _checksum(stored):
+                raise FileFormatError(f"{path} is damaged: {name} is not what was saved; download or save it again.")
+            tensors[name] = stored.to(device, dtype if stored.is_floating_point() else None)
+            if weights:
+                _require_weights(path, name, tensors[name])
     return tensors, metadata
 
 
@@ -82,10 +141,36 @@ def take_decoders(tensors: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor
     return taken
 
 
-def require_tensors(path: Path, tensors: Mapping[str, Tensor], names: list[str]) -> None:
-    """Raises `FileFormatError` unless all `names` are there."""
-    if missing := [name for name in names if name not in tensors]:
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise FileFormatError(f"There is no file {path}; the folder is incomplete, so download or save it again.")
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
         raise FileFormatError(
-            f"{path} lacks {', '.join(missing)}: expected the tensors {', '.join(names)}, "
-            f"found {', '.join(tensors) or 'none'}; check that this is the right file."
-        )
+            f"{path} is not a safetensors file ({error}); it may have been cut off, so download or save it again."
+        ) from error
+
+
+def _checksum(tensor: Tensor) -> str:
+    """Of shape, type and bytes."""
+    head = zlib.crc32(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), head):08x}"
+
+
+def _checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    try:
+        return dict(json.loads(metadata.get(_CHECKSUMS, "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FileFormatError(f"{path} is damaged: its checksums cannot be read; download or save it again.") from error
+
+
+def _require_weights(path: Path, name: str, tensor: Tensor) -> None:
+    """Raises `FileFormatError` for NaN, infinity and what no network has."""
+    if tensor.numel() and tensor.is_floating_point():
+        least, most = (float(value) for value in tensor.aminmax())
+        if not (least >= -LARGEST_WEIGHT and most <= LARGEST_WEIGHT):  # NaN is neither
+            raise FileFormatError(
+                f"{path} has a weight in {name} that is not a finite number below {LARGEST_WEIGHT:g}; train the "
+                "dictionaries again, or download them again."
+            )

@@ -33,15 +33,17 @@ from transcoders.formats.files import (
     is_decoder,
     read_json,
     read_tensors,
-    require_tensors,
     take_decoders,
+    tensor_shapes,
     write_tensors,
 )
+from transcoders.formats.schema import NATIVE, require_settings, require_shapes
 from transcoders.sites import Site
 
 FORMAT = "transcoders"
 VERSION = 1
 _CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
+_THRESHOLD = "activation.threshold"
 
 
 def is_native(folder: Path) -> bool:
@@ -94,40 +96,70 @@ def load_native(
             f"{folder / _CONFIG} is of version {record.get('version')!r}, but this release reads version {VERSION}; "
             "update the package."
         )
+    require_settings(folder / _CONFIG, record, NATIVE)
+    path = folder / _WEIGHTS
+    shapes, expected = tensor_shapes(path), _expected(record)
+    optional = {name: shape for name, shape in _skips(record).items() if name in shapes}
+    require_shapes(path, shapes, expected | optional)
+    if unknown := sorted(shapes.keys() - expected.keys() - optional.keys()):
+        raise FileFormatError(
+            f"{path} has {unknown[0]}, which its {_CONFIG} does not speak of; save the dictionaries again."
+        )
     dtype, mapped = dtype or torch.float32, decoders == "mapped"
     tensors, metadata = read_tensors(
-        folder / _WEIGHTS, dtype=dtype, device=device, mapped=lambda name: mapped and is_decoder(name)
+        path, dtype=dtype, device=device, mapped=lambda name: mapped and is_decoder(name), weights=True
     )
     if metadata.get("id") != record.get("id"):
-        raise FileFormatError(
-            f"{folder / _WEIGHTS} and {folder / _CONFIG} were not saved together; save the dictionaries again."
-        )
+        raise FileFormatError(f"{path} and {folder / _CONFIG} were not saved together; save the dictionaries again.")
     try:
         if not mapped:
-            return _build(folder, record, tensors)
-        layers = range(int(record["n_layers"]))
-        names = [f"W_dec.{i}" if record["kind"] == "clt" else f"{i}.W_dec" for i in layers]
-        require_tensors(folder / _WEIGHTS, tensors, names)
+            return _build(record, tensors)
+        names = [name for name in expected if is_decoder(name)]
         W_dec = take_decoders(in_order := {name: tensors[name] for name in names}, dtype)
-        return MappedDictionaries(_build(folder, record, tensors | in_order), W_dec)
+        return MappedDictionaries(_build(record, tensors | in_order), W_dec)
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        if isinstance(error, FileFormatError):
-            raise
         raise FileFormatError(
-            f"{folder / _CONFIG} does not describe {folder / _WEIGHTS} ({type(error).__name__}: {error}); "
+            f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {error}); "
             "save the dictionaries again."
         ) from error
 
 
-def _build(
-    folder: Path, record: dict[str, Any], tensors: dict[str, Tensor]
-) -> TranscoderSet | SAESet | CrossLayerTranscoder:
-    n_layers, kind = int(record["n_layers"]), record["kind"]
+def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
+    """The tensors that the settings speak of, and their shapes."""
+    layers, sigma = range(record["n_layers"]), record["activation"]
+    lists = {name: value for name, value in record.items() if isinstance(value, list)}
+    if wrong := [name for name, values in lists.items() if len(values) != len(layers)]:
+        raise FileFormatError(
+            f"{_CONFIG} has {len(lists[wrong[0]])} entries under {wrong[0]!r} for {len(layers)} layers; "
+            "save the dictionaries again."
+        )
+    if record["kind"] == "clt":
+        n = len(layers)
+        shapes = {"W_enc": (n, "d_model", "feature"), "b_enc": (n, "feature"), "b_dec": (n, "d_model")}
+        shapes |= {f"W_dec.{i}": ("feature", n - i, "d_model") for i in layers}
+        return shapes | ({_THRESHOLD: (n, "feature")} if sigma["name"] == "jumprelu" else {})
+    shapes = {}
+    for i in layers:
+        feature = f"feature of layer {i}"
+        shapes |= {f"{i}.W_enc": ("d_model", feature), f"{i}.b_enc": (feature,)}
+        shapes |= {f"{i}.W_dec": (feature, "d_model"), f"{i}.b_dec": ("d_model",)}
+        shapes |= {f"{i}.{_THRESHOLD}": (feature,)} if sigma[i]["name"] == "jumprelu" else {}
+    return shapes
+
+
+def _skips(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
+    """The tensors that may be there."""
+    n = record["n_layers"]
+    if record["kind"] == "clt":
+        return {"W_skip": (n, "d_model", "d_model")}
+    return {f"{i}.W_skip": ("d_model", "d_model") for i in range(n)} if record["kind"] == "plt" else {}
+
+
+def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet | SAESet | CrossLayerTranscoder:
+    n_layers, kind = record["n_layers"], record["kind"]
     provenance = DictionaryProvenance.from_json(record["provenance"])
     reads, writes = ([Site.parse(site) for site in record[side]] for side in ("reads", "writes"))
-    path = folder / _WEIGHTS
     if kind == "clt":
-        require_tensors(path, tensors, ["W_enc", "b_enc", *(f"W_dec.{i}" for i in range(n_layers)), "b_dec"])
         return CrossLayerTranscoder(
             W_enc=tensors["W_enc"],
             b_enc=tensors["b_enc"],
@@ -139,13 +171,9 @@ def _build(
             writes=writes,
             W_skip=tensors.get("W_skip"),
         ).requires_grad_(False)
-    if kind not in ("plt", "sae"):
-        raise FileFormatError(f"{folder / _CONFIG} names the kind {kind!r}; expected 'plt', 'clt' or 'sae'.")
     layers: list[SparseDictionary] = []
     for i in range(n_layers):
-        names = [f"{i}.{name}" for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
-        require_tensors(path, tensors, names)
-        weights = {name.partition(".")[2]: tensors[name] for name in names}
+        weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         sigma = _activation(record["activation"][i], tensors, f"{i}.")
         if kind == "sae":
             layers.append(SAE(**weights, activation=sigma, site=reads[i], centred=record["centred"][i]))
@@ -169,12 +197,10 @@ def _describe(activation: Activation) -> dict[str, Any]:
 def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Activation:
     name = record["name"]
     if name == "jumprelu":
-        return JumpReLU(tensors[f"{prefix}activation.threshold"], record["bandwidth"])
+        return JumpReLU(tensors[f"{prefix}{_THRESHOLD}"], record["bandwidth"])
     if name == "topk":
         return TopK(record["k"], over_layers=record["over_layers"])
-    if name == "relu":
-        return ReLU()
-    raise FileFormatError(f"The activation {name!r} is unknown; this release knows relu, jumprelu and topk.")
+    return ReLU()
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

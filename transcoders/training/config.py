@@ -113,6 +113,8 @@ class TrainConfig:
     """Tokens per row of text."""
     separator: str | None = None
     """Text between documents; None for what the corpus has there: a blank line, or the model's end-of-text token."""
+    bos: bool | None = None
+    """Whether each row begins with the beginning-of-text token; None for what the model's own tokenizer does."""
     buffer_mb: int = 512
     """Memory for the activations that are shuffled together."""
     seed: int = 0

@@ -47,9 +47,9 @@ def train_many(
 ) -> list[DictionarySet]:
     """Train several dictionaries, of any kinds, over one stream of activations: the model runs once for all.
 
-    The configurations must agree in `tokens`, `batch`, `context` and `separator`; the order of the data is that of the
-    first one's seed. Each dictionary comes out as it would from `train` with that order (the order also depends on how
-    many tokens fit the buffer, hence on the number of sites). With `out`, each has a folder of its own in it, by
+    The configurations must agree in `tokens`, `batch`, `context`, `separator` and `bos`; the order of the data is that
+    of the first one's seed. Each dictionary comes out as it would from `train` with that order (the order also depends
+    on how many tokens fit the buffer, hence on the number of sites). With `out`, each has a folder of its own in it, by
     `names` or by kind and activation, and checkpoints are of all together.
     """
     require_configs(configs)

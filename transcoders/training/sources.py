@@ -10,6 +10,7 @@ from torch import Tensor
 from transcoders.data.activations import ActivationBatch, ActivationStream
 from transcoders.data.corpora import Corpus, CorpusSource, open_corpus
 from transcoders.data.tokens import pack_rows
+from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Frame, Site
@@ -39,6 +40,8 @@ class Source(Protocol):
 
     name: str
     corpus: str
+    bos: bool | None
+    """Whether rows of tokens begin with BOS; None where there are none."""
     frame: Frame
     n_layers: int
     d_model: int
@@ -67,10 +70,14 @@ class ModelSource:
     def __init__(
         self, model: LanguageModel, corpus: CorpusSource | Int[Tensor, "row pos"], config: TrainConfig
     ) -> None:
-        self.model, self.config = model, config
+        self.model = model = model.with_bos(config.bos)
+        self.config = config
         self.name, self.frame, self.device = model.name, model.frame, model.device
         self.n_layers, self.d_model, self.fingerprint = model.n_layers, model.d_model, model.fingerprint
         self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
+        self.bos: bool | None = model.adds_bos
+        if isinstance(corpus, Tensor):
+            self.bos = model.bos is not None and bool((corpus[:, 0] == model.bos).all())
 
     def sites(self, config: TrainConfig) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
         return sites_of_kind(config, self.n_layers)
@@ -105,7 +112,8 @@ class ModelSource:
 class VectorSource:
     """Vectors without a language model: `reads`, and `writes` where a transcoder is to map the ones to the others."""
 
-    name, corpus, frame = "vectors", "vectors", Frame()
+    name, corpus, frame = "vectors", VECTORS, Frame()
+    bos: bool | None = None
 
     def __init__(self, reads: Vectors, writes: Vectors | None, *, seed: int) -> None:
         self._reads, self._writes, self.seed = reads, writes, seed
@@ -208,7 +216,7 @@ def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: Trai
     """The name of the corpus, a function that opens a pass over its rows of tokens, and their length."""
     if isinstance(corpus, Tensor):
         rows = corpus.tolist()
-        return "rows of tokens", lambda: iter(rows), corpus.shape[1]
+        return ROWS, lambda: iter(rows), corpus.shape[1]
     opened: Corpus = open_corpus(corpus)
     context = min(config.context, model.context)
 

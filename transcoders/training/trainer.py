@@ -35,7 +35,7 @@ from transcoders.training.versions import library_versions
 logger = logging.getLogger(__name__)
 
 _SCALE_BATCHES = 8
-_SHARED = ("tokens", "batch", "context", "separator")
+_SHARED = ("tokens", "batch", "context", "separator", "bos")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
 _L0_TOLERANCE = 0.05
@@ -114,6 +114,7 @@ class Trainer:
                 frame=self.source.frame,
                 corpus=self.source.corpus,
                 tokens=self.step * config.batch,
+                bos=self.source.bos,
                 seed=config.seed,
                 versions=library_versions(),
                 config=config.to_json(),

@@ -23,6 +23,7 @@ from transcoders.data import pack_rows
 from transcoders.data.corpora import CorpusSource, open_corpus
 from transcoders.dictionaries import DictionarySet, SparseFeatures
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
+from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError, InputError
 from transcoders.files import short_hash
 from transcoders.language_model import LanguageModel
@@ -81,6 +82,7 @@ def collect(
     *,
     out: str | Path | None = None,
     separator: str | None = None,
+    bos: bool | None = None,
     resume: bool = True,
     progress: bool = False,
 ) -> FeatureCards:
@@ -90,7 +92,7 @@ def collect(
     pass that keeps every activation would say. Of more features, co-firing comes from sketches. Memory does not grow
     with the number of tokens. Position 0 of each row is left out, as everywhere. Of a corpus, the documents that
     `train` holds out are not read, so that labels read off the cards can be tested on them; rows of token ids are read
-    as they are.
+    as they are. `bos`: whether each row of text begins with BOS; default, as in the dictionaries' training.
 
     `out` gets the cards (`<dictionary>/cards` is where everything looks for them), and every `save_every` tokens the
     state: a run that was killed goes on from there, and ends with the same numbers to the last bit.
@@ -100,6 +102,8 @@ def collect(
     where `out` holds the state of a run with other settings or of another corpus.
     """
     dictionaries.check_fits(model)
+    if not isinstance(corpus, Tensor):
+        model = reading_as_trained(model, dictionaries.provenance, bos)
     context = min(config.context, model.context)
     if isinstance(corpus, Tensor):
         _check_rows(model, corpus)

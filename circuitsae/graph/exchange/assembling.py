@@ -9,10 +9,10 @@ import pandas as pd
 from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
-from circuitsae.graph.checking import MEASUREMENTS, Limits, MalformedError, mapping, number, present, shown, text
+from circuitsae.graph.checking import MEASUREMENTS, Limits, MalformedError, mapping, number, share, shown, text
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
-from circuitsae.graph.placing import check_place, refuse_twice
+from circuitsae.graph.placing import check_edges, check_place, refuse_twice
 
 NODE_FIGURES = ("rest", "inputs", "influence", "cumulative")
 """The arrays of a graph that a file may state of each node; what it does not state is computed from its edges."""
@@ -47,13 +47,16 @@ class Findings:
 def assemble(found: Findings, limits: Limits) -> AttributionGraph:
     """The graph of `found`. Influence and scores that the file does not state are those of the edges it has.
 
-    Raises `MalformedError` for ids that are not unique, edges between unknown nodes or given twice, and nodes outside
-    of prompt and layers.
+    Raises `MalformedError` for ids that are not unique, edges between unknown nodes, given twice or leading downwards,
+    nodes outside of prompt and layers, and a graph without nodes.
     """
+    if not found.nodes:
+        raise MalformedError("it has no nodes, so there is nothing to show; give the file of a graph that has some")
     check_counts(limits, len(found.nodes), len(found.edges), len(found.tokens), found.n_layers)
     _check_nodes(found)
     rows = {name: row for row, name in enumerate(found.names)}
     weights, notes = _edges(found, rows)
+    check_edges(found.nodes, found.names, weights)
     stated = {name: np.array([f.get(name, math.nan) for f in found.figures], dtype=float) for name in NODE_FIGURES}
     plain = _build(found, weights, None)
     inputs = np.where(np.isnan(stated["inputs"]), plain.inputs, stated["inputs"])
@@ -133,4 +136,4 @@ def _scores(stated: Any) -> Scores | None:
     if stated is None:
         return None
     values = mapping(stated, "scores")
-    return Scores(**{name: present(values.get(name), f"the {name} score") for name in ("replacement", "completeness")})
+    return Scores(**{name: share(values.get(name), f"the {name} score") for name in ("replacement", "completeness")})

@@ -26,6 +26,7 @@ from circuitsae.graph.checking import (
     plain,
     present,
     sequence,
+    share,
     shown,
     text,
     whole,
@@ -171,9 +172,9 @@ def _read(value: Any) -> Any:
 
 
 def _depths(source: nx.Graph) -> dict[str, int]:
-    """Steps from the first node to each, along the longest way; none where the graph runs in circles."""
+    """Steps from the first node to each, along the longest way."""
     if not nx.is_directed_acyclic_graph(source):
-        return {}
+        raise MalformedError("its edges run in a circle; expected each to lead from a lower layer to a higher one")
     return {
         str(name): depth for depth, part in enumerate(nx.topological_generations(nx.DiGraph(source))) for name in part
     }
@@ -204,9 +205,9 @@ def _node(name: str, record: dict[str, Any], kind: NodeKind, n_layers: int) -> N
     index = -1 if kind in (NodeKind.ERROR, NodeKind.BIAS) else whole(record["index"], f"index of {what}", least)
     figures = {key: number(record.get(key), f"{key} of {what}") for key in ("activation", "pre_activation")}
     bias = number(record.get("bias", 0.0), f"bias of {what}")
-    probability = number(record.get("probability"), f"probability of {what}")
+    probability = share(record.get("probability"), f"probability of {what}", optional=True)
     if kind is NodeKind.LOGIT:
-        probability = min(max(float(np.nan_to_num(probability)), 0.0), 1.0)
+        probability = float(np.nan_to_num(probability))
     label = record["text"] if isinstance(record["text"], str) else ""
     label = "" if kind is NodeKind.ERROR else text(label, f"text of {what}")
     return Node(kind, layer, pos, index, label, bias=bias, probability=probability, **figures)

@@ -23,6 +23,7 @@ from circuitsae.graph.checking import (
     plain,
     present,
     sequence,
+    share,
     shown,
     text,
     whole,
@@ -137,12 +138,12 @@ def _node(
             return Node(kind, layer, pos, text=_SKIP)
         case NodeKind.LOGIT:
             token = text(record.get("token_str", ""), f"token_str of {what}")
-            probability = present(record.get("probability", 0.0), f"probability of {what}")
+            probability = share(record.get("probability", 0.0), f"probability of {what}")
             own_index = _own_fields(record, what).get("index")
             rank = re.fullmatch(r"output_\d+_(\d{1,15})", str(record.get("id")))
             stated = own_index if own_index is not None else rank and rank[1]
             index = whole(stated, f"the rank in the id of {what}", least=-1)
-            return Node(kind, n_layers, pos, index, token, probability=min(max(probability, 0), 1), **own)
+            return Node(kind, n_layers, pos, index, token, probability=probability, **own)
     index = whole(record.get("feature_index"), f"feature_index of {what}")
     activation = number(record.get("activation"), f"activation of {what}")
     label = text(_own_fields(record, what).get("text", ""), f"text of {what}")

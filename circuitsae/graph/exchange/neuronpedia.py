@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from circuitsae.graph.attribution_graph import AttributionGraph
-from circuitsae.graph.checking import Limits, mapping, number, plain, present, sequence, text, whole
+from circuitsae.graph.checking import Limits, mapping, number, plain, present, sequence, share, text, whole
 from circuitsae.graph.exchange import carrying
 from circuitsae.graph.exchange.assembling import Edge, Findings, assemble, check_counts
 from circuitsae.graph.nodes import Node, NodeKind
@@ -132,12 +132,10 @@ def _node(record: dict[str, Any], what: str, tokens: list[str], n_layers: int, f
             return Node(kind, -1, pos, _named_index(record, default=-1), tokens[pos] if tokens else "")
         case NodeKind.LOGIT:
             match = _OUTPUT.fullmatch(label)
-            probability = present(record.get("token_prob", 0.0), f"token_prob of {what}")
+            probability = share(record.get("token_prob", 0.0), f"token_prob of {what}")
             stated = record.get("feature")
             index = whole(_named_index(record, -1) if stated is None else stated, f"feature of {what}", least=-1)
-            return Node(
-                kind, n_layers, pos, index, match[1] if match else label, probability=min(max(probability, 0), 1), **own
-            )
+            return Node(kind, n_layers, pos, index, match[1] if match else label, probability=probability, **own)
         case NodeKind.ERROR:
             return Node(kind, _layer(record, what), pos)
         case NodeKind.BIAS:
