@@ -157,9 +157,7 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
         blocks = [_block(frozen, layer) for layer in range(frozen.model.n_layers)]
         final = _norm(frozen, bridge.ln_final, "ln_final")
     except (AttributeError, KeyError) as error:
-        raise ModelError(
-            f"{frozen.model.name} has no {error.args[0]}, which the fast engine needs; use engine='plain'."
-        ) from error
+        raise ModelError(f"{frozen.model.name} has no {error.args[0]}, which the fast engine needs") from error
     position = 0 if frozen.writes.position is None else frozen.writes.position
     model = LinearModel(blocks, final, (frozen.writes.embed + position).to(final.scale.dtype))
     _check(model, frozen)
@@ -244,7 +242,7 @@ def _check(model: LinearModel, frozen: FrozenModel) -> None:
         ):  # rounding alone is far below, another architecture above
             raise ModelError(
                 f"What {name} of {frozen.model.name} reads differs by {error:.1e} from what its weights say: "
-                "its architecture differs from those of the fast engine; use engine='plain'."
+                "its architecture differs from those of the fast engine"
             )
 
 

@@ -21,6 +21,7 @@ from circuitsae.interventions.steering.settings import Limits
 from circuitsae.interventions.targets import Feature
 from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError, PromptError
+from transcoders.token_text import join_tokens
 
 STRENGTHS = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 
@@ -165,7 +166,7 @@ class _Job:
             prompt = Prompt(recording.trace, recording.roles, recording.template)
             alternatives = [self.handles[0].at(s) for s in self.strengths]
             made = generate(self.model, prompt, alternatives, n=n)
-            start = "".join(recording.trace.token_strings[int(recording.trace.starts_with_bos) :])
+            start = join_tokens(recording.trace.token_strings[int(recording.trace.starts_with_bos) :])
             new = made.tokens[:, made.n_prompt :].tolist()
             rows += [(start, s, text, row) for s, text, row in
                      zip((float("nan"), *self.strengths), made.texts, new, strict=True)]  # fmt: skip
