@@ -28,6 +28,10 @@ Dtype = Literal["float32", "float64", "bfloat16"]
 
 def load_language_model(name: str, device: str, dtype: str = "float32") -> "LanguageModel":
     """A model by its name on the command line."""
+    from transcoders.hub import model_source
+
+    if name != "pocket":
+        model_source(name)  # a wrong name is refused before torch takes its seconds
     import torch
     from transformers.utils import logging as transformers_logging
 
