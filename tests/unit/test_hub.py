@@ -27,7 +27,7 @@ def server():
             self.send_response(404)
             self.end_headers()
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
