@@ -46,7 +46,8 @@ def show_table(
     cells = [None if row is None else [_cell(value) for value in row] for row in rows]
     chosen = _chosen(columns, cells, console.width)
     widths = _fitted([columns[i] for i in chosen], [_widths(columns[i], i, cells) for i in chosen], console.width)
-    table = Table(show_header=any(column.name for column in columns))
+    # Its own width: numbers are whole even where that is more than the terminal has.
+    table = Table(show_header=any(column.name for column in columns), width=_total(widths))
     for number, width in zip(chosen, widths, strict=True):
         column = columns[number]
         table.add_column(
@@ -63,7 +64,7 @@ def show_table(
             table.add_row(*(row[number] for number in chosen))
     if title:
         console.print(Text(title, style="italic"), soft_wrap=True)
-    console.print(table, width=max(console.width, _total(widths)), soft_wrap=True)
+    console.print(table, soft_wrap=True)
     if left_out := [column.name for number, column in enumerate(columns) if number not in chosen]:
         said = f"No room for: {', '.join(left_out)}; --wide shows everything."
         console.print(Text(said, style="dim"), soft_wrap=True)
