@@ -227,7 +227,7 @@ def test_held_out_prompts_and_side_effects_are_options(model, tmp_path):
     )  # fmt: skip
     of_prompts = full.effects[(full.effects.set == "prompts") & (full.effects.control < 0)]
     assert plain.effects[plain.effects.control < 0].after.tolist() == of_prompts.after.tolist()
-    assert plain.table[["held_out_effect", "held_out_control", "kl", "loss_rise"]].isna().all(axis=None)
+    assert plain.table[["held_out_effect", "held_out_control", "kl", "loss_rise"]].isna().to_numpy().all()
     assert plain.table.broken.map(lambda said: "loss" not in said and "KL" not in said).all()
     best = plain.recommended
     assert best is None or "not tested on held-out prompts; side effects not measured" in plain.reason
@@ -321,8 +321,8 @@ def test_the_command_prints_and_writes(capsys, tmp_path):
     men = tmp_path / "men.txt"
     men.write_text("When John was seven years old,\nWhen David was seven years old,\n")
     common = ["steer", "--target", " she", "--against", " he", str(men), "--held-out",
-              "When Peter was seven years old,", "--strengths", "-1", "--strengths", "1", "--controls", "1", "--texts", "1",
-              "--context", "24", "--generate", "3"]  # fmt: skip
+              "When Peter was seven years old,", "--strengths", "-1", "--strengths", "1", "--controls", "1",
+              "--texts", "1", "--context", "24", "--generate", "3"]  # fmt: skip
     main(
         [
             *common,

@@ -88,12 +88,12 @@ class SteeringReport:
         if whole.empty:
             return None, "every strength that moves the metric by more than the controls breaks the model"
         best = whole.loc[(sign * whole.effect).idxmax()]
-        held_out = bool(self.n["held_out"])
+        held_out = bool(self.n.get("held_out", 1))
         if held_out and not sign * best.held_out_effect > best.held_out_control:
             return None, f"what strength {best.strength:g} does to the prompts it does not do to held-out ones"
         other = f"held out {best.held_out_effect:+.3f}, controls at most {best.held_out_control:.3f}"
         alone = f"controls at most {best.control:.3f}; not tested on held-out prompts"
-        unheard = "" if self.n["unrelated"] else "; side effects not measured"
+        unheard = "" if self.n.get("unrelated", 1) else "; side effects not measured"
         return float(best.strength), (
             f"largest effect on the prompts ({best.effect:+.3f}) that does not break the model; "
             f"{other if held_out else alone}{unheard}"
