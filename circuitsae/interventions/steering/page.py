@@ -71,11 +71,11 @@ def page(document: dict[str, Any]) -> str:
     chosen = document["recommended"]
     verdict = f"Recommended strength: {chosen:g}" if chosen is not None else "No strength is recommended"
     n, loss = document["n"], document["clean_loss"]
-    clean_loss = "" if loss is None else f"(clean loss {loss:.3f})"
+    clean_loss = "" if loss is None else f" (clean loss {loss:.3f})"
     parts = [
         f"<h1>Steering by {_safe(document['handle'])}</h1>",
         f"<p>{_safe(document['model'])}; {_safe(document['metric'])}, wanted {_safe(document['want'])}; "
-        f"{n['prompts']} prompts, {n['held_out']} held out, {n['unrelated']} unrelated texts "
+        f"{n['prompts']} prompts, {n['held_out']} held out, {n['unrelated']} unrelated texts"
         f"{clean_loss}, {n['controls']} controls.</p>",
         f"<p><b>{verdict}</b>: {_safe(document['reason'])}.</p>",
         plot,
