@@ -178,7 +178,7 @@ def test_every_command_ends_with_what_was_found(call, traced, tmp_path):
     printed = call("show", traced, "--html", tmp_path / "page.html")
     assert printed.index(said) > printed.rindex("└")
     assert printed.index(said) < printed.index("HTML:")
-    assert re.search(r"\d+ of 12 tested edges hold in the model", printed)
+    assert re.search(r"\d+ of \d+ tested edges hold in the model", printed)
     assert "153 edges" in (out := call("export", traced, tmp_path / "graph.json")) or " edges." in out
     assert "changes most" in call("compare", traced, traced, "--names", "a", "b", "--out", tmp_path / "both.html")
     assert re.search(r"lowers logit\(·Mary\) by [\d.]+ .*; the first choice",
