@@ -1,12 +1,15 @@
 """What the commands print: tables of a graph, of a validation and of an evaluation."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from circuitsae.report.text import visible
+from circuitsae.sentences import of_evaluation
+from circuitsae.tables import Column, show_table
+from transcoders.token_text import join_tokens
 
 if TYPE_CHECKING:
     from circuitsae.attribution.expansion import FullSize
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from circuitsae.validation import Validation
     from transcoders.evaluation import Evaluation
 
+_KEEP = {"replacement": 1, "frozen": 2, "control": 3, "predicted": 4, "measured": 0}
+"""Columns of edges, from the first that is left out where there is no room."""
 VERDICT_STYLE = {"confirmed": "green", "null": "yellow", "reversed": "red"}
 
 
@@ -21,15 +26,15 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
     """Prompt, top logits, sizes and scores; `full` is the size before pruning."""
     from circuitsae.graph import NodeKind
 
-    console.print(f"[bold]{''.join(_visible(t) for t in graph.tokens)}[/bold]", highlight=False)
-    logits = Table(title="Top logits", title_justify="left")
-    for column in ("token", "probability", "centred logit"):
-        logits.add_column(column, justify="left" if column == "token" else "right")
-    for node in graph.top_logits():
-        logits.add_row(
-            _visible(node.text), f"{node.probability:.4f}", f"{node.pre_activation:+.2f}".replace("+nan", "")
-        )
-    console.print(logits)
+    prompt = visible(join_tokens(graph.tokens).replace(" ", "·"))
+    console.print(Text(prompt, style="bold"), soft_wrap=True)
+    rows = [
+        (visible(node.text), f"{node.probability:.4f}", f"{node.pre_activation:+.2f}".replace("+nan", ""))
+        for node in graph.top_logits()
+    ]
+    show_table(
+        console, "Top logits", [Column("token", text=True), Column("probability"), Column("centred logit", 1)], rows
+    )
     counts = ", ".join(f"{int(graph.mask(kind).sum())} {kind}" for kind in NodeKind)
     before = "" if full is None else f" of {full.nodes}"
     edges_before = "" if full is None else f" of {full.edges}"
@@ -43,21 +48,21 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
 
 def show_validation(console: Console, check: "Validation", graph: "AttributionGraph", rows: int = 10) -> None:
     """Predicted against measured for the strongest edges, agreement by class of edge, and the verdicts."""
-    text = {node.id: f" {_visible(node.text)}" if node.text else "" for node in graph.nodes}
-    table = Table(title=f"Strongest {min(rows, len(check.edges))} edges, source removed", title_justify="left")
+    text = {node.id: f" {visible(node.text)}" if node.text else "" for node in graph.nodes}
     columns = [c for c in ("predicted", "frozen", "replacement", "measured", "control") if c in check.edges]
-    table.add_column("source → target")
-    for column in columns:
-        table.add_column({"control": "random (95 %)"}.get(column, column), justify="right")
-    if "verdict" in check.edges:
-        table.add_column("verdict")
+    with_verdict = "verdict" in check.edges
+    table = []
     for record in check.edges.head(rows).to_dict("records"):
         name = f"{record['source']}{text[record['source']]} → {record['target']}{text[record['target']]}"
-        cells = [name, *(f"{record[c]:+.3f}" if c != "control" else f"±{record[c]:.3f}" for c in columns)]
-        if "verdict" in record:
-            cells.append(f"[{VERDICT_STYLE[record['verdict']]}]{record['verdict']}[/]")
-        table.add_row(*cells)
-    console.print(table)
+        cells: list[str | Text] = [name]
+        cells += [f"{record[c]:+.3f}" if c != "control" else f"±{record[c]:.3f}" for c in columns]
+        if with_verdict:
+            cells.append(Text(record["verdict"], style=VERDICT_STYLE[record["verdict"]]))
+        table.append(cells)
+    shown = [Column("source → target", text=True)]
+    shown += [Column("random (95 %)" if c == "control" else c, _KEEP[c]) for c in columns]
+    shown += [Column("verdict", text=True)] if with_verdict else []
+    show_table(console, f"Strongest {min(rows, len(check.edges))} edges, source removed", shown, table)
     if "measured" in check.edges:
         _show_agreement(console, check)
     if len(check.budget):
@@ -68,69 +73,55 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
         highlight=False,
         soft_wrap=True,
     )
-    if "verdict" in check.edges:
-        verdicts = ", ".join(f"{count} {name}" for name, count in check.verdicts().items())
-        console.print(f"Verdicts on {len(check.edges)} edges: {verdicts}", highlight=False)
 
 
 def _show_budget(console: Console, check: "Validation") -> None:
-    table = Table(title="Edges that miss most: what the miss is made of", title_justify="left")
-    table.add_column("source → target")
-    columns = ("predicted", "measured", "norms", "patterns", "features", "reconstruction")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for record in check.budget.to_dict("records"):
-        table.add_row(f"{record['source']} → {record['target']}", *(f"{record[c]:+.3f}" for c in columns))
-    console.print(table)
+    parts = ("predicted", "measured", "norms", "patterns", "features", "reconstruction")
+    columns = [Column("source → target", text=True), Column("predicted", 1), Column("measured", 2)]
+    columns += [Column(name, 3) for name in parts[2:]]
+    rows = [
+        (f"{record['source']} → {record['target']}", *(f"{record[c]:+.3f}" for c in parts))
+        for record in check.budget.to_dict("records")
+    ]
+    show_table(console, "Edges that miss most: what the miss is made of", columns, rows)
 
 
 def _show_agreement(console: Console, check: "Validation") -> None:
-    table = Table(title="Measured in the model against predicted", title_justify="left")
-    table.add_column("edges")
-    for column in ("n", "Spearman", "same sign", "slope", "R²"):
-        table.add_column(column, justify="right")
-    for name, a in check.agreement().items():
-        table.add_row(name, str(a.n), f"{a.spearman:.2f}", f"{a.sign:.0%}", f"{a.slope:.2f}", f"{a.r2:.2f}")
-    console.print(table)
+    columns = [Column("edges", text=True), Column("n", 2), Column("Spearman", 4), Column("same sign")]
+    columns += [Column("slope", 3), Column("R²", 1)]
+    rows = [
+        (name, str(a.n), f"{a.spearman:.2f}", f"{a.sign:.0%}", f"{a.slope:.2f}", f"{a.r2:.2f}")
+        for name, a in check.agreement().items()
+    ]
+    show_table(console, "Measured in the model against predicted", columns, rows)
 
 
 def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
     """Sparsity and reconstruction by layer, what the model makes of it, and the model with everything replaced."""
-    table = Table(title=f"On {evaluation.tokens:,} held-out tokens", title_justify="left")
-    for column in ("layer", "L0", "FVU", "cosine", "size", "dead", "dense", "aligned"):
-        table.add_column(column, justify="right")
-    for layer in evaluation.layers:
-        table.add_row(
+    columns = [Column("layer"), Column("L0"), Column("FVU"), Column("cosine", 4), Column("size", 3), Column("dead", 5)]
+    columns += [Column("dense", 2), Column("aligned", 1)]
+    rows: list[Sequence[str] | None] = [
+        (
             str(layer.layer), f"{layer.l0:.1f}", f"{layer.fvu:.3f}", f"{layer.cosine:.3f}", f"{layer.shrinkage:.3f}",
             f"{layer.dead:.1%}", f"{layer.dense:.1%}", f"{layer.alignment.mean:.3f}",
-        )  # fmt: skip
-    table.add_section()
-    table.add_row("mean", f"{evaluation.l0:.1f}", f"{evaluation.fvu:.3f}", "", "", f"{evaluation.dead:.1%}", "", "")
-    console.print(table)
+        )
+        for layer in evaluation.layers
+    ]  # fmt: skip
+    rows += [None, ("mean", f"{evaluation.l0:.1f}", f"{evaluation.fvu:.3f}", "", "", f"{evaluation.dead:.1%}", "", "")]
+    show_table(console, f"On {evaluation.tokens:,} held-out tokens", columns, rows)
     _show_replacements(console, evaluation)
+    console.print(of_evaluation(evaluation), highlight=False, soft_wrap=True)
 
 
 def _show_replacements(console: Console, evaluation: "Evaluation") -> None:
-    table = Table(title="With reconstructions in the place of the model's own writes", title_justify="left")
-    for column in ("layer", "loss recovered (zero)", "(mean)", "top-1 agreement", "KL"):
-        table.add_column(column, justify="right")
-    replaced = evaluation.replaced
-    for name, found in [*((str(layer.layer), layer) for layer in evaluation.layers), ("all", replaced)]:
+    columns = [Column("layer"), Column("loss recovered (zero)", 2), Column("(mean)", 1), Column("top-1 agreement")]
+    columns += [Column("KL", 3)]
+    rows: list[Sequence[str] | None] = []
+    for name, found in [*((str(layer.layer), layer) for layer in evaluation.layers), ("all", evaluation.replaced)]:
         if name == "all":
-            table.add_section()
-        table.add_row(
+            rows.append(None)
+        rows.append((
             name, f"{found.recovered_zero:.3f}", f"{found.recovered_mean:.3f}", f"{found.top1_agreement:.1%}",
             f"{found.kl:.4f}",
-        )  # fmt: skip
-    console.print(table)
-    origin = "" if replaced.features == "replaced" else ", features of the original model's stream"
-    console.print(
-        f"All layers replaced{origin}: top-1 agreement {replaced.top1_agreement:.1%}, KL {replaced.kl:.3f} nats, "
-        f"loss {replaced.loss:.3f} (model {evaluation.loss:.3f})",
-        highlight=False,
-    )
-
-
-def _visible(token: str) -> str:
-    """A token as a reader should see it, its brackets not taken for rich markup."""
-    return escape(visible(token))
+        ))  # fmt: skip
+    show_table(console, "With reconstructions in the place of the model's own writes", columns, rows)

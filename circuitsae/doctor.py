@@ -7,9 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from circuitsae.pocket import DICTIONARY_DIR, MODEL_DIR
+from circuitsae.tables import Column, show_table
 
 _PACKAGES = ("circuitsae", "torch", "transformer-lens", "transformers", "safetensors", "networkx", "plotly", "pandas")
 _OPTIONAL = {
@@ -22,16 +23,14 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def diagnose(console: Console) -> bool:
     """Print versions, device, threads, memory and what is missing; whether everything required is there."""
     versions = {name: _version(name) for name in _PACKAGES}
-    table = Table(title="circuitsae doctor", title_justify="left", show_header=False)
-    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
-    for name, found in versions.items():
-        table.add_row(name, found or "[red]missing[/]")
-    for name, found in (_device() | _memory()).items():
-        table.add_row(name, found)
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    rows: list[tuple[str, str | Text]] = [("python", f"{platform.python_version()} on {system}")]
+    rows += [(name, found or Text("missing", style="red")) for name, found in versions.items()]
+    rows += (_device() | _memory()).items()
     pocket = {"pocket model": MODEL_DIR, "pocket dictionaries": DICTIONARY_DIR}
     for name, folder in pocket.items():
-        table.add_row(name, "here" if folder.is_dir() else "[red]missing[/]; rebuild with `make pocket`")
-    console.print(table)
+        rows.append((name, "here" if folder.is_dir() else Text("missing; rebuild with `make pocket`", style="red")))
+    show_table(console, "circuitsae doctor", [Column("", text=True), Column("", wraps=True)], rows)
     missing = [name for name, found in versions.items() if found is None]
     missing += [name for name, folder in pocket.items() if not folder.is_dir()]
     for name, use in _OPTIONAL.items():

@@ -15,6 +15,7 @@ from transcoders.errors import PromptError
 from transcoders.files import short_hash
 from transcoders.remembering import remembered
 from transcoders.sites import Frame, Site
+from transcoders.token_text import token_text, with_characters
 
 Hook = Callable[[Tensor], Tensor | None]
 
@@ -133,8 +134,8 @@ class LanguageModel:
 
         Raises `PromptError` for an empty text, or one longer than the context.
         """
-        if not text.strip():
-            raise PromptError(f"The prompt is empty ({text!r}); give at least one word.")
+        if not text:
+            raise PromptError("The prompt is empty (''); give some text.")
         ids = self.with_bos(bos).begun(self._encode(text))
         return self.check_tokens(torch.tensor(ids, device=self.device))
 
@@ -173,18 +174,21 @@ class LanguageModel:
         return ids[0]
 
     def token_string(self, token: int) -> str:
-        """The text of one token, leading space included; `#id` where the tokenizer knows none, or is none."""
+        """The text of one token, leading space included; `#id` where the tokenizer knows none, or is none.
+
+        A token that is part of a character is written with its bytes, such as `<0xF0><0x9F>`.
+        """
         piece = self.tokenizer.convert_ids_to_tokens(int(token)) if self.has_tokenizer else None
         if piece is None:  # vocabularies are padded to even sizes
             return f"#{token}"
         # SentencePiece writes spaces as U+2581; `decode` of a single id would drop one at its start.
         if isinstance(piece, str) and "\u2581" in piece:
             return piece.replace("\u2581", " ")
-        return self.tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
+        return token_text(str(piece), self.tokenizer.decode([int(token)], clean_up_tokenization_spaces=False))
 
     def token_strings(self, tokens: Int[Tensor, "pos"]) -> list[str]:
-        """One string per position."""
-        return [self.token_string(int(t)) for t in tokens]
+        """One string per position; the parts of one character name it beside their bytes (see `token_text`)."""
+        return with_characters([self.token_string(int(t)) for t in tokens])
 
     @property
     def has_tokenizer(self) -> bool:
@@ -193,6 +197,12 @@ class LanguageModel:
     def _encode(self, text: str) -> list[int]:
         if not self.has_tokenizer:
             raise PromptError(f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"The text {text[:80]!a} has bytes that are not UTF-8; give it in UTF-8 (see the terminal's encoding)."
+            ) from error
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     # running

@@ -11,6 +11,7 @@ from transformer_lens.utilities.hf_utils import autotokenizer_with_special_token
 
 from transcoders.bridging import check_logits
 from transcoders.errors import ModelError
+from transcoders.hub import first_line, model_source
 from transcoders.language_model import LanguageModel
 from transcoders.random_models import random_model
 
@@ -26,23 +27,23 @@ def load_model(
     of a few tokens are not those that transformers itself computes.
     """
     _check_device(device)
-    folder = Path(name).expanduser()
-    source = _model_folder(folder) if _looks_local(str(name), folder) else str(name)
+    source = model_source(name)
     try:
         bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
         tokenizer = _own_tokenizer(bridge.tokenizer)
     except Exception as error:  # the hub client, transformers and TransformerLens raise many kinds here
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if architecture := re.search(r"Config architectures: \['(.*?)'\]", reason):
+        if architecture := re.search(r"Config architectures: \['(.*?)'\]", first_line(error)):
             raise ModelError(
                 f"{name} cannot be used: TransformerLens has no bridge for {architecture[1]}; "
                 "the families that work are listed in docs/families.md."
             ) from error
         raise ModelError(
-            f"Could not load the model {str(name)!r} ({reason}); check the name and the network, "
+            f"Could not load the model {str(name)!r} ({first_line(error)}); check the name and the network, "
             "or give a local folder in Hugging Face layout."
         ) from error
-    model = LanguageModel(bridge, Path(source).name if folder.is_dir() else source, tokenizer=tokenizer)
+    model = LanguageModel(
+        bridge, Path(source).name if Path(name).expanduser().is_dir() else str(name), tokenizer=tokenizer
+    )
     check_logits(bridge, model.name)
     logging.getLogger(__name__).info("loaded %s: %d layers", name, model.n_layers)
     return model
@@ -57,20 +58,4 @@ def _check_device(device: str | torch.device) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"The device {str(device)!r} cannot be used here ({reason}); try 'cpu'.") from error
-
-
-def _looks_local(name: str, folder: Path) -> bool:
-    return folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def _model_folder(folder: Path) -> str:
-    if not folder.is_dir():
-        raise ModelError(f"There is no model folder at {folder}; give a folder that holds config.json, or a hub name.")
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{folder} holds no config.json; expected a folder in Hugging Face layout "
-            "(config.json, model.safetensors, tokenizer.json)."
-        )
-    return str(folder.resolve())
+        raise ModelError(f"The device {str(device)!r} cannot be used here ({first_line(error)}); try 'cpu'.") from error

@@ -57,8 +57,8 @@ def linear_for(name: EngineName, trace: Trace) -> LinearModel | None:
         return linear_model(trace.frozen)
     except ModelError as error:
         if name == "fast":
-            raise
-        logging.getLogger(__name__).warning("%s Using the plain engine, which is slower.", error)
+            raise ModelError(f"{error}; use engine='plain'.") from error
+        logging.getLogger(__name__).warning("%s; using the plain engine, which is slower.", error)
         return None
 
 

@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from circuitsae.commands.shared import beside_dictionaries, say_next, write_page
+from circuitsae.commands.shared import Wide, beside_dictionaries, say, say_next, write_page
+from circuitsae.tables import Column, open_console, show_table
 
 if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph
-
-console = Console()
 
 
 def compare(
@@ -25,6 +23,7 @@ def compare(
     names: tuple[str, str] | None = None,
     same_features: bool | None = None,
     strongest: int = 10,
+    wide: Wide = False,
 ) -> None:
     """Compare two graphs of a prompt pair, or of one prompt with two dictionaries, on one offline page; needs no model.
 
@@ -41,7 +40,10 @@ def compare(
     from circuitsae.report import compare_html
     from circuitsae.report.text import visible
     from circuitsae.report.union import unite
+    from circuitsae.sentences import of_comparison
+    from transcoders.token_text import join_tokens
 
+    console = open_console(wide)
     graphs = load_any(a), load_any(b)
     called = names or _names(a, b)
     both = unite(*graphs, called, same_features)
@@ -50,32 +52,30 @@ def compare(
         *graphs, out, called, cards=(cards_a, cards_b), ledger=(ledger_a, ledger_b), same_features=same_features
     )
     for name, graph in zip(called, graphs, strict=True):
-        prompt = "".join(visible(token) for token in graph.tokens)
-        console.print(f"{escape(name)}: [bold]{escape(prompt)}[/bold]", highlight=False)
+        prompt = visible(join_tokens(graph.tokens).replace(" ", "·"))
+        console.print(Text.assemble(f"{name}: ", (prompt, "bold")), soft_wrap=True)
     frame = both.edges.sort_values("weight", key=abs, ascending=False, kind="stable").head(strongest)
-    table = Table(title=f"The {len(frame)} edges that change most", title_justify="left")
-    for column in ("source", "target", *called, "difference"):
-        table.add_column(escape(column), justify="left" if column in ("source", "target") else "right")
+    columns = [Column("source", text=True), Column("target", text=True)]
+    columns += [*(Column(name, 1) for name in called), Column("difference")]
     text = dict(zip(both.nodes["id"].tolist(), both.nodes["text"].tolist(), strict=True))
+    rows = []
     for row in frame.to_dict("records"):
         ends = (
-            escape(f"{row[end]} {visible(text[row[end]]) if text[row[end]] else ''}".strip())
-            for end in ("source", "target")
+            f"{row[end]} {visible(text[row[end]]) if text[row[end]] else ''}".strip() for end in ("source", "target")
         )
-        table.add_row(*ends, *(_cell(row[c]) for c in ("weight_a", "weight_b", "weight")))
-    console.print(table)
-    console.print(f"HTML: {page.resolve()}", highlight=False, soft_wrap=True, markup=False)
+        rows.append([*ends, *(_cell(row[c]) for c in ("weight_a", "weight_b", "weight"))])
+    show_table(console, f"The {len(frame)} edges that change most", columns, rows)
+    say(console, of_comparison(both, called), f"HTML: {page.resolve()}")
     say_next(console, f"open {page} in a browser; keys a, b, d switch the view")
 
 
-def show_folder(folder: Path) -> None:
+def show_folder(console: Console, folder: Path) -> None:
     """Write the index of a folder of graphs and say where it is."""
     from circuitsae.report import write_index
     from circuitsae.report.index import find_graphs
 
     page = write_index(folder, write_page=write_page)
-    console.print(f"Graphs: {len(find_graphs(folder)):,}", highlight=False)
-    console.print(f"Index: {page.resolve()}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"Graphs: {len(find_graphs(folder)):,}", f"Index: {page.resolve()}")
     say_next(console, f"open {page} in a browser")
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
-from rich.console import Console
 
-from circuitsae.commands.shared import Bos, Dtype, load_language_model
+from circuitsae.commands.shared import Bos, Dtype, Wide, load_language_model, say
+from circuitsae.tables import open_console
 from transcoders.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def evaluate(
     bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
+    wide: Wide = False,
 ) -> None:
     """Evaluate dictionaries on held-out text: sparsity, reconstruction, and what the model loses with them in place.
 
@@ -59,7 +60,7 @@ def evaluate(
     _refuse_impossible_bars(require_fvu, require_agreement)
     if out is not None and out.is_dir():
         raise InputError(f"--out {out} is a folder; give the name of a JSON file.")
-    console = Console()
+    console = open_console(wide)
     with console.status("evaluating"):
         evaluation = _evaluate(model, dictionaries, corpus, tokens, context, separator, bos, device, dtype)
     from circuitsae.console import show_evaluation
@@ -68,7 +69,7 @@ def evaluate(
     path = out or (Path(dictionaries) if Path(dictionaries).is_dir() else Path()) / "evaluation.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     evaluation.save(path)
-    console.print(f"Written: {path}", highlight=False, soft_wrap=True)
+    say(console, f"Written: {path}")
     _check(evaluation, require_fvu, require_agreement)
 
 

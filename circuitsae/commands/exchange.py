@@ -4,15 +4,20 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
 
-from circuitsae.commands.shared import write_page
-
-console = Console()
+from circuitsae.commands.shared import Wide, free_folder, say, write_page
+from circuitsae.tables import open_console
 
 
 def import_graph(
-    file: tyro.conf.Positional[Path], /, *, out: Path | None = None, nodes: float = 1.0, edges: float = 1.0
+    file: tyro.conf.Positional[Path],
+    /,
+    *,
+    out: Path | None = None,
+    nodes: float = 1.0,
+    edges: float = 1.0,
+    overwrite: bool = False,
+    wide: Wide = False,
 ) -> None:
     """Import a graph that another tool made: save it, and write its HTML page.
 
@@ -20,25 +25,28 @@ def import_graph(
 
     Args:
         file: The file of one graph.
-        out: Folder to write; default graphs/ and the file's name.
+        out: Folder to write; default graphs/ and the file's name. Where it holds a graph, -2 is added.
         nodes: Keep the nodes that hold this share of the influence; 1 for all.
         edges: Keep the edges that hold this share of the influence; 1 for all.
+        overwrite: Write over the graph that the folder holds.
     """
     from dataclasses import replace
 
     from circuitsae.console import show_graph
     from circuitsae.graph import prune
     from circuitsae.graph.exchange import read_graph
+    from circuitsae.sentences import of_graph
 
     graph = read_graph(file)
     if (nodes, edges) != (1.0, 1.0):
         pruned = prune(graph, nodes=nodes, edges=edges)
         graph = replace(pruned, provenance={**pruned.provenance, "pruned": [nodes, edges]})
-    folder = out or Path("graphs") / file.stem
+    folder = free_folder(out or Path("graphs") / file.stem, overwrite)
     graph.save(folder)
     page = write_page(graph, folder / "graph.html")
+    console = open_console(wide)
     show_graph(console, graph)
-    console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True, markup=False)
+    say(console, of_graph(graph), f"Graph: {folder}", f"HTML:  {page.resolve()}")
 
 
 def export_graph(
@@ -57,6 +65,8 @@ def export_graph(
     """
     from circuitsae.graph import load_graph
     from circuitsae.graph.exchange import write_graph
+    from circuitsae.sentences import of_size
 
-    path = write_graph(load_graph(graph), out, format=format)
-    console.print(f"Written: {path.resolve()}", highlight=False, soft_wrap=True, markup=False)
+    loaded = load_graph(graph)
+    path = write_graph(loaded, out, format=format)
+    say(open_console(), of_size(loaded), f"Written: {path.resolve()}")

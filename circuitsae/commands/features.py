@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.shared import Bos, load_language_model, say_next
+from circuitsae.commands.shared import Bos, Wide, load_language_model, say, say_next
+from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
 
 if TYPE_CHECKING:
     from circuitsae.features.cards import FeatureCards
     from circuitsae.features.collection import CollectConfig
 
-console = Console()
 features = tyro.extras.SubcommandApp()
 """Feature cards: what every feature of a dictionary fires on, and what it writes."""
 
@@ -36,6 +36,7 @@ def collect(
     resume: bool = True,
     bos: Bos = None,
     device: str = "cpu",
+    wide: Wide = False,
 ) -> None:
     """Collect feature cards of all layers in one pass over a corpus; a run that was killed goes on.
 
@@ -67,8 +68,9 @@ def collect(
     source = CORPUS if corpus is None else corpus
     how: dict[str, Any] = {"separator": separator, "bos": bos, "resume": resume, "progress": True}
     cards = collect(language_model, loaded, source, config, out=target, **how)
-    _show(cards)
-    console.print(f"Cards: {target}", highlight=False, soft_wrap=True)
+    console = open_console(wide)
+    _show(console, cards)
+    say(console, f"Cards: {target}")
     say_next(console, f"circuitsae features browse {target if out else name} --out features")
 
 
@@ -95,7 +97,9 @@ def _settings(model: str, corpus: str | None, context: int | None, asked: dict[s
 
 
 @features.command
-def browse(dictionary: tyro.conf.Positional[str] = "pocket", /, *, out: Path, labels: Path | None = None) -> None:
+def browse(
+    dictionary: tyro.conf.Positional[str] = "pocket", /, *, out: Path, labels: Path | None = None, wide: Wide = False
+) -> None:
     """Write static pages of all features of a dictionary, with search and filters; needs no model.
 
     Args:
@@ -113,20 +117,22 @@ def browse(dictionary: tyro.conf.Positional[str] = "pocket", /, *, out: Path, la
     ledger = Ledger.load(labels) if labels is not None else Ledger.load(own) if own.is_file() else None
     cards = FeatureCards.load(folder, ledger=ledger)
     index = write_browser(cards, out)
-    _show(cards)
-    console.print(f"Pages: {index.resolve()}", highlight=False, soft_wrap=True)
+    console = open_console(wide)
+    _show(console, cards)
+    say(console, f"Pages: {index.resolve()}")
 
 
-def _show(cards: "FeatureCards") -> None:
-    """A table of the layers."""
-    from rich.table import Table
+def _show(console: Console, cards: "FeatureCards") -> None:
+    """A table of the layers, and how many features fired."""
+    from circuitsae.sentences import of_cards
 
     frame = cards.frame()
-    table = Table(title=f"Features over {cards.tokens_seen:,} tokens", title_justify="left")
-    for column in ("layer", "features", "dead", "median share of tokens", "labelled"):
-        table.add_column(column, justify="right")
-    for layer, rows in frame.groupby("layer"):
-        alive = rows[~rows.dead]
+    rows = []
+    for layer, members in frame.groupby("layer"):
+        alive = members[~members.dead]
         median = f"{alive.firing_rate.median():.3%}" if len(alive) else ""
-        table.add_row(str(layer), f"{len(rows):,}", f"{rows.dead.sum():,}", median, f"{(rows.status != '').sum():,}")
-    console.print(table)
+        labelled = (members.status != "").sum()
+        rows.append((str(layer), f"{len(members):,}", f"{members.dead.sum():,}", median, f"{labelled:,}"))
+    columns = [Column("layer"), Column("features"), Column("dead", 3), Column("median share of tokens", 2)]
+    show_table(console, f"Features over {cards.tokens_seen:,} tokens", [*columns, Column("labelled", 1)], rows)
+    say(console, of_cards(len(frame), int(frame.dead.sum()), int((frame.status != "").sum())))

@@ -3,21 +3,32 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
 from circuitsae.commands.compare import show_folder
-from circuitsae.commands.shared import Bos, Dtype, begins_with_bos, load_replacement, say_next, source_of, write_page
+from circuitsae.commands.shared import (
+    Bos,
+    Dtype,
+    Wide,
+    begins_with_bos,
+    free_folder,
+    load_replacement,
+    say,
+    say_next,
+    source_of,
+    write_page,
+)
+from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
     from circuitsae.attribution.expansion import FullSize
     from circuitsae.graph import AttributionGraph
 
-console = Console()
+Regime = Literal["frozen", "replacement", "model"]
 IDENTITY_TOLERANCE = 1e-4
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -37,8 +48,10 @@ def trace(
     engine: Literal["auto", "fast", "plain"] = "auto",
     validate: int = 100,
     bos: Bos = None,
+    overwrite: bool = False,
     device: str = "cpu",
     dtype: Dtype = "float32",
+    wide: Wide = False,
 ) -> None:
     """Trace a prompt: attribution graph, validation of its edges, and one offline HTML page.
 
@@ -46,8 +59,8 @@ def trace(
         prompt: The text to explain; the graph explains its last position.
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders; the pocket model has its own.
-        target: Tokens to explain, each one token of the model; without, the most probable ones.
-        out: Folder to write; default graphs/ and the prompt's first words.
+        target: Token to explain, one token of the model; repeat it for several. Without, the most probable ones.
+        out: Folder to write; default graphs/ and the prompt's first words. Where it holds a graph, -2 is added.
         nodes: Keep the nodes that hold this share of the influence.
         edges: Keep the edges that hold this share of the influence.
         max_features: Find at most this many features, the most influential; the others count as error.
@@ -55,21 +68,27 @@ def trace(
         engine: The fast engine, or the plain one, which is its reference.
         validate: Test this many of the strongest edges; 0 for none.
         bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
+        overwrite: Write over the graph that the folder holds.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
     """
     from circuitsae.console import show_graph
+    from circuitsae.sentences import of_graph
 
     _refuse_impossible_shares(nodes=nodes, edges=edges)
-    folder = out or Path("graphs") / _slug(prompt)
+    console = open_console(wide)
     replacement = load_replacement(model, dictionaries, device, dtype, bos)
     settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
     graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
     graph = _with_source(graph, nodes, edges, {"model": model, "dictionaries": dictionaries})
     show_graph(console, graph, full)
-    check = _validate(replacement, graph, validate, ("frozen", "model"), seed=0) if validate > 0 else None
-    page = _write(graph if check is None else check.annotate(graph), check, folder)
-    console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True)
+    regimes = ("frozen", "model")
+    check = _validate(console, replacement, graph, validate, regimes, seed=0) if validate > 0 else None
+    graph = graph if check is None else check.annotate(graph)
+    folder = free_folder(out or Path("graphs") / slug(prompt), overwrite)
+    page = _write(graph, check, folder)
+    say(console, of_graph(graph))
+    say(console, f"Graph: {folder}", f"HTML:  {page.resolve()}")
     say_next(console, f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
     _check_identities(check, dtype)
 
@@ -81,11 +100,12 @@ def validate(
     model: str | None = None,
     dictionaries: str | None = None,
     edges: int = 100,
-    regimes: tuple[Literal["frozen", "replacement", "model"], ...] = ("frozen", "replacement", "model"),
+    regimes: tuple[Regime, ...] = (),
     controls: int = 20,
     budget: int = 10,
     seed: int = 0,
     device: str = "cpu",
+    wide: Wide = False,
 ) -> None:
     """Validate the edges of a graph that `trace` wrote, and write what was found beside it and into its HTML.
 
@@ -94,26 +114,34 @@ def validate(
         model: The model the graph was made with; default, the one that the graph names.
         dictionaries: The dictionaries it was made with; the pocket model has its own.
         edges: How many of the strongest edges to test.
-        regimes: What is recomputed after a source was removed; see the documentation of regimes.
+        regimes: What is recomputed after a source was removed (see the documentation of regimes); repeat it for
+            several. Default all three.
         controls: Random stand-ins per edge.
         budget: Say of this many edges that miss most where the miss comes from; 0 for none.
         seed: Of the random stand-ins.
         device: cpu, cuda, cuda:1, mps.
     """
     from circuitsae.graph import load_graph
+    from circuitsae.sentences import of_graph
 
+    console, regimes = open_console(wide), regimes or get_args(Regime)
     loaded = load_graph(graph)
     source, dtype = source_of(loaded), _dtype_of(loaded)
     name = model or source.model or str(loaded.provenance.get("model") or "pocket")
     replacement = load_replacement(name, dictionaries or source.dictionaries, device, dtype, begins_with_bos(loaded))
-    check = _validate(replacement, loaded, edges, regimes, seed, controls, budget if "model" in regimes else 0)
-    page = _write(check.annotate(loaded), check, graph)
-    console.print(f"Written: {graph / 'validation.json'}\nHTML:    {page.resolve()}", highlight=False, soft_wrap=True)
+    budget = budget if "model" in regimes else 0
+    check = _validate(console, replacement, loaded, edges, regimes, seed, controls, budget)
+    tested = check.annotate(loaded)
+    page = _write(tested, check, graph)
+    say(console, of_graph(tested))
+    say(console, f"Written: {graph / 'validation.json'}", f"HTML:    {page.resolve()}")
     say_next(console, f"circuitsae show {graph}")
     _check_identities(check, dtype)
 
 
-def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, strongest: int = 15) -> None:
+def show(
+    graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, strongest: int = 15, wide: Wide = False
+) -> None:
     """Print a saved graph and write its HTML again, or write the index of a folder of graphs; needs no model.
 
     Args:
@@ -121,28 +149,26 @@ def show(graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, stro
         html: Where to write the page; default graph.html in the folder.
         strongest: How many of the strongest edges to print.
     """
-    from rich.table import Table
-
     from circuitsae.console import show_graph
     from circuitsae.graph import load_graph
     from circuitsae.report.index import find_graphs
+    from circuitsae.sentences import of_graph
 
+    console = open_console(wide)
     if not (graph / "graph.json").exists() and find_graphs(graph):
-        show_folder(graph)
+        show_folder(console, graph)
         return
     loaded = load_graph(graph)
     show_graph(console, loaded)
     frame = loaded.edges_frame()
     frame = frame.sort_values("weight", key=abs, ascending=False).head(strongest)
-    table = Table(title=f"Strongest {len(frame)} edges", title_justify="left")
     columns = [c for c in ("source", "target", "weight", "share", "measured", "verdict") if c in frame]
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("source", "target", "verdict") else "right")
-    for record in frame.to_dict("records"):
-        table.add_row(*(_cell(record[column]) for column in columns))
-    console.print(table)
+    keep = {"share": 1, "measured": 2, "verdict": 3}
+    shown = [Column(c, keep.get(c, 0), text=c in ("source", "target", "verdict")) for c in columns]
+    rows = [[_cell(record[column]) for column in columns] for record in frame.to_dict("records")]
+    show_table(console, f"Strongest {len(frame)} edges", shown, rows)
     page = write_page(loaded, html or graph / "graph.html")
-    console.print(f"HTML: {page.resolve()}", highlight=False, soft_wrap=True)
+    say(console, of_graph(loaded), f"HTML: {page.resolve()}")
     say_next(console, f"open {page} in a browser, or: circuitsae validate {graph}")
 
 
@@ -164,8 +190,9 @@ def _with_source(
 
 
 def _validate(
-    replacement: Any, graph: Any, edges: int, regimes: Any, seed: int, controls: int = 20, budget: int = 0
-) -> Any:
+    console: Console, replacement: Any, graph: Any, edges: int, regimes: Any, seed: int, controls: int = 20,
+    budget: int = 0,
+) -> Any:  # fmt: skip
     from circuitsae.console import show_validation
     from circuitsae.validation import validate
 
@@ -224,7 +251,8 @@ def _lasting(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _slug(prompt: str) -> str:
+def slug(prompt: str) -> str:
+    """The folder's name of a prompt: its first words."""
     words = re.findall(r"\w+", prompt.lower())[:8]
     return "-".join(words)[:60] or "prompt"
 
@@ -232,4 +260,4 @@ def _slug(prompt: str) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if value != value else f"{value:+.3f}"
-    return escape(str(value))
+    return "" if value is None else str(value)

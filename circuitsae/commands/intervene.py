@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from circuitsae.commands.shared import Bos, Dtype, load_replacement
+from circuitsae.commands.shared import Bos, Dtype, Wide, load_replacement, say
 from circuitsae.report.text import visible
+from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def intervene(
     bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
+    wide: Wide = False,
 ) -> None:
     """Change features (or other parts) on a prompt, all at once, and print the model's answer before and after.
 
@@ -48,7 +49,7 @@ def intervene(
     Args:
         prompt: The text to run.
         feature: What to change: a feature as LAYER.INDEX@POSITION, without @ at every position from 1 on; or another
-            part: 2.err@5 (error node), tok@5 (token), 2.head3@5, 2.mlp@5, 2.resid_pre@5.
+            part: 2.err@5 (error node), tok@5 (token), 2.head3@5, 2.mlp@5, 2.resid_pre@5. Repeat it for several.
         zero: Remove it.
         scale: Multiply it by this.
         set: Set a feature's activation to this.
@@ -76,9 +77,10 @@ def intervene(
     if generate and regime != "model":
         raise InputError(f"--generate writes in the regime model, where new positions have a clean run; not {regime}.")
     from circuitsae import interventions as module
+    from circuitsae.sentences import of_change
 
     chosen = _interventions(feature, {"zero": zero or None, "scale": scale, "set": set, "add": add, "replace": replace})
-    console = Console()
+    console = open_console(wide)
     loaded = load_replacement(model, dictionaries, device, dtype, bos)
     outcome = module.intervene(loaded, prompt, chosen, regime=regime, until=until, audit=audit, reads=False)
     written = module.generate(loaded, prompt, chosen, n=generate) if generate else None
@@ -90,16 +92,17 @@ def intervene(
         console.print_json(json_.dumps(document, ensure_ascii=False))
         return
     _show(console, outcome, top)
-    console.print(
-        f"{escape(name)}: {before:+.4f} → {before + effect:+.4f} (effect {effect:+.4f})\n"
+    say(
+        console,
+        f"{name}: {before:+.4f} → {before + effect:+.4f} (effect {effect:+.4f})",
         f"KL(before ‖ after) at the last position: {float(outcome.kl()[0, 0, -1]):.4f} nats",
-        highlight=False,
     )
     if outcome.audit is not None:
         far = max([0.0, *outcome.audit["moved"].tolist()])
-        console.print(f"Audit: {len(outcome.audit)} frozen values, none moved by more than {far:.1e}", highlight=False)
+        say(console, f"Audit: {len(outcome.audit)} frozen values, none moved by more than {far:.1e}")
     if written is not None:
         _show_texts(console, written)
+    say(console, of_change(name, before, effect, _first(loaded, outcome)))
 
 
 def _interventions(named: tuple[str, ...], operations: dict[str, Any]) -> "list[Intervention]":
@@ -146,20 +149,26 @@ def _metric(model: "ReplacementModel", outcome: "Outcome", target: str | None, a
     return f"logit({shown}) − logit({visible(lm.token_string(wrong))})", logit_diff(right, wrong)
 
 
+def _first(model: "ReplacementModel", outcome: "Outcome") -> tuple[str, str]:
+    """The most probable token before and after."""
+    before, after = outcome.clean[0, -1].argmax(), outcome.changed[0, 0, -1].argmax()
+    return model.model.token_string(int(before)), model.model.token_string(int(after))
+
+
 def _show(console: Console, outcome: "Outcome", top: int) -> None:
-    table = Table(title=escape("; ".join(map(str, outcome.alternatives[0]))), title_justify="left")
-    table.add_column("token")
-    for column in ("probability before", "after", "logit before", "after", "rank before", "after"):
-        table.add_column(column, justify="right")
-    for row in outcome.top(top).to_dict("records"):
-        table.add_row(
-            escape(visible(row["text"])), f"{row['probability_before']:.4f}", f"{row['probability_after']:.4f}",
+    columns = [Column("token", text=True), Column("probability before", 4), Column("after"), Column("logit before", 2)]
+    columns += [Column("after", 3), Column("rank before", 1), Column("after", 1)]
+    rows = [
+        (
+            visible(row["text"]), f"{row['probability_before']:.4f}", f"{row['probability_after']:.4f}",
             f"{row['logit_before']:+.2f}", f"{row['logit_after']:+.2f}", str(row["rank_before"] + 1),
             str(row["rank_after"] + 1),
-        )  # fmt: skip
-    console.print(table)
+        )
+        for row in outcome.top(top).to_dict("records")
+    ]  # fmt: skip
+    show_table(console, "; ".join(map(str, outcome.alternatives[0])), columns, rows)
 
 
 def _show_texts(console: Console, written: "Generation") -> None:
     for label, text in zip(("before", "after"), written.texts, strict=True):
-        console.print(f"[bold]{label}[/bold] {escape(visible(text))}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble((label, "bold"), f" {visible(text)}"), soft_wrap=True)

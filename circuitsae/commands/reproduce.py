@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from circuitsae.commands.shared import Bos, Dtype, load_language_model
+from circuitsae.commands.shared import Bos, Dtype, Wide, load_language_model, say
+from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import CheckFailedError, InputError
 
 _COLOURS = {"not met": "red", "differs": "yellow", "met": "green", "agrees": "green"}
@@ -35,6 +35,7 @@ def reproduce(
     bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
+    wide: Wide = False,
 ) -> None:
     """Reproduce a circuit: behaviour, heads and MLPs, features, published figures; exit code 1 if a bar fails.
 
@@ -57,8 +58,9 @@ def reproduce(
     """
     from circuitsae.reproduce import TASKS, Settings
     from circuitsae.reproduce import reproduce as run
+    from circuitsae.sentences import of_claims
 
-    console = Console()
+    console = open_console(wide)
     settings = replace(Settings.quick(seed) if quick else Settings(seed=seed), rescore=rescore)
     if prompts is not None:
         settings = settings.capped(prompts)
@@ -73,8 +75,9 @@ def reproduce(
     command = _command(task, model, dictionaries, quick, bos, sizes, docs)
     folder = out or Path("reports") / f"{Path(model).name}-{task}"
     _write(found, folder, docs, command)
-    console.print(f"Wrote {escape(str(folder / 'report.html'))}", highlight=False)
     failed = [claim for report in found for claim in report.failed]
+    barred = sum(bool(claim.bar) for report in found for claim in report.claims)
+    say(console, of_claims(barred - len(failed), barred), f"Written: {folder / 'report.html'}")
     if failed:
         said = "; ".join(f"{c.task}: {c.name} {c.measured:.3f}, wanted {c.bar}" for c in failed)
         raise CheckFailedError(f"{len(failed)} claims do not meet their bar: {said}.")
@@ -84,17 +87,16 @@ def show(console: Console, report: "Reproduction") -> None:
     """The claims of one task as a table."""
     from circuitsae.reproduce.page import shown
 
-    table = Table(
-        title=f"{report.task} ({escape(report.model)}, {sum(report.seconds.values()):.0f} s)", title_justify="left"
-    )
-    for column in ("claim", "measured", "bar", "published", "verdict", "note"):
-        table.add_column(column, justify="right" if column in ("measured", "published") else "left")
+    columns = [Column("claim", wraps=True), Column("measured"), Column("bar", 3, text=True), Column("published", 2)]
+    columns += [Column("verdict", text=True), Column("note", 1, wraps=True)]
+    rows = []
     for claim in report.claims:
         colour = _COLOURS.get(claim.verdict, "default")
         note = "; ".join(filter(None, (claim.source, claim.note)))
-        cells = (claim.name, shown(claim.measured), claim.bar, shown(claim.published), claim.verdict, note)
-        table.add_row(*map(escape, cells[:4]), f"[{colour}]{claim.verdict}[/]", escape(note))
-    console.print(table)
+        verdict = Text(claim.verdict, style=colour)
+        rows.append((claim.name, shown(claim.measured), claim.bar, shown(claim.published), verdict, note))
+    title = f"{report.task} ({report.model}, {sum(report.seconds.values()):.0f} s)"
+    show_table(console, title, columns, rows)
 
 
 def _dictionaries(

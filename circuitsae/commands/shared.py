@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
 
@@ -27,10 +28,15 @@ T = TypeVar("T")
 Dtype = Literal["float32", "float64", "bfloat16"]
 Bos = Annotated[bool | None, tyro.conf.DisallowNone]
 """--bos or --no-bos; None where neither is given."""
+Wide = Annotated[bool, tyro.conf.arg(help="Keep every column of the tables, however narrow the terminal is.")]
 
 
 def load_language_model(name: str, device: str, dtype: str = "float32") -> "LanguageModel":
     """A model by its name on the command line."""
+    from transcoders.hub import model_source
+
+    if name != "pocket":
+        model_source(name)  # a wrong name is refused before torch takes its seconds
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -117,9 +123,21 @@ def _load_if(there: Callable[[], bool], load: Callable[[], T]) -> T | None:
         return None
 
 
+def free_folder(folder: Path, overwrite: bool) -> Path:
+    """The folder to write a graph to: itself, or one beside it where it holds another graph."""
+    beside = (folder.with_name(f"{folder.name}-{n}") for n in count(2))
+    return next(place for place in chain([folder], beside) if overwrite or not (place / "graph.json").exists())
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are: nothing in them is markup, and the terminal wraps them."""
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 def say_next(console: Console, command: str) -> None:
     """What one may do after a command."""
-    console.print(f"Next:  {command}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"Next:  {command}", style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 def counts() -> ConstructorRegistry:
@@ -134,7 +152,7 @@ def counts() -> ConstructorRegistry:
         return round(float(found[1].replace("_", "")) * powers[found[2]])
 
     @registry.primitive_rule
-    def count(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    def whole(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
         if info.type is not int:
             return None
         return PrimitiveConstructorSpec(1, "INT", parse, lambda v: isinstance(v, int), lambda v: [str(v)])

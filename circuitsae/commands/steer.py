@@ -4,37 +4,41 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import tyro
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from circuitsae.commands.shared import Bos, Dtype, load_replacement
+from circuitsae.commands.shared import Bos, Dtype, Wide, load_replacement, say
 from circuitsae.report.text import visible
+from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
 
 if TYPE_CHECKING:
     from circuitsae.interventions.steering import Direction, SteeringReport
     from circuitsae.replacement import ReplacementModel
 
+T = TypeVar("T")
+
 
 def steer(
+    prompt: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
     *,
     feature: tuple[str, ...] = (),
     toward: tuple[str, ...] = (),
     away: tuple[str, ...] = (),
     layer: int | None = None,
     top_features: int = 0,
-    prompt: tuple[str, ...] = (),
     held_out: tuple[str, ...] = (),
-    target: str,
+    target: str | None = None,
     against: str | None = None,
     want: Literal["up", "down"] = "up",
-    strengths: tuple[float, ...] = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0),
+    strengths: tuple[float, ...] = (),
     push: Literal["add", "set", "scale"] = "add",
     text: Path | None = None,
-    texts: int = 16,
+    texts: int | None = None,
     context: int = 64,
     controls: int = 5,
     generate: int = 20,
@@ -46,27 +50,29 @@ def steer(
     bos: Bos = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
+    wide: Wide = False,
 ) -> None:
-    """Push a feature, several, or a difference of prompts: effect, held-out prompts, side effects, controls.
+    """Push a feature, several, or a difference of prompts with many strengths: what it does, and what random ones do.
 
     Name features with --feature, or give --toward and --away: their difference at --layer is the direction, or, with
-    --top-features, that many of the features that tell them apart. Prompts may be files, one prompt a line.
+    --top-features, that many of the features that tell them apart. Prompts may be files, one prompt a
+    line; options that take several are repeated.
 
     Args:
+        prompt: Prompts to steer; the strength is chosen on these.
         feature: Features to push, together: LAYER.INDEX, or LAYER.INDEX@POSITION (negative: from the end).
         toward: Prompts to steer towards.
         away: Prompts to steer away from.
         layer: Layer whose input the direction is added to, or whose features are taken; for features default any.
         top_features: Steer by this many features of the contrast of --toward and --away instead of a direction.
-        prompt: Prompts to steer; the strength is chosen on these.
         held_out: Other prompts, on which the chosen strength must hold.
-        target: The token whose logit is the metric.
+        target: The token whose logit is the metric; default, the model's first choice on the first prompt.
         against: A token whose logit is subtracted.
         want: Should the metric go up or down?
-        strengths: Strengths to try; 1 is the largest activation seen (or the direction once).
+        strengths: Strengths to try; 1 is the largest activation seen (or the direction once). Default from -4 to 4.
         push: add: strength times the unit is added. set: the activation becomes that. scale: it is multiplied.
         text: A text file, or the hub name of a data set, for side effects; the pocket model has its own.
-        texts: How many pieces of unrelated text.
+        texts: How many pieces of unrelated text; default 16 where there is a text, 0 for no side effects.
         context: Tokens of each.
         controls: Random stand-ins of the same written norm.
         generate: Tokens to write on, before and after.
@@ -86,18 +92,19 @@ def steer(
     from circuitsae import interventions as module
     from circuitsae.interventions import steering
 
-    console = Console()
+    console = open_console(wide)
     loaded = load_replacement(model, dictionaries, device, dtype, bos)
     lm = loaded.model
-    right, wrong = lm.token_id(target), None if against is None else lm.token_id(against)
+    right = lm.token_id(target) if target is not None else _first_choice(loaded, prompts[0])
+    wrong = None if against is None else lm.token_id(against)
     report = steering.steer(
         loaded,
         _handle(loaded, feature, near, far, layer, top_features),
         metric=module.logit(right) if wrong is None else module.logit_diff(right, wrong),
-        metric_name=f"logit({visible(target)})" + ("" if against is None else f" − logit({visible(against)})"),
+        metric_name=" − ".join(f"logit({visible(lm.token_string(t))})" for t in (right, wrong) if t is not None),
         prompts=prompts, held_out=kept, unrelated_text=_unrelated(loaded, model, text, texts, context),
-        strengths=strengths, push=push, want=want, controls=controls, n_generate=generate, seed=seed,
-        command=shlex.join(["circuitsae", *sys.argv[1:]]),
+        strengths=strengths or steering.STRENGTHS, push=push, want=want, controls=controls, n_generate=generate,
+        seed=seed, command=shlex.join(["circuitsae", *sys.argv[1:]]),
     )  # fmt: skip
     page = None if out is None else report.save(out)
     if json:
@@ -105,7 +112,7 @@ def steer(
         return
     show(console, report)
     if page is not None:
-        console.print(f"HTML: {page.resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"HTML: {page.resolve()}")
 
 
 def _prompts(given: Sequence[str]) -> list[str]:
@@ -127,12 +134,15 @@ def _refuse(
         )
     if toward and layer is None and not top_features:
         raise InputError("A difference of prompts is added at some layer; give --layer N, or --top-features N.")
-    if not prompts or not held_out:
-        raise InputError(
-            f"Give --prompt and --held-out, texts or files; got {len(prompts)} and {len(held_out)} prompts."
-        )
+    if not prompts:
+        raise InputError("There is no prompt to steer; give one, or a file with one a line.")
     if both := set(prompts) & set(held_out):
-        raise InputError(f"{next(iter(both))!r} is among --prompt and --held-out; held-out prompts must be others.")
+        raise InputError(f"{next(iter(both))!r} is steered and held out; held-out prompts must be others.")
+
+
+def _first_choice(model: "ReplacementModel", prompt: str) -> int:
+    logits, _ = model.model.run(model.model.to_tokens(prompt)[None])
+    return int(logits[0, -1].argmax())
 
 
 def _handle(
@@ -156,12 +166,15 @@ def _handle(
     return targets
 
 
-def _unrelated(model: "ReplacementModel", name: str, text: Path | None, n: int, context: int) -> list[Any]:
+def _unrelated(model: "ReplacementModel", name: str, text: Path | None, n: int | None, context: int) -> list[Any]:
     from circuitsae.loading import POCKET
     from circuitsae.pocket.corpus import held_out_text
     from transcoders.data import held_out_rows, take_rows
 
-    if n < 1 or context < 2:
+    if n == 0 or (n is None and text is None and name != POCKET):
+        return []
+    n = 16 if n is None else n
+    if n < 0 or context < 2:
         raise InputError(f"--texts {n} --context {context}: side effects need a text of two tokens at least.")
     if text is not None:
         return list(held_out_rows(model.model, str(text), tokens=n * context, context=context))
@@ -173,30 +186,40 @@ def _unrelated(model: "ReplacementModel", name: str, text: Path | None, n: int, 
 def show(console: Console, report: "SteeringReport") -> None:
     """The table of strengths, the recommendation, and continuations side by side."""
     n = report.n
-    table = Table(title=escape(f"{report.handle} on {report.metric}, wanted {report.want}"), title_justify="left")
-    for column in ("strength", "effect", "held out", "KL", "loss", "breaks"):
-        table.add_column(column, justify="right")
+    columns = [Column("strength"), Column("effect"), Column("held out", 4), Column("KL", 3), Column("loss", 2)]
+    columns += [Column("breaks", 5)]
     pairs = (("effect", "control"), ("held_out_effect", "held_out_control"), ("kl", "control_kl"),
              ("loss_rise", "control_loss_rise"))  # fmt: skip
+    measured = (True, bool(n["held_out"]), bool(n["unrelated"]), bool(n["unrelated"]))
+    shown = [True, *measured, True]
+    rows = []
     for row in report.table.to_dict("records"):
-        style = "red" if row["broken"] else "bold green" if row["strength"] == report.recommended else None
-        cells = (f"{row[own]:+.2f} ({row[control]:.2f})" for own, control in pairs)
-        table.add_row(f"{row['strength']:g}", *cells, "yes" if row["broken"] else "", style=style)
-    console.print(table)
-    console.print(
+        style = "red" if row["broken"] else "bold green" if row["strength"] == report.recommended else ""
+        cells = [f"{row[own]:+.2f} ({row[control]:.2f})" for own, control in pairs]
+        line = [f"{row['strength']:g}", *cells, "yes" if row["broken"] else ""]
+        rows.append([Text(cell, style=style) for cell in _only(line, shown)])
+    show_table(console, f"{report.handle} on {report.metric}, wanted {report.want}", _only(columns, shown), rows)
+    side = (
+        f"; KL and loss per token of {n['unrelated']} unrelated texts (clean loss {report.clean_loss:.3f})"
+        if n["unrelated"]
+        else "; side effects not measured, for which give --text FILE"
+    )
+    say(
+        console,
         f"(…): largest effect of {n['controls']} controls of the same norm, or the mean of what they do besides. "
-        f"{n['prompts']} prompts, {n['held_out']} held out; KL and loss per token of {n['unrelated']} unrelated texts "
-        f"(clean loss {report.clean_loss:.3f}).",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"Prompts: {n['prompts']}, and {n['held_out']} held out{side}.",
+    )
     for row in report.table.to_dict("records"):
         if row["broken"]:
-            said = f"Strength {row['strength']:g} breaks the model: {escape(row['broken'])}."
-            console.print(said, highlight=False, soft_wrap=True)
+            say(console, f"Strength {row['strength']:g} breaks the model: {row['broken']}.")
+    for row in report.side_by_side().to_dict("records"):
+        console.print(Text(visible(row["prompt"]), style="dim"), soft_wrap=True)
+        for name in ("before", "after"):
+            console.print(Text.assemble(f"  {name} ", (visible(row[name]), "bold")), soft_wrap=True)
     best = report.recommended
     verdict = f"Recommended strength: {best:g}" if best is not None else "No strength is recommended"
-    console.print(f"[bold]{verdict}[/]: {escape(report.reason)}", highlight=False, soft_wrap=True)
-    for row in report.side_by_side().to_dict("records"):
-        console.print(escape(visible(row["prompt"])), style="dim", highlight=False, soft_wrap=True)
-        for name in ("before", "after"):
-            console.print(f"  [bold]{name}[/] {escape(visible(row[name]))}", highlight=False, soft_wrap=True)
+    console.print(Text.assemble((verdict, "bold"), f": {report.reason}."), soft_wrap=True)
+
+
+def _only(items: Sequence[T], wanted: Sequence[bool]) -> list[T]:
+    return [item for item, want in zip(items, wanted, strict=True) if want]

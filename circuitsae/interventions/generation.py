@@ -19,6 +19,7 @@ from circuitsae.interventions.regimes import REGIMES
 from circuitsae.interventions.running import Forward
 from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError, PromptError
+from transcoders.token_text import join_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def generate(
         start = tokens.shape[1] if cache else 0
         tokens = torch.cat([tokens, _next(logits[-1], temperature, draw)], dim=1)
     new = tokens[:, len(recording) :]
-    texts = tuple("".join(model.model.token_strings(row)) for row in new)
+    texts = tuple(join_tokens(model.model.token_strings(row)) for row in new)
     return Generation(tuple(tuple(a) for a in chosen), len(recording), tokens, texts, torch.stack(logits, dim=1))
 
 

@@ -15,6 +15,7 @@ from circuitsae.interventions.prompts import Recording
 from circuitsae.interventions.regimes import Regime
 from circuitsae.replacement import FIRST, ReplacementModel
 from transcoders.errors import InputError
+from transcoders.token_text import join_tokens
 
 Metric = Callable[[Float[Tensor, "*batch d_vocab"]], Float[Tensor, "*batch"]]
 """A number from the logits of a position."""
@@ -138,7 +139,7 @@ class Outcome:
         return {
             "model": self.model.model.name,
             "regime": asdict(self.regime),
-            "prompts": ["".join(p.trace.token_strings) for p in self.prompts],
+            "prompts": [join_tokens(p.trace.token_strings) for p in self.prompts],
             "alternatives": [[said(it) for it in alternative] for alternative in self.alternatives],
             "kl": self.kl()[..., -1].tolist(),
             "top": self.top(n).to_dict("records"),

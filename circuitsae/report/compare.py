@@ -14,6 +14,7 @@ from circuitsae.report.page import PlotlyJS, write_page
 from circuitsae.report.text import shorten, visible
 from circuitsae.report.union import EDGE_VALUES, MARKS, NODE_VALUES, Union, unite
 from transcoders.errors import InputError
+from transcoders.token_text import join_tokens
 
 _TOP = 12
 _SAME = 0.05
@@ -57,7 +58,7 @@ def compare_html(
     checked = [_Checked(graph, found) for graph, found in zip((a, b), validation, strict=True)]
     both = unite(checked[0], checked[1], names, same_features)
     data = page_data(both)
-    prompt = shorten("".join(both.tokens), 60)
+    prompt = shorten(join_tokens(both.tokens), 60)
     data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt}"
     data["cards"] = _of_each(both, [cards_data(one, nodes) for one, nodes in zip(cards, _sides(both), strict=True)])
     data["labels"] = _of_each(both, [labels_data(one, nodes) for one, nodes in zip(ledger, _sides(both), strict=True)])

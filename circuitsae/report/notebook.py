@@ -9,6 +9,7 @@ import numpy as np
 
 from circuitsae.report.data import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require
 from circuitsae.report.text import shorten, visible
+from transcoders.token_text import join_tokens
 
 _LOGITS = 5
 _EDGES = 8
@@ -21,7 +22,7 @@ def summary_html(graph: GraphLike) -> str:
     edges = require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()")
     scores = graph.scores if isinstance(graph.scores, Mapping) else graph.scores.as_dict()
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(nodes["kind"].tolist()).items())
-    prompt = shorten("".join(visible(token) for token in graph.tokens), 400)
+    prompt = shorten(visible(join_tokens(graph.tokens)), 400)
     facts = [("prompt", prompt), ("nodes", f"{len(nodes)} ({counts})"), ("edges", str(len(edges)))]
     if model := graph.provenance.get("model"):
         facts.insert(1, ("model", shorten(str(model), _WIDTH)))

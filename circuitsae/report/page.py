@@ -19,6 +19,7 @@ from circuitsae.report.data import GraphLike, ValidationLike, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
 from transcoders.files import write_file
+from transcoders.token_text import join_tokens
 
 PlotlyJS = Literal["inline", "cdn", "directory"]
 """Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in `plotly.min.js` beside the page."""
@@ -84,7 +85,7 @@ def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inl
 
 
 def _default_title(graph: GraphLike) -> str:
-    prompt = shorten(visible("".join(graph.tokens).strip()), 60)
+    prompt = shorten(visible(join_tokens(graph.tokens).strip()), 60)
     model = graph.provenance.get("model")
     return f"{prompt} — {model}" if model else prompt or "Attribution graph"
 

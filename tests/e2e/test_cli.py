@@ -55,7 +55,8 @@ def test_trace_says_what_was_found(traced):
     printed, _ = traced
     logits = printed[printed.index("Top logits") :].splitlines()
     assert "Mary" in next(line for line in logits if "0." in line)
-    for text in ("Nodes kept", "Edges kept", "Replacement score", "completeness score", "predicted", "Verdicts on 20"):
+    expected = ("Nodes kept", "Edges kept", "Replacement score", "completeness score", "of 20 tested edges hold")
+    for text in expected:
         assert text in printed
     assert "graph.html" in printed
 
@@ -84,7 +85,7 @@ def test_show_and_validate_work_from_the_folder(traced, tmp_path):
     assert "Strongest 15 edges" in printed
     assert (tmp_path / "again.html").exists()
     printed = run("validate", folder, "--edges", "5", "--controls", "4")
-    assert "Verdicts on 5 edges" in printed
+    assert "of 5 tested edges hold in the model" in printed
     assert sum("verdict" in d for *_, d in load_graph(folder).to_networkx().edges(data=True)) == 5
 
 
@@ -157,6 +158,6 @@ def test_train_then_trace(tmp_path):
     assert "held-out tokens" in printed
     assert (out / "evaluation.json").exists()
     printed = run("trace", PROMPT, "--dictionaries", out, "--out", tmp_path / "graph", "--validate", "5")
-    assert "Verdicts on 5 edges" in printed
+    assert "of 5 tested edges hold in the model" in printed
     assert load_graph(tmp_path / "graph").provenance["dictionaries"]["model"] == "pocket"
     assert torch.isfinite(torch.tensor(load_graph(tmp_path / "graph").weights.data)).all()

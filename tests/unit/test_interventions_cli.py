@@ -30,7 +30,7 @@ def test_the_numbers_are_those_of_the_library(capsys):
 
 
 def test_tables_metric_and_audit_are_printed(capsys):
-    _call("--feature", "1.5@3", "2.7", "--set", "8", "--regime", "frozen", "--audit", "--target", " Mary",
+    _call("--feature", "1.5@3", "--feature", "2.7", "--set", "8", "--regime", "frozen", "--audit", "--target", " Mary",
           "--against", " John")  # fmt: skip
     printed = capsys.readouterr().out
     assert "logit(·Mary) − logit(·John)" in printed

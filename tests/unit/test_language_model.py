@@ -106,10 +106,23 @@ def test_token_strings_spell_the_text(tinystories):
     assert len(tinystories.to_tokens(text, bos=False)) == len(tokens) - 1
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\n"])
-def test_an_empty_prompt_is_refused(tinystories, text):
+def test_an_empty_prompt_is_refused(pocket):
     with pytest.raises(PromptError, match="prompt is empty"):
-        tinystories.to_tokens(text)
+        pocket.to_tokens("")
+
+
+@pytest.mark.parametrize("text", [" ", "   ", "\n", "\n\n \t"])
+def test_white_space_is_a_prompt(pocket, text):
+    tokens = pocket.to_tokens(text, prepend_bos=False)
+    assert pocket.bridge.tokenizer.decode(tokens) == text
+
+
+def test_a_text_that_is_not_utf8_is_refused_in_one_sentence(pocket):
+    text = b"caf\xe9".decode(errors="surrogateescape")  # as Python hands over such an argument
+    with pytest.raises(PromptError, match=r"'caf\\udce9' has bytes that are not UTF-8"):
+        pocket.to_tokens(text)
+    with pytest.raises(PromptError, match="not UTF-8"):
+        pocket.token_id(text)
 
 
 def test_a_token_is_found_by_its_string_even_where_it_does_not_encode_to_itself(tinystories):

@@ -209,7 +209,7 @@ def test_report_is_json_a_figure_and_an_offline_page(model, tmp_path):
     [
         (Feature(0, 99), {}, r"no feature 0\.99: .* layers 0 to \d+ .* give LAYER\.INDEX"),
         ([], {}, "nothing to steer by"),
-        (Feature(0, 1), {"held_out": []}, "no held_out"),
+        (Feature(0, 1), {"prompts": []}, "no prompts"),
         (Feature(0, 1), {"units": [1.0, 2.0]}, "as many units"),
         ([Feature(0, 1, 1), Feature(0, 1, 2)], {}, "named twice"),
         (Direction(0, "resid_pre", torch.ones(16, dtype=torch.float64)), {"push": "scale"}, "A direction is added"),
@@ -219,6 +219,21 @@ def test_report_is_json_a_figure_and_an_offline_page(model, tmp_path):
 def test_wrong_use_is_one_sentence(model, what, settings, message):
     with pytest.raises(InputError, match=message):
         sweep(model, what, **settings)
+
+
+def test_held_out_prompts_and_side_effects_are_options(model, tmp_path):
+    full, plain = sweep(model, Feature(0, 7), units=[1.0]), sweep(
+        model, Feature(0, 7), units=[1.0], held_out=[], unrelated_text=[]
+    )  # fmt: skip
+    of_prompts = full.effects[(full.effects.set == "prompts") & (full.effects.control < 0)]
+    assert plain.effects[plain.effects.control < 0].after.tolist() == of_prompts.after.tolist()
+    assert plain.table[["held_out_effect", "held_out_control", "kl", "loss_rise"]].isna().to_numpy().all()
+    assert plain.table.broken.map(lambda said: "loss" not in said and "KL" not in said).all()
+    best = plain.recommended
+    assert best is None or "not tested on held-out prompts; side effects not measured" in plain.reason
+    document = json.loads((plain.save(tmp_path).parent / "steering.json").read_text())
+    assert document["clean_loss"] is None
+    assert "0 unrelated texts, " in (tmp_path / "steering.html").read_text()
 
 
 # contrast
@@ -305,9 +320,9 @@ def test_two_hops_go_through_the_state():
 def test_the_command_prints_and_writes(capsys, tmp_path):
     men = tmp_path / "men.txt"
     men.write_text("When John was seven years old,\nWhen David was seven years old,\n")
-    common = ["steer", "--target", " she", "--against", " he", "--prompt", str(men), "--held-out",
-              "When Peter was seven years old,", "--strengths", "-1", "1", "--controls", "1", "--texts", "1",
-              "--context", "24", "--generate", "3"]  # fmt: skip
+    common = ["steer", "--target", " she", "--against", " he", str(men), "--held-out",
+              "When Peter was seven years old,", "--strengths", "-1", "--strengths", "1", "--controls", "1",
+              "--texts", "1", "--context", "24", "--generate", "3"]  # fmt: skip
     main(
         [
             *common,

@@ -12,6 +12,7 @@ from transcoders.dictionaries import DictionarySet, MappedDictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import circuit_tracer, native
 from transcoders.formats.files import DecoderPlace
+from transcoders.hub import first_line, folder_or_name
 
 FormatName = Literal["native", "circuit-tracer"]
 
@@ -97,11 +98,11 @@ def _local_folder(path: Path | str) -> Path:
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    instead = "check the name and the network, or give a local folder"
+    found = folder_or_name(name, f"The dictionaries {name!r}", FileFormatError, instead)
+    if isinstance(found, Path):
+        return found
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.yaml", "*.safetensors"]))
     except Exception as error:  # the hub client raises many kinds, of its own and of its HTTP library
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileFormatError(
-            f"Could not download {name!r} from the hub ({reason}); check the name and the network, "
-            "or give a local folder."
-        ) from error
+        raise FileFormatError(f"Could not download {name!r} from the hub ({first_line(error)}); {instead}.") from error

@@ -21,6 +21,7 @@ from circuitsae.graph.checking import Limits, mapping, number, plain, present, s
 from circuitsae.graph.exchange import carrying
 from circuitsae.graph.exchange.assembling import Edge, Findings, assemble, check_counts
 from circuitsae.graph.nodes import Node, NodeKind
+from transcoders.token_text import join_tokens
 
 NAME = "neuronpedia"
 _FEATURE, _ERROR, _TOKEN, _LOGIT = "cross layer transcoder", "mlp reconstruction error", "embedding", "logit"
@@ -279,7 +280,7 @@ def _figures(graph: AttributionGraph, row: int) -> dict[str, float]:
 
 
 def _metadata(graph: AttributionGraph) -> dict[str, Any]:
-    made, prompt = graph.provenance, "".join(graph.tokens)
+    made, prompt = graph.provenance, join_tokens(graph.tokens)
     pruned = made.get("pruned")
     metadata: dict[str, Any] = {
         "slug": "-".join(re.findall(r"[a-z0-9]+", prompt.lower())[:8]) or "graph",

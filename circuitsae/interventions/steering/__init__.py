@@ -7,6 +7,6 @@ holds what was measured and recommends a strength or none, `page` draws it.
 from circuitsae.interventions.steering.handles import Direction, Handle, difference_of_prompts
 from circuitsae.interventions.steering.report import SteeringReport
 from circuitsae.interventions.steering.settings import Limits
-from circuitsae.interventions.steering.sweep import steer
+from circuitsae.interventions.steering.sweep import STRENGTHS, steer
 
-__all__ = ["Direction", "Handle", "Limits", "SteeringReport", "difference_of_prompts", "steer"]
+__all__ = ["STRENGTHS", "Direction", "Handle", "Limits", "SteeringReport", "difference_of_prompts", "steer"]

@@ -70,12 +70,13 @@ def page(document: dict[str, Any]) -> str:
     plot = figure(document).to_html(full_html=False, include_plotlyjs=True)
     chosen = document["recommended"]
     verdict = f"Recommended strength: {chosen:g}" if chosen is not None else "No strength is recommended"
-    n = document["n"]
+    n, loss = document["n"], document["clean_loss"]
+    clean_loss = "" if loss is None else f" (clean loss {loss:.3f})"
     parts = [
         f"<h1>Steering by {_safe(document['handle'])}</h1>",
         f"<p>{_safe(document['model'])}; {_safe(document['metric'])}, wanted {_safe(document['want'])}; "
-        f"{n['prompts']} prompts, {n['held_out']} held out, {n['unrelated']} unrelated texts "
-        f"(clean loss {document['clean_loss']:.3f}), {n['controls']} controls.</p>",
+        f"{n['prompts']} prompts, {n['held_out']} held out, {n['unrelated']} unrelated texts"
+        f"{clean_loss}, {n['controls']} controls.</p>",
         f"<p><b>{verdict}</b>: {_safe(document['reason'])}.</p>",
         plot,
         _table(document["table"], chosen),
@@ -104,7 +105,7 @@ def _table(rows: list[dict[str, Any]], chosen: float | None) -> str:
 
 def _number(value: float | None, column: str) -> str:
     if value is None:
-        return "not finite"
+        return "—"
     return f"{value:g}" if column == "strength" else f"{value:.3f}"
 
 

@@ -28,20 +28,20 @@ def tabulate(
         own, others = _where(here, here.control < 0), _where(here, here.control >= 0)
         by_control = others.groupby(["set", "control"]).effect.mean().abs()
         around = _where(side, side.strength == strength)
-        mine, theirs = _where(around, around.control < 0).iloc[0], _where(around, around.control >= 0)
+        mine, theirs = (_where(around, side_of).mean() for side_of in (around.control < 0, around.control >= 0))
         distinct = distinct_trigrams(written[written.strength == strength].tokens.tolist())
         row: dict[str, Any] = {"strength": strength}
         for name, short in (("prompts", ""), ("held_out", "held_out_")):
-            found = own.effect[own.set == name]
+            found = own.effect[own.set == name]  # empty, and its figures NaN, where no such prompts were given
             row[f"{short}effect"], row[f"{short}std"] = found.mean(), found.std(ddof=0)
             row[f"{short}up"] = (found > 0).mean()
-            row[f"{short}control"] = by_control[name].max()
-        row |= {"kl": mine.kl, "control_kl": theirs.kl.mean()}
-        row |= {"loss_rise": mine.loss_rise, "control_loss_rise": theirs.loss_rise.mean(), "distinct": distinct}
+            row[f"{short}control"] = by_control[name].max() if len(found) else math.nan
+        row |= {"kl": mine.kl, "control_kl": theirs.kl}
+        row |= {"loss_rise": mine.loss_rise, "control_loss_rise": theirs.loss_rise, "distinct": distinct}
         row["broken"] = limits.passed(
             clean_loss=clean_loss,
-            loss_rise=mine.loss_rise,
-            kl=mine.kl,
+            loss_rise=mine.loss_rise if len(around) else None,
+            kl=mine.kl if len(around) else None,
             distinct=distinct,
             clean_distinct=clean_distinct,
         )
@@ -62,7 +62,7 @@ class SteeringReport:
     metric: str
     want: str
     clean_loss: float
-    """Of the model by itself on the unrelated text, in nats per token."""
+    """Of the model by itself on the unrelated text, in nats per token; NaN without such text."""
     limits: Limits
     table: pd.DataFrame
     """By strength: mean `effect` on the metric (and `held_out_effect`), its standard deviation over the prompts, the
@@ -88,11 +88,15 @@ class SteeringReport:
         if whole.empty:
             return None, "every strength that moves the metric by more than the controls breaks the model"
         best = whole.loc[(sign * whole.effect).idxmax()]
-        if sign * best.held_out_effect <= best.held_out_control:
+        held_out = bool(self.n.get("held_out", 1))
+        if held_out and not sign * best.held_out_effect > best.held_out_control:
             return None, f"what strength {best.strength:g} does to the prompts it does not do to held-out ones"
+        other = f"held out {best.held_out_effect:+.3f}, controls at most {best.held_out_control:.3f}"
+        alone = f"controls at most {best.control:.3f}; not tested on held-out prompts"
+        unheard = "" if self.n.get("unrelated", 1) else "; side effects not measured"
         return float(best.strength), (
             f"largest effect on the prompts ({best.effect:+.3f}) that does not break the model; "
-            f"held out {best.held_out_effect:+.3f}, controls at most {best.held_out_control:.3f}"
+            f"{other if held_out else alone}{unheard}"
         )
 
     @property
@@ -117,7 +121,8 @@ class SteeringReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        plain = {name: getattr(self, name) for name in ("model", "handle", "push", "metric", "want", "clean_loss", "n")}
+        plain = {name: getattr(self, name) for name in ("model", "handle", "push", "metric", "want", "n")}
+        plain["clean_loss"] = self.clean_loss if math.isfinite(self.clean_loss) else None
         frames = {name: _records(getattr(self, name)) for name in ("table", "effects", "generations")}
         return {
             "format": FORMAT, **plain, "units": list(self.units), "limits": asdict(self.limits),

@@ -21,12 +21,14 @@ class Limits:
         if self.loss < 0 or self.kl < 0 or not 0 <= self.distinct <= 1:
             raise InputError(f"{self} are no limits; give loss and kl from 0 on, and distinct from 0 to 1.")
 
-    def passed(self, *, clean_loss: float, loss_rise: float, kl: float, distinct: float, clean_distinct: float) -> str:
-        """What was passed, in words; empty if nothing was."""
+    def passed(
+        self, *, clean_loss: float, loss_rise: float | None, kl: float | None, distinct: float, clean_distinct: float
+    ) -> str:
+        """What was passed, in words; empty if nothing was. What is None was not measured."""
         reasons = []
-        if not loss_rise <= self.loss * clean_loss:  # NaN breaks too
+        if loss_rise is not None and not loss_rise <= self.loss * clean_loss:  # NaN breaks too
             reasons.append(f"loss on unrelated text {loss_rise:+.3f}, limit {self.loss * clean_loss:+.3f}")
-        if not kl <= self.kl:
+        if kl is not None and not kl <= self.kl:
             reasons.append(f"KL on unrelated text {kl:.3f}, limit {self.kl:g}")
         if distinct < self.distinct * clean_distinct:
             reasons.append(f"continuations repeat: {distinct:.0%} distinct trigrams, clean {clean_distinct:.0%}")

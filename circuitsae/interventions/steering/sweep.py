@@ -1,5 +1,6 @@
 """A sweep of strengths: the metric, held-out prompts, unrelated text, controls, and continuations."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from circuitsae.interventions.steering.settings import Limits
 from circuitsae.interventions.targets import Feature
 from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError, PromptError
+from transcoders.token_text import join_tokens
 
 STRENGTHS = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 
@@ -32,8 +34,8 @@ def steer(
     *,
     metric: Metric,
     prompts: Sequence[PromptLike],
-    held_out: Sequence[PromptLike],
-    unrelated_text: Sequence[PromptLike],
+    held_out: Sequence[PromptLike] = (),
+    unrelated_text: Sequence[PromptLike] = (),
     strengths: Sequence[float] = STRENGTHS,
     units: Sequence[float] | None = None,
     push: Push = "add",
@@ -57,17 +59,17 @@ def steer(
     Measured for every strength, and for `controls` stand-ins of the same written norm (other features of the same
     layers that fire on the texts; Gaussian vectors for a direction): the metric at the last position of `prompts`
     and of `held_out`, its change; mean KL(clean ‖ steered) and change of loss per token on `unrelated_text`, where the
-    handle acts at every position; continuations of `generate_on` (default: the first two of `held_out`) before and
-    after. `limits` says when a strength breaks the model.
+    handle acts at every position; continuations of `generate_on` (default: the first two of `held_out`, or else of
+    `prompts`) before and after. What is not given is not measured. `limits` says when a strength breaks the model.
 
     The recommended strength is the one with the largest effect on `prompts`, in the direction that is wanted, among
     those that do not break the model and exceed every control; it is only recommended if its effect on `held_out`
-    has the same sign and exceeds every control there too. Raises `InputError` for missing prompts or strengths.
+    has the same sign and exceeds every control there too, where there are held-out prompts. Raises `InputError` for
+    missing prompts or strengths.
     """
     sets = {"prompts": list(prompts), "held_out": list(held_out), "unrelated": list(unrelated_text)}
-    for name, members in sets.items():
-        if not members:
-            raise InputError(f"There are no {name} to steer on; give at least one (held-out prompts are no option).")
+    if not prompts:
+        raise InputError("There are no prompts to steer on; give at least one.")
     if not strengths or controls < 1 or want not in ("up", "down"):
         raise InputError(f"strengths={strengths!r}, controls={controls}, want={want!r}: give at least one of both, "
                          "and 'up' or 'down'.")  # fmt: skip
@@ -80,9 +82,14 @@ def steer(
     firing = [row > 0 for row in _largest(model, texts)]
     handles = [handle, *(handle.control(model, draw, firing) for _ in range(controls))]
     job = _Job(model, library, metric, tuple(float(s) for s in strengths), handles, memory)
-    effects = pd.concat([job.effects(name, recordings[name]) for name in ("prompts", "held_out")], ignore_index=True)
+    given = [name for name in ("prompts", "held_out") if recordings[name]]
+    effects = pd.concat([job.effects(name, recordings[name]) for name in given], ignore_index=True)
     side, clean_loss = job.side_effects(recordings["unrelated"])
-    starts = recordings["held_out"][:2] if generate_on is None else [library[prompt] for prompt in generate_on]
+    starts = (
+        (recordings["held_out"] or recordings["prompts"])[:2]
+        if generate_on is None
+        else [library[prompt] for prompt in generate_on]
+    )
     written = job.continuations(starts, n_generate)
     table = tabulate(effects, side, written, clean_loss=clean_loss, limits=limits)
     return SteeringReport(
@@ -141,6 +148,9 @@ class _Job:
 
     def side_effects(self, texts: Sequence[Recording]) -> tuple[pd.DataFrame, float]:
         """`control`, `strength`, `kl`, `loss_rise` per token of the texts, and the clean model's loss."""
+        columns = ["control", "strength", "kl", "loss_rise"]
+        if not texts:
+            return pd.DataFrame(columns=columns), math.nan
         totals: dict[tuple[int, float], list[float]] = defaultdict(lambda: [0.0, 0.0])
         clean = {i: _losses(text.trace.logits[None], text.trace.tokens) for i, text in enumerate(texts)}
         scored = sum(loss.shape[1] for loss in clean.values())
@@ -156,7 +166,7 @@ class _Job:
                     total[1] += float((_losses(logits[None], texts[i].trace.tokens) - clean[i]).sum())
         rows = [(c, s, kl / scored, rise / scored) for (c, s), (kl, rise) in totals.items()]
         loss = sum(float(x.sum()) for x in clean.values()) / scored
-        return pd.DataFrame(rows, columns=["control", "strength", "kl", "loss_rise"]), loss
+        return pd.DataFrame(rows, columns=columns), loss
 
     def continuations(self, prompts: Sequence[Recording], n: int) -> pd.DataFrame:
         """`prompt`, `strength` (NaN: the clean model), `text`, `tokens`."""
@@ -165,7 +175,7 @@ class _Job:
             prompt = Prompt(recording.trace, recording.roles, recording.template)
             alternatives = [self.handles[0].at(s) for s in self.strengths]
             made = generate(self.model, prompt, alternatives, n=n)
-            start = "".join(recording.trace.token_strings[int(recording.trace.starts_with_bos) :])
+            start = join_tokens(recording.trace.token_strings[int(recording.trace.starts_with_bos) :])
             new = made.tokens[:, made.n_prompt :].tolist()
             rows += [(start, s, text, row) for s, text, row in
                      zip((float("nan"), *self.strengths), made.texts, new, strict=True)]  # fmt: skip

@@ -1,0 +1,63 @@
+"""All commands as one program. Thin, and imports torch only inside a command."""
+
+import io
+import logging
+import sys
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from circuitsae.commands.compare import compare
+from circuitsae.commands.evaluate import evaluate
+from circuitsae.commands.exchange import export_graph, import_graph
+from circuitsae.commands.features import features
+from circuitsae.commands.graphs import show, trace, validate
+from circuitsae.commands.intervene import intervene
+from circuitsae.commands.reproduce import reproduce
+from circuitsae.commands.shared import Wide, counts
+from circuitsae.commands.steer import steer
+from circuitsae.commands.train import train
+from circuitsae.tables import open_console
+from transcoders.errors import CheckFailedError, InputError
+
+app = tyro.extras.SubcommandApp()
+for command in (trace, validate, show, compare, train, evaluate, intervene, steer, reproduce):
+    app.command(command)
+app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
+app.command(name="import")(import_graph)
+app.command(name="export")(export_graph)
+
+
+@app.command
+def doctor(*, wide: Wide = False) -> None:
+    """Versions, device, threads, memory, and what is missing."""
+    from circuitsae.doctor import diagnose
+
+    if not diagnose(open_console(wide)):
+        raise CheckFailedError("something required is missing (see the table); install it with `pip install -e .`")
+
+
+def run(arguments: list[str] | None) -> None:
+    """Run a command; what was wrong is one sentence on stderr and an exit code: 1 a check failed, 2 wrong use."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever a path or a token holds can be printed
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    errors = Console(stderr=True)
+    try:
+        app.cli(
+            prog="circuitsae",
+            description="Attribution graphs of language models, with every edge tested by intervention.",
+            args=arguments,
+            config=(tyro.conf.UseAppendAction,),  # an option takes one value and may be repeated
+            registry=counts(),
+            sort_subcommands=False,
+        )
+    except InputError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except CheckFailedError as error:
+        errors.print(f"[red]check failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)

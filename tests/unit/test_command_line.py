@@ -1,0 +1,230 @@
+"""How the program is typed, what it prints where, and how it ends."""
+
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from circuitsae.cli import main
+from circuitsae.commands.graphs import slug
+from circuitsae.commands.shared import free_folder
+from circuitsae.graph import load_graph
+from circuitsae.tables import Column, show_table
+
+PROMPT = "When John and Mary went to the store, John gave a drink to"
+QUICK = ("--max-features", "20", "--validate", "4")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Runs a command in an empty folder; what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, columns=80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("traced") / "ioi"
+    main(["trace", PROMPT, "--out", str(folder), "--validate", "12"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--target", " Mary", "--target", " John", PROMPT],
+        ["--target", " Mary", PROMPT, "--target", " John"],
+        [PROMPT, "--target", " Mary", "--target", " John"],
+    ],
+)
+def test_repeated_options_add_up_and_the_prompt_stands_anywhere(call, arguments):
+    call("trace", *arguments, "--max-features", "5", "--validate", "0", "--out", "graph")
+    graph = load_graph("graph")
+    assert {node.text for node in graph.top_logits()} == {" Mary", " John"}
+    assert "".join(graph.tokens[1:]) == PROMPT
+
+
+def test_regimes_are_all_or_those_named(call, traced):
+    printed = call("validate", traced, "--edges", "2", "--controls", "2", "--budget", "0", "--regimes", "frozen",
+                   "--regimes", "model", "--wide")  # fmt: skip
+    assert "frozen" in printed
+    assert "replacement " not in printed.split("Measured in")[0].split("source removed")[1]
+
+
+def test_white_space_is_traced(call):
+    assert "Graph: graphs/prompt" in call("trace", "\n", *QUICK)
+
+
+def test_a_prompt_in_no_utf8_is_one_sentence(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "circuitsae.cli", "trace", b"caf\xe9"], cwd=tmp_path, capture_output=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.decode().count("\n") == 1
+    assert b"not UTF-8" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_prompt_again_is_written_beside(call):
+    folder = Path("graphs") / slug(PROMPT)
+    first = call("trace", PROMPT, *QUICK)
+    assert f"Graph: {folder}\n" in first
+    before = (folder / "graph.json").read_bytes()
+    again = call("trace", PROMPT, "--target", " John", *QUICK)
+    assert f"Graph: {folder}-2\n" in again
+    assert (folder / "graph.json").read_bytes() == before
+    assert load_graph(f"{folder}-2").top_logits()[0].text == " John"
+    call("trace", PROMPT, "--target", " John", "--overwrite", *QUICK)
+    assert load_graph(folder).top_logits()[0].text == " John"
+
+
+def test_the_first_free_folder_is_taken(tmp_path):
+    for name in ("a", "a-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "graph.json").write_text("{}")
+    assert free_folder(tmp_path / "a", overwrite=False) == tmp_path / "a-3"
+    assert free_folder(tmp_path / "a", overwrite=True) == tmp_path / "a"
+    assert free_folder(tmp_path / "b", overwrite=False) == tmp_path / "b"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_the_folders_that_pages_name_are_those_that_trace_writes(page):
+    text = (ROOT / page).read_text("utf-8")
+    written = {f"graphs/{slug(prompt)}" for prompt in re.findall(r'circuitsae trace "([^"]+)"', text)}
+    named = set(re.findall(r"circuitsae (?:validate|show|export) (graphs/\S+)", text))
+    assert named
+    assert named <= written
+
+
+def test_steering_takes_one_line(call):
+    printed = call("steer", "The capital of the state containing Dallas is", "--feature", "0.153@8", "--controls", "1",
+                   "--generate", "2", "--texts", "0")  # fmt: skip
+    assert "0.153@8 on logit(·Austin), wanted up" in printed
+    assert len(re.findall(r"^│ +-?[\d.]+ │", printed, re.MULTILINE)) == 8
+    assert "side effects not measured" in printed
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith(("Recommended strength", "No strength is recommended"))
+
+
+def test_no_table_is_broken(call, traced, tmp_path):
+    """Each cell of each command is, whole, one that the wide form has; a column left out is named."""
+    commands = [
+        ("show", traced, "--html", tmp_path / "page.html"),
+        ("validate", traced, "--edges", "6", "--controls", "3", "--budget", "2"),
+        ("compare", traced, traced, "--names", "the first of them", "the other one", "--out", tmp_path / "both.html"),
+        ("intervene", PROMPT, "--feature", "2.mlp", "--zero"),
+        ("steer", PROMPT, "--feature", "0.153", "--held-out", "When Ann and Tom went to the store, Ann gave a drink to",
+         "--controls", "1", "--generate", "1", "--texts", "1", "--strengths", "-1", "--strengths", "10"),
+        ("evaluate", "pocket", "pocket", "--tokens", "200", "--out", tmp_path / "evaluation.json"),
+        ("doctor",),
+    ]  # fmt: skip
+    for command in commands:
+        wide = call(*command, "--wide")
+        assert "No room for" not in wide
+        for columns in (60, 80):
+            narrow = call(*command, columns=columns)
+            assert max(len(line) for line in narrow.splitlines() if line[:1] in tuple("┃│┏┡├└")) <= columns, command
+            gone = re.findall(r"No room for: (.*); --wide", narrow)
+            if command == ("doctor",):  # its values wrap between words
+                assert _words(narrow) <= _words(wide)
+            else:
+                assert _cells(narrow) <= _cells(wide), command
+                assert (_cells(narrow) == _cells(wide)) == (not gone), command
+
+
+def _words(text):
+    return {word for cell in _cells(text) for word in cell.split()}
+
+
+def _cells(text):
+    rows = [re.split("[┃│]", line)[1:-1] for line in text.splitlines() if line[:1] in "┃│"]
+    return {cell.strip() for row in rows for cell in row if cell.strip()}
+
+
+def test_a_table_leaves_out_whole_columns_then_cuts_text():
+    columns = [Column("name", text=True), Column("first to go", 1), Column("value"), Column("note", 2, wraps=True)]
+    first = ["[bold]a name of some length[/bold]", "1.0000", Text("-12.345"), "words that may wrap, averylongword"]
+
+    def shown(width):
+        console = Console(width=width, file=io.StringIO())
+        show_table(console, "A title that is longer than the table", columns, [first, None, ["b", "2", "3", ""]])
+        return console.file.getvalue()
+
+    assert "first to go" in shown(120).splitlines()[2]
+    assert "No room for: first to go;" in shown(70)
+    assert "averylongword" in shown(70)
+    assert "[bold]a name of some length[/bold]" in shown(70)
+    assert "No room for: first to go, note;" in shown(50)
+    assert "…" in shown(30)
+    assert "-12.345" in shown(10)
+
+
+def test_every_command_ends_with_what_was_found(call, traced, tmp_path):
+    said = "Of the logit of ·Mary, "
+    printed = call("show", traced, "--html", tmp_path / "page.html")
+    assert printed.index(said) > printed.rindex("└")
+    assert printed.index(said) < printed.index("HTML:")
+    assert re.search(r"\d+ of \d+ tested edges hold in the model", printed)
+    assert "153 edges" in (out := call("export", traced, tmp_path / "graph.json")) or " edges." in out
+    assert "changes most" in call("compare", traced, traced, "--names", "a", "b", "--out", tmp_path / "both.html")
+    assert re.search(r"lowers logit\(·Mary\) by [\d.]+ .*; the first choice",
+                     call("intervene", PROMPT, "--feature", "2.mlp", "--zero"))  # fmt: skip
+
+
+def test_what_is_said_of_a_logit_is_what_its_row_holds(traced):
+    from circuitsae.sentences import of_logit
+
+    graph = load_graph(traced)
+    (row,) = [i for i, node in enumerate(graph.nodes) if node.text == " Mary" and node.kind == "logit"]
+    weights = abs(graph.weights[[row]].toarray()[0])
+    share = {kind: 100 * sum(w for w, node in zip(weights, graph.nodes, strict=True) if node.kind == kind)
+             / graph.inputs[row] for kind in ("feature", "token", "error")}  # fmt: skip
+    said = re.findall(r"(\d+) %", of_logit(graph))
+    assert [int(number) for number in said[:3]] == [round(share[kind]) for kind in ("feature", "token", "error")]
+    assert sum(map(int, said)) == pytest.approx(100, abs=2)
+
+
+def test_a_closed_pipe_is_quiet_and_the_graph_is_written(tmp_path):
+    command = f"{sys.executable} -m circuitsae.cli trace {PROMPT!r} --out graph --max-features 20 --validate 4 | head"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.stdout.count("\n") == 10
+    assert "Error" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert load_graph(tmp_path / "graph").top_logits()[0].text == " Mary"
+
+
+def test_help_into_a_closed_pipe_is_quiet(tmp_path):
+    command = f"{sys.executable} -m circuitsae.cli trace --help | true"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", ["tyro", "torch"])
+def test_an_interrupted_import_is_quiet(tmp_path, module):
+    """Ctrl-C while the program, or torch, is imported: a module of that name stands in the way and waits."""
+    (tmp_path / f"{module}.py").write_text("import pathlib, time\npathlib.Path('here').touch()\ntime.sleep(60)\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from circuitsae.cli import main; main()"
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, "trace", PROMPT], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(600):
+        if (tmp_path / "here").exists():
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, printed = running.communicate(timeout=60)
+    assert (running.returncode, printed) == (130, "interrupted\n")
