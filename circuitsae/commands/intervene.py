@@ -160,4 +160,4 @@ def _show(console: Console, outcome: "Outcome", top: int) -> None:
 
 def _show_texts(console: Console, written: "Generation") -> None:
     for label, text in zip(("before", "after"), written.texts, strict=True):
-        console.print(f"[bold]{label}[/bold] {escape(visible(text))}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{label}[/bold] {escape(visible(text, most=None))}", highlight=False, soft_wrap=True)

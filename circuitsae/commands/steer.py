@@ -195,6 +195,6 @@ def show(console: Console, report: "SteeringReport") -> None:
     verdict = f"Recommended strength: {best:g}" if best is not None else "No strength is recommended"
     console.print(f"[bold]{verdict}[/]: {escape(report.reason)}", highlight=False, soft_wrap=True)
     for row in report.side_by_side().to_dict("records"):
-        console.print(escape(visible(row["prompt"])), style="dim", highlight=False, soft_wrap=True)
+        console.print(escape(visible(row["prompt"], most=None)), style="dim", highlight=False, soft_wrap=True)
         for name in ("before", "after"):
-            console.print(f"  [bold]{name}[/] {escape(visible(row[name]))}", highlight=False, soft_wrap=True)
+            console.print(f"  [bold]{name}[/] {escape(visible(row[name], most=None))}", highlight=False, soft_wrap=True)
