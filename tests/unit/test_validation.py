@@ -78,6 +78,12 @@ def test_verdicts_follow_their_definition():
     assert list(_verdicts(frame)) == ["confirmed", "reversed", "null", "confirmed"]
 
 
+@pytest.mark.parametrize(("measured", "control"), [(0.0, 0.0), (1.0, 1.0), (-1.0, 1.0), (np.nan, 0.0), (1.0, np.nan)])
+def test_an_effect_that_only_ties_with_its_controls_is_null(measured, control):
+    frame = pd.DataFrame({"predicted": [1.0, -1.0], "measured": measured, "control": control})
+    assert list(_verdicts(frame)) == ["null", "null"]
+
+
 def test_the_seed_fixes_the_controls(model, graph):
     one, same, other = (validate(model, graph, edges=5, controls=3, seed=seed) for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(one.controls, same.controls)
