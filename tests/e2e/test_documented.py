@@ -49,7 +49,9 @@ class Block:
     def quick(self) -> str:
         """The text with what the page asks to replace."""
         text = self.text
-        for change in filter(None, self.marks.get("quick", "").split(";")) if "→" in self.marks.get("quick", "") else ():
+        for change in (
+            filter(None, self.marks.get("quick", "").split(";")) if "→" in self.marks.get("quick", "") else ()
+        ):
             old, new = (part.strip() for part in change.split("→"))
             assert old in text, f"`quick` replaces {old!r}, which the block does not hold"
             text = text.replace(old, new)

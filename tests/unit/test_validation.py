@@ -1,11 +1,13 @@
 """Validation: predictions, measurements, controls and verdicts."""
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.attribution.targets import logit_readers
@@ -132,6 +134,47 @@ def test_agreement_of_simple_pairs():
     assert agreement(x, -x).sign == 0
     assert np.isnan(agreement(x[:0], x[:0]).slope)
     assert np.isnan(agreement(x[:1], x[:1]).spearman)
+
+
+def test_figures_are_those_of_their_formulas():
+    predicted, measured = np.array([0.1, 0.3, -0.2, 0.05, 0.25]), np.array([0.3, 0.2, -0.3, -0.1, 0.4])
+    found = agreement(predicted, measured)
+    slope = np.linalg.lstsq(predicted[:, None], measured, rcond=None)[0][0]
+    assert found.spearman == pytest.approx(stats.spearmanr(predicted, measured).statistic)
+    assert (found.slope, found.sign) == (pytest.approx(slope), 0.8)
+    assert found.r2 == pytest.approx(1 - np.sum((measured - slope * predicted) ** 2) / np.sum(measured**2))
+    assert found.intervals == {}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "spearman", "slope"),
+    [
+        ([], [], False, False),
+        ([1.0], [2.0], False, True),
+        ([1.0, 2.0], [2.0, 3.0], False, True),
+        ([0.1, 0.2, 0.3], [0.2, 0.3, 0.1], True, True),
+        ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], False, True),
+        ([1.0, 2.0, 3.0], [1.0, 1.0, 1.0], False, True),
+        ([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], False, False),
+        ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], False, False),
+        ([1.0, 0.0, 0.0], [1.0, 0.0, 0.0], True, True),
+    ],
+)
+def test_a_figure_that_the_pairs_do_not_define_is_nan(predicted, measured, spearman, slope):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = agreement(np.array(predicted), np.array(measured))
+    assert (np.isfinite(found.spearman), np.isfinite(found.slope)) == (spearman, slope)
+    assert np.isfinite(found.sign) == np.isfinite(found.r2) == slope
+
+
+def test_intervals_are_those_of_the_seed():
+    x = np.linspace(-1, 1, 20)
+    y = x + np.sin(9 * x)
+    one, same, other = (agreement(x, y, bootstrap=20, seed=seed) for seed in (0, 0, 1))
+    assert one == same != other
+    assert one.intervals == agreement(x, y, bootstrap=20).intervals
+    assert all(low < high for name, (low, high) in one.intervals.items() if name != "sign")
 
 
 def test_verdict_counts_of_an_empty_validation():
