@@ -1,6 +1,7 @@
 """Claim: the pocket model does the built-in tasks on combinations that it never saw, and cannot do docstring.
 
-1,000 prompts each, seed 0 (induction over 24 words: 200); mean ± standard error, as `circuitsae.tasks.behaviour` measures.
+1,000 prompts each, seed 0 (induction over 24 words: 200); mean ± standard error, as
+`circuitsae.tasks.behaviour` measures.
 """
 
 from machine import write_table

@@ -7,7 +7,7 @@ repository; `text`, `json` and others are shown. What a reader does not see stan
     <!-- quick: n=1000 → n=8; 2M → 9k --> or these of its texts are replaced
     <!-- slow: minutes -->                run by `make test-slow` alone
     <!-- skip: downloads a model -->      not run, for this reason
-    <!-- output -->                       above a `text` block: what the block before it prints, `…` for what is left out
+    <!-- output -->                       above a `text` block: what the block before it prints; `…`: left out
     <!-- setup: python … -->              run, and not shown; also `bash`
 """
 
@@ -125,10 +125,7 @@ class Reader:
     def command(self, words: list[str], options: list[str]) -> None:
         match words:
             case ["circuitsae", *arguments]:
-                try:
-                    main([*arguments, *options])
-                except SystemExit as left:
-                    assert not left.code, f"{shlex.join(words)} ended with {left.code}"
+                assert exit_code([*arguments, *options]) == 0, shlex.join([*words, *options])
             case ["python" | "make" as program, *arguments]:  # of `make`, what it would do
                 start = [sys.executable] if program == "python" else ["make", "--dry-run"]
                 done = subprocess.run(
@@ -145,6 +142,14 @@ class Reader:
         printed = self.printed.splitlines()
         for line in filter(lambda line: line.strip(" …"), shown.splitlines()):
             assert any(same(line, other) for other in printed), f"{line!r} is not among\n{self.printed}"
+
+
+def exit_code(arguments: list[str]) -> int:
+    try:
+        main(arguments)
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
 
 
 def same(shown: str, printed: str) -> bool:
