@@ -104,7 +104,8 @@ def numbers(path: str) -> frozenset[float]:
 
 def found(figure: str, values: frozenset[float]) -> bool:
     """Whether the figure is one of the values, rounded, or one of them in another unit."""
-    plain, unit = re.fullmatch(r"([^%A-Z]+)(.*)", figure.replace(",", "")).groups()
+    number = figure.rstrip("%GMB")
+    plain, unit = number.replace(",", ""), figure[len(number) :]
     wanted = float(plain)
     mantissa, _, power = plain.partition("e")
     scales = (1, _SCALES.get(unit, 1))
