@@ -16,6 +16,7 @@ from circuitsae.interventions import node_change, reads_after
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation import Validation, agreement, validate
 from circuitsae.validation.edges import _verdicts
+from circuitsae.validation.statistics import _resamples, interval
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError
 from transcoders.loading import random_model
@@ -175,6 +176,21 @@ def test_intervals_are_those_of_the_seed():
     assert one == same != other
     assert one.intervals == agreement(x, y, bootstrap=20).intervals
     assert all(low < high for name, (low, high) in one.intervals.items() if name != "sign")
+
+
+def test_an_interval_holds_the_middle_of_what_is_finite():
+    assert interval(np.array([*np.arange(1001.0), np.nan, np.inf])) == pytest.approx((25, 975))
+    assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_resamples_draw_every_pair_or_whole_clusters():
+    x = np.arange(6.0)
+    assert set(np.concatenate(_resamples(x, None, 20, 0))) == set(range(6))
+    for drawn in _resamples(x, np.array(list("aabbcc")), 20, 0):
+        assert all(set(pair) in ({0, 1}, {2, 3}, {4, 5}) for pair in drawn.reshape(-1, 2))
+    y = x**2 % 7
+    clustered = agreement(x, y, bootstrap=50, clusters=np.array(list("aabbcc"))).intervals
+    assert clustered != agreement(x, y, bootstrap=50).intervals
 
 
 def test_verdict_counts_of_an_empty_validation():
