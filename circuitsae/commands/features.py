@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.shared import Bos, Wide, load_language_model, say, say_next
+from circuitsae.commands.shared import Bos, Wide, corpus_for, load_language_model, say, say_next
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
 
@@ -63,9 +63,9 @@ def collect(
     name = dictionaries_for(model, dictionaries)
     target = out or _folder_for_cards(name)
     asked = {"tokens": tokens, "top": top, "strata": strata, "per_stratum": per_stratum, "seed": seed}
-    config = _settings(model, corpus, context, asked)
+    config = _settings(model, context, asked)
+    source = corpus_for(model, corpus, CORPUS)
     language_model, loaded = load_language_model(model, device), load_dictionaries(name, device=device)
-    source = CORPUS if corpus is None else corpus
     how: dict[str, Any] = {"separator": separator, "bos": bos, "resume": resume, "progress": True}
     cards = collect(language_model, loaded, source, config, out=target, **how)
     console = open_console(wide)
@@ -83,14 +83,12 @@ def _folder_for_cards(name: str) -> Path:
     return folder / "cards"
 
 
-def _settings(model: str, corpus: str | None, context: int | None, asked: dict[str, int]) -> "CollectConfig":
-    """The settings of a run, with the context that suits the model; raises `InputError` where there is no corpus."""
+def _settings(model: str, context: int | None, asked: dict[str, int]) -> "CollectConfig":
+    """The settings of a run, with the context that suits the model."""
     from circuitsae.features.collection import CollectConfig
     from circuitsae.loading import POCKET
     from circuitsae.pocket.cards import SETTINGS
 
-    if corpus is None and model != POCKET:
-        raise InputError(f"No corpus was named for {model}; give --corpus, a text file or the name of a data set.")
     if context is None:
         context = SETTINGS.context if model == POCKET else CollectConfig.context
     return CollectConfig(context=context, **asked)

@@ -171,4 +171,4 @@ def _show(console: Console, outcome: "Outcome", top: int) -> None:
 
 def _show_texts(console: Console, written: "Generation") -> None:
     for label, text in zip(("before", "after"), written.texts, strict=True):
-        console.print(Text.assemble((label, "bold"), f" {visible(text)}"), soft_wrap=True)
+        console.print(Text.assemble((label, "bold"), f" {visible(text, most=None)}"), soft_wrap=True)

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from transcoders.errors import CircuitsaeError
+from transcoders.errors import CircuitsaeError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from circuitsae.features.ledger import Ledger
     from circuitsae.graph import AttributionGraph
     from circuitsae.replacement import ReplacementModel
+    from transcoders.data import Corpus
     from transcoders.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,15 @@ def load_replacement(
         language_model = load_language_model(model, device, dtype)
         name = dictionaries_for(model, dictionaries)
         return ReplacementModel(language_model, load_dictionaries(name, device=device), bos=bos)
+
+
+def corpus_for(model: str, corpus: str | None, own: "Corpus") -> "str | Corpus":
+    """The text that was named, or, of the pocket model, its `own`; raises `InputError` where there is none."""
+    from circuitsae.loading import POCKET
+
+    if corpus is None and model != POCKET:
+        raise InputError(f"No corpus was named for {model}; give --corpus, a text file or the name of a data set.")
+    return own if corpus is None else corpus
 
 
 def write_page(graph: "AttributionGraph", path: Path, *, validation: "pd.DataFrame | None" = None) -> Path:

@@ -213,9 +213,9 @@ def show(console: Console, report: "SteeringReport") -> None:
         if row["broken"]:
             say(console, f"Strength {row['strength']:g} breaks the model: {row['broken']}.")
     for row in report.side_by_side().to_dict("records"):
-        console.print(Text(visible(row["prompt"]), style="dim"), soft_wrap=True)
+        console.print(Text(visible(row["prompt"], most=None), style="dim"), soft_wrap=True)
         for name in ("before", "after"):
-            console.print(Text.assemble(f"  {name} ", (visible(row[name]), "bold")), soft_wrap=True)
+            console.print(Text.assemble(f"  {name} ", (visible(row[name], most=None), "bold")), soft_wrap=True)
     best = report.recommended
     verdict = f"Recommended strength: {best:g}" if best is not None else "No strength is recommended"
     console.print(Text.assemble((verdict, "bold"), f": {report.reason}."), soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.shared import load_language_model, say_next
+from circuitsae.commands.shared import corpus_for, load_language_model, say_next
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig
 
@@ -18,7 +18,7 @@ def train(
     model: tyro.conf.Positional[str],
     /,
     *,
-    corpus: str,
+    corpus: str | None = None,
     out: Path,
     kind: Literal["clt", "plt", "sae"] = "clt",
     skip: bool = False,
@@ -32,7 +32,7 @@ def train(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A text file, or the hub name of a data set.
+        corpus: A text file, or the hub name of a data set; the pocket model has its own.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
@@ -46,16 +46,18 @@ def train(
 
     import transcoders
     from circuitsae.console import show_evaluation
+    from circuitsae.pocket.sparse import CORPUS
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
 
     keep_freed_memory()  # this process has nothing else to do
     own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
     config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
+    text = corpus_for(model, corpus, CORPUS)
     language_model = load_language_model(model, device).with_bos(config.bos)
-    dictionaries = transcoders.train(language_model, corpus, config, out=out, resume=resume)
+    dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
     if evaluate_tokens:
-        rows = transcoders.held_out_rows(language_model, corpus, tokens=evaluate_tokens, context=config.context)
+        rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)
         show_evaluation(console, evaluation)
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))

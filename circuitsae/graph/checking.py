@@ -24,7 +24,7 @@ class MalformedError(ValueError):
 class Limits:
     """The largest file that is read. For larger ones that you trust: `read_graph(path, limits=Limits(nodes=…))`."""
 
-    file_bytes: int = 2**29
+    file_bytes: int = 512 * 2**20
     values: int = 20_000_000
     """Values of a JSON document, or tags of an XML one; bounds the memory that parsing takes."""
     nodes: int = 1_000_000

@@ -63,15 +63,14 @@ def _add_feature(model: ReplacementModel, change: Change, node: Node, value: flo
 def random_change(model: ReplacementModel, trace: Trace, node: Node, generator: torch.Generator) -> Change:
     """A change of the same size at the same places as `node_change`, in directions that have nothing to do with it.
 
-    A feature's stand-in is another feature of its layer, drawn from the whole dictionary; an error's or a token's
-    is a Gaussian vector.
+    A feature's stand-in is another feature of its layer, drawn from the whole dictionary; that of an error, a token or
+    a layer's only feature is a Gaussian vector.
     """
     original = node_change(model, trace, node)
     stand_in = _nothing(model, trace)
-    if node.kind is NodeKind.FEATURE:
-        n_features = model.dictionaries.n_features(node.layer)
-        other = int(torch.randint(n_features - 1, (1,), generator=generator)) if n_features > 1 else 0
-        other += other >= node.index and n_features > 1
+    if node.kind is NodeKind.FEATURE and (others := model.dictionaries.n_features(node.layer) - 1):
+        other = int(torch.randint(others, (1,), generator=generator))
+        other += other >= node.index
         _add_feature(model, stand_in, Node(NodeKind.FEATURE, node.layer, node.pos, other), 1.0)
     else:
         for target, like in ((stand_in.embed, original.embed), (stand_in.mlp_out, original.mlp_out)):

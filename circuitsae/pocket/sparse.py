@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 CONTEXT = 96
 MARGIN = 0.02
 SEPARATOR = "\n"
+CORPUS = Corpus("pocket", lambda: text_stream(0), SEPARATOR)
+"""What dictionaries of the pocket model are trained on."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,12 @@ def train_all(model_dir: Path, out: Path, work: Path, *, quick: bool, progress: 
     """Train every kind on the model's activations and write `out/<kind>/`; a run that was killed goes on."""
     model = load_model(model_dir)
     model.name = "pocket"
-    corpus = Corpus("pocket", lambda: text_stream(0))
     text = held_out_text(2_000 if quick else 16_000)
     results = []
     for name, config in configurations(quick=quick).items():
         started = time.monotonic()
         resume = latest_checkpoint(work / name) is not None
-        trained = train(model, corpus, config, out=work / name, resume=resume, progress=progress)
+        trained = train(model, CORPUS, config, out=work / name, resume=resume, progress=progress)
         seconds = time.monotonic() - started
         with new_folder(target := out / name) as fresh:
             save_dictionaries(trained, fresh, storage_dtype=torch.float16)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from circuitsae.features.ledger import LedgerLike, label_json
 from circuitsae.graph.supernodes import CardsLike
-from circuitsae.report.text import printable, visible
+from circuitsae.report.text import cut, printable, visible
 from transcoders.errors import InputError
 from transcoders.token_text import with_characters
 
@@ -114,7 +114,7 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
     start = max(0, min(peak - (2 * MOST_TOKENS) // 3, len(tokens) - MOST_TOKENS))
     window = slice(start, start + MOST_TOKENS)
     return {
-        "tokens": [printable(token) or "∅" for token in with_characters(list(map(str, tokens[window])))],
+        "tokens": [printable(cut(token)) or "∅" for token in with_characters(list(map(str, tokens[window])))],
         "activations": [rounded(value) or 0 for value in activations[window]],
         "peak": peak - start,
         "stratum": str(example.get("stratum") or "top"),

@@ -75,7 +75,7 @@ def _rows(
             head = load_header(graph)
             page = _own_page(graph, write_page)
         except (CircuitsaeError, OSError) as error:
-            yield row | {"problem": visible(str(error))}
+            yield row | {"problem": visible(str(error), most=None)}
         else:
             yield row | summary(head) | {"href": f"./{quote(page.relative_to(folder).as_posix())}"}
 

@@ -22,7 +22,7 @@ def summary_html(graph: GraphLike) -> str:
     edges = require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()")
     scores = graph.scores if isinstance(graph.scores, Mapping) else graph.scores.as_dict()
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(nodes["kind"].tolist()).items())
-    prompt = shorten(visible(join_tokens(graph.tokens)), 400)
+    prompt = shorten(visible(join_tokens(graph.tokens), most=None), 400)
     facts = [("prompt", prompt), ("nodes", f"{len(nodes)} ({counts})"), ("edges", str(len(edges)))]
     if model := graph.provenance.get("model"):
         facts.insert(1, ("model", shorten(str(model), _WIDTH)))

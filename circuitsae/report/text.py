@@ -4,13 +4,20 @@ import unicodedata
 
 _ISOLATE, _POP = "\u2068", "\u2069"
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+MOST_CHARACTERS = 200
+"""Of one token: a page repeats its tokens thousands of times, and a tokenizer may hold one of any length."""
 _NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
-def visible(token: str) -> str:
-    """A token as a reader should see it: outer spaces, line ends, controls and the empty string get a visible form."""
+def visible(token: str, most: int | None = MOST_CHARACTERS) -> str:
+    """A token as a reader should see it: outer spaces, line ends, controls and the empty string get a visible form.
+
+    Of a longer one `most` characters are shown (None: all), and its length.
+    """
     if not token:
         return "∅"
+    if most is not None:
+        token = cut(token, most)
     inner = token.strip(" ")
     left = len(token) - len(token.lstrip(" "))
     right = 0 if not inner else len(token) - len(token.rstrip(" "))
@@ -28,6 +35,11 @@ def _visible_character(character: str) -> str:
     if character in _BIDI_CONTROLS or unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}:
         return f"\\u{ord(character):04x}"
     return character
+
+
+def cut(token: str, most: int = MOST_CHARACTERS) -> str:
+    """A token of at most `most` characters as it is; of a longer one its beginning and its length."""
+    return token if len(token) <= most else f"{token[:most]}… ({len(token):,} characters)"
 
 
 def shorten(text: str, width: int = 14) -> str:

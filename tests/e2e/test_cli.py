@@ -126,6 +126,7 @@ def foreign(tmp_path_factory):
         (["show", "./nowhere"], "There is no graph"),
         (["validate", "./nowhere"], "There is no graph"),
         (["train", "pocket", "--corpus", "./nowhere.txt", "--out", "x"], "nowhere.txt"),
+        (["train", "gpt2", "--out", "x"], "No corpus was named for gpt2"),
         (["trace", PROMPT, "--device", "cuda:7"], "cuda:7"),
     ],
 )

@@ -620,6 +620,19 @@ def test_halves_of_characters_become_printable(saved, tmp_path):
     assert write_browser(loaded, tmp_path / "pages").is_file()
 
 
+def test_tokens_of_any_length_make_pages_of_ordinary_size(saved, tmp_path):
+    def size_with(length: int) -> int:
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        vocabulary = [f"{number:05}" + "x" * (length - 5) for number, _ in enumerate(cards.manifest["vocabulary"])]
+        rewrite(folder, {**cards.manifest, "vocabulary": vocabulary}, cards.arrays)
+        write_browser(FeatureCards.load(folder), folder / "pages")
+        return sum(page.stat().st_size for page in (folder / "pages").rglob("*.html"))
+
+    cards = FeatureCards.load(saved)
+    assert size_with(10_000) < 1.2 * size_with(200)
+
+
 def npz_that_claims(shape, dtype="<f4", compression=zipfile.ZIP_STORED):
     """An archive of 250 bytes with one array, whose header says what it likes."""
     header, buffer = io.BytesIO(), io.BytesIO()

@@ -89,6 +89,35 @@ def test_a_stand_in_has_the_size_and_place_of_the_original(model, trace, nodes, 
     assert not torch.allclose(stand_in.mlp_out + stand_in.embed, original.mlp_out + original.embed)
 
 
+def test_a_stand_in_is_every_other_feature_of_the_layer_and_never_the_feature_itself():
+    model = ReplacementModel(
+        random_model("gpt2", n_layers=1, d_model=16, dtype=torch.float64),
+        random_dictionaries("plt", n_layers=1, d_model=16, features=3, dtype=torch.float64),
+    )
+    model.dictionaries.layers[0].b_enc.data += 10  # all are active
+    trace = model.trace(TOKENS)
+    rows = torch.nn.functional.normalize(model.dictionaries.decoder_rows(0, torch.arange(3), 0), dim=-1)
+    rng = torch.Generator().manual_seed(0)
+    for feature in range(3):
+        node = Node(NodeKind.FEATURE, 0, 1, feature)
+        stand_ins = [random_change(model, trace, node, rng).mlp_out[0, 1] for _ in range(40)]
+        drawn = {int((torch.nn.functional.normalize(vector, dim=-1) @ rows.T).argmax()) for vector in stand_ins}
+        assert drawn == {0, 1, 2} - {feature}
+
+
+def test_a_layers_only_feature_has_a_random_vector_for_a_stand_in():
+    model = ReplacementModel(
+        random_model("gpt2", n_layers=1, d_model=16, dtype=torch.float64),
+        random_dictionaries("plt", n_layers=1, d_model=16, features=1, dtype=torch.float64),
+    )
+    model.dictionaries.layers[0].b_enc.data += 10
+    trace, node = model.trace(TOKENS), Node(NodeKind.FEATURE, 0, 1, 0)
+    original, stand_in = node_change(model, trace, node), random_change(model, trace, node, torch.Generator())
+    torch.testing.assert_close(stand_in.mlp_out.norm(dim=-1), original.mlp_out.norm(dim=-1))
+    cosine = torch.cosine_similarity(stand_in.mlp_out[0, 1], original.mlp_out[0, 1], dim=0)
+    assert abs(cosine) < 0.9
+
+
 def test_what_cannot_be_changed_is_refused(model, trace, nodes):
     with pytest.raises(InputError, match="only features, errors and tokens"):
         node_change(model, trace, nodes[NodeKind.LOGIT])

@@ -18,8 +18,10 @@ from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
 from circuitsae.report import to_figure, write_html
 from circuitsae.report.cards import card_data
 from circuitsae.report.data import page_data
+from circuitsae.report.index import write_index
 from circuitsae.report.layout import arrange
-from circuitsae.report.sample import SampleCards, sample_graph, sample_suggestions
+from circuitsae.report.notebook import summary_html
+from circuitsae.report.sample import SampleCards, sample_graph, sample_suggestions, whole_graph
 from circuitsae.report.text import plotly_text, visible
 from transcoders.errors import InputError
 
@@ -170,6 +172,24 @@ def test_features_of_a_cell_are_stacked_by_influence_above_the_error():
 )
 def test_visible(token: str, expected: str):
     assert visible(token) == expected
+
+
+def test_a_long_token_is_cut_on_every_page(tmp_path: Path):
+    long = " " + "x" * 9_999
+    assert visible(long) == "·" + "x" * 199 + "… (10,000 characters)"
+    assert visible(long, most=None) == "·" + "x" * 9_999
+    (example,) = card_data({"layer": 0, "feature": 0, "examples": [{"tokens": [long], "activations": [1]}]})["examples"]
+    assert len(example["tokens"][0]) < 250
+    sizes = []
+    for word in (" xxx", long):
+        graph = whole_graph([word] * 8)
+        graph.save(tmp_path / str(len(word)) / "graph")
+        page = write_index(tmp_path / str(len(word)))
+        sizes.append(page.stat().st_size + len(summary_html(graph)))
+        shown = page_data(graph)
+        del shown["raw"]  # for exports: each token of the prompt once
+        sizes.append(len(json.dumps(shown)))
+    assert max(sizes[2] - sizes[0], sizes[3] - sizes[1]) < 100_000  # the provenance has the prompt, once
 
 
 def test_plotly_text_is_literal_and_isolated():

@@ -1,11 +1,13 @@
 """Validation: predictions, measurements, controls and verdicts."""
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.attribution.targets import logit_readers
@@ -14,6 +16,7 @@ from circuitsae.interventions import node_change, reads_after
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation import Validation, agreement, validate
 from circuitsae.validation.edges import _verdicts
+from circuitsae.validation.statistics import _resamples, interval
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError
 from transcoders.loading import random_model
@@ -78,6 +81,12 @@ def test_verdicts_follow_their_definition():
     assert list(_verdicts(frame)) == ["confirmed", "reversed", "null", "confirmed"]
 
 
+@pytest.mark.parametrize(("measured", "control"), [(0.0, 0.0), (1.0, 1.0), (-1.0, 1.0), (np.nan, 0.0), (1.0, np.nan)])
+def test_an_effect_that_only_ties_with_its_controls_is_null(measured, control):
+    frame = pd.DataFrame({"predicted": [1.0, -1.0], "measured": measured, "control": control})
+    assert list(_verdicts(frame)) == ["null", "null"]
+
+
 def test_the_seed_fixes_the_controls(model, graph):
     one, same, other = (validate(model, graph, edges=5, controls=3, seed=seed) for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(one.controls, same.controls)
@@ -126,6 +135,62 @@ def test_agreement_of_simple_pairs():
     assert agreement(x, -x).sign == 0
     assert np.isnan(agreement(x[:0], x[:0]).slope)
     assert np.isnan(agreement(x[:1], x[:1]).spearman)
+
+
+def test_figures_are_those_of_their_formulas():
+    predicted, measured = np.array([0.1, 0.3, -0.2, 0.05, 0.25]), np.array([0.3, 0.2, -0.3, -0.1, 0.4])
+    found = agreement(predicted, measured)
+    slope = np.linalg.lstsq(predicted[:, None], measured, rcond=None)[0][0]
+    assert found.spearman == pytest.approx(stats.spearmanr(predicted, measured).statistic)
+    assert (found.slope, found.sign) == (pytest.approx(slope), 0.8)
+    assert found.r2 == pytest.approx(1 - np.sum((measured - slope * predicted) ** 2) / np.sum(measured**2))
+    assert found.intervals == {}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "spearman", "slope"),
+    [
+        ([], [], False, False),
+        ([1.0], [2.0], False, True),
+        ([1.0, 2.0], [2.0, 3.0], False, True),
+        ([0.1, 0.2, 0.3], [0.2, 0.3, 0.1], True, True),
+        ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], False, True),
+        ([1.0, 2.0, 3.0], [1.0, 1.0, 1.0], False, True),
+        ([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], False, False),
+        ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], False, False),
+        ([1.0, 0.0, 0.0], [1.0, 0.0, 0.0], True, True),
+    ],
+)
+def test_a_figure_that_the_pairs_do_not_define_is_nan(predicted, measured, spearman, slope):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = agreement(np.array(predicted), np.array(measured))
+    assert (np.isfinite(found.spearman), np.isfinite(found.slope)) == (spearman, slope)
+    assert np.isfinite(found.sign) == np.isfinite(found.r2) == slope
+
+
+def test_intervals_are_those_of_the_seed():
+    x = np.linspace(-1, 1, 20)
+    y = x + np.sin(9 * x)
+    one, same, other = (agreement(x, y, bootstrap=20, seed=seed) for seed in (0, 0, 1))
+    assert one == same != other
+    assert one.intervals == agreement(x, y, bootstrap=20).intervals
+    assert all(low < high for name, (low, high) in one.intervals.items() if name != "sign")
+
+
+def test_an_interval_holds_the_middle_of_what_is_finite():
+    assert interval(np.array([*np.arange(1001.0), np.nan, np.inf])) == pytest.approx((25, 975))
+    assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_resamples_draw_every_pair_or_whole_clusters():
+    x = np.arange(6.0)
+    assert set(np.concatenate(_resamples(x, None, 20, 0))) == set(range(6))
+    for drawn in _resamples(x, np.array(list("aabbcc")), 20, 0):
+        assert all(set(pair) in ({0, 1}, {2, 3}, {4, 5}) for pair in drawn.reshape(-1, 2))
+    y = x**2 % 7
+    clustered = agreement(x, y, bootstrap=50, clusters=np.array(list("aabbcc"))).intervals
+    assert clustered != agreement(x, y, bootstrap=50).intervals
 
 
 def test_verdict_counts_of_an_empty_validation():
