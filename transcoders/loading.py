@@ -1,6 +1,7 @@
 """Language models from a folder or from the hub."""
 
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -31,8 +32,19 @@ def load_model(
             f"Could not load the model {str(name)!r} ({reason}); check the name and the network, "
             "or give a local folder in Hugging Face layout."
         ) from error
+    _require_finite(str(name), bridge)
     logging.getLogger(__name__).info("loaded %s: %d layers", name, bridge.cfg.n_layers)
     return LanguageModel(bridge, Path(source).name if folder.is_dir() else source)
+
+
+def _require_finite(name: str, bridge: TransformerBridge) -> None:
+    for parameter, weight in bridge.named_parameters():
+        least, most = (weight.detach().min(), weight.detach().max()) if weight.numel() else (0.0, 0.0)
+        if not math.isfinite(float(least) + float(most)):
+            raise ModelError(
+                f"The model {name!r} has a weight in {parameter.replace('_original_component.', '')} that is not a "
+                "finite number; download or train it again, or load it in a wider dtype."
+            )
 
 
 def _check_device(device: str | torch.device) -> None:

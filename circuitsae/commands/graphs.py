@@ -1,5 +1,6 @@
 """`circuitsae trace`, `validate` and `show`: a prompt becomes a graph, its edges are tested, the page is drawn."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +189,7 @@ def _check_identities(check: Any, dtype: str) -> None:
         ("The frozen model differs from the graph (share of the largest effect)", check.frozen_error),
         ("The replacement model's logits with error nodes differ from the model's", check.logit_error),
     ):
-        if error > IDENTITY_TOLERANCE:
+        if not (error <= IDENTITY_TOLERANCE or math.isnan(error)):  # NaN: was not asked for; others are refused before
             raise CheckFailedError(
                 f"{what} by {error:.1e}, more than {IDENTITY_TOLERANCE:.0e}; "
                 "try --dtype float64, and report it if that does not help."
