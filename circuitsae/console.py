@@ -62,8 +62,9 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     if len(check.budget):
         _show_budget(console, check)
     console.print(
-        f"Frozen regime: largest difference {check.frozen_error:.1e} of the largest effect\n"
-        f"Replacement model with error nodes: largest difference {check.logit_error:.1e} of the largest logit",
+        f"Frozen regime: largest difference {_figure(check.frozen_error, '.1e')} of the largest effect\n"
+        "Replacement model with error nodes: "
+        f"largest difference {_figure(check.logit_error, '.1e')} of the largest logit",
         highlight=False,
         soft_wrap=True,
     )
@@ -89,7 +90,8 @@ def _show_agreement(console: Console, check: "Validation") -> None:
     for column in ("n", "Spearman", "same sign", "slope", "R²"):
         table.add_column(column, justify="right")
     for name, a in check.agreement().items():
-        table.add_row(name, str(a.n), f"{a.spearman:.2f}", f"{a.sign:.0%}", f"{a.slope:.2f}", f"{a.r2:.2f}")
+        figures = (a.spearman, ".2f"), (a.sign, ".0%"), (a.slope, ".2f"), (a.r2, ".2f")
+        table.add_row(name, str(a.n), *(_figure(value, form) for value, form in figures))
     console.print(table)
 
 
@@ -128,6 +130,11 @@ def _show_replacements(console: Console, evaluation: "Evaluation") -> None:
         f"loss {replaced.loss:.3f} (model {evaluation.loss:.3f})",
         highlight=False,
     )
+
+
+def _figure(value: float, form: str) -> str:
+    """A number, or a dash for one that was not measured or means nothing (a correlation of one edge)."""
+    return "–" if value != value else format(value, form)
 
 
 def _visible(token: str) -> str:

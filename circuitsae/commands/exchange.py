@@ -7,6 +7,7 @@ import tyro
 from rich.console import Console
 
 from circuitsae.commands.shared import write_page
+from transcoders.files import new_files
 
 console = Console()
 
@@ -35,10 +36,13 @@ def import_graph(
         pruned = prune(graph, nodes=nodes, edges=edges)
         graph = replace(pruned, provenance={**pruned.provenance, "pruned": [nodes, edges]})
     folder = out or Path("graphs") / file.stem
-    graph.save(folder)
-    page = write_page(graph, folder / "graph.html")
+    with new_files(folder) as temporary:
+        graph.save(temporary)
+        write_page(graph, temporary / "graph.html")
     show_graph(console, graph)
-    console.print(f"Graph: {folder}\nHTML:  {page.resolve()}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"Graph: {folder}\nHTML:  {(folder / 'graph.html').resolve()}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def export_graph(

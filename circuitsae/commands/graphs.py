@@ -13,6 +13,7 @@ from rich.markup import escape
 from circuitsae.commands.compare import show_folder
 from circuitsae.commands.shared import Dtype, load_replacement, say_next, source_of, write_page
 from transcoders.errors import CheckFailedError, InputError
+from transcoders.files import new_files
 
 if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph
@@ -173,12 +174,14 @@ def _validate(
 
 
 def _write(graph: Any, check: Any, folder: Path) -> Path:
-    """Graph, validation and page, each file whole or not at all."""
-    graph.save(folder)
-    if check is not None:
-        check.save(folder / "validation.json")
-    edges = None if check is None else check.edges
-    return write_page(graph, folder / "graph.html", validation=edges)
+    """Graph, validation and page, all of them or none."""
+    with new_files(folder) as temporary:
+        graph.save(temporary)
+        if check is not None:
+            check.save(temporary / "validation.json")
+        edges = None if check is None else check.edges
+        write_page(graph, temporary / "graph.html", validation=edges)
+    return folder / "graph.html"
 
 
 def _check_identities(check: Any, dtype: str) -> None:
