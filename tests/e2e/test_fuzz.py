@@ -39,7 +39,9 @@ JUNK = [
     *("", "\ud800", "</script>", "7", "NaN", "x" * 5000, [], {}, [{}], {"a": [1]}, [[]], [None] * 50),
 ]
 FORMS = ("neuronpedia", "eleuther", "graphml", "gexf")
-KINDS = [{"kind": kind, "activation": a} for kind in ("plt", "clt") for a in ("relu", "jumprelu", "topk")]
+KINDS: list[dict[str, Any]] = [
+    {"kind": kind, "activation": a} for kind in ("plt", "clt") for a in ("relu", "jumprelu", "topk")
+]
 
 
 @dataclass
