@@ -7,7 +7,7 @@ PROMPT ?= When John and Mary went to the store, John gave a drink to
 export OMP_WAIT_POLICY ?= passive
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: trace test test-slow check format bench gpu docs pocket clean mutants
+.PHONY: trace test test-slow check format bench gpu docs pocket clean mutants fuzz
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -61,3 +61,6 @@ mutants: $(VENV)/.installed-dev  ## does a test fail for each small change of wh
 	@$(PIP) mutmut
 	$(BIN)/mutmut run --max-children 2 $(ONLY)
 	$(BIN)/mutmut results
+
+fuzz: $(VENV)/.installed-dev  ## 3000 damaged inputs; FUZZ_FIRST=<number> starts elsewhere
+	FUZZ_CASES=$${FUZZ_CASES:-3000} $(BIN)/python -m pytest -n 2 tests/e2e/test_fuzz.py

@@ -68,8 +68,9 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     if len(check.budget):
         _show_budget(console, check)
     console.print(
-        f"Frozen regime: largest difference {check.frozen_error:.1e} of the largest effect\n"
-        f"Replacement model with error nodes: largest difference {check.logit_error:.1e} of the largest logit",
+        f"Frozen regime: largest difference {_figure(check.frozen_error, '.1e')} of the largest effect\n"
+        "Replacement model with error nodes: "
+        f"largest difference {_figure(check.logit_error, '.1e')} of the largest logit",
         highlight=False,
         soft_wrap=True,
     )
@@ -89,10 +90,10 @@ def _show_budget(console: Console, check: "Validation") -> None:
 def _show_agreement(console: Console, check: "Validation") -> None:
     columns = [Column("edges", text=True), Column("n", 2), Column("Spearman", 4), Column("same sign")]
     columns += [Column("slope", 3), Column("R²", 1)]
-    rows = [
-        (name, str(a.n), f"{a.spearman:.2f}", f"{a.sign:.0%}", f"{a.slope:.2f}", f"{a.r2:.2f}")
-        for name, a in check.agreement().items()
-    ]
+    rows = []
+    for name, a in check.agreement().items():
+        figures = (a.spearman, ".2f"), (a.sign, ".0%"), (a.slope, ".2f"), (a.r2, ".2f")
+        rows.append((name, str(a.n), *(_figure(value, form) for value, form in figures)))
     show_table(console, "Measured in the model against predicted", columns, rows)
 
 
@@ -125,3 +126,8 @@ def _show_replacements(console: Console, evaluation: "Evaluation") -> None:
             f"{found.kl:.4f}",
         ))  # fmt: skip
     show_table(console, "With reconstructions in the place of the model's own writes", columns, rows)
+
+
+def _figure(value: float, form: str) -> str:
+    """A number, or a dash for one that was not measured or means nothing (a correlation of one edge)."""
+    return "–" if value != value else format(value, form)

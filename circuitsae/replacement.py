@@ -11,7 +11,7 @@ from torch import Tensor
 from circuitsae.frozen import FrozenModel
 from transcoders.dictionaries import DictionarySet, SparseFeatures
 from transcoders.dictionaries.provenance import reading_as_trained
-from transcoders.errors import DictionaryError
+from transcoders.errors import CheckFailedError, DictionaryError
 from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
 
@@ -129,7 +129,13 @@ class ReplacementModel:
             logits = self.run(trace.tokens, trace.errors)
         except DictionaryError:
             return math.nan
-        return float((logits - trace.logits).abs().max() / trace.logits.abs().max())
+        error = float((logits - trace.logits).abs().max() / trace.logits.abs().max())
+        if not math.isfinite(error):
+            raise CheckFailedError(
+                "The replacement model's logits are not finite numbers; look for weights or activations beyond the "
+                "precision, and try --dtype float64."
+            )
+        return error
 
     def edits(self, errors: Float[Tensor, "layer pos d_model"] | None = None) -> dict[Site, Hook]:
         """Hooks for one forward pass that put features (and `errors`) in the place of every MLP's output."""

@@ -1,6 +1,7 @@
 """Language models from a folder or from the hub."""
 
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def load_model(
     model = LanguageModel(
         bridge, Path(source).name if Path(name).expanduser().is_dir() else str(name), tokenizer=tokenizer
     )
+    _require_finite(str(name), bridge)
     check_logits(bridge, model.name)
     logging.getLogger(__name__).info("loaded %s: %d layers", name, model.n_layers)
     return model
@@ -52,6 +54,16 @@ def load_model(
 def _own_tokenizer(changed: Any) -> Any:
     """The model's tokenizer as it was saved: the bridge's adds BOS, and has EOS in its place where there is none."""
     return autotokenizer_with_special_token_compat(changed.name_or_path, use_fast=changed.is_fast)
+
+
+def _require_finite(name: str, bridge: TransformerBridge) -> None:
+    for parameter, weight in bridge.named_parameters():
+        least, most = (weight.detach().min(), weight.detach().max()) if weight.numel() else (0.0, 0.0)
+        if not math.isfinite(float(least) + float(most)):
+            raise ModelError(
+                f"The model {name!r} has a weight in {parameter.replace('_original_component.', '')} that is not a "
+                "finite number; download or train it again, or load it in a wider dtype."
+            )
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -7,6 +7,7 @@ import tyro
 
 from circuitsae.commands.shared import Wide, free_folder, say, write_page
 from circuitsae.tables import open_console
+from transcoders.files import new_files
 
 
 def import_graph(
@@ -42,11 +43,12 @@ def import_graph(
         pruned = prune(graph, nodes=nodes, edges=edges)
         graph = replace(pruned, provenance={**pruned.provenance, "pruned": [nodes, edges]})
     folder = free_folder(out or Path("graphs") / file.stem, overwrite)
-    graph.save(folder)
-    page = write_page(graph, folder / "graph.html")
+    with new_files(folder) as temporary:
+        graph.save(temporary)
+        write_page(graph, temporary / "graph.html")
     console = open_console(wide)
     show_graph(console, graph)
-    say(console, of_graph(graph), f"Graph: {folder}", f"HTML:  {page.resolve()}")
+    say(console, of_graph(graph), f"Graph: {folder}", f"HTML:  {(folder / 'graph.html').resolve()}")
 
 
 def export_graph(

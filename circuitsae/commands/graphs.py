@@ -1,5 +1,6 @@
 """`circuitsae trace`, `validate` and `show`: a prompt becomes a graph, its edges are tested, the page is drawn."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from circuitsae.commands.shared import (
 )
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import CheckFailedError, InputError
+from transcoders.files import new_files
 
 if TYPE_CHECKING:
     from circuitsae.attribution.expansion import FullSize
@@ -204,13 +206,11 @@ def _validate(
 
 def _write(graph: Any, check: Any, folder: Path) -> Path:
     """Graph, validation and page, all of them or none."""
-    from transcoders.files import new_files
-
-    edges = None if check is None else check.edges
     with new_files(folder) as temporary:
         graph.save(temporary)
         if check is not None:
             check.save(temporary / "validation.json")
+        edges = None if check is None else check.edges
         write_page(graph, temporary / "graph.html", validation=edges)
     return folder / "graph.html"
 
@@ -223,7 +223,7 @@ def _check_identities(check: Any, dtype: str) -> None:
         ("The frozen model differs from the graph (share of the largest effect)", check.frozen_error),
         ("The replacement model's logits with error nodes differ from the model's", check.logit_error),
     ):
-        if error > IDENTITY_TOLERANCE:
+        if not (error <= IDENTITY_TOLERANCE or math.isnan(error)):  # NaN: was not asked for; others are refused before
             raise CheckFailedError(
                 f"{what} by {error:.1e}, more than {IDENTITY_TOLERANCE:.0e}; "
                 "try --dtype float64, and report it if that does not help."

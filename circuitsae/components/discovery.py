@@ -1,5 +1,6 @@
 """The default method: a cheap score, exact re-scoring where it counts or cannot be trusted, then greedy pruning."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from circuitsae.components.gradients import atp_star, eap, eap_ig, eap_ig_activa
 from circuitsae.components.nodes import Edge
 from circuitsae.components.recording import BATCH_TOKENS, Problems, parts_of
 from circuitsae.components.scores import Scores
-from transcoders.errors import InputError
+from transcoders.errors import CheckFailedError, InputError
 
 CHEAP: dict[str, Callable[..., Scores]] = {
     "eap": eap,
@@ -81,11 +82,17 @@ def score_edges(
 
 def _range(problems: Problems, batch_tokens: int) -> float:
     """The largest change of the metric in any example when all embeddings are ablated; 1 where there is none."""
-    largest = 0.0
+    changes: list[float] = []
     for part in parts_of(problems, batch_tokens):
         change = part.delta[: 1 + part.graph.positional].sum(0)
         final = part.network.run(part.clean.layers[0].before + change)
-        largest = max(largest, float(part.effects(final[None]).abs().max()))
+        changes.append(float(part.effects(final[None]).abs().max()))
+    largest = float(torch.tensor([0.0, *changes]).max())
+    if not math.isfinite(largest):
+        raise CheckFailedError(
+            f"The metric of an example changes by {largest} when all embeddings are ablated; expected a finite number, "
+            "so look for weights beyond the precision, and try float64."
+        )
     return largest or 1.0
 
 

@@ -76,7 +76,9 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(RowKind):
-            raise InputError(f"{self.kind!r} is no row of the ledger; the rows are {', '.join(get_args(RowKind))}.")
+            raise InputError(
+                f"{shown(self.kind)} is no row of the ledger; the rows are {', '.join(get_args(RowKind))}."
+            )
         if self.verdict is not Verdict.OPEN and not (self.measurement and self.command):
             raise InputError(
                 f"Row {self.kind!r} is {self.verdict}, but says not how: give the measurement and the command that "
@@ -95,7 +97,9 @@ class Label:
 
     def __post_init__(self) -> None:
         if not self.text.strip() or not self.features:
-            raise InputError(f"A label needs a text and a feature; got {self.text!r} for {self.features!r}.")
+            raise InputError(
+                f"A label needs a text and a feature; got {shown(self.text)} for {ascii(self.features)[:200]}."
+            )
         object.__setattr__(self, "features", tuple(dict.fromkeys(map(feature_id, self.features))))
 
     @property
@@ -192,7 +196,7 @@ class Ledger:
         try:
             document = parse_json(read_bytes(path, _LIMITS), _LIMITS)
             if document.get("format") != FORMAT:
-                raise MalformedError(f"format {document.get('format')!r}, expected {FORMAT!r}")
+                raise MalformedError(f"format {shown(document.get('format'))}, expected {FORMAT!r}")
             labels = [_from_json(row) for row in sequence(document.get("labels"), "labels")]
             return cls(labels, plain(mapping(document.get("provenance"), "provenance")))
         except ValueError as error:

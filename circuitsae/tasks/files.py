@@ -110,12 +110,14 @@ def _example(row: Mapping[str, Any], where: str, corrupt: str | None) -> Example
     clean = _text(row, ("clean",), where)
     other = _text(row, _CORRUPT if corrupt is None else (corrupt,), where)
     if clean == other:
-        raise FileFormatError(f"{where}: the clean and the corrupt prompt are the same ({clean!r}); one must differ.")
+        raise FileFormatError(
+            f"{where}: the clean and the corrupt prompt are the same ({_shown(clean)}); one must differ."
+        )
     if "correct_idx" in row and (known := _published(row, clean, other, where)):
         return known
     answers, wrong = _answers(row, _ANSWERS, where, needed=True), _answers(row, _WRONG, where)
     if both := set(answers) & set(wrong):
-        raise FileFormatError(f"{where}: {both.pop()!r} is both an answer and a wrong answer; keep it in one.")
+        raise FileFormatError(f"{where}: {_shown(both.pop())} is both an answer and a wrong answer; keep it in one.")
     boundary = _answers(row, ("boundary",), where)
     if len(boundary) not in (0, 2):
         raise FileFormatError(f"{where}: 'boundary' has {len(boundary)} answers; give those above and below.")
@@ -140,10 +142,10 @@ def _published(row: Mapping[str, Any], clean: str, corrupt: str, where: str) -> 
 def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     name = next((name for name in names if name in row), None)
     if name is None:
-        raise FileFormatError(f"{where} has no {names[0]!r}; its fields are: {', '.join(map(str, row)) or 'none'}.")
+        raise FileFormatError(f"{where} has no {names[0]!r}; its fields are: {_fields(row)}.")
     value = row[name]
     if not isinstance(value, str) or not value.strip():
-        raise FileFormatError(f"{where}: {name!r} is {value!r}, not a prompt; write it as text.")
+        raise FileFormatError(f"{where}: {name!r} is {_shown(value)}, not a prompt; write it as text.")
     return value
 
 
@@ -151,7 +153,7 @@ def _answers(row: Mapping[str, Any], names: Sequence[str], where: str, *, needed
     name = next((name for name in names if name in row), None)
     if name is None:
         if needed:
-            fields = ", ".join(map(str, row)) or "none"
+            fields = _fields(row)
             raise FileFormatError(f"{where} has no {names[0]!r}; its fields are: {fields}.")
         return ()
     value = row[name]
@@ -161,7 +163,7 @@ def _answers(row: Mapping[str, Any], names: Sequence[str], where: str, *, needed
     good = all(type(part) is int or (isinstance(part, str) and part) for part in parts)
     if not good or (needed and not parts) or (name in _IDS and not all(type(part) is int for part in parts)):
         wanted = "token ids" if name in _IDS else "tokens, such as ' Mary' with its leading space"
-        raise FileFormatError(f"{where}: {name!r} is {value!r}; give {wanted}.")
+        raise FileFormatError(f"{where}: {name!r} is {_shown(value)}; give {wanted}.")
     return tuple(parts)
 
 
@@ -173,7 +175,7 @@ def _roles(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, object]]:
 def _object(row: Mapping[str, Any], name: str, where: str) -> dict[str, object]:
     value = row.get(name) or {}
     if not isinstance(value, dict):
-        raise FileFormatError(f'{where}: {name!r} is {value!r}; give a JSON object, such as {{"S1": "John#1"}}.')
+        raise FileFormatError(f'{where}: {name!r} is {_shown(value)}; give a JSON object, such as {{"S1": "John#1"}}.')
     return value
 
 
@@ -183,7 +185,9 @@ def _span(clean: str, word: object, role: str, where: str) -> Span:
         text, nth = str(word), "1"
     found = list(re.finditer(re.escape(text), clean)) if isinstance(word, str) and word else []
     if not 1 <= int(nth) <= len(found):
-        raise FileFormatError(f"{where}: role {role!r} is {word!r}, which is not in the clean prompt {clean!r}.")
+        raise FileFormatError(
+            f"{where}: role {_shown(role)} is {_shown(word)}, which is not in the clean prompt {_shown(clean)}."
+        )
     return found[int(nth) - 1].span()
 
 
@@ -191,3 +195,14 @@ def _named(clean: str, span: Span) -> str:
     text = clean[slice(*span)]
     starts = [match.start() for match in re.finditer(re.escape(text), clean)]
     return f"{text}#{starts.index(span[0]) + 1}"
+
+
+def _shown(value: Any) -> str:
+    """A value inside an error message, not too long."""
+    found = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return found if len(found) <= 200 else f"{found[:199]}…"
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    found = ", ".join(map(str, row)) or "none"
+    return found if len(found) <= 200 else f"{found[:199]}…"

@@ -114,7 +114,8 @@ def _table(
         controls = repeated.assign(measured=found.ravel()).reset_index(drop=True)
     error = np.nan
     if "frozen" in frame and len(frame):
-        error = float(np.abs(frame["frozen"] - frame["predicted"]).max() / np.abs(frame["predicted"]).max())
+        predicted, frozen = (frame[name].to_numpy(float) for name in ("predicted", "frozen"))
+        error = float(np.abs(frozen - predicted).max() / np.abs(predicted).max())
     return Validation(frame, controls, error, logit_error)
 
 

@@ -15,7 +15,7 @@ from circuitsae.interventions import Recording, Regime, RegimeName, run_alternat
 from circuitsae.interventions.running import MEMORY, Alternative
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries import SparseFeatures
-from transcoders.errors import InputError
+from transcoders.errors import CheckFailedError, InputError
 
 
 def traced(model: ReplacementModel, graph: AttributionGraph) -> Trace:
@@ -122,4 +122,10 @@ def effects(
         (targets.read(chunk.mlp_in, chunk.final) - targets.clean).double().cpu().numpy()
         for chunk in run_alternatives(model, rows, regime, memory=memory)
     ]
-    return np.concatenate([*moved, np.zeros((0, len(targets.clean)))])
+    found = np.concatenate([*moved, np.zeros((0, len(targets.clean)))])
+    if not np.isfinite(found).all():  # a NaN would pass for a small error and for no effect
+        raise CheckFailedError(
+            f"An effect in the {regime} regime is {found[~np.isfinite(found)][0]}, not a finite number; look for "
+            "weights or activations beyond the precision, and try --dtype float64."
+        )
+    return found

@@ -244,7 +244,12 @@ def test_mapped_decoders_are_judged_as_they_are_read(tmp_path):
         ("circuit-tracer", "config.yaml", "a: &a [1]\nb: *a\n", "aliases"),
         ("circuit-tracer", "config.yaml", "model_kind: 2024-99-99", "as YAML"),
         ("circuit-tracer", "config.yaml", "# " + "x" * 2**20, "more than the"),
-        ("circuit-tracer", "config.yaml", "model_kind: [1]", "is not one of"),
+        (
+            "circuit-tracer",
+            "config.yaml",
+            "model_kind: [1]\nfeature_input_hook: [2]\nfeature_output_hook: [3]",
+            "is not one of",
+        ),
         ("circuit-tracer", "config.yaml", "\x00", "as YAML"),
     ],
 )

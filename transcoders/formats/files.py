@@ -155,7 +155,7 @@ def _opened(path: Path) -> Any:
 def _checksum(tensor: Tensor) -> str:
     """Of shape, type and bytes."""
     head = zlib.crc32(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), head):08x}"
+    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, head):08x}"
 
 
 def _checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:

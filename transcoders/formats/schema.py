@@ -26,7 +26,7 @@ _ACTIVATION = {
         for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]))
     ],
 }
-_SITES = {"type": "array", "minItems": 1, "maxItems": _LAYERS, "items": {"type": "string"}}
+_SITES = {"type": "array", "minItems": 1, "maxItems": _LAYERS, "items": {"type": "string", "maxLength": 40}}
 _FACTORS = {"type": "array", "maxItems": _LAYERS, "items": {"type": "number", "minimum": -1e30, "maximum": 1e30}}
 _PROVENANCE = {
     "type": "object",
