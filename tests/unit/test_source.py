@@ -4,8 +4,6 @@ import ast
 import symtable
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     path for folder in ("circuitsae", "transcoders", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
