@@ -13,6 +13,7 @@ from transformer_lens.model_bridge.generalized_components import NormalizationBr
 
 from transcoders.errors import PromptError
 from transcoders.patterns import make_patterns_editable
+from transcoders.precision import Precision, as_dtype
 from transcoders.remembering import remembered
 from transcoders.sites import Frame, Site
 
@@ -77,9 +78,9 @@ class LanguageModel:
         owner: Any = self.bridge.tokenizer if self.has_tokenizer else self.bridge.original_model.config
         return getattr(owner, "bos_token_id", None)
 
-    def to(self, dtype: torch.dtype) -> "LanguageModel":
+    def to(self, dtype: Precision) -> "LanguageModel":
         """This model, converted in place to another precision."""
-        self.bridge.to(dtype)
+        self.bridge.to(as_dtype(dtype))
         return self
 
     def fingerprint(self) -> str:

@@ -8,18 +8,21 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
+from transcoders.precision import Precision, as_dtype
 from transcoders.random_models import random_model
 
 __all__ = ["load_model", "random_model"]
 
 
 def load_model(
-    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: Precision = torch.float32
 ) -> LanguageModel:
     """A model from a local Hugging Face folder, or by its hub name.
 
+    `dtype`: a precision, `"bfloat16"` or `torch.bfloat16`.
     Raises `ModelError` where there is no such folder, the hub cannot give it, or the device cannot be used.
     """
+    dtype = as_dtype(dtype)
     _check_device(device)
     folder = Path(name).expanduser()
     source = _model_folder(folder) if _looks_local(str(name), folder) else str(name)

@@ -80,15 +80,12 @@ def _evaluate(
     device: str,
     dtype: str,
 ) -> "Evaluation":
-    import torch
-
     from circuitsae.loading import POCKET, load_dictionaries
     from transcoders.evaluation import evaluate as measure
 
     if corpus is None and model != POCKET:
         raise InputError(f"No text was named to evaluate on; give --corpus FILE, what {model} should read.")
-    precision = getattr(torch, dtype)
-    loaded = load_dictionaries(dictionaries, device=device, dtype=precision)
+    loaded = load_dictionaries(dictionaries, device=device, dtype=dtype)
     language_model = load_language_model(model, device, dtype)
     loaded.check_fits(language_model)
     length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)

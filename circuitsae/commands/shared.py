@@ -28,13 +28,12 @@ Dtype = Literal["float32", "float64", "bfloat16"]
 
 def load_language_model(name: str, device: str, dtype: str = "float32") -> "LanguageModel":
     """A model by its name on the command line."""
-    import torch
     from transformers.utils import logging as transformers_logging
 
     from circuitsae.loading import load_model
 
     transformers_logging.disable_progress_bar()  # of weights read from disk; downloads keep theirs
-    return load_model(name, device=device, dtype=getattr(torch, dtype))
+    return load_model(name, device=device, dtype=dtype)
 
 
 def load_replacement(model: str, dictionaries: str | None, device: str, dtype: str) -> "ReplacementModel":
