@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+import circuitsae
 from circuitsae.commands.compare import compare
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
@@ -35,11 +36,16 @@ def doctor() -> None:
     from circuitsae.doctor import diagnose
 
     if not diagnose(Console()):
-        raise CheckFailedError("something required is missing (see the table); install it with `pip install -e .`")
+        raise CheckFailedError(
+            "something required is missing (see the table); install it with `pip install --upgrade circuitsae`"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exit codes: 0 done, 1 a check failed, 2 wrong use."""
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(f"circuitsae {circuitsae.__version__}")
+        return
     # Threads that spin while they wait make torch several times slower on a busy machine; read when torch starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])

@@ -13,8 +13,7 @@ from circuitsae.pocket import DICTIONARY_DIR, MODEL_DIR
 
 _PACKAGES = ("circuitsae", "torch", "transformer-lens", "transformers", "safetensors", "networkx", "plotly", "pandas")
 _OPTIONAL = {
-    "datasets": "training on hub data sets (`pip install datasets`)",
-    "playwright": "browser tests (`make test` installs it)",
+    "playwright": "the viewer's tests (`pip install 'circuitsae[tests]'`)",
 }
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -30,7 +29,12 @@ def diagnose(console: Console) -> bool:
         table.add_row(name, found)
     pocket = {"pocket model": MODEL_DIR, "pocket dictionaries": DICTIONARY_DIR}
     for name, folder in pocket.items():
-        table.add_row(name, "here" if folder.is_dir() else "[red]missing[/]; rebuild with `make pocket`")
+        table.add_row(
+            name,
+            "here"
+            if folder.is_dir()
+            else "[red]missing[/]; `pip install --force-reinstall --no-deps circuitsae` brings it back",
+        )
     console.print(table)
     missing = [name for name, found in versions.items() if found is None]
     missing += [name for name, folder in pocket.items() if not folder.is_dir()]
