@@ -6,6 +6,7 @@ Without a CUDA device Triton's interpreter runs them on the processor (tests/con
 import ast
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_modules_of_kernels_are_named_gpu():
     assert {path.name for path in using} == {"gpu.py"}
 
 
-def kernels_of(module):
+def kernels_of(module) -> dict[str, Any]:
     from triton.runtime.jit import KernelInterface
 
     return {name: value for name, value in vars(module).items() if isinstance(value, KernelInterface)}
