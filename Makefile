@@ -1,4 +1,5 @@
 # Two commands do everything on a new machine with Python ≥ 3.11 and git: `make trace` and `make test`.
+# The versions are those of constraints.txt, for Python 3.11 to 3.14.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ PROMPT ?= When John and Mary went to the store, John gave a drink to
 export OMP_WAIT_POLICY ?= passive
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: trace test test-slow check format bench gpu docs pocket clean mutants fuzz
+.PHONY: trace test test-slow pythons lowest check format bench gpu docs cli pocket clean mutants fuzz
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -31,14 +32,21 @@ test: $(VENV)/.installed-dev  ## the whole suite, but what is marked slow or gpu
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
+pythons: $(VENV)/.installed-dev  ## the suite without browser and slow tests, on every Python that is here
+	$(BIN)/nox --sessions tests
+
+lowest: $(VENV)/.installed-dev  ## the same with the lowest versions that pyproject.toml allows
+	$(BIN)/nox --sessions lowest
+
 gpu: $(VENV)/.installed-dev  ## the checks that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-check: $(VENV)/.installed-dev  ## lint, format, types, layers
+check: $(VENV)/.installed-dev  ## lint, format, types, layers, declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -46,6 +54,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev  ## every claim about speed, as a ratio measured in one run
 	@for script in $(filter-out benchmarks/machine.py benchmarks/kinds.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script || exit 1; done
+
+cli: $(VENV)/.installed  ## write the page of the command line again
+	$(BIN)/python docs/write_cli.py
 
 docs: $(VENV)/.installed-dev
 	@$(PIP) --editable '.[docs]'
@@ -55,7 +66,7 @@ pocket: $(VENV)/.installed-dev  ## rebuild the embedded model and its dictionari
 	$(BIN)/python -m circuitsae.pocket.recipe
 
 clean:
-	rm -rf $(VENV) runs graphs site dist
+	rm -rf $(VENV) .nox runs graphs site dist
 
 mutants: $(VENV)/.installed-dev  ## does a test fail for each small change of what attributes, intervenes and judges? (hours)
 	@$(PIP) mutmut

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    __version__: str
     from circuitsae.attribution import LogitTargets, TopLogits, attribute
     from circuitsae.graph import AttributionGraph, Node, NodeKind, load_graph, prune
     from circuitsae.interventions import node_change, reads_after

@@ -6,6 +6,11 @@ import sys
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exit codes: 0 done, 1 a check failed, 2 wrong use, 130 interrupted."""
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        import circuitsae
+
+        print(f"circuitsae {circuitsae.__version__}")
+        return
     # Threads that spin while they wait make torch several times slower on a busy machine; read when torch starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

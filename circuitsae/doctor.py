@@ -14,8 +14,7 @@ from circuitsae.tables import Column, show_table
 
 _PACKAGES = ("circuitsae", "torch", "transformer-lens", "transformers", "safetensors", "networkx", "plotly", "pandas")
 _OPTIONAL = {
-    "datasets": "training on hub data sets (`pip install datasets`)",
-    "playwright": "browser tests (`make test` installs it)",
+    "playwright": "the viewer's tests (`pip install 'circuitsae[tests]'`)",
 }
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -29,7 +28,14 @@ def diagnose(console: Console) -> bool:
     rows += (_device() | _memory()).items()
     pocket = {"pocket model": MODEL_DIR, "pocket dictionaries": DICTIONARY_DIR}
     for name, folder in pocket.items():
-        rows.append((name, "here" if folder.is_dir() else Text("missing; rebuild with `make pocket`", style="red")))
+        rows.append(
+            (
+                name,
+                "here"
+                if folder.is_dir()
+                else Text("missing; `pip install --force-reinstall --no-deps circuitsae` brings it back", style="red"),
+            )
+        )
     show_table(console, "circuitsae doctor", [Column("", text=True), Column("", wraps=True)], rows)
     missing = [name for name, found in versions.items() if found is None]
     missing += [name for name, folder in pocket.items() if not folder.is_dir()]

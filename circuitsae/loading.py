@@ -10,12 +10,13 @@ from circuitsae.pocket import MODEL_DIR, POCKET_DICTIONARIES, dictionary_folder
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
+from transcoders.precision import Precision
 
 POCKET = "pocket"
 
 
 def load_model(
-    name: str | Path = POCKET, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path = POCKET, *, device: str | torch.device = "cpu", dtype: Precision = torch.float32
 ) -> LanguageModel:
     """A model by hub name, from a local Hugging Face folder, or the embedded one (`"pocket"`).
 
@@ -32,7 +33,7 @@ def load_dictionaries(
     name: str | Path = POCKET,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: Precision | None = None,
     decoders: Literal["memory", "mapped"] = "memory",
 ) -> DictionarySet:
     """Dictionaries from a folder or by hub name; the pocket model has `"pocket"` (CLT), `"pocket-plt"`, `"pocket-sae"`.

@@ -167,7 +167,7 @@ if __name__ == "__main__":
     parser.add_argument("--dictionaries", nargs="+", default=["pocket", "pocket-plt"])
     parser.add_argument("--docs", type=Path, help="page to write the tables into")
     given = parser.parse_args()
-    found = {name: two_hop(name, quick=given.quick) for name in given.dictionaries}
+    found = {chosen: two_hop(chosen, quick=given.quick) for chosen in given.dictionaries}
     for name, table in found.items():
         print(name, table.to_string(index=False, float_format=lambda x: f"{x:.1%}"), sep="\n")
     if given.docs:

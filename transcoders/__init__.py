@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    __version__: str
     from transcoders.data import Corpus, held_out_rows, open_corpus, pack_rows, take_rows
     from transcoders.dictionaries import (
         SAE,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 
@@ -10,6 +11,8 @@ def lazy_exports(package: str, modules: Mapping[str, tuple[str, ...]]) -> tuple[
     home = {name: module for module, names in modules.items() for name in names}
 
     def get(name: str) -> Any:
+        if name == "__version__":
+            return version("circuitsae")  # the distribution of both packages
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(home[name]), name)

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transcoders.bridging import fit_precision, prepare
 from transcoders.errors import PromptError
 from transcoders.files import short_hash
+from transcoders.precision import Precision, as_dtype
 from transcoders.remembering import remembered
 from transcoders.sites import Frame, Site
 from transcoders.token_text import token_text, with_characters
@@ -113,9 +114,9 @@ class LanguageModel:
         other._bos = bos
         return other
 
-    def to(self, dtype: torch.dtype) -> "LanguageModel":
+    def to(self, dtype: Precision) -> "LanguageModel":
         """This model, converted in place to another precision."""
-        self.bridge.to(dtype)
+        self.bridge.to(as_dtype(dtype))
         fit_precision(self.bridge)
         return self
 

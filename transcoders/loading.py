@@ -14,19 +14,22 @@ from transcoders.bridging import check_logits
 from transcoders.errors import ModelError
 from transcoders.hub import first_line, model_source
 from transcoders.language_model import LanguageModel
+from transcoders.precision import Precision, as_dtype
 from transcoders.random_models import random_model
 
 __all__ = ["load_model", "random_model"]
 
 
 def load_model(
-    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: Precision = torch.float32
 ) -> LanguageModel:
     """A model from a local Hugging Face folder, or by its hub name.
 
+    `dtype`: a precision, `"bfloat16"` or `torch.bfloat16`.
     Raises `ModelError` where there is no such folder, the hub cannot give it, the device cannot be used, or the logits
     of a few tokens are not those that transformers itself computes.
     """
+    dtype = as_dtype(dtype)
     _check_device(device)
     source = model_source(name)
     try:

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
+from transcoders.precision import Precision, as_dtype
 
 Family = Literal[
     "gpt2", "opt", "gpt_neo", "gptj", "gpt_neox", "bloom", "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2",
@@ -120,7 +121,7 @@ def random_model(
     d_vocab: int = 64,
     context: int = 64,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: Precision = torch.float32,
 ) -> LanguageModel:
     """A seeded random model of a family's exact architecture, built in memory; no download, no tokenizer.
 
@@ -146,7 +147,7 @@ def random_model(
         "n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "n_kv_heads": max(1, n_heads // 2),
         "d_head": 2 * (d_model // n_heads), "d_mlp": d_mlp, "d_vocab": d_vocab, "context": context,
     }  # fmt: skip
-    model = random_module(family, sizes, seed).to(dtype)
+    model = random_module(family, sizes, seed).to(as_dtype(dtype))
     name, architecture = f"random-{family}-{seed}", _RECIPES[family].model
     return LanguageModel(build_bridge_from_module(model, architecture, hf_config=model.config, model_name=name), name)
 

@@ -36,7 +36,9 @@ def doctor(*, wide: Wide = False) -> None:
     from circuitsae.doctor import diagnose
 
     if not diagnose(open_console(wide)):
-        raise CheckFailedError("something required is missing (see the table); install it with `pip install -e .`")
+        raise CheckFailedError(
+            "something required is missing (see the table); install it with `pip install --upgrade circuitsae`"
+        )
 
 
 def run(arguments: list[str] | None) -> None:

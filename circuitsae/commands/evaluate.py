@@ -84,16 +84,13 @@ def _evaluate(
     device: str,
     dtype: str,
 ) -> "Evaluation":
-    import torch
-
     from circuitsae.loading import POCKET, load_dictionaries
     from transcoders.dictionaries.provenance import reading_as_trained
     from transcoders.evaluation import evaluate as measure
 
     if corpus is None and model != POCKET:
         raise InputError(f"No text was named to evaluate on; give --corpus FILE, what {model} should read.")
-    precision = getattr(torch, dtype)
-    loaded = load_dictionaries(dictionaries, device=device, dtype=precision)
+    loaded = load_dictionaries(dictionaries, device=device, dtype=dtype)
     language_model = load_language_model(model, device, dtype)
     loaded.check_fits(language_model)
     language_model = reading_as_trained(language_model, loaded.provenance, bos)

@@ -38,13 +38,12 @@ def load_language_model(name: str, device: str, dtype: str = "float32") -> "Lang
 
     if name != "pocket":
         model_source(name)  # a wrong name is refused before torch takes its seconds
-    import torch
     from transformers.utils import logging as transformers_logging
 
     from circuitsae.loading import load_model
 
     transformers_logging.disable_progress_bar()  # of weights read from disk; downloads keep theirs
-    return load_model(name, device=device, dtype=getattr(torch, dtype))
+    return load_model(name, device=device, dtype=dtype)
 
 
 def load_replacement(

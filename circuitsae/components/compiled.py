@@ -22,6 +22,7 @@ from circuitsae.components.nodes import Edge
 from circuitsae.components.problem import Ablation, Metric, PatchingProblem
 from transcoders.errors import FileFormatError
 from transcoders.language_model import LanguageModel
+from transcoders.precision import Precision, as_dtype
 
 MetricOf = Callable[[Float[Tensor, "example pos out"], Float[Tensor, "example pos out"]], Metric]
 """Makes a metric of the clean and the corrupt logits."""
@@ -86,7 +87,7 @@ class CompiledProgram:
         return problems_of_pairs(self.model, self.pairs[:pairs], ablation, metric)
 
 
-def load_compiled(folder: str | Path, dtype: torch.dtype = torch.float64) -> CompiledProgram:
+def load_compiled(folder: str | Path, dtype: Precision = torch.float64) -> CompiledProgram:
     """Read one program's folder. Raises `FileFormatError` for a folder that is not one."""
     path = Path(folder)
     try:
@@ -94,7 +95,7 @@ def load_compiled(folder: str | Path, dtype: torch.dtype = torch.float64) -> Com
             json.loads((path / f"{name}.json").read_text()) for name in ("config", "truth", "pairs")
         )
         tensors = load_file(path / "model.safetensors")
-        model = LanguageModel(_bridge_of(tensors, config, dtype), path.name)
+        model = LanguageModel(_bridge_of(tensors, config, as_dtype(dtype)), path.name)
         effects = {
             Edge(edge["from"], edge["to"]): {kind: float(edge[kind]["max"]) for kind in ("resample", "zero")}
             for edge in truth["edges"]

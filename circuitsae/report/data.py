@@ -150,13 +150,13 @@ def _raw(tokens: Sequence[str], texts: Sequence[Any], columns: Mapping[str, list
 
 
 def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
-    place = {node: number for number, node in enumerate(ids)}
+    row_of = {node: row for row, node in enumerate(ids)}
     columns: dict[str, list[Any]] = {}
     for end in ("source", "target"):
-        unknown = [node for node in edges[end] if node not in place]
+        unknown = [node for node in edges[end] if node not in row_of]
         if unknown:
             raise InputError(f"an edge has {end} {unknown[0]!r}, which is not among the {len(ids)} nodes of the graph.")
-        columns[end] = [place[node] for node in edges[end]]
+        columns[end] = [row_of[node] for node in edges[end]]
     for name in ("weight", "share", *_MEASUREMENTS):
         if name in edges:
             columns[name] = [number(value) for value in edges[name]]

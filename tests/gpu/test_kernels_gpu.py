@@ -1,24 +1,33 @@
 """The Triton kernels against dense float64 products, and a whole step against the processor's.
 
-Without a GPU they can be checked in Triton's interpreter: `TRITON_INTERPRET=1 pytest -m gpu tests/gpu`.
+Without a CUDA device Triton's interpreter runs them on the processor (tests/conftest.py), with every run of the suite.
 """
 
-import os
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from transcoders import kernels
+from transcoders.kernels import products
 
-pytest.importorskip("triton", reason="needs triton, which comes with torch's CUDA builds")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not (INTERPRETED or torch.cuda.is_available()), reason="needs a CUDA device"),
-]
+ROOT = Path(__file__).resolve().parents[2]
+pytest.importorskip("triton", reason="needs triton, which there is for Linux")
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture
+def gpu():
+    from transcoders.kernels import gpu
+
+    return gpu
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
@@ -33,9 +42,7 @@ def sample(n_layers=2, batch=5, features=33, density=0.2):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("d", [16, 70, 1500])
-def test_products_against_dense_float64(dtype, d):
-    from transcoders.kernels import gpu
-
+def test_products_against_dense_float64(gpu, dtype, d):
     active = sample()
     values, table, x = (
         draw(len(active.feature), dtype=dtype),
@@ -53,31 +60,67 @@ def test_products_against_dense_float64(dtype, d):
     torch.testing.assert_close(outer, a.T @ x.double(), atol=TOLERANCE[dtype] * d**0.5, rtol=TOLERANCE[dtype])
 
 
-def test_no_active_feature():
-    from transcoders.kernels import gpu
-
+def test_no_active_feature(gpu):
     active = kernels.active_from_mask(torch.zeros(1, 3, 7, dtype=torch.bool, device=DEVICE))
     none = torch.zeros(0, device=DEVICE)
     assert gpu.gather_sum(none, *active.rows, draw(7, 4)).eq(0).all()
     assert gpu.gather_dot(draw(3, 4), *active.rows, draw(7, 4)).shape == (0,)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="tensors of a processor take the processor's kernels")
 @pytest.mark.parametrize("encode", [kernels.topk_encode, kernels.batch_topk_encode])
 @pytest.mark.parametrize("over_layers", [False, True])
-def test_a_step_is_that_of_the_processor(encode, over_layers):
+def test_a_step_is_that_of_the_processor(gpu, encode, over_layers, monkeypatch):
     x, W_enc, b_enc = (
-        draw(3, 32, 64, dtype=torch.float64),
-        draw(3, 64, 512, seed=1, dtype=torch.float64),
-        draw(3, 512, seed=2, dtype=torch.float64),
+        draw(3, 8, 16, dtype=torch.float64),
+        draw(3, 16, 48, seed=1, dtype=torch.float64),
+        draw(3, 48, seed=2, dtype=torch.float64),
     )
-    W_dec = [draw(512, 3 - layer, 64, seed=5 + layer, dtype=torch.float64) for layer in range(3)]
+    W_dec = [draw(48, 3 - layer, 16, seed=5 + layer, dtype=torch.float64) for layer in range(3)]
     gradients = []
-    for device in ("cpu", DEVICE):
+    for device, backend in (("cpu", None), (DEVICE, gpu)):
+        if backend is not None:  # tensors of a processor would take the processor's kernels
+            monkeypatch.setattr(products, "_backend", lambda table: gpu)
         leaves = [t.detach().to(device).requires_grad_() for t in (x, W_enc, b_enc, *W_dec)]
-        found = encode(*leaves[:3], 8, over_layers=over_layers)
+        found = encode(*leaves[:3], 4, over_layers=over_layers)
         y = kernels.cross_layer_decode(found.value.relu(), found.active, leaves[3:])
         gradients.append(torch.autograd.grad(y.square().mean(), leaves))
-    for cpu, cuda in zip(*gradients, strict=True):
-        torch.testing.assert_close(cuda.cpu(), cpu)
+    for cpu, triton in zip(*gradients, strict=True):
+        torch.testing.assert_close(triton.cpu(), cpu)
     assert gradients[0][1].abs().sum() > 0
+
+
+def test_every_kernel_is_run_by_the_two_products(gpu, monkeypatch):
+    ran = set()
+    for name, kernel in kernels_of(gpu).items():
+        run = kernel.run
+        monkeypatch.setattr(kernel, "run", lambda *a, _name=name, _run=run, **k: (ran.add(_name), _run(*a, **k)))
+    test_products_against_dense_float64(gpu, torch.float32, 16)
+    assert ran == set(kernels_of(gpu)) != set()
+
+
+def test_no_kernel_is_wrapped_by_the_check_of_shapes(gpu):
+    for kernel in kernels_of(gpu).values():
+        assert not hasattr(kernel.fn, "__wrapped__")
+        assert inspect.getsourcefile(kernel.fn) == gpu.__file__
+    assert hasattr(products.weighted_sum, "__wrapped__")  # as all else is
+
+
+def test_modules_of_kernels_are_named_gpu():
+    """So that the check of shapes knows them."""
+    sources = [path for package in ("circuitsae", "transcoders") for path in (ROOT / package).rglob("*.py")]
+    using = [path for path in sources if "triton" in imported(ast.parse(path.read_text(encoding="utf-8")))]
+    assert {path.name for path in using} == {"gpu.py"}
+
+
+def kernels_of(module) -> dict[str, Any]:
+    from triton.runtime.jit import KernelInterface
+
+    return {name: value for name, value in vars(module).items() if isinstance(value, KernelInterface)}
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]

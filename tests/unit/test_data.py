@@ -1,6 +1,5 @@
 """Corpora, packing, and the stream of shuffled activations."""
 
-import sys
 from itertools import islice
 
 import pytest
@@ -64,12 +63,6 @@ def test_every_twentieth_document_is_held_out():
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(InputError, match=r"no text file at .*absent\.txt"):
         open_corpus("absent.txt")
-
-
-def test_a_hub_data_set_without_the_datasets_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="pip install datasets"):
-        next(open_corpus("someone/some-text").documents())
 
 
 # packing

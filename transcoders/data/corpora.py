@@ -44,7 +44,7 @@ def open_corpus(source: CorpusSource) -> Corpus:
     A text file is cut at `<|endoftext|>` where it has that mark, at blank lines otherwise. A generator can be read
     only once; give a list, or a `Corpus`, where several passes are needed.
 
-    Raises `InputError` for a file that is not there, and for a hub name where `datasets` is not installed.
+    Raises `InputError` for a file that is not there.
     """
     if isinstance(source, Corpus):
         return source
@@ -71,13 +71,8 @@ def _file_documents(path: Path, mark: str) -> Iterator[str]:
 
 
 def _hub_documents(name: str) -> Iterator[str]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise InputError(
-            f"Reading the data set {name!r} needs the package `datasets`: run `pip install datasets`, "
-            "or give the path of a text file."
-        ) from error
+    from datasets import load_dataset
+
     logging.getLogger(__name__).info("streaming %s from the hub", name)
     try:
         rows = load_dataset(name, split="train", streaming=True)

@@ -11,6 +11,7 @@ from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
 from transcoders.dictionaries.provenance import DictionaryProvenance
 from transcoders.dictionaries.sparse_dictionary import SAE, Transcoder
 from transcoders.errors import DictionaryError
+from transcoders.precision import Precision, as_dtype
 from transcoders.sites import Site
 
 ActivationName = Literal["relu", "jumprelu", "topk"]
@@ -27,7 +28,7 @@ class Options(TypedDict, total=False):
     skip: bool  # False; plt and clt
     centred: bool  # False; sae
     seed: int  # 0
-    dtype: torch.dtype  # float32
+    dtype: Precision  # float32
 
 
 @overload
@@ -47,13 +48,13 @@ def random_dictionaries(
     skip: bool = False,
     centred: bool = False,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: Precision = torch.float32,
 ) -> TranscoderSet | CrossLayerTranscoder | SAESet:
     """Dictionaries of a kind with random weights, biases and thresholds; nothing is zero, so that no term can hide."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, to = torch.Generator().manual_seed(seed), as_dtype(dtype)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(to)
 
     def sigma(*shape: int) -> Activation:
         if activation == "jumprelu":

@@ -13,6 +13,7 @@ from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import circuit_tracer, native
 from transcoders.formats.files import DecoderPlace
 from transcoders.hub import first_line, folder_or_name
+from transcoders.precision import Precision, as_dtype
 
 FormatName = Literal["native", "circuit-tracer"]
 
@@ -45,7 +46,7 @@ FORMATS: dict[FormatName, Format] = {
 def load_dictionaries(
     path: Path | str,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: Precision | None = None,
     device: str | torch.device = "cpu",
     decoders: DecoderPlace = "memory",
 ) -> DictionarySet:
@@ -59,11 +60,12 @@ def load_dictionaries(
         raise InputError(
             f"Unknown place for decoders {decoders!r}; they are kept in 'memory', or 'mapped' to the file."
         )
+    precision = None if dtype is None else as_dtype(dtype)
     folder = _local_folder(path)
     for name, form in FORMATS.items():
         if form.recognises(folder):
             logging.getLogger(__name__).info("loading %s dictionaries from %s", name, folder)
-            return form.load(folder, dtype=dtype, device=device, decoders=decoders)
+            return form.load(folder, dtype=precision, device=device, decoders=decoders)
     expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
     raise FileFormatError(f"{folder} holds no dictionaries in a known format; expected one of ({expected}).")
 
@@ -73,7 +75,7 @@ def save_dictionaries(
     path: Path | str,
     *,
     format: FormatName = "native",
-    storage_dtype: torch.dtype | None = None,
+    storage_dtype: Precision | None = None,
 ) -> None:
     """Write dictionaries to a folder; `storage_dtype`: precision of the stored weights, by default their own."""
     if format not in FORMATS:
@@ -83,7 +85,8 @@ def save_dictionaries(
             "The decoders of these dictionaries are mapped to their file and cannot be saved from there; "
             "load them with decoders='memory'."
         )
-    FORMATS[format].save(dictionaries, Path(path).expanduser(), storage_dtype=storage_dtype)
+    precision = None if storage_dtype is None else as_dtype(storage_dtype)
+    FORMATS[format].save(dictionaries, Path(path).expanduser(), storage_dtype=precision)
 
 
 def _local_folder(path: Path | str) -> Path:

@@ -1,0 +1,68 @@
+"""A precision may be named, wherever one is taken."""
+
+import pytest
+import torch
+
+import circuitsae as cs
+import transcoders
+from transcoders.dictionaries import random_dictionaries
+from transcoders.errors import InputError
+from transcoders.precision import PRECISIONS, as_dtype
+from transcoders.random_models import random_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dictionaries")
+    transcoders.save_dictionaries(random_dictionaries("plt"), path)
+    return path
+
+
+@pytest.fixture
+def takers(folder, tmp_path):
+    """Whatever takes a precision, as a function from it to that of the result."""
+
+    def stored(precision):
+        transcoders.save_dictionaries(random_dictionaries("plt"), tmp_path, storage_dtype=precision)
+        raw = transcoders.formats.files.read_tensors(tmp_path / "weights.safetensors")[0]
+        return next(tensor.dtype for name, tensor in raw.items() if name.endswith("W_dec"))
+
+    return {
+        "load_model": lambda precision: cs.load_model("pocket", dtype=precision).dtype,
+        "transcoders.load_model": lambda precision: transcoders.load_model(cs.pocket.MODEL_DIR, dtype=precision).dtype,
+        "load_dictionaries": lambda precision: cs.load_dictionaries(folder, dtype=precision).decoder_bias(0).dtype,
+        "random_dictionaries": lambda precision: random_dictionaries("clt", dtype=precision).decoder_bias(0).dtype,
+        "random_model": lambda precision: random_model("gpt2", dtype=precision).dtype,
+        "to": lambda precision: random_model("gpt2").to(precision).dtype,
+        "save_dictionaries": stored,
+    }
+
+
+TAKERS = [
+    "load_model",
+    "transcoders.load_model",
+    "load_dictionaries",
+    "random_dictionaries",
+    "random_model",
+    "to",
+    "save_dictionaries",
+]
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_a_precision_may_be_named(takers, taker):
+    for precision in ("bfloat16", torch.bfloat16):
+        assert takers[taker](precision) == torch.bfloat16
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+@pytest.mark.parametrize("wrong", ["bfloat17", torch.int8])
+def test_another_name_is_refused_with_the_choices(takers, taker, wrong):
+    with pytest.raises(
+        InputError, match=r"no precision '(bfloat17|int8)' .* 'float32', 'float64', 'bfloat16' or 'float16'"
+    ):
+        takers[taker](wrong)
+
+
+def test_every_precision_has_its_value():
+    assert {as_dtype(name) for name in PRECISIONS} == {torch.float32, torch.float64, torch.bfloat16, torch.float16}
