@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig, train, 
 
 TEXT = " w1 w2 w3"
 BARE = [3, 4, 5]
-SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_vocab": 24, "context": 16}
-QUICK = {"features": 8, "tokens": 64, "batch": 16, "context": 8, "buffer_mb": 1}
+SIZES: dict[str, Any] = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_vocab": 24, "context": 16}
+QUICK: dict[str, Any] = {"features": 8, "tokens": 64, "batch": 16, "context": 8, "buffer_mb": 1}
 DOCUMENTS = [" ".join(["", *(f"w{(i * j) % 20}" for j in range(12))]) for i in range(40)]
 
 
@@ -52,7 +53,7 @@ def reader(word_tokenizer):
     return make
 
 
-def dictionaries(kind="plt", **provenance):
+def dictionaries(kind: Any = "plt", **provenance):
     made = random_dictionaries(kind, d_model=16, features=12)
     made.provenance = replace(made.provenance, **provenance)
     return made

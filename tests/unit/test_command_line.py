@@ -160,9 +160,10 @@ def test_a_table_leaves_out_whole_columns_then_cuts_text():
     first = ["[bold]a name of some length[/bold]", "1.0000", Text("-12.345"), "words that may wrap, averylongword"]
 
     def shown(width):
-        console = Console(width=width, file=io.StringIO())
+        printed = io.StringIO()
+        console = Console(width=width, file=printed)
         show_table(console, "A title that is longer than the table", columns, [first, None, ["b", "2", "3", ""]])
-        return console.file.getvalue()
+        return printed.getvalue()
 
     assert "first to go" in shown(120).splitlines()[2]
     assert "No room for: first to go;" in shown(70)

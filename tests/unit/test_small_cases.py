@@ -7,6 +7,7 @@ what the frozen model does, to rounding.
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from circuitsae.validation import validate
 from transcoders import load_dictionaries, random_dictionaries, random_model, save_dictionaries
 from transcoders.dictionaries import CrossLayerTranscoder, TranscoderSet
 from transcoders.errors import InputError, PromptError
+from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 
 CONTEXT, FEATURES, WORDS = 12, 24, 24
@@ -29,12 +31,18 @@ PROMPT = torch.tensor([0, 5, 9, 13, 5, 7])
 EXACT = 1e-9
 
 
-def language_model(family="gpt2", *, d_vocab=WORDS, seed=0):
+def language_model(family: Any = "gpt2", *, d_vocab=WORDS, seed=0):
     return random_model(family, d_vocab=d_vocab, seed=seed, **SIZES)
 
 
-def transcoders(kind="clt", **options):
+def transcoders(kind: Any = "clt", **options):
     return random_dictionaries(kind, d_model=16, features=FEATURES, dtype=torch.float64, **options)
+
+
+def unembedding(model: LanguageModel) -> torch.Tensor:
+    """[token, d_model], to change in place."""
+    head: Any = model.bridge.original_model.lm_head
+    return head.weight
 
 
 @pytest.fixture(params=["clt", "plt"])
@@ -45,9 +53,9 @@ def dictionaries(request) -> CrossLayerTranscoder | TranscoderSet:
 def weights(dictionaries, name) -> list[torch.Tensor]:
     """One matrix or vector per layer, to change in place."""
     if isinstance(dictionaries, CrossLayerTranscoder):
-        stacked = dictionaries.activation.threshold if name == "threshold" else getattr(dictionaries, name)
+        stacked: Any = dictionaries.activation.threshold if name == "threshold" else getattr(dictionaries, name)
         return [layer.detach() for layer in stacked]
-    layers = dictionaries.layers
+    layers: Any = dictionaries.layers
     return [(d.activation.threshold if name == "threshold" else getattr(d, name)).detach() for d in layers]
 
 
@@ -132,7 +140,7 @@ def test_a_token_never_seen_in_training_can_be_the_target(tmp_path, dictionaries
     """An id that nothing used keeps the row of the unembedding it was given, be it zero."""
     model = language_model("llama")
     with torch.no_grad():
-        model.bridge.original_model.lm_head.weight[17] = 0
+        unembedding(model)[17] = 0
     graph = whole_path(ReplacementModel(model, dictionaries), PROMPT, tmp_path, targets=LogitTargets([17, 3]))
     logits, _ = model.run(PROMPT[None])
     assert logits[0, -1, 17] == 0
@@ -280,7 +288,7 @@ def test_logits_that_tie_at_the_top(tmp_path, dictionaries, family):
     top = int(model.run(PROMPT[None])[0][0, -1].argmax())
     twins = sorted({top, *(i for i in range(10, WORDS) if i not in PROMPT)})
     with torch.no_grad():
-        model.bridge.original_model.lm_head.weight[twins] = model.bridge.original_model.lm_head.weight[top].clone()
+        unembedding(model)[twins] = unembedding(model)[top].clone()
     logits = model.run(PROMPT[None])[0][0, -1]
     assert len(set(logits[twins].tolist())) == 1
     assert int(logits.argmax()) in twins
@@ -295,7 +303,7 @@ def test_logits_that_are_all_equal(tmp_path, dictionaries):
     """With an unembedding of one column over, nothing moves a centred logit."""
     model = language_model("llama")
     with torch.no_grad():
-        model.bridge.original_model.lm_head.weight[:] = model.bridge.original_model.lm_head.weight[0].clone()
+        unembedding(model)[:] = unembedding(model)[0].clone()
     graph = whole_path(ReplacementModel(model, dictionaries), PROMPT, tmp_path)
     rows = [i for i, n in enumerate(graph.nodes) if n.kind is NodeKind.LOGIT]
     assert [graph.nodes[i].index for i in rows] == list(range(10))

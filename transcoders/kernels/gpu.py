@@ -51,9 +51,8 @@ def gather_sum(
     if out.numel():
         block = _block(d)
         arguments: tuple[Any, ...] = (values.contiguous(), column.contiguous(), start.contiguous(), table.contiguous())
-        _sum_kernel[(len(out), triton.cdiv(d, block))](
-            *arguments, out, d, block=block, double=table.dtype == torch.float64
-        )
+        launch: Any = _sum_kernel[(len(out), triton.cdiv(d, block))]
+        launch(*arguments, out, d, block=block, double=table.dtype == torch.float64)
     return out
 
 
@@ -67,9 +66,10 @@ def gather_dot(
         rows = torch.arange(len(start) - 1, device=start.device)
         row = rows.repeat_interleave(start.diff(), output_size=len(column))
         arguments: tuple[Any, ...] = (inputs.contiguous(), row, column.contiguous(), table.contiguous())
-        _dot_kernel[(len(column),)](*arguments, out, d, block=_block(d), double=table.dtype == torch.float64)
+        launch: Any = _dot_kernel[(len(column),)]
+        launch(*arguments, out, d, block=_block(d), double=table.dtype == torch.float64)
     return out
 
 
 def _block(d: int) -> int:
-    return min(_LARGEST_BLOCK, triton.next_power_of_2(d))
+    return min(_LARGEST_BLOCK, 1 << (d - 1).bit_length())
