@@ -34,7 +34,7 @@ CONTRACT = (
 )  # fmt: skip
 PAGE, MARK = (
     Path(__file__).parents[1] / "docs/families.md",
-    "<!-- what follows is written by benchmarks/families.py -->",
+    "<!-- what follows: written by benchmarks/families.py -->",
 )
 SIZES = {"n_layers": 3, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_vocab": 64, "context": 64}
 TOKENS = torch.tensor([7, 11, 22, 33, 11, 7])

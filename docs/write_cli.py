@@ -22,13 +22,16 @@ may be written 50_000, 50k, 2M or 1G.
 
 `circuitsae --tyro-write-completion SHELL FILE` writes completion of commands and options; bash, zsh or fish.
 
-    mkdir -p ~/.local/share/bash-completion/completions
-    circuitsae --tyro-write-completion bash ~/.local/share/bash-completion/completions/circuitsae
+<!-- skip: writes into the home folder -->
+```bash
+mkdir -p ~/.local/share/bash-completion/completions
+circuitsae --tyro-write-completion bash ~/.local/share/bash-completion/completions/circuitsae
 
-    mkdir -p ~/.zfunc    # and in .zshrc, before compinit: fpath+=~/.zfunc
-    circuitsae --tyro-write-completion zsh ~/.zfunc/_circuitsae
+mkdir -p ~/.zfunc    # and in .zshrc, before compinit: fpath+=~/.zfunc
+circuitsae --tyro-write-completion zsh ~/.zfunc/_circuitsae
 
-    circuitsae --tyro-write-completion fish ~/.config/fish/completions/circuitsae.fish
+circuitsae --tyro-write-completion fish ~/.config/fish/completions/circuitsae.fish
+```
 """
 
 

@@ -263,7 +263,7 @@ def test_trace_takes_the_flag_and_validate_follows_the_graph(tmp_path):
 COMMANDS = {
     "trace": ["x"],
     "intervene": ["x", "--feature", "0.1@1", "--zero"],
-    "steer": ["--feature", "0.1", "--prompt", "x", "--held-out", "y", "--target", " z"],
+    "steer": ["--feature", "0.1", "x", "--held-out", "y", "--target", " z"],
     "features collect": ["pocket", "--out", "cards"],
     "evaluate": ["pocket", "pocket"],
     "train": ["pocket", "--corpus", "c", "--out", "o"],

@@ -112,7 +112,7 @@ def test_a_graph_in_a_notebook():
     found = Tags()
     found.feed(made)
     assert found.tags <= {"div", "table", "caption", "thead", "tbody", "tr", "th", "td", "bdi"}
-    for word in ("<s>·a", "5 (1 feature, 1 error, 1 token, 1 bias, 1 logit)", "·b", "0.75", "confirmed", "+2"):
+    for word in ("<s> a", "5 (1 feature, 1 error, 1 token, 1 bias, 1 logit)", "·b", "0.75", "confirmed", "+2"):
         assert word in found.words, word
     assert [trace["name"] for trace in graph.to_figure().to_dict()["data"]][-1] == "logit"
 

@@ -113,7 +113,7 @@ def test_an_empty_prompt_is_refused(pocket):
 
 @pytest.mark.parametrize("text", [" ", "   ", "\n", "\n\n \t"])
 def test_white_space_is_a_prompt(pocket, text):
-    tokens = pocket.to_tokens(text, prepend_bos=False)
+    tokens = pocket.to_tokens(text, bos=False)
     assert pocket.bridge.tokenizer.decode(tokens) == text
 
 
