@@ -28,8 +28,7 @@ from transcoders.data import take_rows
 from transcoders.data.activations import sites_of
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import alignment, compare_seeds
-from transcoders.evaluation.alignment import bimodality
-from transcoders.evaluation.statistics import Statistics
+from transcoders.evaluation.statistics import Statistics, bimodality
 from transcoders.sites import Site
 from transcoders.synthetic import SuperpositionModel
 from transcoders.training import SAEConfig, TrainConfig, TranscoderConfig, train_on

@@ -31,8 +31,8 @@ from circuitsae.components import (
     load_compiled,
     score_edges,
 )
-from circuitsae.components.compiled import distance, projection, squared_distance
 from circuitsae.components.handmade import PROGRAMS
+from circuitsae.components.known import distance, projection, squared_distance
 from circuitsae.components.problem import Ablation
 
 FIRST_ORDER: dict[str, Callable[..., Scores]] = {

@@ -13,7 +13,7 @@ import tyro
 from machine import write_table
 
 from circuitsae.components import Edge, PatchingProblem, Prepared, exact_edges, find_circuit
-from circuitsae.components.recording import BATCH_TOKENS
+from circuitsae.components.problem import BATCH_TOKENS
 from transcoders.random_models import random_model
 
 

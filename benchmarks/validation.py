@@ -13,7 +13,7 @@ import torch
 from machine import write_table
 
 import circuitsae as cs
-from circuitsae.interventions.running import MEMORY
+from circuitsae.interventions.forward import MEMORY
 from circuitsae.validation import Validation, error_budget
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"

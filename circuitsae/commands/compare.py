@@ -38,8 +38,8 @@ def compare(
         strongest: How many of the edges that change most to print.
     """
     from circuitsae.report import compare_html
+    from circuitsae.report.compare import unite
     from circuitsae.report.text import visible
-    from circuitsae.report.union import unite
     from circuitsae.sentences import of_comparison
     from transcoders.token_text import join_tokens
 

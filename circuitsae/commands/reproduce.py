@@ -112,8 +112,7 @@ def _dictionaries(
 
 
 def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command: str) -> None:
-    from circuitsae.reproduce.markdown import markdown
-    from circuitsae.reproduce.page import page
+    from circuitsae.reproduce.page import markdown, page
     from circuitsae.reproduce.result import write_json
     from transcoders.files import write_file
 

@@ -24,39 +24,16 @@ if TYPE_CHECKING:
         faithfulness_curve,
         minimality,
     )
-    from circuitsae.components.compiled import CompiledProgram, load_compiled
-    from circuitsae.components.direct import direct_logit_attribution
     from circuitsae.components.discovery import Discovery, Rescored, find_circuit, score_edges
-    from circuitsae.components.exact import exact_edges, exact_nodes
-    from circuitsae.components.from_task import problems_of
+    from circuitsae.components.exact import exact_edges, exact_inputs, exact_nodes, graph_of, run_keeping, run_without
     from circuitsae.components.gradients import atp_star, eap, eap_ig, eap_ig_activations, node_scores
-    from circuitsae.components.known import KnownCircuit, known_circuit, known_circuits
-    from circuitsae.components.masked import exact_inputs, graph_of, run_keeping, run_without
-    from circuitsae.components.nodes import ComponentGraph, Edge
-    from circuitsae.components.paths import patch_path, path_patching
-    from circuitsae.components.problem import Ablation, Metric, PatchingProblem
-    from circuitsae.components.recording import Prepared
+    from circuitsae.components.known import CompiledProgram, KnownCircuit, known_circuit, known_circuits, load_compiled
+    from circuitsae.components.network import ComponentGraph, Edge
+    from circuitsae.components.paths import direct_logit_attribution, patch_path, path_patching
+    from circuitsae.components.problem import Ablation, Metric, PatchingProblem, Prepared, problems_of
     from circuitsae.components.scores import Scores, auroc, average_precision, join, overlap
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    {
-        "circuitsae.components.compiled": ("CompiledProgram", "load_compiled"),
-        "circuitsae.components.circuit": (
-            "Curve", "Gap", "Judge", "by_node", "completeness", "edges_of_nodes", "faithfulness", "faithfulness_curve",
-            "minimality",
-        ),
-        "circuitsae.components.direct": ("direct_logit_attribution",),
-        "circuitsae.components.discovery": ("Discovery", "Rescored", "find_circuit", "score_edges"),
-        "circuitsae.components.exact": ("exact_edges", "exact_nodes"),
-        "circuitsae.components.from_task": ("problems_of",),
-        "circuitsae.components.gradients": ("atp_star", "eap", "eap_ig", "eap_ig_activations", "node_scores"),
-        "circuitsae.components.known": ("KnownCircuit", "known_circuit", "known_circuits"),
-        "circuitsae.components.masked": ("exact_inputs", "graph_of", "run_keeping", "run_without"),
-        "circuitsae.components.nodes": ("ComponentGraph", "Edge"),
-        "circuitsae.components.paths": ("patch_path", "path_patching"),
-        "circuitsae.components.problem": ("Ablation", "Metric", "PatchingProblem"),
-        "circuitsae.components.recording": ("Prepared",),
-        "circuitsae.components.scores": ("Scores", "auroc", "average_precision", "join", "overlap"),
-    },
+    {"circuitsae.components.known": ("CompiledProgram","KnownCircuit","known_circuit","known_circuits","load_compiled",),"circuitsae.components.circuit": ("Curve","Gap","Judge","by_node","completeness","edges_of_nodes","faithfulness","faithfulness_curve","minimality",),"circuitsae.components.paths": ("direct_logit_attribution","patch_path","path_patching",),"circuitsae.components.discovery": ("Discovery","Rescored","find_circuit","score_edges",),"circuitsae.components.exact": ("exact_edges","exact_inputs","exact_nodes","graph_of","run_keeping","run_without",),"circuitsae.components.problem": ("Ablation","Metric","PatchingProblem","Prepared","problems_of",),"circuitsae.components.gradients": ("atp_star","eap","eap_ig","eap_ig_activations","node_scores",),"circuitsae.components.network": ("ComponentGraph","Edge",),"circuitsae.components.scores": ("Scores","auroc","average_precision","join","overlap",),},
 )  # fmt: skip

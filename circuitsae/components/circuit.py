@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.components.masked import graph_of, run_keeping
-from circuitsae.components.nodes import ComponentGraph, Edge
-from circuitsae.components.recording import BATCH_TOKENS, Prepared, Problems, parts_of
+from circuitsae.components.exact import graph_of, run_keeping
+from circuitsae.components.network import ComponentGraph, Edge
+from circuitsae.components.problem import BATCH_TOKENS, Prepared, Problems, parts_of
 from circuitsae.components.scores import Scores
 from transcoders.errors import InputError
 

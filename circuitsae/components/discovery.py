@@ -9,8 +9,8 @@ import torch
 from circuitsae.components.circuit import Judge
 from circuitsae.components.exact import exact_edges
 from circuitsae.components.gradients import atp_star, eap, eap_ig, eap_ig_activations
-from circuitsae.components.nodes import Edge
-from circuitsae.components.recording import BATCH_TOKENS, Problems, parts_of
+from circuitsae.components.network import Edge
+from circuitsae.components.problem import BATCH_TOKENS, Problems, parts_of
 from circuitsae.components.scores import Scores
 from transcoders.errors import CheckFailedError, InputError
 

@@ -13,10 +13,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.components.local import head_changes, live_patches
-from circuitsae.components.network import Projections
-from circuitsae.components.nodes import Edge
-from circuitsae.components.recording import BATCH_TOKENS, Prepared, Problems, parts_of
+from circuitsae.components.exact import head_changes, live_patches
+from circuitsae.components.network import Edge, Projections
+from circuitsae.components.problem import BATCH_TOKENS, Prepared, Problems, parts_of
 from circuitsae.components.scores import Scores, join
 from transcoders.errors import InputError
 

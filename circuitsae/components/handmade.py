@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.components.compiled import CompiledProgram, native_bridge
-from circuitsae.components.network import Network
-from circuitsae.components.nodes import Edge
+from circuitsae.components.known import CompiledProgram, native_bridge
+from circuitsae.components.network import Edge, Network
 from transcoders.language_model import LanguageModel
 
 SHARPNESS = 60.0

@@ -1,13 +1,33 @@
-"""Circuits that others published for GPT-2 small, as data (`known_circuits.json`), each variant with its source."""
+"""Circuits that others published for GPT-2 small, as data (`known_circuits.json`), each variant with its source.
+
+Transformers with known edges: programs compiled elsewhere, read from a folder.
+
+A folder holds `config.json` (sizes, `attention_dir`), `model.safetensors` (`W_E`, `W_pos`, `W_U`, and of each block
+`W_Q W_K W_V W_O W_in W_out` with biases, all as x @ W), `pairs.json` (clean and corrupt prompts of equal, varying
+length) and `truth.json` (for each edge, by ablation, the largest change of any logit after position 0).
+"""
 
 import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
-from circuitsae.components.nodes import ComponentGraph, Edge
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from circuitsae.components.network import ComponentGraph, Edge
+from circuitsae.components.problem import Ablation, Metric, PatchingProblem
 from circuitsae.components.scores import Scores, auroc, average_precision, overlap
-from transcoders.errors import InputError
+from transcoders.errors import FileFormatError, InputError
+from transcoders.language_model import LanguageModel
+from transcoders.precision import Precision, as_dtype
 
 
 @dataclass(frozen=True)
@@ -114,3 +134,127 @@ def _read(entry: dict) -> KnownCircuit:
         wiring=None if wiring is None else tuple((a, b, inputs) for a, b, inputs in wiring),
         groups={label: tuple(names) for label, names in groups.items()},
     )
+
+
+MetricOf = Callable[[Float[Tensor, "example pos out"], Float[Tensor, "example pos out"]], Metric]
+"""Makes a metric of the clean and the corrupt logits."""
+
+CLEAR = 1e-3
+"""Effects above zero but below this are borderline: either answer is right."""
+
+
+def distance(clean: Tensor, corrupt: Tensor) -> Metric:
+    """How far the logits after position 0 are from the clean ones: the largest difference."""
+    return lambda logits: (logits - clean)[:, 1:].abs().amax((1, 2))
+
+
+def squared_distance(clean: Tensor, corrupt: Tensor) -> Metric:
+    """Half the squared distance from the clean logits; its gradient there is zero."""
+    return lambda logits: (logits - clean)[:, 1:].pow(2).sum((1, 2)) / 2
+
+
+def projection(clean: Tensor, corrupt: Tensor) -> Metric:
+    """The logits along the change from the corrupt to the clean ones: linear, the easiest case for a gradient."""
+    return lambda logits: (logits * (clean - corrupt))[:, 1:].sum((1, 2))
+
+
+def problems_of_pairs(
+    model: LanguageModel, pairs: list[tuple[list[int], list[int]]], ablation: Ablation, metric: MetricOf
+) -> list[PatchingProblem]:
+    """One problem for each length among the pairs. With zero ablation the corrupt logits given to `metric` are zero."""
+    by_length: dict[int, list[tuple[list[int], list[int]]]] = defaultdict(list)
+    for pair in pairs:
+        by_length[len(pair[0])].append(pair)
+    found = []
+    for _, rows in sorted(by_length.items()):
+        clean, corrupt = (torch.tensor([row[side] for row in rows]) for side in (0, 1))
+        with torch.no_grad():
+            base, other = model.run(clean)[0], model.run(corrupt)[0]
+        other = torch.zeros_like(base) if ablation == "zero" else other
+        found.append(PatchingProblem(model, clean, corrupt, metric(base, other), ablation))
+    return found
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """A program's transformer, its pairs of prompts and the effect of every edge."""
+
+    name: str
+    what: str
+    model: LanguageModel
+    pairs: list[tuple[list[int], list[int]]]
+    effects: dict[Edge, dict[str, float]]
+    """For each edge the largest change of a logit, by ablation (`resample`, `zero`)."""
+
+    def truth(self, ablation: Ablation) -> frozenset[Edge]:
+        """The edges whose ablation changes something."""
+        return frozenset(edge for edge, effect in self.effects.items() if effect[ablation] > 1e-6)
+
+    def borderline(self, ablation: Ablation) -> frozenset[Edge]:
+        """Edges so weak that either answer is right."""
+        return frozenset(edge for edge, effect in self.effects.items() if 0 < effect[ablation] < CLEAR)
+
+    def problems(self, ablation: Ablation, metric: MetricOf, *, pairs: int | None = None) -> list[PatchingProblem]:
+        """The first `pairs` pairs (default: all), one problem for each length."""
+        return problems_of_pairs(self.model, self.pairs[:pairs], ablation, metric)
+
+
+def load_compiled(folder: str | Path, dtype: Precision = torch.float64) -> CompiledProgram:
+    """Read one program's folder. Raises `FileFormatError` for a folder that is not one."""
+    path = Path(folder)
+    try:
+        config, truth, pairs = (
+            json.loads((path / f"{name}.json").read_text()) for name in ("config", "truth", "pairs")
+        )
+        tensors = load_file(path / "model.safetensors")
+        model = LanguageModel(_bridge_of(tensors, config, as_dtype(dtype)), path.name)
+        effects = {
+            Edge(edge["from"], edge["to"]): {kind: float(edge[kind]["max"]) for kind in ("resample", "zero")}
+            for edge in truth["edges"]
+        }
+        return CompiledProgram(path.name, config["description"], model, [tuple(p) for p in pairs["pairs"]], effects)
+    except (OSError, json.JSONDecodeError, KeyError, SafetensorError, RuntimeError) as error:
+        raise FileFormatError(
+            f"{path} is not a compiled program ({type(error).__name__}: {error}); it should hold config.json, "
+            "model.safetensors, pairs.json and truth.json."
+        ) from error
+
+
+def _bridge_of(tensors: Mapping[str, Tensor], config: dict[str, Any], dtype: torch.dtype) -> Any:
+    sizes = {name: config[name] for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab")}
+    return native_bridge(
+        tensors, **sizes, d_out=config["d_vocab_out"], causal=config["attention_dir"] == "causal", dtype=dtype
+    )
+
+
+def native_bridge(
+    tensors: Mapping[str, Tensor], *, n_layers: int, n_heads: int, d_model: int, d_head: int, d_mlp: int, n_ctx: int,
+    d_vocab: int, d_out: int, causal: bool, dtype: torch.dtype,
+) -> Any:  # fmt: skip
+    """TransformerLens' own small transformer without norms, ReLU, with these weights; absent ones are zero."""
+    from transformer_lens.config.transformer_bridge_config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources import native
+
+    config = TransformerBridgeConfig(
+        n_layers=n_layers, d_model=d_model, d_head=d_head, n_heads=n_heads, n_ctx=n_ctx, d_vocab=d_vocab,
+        d_vocab_out=d_out, d_mlp=d_mlp, act_fn="relu", attention_dir="causal" if causal else "bidirectional",
+        normalization_type=None,
+    )  # fmt: skip
+    bridge = native.boot(config, dtype=dtype)
+    state = {name: torch.zeros_like(value) for name, value in bridge.state_dict().items()}
+    given = {"embed.weight": tensors["W_E"], "pos_embed.weight": tensors["W_pos"], "unembed.weight": tensors["W_U"].mT}
+    for layer in range(n_layers):
+        here, block = f"blocks.{layer}.", f"blocks.{layer}.attn."
+        for kind in "qkv":
+            given[f"{block}{kind}.weight"] = tensors[f"{here}W_{kind.upper()}"].mT.reshape(-1, d_model)
+            given[f"{block}{kind}.bias"] = tensors.get(f"{here}b_{kind.upper()}", torch.zeros(n_heads, d_head)).reshape(
+                -1
+            )
+        given[f"{block}o.weight"] = tensors[f"{here}W_O"].reshape(-1, d_model).mT
+        for name in ("in", "out"):
+            given[f"{here}mlp.{name}.weight"] = tensors[f"{here}W_{name}"].mT
+        for name, bias in (("attn.o", "b_O"), ("mlp.in", "b_in"), ("mlp.out", "b_out")):
+            if here + bias in tensors:
+                given[f"{here}{name}.bias"] = tensors[here + bias]
+    bridge.load_state_dict(state | {name: value.contiguous().to(dtype) for name, value in given.items()}, strict=True)
+    return bridge

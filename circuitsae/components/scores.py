@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.components.nodes import Edge
+from circuitsae.components.network import Edge
 from transcoders.errors import InputError
 
 if TYPE_CHECKING:

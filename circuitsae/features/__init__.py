@@ -11,31 +11,61 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from circuitsae.features.activations import Activations, activations_at
     from circuitsae.features.cards import FeatureCard, FeatureCards
     from circuitsae.features.collection import CollectConfig, collect
-    from circuitsae.features.contrasts import FeatureChange, FeatureGroup, contrast, contrast_features, suppress, swap
+    from circuitsae.features.contrasts import (
+        Activations,
+        FeatureChange,
+        FeatureGroup,
+        activations_at,
+        contrast,
+        contrast_features,
+        suppress,
+        swap,
+    )
+    from circuitsae.features.examples import Example, examples, examples_frame, token_activations
     from circuitsae.features.ledger import Evidence, Label, Ledger, Status, Verdict
     from circuitsae.features.testing import Claim, check_label, steering_row
-    from circuitsae.features.top_examples import Example, examples, examples_frame, token_activations
 
 # No name here is also that of a module of this package: importing the module would hide it.
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "circuitsae.features.activations": ("Activations", "activations_at"),
-        "circuitsae.features.cards": ("FeatureCard", "FeatureCards"),
-        "circuitsae.features.collection": ("CollectConfig", "collect"),
         "circuitsae.features.contrasts": (
+            "Activations",
             "FeatureChange",
             "FeatureGroup",
+            "activations_at",
             "contrast",
             "contrast_features",
             "suppress",
             "swap",
         ),
-        "circuitsae.features.ledger": ("Evidence", "Label", "Ledger", "Status", "Verdict"),
-        "circuitsae.features.testing": ("Claim", "check_label", "steering_row"),
-        "circuitsae.features.top_examples": ("Example", "examples", "examples_frame", "token_activations"),
+        "circuitsae.features.cards": (
+            "FeatureCard",
+            "FeatureCards",
+        ),
+        "circuitsae.features.collection": (
+            "CollectConfig",
+            "collect",
+        ),
+        "circuitsae.features.ledger": (
+            "Evidence",
+            "Label",
+            "Ledger",
+            "Status",
+            "Verdict",
+        ),
+        "circuitsae.features.testing": (
+            "Claim",
+            "check_label",
+            "steering_row",
+        ),
+        "circuitsae.features.examples": (
+            "Example",
+            "examples",
+            "examples_frame",
+            "token_activations",
+        ),
     },
 )

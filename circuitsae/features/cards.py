@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Integer
 
-from circuitsae.features.card_checks import TOP, check_cards
-from circuitsae.features.card_files import cards_folder, has_cards, read_cards, write_cards
+from circuitsae.features.card_files import TOP, cards_folder, check_cards, has_cards, read_cards, write_cards
 from circuitsae.features.ledger import Ledger, label_json
 from circuitsae.graph.checking import MalformedError
 from transcoders.errors import DictionaryError, FileFormatError

@@ -6,13 +6,9 @@ numbers of them, `running` the forward pass that carries many alternatives, `aud
 not move. `intervene` and `generation` are what users call, `outcome` what they get, `changes` plain vectors to add.
 """
 
-from circuitsae.interventions.changes import Change, node_change, random_change
-from circuitsae.interventions.generation import Generation, generate
-from circuitsae.interventions.intervene import audit, intervene, reads_after
-from circuitsae.interventions.means import Means
-from circuitsae.interventions.nodes import for_node, for_nodes
-from circuitsae.interventions.operations import (
+from circuitsae.interventions.changes import (
     Add,
+    Change,
     Intervention,
     Mean,
     Operation,
@@ -23,11 +19,16 @@ from circuitsae.interventions.operations import (
     Scale,
     Set,
     Zero,
+    for_node,
+    for_nodes,
+    node_change,
+    random_change,
 )
+from circuitsae.interventions.forward import REGIMES, Chunk, Regime, RegimeName, run_alternatives
+from circuitsae.interventions.generation import Generation, generate
+from circuitsae.interventions.intervene import audit, intervene, reads_after
 from circuitsae.interventions.outcome import BatchReads, Metric, Outcome, logit, logit_diff, probability
-from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
-from circuitsae.interventions.regimes import REGIMES, Regime, RegimeName
-from circuitsae.interventions.running import Chunk, run_alternatives
+from circuitsae.interventions.prompts import Library, Means, Prompt, PromptLike, Recording
 from circuitsae.interventions.targets import (
     MLP,
     Error,

@@ -23,7 +23,7 @@ from transcoders.language_model import Hook
 from transcoders.sites import Site
 
 if TYPE_CHECKING:
-    from circuitsae.interventions.running import Forward
+    from circuitsae.interventions.forward import Forward
 
 PATTERN, NORM, MLP_OUT = "attention pattern", "norm scale", "MLP output"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

@@ -1,5 +1,6 @@
-"""What an intervention adds to the residual stream of one prompt, and where."""
+"""What is changed, and what is done to it: operations on targets, nodes as both, and vectors."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,8 +8,130 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsae.graph import Node, NodeKind
+from circuitsae.interventions.prompts import Means, PromptLike
+from circuitsae.interventions.targets import Error, Feature, Places, Target, Token, target_id
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
+
+Value = float | Float[Tensor, "*n"]
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Remove it."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply it."""
+
+    factor: float
+
+
+@dataclass(frozen=True, eq=False)
+class Set:
+    """Put a value in its place: a number for a feature, for others a vector, or one for each chosen position."""
+
+    value: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Add a value; shapes as in `Set`."""
+
+    value: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """Put its mean over other prompts in its place."""
+
+    means: Means
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Put its value in another prompt in its place.
+
+    Read there at the same position, at the position of the same role where the target names roles, or `at`.
+    """
+
+    source: PromptLike
+    at: Places = None
+
+
+@dataclass(frozen=True, eq=False)
+class Resample:
+    """Put its value in a prompt drawn from `prompts` in its place; a prompt never draws itself.
+
+    What is drawn depends on the seed and the prompt intervened on only: all that is resampled in one run from the same
+    set with the same seed comes from one prompt.
+    """
+
+    prompts: Sequence[PromptLike]
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """Features only: this one off, and at the same positions another one set to this one's clean activation."""
+
+    by: Feature
+    value: Value | None = None
+    """Set the other feature to this instead."""
+
+
+@dataclass(frozen=True)
+class ReplaceToken:
+    """Tokens only: another token's embedding, by its text (one token, mind the leading space) or id."""
+
+    token: str | int
+
+
+Operation = Zero | Scale | Set | Add | Mean | Patch | Resample | Replace | ReplaceToken
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One change of one target. A list of them is one alternative: all made in the same run, in their order."""
+
+    target: Target
+    operation: Operation
+
+    def __str__(self) -> str:
+        match self.operation:
+            case Scale(factor):
+                done = f"scale {factor:g}"
+            case Set(value) | Add(value):
+                shown = f"{value:g}" if isinstance(value, int | float) else f"a vector of {value.shape[-1]}"
+                done = f"{type(self.operation).__name__.lower()} {shown}"
+            case Replace(by):
+                done = f"replace by {target_id(by)}"
+            case ReplaceToken(token):
+                done = f"replace by {token!r}"
+            case other:
+                done = type(other).__name__.lower()
+        return f"{target_id(self.target)} {done}"
+
+
+def for_node(node: Node, operation: Operation = Zero()) -> Intervention:
+    """The intervention that does `operation` to one node of a graph, at its position.
+
+    Raises `InputError` for biases and logits, which nothing writes on this prompt alone.
+    """
+    match node.kind:
+        case NodeKind.FEATURE:
+            return Intervention(Feature(node.layer, node.index, node.pos), operation)
+        case NodeKind.ERROR:
+            return Intervention(Error(node.layer, node.pos), operation)
+        case NodeKind.TOKEN:
+            return Intervention(Token(node.pos), operation)
+    raise InputError(f"Node {node.id} is a {node.kind}; only features, errors and tokens can be changed.")
+
+
+def for_nodes(nodes: Iterable[Node], operation: Operation = Zero()) -> list[Intervention]:
+    """`for_node` of every member of a supernode: one alternative that changes them together."""
+    return [for_node(node, operation) for node in nodes]
 
 
 @dataclass(frozen=True)

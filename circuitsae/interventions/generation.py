@@ -9,14 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.interventions.changes import Change
-from circuitsae.interventions.compiling import On, Window, compile_edits
+from circuitsae.interventions.changes import Change, Intervention
+from circuitsae.interventions.forward import REGIMES, Forward
+from circuitsae.interventions.hooks import On, Window, compile_edits
 from circuitsae.interventions.intervene import alternatives_of
-from circuitsae.interventions.operations import Intervention
 from circuitsae.interventions.outcome import said
 from circuitsae.interventions.prompts import Library, PromptLike
-from circuitsae.interventions.regimes import REGIMES
-from circuitsae.interventions.running import Forward
 from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError, PromptError
 from transcoders.token_text import join_tokens

@@ -7,12 +7,10 @@ import pandas as pd
 import torch
 
 from circuitsae.frozen import Reads
-from circuitsae.interventions.changes import Change
-from circuitsae.interventions.operations import Intervention
+from circuitsae.interventions.changes import Change, Intervention
+from circuitsae.interventions.forward import MEMORY, Alternative, Regime, RegimeName, regime_named, run_alternatives
 from circuitsae.interventions.outcome import BatchReads, Outcome
 from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
-from circuitsae.interventions.regimes import Regime, RegimeName, regime_named
-from circuitsae.interventions.running import MEMORY, Alternative, run_alternatives
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
 

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.interventions.changes import Change
-from circuitsae.interventions.operations import Intervention
+from circuitsae.interventions.changes import Change, Intervention
+from circuitsae.interventions.forward import Regime
 from circuitsae.interventions.prompts import Recording
-from circuitsae.interventions.regimes import Regime
 from circuitsae.replacement import FIRST, ReplacementModel
 from transcoders.errors import InputError
 from transcoders.token_text import join_tokens

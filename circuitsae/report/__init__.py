@@ -12,9 +12,8 @@ from circuitsae.report.browser import write_browser
 from circuitsae.report.cards import LedgerLike
 from circuitsae.report.compare import compare_html
 from circuitsae.report.data import GraphLike, ValidationLike
-from circuitsae.report.figure import to_figure
+from circuitsae.report.figure import summary_html, to_figure
 from circuitsae.report.index import write_index
-from circuitsae.report.notebook import summary_html
 from circuitsae.report.page import PlotlyJS, write_html
 
 __all__ = [

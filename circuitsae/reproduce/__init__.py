@@ -12,18 +12,24 @@ from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from circuitsae.reproduce.audit import cross_layer_audit
-    from circuitsae.reproduce.result import Claim, Reproduction, Section
+    from circuitsae.reproduce.result import Claim, Reproduction, Section, Settings
     from circuitsae.reproduce.roles import head_roles
     from circuitsae.reproduce.run import TASKS, reproduce
-    from circuitsae.reproduce.settings import Settings
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "circuitsae.reproduce.audit": ("cross_layer_audit",),
-        "circuitsae.reproduce.result": ("Claim", "Reproduction", "Section"),
+        "circuitsae.reproduce.result": (
+            "Claim",
+            "Reproduction",
+            "Section",
+            "Settings",
+        ),
         "circuitsae.reproduce.roles": ("head_roles",),
-        "circuitsae.reproduce.run": ("TASKS", "reproduce"),
-        "circuitsae.reproduce.settings": ("Settings",),
+        "circuitsae.reproduce.run": (
+            "TASKS",
+            "reproduce",
+        ),
     },
 )

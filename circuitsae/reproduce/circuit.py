@@ -24,8 +24,7 @@ from circuitsae.components import (
     problems_of,
     score_edges,
 )
-from circuitsae.reproduce.result import Reproduction
-from circuitsae.reproduce.settings import Settings, task_prompts
+from circuitsae.reproduce.result import Reproduction, Settings, task_prompts
 from circuitsae.tasks import Task
 from transcoders.language_model import LanguageModel
 

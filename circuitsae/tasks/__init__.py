@@ -11,19 +11,28 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from circuitsae.tasks.base import Example, PatchPair, Task
     from circuitsae.tasks.files import read_examples, write_examples
-    from circuitsae.tasks.load import load_task, task_names
-    from circuitsae.tasks.measuring import behaviour
-    from circuitsae.tasks.metrics import MetricName, metric
+    from circuitsae.tasks.load import behaviour, load_task, task_names
+    from circuitsae.tasks.task import Example, MetricName, PatchPair, Task, metric
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "circuitsae.tasks.base": ("Example", "PatchPair", "Task"),
-        "circuitsae.tasks.measuring": ("behaviour",),
-        "circuitsae.tasks.files": ("read_examples", "write_examples"),
-        "circuitsae.tasks.load": ("load_task", "task_names"),
-        "circuitsae.tasks.metrics": ("MetricName", "metric"),
+        "circuitsae.tasks.task": (
+            "Example",
+            "MetricName",
+            "PatchPair",
+            "Task",
+            "metric",
+        ),
+        "circuitsae.tasks.load": (
+            "behaviour",
+            "load_task",
+            "task_names",
+        ),
+        "circuitsae.tasks.files": (
+            "read_examples",
+            "write_examples",
+        ),
     },
 )

@@ -4,9 +4,8 @@ import random
 from collections.abc import Sequence
 
 from circuitsae.pocket.words import PLURAL, PREPOSITIONS, SINGULAR, held_out
-from circuitsae.tasks.base import Example, Task
-from circuitsae.tasks.filling import fill
-from circuitsae.tasks.lexicon import Lexicon, is_pocket
+from circuitsae.tasks.task import Example, Task
+from circuitsae.tasks.wording import Lexicon, fill, is_pocket
 from transcoders.language_model import LanguageModel
 
 TEMPLATE = "The {subject} {prep} the {distractor}"

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from circuitsae.pocket.words import INDUCTION_WORDS
-from circuitsae.tasks.base import Example, Task
-from circuitsae.tasks.filling import fill
-from circuitsae.tasks.lexicon import Lexicon
+from circuitsae.tasks.task import Example, Task
+from circuitsae.tasks.wording import Lexicon, fill
 from transcoders.language_model import LanguageModel
 
 TEMPLATE = (

@@ -1,11 +1,4 @@
-"""Pairs of prompts from a CSV or JSON file, and back.
-
-Each row or object has `clean`, `corrupt` (or `corrupted`), `answers`, and if there are any `wrong` (or
-`wrong_answers`), `template`, and roles. Answers are tokens, leading space included; several are a JSON list, or
-separated by `|` in CSV. `roles` is a JSON object from a role to a word of the clean prompt ("John", or "John#2" for
-its second occurrence); in CSV each role has a column `role:NAME`. Whole numbers under `correct_idx` and `incorrect_idx`
-are token ids.
-"""
+"""Pairs of prompts from files, ours and those of others, and back."""
 
 import csv
 import io
@@ -15,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuitsae.tasks.base import Answer, Example
-from circuitsae.tasks.filling import Span
-from circuitsae.tasks.published import greater_than_example, ioi_example
+from circuitsae.tasks.greater_than import FIRST, LAST, YEARS
+from circuitsae.tasks.task import Answer, Example
+from circuitsae.tasks.wording import Span
 from transcoders.errors import FileFormatError
 from transcoders.files import write_file
 
@@ -206,3 +199,79 @@ def _shown(value: Any) -> str:
 def _fields(row: Mapping[str, Any]) -> str:
     found = ", ".join(map(str, row)) or "none"
     return found if len(found) <= 200 else f"{found[:199]}…"
+
+
+_PAIR = re.compile(r"\b([A-Z]\w+) and ([A-Z]\w+)\b")
+# Without its names, its years and what follows an article, a prompt is its template.
+_NOUN = re.compile(r"(?:(?<=[Tt]he )(?!year\b)|(?<= a )|(?<= an ))\w+")
+_YEARS = re.compile(r"\b(\d\d)(\d\d)\b.* (\d\d)$")
+
+
+def ioi_example(clean: str, corrupt: str) -> Example | None:
+    """The example of an IOI prompt, found by its names ("A and B …, A …"); None for a text of another form."""
+    pair = _PAIR.search(clean)
+    if pair is None:
+        return None
+    again = re.compile(rf"\b(?:{pair[1]}|{pair[2]})\b").search(clean, pair.end())
+    if again is None:
+        return None
+    abba = again[0] == pair[2]
+    io, s1 = (pair.span(1), pair.span(2)) if abba else (pair.span(2), pair.span(1))
+    indirect, subject = clean[slice(*io)], clean[slice(*s1)]
+    template = _NOUN.sub("_", re.sub(rf"\b(?:{indirect}|{subject})\b", "_", clean))
+    return Example(
+        clean=clean,
+        corrupt=corrupt,
+        answers=(" " + indirect,),
+        wrong=(" " + subject,),
+        roles={"IO": io, "S1": s1, "S1+1": (s1[1], s1[1] + 1), "S2": again.span()},
+        template=f"{template} {'ABBA' if abba else 'BABA'}",
+    )
+
+
+def greater_than_example(clean: str, corrupt: str, year: str, where: str) -> Example | None:
+    """The example of a greater-than prompt; None for a text of another form.
+
+    Raises `FileFormatError` where `year` is not the one in the prompt.
+    """
+    match = _YEARS.search(clean)
+    if match is None or match[1] != match[3] or not FIRST <= int(match[2]) <= LAST:
+        return None
+    start = int(match[2])
+    if year.strip() not in (str(start), match[2]):
+        raise FileFormatError(f"{where}: correct_idx is {year!r}, but the prompt {clean!r} starts in {match[2]}.")
+    begin = match.start(1)
+    return Example(
+        clean=clean,
+        corrupt=corrupt,
+        answers=YEARS[start + 1 :],
+        wrong=YEARS[: start + 1],
+        roles={"XX1": (begin, begin + 2), "YY": (begin + 2, begin + 4)},
+        template=_NOUN.sub("_", re.sub(r"\d+", "_", clean)),
+        boundary=(YEARS[start + 1], YEARS[start - 1]),
+    )
+
+
+def is_template_list(document: object) -> bool:
+    """Whether a JSON document is a list of IOI templates."""
+    return isinstance(document, list) and bool(document) and all(isinstance(t, str) and "{" in t for t in document)
+
+
+def ioi_word_lists(path: Path) -> Mapping[str, list[str]]:
+    """Templates, names, places and objects from a file `…templates.json` and its neighbours `…names.json` and so on.
+
+    Raises `FileFormatError` for a neighbour that is no list of words; one that is absent is left out.
+    """
+    lists: dict[str, list[str]] = {}
+    for kind in ("templates", "names", "places", "objects"):
+        file = path.with_name(path.name.replace("templates", kind))
+        if kind != "templates" and (file == path or not file.is_file()):
+            continue
+        try:
+            words = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise FileFormatError(f"{file} is not JSON ({error}); it should be a list of {kind}.") from error
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+            raise FileFormatError(f"{file} should be a JSON list of {kind}, each a string.")
+        lists[kind] = words
+    return lists

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 
 from circuitsae.pocket.families import SPAN_TEMPLATES
 from circuitsae.pocket.words import CENTURIES, SPANS, Slots, held_out
-from circuitsae.tasks.base import Example, Task
-from circuitsae.tasks.encoding import pieces
-from circuitsae.tasks.filling import fill
-from circuitsae.tasks.lexicon import Lexicon, is_pocket
+from circuitsae.tasks.task import Example, Task
+from circuitsae.tasks.wording import Lexicon, fill, is_pocket, pieces
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 

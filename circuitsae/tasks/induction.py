@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from circuitsae.pocket.words import INDUCTION_WORDS
-from circuitsae.tasks.base import Example, Task
-from circuitsae.tasks.encoding import pieces
-from circuitsae.tasks.lexicon import Lexicon
-from circuitsae.tasks.metrics import COPY
+from circuitsae.tasks.task import COPY, Example, Task
+from circuitsae.tasks.wording import Lexicon, pieces
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 

@@ -9,10 +9,8 @@ from typing import Literal
 
 from circuitsae.pocket.families import IOI_TEMPLATES
 from circuitsae.pocket.words import NAMES, OBJECTS, PLACES, Slots, pair_held_out
-from circuitsae.tasks.base import Example, Task
-from circuitsae.tasks.encoding import pieces
-from circuitsae.tasks.filling import fill, slots
-from circuitsae.tasks.lexicon import Lexicon, is_pocket
+from circuitsae.tasks.task import Example, Task
+from circuitsae.tasks.wording import Lexicon, fill, is_pocket, pieces, slots
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 

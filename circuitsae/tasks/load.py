@@ -1,4 +1,4 @@
-"""A task by its name or from a file."""
+"""A task by its name or from a file, and what a model does on it."""
 
 import inspect
 import json
@@ -10,8 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from circuitsae.tasks.base import Task
-from circuitsae.tasks.lexicon import Lexicon
+import pandas as pd
+import torch
+
+from circuitsae.tasks.task import PatchPair, Task, metric
+from circuitsae.tasks.wording import Lexicon
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 
@@ -93,8 +96,7 @@ def _from_file(
     corrupt: str | None,
     options: dict[str, Any],
 ) -> Task:
-    from circuitsae.tasks.files import read_examples
-    from circuitsae.tasks.published import ioi_word_lists
+    from circuitsae.tasks.files import ioi_word_lists, read_examples
 
     if _holds_templates(path):
         lists, refused = dict(ioi_word_lists(path)), []
@@ -133,7 +135,7 @@ def _drawn(task: Task, n: int | None, seed: int, path: Path) -> Task:
 
 
 def _holds_templates(path: Path) -> bool:
-    from circuitsae.tasks.published import is_template_list
+    from circuitsae.tasks.files import is_template_list
 
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
@@ -141,3 +143,48 @@ def _holds_templates(path: Path) -> bool:
         return is_template_list(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError):
         return False  # read_examples says what is wrong with it
+
+
+def behaviour(
+    model: LanguageModel, task: Task, *, measures: tuple[str, ...] | None = None, batch_size: int = 64
+) -> pd.DataFrame:
+    """A row per measure: its mean on the clean and on the corrupt prompts, with standard errors.
+
+    Columns: `task`, `measure`, `clean`, `clean_se`, `corrupt`, `corrupt_se`, `n`. The answers are the clean prompt's
+    in both; `kl` compares with the clean run. The standard error is that of a mean over examples drawn independently.
+    """
+    names = task.measures if measures is None else measures
+    found: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for name in names}
+    for pair in task.tokens(model):
+        for part in pair.split(batch_size):
+            for name, values in _measure(model, part, names).items():
+                found[name].append(values)
+    rows = []
+    for name, parts in found.items():
+        clean, corrupt = (torch.cat(values).double() for values in zip(*parts, strict=True))
+        rows.append(
+            {
+                "task": task.name,
+                "measure": name,
+                "clean": clean.mean().item(),
+                "clean_se": _standard_error(clean),
+                "corrupt": corrupt.mean().item(),
+                "corrupt_se": _standard_error(corrupt),
+                "n": len(clean),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def _measure(
+    model: LanguageModel, pair: PatchPair, names: tuple[str, ...]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    clean, _ = model.run(pair.clean)
+    corrupt, _ = model.run(pair.corrupt)
+    scores = {name: metric(name, pair, reference=clean) for name in names}
+    return {name: (score(clean), score(corrupt)) for name, score in scores.items()}
+
+
+def _standard_error(values: torch.Tensor) -> float:
+    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else float("nan")

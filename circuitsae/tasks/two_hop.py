@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from circuitsae.pocket.facts import CAPITALS, CITIES, HELD_OUT_CITIES, STATE_OF
 from circuitsae.pocket.families import TWO_HOP_TEMPLATES
-from circuitsae.tasks.base import Example, Task
-from circuitsae.tasks.encoding import pieces
-from circuitsae.tasks.filling import fill, slots
-from circuitsae.tasks.lexicon import Lexicon, is_pocket, listed
+from circuitsae.tasks.task import Example, Task
+from circuitsae.tasks.wording import Lexicon, fill, is_pocket, listed, pieces, slots
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 

@@ -22,9 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitsae.interventions import Error, Means, Recording
-from circuitsae.interventions.means import By
-from circuitsae.interventions.prompts import error_place
-from circuitsae.interventions.running import MEMORY
+from circuitsae.interventions.forward import MEMORY
+from circuitsae.interventions.prompts import By, error_place
 from circuitsae.replacement import FIRST
 from circuitsae.validation.circuits import Circuit, CircuitNode
 from circuitsae.validation.tasks import Cases

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from circuitsae.interventions import target_id
-from circuitsae.interventions.means import By
+from circuitsae.interventions.prompts import By
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, nodes_by

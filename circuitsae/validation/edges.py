@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from circuitsae.graph import AttributionGraph
 from circuitsae.interventions import PromptLike, Recording, RegimeName, node_change, random_change
-from circuitsae.interventions.running import MEMORY
+from circuitsae.interventions.forward import MEMORY
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.budget import error_budget, worst
 from circuitsae.validation.measuring import Targets, edge_kind, effects, require_active, strongest_edges, traced

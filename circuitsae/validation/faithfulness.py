@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.interventions.means import By
+from circuitsae.interventions.prompts import By
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept, kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, Ranking, kind_of

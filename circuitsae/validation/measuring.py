@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitsae.attribution.targets import Readers, feature_readers, logit_readers
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.interventions import Recording, Regime, RegimeName, run_alternatives
-from circuitsae.interventions.running import MEMORY, Alternative
+from circuitsae.interventions.forward import MEMORY, Alternative
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries import SparseFeatures
 from transcoders.errors import CheckFailedError, InputError

@@ -15,7 +15,7 @@ from circuitsae.features.collection import CollectConfig, collect
 from circuitsae.graph import load_graph
 from circuitsae.interventions import Prompt
 from circuitsae.replacement import ReplacementModel
-from circuitsae.tasks.encoding import encode
+from circuitsae.tasks.wording import encode
 from circuitsae.validation import validate
 from circuitsae.validation.measuring import reading_like
 from transcoders import (

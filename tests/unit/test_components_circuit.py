@@ -29,9 +29,9 @@ from circuitsae.components import (
     problems_of,
     score_edges,
 )
-from circuitsae.components.compiled import load_compiled, squared_distance
 from circuitsae.components.handmade import PROGRAMS
-from circuitsae.tasks.base import Example, Task
+from circuitsae.components.known import load_compiled, squared_distance
+from circuitsae.tasks.task import Example, Task
 from transcoders.errors import FileFormatError, InputError
 from transcoders.random_models import random_model
 

@@ -27,11 +27,11 @@ from circuitsae.commands.shared import beside_dictionaries, source_of, write_pag
 from circuitsae.features import CollectConfig, FeatureCards, Label, Ledger, collect
 from circuitsae.features.card_files import ARRAYS, MANIFEST, read_arrays, write_arrays
 from circuitsae.features.collection import dictionary_fingerprint, run
+from circuitsae.features.collection.assemble import direct_logits
 from circuitsae.features.collection.cofiring import cofiring
-from circuitsae.features.collection.keeping import mixed
+from circuitsae.features.collection.examples import mixed
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
-from circuitsae.features.collection.weights import direct_logits
 from circuitsae.features.ledger import label_json
 from circuitsae.graph import AttributionGraph, suggest_supernodes
 from circuitsae.pocket import MODEL_DIR, dictionary_folder, load_cards

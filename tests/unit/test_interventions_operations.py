@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import circuitsae.interventions.running as running
+import circuitsae.interventions.forward as running
 from circuitsae.graph import Node, NodeKind
 from circuitsae.interventions import (
     MLP,

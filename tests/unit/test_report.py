@@ -18,9 +18,9 @@ from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
 from circuitsae.report import to_figure, write_html
 from circuitsae.report.cards import card_data
 from circuitsae.report.data import page_data
+from circuitsae.report.figure import summary_html
 from circuitsae.report.index import write_index
 from circuitsae.report.layout import arrange
-from circuitsae.report.notebook import summary_html
 from circuitsae.report.sample import SampleCards, sample_graph, sample_suggestions, whole_graph
 from circuitsae.report.text import plotly_text, visible
 from transcoders.errors import InputError

@@ -15,11 +15,10 @@ from circuitsae.loading import load_model
 from circuitsae.reproduce import Claim, Reproduction, Settings, head_roles, reproduce
 from circuitsae.reproduce.audit import walk
 from circuitsae.reproduce.circuit import bootstrap_jaccard
-from circuitsae.reproduce.markdown import markdown
-from circuitsae.reproduce.page import page
+from circuitsae.reproduce.features import supernodes
+from circuitsae.reproduce.page import markdown, page
 from circuitsae.reproduce.result import write_json
 from circuitsae.reproduce.roles import Pattern, attention_between
-from circuitsae.reproduce.supernodes import supernodes
 from circuitsae.tasks import load_task
 from circuitsae.validation import Ranking
 from transcoders.errors import InputError

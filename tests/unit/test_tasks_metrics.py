@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from circuitsae.tasks import PatchPair, metric
-from circuitsae.tasks.metrics import METRICS, MetricName
+from circuitsae.tasks.task import METRICS, MetricName
 from transcoders.errors import InputError
 
 VOCAB, POS = 11, 7

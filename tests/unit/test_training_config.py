@@ -8,7 +8,7 @@ import pytest
 
 from transcoders import CLTConfig, SAEConfig, TranscoderConfig, config_from_json
 from transcoders.errors import InputError
-from transcoders.training.schedules import learning_rate, sparsity_weight
+from transcoders.training.sparsity import learning_rate, sparsity_weight
 
 
 @pytest.mark.parametrize(

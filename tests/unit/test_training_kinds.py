@@ -12,12 +12,11 @@ from transcoders.sites import Site
 from transcoders.training.activations import BatchTopK, Gated, kth_largest
 from transcoders.training.codes import DenseCode
 from transcoders.training.config import PENALTIES
-from transcoders.training.controller import SparsityController, exponent
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_trainee
 from transcoders.training.losses import losses
-from transcoders.training.penalties import p_norm, sparsity_penalty
 from transcoders.training.run import Run
+from transcoders.training.sparsity import SparsityController, exponent, p_norm, sparsity_penalty
 from transcoders.training.trainee import Trainee
 
 D_MODEL, FEATURES = 16, 24

@@ -8,12 +8,11 @@ from transcoders.dictionaries import DictionaryProvenance, JumpReLU
 from transcoders.errors import DictionaryError
 from transcoders.sites import Site
 from transcoders.training.codes import DenseCode
-from transcoders.training.dead import never_fired
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_trainee, measure_scales
 from transcoders.training.losses import losses
-from transcoders.training.penalties import sparsity_penalty
-from transcoders.training.revival import revival_loss
+from transcoders.training.revival import never_fired, revival_loss
+from transcoders.training.sparsity import sparsity_penalty
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 3, 6, 10, 64
 CONFIGS = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}

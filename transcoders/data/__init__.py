@@ -5,8 +5,7 @@ resumed run sees exactly what the unbroken one would have seen.
 """
 
 from transcoders.data.activations import ActivationBatch, ActivationStream, sites_of
-from transcoders.data.corpora import Corpus, open_corpus
-from transcoders.data.tokens import held_out_rows, pack_rows, take_rows
+from transcoders.data.tokens import Corpus, held_out_rows, open_corpus, pack_rows, take_rows
 
 __all__ = [
     "ActivationBatch",

@@ -6,16 +6,13 @@ reconstructions in the place of MLPs while the model runs, `evaluate` does all o
 `stitching` across widths, `meta_sae` decoders made of other decoders. Against known features: `recovery`.
 """
 
-from transcoders.evaluation.alignment import Alignment, alignment, bimodality
-from transcoders.evaluation.evaluate import evaluate
-from transcoders.evaluation.matching import Matching, SeedComparison, compare_seeds, match, mmcs
+from transcoders.evaluation.evaluate import Splice, evaluate
+from transcoders.evaluation.matching import Matching, Recovery, SeedComparison, compare_seeds, match, mmcs, recovery
 from transcoders.evaluation.meta_sae import Decomposition, decompose
 from transcoders.evaluation.pareto import pareto_front, write_pareto
-from transcoders.evaluation.recovery import Recovery, recovery
 from transcoders.evaluation.result import Evaluation, FiringHistogram, LayerEvaluation, load_evaluation
-from transcoders.evaluation.splice import Splice
-from transcoders.evaluation.splitting import Splitting, connected_groups, splitting
-from transcoders.evaluation.stitching import Stitching, stitch
+from transcoders.evaluation.splitting import Splitting, Stitching, connected_groups, splitting, stitch
+from transcoders.evaluation.statistics import Alignment, alignment, bimodality
 
 __all__ = [
     "Alignment",

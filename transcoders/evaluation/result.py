@@ -43,7 +43,7 @@ class FiringHistogram:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentSummary:
-    """Encoder against decoder over the features of a layer; see `transcoders.evaluation.alignment`."""
+    """Encoder against decoder over the features of a layer; see `transcoders.evaluation.statistics`."""
 
     mean: float
     """Mean cosine of encoder and decoder."""

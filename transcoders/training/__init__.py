@@ -12,21 +12,33 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig
-    from transcoders.training.config_json import config_from_json
+    from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, config_from_json
     from transcoders.training.entry import train, train_many, train_many_on, train_on
     from transcoders.training.sources import ModelSource, VectorSource
-    from transcoders.training.thresholds import fold_topk
+    from transcoders.training.sparsity import fold_topk
     from transcoders.training.trainer import Trainer
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "transcoders.training.config": ("CLTConfig", "SAEConfig", "TrainConfig", "TranscoderConfig"),
-        "transcoders.training.config_json": ("config_from_json",),
-        "transcoders.training.sources": ("ModelSource", "VectorSource"),
-        "transcoders.training.thresholds": ("fold_topk",),
-        "transcoders.training.entry": ("train", "train_many", "train_many_on", "train_on"),
+        "transcoders.training.config": (
+            "CLTConfig",
+            "SAEConfig",
+            "TrainConfig",
+            "TranscoderConfig",
+            "config_from_json",
+        ),
+        "transcoders.training.sources": (
+            "ModelSource",
+            "VectorSource",
+        ),
+        "transcoders.training.sparsity": ("fold_topk",),
+        "transcoders.training.entry": (
+            "train",
+            "train_many",
+            "train_many_on",
+            "train_on",
+        ),
         "transcoders.training.trainer": ("Trainer",),
     },
 )

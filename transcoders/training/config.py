@@ -1,10 +1,15 @@
 """What to train: one frozen dataclass for each kind, the same for Python, the command line and the saved file.
 
 Nothing here imports torch. `config_json` reads configurations back.
+
+Configurations from JSON, or from what a user wrote as such. Imports no torch.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_args
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import UnionType
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from transcoders.errors import InputError
 from transcoders.sites import SiteKind
@@ -247,3 +252,45 @@ class CLTConfig(TrainConfig):
 
     skip: bool = False
     """Whether a linear map of each layer's input is added to its output."""
+
+
+_KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}
+
+
+def config_from_json(record: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that `to_json` wrote, or a user did; `InputError` for what it cannot mean.
+
+    A setting that is not there has its default, so files of earlier releases are read as well.
+    """
+    settings = dict(record)
+    kind = settings.pop("kind", None)
+    if kind not in _KINDS:
+        raise InputError(f"Unknown kind of dictionary {kind!r}; there are {', '.join(map(repr, _KINDS))}.")
+    hints = {field.name: field.type for field in fields(_KINDS[kind])}
+    for key in settings:
+        if key not in hints:
+            close = difflib.get_close_matches(key, list(hints), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(hints)}."
+            raise InputError(f"A configuration of kind {kind!r} has no setting {key!r}; {hint}")
+    return _KINDS[kind](**{key: _as(hints[key], key, value) for key, value in settings.items()})
+
+
+def _as(hint: Any, key: str, value: Any) -> Any:
+    """A value from JSON as a field has it: lists become tuples and integers floats where the field says so."""
+    if isinstance(hint, UnionType):
+        if value is None and type(None) in get_args(hint):
+            return None
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{key} must be a list of numbers; got {value!r}.")
+        return tuple(value)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InputError(f"{key} cannot be {value!r}; there are {', '.join(map(repr, get_args(hint)))}.")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(value, hint):
+        raise InputError(f"{key} must be of type {hint.__name__}; got {value!r}.")
+    return value

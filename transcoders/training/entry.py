@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxtyping import Int
 from torch import Tensor
 
-from transcoders.data.corpora import CorpusSource
+from transcoders.data.tokens import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.language_model import LanguageModel
 from transcoders.training.config import TrainConfig

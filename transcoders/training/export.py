@@ -1,7 +1,12 @@
-"""From what was trained to what is used: `Trainee` → SAEs, transcoders or a cross-layer transcoder."""
+"""From what was trained to what is used: `Trainee` → SAEs, transcoders or a cross-layer transcoder.
 
+Which libraries trained a dictionary.
+"""
+
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from jaxtyping import Float
@@ -22,6 +27,18 @@ from transcoders.dictionaries import (
 from transcoders.sites import Site
 from transcoders.training.activations import BatchTopK, Gated
 from transcoders.training.trainee import Trainee
+
+_LIBRARIES = ("circuitsae", "torch", "transformer-lens", "transformers")
+
+
+def library_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:  # not installed, or run from a checkout
+            continue
+    return versions
 
 
 @dataclass(frozen=True)

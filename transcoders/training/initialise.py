@@ -7,8 +7,8 @@ from torch import Tensor
 from transcoders.dictionaries import Activation, JumpReLU, ReLU, TopK
 from transcoders.training.activations import BatchTopK, Gated, kth_largest
 from transcoders.training.config import SAEConfig, TrainConfig
-from transcoders.training.controller import START_OVER_TARGET
 from transcoders.training.export import Scales
+from transcoders.training.sparsity import START_OVER_TARGET
 from transcoders.training.trainee import Trainee
 
 _SMALLEST_VARIANCE = 1e-12

@@ -9,8 +9,8 @@ from torch import Tensor
 from transcoders.training.activations import Gated
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import TrainConfig
-from transcoders.training.penalties import sparsity_penalty
 from transcoders.training.revival import revival_loss
+from transcoders.training.sparsity import sparsity_penalty
 from transcoders.training.trainee import Trainee
 
 

@@ -15,14 +15,11 @@ from transcoders.training.activations import BatchTopK
 from transcoders.training.checkpoints import optimizer_tensors, require_like, restore_optimizer
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import TrainConfig
-from transcoders.training.controller import SparsityController, exponent
-from transcoders.training.dead import never_fired
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_trainee, measure_scales
 from transcoders.training.losses import Losses, losses
-from transcoders.training.penalties import P_SMALLEST, shares
-from transcoders.training.revival import resample
-from transcoders.training.schedules import falling, learning_rate
+from transcoders.training.revival import never_fired, resample
+from transcoders.training.sparsity import P_SMALLEST, SparsityController, exponent, falling, learning_rate, shares
 from transcoders.training.trainee import Trainee
 
 _DENSE_ABOVE = 0.05

@@ -24,13 +24,13 @@ from transcoders.training.checkpoints import (
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.export import library_versions
 from transcoders.training.finite import Watch, spoilt_rows
 from transcoders.training.folder import alone_in
 from transcoders.training.loggers import Sink, open_sink
 from transcoders.training.metrics import MetricsFile
 from transcoders.training.run import Run
 from transcoders.training.sources import Source
-from transcoders.training.versions import library_versions
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from scipy import sparse
 
-from circuitsae.features.collection.keeping import EMPTY, Entries, KeepBest, mixed
+from circuitsae.features.collection.examples import EMPTY, Entries, KeepBest, mixed
 from circuitsae.features.collection.statistics import Firing
 
 EXACT_UP_TO = 8192

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from circuitsae.features.cards import FeatureCards
 from circuitsae.features.collection.assemble import assemble
-from circuitsae.features.collection.contexts import FIRST, Chunk
+from circuitsae.features.collection.examples import FIRST, Chunk
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
 from transcoders.data import pack_rows
-from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.data.tokens import CorpusSource, open_corpus
 from transcoders.dictionaries import DictionarySet, SparseFeatures
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.dictionaries.provenance import reading_as_trained

@@ -8,7 +8,7 @@ import numpy as np
 
 from circuitsae.features.card_files import read_arrays, write_arrays
 from circuitsae.features.collection.cofiring import cofiring
-from circuitsae.features.collection.contexts import (
+from circuitsae.features.collection.examples import (
     Chunk,
     StratifiedExamples,
     TopExamples,

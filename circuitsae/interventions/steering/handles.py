@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitsae.interventions.changes import Add, Intervention, Scale, Set
 from circuitsae.interventions.controls import matched_features
-from circuitsae.interventions.operations import Add, Intervention, Scale, Set
 from circuitsae.interventions.prompts import PromptLike, Recording
 from circuitsae.interventions.targets import Feature, Places, Stream, target_id
 from circuitsae.replacement import FIRST, ReplacementModel

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitsae.interventions.changes import Intervention
+from circuitsae.interventions.forward import MEMORY, Chunk, run_alternatives
 from circuitsae.interventions.generation import generate
-from circuitsae.interventions.operations import Intervention
 from circuitsae.interventions.outcome import Metric
 from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
-from circuitsae.interventions.running import MEMORY, Chunk, run_alternatives
 from circuitsae.interventions.steering.handles import Direction, Handle, Push, handle_of
 from circuitsae.interventions.steering.report import SteeringReport, tabulate
 from circuitsae.interventions.steering.settings import Limits

@@ -1,31 +1,74 @@
-"""One forward pass that carries many alternatives, each in a row of the batch.
-
-The hooks of a pass, in the order in which the model calls them: tokens' embeddings; of each block, norm scales and
-patterns (held where the regime says so), heads, the stream, then what the MLP reads (features are read here) and what
-it writes: the regime's stand-in for the MLP, plus
-
-    Σ_f (a_f' − a_f) W_dec[f→l]   for the changed features f of this and earlier layers, with a_f' = αa_f + β.
-"""
+"""One forward pass that carries many alternatives, each in a row of the batch, in one of several regimes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.interventions.batching import FeatureTable, feature_tables, vector_tables
-from circuitsae.interventions.changes import Change
-from circuitsae.interventions.compiling import Edits, compile_edits
-from circuitsae.interventions.operations import Intervention
+from circuitsae.interventions.changes import Change, Intervention
+from circuitsae.interventions.hooks import Edits, FeatureTable, compile_edits, feature_tables, vector_tables
 from circuitsae.interventions.prompts import Library, PromptLike, Recording, error_place
-from circuitsae.interventions.regimes import Regime, regime_named
 from circuitsae.replacement import FIRST, ReplacementModel
 from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import Hook
 from transcoders.sites import Site
+
+RegimeName = Literal["frozen", "frozen-replacement", "replacement", "frozen-attention", "model"]
+MLPs = Literal["constant", "features", "live"]
+Held = Literal["frozen", "live"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """What is held at its clean value, and what is recomputed."""
+
+    mlps: MLPs = "live"
+    """`constant`: clean outputs (a skip term stays live). `features`: the dictionary's features, recomputed layer by
+    layer, plus the clean run's errors. `live`: the model's own MLPs."""
+    patterns: Held = "live"
+    """Attention patterns."""
+    norms: Held = "live"
+    """Norm scales, the final norm's included."""
+    until: int | None = None
+    """With features: they stand in for the MLPs of layers below this one; from it on the model's own MLPs run."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("mlps", MLPs), ("patterns", Held), ("norms", Held)):
+            if getattr(self, name) not in get_args(kinds):
+                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kinds))}.")
+        if self.until is not None and (self.mlps != "features" or self.until < 0):
+            raise InputError(
+                f"until={self.until} is the layer at which the model's own MLPs take over from features; give a number "
+                f"from 0 on, with mlps='features' (these are {self.mlps!r}), such as in the regime 'replacement'."
+            )
+
+    def mlp(self, layer: int) -> MLPs:
+        """What stands in the place of one layer's MLP."""
+        return "live" if self.until is not None and layer >= self.until else self.mlps
+
+
+REGIMES: dict[RegimeName, Regime] = {
+    "frozen": Regime(mlps="constant", patterns="frozen", norms="frozen"),
+    "frozen-replacement": Regime(mlps="features", patterns="frozen", norms="frozen"),
+    "replacement": Regime(mlps="features"),
+    "frozen-attention": Regime(patterns="frozen"),
+    "model": Regime(),
+}
+
+
+def regime_named(regime: str | Regime, until: int | None = None) -> Regime:
+    """The regime of a name, with `until` in it where one is given. Raises `InputError` for an unknown name."""
+    if isinstance(regime, str):
+        if regime not in REGIMES:
+            raise InputError(f"Unknown regime {regime!r}; the regimes are {', '.join(REGIMES)}.")
+        regime = REGIMES[regime]
+    return regime if until is None else replace(regime, until=until)
+
 
 MEMORY = 256 * 2**20
 """Bytes that one forward pass may take, roughly."""
