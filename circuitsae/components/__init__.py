@@ -35,5 +35,68 @@ if TYPE_CHECKING:
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    {"circuitsae.components.known": ("CompiledProgram","KnownCircuit","known_circuit","known_circuits","load_compiled",),"circuitsae.components.circuit": ("Curve","Gap","Judge","by_node","completeness","edges_of_nodes","faithfulness","faithfulness_curve","minimality",),"circuitsae.components.paths": ("direct_logit_attribution","patch_path","path_patching",),"circuitsae.components.discovery": ("Discovery","Rescored","find_circuit","score_edges",),"circuitsae.components.exact": ("exact_edges","exact_inputs","exact_nodes","graph_of","run_keeping","run_without",),"circuitsae.components.problem": ("Ablation","Metric","PatchingProblem","Prepared","problems_of",),"circuitsae.components.gradients": ("atp_star","eap","eap_ig","eap_ig_activations","node_scores",),"circuitsae.components.network": ("ComponentGraph","Edge",),"circuitsae.components.scores": ("Scores","auroc","average_precision","join","overlap",),},
-)  # fmt: skip
+    {
+        "circuitsae.components.known": (
+            "CompiledProgram",
+            "KnownCircuit",
+            "known_circuit",
+            "known_circuits",
+            "load_compiled",
+        ),
+        "circuitsae.components.circuit": (
+            "Curve",
+            "Gap",
+            "Judge",
+            "by_node",
+            "completeness",
+            "edges_of_nodes",
+            "faithfulness",
+            "faithfulness_curve",
+            "minimality",
+        ),
+        "circuitsae.components.paths": (
+            "direct_logit_attribution",
+            "patch_path",
+            "path_patching",
+        ),
+        "circuitsae.components.discovery": (
+            "Discovery",
+            "Rescored",
+            "find_circuit",
+            "score_edges",
+        ),
+        "circuitsae.components.exact": (
+            "exact_edges",
+            "exact_inputs",
+            "exact_nodes",
+            "graph_of",
+            "run_keeping",
+            "run_without",
+        ),
+        "circuitsae.components.problem": (
+            "Ablation",
+            "Metric",
+            "PatchingProblem",
+            "Prepared",
+            "problems_of",
+        ),
+        "circuitsae.components.gradients": (
+            "atp_star",
+            "eap",
+            "eap_ig",
+            "eap_ig_activations",
+            "node_scores",
+        ),
+        "circuitsae.components.network": (
+            "ComponentGraph",
+            "Edge",
+        ),
+        "circuitsae.components.scores": (
+            "Scores",
+            "auroc",
+            "average_precision",
+            "join",
+            "overlap",
+        ),
+    },
+)

@@ -24,9 +24,9 @@ from circuitsae.interventions.changes import (
     node_change,
     random_change,
 )
-from circuitsae.interventions.forward import REGIMES, Chunk, Regime, RegimeName, run_alternatives
+from circuitsae.interventions.forward import REGIMES, Regime, RegimeName
 from circuitsae.interventions.generation import Generation, generate
-from circuitsae.interventions.intervene import audit, intervene, reads_after
+from circuitsae.interventions.intervene import Chunk, audit, intervene, reads_after, run_alternatives
 from circuitsae.interventions.outcome import BatchReads, Metric, Outcome, logit, logit_diff, probability
 from circuitsae.interventions.prompts import Library, Means, Prompt, PromptLike, Recording
 from circuitsae.interventions.targets import (

@@ -12,18 +12,15 @@ The second column catches hooks whose value the model does not use.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from circuitsae.interventions.forward import Forward
 from circuitsae.interventions.prompts import Recording, z_hook
 from transcoders.errors import CheckFailedError
 from transcoders.language_model import Hook
 from transcoders.sites import Site
-
-if TYPE_CHECKING:
-    from circuitsae.interventions.forward import Forward
 
 PATTERN, NORM, MLP_OUT = "attention pattern", "norm scale", "MLP output"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -34,7 +31,7 @@ _COARSE = 5e-2
 class Audit:
     """The check of one forward pass."""
 
-    def __init__(self, forward: "Forward") -> None:
+    def __init__(self, forward: Forward) -> None:
         self.forward, self.regime = forward, forward.regime
         self.model = forward.model.model
         self._z: dict[str, Tensor] = {}
@@ -72,7 +69,7 @@ class Audit:
         return moved
 
     def _moved(self, row: int, prompt: Recording, here: Mapping[str, Tensor]) -> dict[tuple[str, int], float]:
-        clean = prompt.reference
+        clean = prompt.clean_values(reference_names(prompt))
         found: dict[tuple[str, int], float] = {}
         for name in self.patterns:
             found[PATTERN, layer_of(name)] = max(_share(here[name], clean[name]), self._pattern_use(name, here, clean))

@@ -1,7 +1,7 @@
 """One forward pass that carries many alternatives, each in a row of the batch, in one of several regimes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsae.interventions.changes import Change, Intervention
-from circuitsae.interventions.hooks import Edits, FeatureTable, compile_edits, feature_tables, vector_tables
-from circuitsae.interventions.prompts import Library, PromptLike, Recording, error_place
+from circuitsae.interventions.hooks import Edits, FeatureTable, feature_tables, vector_tables
+from circuitsae.interventions.prompts import Recording, error_place
 from circuitsae.replacement import FIRST, ReplacementModel
 from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import Hook
@@ -77,66 +77,6 @@ SCORES = 5
 FINAL = "unembed.hook_in"
 
 Alternative = Sequence[Intervention | Change]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one forward pass read, for rows `start` to `stop` of what was asked for."""
-
-    start: int
-    stop: int
-    mlp_in: Float[Tensor, "batch layer pos d_model"]
-    final: Float[Tensor, "batch pos d_model"]
-    """After the final norm."""
-    logits: Float[Tensor, "batch pos d_vocab"]
-    moved: list[dict[tuple[str, int], float]]
-    """With an audit: for each row, how far what is held moved, by kind and layer, as a share of its largest value."""
-
-
-@torch.no_grad()
-def run_alternatives(
-    model: ReplacementModel,
-    rows: Sequence[tuple[PromptLike | Recording, Alternative]],
-    regime: str | Regime = "model",
-    *,
-    until: int | None = None,
-    memory: int = MEMORY,
-    audit: bool = False,
-    library: Library | None = None,
-) -> Iterator[Chunk]:
-    """Run prompts, each with its interventions, as many together as fit into `memory` bytes.
-
-    The lean way: measure each chunk and drop it. Prompts must have one length. With `audit`, raises `CheckFailedError`
-    where something that the regime holds moved.
-    """
-    from circuitsae.interventions.auditing import Audit
-
-    chosen = regime_named(regime, until)
-    if not rows:
-        return
-    library = library or Library(model)
-    prompts = [library[prompt] for prompt, _ in rows]
-    _require_one_length(prompts)
-    size = rows_at_once(model, len(prompts[0]), chosen, memory)
-    for start in range(0, len(rows), size):
-        stop = min(start + size, len(rows))
-        here = prompts[start:stop]
-        given = zip(here, rows[start:stop], strict=True)
-        edits = [compile_edits(alternative, prompt, library) for prompt, (_, alternative) in given]
-        forward = Forward(model, here, edits, chosen)
-        checks = Audit(forward) if audit else None
-        tokens = torch.stack([p.trace.tokens for p in here])
-        read = [Site(layer, "mlp_in").hook for layer in range(model.model.n_layers)]
-        names, hooks = [*read, FINAL], forward.hooks(checks and checks.peek)
-        logits, cache = model.model.run_hooked(tokens, read=[*names, *(checks.names if checks else ())], write=hooks)
-        moved = checks.check(cache) if checks else []
-        yield Chunk(start, stop, torch.stack([cache[name] for name in read], dim=1), cache[FINAL], logits, moved)
-
-
-def _require_one_length(prompts: Sequence[Recording]) -> None:
-    lengths = sorted({len(p) for p in prompts})
-    if len(lengths) > 1:
-        raise InputError(f"Prompts that run together must have one length; these have {lengths} tokens. Split them.")
 
 
 def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: int) -> int:

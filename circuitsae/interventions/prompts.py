@@ -47,6 +47,7 @@ class Recording:
         given = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
         self.model = model
         self.roles, self.template = dict(given.roles), given.template
+        self._clean: dict[str, Tensor] = {}
         self.trace = given.prompt if isinstance(given.prompt, Trace) else model.trace(given.prompt)
         for role, pos in self.roles.items():
             if not -len(self) <= pos < len(self):
@@ -121,14 +122,13 @@ class Recording:
             _, cache = self.model.model.run_hooked(self.trace.tokens[None], read=names)
         return {name: value[0] for name, value in cache.items()}
 
-    @cached_property
-    def reference(self) -> dict[str, Tensor]:
-        """What an audit compares with, from a run that nothing was written into."""
-        from circuitsae.interventions.auditing import reference_names
-
-        with torch.no_grad():
-            _, cache = self.model.model.run_hooked(self.trace.tokens[None], read=reference_names(self))
-        return {name: value[0] for name, value in cache.items()}
+    def clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
+        """What hooks carry in a run that nothing was written into; read once."""
+        if not self._clean.keys() >= set(names):
+            with torch.no_grad():
+                _, cache = self.model.model.run_hooked(self.trace.tokens[None], read=names)
+            self._clean |= {name: value[0] for name, value in cache.items()}
+        return self._clean
 
     def check_mid(self, layer: int) -> None:
         """Raises `ModelError` where `resid_mid` is not the block's input plus its attention's output."""

@@ -6,7 +6,8 @@ merged exactly, so that memory does not grow with the corpus and neither chunks 
 examples, `cofiring` which features fire together. `weights` reads logit effects and cosines off the decoders.
 """
 
-from circuitsae.features.collection.run import CollectConfig, collect
+from circuitsae.features.collection.config import CollectConfig
+from circuitsae.features.collection.run import collect
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 
 __all__ = ["CollectConfig", "collect", "dictionary_fingerprint"]

@@ -6,7 +6,7 @@ What the decoders alone say of features: their direct effect on the logits, and 
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.features.cards import TOP, FeatureCards
+from circuitsae.features.collection.config import CollectConfig
 from circuitsae.features.collection.examples import NO_TOKEN, Entries, Payload
 from circuitsae.features.collection.state import Collected
 from transcoders.dictionaries import DictionarySet
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from circuitsae.features.collection.run import CollectConfig
 
 _POST_NORMS = {"mlp_out": "ln2_post", "attn_out": "ln1_post"}
 _DIRECT = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
@@ -127,7 +125,7 @@ def _ranked(parts: list) -> Ranked:
 
 
 def assemble(
-    model: LanguageModel, dictionaries: DictionarySet, collected: Collected, config: "CollectConfig", corpus: str
+    model: LanguageModel, dictionaries: DictionarySet, collected: Collected, config: CollectConfig, corpus: str
 ) -> FeatureCards:
     """The cards of what was collected."""
     statistics = collected.statistics
@@ -162,7 +160,7 @@ def assemble(
     return FeatureCards(manifest, {name: _narrow(name, array) for name, array in arrays.items()}, {})
 
 
-def _examples(collected: Collected, config: "CollectConfig") -> dict[str, np.ndarray]:
+def _examples(collected: Collected, config: CollectConfig) -> dict[str, np.ndarray]:
     """Top examples of each feature, then those of its strata from the highest down that are not among them."""
     top, top_payload = collected.top.kept.entries()
     sample, sample_payload = collected.strata.kept.entries()

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from circuitsae.features.cards import FeatureCards
 from circuitsae.features.collection.assemble import assemble
+from circuitsae.features.collection.config import CollectConfig
 from circuitsae.features.collection.examples import FIRST, Chunk
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
@@ -34,43 +35,6 @@ _TOKENS_AT_ONCE = 4096
 _BYTES_AT_ONCE = 128 * 2**20
 _FIRST_ROWS = 64
 """Rows by which a corpus that is read as it comes is told from others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectConfig:
-    """What is collected of each feature."""
-
-    tokens: int = 1_000_000
-    """Tokens to read; fewer where the corpus ends before."""
-    context: int = 128
-    """Tokens of a row, at most the model's context; the first of each row has no features."""
-    top: int = 10
-    """Strongest examples."""
-    strata: int = 4
-    """Parts of the range of activations to sample examples from; a power of two, at most 32."""
-    per_stratum: int = 2
-    """Examples of each."""
-    before: int = 12
-    """Tokens of an example before the one it is of."""
-    after: int = 4
-    """And after it."""
-    logits: int = 10
-    """Tokens whose logits it raises most, and lowers most."""
-    neighbours: int = 10
-    """Features that fire on the same tokens, and as many that write in the same direction."""
-    seed: int = 0
-    """Of the samples."""
-    save_every: int = 100_000
-    """Tokens between two saves of the state that a killed run goes on from."""
-
-    def __post_init__(self) -> None:
-        least = {"tokens": 1, "context": 2, "top": 1, "per_stratum": 1, "before": 0, "after": 0, "logits": 1,
-                 "neighbours": 1, "seed": 0, "save_every": 1}  # fmt: skip
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise InputError(f"{name} = {getattr(self, name)} is too small; give {smallest} or more.")
-        if self.strata not in (1, 2, 4, 8, 16, 32):
-            raise InputError(f"strata = {self.strata} does not halve; give 1, 2, 4, 8, 16 or 32.")
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.interventions.changes import Intervention
-from circuitsae.interventions.forward import MEMORY, Chunk, run_alternatives
+from circuitsae.interventions.forward import MEMORY
 from circuitsae.interventions.generation import generate
+from circuitsae.interventions.intervene import Chunk, run_alternatives
 from circuitsae.interventions.outcome import Metric
 from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
 from circuitsae.interventions.steering.handles import Direction, Handle, Push, handle_of
