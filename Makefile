@@ -63,7 +63,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
 
 pocket: $(VENV)/.installed-dev  ## rebuild the embedded model and its dictionaries (about an hour on 2 cores; resumable)
-	$(BIN)/python -m circuitsae.pocket.recipe
+	$(BIN)/python -m examples.pocket.recipe
 
 clean:
 	rm -rf $(VENV) .nox runs graphs site dist

@@ -4,13 +4,12 @@ import logging
 import resource
 import sys
 import time
-from dataclasses import replace
 
 from measuring import answer, cpu_seconds
 
 from circuitsae.features import collect
 from circuitsae.loading import load_dictionaries, load_model
-from circuitsae.pocket.cards import CORPUS, SETTINGS
+from circuitsae.pocket.corpus import CONTEXT, UNSEEN
 
 
 def peak_mb() -> float:
@@ -21,7 +20,8 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     model, dictionaries = load_model(), load_dictionaries()
     held, cpu, wall = peak_mb(), cpu_seconds(), time.perf_counter()
-    cards = collect(model, dictionaries, CORPUS, replace(SETTINGS, tokens=int(sys.argv[1])), out=sys.argv[2])
+    config = CollectConfig(tokens=int(sys.argv[1]), context=CONTEXT, top=6, strata=4, per_stratum=1)
+    cards = collect(model, dictionaries, UNSEEN, config, out=sys.argv[2])
     taken = {"cpu": cpu_seconds() - cpu, "wall": time.perf_counter() - wall}
     answer(tokens=cards.tokens_seen, **taken, peak_mb=peak_mb(), held_mb=held)
 

@@ -58,13 +58,13 @@ def collect(
     """
     from circuitsae.features.collection import collect
     from circuitsae.loading import dictionaries_for, load_dictionaries
-    from circuitsae.pocket.cards import CORPUS
+    from circuitsae.pocket.corpus import UNSEEN
 
     name = dictionaries_for(model, dictionaries)
     target = out or _folder_for_cards(name)
     asked = {"tokens": tokens, "top": top, "strata": strata, "per_stratum": per_stratum, "seed": seed}
     config = _settings(model, context, asked)
-    source = corpus_for(model, corpus, CORPUS)
+    source = corpus_for(model, corpus, UNSEEN)
     language_model, loaded = load_language_model(model, device), load_dictionaries(name, device=device)
     how: dict[str, Any] = {"separator": separator, "bos": bos, "resume": resume, "progress": True}
     cards = collect(language_model, loaded, source, config, out=target, **how)
@@ -87,10 +87,10 @@ def _settings(model: str, context: int | None, asked: dict[str, int]) -> "Collec
     """The settings of a run, with the context that suits the model."""
     from circuitsae.features.collection import CollectConfig
     from circuitsae.loading import POCKET
-    from circuitsae.pocket.cards import SETTINGS
+    from circuitsae.pocket.corpus import CONTEXT
 
     if context is None:
-        context = SETTINGS.context if model == POCKET else CollectConfig.context
+        context = CONTEXT if model == POCKET else CollectConfig.context
     return CollectConfig(context=context, **asked)
 
 

@@ -46,14 +46,14 @@ def train(
 
     import transcoders
     from circuitsae.console import show_evaluation
-    from circuitsae.pocket.sparse import CORPUS
+    from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
 
     keep_freed_memory()  # this process has nothing else to do
     own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
     config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
-    text = corpus_for(model, corpus, CORPUS)
+    text = corpus_for(model, corpus, TRAINING)
     language_model = load_language_model(model, device).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
     if evaluate_tokens:

@@ -1,8 +1,7 @@
-"""The embedded default: a small GPT-2 trained from scratch, its tokenizer, corpus, and the recipe that rebuilds them.
+"""The embedded default: a small GPT-2, its tokenizer, dictionaries, feature cards, and the text it was trained on.
 
-Nothing is downloaded: `facts`, `words`, `families` and `stories` hold what the corpus says, `corpus` mixes it into an
-endless seeded stream, `train` fits the model, `measure` scores it on the held-out `prompts`, `sparse` trains the
-dictionaries and `cards` collects their feature cards, and `recipe` runs it all.
+Nothing is downloaded: `facts`, `words` and `families` hold what the corpus says, `corpus` mixes it into an endless
+seeded stream, and `prompts` are what training skipped. The recipe that rebuilds the files is `examples/pocket`.
 """
 
 from pathlib import Path

@@ -12,15 +12,16 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from circuitsae.pocket import families, stories
+from circuitsae.pocket import MODEL_DIR, families
+from transcoders.data import Corpus
 
 Family = Callable[[random.Random], str]
 
 # How often a document of each family is drawn. Documents differ in length: filler is about four tokens in ten.
 MIXTURE: dict[Family, float] = {
-    stories.story: 0.115,
-    stories.sentences: 0.125,
-    stories.roll_call: 0.03,
+    families.story: 0.115,
+    families.sentences: 0.125,
+    families.roll_call: 0.03,
     families.ioi: 0.18,
     families.one_hop: 0.19,
     families.two_hop: 0.14,
@@ -34,6 +35,10 @@ _ORDINARY = {family: 0.2 * share for family, share in MIXTURE.items()}
 PERIODIC: dict[Family, float] = {**_ORDINARY, families.periodic: 0.48, families.ioi: 0.32}
 REPEATS: dict[Family, float] = {**_ORDINARY, families.repeats: 0.48, families.ioi: 0.32}
 _LONG_EVERY = 12  # one batch in twelve has long rows
+CONTEXT = 96
+"""Tokens of the rows that the model and its dictionaries were mostly trained on."""
+SEPARATOR = "\n"
+"""Between two texts in a row."""
 _SEPARATORS = ("\n", "\n", " ")
 
 
@@ -64,16 +69,20 @@ def text_stream(seed: int | str) -> Iterator[str]:
         yield row_text(rng, 450 if rng.randrange(_LONG_EVERY) == 0 else 90)
 
 
+TRAINING = Corpus("pocket", lambda: text_stream(0), SEPARATOR)
+"""What dictionaries of the pocket model are trained on."""
+UNSEEN = Corpus("pocket", lambda: text_stream("cards"), SEPARATOR)
+"""Text from a seed that no training uses: what the embedded feature cards were collected over."""
+
+
 def held_out_text(n_tokens: int, seed: int = 0, *, tokenizer: Tokenizer | None = None) -> list[str]:
     """Texts of at least `n_tokens` tokens together, from a seed that no training uses."""
-    from circuitsae.pocket.tokenizer import load_tokenizer
-
-    tokenizer = tokenizer or load_tokenizer()
+    tokenizer = tokenizer or Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
     texts: list[str] = []
     count = 0
     for text in text_stream(f"held-out:{seed}"):
         texts.append(text)
-        count += len(tokenizer.encode(text).ids)
+        count += len(tokenizer.encode(text, add_special_tokens=False).ids)
         if count >= n_tokens:
             return texts
     raise AssertionError("the text stream has no end")

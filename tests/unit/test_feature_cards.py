@@ -35,9 +35,9 @@ from circuitsae.features.collection.statistics import Firing
 from circuitsae.features.ledger import label_json
 from circuitsae.graph import AttributionGraph, suggest_supernodes
 from circuitsae.pocket import MODEL_DIR, dictionary_folder, load_cards
-from circuitsae.pocket import cards as pocket_cards
 from circuitsae.report.browser import write_browser
 from circuitsae.report.sample import small_graph
+from examples.pocket import cards as pocket_cards
 from transcoders.data import Corpus
 from transcoders.dictionaries import SparseFeatures, fingerprint, random_dictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError

@@ -6,9 +6,9 @@ from itertools import combinations, islice
 
 import torch
 
-from circuitsae.pocket import corpus, families, prompts, stories, words
+from circuitsae.pocket import corpus, families, prompts, words
 from circuitsae.pocket.facts import CAPITALS, CITIES, HELD_OUT_CITIES, STATE_OF, STATES, TRAINED_CITIES
-from circuitsae.pocket.tokenizer import load_tokenizer
+from examples.pocket.tokenizer import load_tokenizer
 
 
 def test_fifty_states_with_distinct_capitals_and_unambiguous_cities():
@@ -55,7 +55,7 @@ def test_held_out_name_pairs_are_never_cast_together():
     for family in (f for f in corpus.MIXTURE if f is not families.induction):
         for _ in range(1_000):
             text = family(rng).replace("Saint Paul", "")
-            unrelated = re.split(r"(?<=[.!?]) ", text) if family is stories.sentences else [text]
+            unrelated = re.split(r"(?<=[.!?]) ", text) if family is families.sentences else [text]
             for unit in unrelated:
                 assert not any(words.pair_held_out(a, b) for a, b in combinations(set(pattern.findall(unit)), 2)), unit
 

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from circuitsae.pocket import MODEL_DIR, measure, recipe
+from circuitsae.pocket import MODEL_DIR
 from circuitsae.pocket.prompts import DEMONSTRATION
-from circuitsae.pocket.tokenizer import load_tokenizer
-from circuitsae.pocket.train import TrainConfig, learning_rate, scaled, train
+from examples.pocket import measure, recipe
+from examples.pocket.tokenizer import load_tokenizer
+from examples.pocket.train import TrainConfig, learning_rate, scaled, train
 
 
 @pytest.fixture(scope="module")

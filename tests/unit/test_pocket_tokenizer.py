@@ -6,7 +6,7 @@ import pytest
 
 from circuitsae.pocket import MODEL_DIR, words
 from circuitsae.pocket.facts import ENTITIES
-from circuitsae.pocket.tokenizer import EOT, build_tokenizer, load_tokenizer
+from examples.pocket.tokenizer import EOT, build_tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")

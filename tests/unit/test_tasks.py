@@ -12,10 +12,10 @@ import torch
 
 import circuitsae
 from circuitsae.pocket.facts import HELD_OUT_CITIES, STATE_OF
-from circuitsae.pocket.measure import Behaviours
 from circuitsae.pocket.words import NAMES, held_out, pair_held_out
 from circuitsae.tasks import Example, PatchPair, Task, behaviour, load_task, task_names
 from circuitsae.tasks.ioi import PUBLISHED_TEMPLATES
+from examples.pocket.measure import Behaviours
 from transcoders import random_model
 from transcoders.errors import InputError, PromptError
 from transcoders.language_model import LanguageModel

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuitsae.pocket.corpus import held_out_text, text_stream
+from circuitsae.pocket.corpus import CONTEXT, SEPARATOR, TRAINING, held_out_text
 from transcoders import LanguageModel, load_dictionaries, load_model, save_dictionaries
-from transcoders.data import Corpus, take_rows
+from transcoders.data import take_rows
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, Splice, evaluate
 from transcoders.files import new_folder, write_file
@@ -20,11 +20,7 @@ from transcoders.training.checkpoints import latest_checkpoint
 
 logger = logging.getLogger(__name__)
 
-CONTEXT = 96
 MARGIN = 0.02
-SEPARATOR = "\n"
-CORPUS = Corpus("pocket", lambda: text_stream(0), SEPARATOR)
-"""What dictionaries of the pocket model are trained on."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def train_all(model_dir: Path, out: Path, work: Path, *, quick: bool, progress: 
     for name, config in configurations(quick=quick).items():
         started = time.monotonic()
         resume = latest_checkpoint(work / name) is not None
-        trained = train(model, CORPUS, config, out=work / name, resume=resume, progress=progress)
+        trained = train(model, TRAINING, config, out=work / name, resume=resume, progress=progress)
         seconds = time.monotonic() - started
         with new_folder(target := out / name) as fresh:
             save_dictionaries(trained, fresh, storage_dtype=torch.float16)
@@ -105,7 +101,7 @@ HEADING = "## Dictionaries"
 
 _SECTION = """{heading}
 
-Written by `python -m circuitsae.pocket.recipe --stage dictionaries`: {features} JumpReLU features per layer, trained on
+Written by `python -m examples.pocket.recipe --stage dictionaries`: {features} JumpReLU features per layer, trained on
 the recipe's own text, stored in half precision, and measured on {tokens:,} tokens of held-out text. L0, FVU and dead
 features are means over the layers; loss recovered, agreement and KL are those of the model with all layers replaced at
 once and no error terms. Many tokens of the corpus are drawn evenly from a list, so that the best token is a matter of

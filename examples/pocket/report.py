@@ -12,15 +12,15 @@ from transformers import GPT2LMHeadModel
 from circuitsae.pocket.corpus import MIXTURE
 from circuitsae.pocket.facts import CITIES, HELD_OUT_CITIES, STATE_OF, STATES
 from circuitsae.pocket.families import IOI_TEMPLATES, TWO_HOP_TEMPLATES
-from circuitsae.pocket.measure import Behaviours
 from circuitsae.pocket.prompts import DEMONSTRATION
-from circuitsae.pocket.train import TrainConfig
 from circuitsae.pocket.words import NAMES
+from examples.pocket.measure import Behaviours
+from examples.pocket.train import TrainConfig
 from transcoders.files import write_file
 
 _PAGE = """# The pocket model
 
-This page is written by `python -m circuitsae.pocket.recipe --stage model` (`make pocket`); do not edit it by hand.
+This page is written by `python -m examples.pocket.recipe --stage model` (`make pocket`); do not edit it by hand.
 
 A GPT-2 of {layers} layers, {heads} heads, `d_model` {d_model}, {context} positions and {vocab} tokens ({parameters:,}
 parameters, embeddings tied, {megabytes:.1f} MB in float32), trained from scratch on a corpus that the recipe generates.

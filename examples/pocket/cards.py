@@ -7,23 +7,19 @@ from pathlib import Path
 
 from circuitsae.features.cards import FeatureCards
 from circuitsae.features.collection import CollectConfig, collect
-from circuitsae.pocket.corpus import text_stream
-from circuitsae.pocket.sparse import CONTEXT, SEPARATOR
+from circuitsae.pocket.corpus import CONTEXT, UNSEEN
 from transcoders import load_dictionaries, load_model
-from transcoders.data import Corpus
 from transcoders.files import write_file
 
 logger = logging.getLogger(__name__)
 
 HEADING = "## Feature cards"
-CORPUS = Corpus("pocket", lambda: text_stream("cards"), SEPARATOR)
-"""Text from a seed that no training uses."""
 SETTINGS = CollectConfig(context=CONTEXT, top=6, strata=4, per_stratum=1)
 """Ten examples a feature, so that the cards of all three dictionaries weigh less than one of them."""
 
 _SECTION = """{heading}
 
-Written by `python -m circuitsae.pocket.recipe --stage cards`: what every feature fires on and what it writes, collected
+Written by `python -m examples.pocket.recipe --stage cards`: what every feature fires on and what it writes, collected
 over {tokens:,} tokens of the recipe's text, from a seed that no training uses, and kept in `cards/` beside each
 dictionary. `circuitsae trace` shows them, `circuitsae features browse pocket --out FOLDER` makes pages of them all.
 
@@ -52,7 +48,7 @@ def collect_all(model_dir: Path, dictionaries: Path, work: Path, *, quick: bool,
     for folder in sorted(path.parent for path in dictionaries.glob("*/config.json")):
         started = time.monotonic()
         cards = collect(
-            model, load_dictionaries(folder), CORPUS, settings, out=work / "cards" / folder.name, progress=progress
+            model, load_dictionaries(folder), UNSEEN, settings, out=work / "cards" / folder.name, progress=progress
         )
         target = cards.save(folder / "cards")
         megabytes = sum(file.stat().st_size for file in target.iterdir()) / 1e6

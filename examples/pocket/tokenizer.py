@@ -112,7 +112,7 @@ def load_tokenizer(directory: Path = MODEL_DIR) -> Tokenizer:
     """The saved tokenizer, without transformers, and with texts alone: nothing is put before them."""
     path = directory / "tokenizer.json"
     if not path.exists():
-        raise FileNotFoundError(f"no tokenizer at {path}: run `python -m circuitsae.pocket.recipe` to build the model")
+        raise FileNotFoundError(f"no tokenizer at {path}: run `python -m examples.pocket.recipe` to build the model")
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.post_processor = None
     return tokenizer

@@ -1,4 +1,4 @@
-"""Rebuild everything embedded in the package: `python -m circuitsae.pocket.recipe --stage all`.
+"""Rebuild everything embedded in the package: `python -m examples.pocket.recipe --stage all`.
 
 Stages run in order and each reads only the files of those before: `model` writes `model/` and the measurements,
 `dictionaries` writes `dictionaries/`, `cards` the feature cards beside each dictionary. A run that was killed goes on
@@ -18,12 +18,13 @@ from rich.logging import RichHandler
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
-from circuitsae.pocket import POCKET_DIR, cards
-from circuitsae.pocket.measure import Behaviours, measure
-from circuitsae.pocket.report import write_report
-from circuitsae.pocket.sparse import train_all, write_section
-from circuitsae.pocket.tokenizer import build_tokenizer, save_tokenizer
-from circuitsae.pocket.train import TrainConfig, scaled, train
+from circuitsae.pocket import POCKET_DIR
+from examples.pocket import cards
+from examples.pocket.measure import Behaviours, measure
+from examples.pocket.report import write_report
+from examples.pocket.sparse import train_all, write_section
+from examples.pocket.tokenizer import build_tokenizer, save_tokenizer
+from examples.pocket.train import TrainConfig, scaled, train
 from transcoders.files import new_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def save_pocket(model: GPT2LMHeadModel, tokenizer: Tokenizer, behaviours: Behavi
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Run, list[str], int]:
-    parser = argparse.ArgumentParser(prog="python -m circuitsae.pocket.recipe", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.pocket.recipe", description=__doc__)
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--out", type=Path, help="default: the package itself; with --quick, a folder under --work")
     parser.add_argument("--work", type=Path, default=Path("runs/pocket"), help="checkpoints (default: %(default)s)")
