@@ -31,9 +31,9 @@ from circuitsae.components import (
     load_compiled,
     score_edges,
 )
-from circuitsae.components.handmade import PROGRAMS
 from circuitsae.components.known import distance, projection, squared_distance
 from circuitsae.components.problem import Ablation
+from tests.handmade import PROGRAMS
 
 FIRST_ORDER: dict[str, Callable[..., Scores]] = {
     "EAP": eap,

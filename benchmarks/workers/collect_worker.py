@@ -7,7 +7,7 @@ import time
 
 from measuring import answer, cpu_seconds
 
-from circuitsae.features import collect
+from circuitsae.features import CollectConfig, collect
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.pocket.corpus import CONTEXT, UNSEEN
 

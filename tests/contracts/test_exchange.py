@@ -15,7 +15,7 @@ from circuitsae.cli import main
 from circuitsae.graph import AttributionGraph, NodeKind, load_graph
 from circuitsae.graph.exchange import FORMATS, Limits, read_graph, write_graph
 from circuitsae.report.data import page_data
-from circuitsae.report.sample import whole_graph
+from tests.sample_graphs import whole_graph
 from transcoders.errors import FileFormatError, InputError
 
 SUFFIX = {name: form.suffix for name, form in FORMATS.items()}

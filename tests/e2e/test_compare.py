@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from circuitsae.cli import main
 from circuitsae.features.ledger import Label, Ledger
 from circuitsae.report import compare_html
-from circuitsae.report.sample import SampleCards, sample_graph, sample_pair
+from tests.sample_graphs import SampleCards, sample_graph, sample_pair
 
 NAMES = ("clean", "corrupt")
 SVG = "{http://www.w3.org/2000/svg}"

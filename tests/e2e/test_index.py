@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from circuitsae.cli import main
-from circuitsae.report.sample import small_graph
+from tests.sample_graphs import small_graph
 
 OpenPage = Callable[..., Page]
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, ViewportSize, expect
 
 from circuitsae.report import write_html
-from circuitsae.report.sample import SampleCards, sample_graph, sample_suggestions
+from tests.sample_graphs import SampleCards, sample_graph, sample_suggestions
 
 OpenPage = Callable[..., Page]
 HOSTILE = [

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
 from circuitsae.report import write_html
-from circuitsae.report.sample import SampleCards, SampleGraph, sample_graph, sample_suggestions
+from tests.sample_graphs import SampleCards, SampleGraph, sample_graph, sample_suggestions
 
 OpenPage = Callable[..., Page]
 HOSTILE = ["</script>", "<img src=x onerror=alert(1)>", " \"q' &amp;", " שלום عالم", "👩‍🔬", "", "\u202eevil", "\n"]

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from circuitsae.graph import AttributionGraph, NodeKind
 from circuitsae.graph.exchange import neuronpedia, read_graph
 from circuitsae.report import write_html
-from circuitsae.report.sample import whole_graph
+from tests.sample_graphs import whole_graph
 
 OpenPage = Callable[..., Page]
 TOKENS = [" Mary", "</script><b>", '"q" & \\', "\u202eabc", "🙂", "", "\x00\n\t", " to"]

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from circuitsae.report import write_html
-from circuitsae.report.sample import SampleGraph, sample_graph, sample_suggestions
+from tests.sample_graphs import SampleGraph, sample_graph, sample_suggestions
 
 OpenPage = Callable[..., Page]
 EVIL = '</script><img src=x onerror=alert(1)> "q" \u202e🧪 שלום'

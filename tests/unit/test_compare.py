@@ -13,7 +13,7 @@ from circuitsae.cli import main
 from circuitsae.features.ledger import Label, Ledger
 from circuitsae.report import compare_html
 from circuitsae.report.compare import unite
-from circuitsae.report.sample import SampleCards, sample_graph, sample_pair, small_graph
+from tests.sample_graphs import SampleCards, sample_graph, sample_pair, small_graph
 from transcoders.errors import InputError
 
 NAMES = ("clean", "corrupt")

@@ -21,8 +21,8 @@ from circuitsae.components import (
     run_keeping,
     run_without,
 )
-from circuitsae.components.handmade import PROGRAMS
 from circuitsae.components.known import projection
+from tests.handmade import PROGRAMS
 from transcoders.errors import InputError
 from transcoders.random_models import random_model
 

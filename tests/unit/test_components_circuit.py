@@ -29,9 +29,9 @@ from circuitsae.components import (
     problems_of,
     score_edges,
 )
-from circuitsae.components.handmade import PROGRAMS
 from circuitsae.components.known import load_compiled, squared_distance
 from circuitsae.tasks.task import Example, Task
+from tests.handmade import PROGRAMS
 from transcoders.errors import FileFormatError, InputError
 from transcoders.random_models import random_model
 

@@ -36,8 +36,8 @@ from circuitsae.features.ledger import label_json
 from circuitsae.graph import AttributionGraph, suggest_supernodes
 from circuitsae.pocket import MODEL_DIR, dictionary_folder, load_cards
 from circuitsae.report.browser import write_browser
-from circuitsae.report.sample import small_graph
 from examples.pocket import cards as pocket_cards
+from tests.sample_graphs import small_graph
 from transcoders.data import Corpus
 from transcoders.dictionaries import SparseFeatures, fingerprint, random_dictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError

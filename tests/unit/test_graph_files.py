@@ -18,7 +18,7 @@ import pytest
 from circuitsae.graph import load_graph, load_header
 from circuitsae.graph.checking import Limits
 from circuitsae.report import write_html
-from circuitsae.report.sample import small_graph
+from tests.sample_graphs import small_graph
 from transcoders.errors import FileFormatError
 
 

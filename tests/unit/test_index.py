@@ -11,7 +11,7 @@ import pytest
 from circuitsae.graph import AttributionGraph
 from circuitsae.report import summary_html, write_index
 from circuitsae.report.index import find_graphs
-from circuitsae.report.sample import sample_graph, small_graph
+from tests.sample_graphs import sample_graph, small_graph
 from transcoders.errors import CheckFailedError, DictionaryError, InputError
 
 HOSTILE = ["</script>", "<img src=x onerror=alert(1)>", "\"quotes' &amp;", "\u202e", ""]
