@@ -14,7 +14,6 @@ from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from circuitsae.components.circuit import (
-        Curve,
         Gap,
         Judge,
         by_node,
@@ -44,7 +43,6 @@ __getattr__, __all__ = lazy_exports(
             "load_compiled",
         ),
         "circuitsae.components.circuit": (
-            "Curve",
             "Gap",
             "Judge",
             "by_node",

@@ -14,6 +14,7 @@ from circuitsae.components.exact import graph_of, run_keeping
 from circuitsae.components.network import ComponentGraph, Edge
 from circuitsae.components.problem import BATCH_TOKENS, Prepared, Problems, parts_of
 from circuitsae.components.scores import Scores
+from circuitsae.validation.curve import Curve, log_sizes
 from transcoders.errors import InputError
 
 EdgeSet = Collection[Edge]
@@ -30,7 +31,8 @@ class Judge:
         self.graph: ComponentGraph = graph_of(problems)
         self.batch_tokens = batch_tokens
         self.runs = 0
-        self.empty, self.full = self.means([[], self.graph.edges]).tolist()
+        self.ends = self.metric([[], self.graph.edges])
+        self.empty, self.full = self.ends.mean(1).tolist()
         gap, size = abs(self.full - self.empty), max(abs(self.full), abs(self.empty))
         if gap <= 1e-6 * size or gap == 0:
             raise InputError(
@@ -38,36 +40,18 @@ class Judge:
                 "scale; use another metric or corruption."
             )
 
-    def means(self, circuits: Sequence[EdgeSet]) -> Float[Tensor, "circuit"]:
-        """F of each circuit: the mean metric over examples with everything else ablated."""
+    def metric(self, circuits: Sequence[EdgeSet]) -> Float[Tensor, "circuit example"]:
+        """The metric of every example for every circuit, with everything else ablated."""
         self.runs += len(circuits)
-        return run_keeping(self.parts, circuits, batch_tokens=self.batch_tokens).double().mean(1)
+        return run_keeping(self.parts, circuits, batch_tokens=self.batch_tokens).double()
+
+    def means(self, circuits: Sequence[EdgeSet]) -> Float[Tensor, "circuit"]:
+        """F of each circuit: the mean metric over examples."""
+        return self.metric(circuits).mean(1)
 
     def faithfulness(self, circuits: Sequence[EdgeSet]) -> Float[Tensor, "circuit"]:
-        """f of each circuit."""
-        return (self.means(circuits) - self.empty) / (self.full - self.empty)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """f over the number of edges kept, by score."""
-
-    sizes: list[int]
-    realised: list[int]
-    """Edges that lie on a path from an embedding to the logits; the others do nothing."""
-    faithfulness: list[float]
-
-    def area(self, *, of_gap: bool = False) -> float:
-        """Area under f (MIB's CPR), or with `of_gap` under |1 − f| (CMD), over the log of the realised edges.
-
-        Per unit of that axis, so that it reads as a mean.
-        """
-        points = [(r, f) for r, f in zip(self.realised, self.faithfulness, strict=True) if r > 0]
-        if len(points) < 2 or points[0][0] == points[-1][0]:
-            raise InputError(f"An area needs two different sizes; got {self.realised}.")
-        x = torch.tensor([r for r, _ in points], dtype=torch.float64).log()
-        y = torch.tensor([abs(1 - f) if of_gap else f for _, f in points], dtype=torch.float64)
-        return float(torch.trapezoid(y, x) / (x[-1] - x[0]))
+    """f of each circuit."""
+    return (self.means(circuits) - self.empty) / (self.full - self.empty)
 
 
 def faithfulness(problems: Problems, circuit: EdgeSet) -> float:
@@ -85,13 +69,18 @@ def faithfulness_curve(
     key = direction * scores.mean if signed else scores.mean.abs()
     ordered = [scores.items[i] for i in key.argsort(descending=True, stable=True).tolist()]
     n = len(ordered)
-    chosen = sorted({min(n, max(1, s)) for s in (_log_sizes(n) if sizes is None else sizes)})
+    chosen = sorted({min(n, max(1, s)) for s in (log_sizes(n, points=13) if sizes is None else sizes)})
     circuits = [judge.graph.connected(e for e in ordered[:size] if isinstance(e, Edge)) for size in chosen]
-    return Curve(chosen, [len(circuit) for circuit in circuits], judge.faithfulness(circuits).tolist())
-
-
-def _log_sizes(n: int) -> list[int]:
-    return [round(n ** (k / 12)) for k in range(13)]
+    realised = tuple(len(circuit) for circuit in circuits)
+    empty, full = judge.ends.numpy(force=True)
+    return Curve(
+        sizes=tuple(chosen),
+        metric=judge.metric(circuits).numpy(force=True),
+        empty=empty,
+        full=full,
+        parts={"edges": chosen, "connected": realised},
+        realised=realised,
+    )
 
 
 def edges_of_nodes(graph: ComponentGraph, nodes: Iterable[str]) -> frozenset[Edge]:

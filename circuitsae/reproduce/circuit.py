@@ -93,9 +93,9 @@ def component_stage(report: Reproduction, model: LanguageModel, settings: Settin
         f"Edges were scored on {settings.discovery} prompts ({found.scored.scores.patches} patched runs), their number "
         f"was chosen on {settings.held_out} others, and the circuit is judged on {settings.held_out} more; all else is "
         f"resampled from the corrupt prompt. F(∅) = {judge.empty:.3f}, F(M) = {judge.full:.3f}. Area under f "
-        f"{curve.area():.2f}, under |1 − f| {curve.area(of_gap=True):.2f}.",
-        pd.DataFrame({"edges": curve.sizes, "connected": curve.realised, "f": curve.faithfulness}),
-        _curve_figure(curve.realised, curve.faithfulness, len(found.circuit), f),
+        f"{curve.cpr():.2f}, under |1 − f| {curve.cmd():.2f}.",
+        pd.DataFrame({**curve.parts, "f": curve.f}),
+        _curve_figure(curve.parts["connected"], curve.f.tolist(), len(found.circuit), f),
     )
     report.section("Heads and MLPs: edges", "The effect of ablating each edge alone, on the prompts it was scored on.",
                    _edge_table(found))  # fmt: skip

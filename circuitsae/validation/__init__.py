@@ -3,14 +3,15 @@
 Edges: `edges` measures them in each regime and against random stand-ins, `paraphrases` on other prompts, `budget` says
 where a miss comes from, `joint` removes several nodes together, `survey` does it for many prompts; `measuring` reads
 the altered runs, `result` and `statistics` hold what was found. Circuits: `tasks` says what they are judged on,
-`circuits` ranks nodes, `ablation` removes everything else, `faithfulness` and `completeness` draw the conclusions.
+`circuits` ranks nodes, `ablation` removes everything else, `curve`, `faithfulness` and `completeness` draw the conclusions.
 """
 
 from circuitsae.validation.budget import error_budget
 from circuitsae.validation.circuits import Circuit, Ranking, Stability, node_effects, rank_nodes
 from circuitsae.validation.completeness import Completeness, Minimality, completeness, minimality
+from circuitsae.validation.curve import Curve
 from circuitsae.validation.edges import validate
-from circuitsae.validation.faithfulness import Curve, Null, faithfulness, random_circuits
+from circuitsae.validation.faithfulness import RandomCircuits, faithfulness, random_circuits
 from circuitsae.validation.joint import Joint, joint_ablation, strongest_pairs
 from circuitsae.validation.result import Validation
 from circuitsae.validation.statistics import Agreement, agreement
@@ -25,9 +26,9 @@ __all__ = [
     "Example",
     "Joint",
     "Minimality",
-    "Null",
     "PromptExample",
     "PromptTask",
+    "RandomCircuits",
     "Ranking",
     "Stability",
     "Survey",

@@ -26,7 +26,7 @@ from circuitsae.features import CollectConfig, Label, Ledger, collect
 from circuitsae.graph import load_graph
 from circuitsae.graph.exchange import read_graph, write_graph
 from circuitsae.loading import load_model
-from circuitsae.report.sample import small_graph, whole_graph
+from tests.sample_graphs import small_graph, whole_graph
 from circuitsae.tasks.files import read_examples
 from transcoders import save_dictionaries
 from transcoders.dictionaries import random_dictionaries

@@ -12,7 +12,7 @@ from circuitsae.cli import main
 from circuitsae.features import CollectConfig, collect
 from circuitsae.graph.exchange import write_graph
 from circuitsae.pocket import dictionary_folder
-from circuitsae.report.sample import small_graph
+from tests.sample_graphs import small_graph
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,12 +133,12 @@ def test_the_curve_ends_at_the_whole_model(random_problem):
     scores = exact_edges(random_problem)
     for signed in (False, True):
         curve = faithfulness_curve(random_problem, scores, [1, 20, 60, len(scores.items)], signed=signed)
-        assert curve.faithfulness[-1] == pytest.approx(1)
-        assert curve.realised[-1] == len(scores.items)
-        assert curve.realised[0] <= curve.sizes[0]
-    assert curve.area(of_gap=True) >= 0
-    flat = type(curve)([1, 10], [1, 10], [0.5, 0.5])
-    assert (flat.area(), flat.area(of_gap=True)) == pytest.approx((0.5, 0.5))
+        assert curve.f[-1] == pytest.approx(1)
+        assert curve.parts["connected"][-1] == len(scores.items)
+        assert curve.parts["connected"][0] <= curve.sizes[0]
+    assert curve.cmd() >= 0
+    half = type(curve)((1, 10), np.full((2, 1), 0.5), np.zeros(1), np.ones(1), parts={"edges": [1, 10]})
+    assert (half.cpr(), half.cmd()) == pytest.approx((0.5, 0.5))
 
 
 def test_nodes_as_edges():
