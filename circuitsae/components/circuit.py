@@ -50,8 +50,8 @@ class Judge:
         return self.metric(circuits).mean(1)
 
     def faithfulness(self, circuits: Sequence[EdgeSet]) -> Float[Tensor, "circuit"]:
-    """f of each circuit."""
-    return (self.means(circuits) - self.empty) / (self.full - self.empty)
+        """f of each circuit."""
+        return (self.means(circuits) - self.empty) / (self.full - self.empty)
 
 
 def faithfulness(problems: Problems, circuit: EdgeSet) -> float:

@@ -3,7 +3,7 @@
 Edges: `edges` measures them in each regime and against random stand-ins, `paraphrases` on other prompts, `budget` says
 where a miss comes from, `joint` removes several nodes together, `survey` does it for many prompts; `measuring` reads
 the altered runs, `result` and `statistics` hold what was found. Circuits: `tasks` says what they are judged on,
-`circuits` ranks nodes, `ablation` removes everything else, `curve`, `faithfulness` and `completeness` draw the conclusions.
+`circuits` ranks nodes, `ablation` removes everything else; `curve`, `faithfulness` and `completeness` conclude.
 """
 
 from circuitsae.validation.budget import error_budget

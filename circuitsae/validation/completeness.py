@@ -18,7 +18,7 @@ from circuitsae.interventions.prompts import By
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, nodes_by
-from circuitsae.validation.faithfulness import faithful
+from circuitsae.validation.curve import faithful
 from circuitsae.validation.result import jsonable
 from circuitsae.validation.tasks import Cases, Task
 from transcoders.errors import InputError

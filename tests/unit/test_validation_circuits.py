@@ -38,7 +38,7 @@ from circuitsae.validation import (
 )
 from circuitsae.validation.ablation import Ablated, Kept
 from circuitsae.validation.circuits import Ranking
-from circuitsae.validation.faithfulness import log_area, log_sizes
+from circuitsae.validation.curve import log_area, log_sizes
 from circuitsae.validation.tasks import Cases, as_prompt
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError
