@@ -211,7 +211,7 @@ def _edge_table(found: FoundCircuit) -> pd.DataFrame:
     return pd.DataFrame(rows)[["writer", "reader", "mean", "standard_error"]]  # pyright: ignore[reportReturnType]
 
 
-def _curve_figure(sizes: list[int], f: list[float], size: int, own: float) -> go.Figure:
+def _curve_figure(sizes: Sequence[int], f: list[float], size: int, own: float) -> go.Figure:
     made = go.Figure()
     made.add_scatter(x=sizes, y=f, mode="lines+markers", name="best edges by score")
     made.add_scatter(x=[size], y=[own], mode="markers", marker={"size": 12, "symbol": "star"}, name="circuit, pruned")

@@ -11,8 +11,8 @@ from circuitsae.interventions.prompts import By
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept, kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, Ranking, kind_of
-from circuitsae.validation.measuring import reading_like
 from circuitsae.validation.curve import Curve, faithful, log_sizes
+from circuitsae.validation.measuring import reading_like
 from circuitsae.validation.result import jsonable
 from circuitsae.validation.tasks import Cases, Task
 from transcoders.errors import InputError

@@ -26,8 +26,8 @@ from circuitsae.features import CollectConfig, Label, Ledger, collect
 from circuitsae.graph import load_graph
 from circuitsae.graph.exchange import read_graph, write_graph
 from circuitsae.loading import load_model
-from tests.sample_graphs import small_graph, whole_graph
 from circuitsae.tasks.files import read_examples
+from tests.sample_graphs import small_graph, whole_graph
 from transcoders import save_dictionaries
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError

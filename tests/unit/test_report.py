@@ -21,9 +21,8 @@ from circuitsae.report.data import page_data
 from circuitsae.report.figure import summary_html
 from circuitsae.report.index import write_index
 from circuitsae.report.layout import arrange
-from tests.sample_graphs import SampleCards, sample_graph, sample_suggestions, whole_graph
 from circuitsae.report.text import plotly_text, visible
-from tests.sample_graphs import SampleCards, sample_graph, sample_suggestions
+from tests.sample_graphs import SampleCards, sample_graph, sample_suggestions, whole_graph
 from transcoders.errors import InputError
 
 HOSTILE = [
