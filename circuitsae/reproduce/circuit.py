@@ -1,5 +1,6 @@
 """The stage of heads and MLPs: a circuit found on some prompts and judged on others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
