@@ -14,7 +14,6 @@ splits them. Supernodes made by hand: Ameisen et al. 2025, "Circuit Tracing", se
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +21,7 @@ import pandas as pd
 from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.grouping import Supernode
 from circuitsae.graph.likeness import Evidence, clusters, mean_of_pairs
 from circuitsae.graph.nodes import Node, NodeKind
 from transcoders.errors import InputError
@@ -40,23 +40,6 @@ class CardsLike(Protocol):
     def for_nodes(self, nodes: pd.DataFrame, /) -> Mapping[str, Mapping[str, Any]]:
         """The cards, as JSON, of the features among the nodes, by "{layer}.{index}"."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Supernode:
-    """Nodes under one name."""
-
-    name: str
-    members: tuple[str, ...]
-    """Ids of nodes."""
-    reason: str = ""
-    """What they have in common, in words."""
-    score: float = float("nan")
-    """Mean similarity of its pairs."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """As the page of a graph reads it."""
-        return asdict(self) | {"members": list(self.members), "score": None if np.isnan(self.score) else self.score}
 
 
 def suggest_supernodes(
