@@ -6,10 +6,10 @@ from circuitsae.graph.compact import EdgeBlocks, keep_strongest
 from circuitsae.graph.files import load_header
 from circuitsae.graph.grouping import Supernode
 from circuitsae.graph.influence import Scores
-from circuitsae.graph.lazy import LazyInfluence
 from circuitsae.graph.merging import merge_features, merge_matrix
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.supernodes import suggest_supernodes
+from circuitsae.graph.sweep import LazyInfluence
 
 __all__ = [
     "AttributionGraph",

@@ -13,26 +13,30 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from circuitsae.graph.archives import array_header, opened_archive, unpacked
 from circuitsae.graph.checking import (
     MEASUREMENTS,
     Limits,
     MalformedError,
+    array_header,
+    check_edges,
+    check_place,
     mapping,
     number,
+    opened_archive,
     parse_json,
     plain,
     present,
     read_bytes,
+    refuse_twice,
     sequence,
     share,
     shown,
     text,
+    unpacked,
     whole,
 )
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
-from circuitsae.graph.placing import check_edges, check_place, refuse_twice
 from transcoders.errors import FileFormatError
 from transcoders.files import file_hash, new_files, undisturbed, write_file
 

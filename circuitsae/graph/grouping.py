@@ -95,8 +95,8 @@ def _drawn(
     drawn = nx.DiGraph()
     position = {name: row for row, name in enumerate(frame["id"].tolist())}
     for one in supernodes:
-        members: pd.DataFrame = frame.iloc[[position[member] for member in one.members]]
-        leader: Any = members.iloc[int(np.nan_to_num(members["influence"].to_numpy(float)).argmax())]
+        members: Any = frame.iloc[[position[member] for member in one.members]]
+        leader = members.iloc[int(np.nan_to_num(members["influence"].to_numpy(float)).argmax())]
         sums = {name: float(members[name].sum()) for name in ("influence", "pre_activation", "bias", "rest")}
         about = {"layer": int(leader["layer"]), "pos": int(leader["pos"]), "reason": one.reason}
         score = {} if np.isnan(one.score) else {"score": one.score}
