@@ -81,7 +81,7 @@ def _places(ids: Sequence[str], supernodes: Sequence[Supernode]) -> tuple[np.nda
             into[row] = number
     others = np.flatnonzero(into < 0)
     into[others] = len(names) + np.arange(len(others))
-    return into, [*names, *(ids[row] for row in others)]
+    return into, [*names, *(ids[row] for row in others.tolist())]
 
 
 def _drawn(
