@@ -59,13 +59,14 @@ def load_replacement(
         return ReplacementModel(language_model, load_dictionaries(name, device=device), bos=bos)
 
 
-def corpus_for(model: str, corpus: str | None, own: "Corpus") -> "str | Corpus":
+def corpus_for(model: str, corpus: str | None, own: "Corpus") -> "Corpus":
     """The text that was named, or, of the pocket model, its `own`; raises `InputError` where there is none."""
     from circuitsae.loading import POCKET
+    from transcoders.data.corpora import open_corpus
 
     if corpus is None and model != POCKET:
         raise InputError(f"No corpus was named for {model}; give --corpus, a text file or the name of a data set.")
-    return own if corpus is None else corpus
+    return own if corpus is None else open_corpus(corpus)  # a wrong name is refused before a model is loaded
 
 
 def write_page(graph: "AttributionGraph", path: Path, *, validation: "pd.DataFrame | None" = None) -> Path:
