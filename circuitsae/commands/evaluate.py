@@ -102,7 +102,9 @@ def _evaluate(
     return measure(language_model, loaded, _rows(language_model, text, tokens, length, separator))
 
 
-def _rows(model: "LanguageModel", corpus: "Corpus | None", tokens: int, context: int, separator: str | None) -> "Tensor":
+def _rows(
+    model: "LanguageModel", corpus: "Corpus | None", tokens: int, context: int, separator: str | None
+) -> "Tensor":
     """Rows of a named corpus, or of the pocket model's own text."""
     from circuitsae.pocket.corpus import held_out_text
     from transcoders.data import held_out_rows, take_rows

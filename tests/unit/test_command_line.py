@@ -92,19 +92,72 @@ def test_the_same_prompt_again_is_written_beside(call):
     assert load_graph(folder).top_logits()[0].text == " John"
 
 
-def test_the_first_free_folder_is_taken(tmp_path):
+def test_the_first_free_folder_is_taken_and_held(tmp_path):
+    def taken(name, overwrite=False):
+        with free_folder(tmp_path / name, overwrite) as folder:
+            return folder.name
+
     for name in ("a", "a-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "graph.json").write_text("{}")
-    assert free_folder(tmp_path / "a", overwrite=False) == tmp_path / "a-3"
-    assert free_folder(tmp_path / "a", overwrite=True) == tmp_path / "a"
-    assert free_folder(tmp_path / "b", overwrite=False) == tmp_path / "b"
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert [taken("a"), taken("a", overwrite=True), taken("b"), taken("empty")] == ["a-3", "a", "b", "empty"]
+    with free_folder(tmp_path / "b", False) as first, free_folder(tmp_path / "b", False) as second:
+        assert [first.name, second.name] == ["b", "b-2"]
+        (second / "graph.json").write_text("{}")
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, second, second / "graph.json"])
+
+
+def test_two_processes_do_not_choose_the_same_folder(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from circuitsae.commands.shared import free_folder\n"
+        "with free_folder(Path('here'), False) as folder:\n"
+        "    print(folder, flush=True); sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": tmp_path, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(3)]
+    holding = {process.stdout.readline().strip(): process for process in processes}
+    assert set(holding) == {"here", "here-2", "here-3"}
+    holding["here"].kill()  # gives back what it held
+    for process in processes:
+        process.communicate(timeout=20)
+    with free_folder(tmp_path / "here", False) as folder:
+        assert folder.name == "here"
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "x" * 300])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_trace(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("circuitsae.commands.graphs.load_replacement", lambda *_: pytest.fail("the model was loaded"))
+    Path("file").write_text("in the way")
+    with pytest.raises(SystemExit) as stopped:
+        main(["trace", PROMPT, "--out", out])
+    assert stopped.value.code == 2
+    assert re.fullmatch(r"error: Cannot write [^\n]*\.\n", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+def test_a_trace_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["trace", PROMPT, "--target", "not one token", "--out", "a/b"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_graph(call):
+    call("trace", PROMPT, *QUICK, "--out", "graph")
+    assert (Path("graph") / "validation.json").exists()
+    call("trace", PROMPT, "--max-features", "5", "--validate", "0", "--overwrite", "--out", "graph")
+    assert sorted(path.name for path in Path("graph").iterdir()) == ["edges.npz", "graph.html", "graph.json"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_the_folders_that_pages_name_are_those_that_trace_writes(page):
     text = (ROOT / page).read_text("utf-8")
     written = {f"graphs/{slug(prompt)}" for prompt in re.findall(r'circuitsae trace "([^"]+)"', text)}
+    written |= set(re.findall(r"circuitsae trace .* --out (\S+)", text))
     named = set(re.findall(r"circuitsae (?:validate|show|export) (graphs/\S+)", text))
     assert named
     assert named <= written

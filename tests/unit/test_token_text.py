@@ -22,11 +22,11 @@ def _models(pocket, gpt2_tokens):
 @pytest.mark.parametrize("name", ["pocket", "gpt2"])
 def test_every_piece_is_readable_and_together_they_spell_the_text(pocket, gpt2_tokens, name, text):
     model = _models(pocket, gpt2_tokens)[name]
-    tokens = model.to_tokens(text, prepend_bos=False)
+    tokens = model.to_tokens(text, bos=False)
     strings = model.token_strings(tokens)
     assert len(strings) == len(tokens)
     assert not any("�" in string for string in strings)
-    assert join_tokens(strings) == text == model.bridge.tokenizer.decode(tokens)
+    assert join_tokens(strings) == text == model.tokenizer.decode(tokens)
     alone = [model.token_string(int(token)) for token in tokens]
     assert join_tokens(alone) == text
     known = {}  # the text identifies the token
@@ -35,7 +35,7 @@ def test_every_piece_is_readable_and_together_they_spell_the_text(pocket, gpt2_t
 
 
 def test_pieces_carry_their_character_and_their_bytes(pocket):
-    strings = pocket.token_strings(pocket.to_tokens("é🙂", prepend_bos=False))
+    strings = pocket.token_strings(pocket.to_tokens("é🙂", bos=False))
     assert strings == ["é⟨C3⟩", "é⟨A9⟩", "🙂⟨F0⟩", "🙂⟨9F⟩", "🙂⟨99⟩", "🙂⟨82⟩"]
 
 
@@ -61,7 +61,7 @@ def test_byte_pieces_of_both_kinds_of_vocabulary():
 
 def test_graph_page_and_export_show_the_character(pocket, tmp_path):
     model = circuitsae.ReplacementModel(pocket, circuitsae.load_dictionaries("pocket"))
-    piece = pocket.to_tokens("é", prepend_bos=False)[0]
+    piece = pocket.to_tokens("é", bos=False)[0]
     graph = circuitsae.attribute(model, "café", targets=LogitTargets([int(piece)]), max_features=5)
     assert graph.tokens[-2:] == ("é⟨C3⟩", "é⟨A9⟩")
     texts = {node.id: node.text for node in graph.nodes}

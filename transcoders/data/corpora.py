@@ -83,6 +83,6 @@ def _hub_documents(name: str, place: str) -> Iterator[str]:
             yield row["text"]  # pyright: ignore[reportArgumentType, reportCallIssue]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"Could not read the data set {name!r} ({first_line(error)}); check the name, the network, and that it has a "
-            "'train' split with a 'text' column."
+            f"Could not read the data set {name!r} ({first_line(error)}); check the name, the network, and that it has "
+            "a 'train' split with a 'text' column."
         ) from error
