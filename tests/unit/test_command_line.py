@@ -127,7 +127,7 @@ def test_two_processes_do_not_choose_the_same_folder(tmp_path):
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": tmp_path, "text": True}
     processes = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(3)]
-    holding = {process.stdout.readline().strip(): process for process in processes}
+    holding = {process.stdout.readline().strip(): process for process in processes if process.stdout is not None}
     assert set(holding) == {"here", "here-2", "here-3"}
     holding["here"].kill()  # gives back what it held
     for process in processes:
@@ -269,7 +269,8 @@ LAST = {
 def test_no_table_is_broken(ran, name):
     """Each cell is, whole, one that the wide form has; a column left out is named; a terminal's width is kept."""
     assert ran[name].tables
-    for (title, columns, rows), width in product(ran[name].tables, (40, 60, 72, 80, 100, 140)):
+    shown: list[tuple[Any, int]] = [*product(ran[name].tables, (40, 60, 72, 80, 100, 140))]
+    for (title, columns, rows), width in shown:
         wide, narrow = (_rendered(title, columns, rows, w) for w in (10_000, width))
         assert "No room for" not in wide
         gone = re.findall(r"No room for: (.*); --wide", narrow)
