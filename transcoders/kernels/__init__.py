@@ -27,6 +27,6 @@ from transcoders.kernels.encode import (
     threshold_encode,
     topk_encode,
 )
-from transcoders.kernels.memory import keep_freed_memory
+from transcoders.kernels.memory import keep_freed_memory, release_freed_memory
 from transcoders.kernels.products import inner_products, weighted_sum
 from transcoders.kernels.threads import quickest_threads
