@@ -16,7 +16,7 @@ from circuitsae.attribution.sources import Sources
 from circuitsae.graph import NodeKind
 from circuitsae.replacement import FIRST, ReplacementModel, Trace
 
-CACHE_BYTES = 16 * 2**20
+CACHE_BYTES = 128 * 2**20
 """Decoder vectors of a prompt are kept from batch to batch up to this size."""
 
 

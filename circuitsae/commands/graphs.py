@@ -178,9 +178,12 @@ def _attribute(
     replacement: Any, prompt: str, target: tuple[str, ...], settings: dict[str, Any]
 ) -> "tuple[AttributionGraph, FullSize]":
     from circuitsae.attribution import LogitTargets, TopLogits, attribute_pruned
+    from transcoders.kernels import release_freed_memory
 
     chosen = LogitTargets(target) if target else TopLogits()
-    return attribute_pruned(replacement, prompt, targets=chosen, **settings, progress=True)
+    found = attribute_pruned(replacement, prompt, targets=chosen, **settings, progress=True)
+    release_freed_memory()  # what attribution took and validation cannot use
+    return found
 
 
 def _with_source(

@@ -27,5 +27,5 @@ from transcoders.kernels.encode import (
     threshold_encode,
     topk_encode,
 )
-from transcoders.kernels.host import keep_freed_memory, quickest_threads
+from transcoders.kernels.host import keep_freed_memory, quickest_threads, release_freed_memory
 from transcoders.kernels.products import inner_products, weighted_sum
