@@ -71,18 +71,18 @@ def reports(case: Case, *, quick: bool, command: str) -> dict[str, SteeringRepor
     third = len(men) // 3
     found = contrast_features(model, women[:third], men[:third], at=case.at, layers=case.layers, k=case.k)
     layer = model.model.n_layers - 1
-    handles = {"features": found.features(), "difference of prompts": difference_of_prompts(
+    directions = {"features": found.features(), "difference of prompts": difference_of_prompts(
             model, women[:third], men[:third], layer=layer, read_at=case.at, at=case.at)}  # fmt: skip
     ids = [model.model.token_id(token) for token in tokens]
     return {
         name: steer(
-            model, handle, metric=logit_diff(*ids), metric_name=f"logit({tokens[0]!r}) − logit({tokens[1]!r})",
+            model, direction, metric=logit_diff(*ids), metric_name=f"logit({tokens[0]!r}) − logit({tokens[1]!r})",
             prompts=men[third : 2 * third], held_out=men[2 * third :], unrelated_text=case.text[: 4 if quick else None],
             strengths=(-1.0, 1.0, 4.0) if quick else (-4.0, -2.0, -1.0, -0.5, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
             controls=2 if quick else 10, n_generate=8 if quick else 20, command=command,
             units=found.mean.tolist() if name == "features" else None,
         )
-        for name, handle in handles.items()
+        for name, direction in directions.items()
     }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def markdown(report: SteeringReport) -> str:
     for row in report.side_by_side().to_dict("records"):
         lines.append("| " + " | ".join(f"`{row[c].replace(chr(10), ' ').replace('|', '/')}`" for c in row) + " |")
     n, units = report.n, ", ".join(f"{unit:.2f}" for unit in report.units)
-    what = f"`{report.handle}`" + (f" (strength 1 adds {units})" if units else "")
+    what = f"`{report.direction}`" + (f" (strength 1 adds {units})" if units else "")
     lead = (
         f"{what} on {report.metric}; {n['prompts']} prompts, {n['held_out']} held out, {n['unrelated']} unrelated "
         f"texts (clean loss {report.clean_loss:.3f} nats per token), {n['controls']} controls."
