@@ -1,9 +1,9 @@
 """Steering by a pronoun's features, on the pocket model and on a real Llama, with what it does besides.
 
 Features are found on some names ("When Anna was seven years old," against "When David was …"), the strength is chosen
-on others, and what it does is measured on others again. With --docs the report becomes a page of the documentation.
+on others, and what it does is measured on others again. With --write the tables go to a file.
 
-python examples/steering.py [--quick] [--out FOLDER] [--docs docs/steering.md] [--llama FOLDER DICTIONARIES TEXT]
+python examples/steering.py [--quick] [--out FOLDER] [--write FILE] [--llama FOLDER DICTIONARIES TEXT]
 """
 
 import argparse
@@ -147,8 +147,9 @@ def main(given: argparse.Namespace) -> None:
                 print("HTML:", report.save(folder))
         parts.append(ledger_rows(tested_label(case, quick=given.quick, command=command)))
     print("\n".join(parts))
-    if given.docs:
-        write_docs(Path(given.docs), "\n".join(parts), command)
+    if given.write:
+        head = f"# Steering\n\nWritten by `{command} --write {given.write}`."
+        write_file(given.write, "\n\n".join([head, "\n".join(parts)]))
 
 
 def ledger_rows(label: Label) -> str:
@@ -165,18 +166,10 @@ def ledger_rows(label: Label) -> str:
     return "\n".join([*lines, ""])
 
 
-def write_docs(path: Path, body: str, command: str) -> None:
-    """Put the measured part between its two marks in the page."""
-    begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
-    page = path.read_text(encoding="utf-8")
-    before, after = page.split(begin)[0], page.split(end)[1]
-    write_file(path, f"{before}{begin}\n\nWritten by `{command} --docs {path}`.\n\n{body}\n{end}{after}")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few strengths, controls and texts")
     parser.add_argument("--out", help="folder for HTML and JSON reports")
-    parser.add_argument("--docs", help="page to write the tables into")
+    parser.add_argument("--write", type=Path, help="file for the tables")
     parser.add_argument("--llama", nargs=3, metavar=("FOLDER", "DICTIONARIES", "TEXT"), help="a TinyStories model too")
     main(parser.parse_args())

@@ -51,8 +51,12 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """`docs/pocket.md` of the repository for the package itself, else `pocket.md` beside the model."""
-        return POCKET_DIR.parents[1] / "docs" / "pocket.md" if self.out == POCKET_DIR else self.out / "pocket.md"
+        """`benchmarks/results/pocket.md` of the repository for the package itself, else `pocket.md` beside the model."""
+        return (
+            POCKET_DIR.parents[1] / "benchmarks" / "results" / "pocket.md"
+            if self.out == POCKET_DIR
+            else self.out / "pocket.md"
+        )
 
 
 def quick_config(steps: int = 4) -> TrainConfig:
