@@ -70,7 +70,7 @@ class Document:
     def html(self) -> str:
         """The whole page, which loads and sends nothing."""
         head = page_head(self.title, policy("'unsafe-inline'", styles="'unsafe-inline'"), _STYLE)
-        return f'<!doctype html><html lang="en">{head}<body>{"".join(self._parts)}</body></html>'
+        return f'<!doctype html><html lang="en" data-ready>{head}<body>{"".join(self._parts)}</body></html>'
 
 
 def _cell(tag: str, text: str, number: bool) -> str:
