@@ -32,10 +32,6 @@ CONTRACT = (
     "gpt2", "llama", "opt", "gpt_neo", "gptj", "gpt_neox", "bloom", "mistral", "mixtral", "qwen2", "qwen3", "gemma2",
     "gemma3", "phi", "olmo2",
 )  # fmt: skip
-PAGE, MARK = (
-    Path(__file__).parents[1] / "docs/families.md",
-    "<!-- what follows: written by benchmarks/families.py -->",
-)
 SIZES = {"n_layers": 3, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_vocab": 64, "context": 64}
 TOKENS = torch.tensor([7, 11, 22, 33, 11, 7])
 HIDDEN = {
@@ -145,8 +141,6 @@ def main() -> None:
         "logits against transformers' own", "tested, or why not",
     ]  # fmt: skip
     text = write_table("families", str(__doc__).strip(), columns, rows)
-    table = text[text.index("| family") :]
-    PAGE.write_text(PAGE.read_text(encoding="utf-8").partition(MARK)[0] + f"{MARK}\n\n{table}", encoding="utf-8")
     print(text)
 
 

@@ -1,4 +1,4 @@
-"""Trains every kind of dictionary on a model, all layers in one pass, and writes docs/training.md's table of kinds.
+"""Trains every kind of dictionary on a model, all layers in one pass, and writes results/kinds.md.
 
     python benchmarks/kinds.py                              # both models, in full
     python benchmarks/kinds.py --tokens 100k --kinds topk   # a look
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import tyro
-from machine import machine
+from machine import RESULTS, machine
 from rich.logging import RichHandler
 
 from circuitsae.commands.shared import counts
@@ -46,8 +46,6 @@ from transcoders.training.checkpoints import latest_checkpoint
 logger = logging.getLogger("kinds")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGE = REPOSITORY / "docs" / "training.md"
-BEGIN, END = "<!-- kinds: written by benchmarks/kinds.py -->", "<!-- end of kinds -->"
 
 _BUFFER_MB = 64
 """A larger buffer is filled by the model before the first step, more than a short run needs."""
@@ -99,8 +97,8 @@ class Options:
     """Threads of torch."""
     work: Path = Path("runs/kinds")
     """Where evaluations and the plots go."""
-    page: Path = PAGE
-    """The page that gets the tables."""
+    page: Path = RESULTS / "kinds.md"
+    """The file for the tables."""
     fresh: bool = False
     """Whether to repeat what is done already."""
 
@@ -217,15 +215,10 @@ COLUMNS = (
 )  # fmt: skip
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
-INTRODUCTION = """# Training dictionaries
-
-Every kind on small models: what it reaches, and how fast.
-"""
-
 
 def section(name: str, results: list[Done], where: Setting, given: Options) -> str:
     layers = where.model.n_layers
-    return f"""### {name}
+    return f"""## {name}
 
 {layers} layers, width {where.model.d_model}, {given.features:,} features a layer, {given.tokens:,} tokens in batches of
 {given.batch:,}; measured on {results[0].evaluation.tokens:,} held-out tokens. The model's loss is
@@ -237,26 +230,16 @@ def section(name: str, results: list[Done], where: Setting, given: Options) -> s
 
 
 def explanation() -> str:
-    return f"""## Kinds
+    return f"""# Kinds
 
 L0, FVU and dead features are means over layers. Loss recovered is against zeros: of one layer replaced at a time (mean
 over layers), and of all layers replaced at once, as are top-1 agreement and KL (nats). SAEs replace `resid_post`, the
 transcoders what the MLPs write: their losses do not compare. † TopK over the layers of a token needs the later layers
 before it knows the features of the earlier ones, so they are those of the original model's stream, without errors that
 add up. Tokens/s are those of training steps for all layers at once, on activations in memory, on
-{machine()}, beside other work on the same cores: compare them by order of magnitude. Made by
+{machine()}, beside other work on the same cores: compare them by order of magnitude. Written by
 `python {" ".join(["benchmarks/kinds.py", *sys.argv[1:]])}`.
 """
-
-
-def write_sections(page: Path, sections: list[str]) -> None:
-    """Between the marks, in the place of earlier ones; at the end of a page that has none."""
-    text = page.read_text(encoding="utf-8") if page.exists() else INTRODUCTION
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    written = "\n".join([BEGIN, "", explanation(), *sections, END])
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_file(page, f"{before.rstrip()}\n\n{written}\n{after.lstrip(chr(10))}")
 
 
 def main(given: Options) -> None:
@@ -275,7 +258,7 @@ def main(given: Options) -> None:
             title=f"{name}: {given.tokens:,} tokens, {given.features:,} features a layer",
         )
         logger.info("plot: %s", plot)
-    write_sections(given.page, sections)
+    write_file(given.page, "\n".join([explanation(), *sections]))
     logger.info("written: %s", given.page)
 
 

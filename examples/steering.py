@@ -1,9 +1,9 @@
 """Steering by a pronoun's features, on the pocket model and on a real Llama, with what it does besides.
 
 Features are found on some names ("When Anna was seven years old," against "When David was …"), the strength is chosen
-on others, and what it does is measured on others again. With --docs the report becomes a page of the documentation.
+on others, and what it does is measured on others again. With --write the tables go to a file.
 
-python examples/steering.py [--quick] [--out FOLDER] [--docs docs/steering.md] [--llama FOLDER DICTIONARIES TEXT]
+python examples/steering.py [--quick] [--out FOLDER] [--write FILE] [--llama FOLDER DICTIONARIES TEXT]
 """
 
 import argparse
@@ -71,18 +71,18 @@ def reports(case: Case, *, quick: bool, command: str) -> dict[str, SteeringRepor
     third = len(men) // 3
     found = contrast_features(model, women[:third], men[:third], at=case.at, layers=case.layers, k=case.k)
     layer = model.model.n_layers - 1
-    handles = {"features": found.features(), "difference of prompts": difference_of_prompts(
+    directions = {"features": found.features(), "difference of prompts": difference_of_prompts(
             model, women[:third], men[:third], layer=layer, read_at=case.at, at=case.at)}  # fmt: skip
     ids = [model.model.token_id(token) for token in tokens]
     return {
         name: steer(
-            model, handle, metric=logit_diff(*ids), metric_name=f"logit({tokens[0]!r}) − logit({tokens[1]!r})",
+            model, direction, metric=logit_diff(*ids), metric_name=f"logit({tokens[0]!r}) − logit({tokens[1]!r})",
             prompts=men[third : 2 * third], held_out=men[2 * third :], unrelated_text=case.text[: 4 if quick else None],
             strengths=(-1.0, 1.0, 4.0) if quick else (-4.0, -2.0, -1.0, -0.5, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
             controls=2 if quick else 10, n_generate=8 if quick else 20, command=command,
             units=found.mean.tolist() if name == "features" else None,
         )
-        for name, handle in handles.items()
+        for name, direction in directions.items()
     }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def markdown(report: SteeringReport) -> str:
     for row in report.side_by_side().to_dict("records"):
         lines.append("| " + " | ".join(f"`{row[c].replace(chr(10), ' ').replace('|', '/')}`" for c in row) + " |")
     n, units = report.n, ", ".join(f"{unit:.2f}" for unit in report.units)
-    what = f"`{report.handle}`" + (f" (strength 1 adds {units})" if units else "")
+    what = f"`{report.direction}`" + (f" (strength 1 adds {units})" if units else "")
     lead = (
         f"{what} on {report.metric}; {n['prompts']} prompts, {n['held_out']} held out, {n['unrelated']} unrelated "
         f"texts (clean loss {report.clean_loss:.3f} nats per token), {n['controls']} controls."
@@ -147,8 +147,9 @@ def main(given: argparse.Namespace) -> None:
                 print("HTML:", report.save(folder))
         parts.append(ledger_rows(tested_label(case, quick=given.quick, command=command)))
     print("\n".join(parts))
-    if given.docs:
-        write_docs(Path(given.docs), "\n".join(parts), command)
+    if given.write:
+        head = f"# Steering\n\nWritten by `{command} --write {given.write}`."
+        write_file(given.write, "\n\n".join([head, "\n".join(parts)]))
 
 
 def ledger_rows(label: Label) -> str:
@@ -165,18 +166,10 @@ def ledger_rows(label: Label) -> str:
     return "\n".join([*lines, ""])
 
 
-def write_docs(path: Path, body: str, command: str) -> None:
-    """Put the measured part between its two marks in the page."""
-    begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
-    page = path.read_text(encoding="utf-8")
-    before, after = page.split(begin)[0], page.split(end)[1]
-    write_file(path, f"{before}{begin}\n\nWritten by `{command} --docs {path}`.\n\n{body}\n{end}{after}")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few strengths, controls and texts")
     parser.add_argument("--out", help="folder for HTML and JSON reports")
-    parser.add_argument("--docs", help="page to write the tables into")
+    parser.add_argument("--write", type=Path, help="file for the tables")
     parser.add_argument("--llama", nargs=3, metavar=("FOLDER", "DICTIONARIES", "TEXT"), help="a TinyStories model too")
     main(parser.parse_args())

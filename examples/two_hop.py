@@ -7,7 +7,7 @@ features in their place, that state's capital should become the answer; random f
 neither. Strengths were chosen on the first phrasing and the cities that the model saw in two-hop training, layers and
 numbers of features on the first phrasing and all cities; the other phrasings are a test.
 
-python examples/two_hop.py [--quick] [--dictionaries pocket pocket-plt] [--docs docs/steering.md]
+python examples/two_hop.py [--quick] [--dictionaries pocket pocket-plt] [--write FILE]
 """
 
 import argparse
@@ -146,29 +146,25 @@ def two_hop(dictionaries: str = "pocket", *, quick: bool = False, settings: Sett
     return summary(pd.concat([measure(states, phrase, cities) for phrase in phrases], ignore_index=True))
 
 
-def write_docs(path: Path, tables: dict[str, pd.DataFrame]) -> None:
-    """Put the tables between their marks in the page."""
-    begin, end = "<!-- two hops: begin -->", "<!-- two hops: end -->"
-    page = path.read_text(encoding="utf-8")
-    lines = [f"Written by `python examples/two_hop.py --docs {path}`.", ""]
+def write_tables(path: Path, tables: dict[str, pd.DataFrame]) -> None:
+    lines = ["# Two hops", "", f"Written by `python examples/two_hop.py --write {path}`.", ""]
     for name, table in tables.items():
         lines += [f"Dictionaries `{name}`:", "", "| prompts | change | n | answer moved | other state's capital |"]
         lines += ["|---|---|---|---|---|"]
         for part, change, n, moved, to_other in table.itertuples(index=False):
             lines.append(f"| {part} | {change} | {n} | {moved:.1%} | {to_other:.1%} |")
         lines.append("")
-    text = "\n".join(lines)
-    write_file(path, f"{page.split(begin)[0]}{begin}\n\n{text}\n{end}{page.split(end)[1]}")
+    write_file(path, "\n".join(lines))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cities and two phrasings")
     parser.add_argument("--dictionaries", nargs="+", default=["pocket", "pocket-plt"])
-    parser.add_argument("--docs", type=Path, help="page to write the tables into")
+    parser.add_argument("--write", type=Path, help="file for the tables")
     given = parser.parse_args()
     found = {chosen: two_hop(chosen, quick=given.quick) for chosen in given.dictionaries}
     for name, table in found.items():
         print(name, table.to_string(index=False, float_format=lambda x: f"{x:.1%}"), sep="\n")
-    if given.docs:
-        write_docs(given.docs, found)
+    if given.write:
+        write_tables(given.write, found)

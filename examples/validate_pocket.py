@@ -1,6 +1,6 @@
 """How far an attribution graph's edges hold in the pocket model: five tasks, every regime, error budgets, circuits.
 
-python examples/validate_pocket.py [--quick] [--write docs/validation.md] [--json FILE]
+python examples/validate_pocket.py [--quick] [--write benchmarks/results/pocket_validation.md] [--json FILE]
 """
 
 import json
@@ -31,7 +31,7 @@ from circuitsae.validation import (
 )
 from transcoders.files import write_file
 
-COMMAND = "python examples/validate_pocket.py --write docs/validation.md"
+COMMAND = "python examples/validate_pocket.py --write benchmarks/results/pocket_validation.md"
 NODES, EDGES, CONTROLS, LEAST, AIM = 0.9, 100, 10, 30, (0.9, 0.95)
 
 

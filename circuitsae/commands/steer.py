@@ -99,7 +99,7 @@ def steer(
     wrong = None if against is None else lm.token_id(against)
     report = steering.steer(
         loaded,
-        _handle(loaded, feature, near, far, layer, top_features),
+        _what(loaded, feature, near, far, layer, top_features),
         metric=module.logit(right) if wrong is None else module.logit_diff(right, wrong),
         metric_name=" − ".join(f"logit({visible(lm.token_string(t))})" for t in (right, wrong) if t is not None),
         prompts=prompts, held_out=kept, unrelated_text=_unrelated(loaded, model, text, texts, context),
@@ -145,7 +145,7 @@ def _first_choice(model: "ReplacementModel", prompt: str) -> int:
     return int(logits[0, -1].argmax())
 
 
-def _handle(
+def _what(
     model: "ReplacementModel", named: Sequence[str], toward: list[str], away: list[str], layer: int | None, k: int
 ) -> Any:
     from circuitsae.features import contrast_features
@@ -198,7 +198,7 @@ def show(console: Console, report: "SteeringReport") -> None:
         cells = [f"{row[own]:+.2f} ({row[control]:.2f})" for own, control in pairs]
         line = [f"{row['strength']:g}", *cells, "yes" if row["broken"] else ""]
         rows.append([Text(cell, style=style) for cell in _only(line, shown)])
-    show_table(console, f"{report.handle} on {report.metric}, wanted {report.want}", _only(columns, shown), rows)
+    show_table(console, f"{report.direction} on {report.metric}, wanted {report.want}", _only(columns, shown), rows)
     side = (
         f"; KL and loss per token of {n['unrelated']} unrelated texts (clean loss {report.clean_loss:.3f})"
         if n["unrelated"]

@@ -11,8 +11,9 @@ import pandas as pd
 from jaxtyping import Integer
 
 from circuitsae.features.card_files import TOP, cards_folder, check_cards, has_cards, read_cards, write_cards
-from circuitsae.features.ledger import Ledger, label_json
+from circuitsae.features.ledger import Ledger
 from circuitsae.graph.checking import MalformedError
+from circuitsae.graph.supernodes import label_json
 from transcoders.errors import DictionaryError, FileFormatError
 
 _DIGITS = 4

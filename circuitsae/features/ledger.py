@@ -16,11 +16,11 @@ A label with no causal row that is supported or contradicted is a hypothesis, an
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -214,30 +214,6 @@ def feature_id(name: str) -> str:
     name = name.strip().partition("@")[0].rstrip()
     found = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", name)
     return name if found is None else f"{int(found[1])}.{int(found[2])}"
-
-
-@runtime_checkable
-class LedgerLike(Protocol):
-    """Labels with their evidence: what pages ask of a `Ledger`."""
-
-    def of(self, feature: str, /) -> Sequence[Any]: ...
-    def display(self, feature: str, /) -> str: ...
-
-
-def label_json(feature: str, ledger: LedgerLike) -> dict[str, Any] | None:
-    """The labels of one feature as pages show them, None where it has none.
-
-    `text` and `status` of its own label first, or of the smallest supernode's; `display` and `evidence` of all.
-    """
-    found = sorted(ledger.of(feature), key=lambda label: len(label.features))
-    if not found:
-        return None
-    return {
-        "text": found[0].text,
-        "status": str(found[0].status),
-        "display": ledger.display(feature),
-        "evidence": [line for label in found for line in label.evidence],
-    }
 
 
 def _words(value: Any) -> str:

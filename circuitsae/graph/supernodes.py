@@ -191,6 +191,30 @@ class CardsLike(Protocol):
         ...
 
 
+@runtime_checkable
+class LedgerLike(Protocol):
+    """Labels with their evidence: what pages ask of a `Ledger`."""
+
+    def of(self, feature: str, /) -> Sequence[Any]: ...
+    def display(self, feature: str, /) -> str: ...
+
+
+def label_json(feature: str, ledger: LedgerLike) -> dict[str, Any] | None:
+    """The labels of one feature as pages show them, None where it has none.
+
+    `text` and `status` of its own label first, or of the smallest supernode's; `display` and `evidence` of all.
+    """
+    found = sorted(ledger.of(feature), key=lambda label: len(label.features))
+    if not found:
+        return None
+    return {
+        "text": found[0].text,
+        "status": str(found[0].status),
+        "display": ledger.display(feature),
+        "evidence": [line for label in found for line in label.evidence],
+    }
+
+
 def suggest_supernodes(
     graph: AttributionGraph,
     *,

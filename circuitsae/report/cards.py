@@ -6,8 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from circuitsae.features.ledger import LedgerLike, label_json
-from circuitsae.graph.supernodes import CardsLike
+from circuitsae.graph.supernodes import CardsLike, LedgerLike, label_json
 from circuitsae.report.text import cut, printable, visible
 from transcoders.errors import InputError
 from transcoders.token_text import with_characters

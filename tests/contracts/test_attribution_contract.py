@@ -36,7 +36,7 @@ OTHERS = (
     "opt", "gpt_neo", "gptj", "gpt_neox", "bloom", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3", "phi",
     "olmo2",
 )  # fmt: skip
-"""The families of `docs/families.md` beyond these pass tests/contracts/test_families.py."""
+"""The families of `benchmarks/results/families.md` beyond these pass tests/contracts/test_families.py."""
 CASES = [(family, kind) for family in THOROUGH for kind in KINDS]
 CASES += [(family, kind) for family in OTHERS for kind in ("plt", "clt", "clt-skip")]
 CASES += [("pocket", "clt"), ("pocket", "plt")]

@@ -2,8 +2,8 @@
 
 A paragraph, list item or table with figures names the file they come from, in a link, in backticks or in a comment
 (`<!-- figures: benchmarks/results/x.md -->`); a comment above a block counts for that block. Each figure must be found
-there, as it stands or rounded. What a script writes is its own source: a page or a part of one says which command made
-it.
+there, as it stands or rounded. Tables of measurements are no part of the pages: commands write them to
+benchmarks/results, where a page is its own source.
 """
 
 import re
@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("benchmarks/results/*.md"))
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md"))]
 _UNITS = "%|×|times|ms|s|seconds|minutes|hours|CPU-seconds|kB|MB|GB|MiB|GiB|TFLOP|nats"
 _PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:e[-−+]?\d+)?"
@@ -26,7 +27,6 @@ _SCALES = {"%": 100, "GB": 1e-3, "MB": 1e-6}
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,_]*(?:\.\d+)?(?:e[-+]?\d+)?|(?<![\w.])\.\d+")
 _SOURCE = re.compile(r"figures:\s*(.*?)\s*-->", re.DOTALL)
 _MADE = re.compile(r"(?:written|made)\s+by\s+`([^`]+)`", re.IGNORECASE)
-_BEGIN, _END = re.compile(r"<!-- .*(: begin|: written by \S+) -->"), re.compile(r"<!-- (.*: end|end of .*) -->")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Passage:
     line: int
     text: str
     named: tuple[str, ...]
+    table: bool = False
 
 
 def passages(page: str) -> Iterator[Passage]:
@@ -43,21 +44,18 @@ def passages(page: str) -> Iterator[Passage]:
     tokens = MarkdownIt("commonmark").enable("table").parse((ROOT / page).read_text("utf-8"))
     above: tuple[str, ...] = ()
     table: list[Token] | None = None
-    generated = False
     for token in tokens:
         if token.type == "html_block":
-            generated = bool(_BEGIN.search(token.content)) or (generated and not _END.search(token.content))
             above += sources(token.content)
         elif token.type == "table_open":
             table = []
         elif token.type == "table_close" and table is not None:
-            if not generated:
-                yield passage(page, table, above)
+            yield passage(page, table, above)
             table, above = None, ()
         elif token.type == "inline" and table is not None:
             table.append(token)
         elif token.type in ("inline", "fence"):
-            if token.type == "inline" and not generated:
+            if token.type == "inline":
                 yield passage(page, [token], above)
             above = ()
 
@@ -75,7 +73,7 @@ def passage(page: str, inlines: list[Token], above: tuple[str, ...]) -> Passage:
     named += [str(ROOT / child.content) for child in children if child.type == "code_inline"]
     named += [path for child in children if child.type == "html_inline" for path in sources(child.content)]
     files = tuple(name for name in (*above, *named) if len(name) < 300 and is_source(name))
-    return Passage((inlines[0].map or [0])[0] + 1, text, files)
+    return Passage((inlines[0].map or [0])[0] + 1, text, files, table=len(inlines) > 1)
 
 
 def is_source(name: str) -> bool:
@@ -135,7 +133,7 @@ def test_every_figure_has_a_source(page):
     assert not wrong, "these are not in the files that their passages name:\n" + "\n".join(wrong)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)])
+@pytest.mark.parametrize("page", [page for page in (*PAGES, *RESULTS) if commands_of(page)])
 def test_what_is_written_by_a_command_names_one_that_exists(page):
     for command in commands_of(page):
         program, *arguments = command.split()
@@ -145,6 +143,11 @@ def test_what_is_written_by_a_command_names_one_that_exists(page):
             assert (ROOT / (arguments[1].replace(".", "/") + ".py")).is_file(), command
         else:
             assert (ROOT / (arguments[0] if program == "python" else program)).is_file(), command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not written_whole(page)])
+def test_tables_of_measurements_are_results_and_no_part_of_a_page(page):
+    assert [one.line for one in passages(page) if one.table and len(figures(one.text)) > 3] == []
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ from circuitsae.features.collection.cofiring import cofiring
 from circuitsae.features.collection.examples import mixed
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
-from circuitsae.features.ledger import label_json
 from circuitsae.graph import AttributionGraph, suggest_supernodes
+from circuitsae.graph.supernodes import label_json
 from circuitsae.pocket import MODEL_DIR, dictionary_folder, load_cards
 from circuitsae.report.browser import write_browser
 from examples.pocket import cards as pocket_cards

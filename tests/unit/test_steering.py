@@ -14,8 +14,7 @@ from circuitsae.interventions import Feature, Prompt, logit_diff
 from circuitsae.interventions.controls import matched_features, written_vectors
 from circuitsae.interventions.prompts import Recording
 from circuitsae.interventions.steering import Direction, Limits, difference_of_prompts, steer
-from circuitsae.interventions.steering.report import SteeringReport, tabulate
-from circuitsae.interventions.steering.settings import distinct_trigrams
+from circuitsae.interventions.steering.report import SteeringReport, distinct_trigrams, tabulate
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
@@ -195,7 +194,7 @@ def test_report_is_json_a_figure_and_an_offline_page(model, tmp_path):
     report = sweep(model, [Feature(0, 7), Feature(1, 3)], metric_name="<b>metric</b>", command="circuitsae steer <x>")
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert document["format"] == "circuitsae-steering/1"
-    assert len(document["effects"]) == 3 * 3 * 3  # prompts, handle and controls, strengths
+    assert len(document["effects"]) == 3 * 3 * 3  # prompts, direction and controls, strengths
     assert len(list(report.to_figure().data)) == 2 * (1 + 2) + 5
     page = report.save(tmp_path).read_text(encoding="utf-8")
     assert "<b>metric</b>, wanted" not in page

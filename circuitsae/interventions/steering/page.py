@@ -1,18 +1,13 @@
 """A steering report as a figure and as one offline HTML page, from its JSON."""
 
-import html
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from circuitsae.report.document import Document, Number
+
 _BLUE, _ORANGE, _GREY, _RED = "#0072b2", "#d55e00", "#777777", "#cc0000"
-_STYLE = (
-    "body{font:15px system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#111;background:#fff}"
-    "table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .6em;border-bottom:1px solid #ccc;"
-    "text-align:right;vertical-align:top}td.text,th.text{text-align:left}tr.broken{color:#a00}tr.chosen{font-weight:bold}"
-    ".written{white-space:pre-wrap}"
-)
 _COLUMNS = {
     "strength": "strength", "effect": "effect", "control": "largest control", "held_out_effect": "held-out effect",
     "held_out_control": "largest control", "kl": "KL, unrelated", "control_kl": "controls",
@@ -66,57 +61,39 @@ def _means(document: dict[str, Any], name: str, control: int) -> tuple[list[floa
 
 
 def page(document: dict[str, Any]) -> str:
-    """One HTML file that works offline. What models and prompts say is untrusted text and escaped."""
-    plot = figure(document).to_html(full_html=False, include_plotlyjs=True)
-    chosen = document["recommended"]
-    verdict = f"Recommended strength: {chosen:g}" if chosen is not None else "No strength is recommended"
-    n, loss = document["n"], document["clean_loss"]
+    """One HTML file that works offline."""
+    chosen, n, loss = document["recommended"], document["n"], document["clean_loss"]
     clean_loss = "" if loss is None else f" (clean loss {loss:.3f})"
-    parts = [
-        f"<h1>Steering by {_safe(document['handle'])}</h1>",
-        f"<p>{_safe(document['model'])}; {_safe(document['metric'])}, wanted {_safe(document['want'])}; "
-        f"{n['prompts']} prompts, {n['held_out']} held out, {n['unrelated']} unrelated texts"
-        f"{clean_loss}, {n['controls']} controls.</p>",
-        f"<p><b>{verdict}</b>: {_safe(document['reason'])}.</p>",
-        plot,
-        _table(document["table"], chosen),
-        _written(document["generations"]),
-        f"<p><code>{_safe(document['command'])}</code></p>" if document["command"] else "",
-    ]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Steering by {_safe(document["handle"])}'
-        f"</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    made = Document(f"Steering by {document['handle']}")
+    made.paragraph(
+        f"{document['model']}; {document['metric']}, wanted {document['want']}; {n['prompts']} prompts, "
+        f"{n['held_out']} held out, {n['unrelated']} unrelated texts{clean_loss}, {n['controls']} controls."
     )
+    verdict = f"Recommended strength: {chosen:g}" if chosen is not None else "No strength is recommended"
+    made.paragraph(f": {document['reason']}.", lead=verdict)
+    made.figure(figure(document))
+    rows = document["table"]
+    made.table(
+        [*_COLUMNS.values(), "breaks the model"],
+        [[*(_number(row[name], name) for name in _COLUMNS), row["broken"]] for row in rows],
+        ["broken" if row["broken"] else "chosen" if row["strength"] == chosen else "" for row in rows],
+    )
+    made.heading("Continuations")
+    written = document["generations"]
+    clean = {row["prompt"]: row["text"] for row in written if row["strength"] is None}
+    made.table(
+        ["prompt", "strength", "before", "after"],
+        [
+            [row["prompt"], _number(row["strength"], "strength"), clean[row["prompt"]], row["text"]]
+            for row in written
+            if row["strength"] is not None
+        ],
+    )
+    made.code(document["command"])
+    return made.html()
 
 
-def _safe(text: Any) -> str:
-    return html.escape(str(text))
-
-
-def _table(rows: list[dict[str, Any]], chosen: float | None) -> str:
-    head = "".join(f"<th>{label}</th>" for label in _COLUMNS.values()) + '<th class="text">breaks the model</th>'
-    lines = []
-    for row in rows:
-        kind = "broken" if row["broken"] else "chosen" if row["strength"] == chosen else ""
-        cells = "".join(f"<td>{_number(row[name], name)}</td>" for name in _COLUMNS)
-        lines.append(f'<tr class="{kind}">{cells}<td class="text">{_safe(row["broken"])}</td></tr>')
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
-
-
-def _number(value: float | None, column: str) -> str:
+def _number(value: float | None, column: str) -> Number:
     if value is None:
-        return "—"
-    return f"{value:g}" if column == "strength" else f"{value:.3f}"
-
-
-def _written(rows: list[dict[str, Any]]) -> str:
-    clean = {row["prompt"]: row["text"] for row in rows if row["strength"] is None}
-    lines = [
-        f'<tr><td class="text">{_safe(row["prompt"])}</td><td>{row["strength"]:g}</td>'
-        f'<td class="text written">{_safe(clean[row["prompt"]])}</td>'
-        f'<td class="text written">{_safe(row["text"])}</td></tr>'
-        for row in rows
-        if row["strength"] is not None
-    ]
-    head = '<th class="text">prompt</th><th>strength</th><th class="text">before</th><th class="text">after</th>'
-    return f"<h2>Continuations</h2><table><tr>{head}</tr>{''.join(lines)}</table>"
+        return Number("—")
+    return Number(f"{value:g}" if column == "strength" else f"{value:.3f}")

@@ -1,7 +1,9 @@
-"""What steering did: one row per strength, and the strength to use, or none."""
+"""What steering did: one row per strength, which of them break the model, and the strength to use, or none."""
 
 import json
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +13,48 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from circuitsae.interventions.steering.page import figure, page
-from circuitsae.interventions.steering.settings import Limits, distinct_trigrams
+from transcoders.errors import InputError
 from transcoders.files import write_file
 
 FORMAT = "circuitsae-steering/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """A strength breaks the model where any of these is passed; such a strength is never recommended."""
+
+    loss: float = 0.1
+    """The loss on unrelated text rises by more than this share of the clean model's."""
+    kl: float = 0.5
+    """The mean KL(clean ‖ steered) on unrelated text is more than this, in nats per token."""
+    distinct: float = 0.5
+    """Of three tokens in a row, continuations have fewer distinct ones than this share of the clean model's."""
+
+    def __post_init__(self) -> None:
+        if self.loss < 0 or self.kl < 0 or not 0 <= self.distinct <= 1:
+            raise InputError(f"{self} are no limits; give loss and kl from 0 on, and distinct from 0 to 1.")
+
+    def passed(
+        self, *, clean_loss: float, loss_rise: float | None, kl: float | None, distinct: float, clean_distinct: float
+    ) -> str:
+        """What was passed, in words; empty if nothing was. What is None was not measured."""
+        reasons = []
+        if loss_rise is not None and not loss_rise <= self.loss * clean_loss:  # NaN breaks too
+            reasons.append(f"loss on unrelated text {loss_rise:+.3f}, limit {self.loss * clean_loss:+.3f}")
+        if kl is not None and not kl <= self.kl:
+            reasons.append(f"KL on unrelated text {kl:.3f}, limit {self.kl:g}")
+        if distinct < self.distinct * clean_distinct:
+            reasons.append(f"continuations repeat: {distinct:.0%} distinct trigrams, clean {clean_distinct:.0%}")
+        return "; ".join(reasons)
+
+
+def distinct_trigrams(rows: Sequence[Sequence[int]]) -> float:
+    """Share of distinct ones among the trigrams within each row, mean over the rows; 1 for rows too short for any."""
+    shares = []
+    for row in rows:
+        grams = [tuple(row[i : i + 3]) for i in range(len(row) - 2)]
+        shares.append(len(set(grams)) / len(grams) if grams else 1.0)
+    return sum(shares) / len(shares) if shares else 1.0
 
 
 def tabulate(
@@ -54,7 +94,7 @@ class SteeringReport:
     """A sweep of strengths, its side effects and controls."""
 
     model: str
-    handle: str
+    direction: str
     """What was pushed."""
     push: str
     units: tuple[float, ...]
@@ -76,6 +116,12 @@ class SteeringReport:
     n: dict[str, int]
     """How many prompts, held-out prompts, unrelated texts and controls."""
     command: str = ""
+
+    @property
+    def handle(self) -> str:
+        """What was pushed, by its old name."""
+        warnings.warn("SteeringReport.handle is now called direction.", DeprecationWarning, stacklevel=2)
+        return self.direction
 
     @cached_property
     def _choice(self) -> tuple[float | None, str]:
@@ -121,7 +167,8 @@ class SteeringReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        plain = {name: getattr(self, name) for name in ("model", "handle", "push", "metric", "want", "n")}
+        plain = {name: getattr(self, name) for name in ("model", "push", "metric", "want", "n")}
+        plain["handle"] = self.direction  # the name that files have had from the beginning
         plain["clean_loss"] = self.clean_loss if math.isfinite(self.clean_loss) else None
         frames = {name: _records(getattr(self, name)) for name in ("table", "effects", "generations")}
         return {

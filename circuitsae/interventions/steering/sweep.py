@@ -17,9 +17,8 @@ from circuitsae.interventions.generation import generate
 from circuitsae.interventions.intervene import Chunk, run_alternatives
 from circuitsae.interventions.outcome import Metric
 from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
-from circuitsae.interventions.steering.handles import Direction, Handle, Push, handle_of
-from circuitsae.interventions.steering.report import SteeringReport, tabulate
-from circuitsae.interventions.steering.settings import Limits
+from circuitsae.interventions.steering.directions import Direction, Push, SteeringDirection, steering_direction
+from circuitsae.interventions.steering.report import Limits, SteeringReport, tabulate
 from circuitsae.interventions.targets import Feature
 from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError, PromptError
@@ -60,7 +59,7 @@ def steer(
     Measured for every strength, and for `controls` stand-ins of the same written norm (other features of the same
     layers that fire on the texts; Gaussian vectors for a direction): the metric at the last position of `prompts`
     and of `held_out`, its change; mean KL(clean ‖ steered) and change of loss per token on `unrelated_text`, where the
-    handle acts at every position; continuations of `generate_on` (default: the first two of `held_out`, or else of
+    direction acts at every position; continuations of `generate_on` (default: the first two of `held_out`, or else of
     `prompts`) before and after. What is not given is not measured. `limits` says when a strength breaks the model.
 
     The recommended strength is the one with the largest effect on `prompts`, in the direction that is wanted, among
@@ -77,12 +76,12 @@ def steer(
     library = Library(model)
     recordings = {name: [library[prompt] for prompt in members] for name, members in sets.items()}
     texts = recordings["prompts"] + recordings["unrelated"]
-    handle = handle_of(what, units, push, _largest(model, texts))
-    handle.everywhere()  # refused before anything is run
+    direction = steering_direction(what, units, push, _largest(model, texts))
+    direction.everywhere()  # refused before anything is run
     draw = torch.Generator().manual_seed(seed)
     firing = [row > 0 for row in _largest(model, texts)]
-    handles = [handle, *(handle.control(model, draw, firing) for _ in range(controls))]
-    job = _Job(model, library, metric, tuple(float(s) for s in strengths), handles, memory)
+    directions = [direction, *(direction.control(model, draw, firing) for _ in range(controls))]
+    job = _Job(model, library, metric, tuple(float(s) for s in strengths), directions, memory)
     given = [name for name in ("prompts", "held_out") if recordings[name]]
     effects = pd.concat([job.effects(name, recordings[name]) for name in given], ignore_index=True)
     side, clean_loss = job.side_effects(recordings["unrelated"])
@@ -95,9 +94,9 @@ def steer(
     table = tabulate(effects, side, written, clean_loss=clean_loss, limits=limits)
     return SteeringReport(
         model=model.model.name,
-        handle=handle.name,
-        push=handle.push,
-        units=handle.units,
+        direction=direction.name,
+        push=direction.push,
+        units=direction.units,
         metric=metric_name,
         want=want,
         clean_loss=clean_loss,
@@ -131,16 +130,16 @@ class _Job:
     library: Library
     metric: Metric
     strengths: tuple[float, ...]
-    handles: list[Handle]
-    """The handle, then its controls."""
+    directions: list[SteeringDirection]
+    """The direction, then its controls."""
     memory: int
 
     def effects(self, name: str, prompts: Sequence[Recording]) -> pd.DataFrame:
-        """`set`, `prompt`, `control` (−1: the handle itself), `strength`, `before`, `after`, `effect`."""
+        """`set`, `prompt`, `control` (−1: the direction itself), `strength`, `before`, `after`, `effect`."""
         rows = []
         for members in _by_length(prompts).values():
-            todo = [(i, c, s) for i in members for c in range(len(self.handles)) for s in self.strengths]
-            runs = [(prompts[i], self.handles[c].at(s)) for i, c, s in todo]
+            todo = [(i, c, s) for i in members for c in range(len(self.directions)) for s in self.strengths]
+            runs = [(prompts[i], self.directions[c].at(s)) for i, c, s in todo]
             after = torch.cat([self.metric(chunk.logits[:, -1]) for chunk in self._run(runs)]).tolist()
             before = {i: float(self.metric(prompts[i].trace.logits[-1])) for i in members}
             rows += [(name, i, c - 1, s, before[i], x) for (i, c, s), x in zip(todo, after, strict=True)]
@@ -157,10 +156,10 @@ class _Job:
         scored = sum(loss.shape[1] for loss in clean.values())
         if not scored:
             raise PromptError("The unrelated text has no second token to predict; give longer text.")
-        handles = [handle.everywhere() for handle in self.handles]
+        directions = [direction.everywhere() for direction in self.directions]
         for members in _by_length(texts).values():
-            todo = [(i, c, s) for i in members for c in range(len(handles)) for s in self.strengths]
-            for chunk in self._run([(texts[i], handles[c].at(s)) for i, c, s in todo]):
+            todo = [(i, c, s) for i in members for c in range(len(directions)) for s in self.strengths]
+            for chunk in self._run([(texts[i], directions[c].at(s)) for i, c, s in todo]):
                 for (i, c, s), logits in zip(todo[chunk.start : chunk.stop], chunk.logits, strict=True):
                     total = totals[c - 1, s]
                     total[0] += float(_kl(texts[i].trace.logits, logits)[:-1].sum())
@@ -174,7 +173,7 @@ class _Job:
         rows = []
         for recording in prompts:
             prompt = Prompt(recording.trace, recording.roles, recording.template)
-            alternatives = [self.handles[0].at(s) for s in self.strengths]
+            alternatives = [self.directions[0].at(s) for s in self.strengths]
             made = generate(self.model, prompt, alternatives, n=n)
             start = join_tokens(recording.trace.token_strings[int(recording.trace.starts_with_bos) :])
             new = made.tokens[:, made.n_prompt :].tolist()

@@ -32,7 +32,7 @@ class Direction:
 
 
 @dataclass(frozen=True, eq=False)
-class Handle:
+class SteeringDirection:
     """What one strength means: `a ← a + s·unit` (add), `a ← s·unit` (set) or `a ← s·a` (scale); `x ← x + s·vector`."""
 
     what: tuple[Feature, ...] | Direction
@@ -67,8 +67,8 @@ class Handle:
         """The strength that leaves the model as it is, where there is one."""
         return {"add": 0.0, "scale": 1.0}.get(self.push)
 
-    def everywhere(self) -> "Handle":
-        """The handle at every position: for unrelated text, where its places mean nothing.
+    def everywhere(self) -> "SteeringDirection":
+        """The same at every position: for unrelated text, where its places mean nothing.
 
         Raises `InputError` for a feature that is named twice, at different places.
         """
@@ -81,16 +81,16 @@ class Handle:
 
     def control(
         self, model: ReplacementModel, generator: torch.Generator, among: Sequence[Bool[Tensor, "_"]]
-    ) -> "Handle":
+    ) -> "SteeringDirection":
         """A stand-in of the same written norm: other features of the same layers, or a Gaussian vector.
 
-        Its features are pushed by adding `s·unit` (`(s − 1)·unit` for `scale`): most are off where the handle's are on.
+        Its features are pushed by adding `s·unit` (`(s − 1)·unit` for `scale`): most are off where its own are on.
         """
         if isinstance(self.what, Direction):
             noise = torch.randn(self.what.vector.shape, generator=generator, dtype=torch.float64).to(self.what.vector)
             vector = noise * self.what.vector.norm() / noise.norm()
             same = (self.what.layer, self.what.kind)
-            return Handle(Direction(*same, vector, self.what.at, "random"), (), "add")
+            return SteeringDirection(Direction(*same, vector, self.what.at, "random"), (), "add")
         index = torch.tensor([(feature.layer, feature.index) for feature in self.what])
         amounts = torch.tensor(self.units, dtype=model.model.dtype)
         chosen, scaled = matched_features(model, index, amounts, generator, among)
@@ -102,8 +102,8 @@ class Handle:
 
 
 @dataclass(frozen=True, eq=False)
-class _Shifted(Handle):
-    """A control whose zero lies where the handle's does."""
+class _Shifted(SteeringDirection):
+    """A control whose zero lies where the direction's does."""
 
     zero: float = 0.0
 
@@ -111,13 +111,13 @@ class _Shifted(Handle):
         return super().at(strength - self.zero)
 
 
-def handle_of(
+def steering_direction(
     what: Feature | Sequence[Feature] | Direction,
     units: Sequence[float] | None,
     push: Push,
     seen: Sequence[Float[Tensor, "_"]],
-) -> Handle:
-    """A handle; the unit of a feature, unless given, is the largest activation `seen` (by layer), 1 if never on.
+) -> SteeringDirection:
+    """What is steered by; a feature's unit, unless given, is the largest activation `seen` (by layer), 1 if never on.
 
     Raises `InputError` for units that do not match, and for a direction that is to be set or scaled.
     """
@@ -126,7 +126,7 @@ def handle_of(
     if isinstance(what, Direction):
         if push != "add" or units is not None:
             raise InputError(f"A direction is added and has no units; got push={push!r}, units={units!r}.")
-        return Handle(what, (), "add")
+        return SteeringDirection(what, (), "add")
     features = (what,) if isinstance(what, Feature) else tuple(what)
     if not features:
         raise InputError("There is nothing to steer by; give a feature, several, or a Direction.")
@@ -135,12 +135,12 @@ def handle_of(
             raise InputError(_no_such(feature, [len(layer) for layer in seen]))
     if units is None:
         found = [float(seen[feature.layer][feature.index]) for feature in features]
-        return Handle(features, tuple(value if value > 0 else 1.0 for value in found), push)
+        return SteeringDirection(features, tuple(value if value > 0 else 1.0 for value in found), push)
     if len(units) != len(features):
         raise InputError(
             f"{len(features)} features need as many units, the change that strength 1 makes; got {len(units)}."
         )
-    return Handle(features, tuple(float(unit) for unit in units), push)
+    return SteeringDirection(features, tuple(float(unit) for unit in units), push)
 
 
 def _no_such(feature: Feature, widths: Sequence[int]) -> str:
