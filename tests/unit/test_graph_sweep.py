@@ -24,7 +24,7 @@ def pocket() -> cs.ReplacementModel:
 @pytest.mark.parametrize("held", [sweep.HELD_BYTES, 2**12, 0])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"max_features": 60}, {"edges_per_node": 20}, {"unexplained": 0.3}, {"engine": "plain"}, {"batch_size": 7}],
+    [{}, {"max_features": 60}, {"edges_per_node": 20}, {"unexplained": 0.3}, {"engine": "autograd"}, {"batch_size": 7}],
     ids=str,
 )
 def test_pruned_while_found_is_the_full_graph_pruned(
@@ -32,7 +32,7 @@ def test_pruned_while_found_is_the_full_graph_pruned(
 ) -> None:
     """Whatever is held of the rows: the others are computed again."""
     monkeypatch.setattr("circuitsae.attribution.expansion.HELD_BYTES", held)
-    prompt = PROMPT if settings.get("engine") != "plain" else "John gave a drink to"
+    prompt = PROMPT if settings.get("engine") != "autograd" else "John gave a drink to"
     full = attribute(pocket, prompt, **settings)
     expected = full.prune(nodes=0.9, edges=0.95)
     graph, size = attribute_pruned(pocket, prompt, nodes=0.9, edges=0.95, **settings)
