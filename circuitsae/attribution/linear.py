@@ -160,7 +160,7 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
         final = _norm(frozen, bridge.ln_final, "ln_final")
         after_embed = _norm(frozen, bridge.embed_ln, "embed_ln") if hasattr(bridge, "embed_ln") else None
     except (AttributeError, KeyError) as error:
-        raise ModelError(f"{frozen.model.name} has no {error.args[0]}, which the fast engine needs") from error
+        raise ModelError(f"{frozen.model.name} has no {error.args[0]}, which the closed form needs") from error
     position = 0 if frozen.writes.position is None else frozen.writes.position
     model = LinearModel(blocks, final, (frozen.writes.embed + position).to(final.scale.dtype), after_embed)
     _check(model, frozen)
@@ -258,7 +258,7 @@ def _check(model: LinearModel, frozen: FrozenModel) -> None:
         ):  # rounding alone is far below, another architecture above
             raise ModelError(
                 f"What {name} of {frozen.model.name} reads differs by {error:.1e} from what its weights say: "
-                "its architecture differs from those of the fast engine"
+                "its architecture differs from those of the closed form"
             )
 
 

@@ -36,7 +36,7 @@ def pocket() -> cs.ReplacementModel:
         ({"max_features": 60}, 2**12),
         ({"edges_per_node": 20}, 2**12),
         ({"unexplained": 0.3}, 2**12),
-        ({"engine": "plain"}, 2**12),
+        ({"engine": "autograd"}, 2**12),
         ({"batch_size": 7}, 2**12),
     ],
     ids=str,
@@ -46,7 +46,7 @@ def test_pruned_while_found_is_the_full_graph_pruned(
 ) -> None:
     """Whatever is held of the rows: the others are computed again."""
     monkeypatch.setattr("circuitsae.attribution.expansion.HELD_BYTES", held)
-    prompt = PROMPT if settings.get("engine") != "plain" else "John gave a drink to"
+    prompt = PROMPT if settings.get("engine") != "autograd" else "John gave a drink to"
     full = attribute(pocket, prompt, **settings)
     expected = full.prune(nodes=0.9, edges=0.95)
     graph, size = attribute_pruned(pocket, prompt, nodes=0.9, edges=0.95, **settings)
