@@ -65,7 +65,7 @@ class FrozenModel:
         constants = [name for name in self._constant_names() if name not in patterns]
         names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *patterns, *constants]
         has_position = self.model.has_hook(_POSITION)
-        self._check_calls(names, self.model.bridge.hook_dict)
+        self._check_calls(names, self.model.hook_names)
         optional = [_AFTER_FIRST] * self.model.has_hook(_AFTER_FIRST) + [_POSITION] * has_position
         logits, cache = self._clean_run([*names, *optional])
         self._check_calls(names, cache)
@@ -83,7 +83,7 @@ class FrozenModel:
         self.constants = {name: cache[name].detach() for name in self._constant_names()}
         self.logits: Float[Tensor, "pos d_vocab"] = logits[0]
         raw = cache[_RAW][0, -1]
-        self.logit_scale: Float[Tensor, d_vocab] = torch.where(raw == 0, 1, self.logits[-1] / raw)
+        self.logit_scale: Float[Tensor, "d_vocab"] = torch.where(raw == 0, 1, self.logits[-1] / raw)
         position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
         self.writes = Writes(cache[_EMBED][0], position, torch.stack([cache[n][0] for n in self._write_names]))
         self.reads = Reads(torch.stack([cache[n][0] for n in self._read_names]), cache[_FINAL][0])
@@ -122,7 +122,7 @@ class FrozenModel:
         """Hooks of every attention pattern and norm scale."""
         return [
             name
-            for name in self.model.bridge.hook_dict
+            for name in self.model.hook_names
             if name.endswith((".attn.hook_pattern", ".hook_scale")) and not name.startswith(("embed.", "unembed."))
         ]
 

@@ -38,11 +38,10 @@ def load_language_model(name: str, device: str, dtype: str = "float32") -> "Lang
 
     if name != "pocket":
         model_source(name)  # a wrong name is refused before torch takes its seconds
-    from transformers.utils import logging as transformers_logging
-
     from circuitsae.loading import load_model
+    from transcoders.bridge import hide_progress_bars
 
-    transformers_logging.disable_progress_bar()  # of weights read from disk; downloads keep theirs
+    hide_progress_bars()
     return load_model(name, device=device, dtype=dtype)
 
 

@@ -14,7 +14,7 @@ import circuitsae.pocket
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.attribution.engines import EngineName
 from circuitsae.replacement import ReplacementModel
-from transcoders.bridging import check_logits, own_logits
+from transcoders.bridge import check_logits, own_logits
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
