@@ -135,8 +135,8 @@ def _add_the_stream_outside(part: Any) -> None:
 
 
 def _without_stream(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def outside(read: Tensor, residual: Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = forward(read, torch.zeros_like(residual), *args, **kwargs)
+    def outside(read: Tensor, residual: Tensor | float = 0.0, *args: Any, **kwargs: Any) -> Any:
+        out = forward(read, torch.zeros_like(read), *args, **kwargs)
         return (out[0] + residual, *out[1:]) if isinstance(out, tuple) else out + residual
 
     return outside

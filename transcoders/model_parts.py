@@ -54,7 +54,7 @@ class Call:
 
     named: dict[str, Any]
     by_name: bool
-    """Whether the stream is given by name."""
+    """Whether what it reads is given by name."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ class ModelParts:
         calls: list[Call] = []
 
         def record(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            calls.append(Call({name: value for name, value in named.items() if name not in _STATEFUL}, not arguments))
+            kept = {name: value for name, value in named.items() if name not in _STATEFUL}
+            calls.append(Call(kept, by_name=not arguments))
 
         with ExitStack() as hooks:
             for block in self._bridge.blocks:
