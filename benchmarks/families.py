@@ -22,7 +22,7 @@ import circuitsae.pocket
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.replacement import ReplacementModel
 from transcoders import load_model
-from transcoders.bridging import own_logits
+from transcoders.bridge import own_logits
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel

@@ -15,7 +15,7 @@ from circuitsae.attribution import LogitTargets, attribute, attribute_pruned
 from circuitsae.attribution.attribute import EngineName
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation import validate
-from transcoders.bridging import check_logits, own_logits
+from transcoders.bridge import check_logits, own_logits
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
