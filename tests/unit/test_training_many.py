@@ -175,7 +175,7 @@ def test_vectors_that_cannot_be_used_are_refused():
         train(None, vectors(100, 16), CLTConfig(**COMMON), progress=False)
     with pytest.raises(InputError, match="one shape"):
         train(None, (vectors(100, 16), vectors(100, 8)), CLTConfig(**COMMON), progress=False)
-    for text in ("text.txt", ROWS, (vectors(100, 16),) * 3):
+    for text in ("text.txt", ROWS):
         with pytest.raises(InputError, match="Without a model, vectors are trained on"):
             train(None, text, config, progress=False)  # pyright: ignore[reportArgumentType, reportCallIssue]
 

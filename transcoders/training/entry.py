@@ -85,12 +85,12 @@ def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Sou
     floats = [isinstance(side, Tensor) and side.is_floating_point() for side in sides]
     are_vectors = all(given or callable(side) for given, side in zip(floats, sides, strict=True))
     if model is None:
-        if not are_vectors or not 1 <= len(sides) <= 2:
+        if not are_vectors or len(sides) > 2:
             raise InputError(
                 f"Without a model, vectors are trained on: a tensor of numbers or a function, or a pair of them; got "
                 f"{_named(corpus)}."
             )
-        return VectorSource(*sides, *[None] * (2 - len(sides)), seed=first.seed)
+        return VectorSource(sides[0], sides[1] if len(sides) == 2 else None, seed=first.seed)
     if are_vectors:
         raise InputError(
             f"A model reads text or rows of tokens; got {_named(corpus)}. Give None for the model to train on vectors."
