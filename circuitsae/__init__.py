@@ -18,22 +18,27 @@ from transcoders._lazy import lazy_exports
 if TYPE_CHECKING:
     __version__: str
     from circuitsae.attribution import LogitTargets, TopLogits, attribute
-    from circuitsae.graph import AttributionGraph, Node, NodeKind, load_graph, prune
-    from circuitsae.interventions import node_change, reads_after
+    from circuitsae.graph import AttributionGraph, load_graph
+    from circuitsae.interventions import intervene
     from circuitsae.loading import load_dictionaries, load_model
     from circuitsae.replacement import ReplacementModel, Trace
+    from circuitsae.report import write_html
     from circuitsae.validation import Validation, faithfulness, validate
-    from transcoders import CLTConfig, SAEConfig, TranscoderConfig, random_model, train
+    from transcoders import random_model
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "circuitsae.attribution": ("LogitTargets", "TopLogits", "attribute"),
-        "circuitsae.graph": ("AttributionGraph", "Node", "NodeKind", "load_graph", "prune"),
-        "circuitsae.interventions": ("node_change", "reads_after"),
+        "circuitsae.graph": ("AttributionGraph", "load_graph"),
+        "circuitsae.interventions": ("intervene",),
         "circuitsae.loading": ("load_dictionaries", "load_model"),
         "circuitsae.replacement": ("ReplacementModel", "Trace"),
+        "circuitsae.report": ("write_html",),
         "circuitsae.validation": ("Validation", "faithfulness", "validate"),
-        "transcoders": ("CLTConfig", "SAEConfig", "TranscoderConfig", "random_model", "train"),
+        "transcoders": ("random_model",),
     },
+    deprecated={name: f"circuitsae.graph.{name}" for name in ("Node", "NodeKind", "prune")}
+    | {name: f"circuitsae.interventions.{name}" for name in ("node_change", "reads_after")}
+    | {name: f"transcoders.{name}" for name in ("CLTConfig", "SAEConfig", "TranscoderConfig", "train")},
 )

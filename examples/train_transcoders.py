@@ -13,8 +13,8 @@ def main(arguments: list[str]) -> None:
     quick = "--quick" in arguments
     name, text, out = [a for a in arguments if not a.startswith("--")]
     model = cs.load_model(name)
-    config = cs.CLTConfig(features=64 if quick else 2048, tokens=10_000 if quick else 5_000_000, batch=256)
-    clt = cs.train(model, text, config, out=out, progress=not quick)
+    config = tc.CLTConfig(features=64 if quick else 2048, tokens=10_000 if quick else 5_000_000, batch=256)
+    clt = tc.train(model, text, config, out=out, progress=not quick)
     evaluation = tc.evaluate(model, clt, tc.held_out_rows(model, text, tokens=1_000 if quick else 20_000, context=64))
     print(evaluation.to_frame())
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 import circuitsae as cs
+from circuitsae.graph import NodeKind
 from circuitsae.interventions import logit_diff
 from circuitsae.pocket import prompts as pocket
 from circuitsae.pocket.corpus import held_out_text
@@ -203,7 +204,7 @@ def circuit_section(model: cs.ReplacementModel, task: PromptTask, quick: bool) -
 
 def joint_section(model: cs.ReplacementModel, prompt: str) -> str:
     graph = cs.attribute(model, prompt).prune(nodes=NODES)
-    pairs = strongest_pairs(graph, count=10, kinds=(cs.NodeKind.FEATURE, cs.NodeKind.ERROR))
+    pairs = strongest_pairs(graph, count=10, kinds=(NodeKind.FEATURE, NodeKind.ERROR))
     found = joint_ablation(model, graph, pairs, targets=[graph.top_logits()[0].id])
     counted = int(found.groups["super_additive"].to_numpy().sum())
     return "\n".join(

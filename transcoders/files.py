@@ -9,6 +9,7 @@ system refuses (a full disk, a folder that may not be written to, a file where a
     with new_file(path) as temporary:       one file, for code that wants a path to write to
     with new_files(folder) as temporary:    files that belong together, moved into `folder` at the end
     with new_folder(folder) as temporary:   a folder that takes the place of `folder` at the end
+    with claimed(folder) as mine:           before long work: the folder can be written to, and no other process will
 """
 
 import errno
@@ -25,6 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from transcoders.errors import WriteError
 
 try:
@@ -34,6 +37,7 @@ except ImportError:  # Windows has no locks for folders
 
 Content = bytes | memoryview | str | Callable[[BinaryIO], object]
 
+_CLAIM = ".claimed.lock"
 _DAY = 24 * 60 * 60
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
@@ -74,10 +78,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_files(folder: Path) -> Iterator[Path]:
+def new_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
     """A temporary folder; at the end of the block its files are moved into `folder`, which keeps its other files.
 
-    Nothing is moved before all is on the disk, and two processes do not move theirs at the same time.
+    Of those it loses the ones named by `without`, which belong to files that are replaced. Nothing is moved before all
+    is on the disk, and two processes do not move theirs at the same time.
     """
     with _place(folder) as folder, _parents(folder):
         temporary = _temporary(folder / "files")
@@ -88,6 +93,8 @@ def new_files(folder: Path) -> Iterator[Path]:
             for file in written:
                 _force(file)
             with _locked(folder, shared=False):
+                for name in without:
+                    (folder / name).unlink(missing_ok=True)
                 for file in written:
                     file.replace(folder / file.name)
             _force_names(folder)
@@ -130,6 +137,36 @@ def new_folder(folder: Path) -> Iterator[Path]:
         finally:
             for stale in (temporary, earlier):
                 shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Make the folder and hold it, until the block ends or the process is killed; False where another one holds it.
+
+    Where nothing is written in the block, everything is left as it was.
+    """
+    made: list[Path] = []
+    lock: FileLock | None = None
+    try:
+        with _place(folder) as place:
+            made += [path for path in (place, *place.parents) if not path.exists()]
+            place.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place / _CLAIM, timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                lock = None
+            except NotImplementedError:
+                pass  # a network file system without locks
+        yield lock is not None
+    finally:
+        if lock is not None:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
+        for path in made:
+            with suppress(OSError):  # something was written there
+                path.rmdir()
 
 
 def short_hash(parts: Iterable[bytes | str]) -> str:

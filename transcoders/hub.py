@@ -7,8 +7,12 @@ at once, and uses what it has downloaded before.
 import os
 from pathlib import Path
 from threading import Thread
+from typing import Literal
 
 from transcoders.errors import InputError, ModelError
+
+Kind = Literal["model", "dataset"]
+"""Of a repository of the hub."""
 
 PATIENCE = 4.0
 """Seconds to wait for the hub's first answer, unless HF_HUB_ETAG_TIMEOUT gives it more."""
@@ -26,11 +30,11 @@ def model_source(name: str | Path) -> str:
     return str(folder_or_name(str(name), f"The model {str(name)!r}", ModelError, instead))
 
 
-def folder_or_name(name: str, what: str, error: type[InputError], instead: str) -> Path | str:
+def folder_or_name(name: str, what: str, error: type[InputError], instead: str, kind: Kind = "model") -> Path | str:
     """The hub name where the hub answers, else the folder it was downloaded to; raises `error` where it was not."""
     if (problem := hub_problem()) is None:
         return name
-    if (folder := downloaded(name)) is not None:
+    if (folder := downloaded(name, kind)) is not None:
         return folder
     raise error(f"{what} is not on this machine, and the hub cannot be asked ({problem}); {instead}.")
 
@@ -74,13 +78,13 @@ def _ask(endpoint: str, seconds: float, answer: list[str | None]) -> None:
         answer[0] = f"{endpoint} cannot be reached: {first_line(error)}"
 
 
-def downloaded(name: str) -> Path | None:
+def downloaded(name: str, kind: Kind = "model") -> Path | None:
     """The folder of a repository that was downloaded before; None where it was not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return Path(snapshot_download(name, repo_type=kind, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
 

@@ -3,12 +3,15 @@
 import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.hf_utils import autotokenizer_with_special_token_compat
+from transformers.utils import logging as logging_of_transformers
 
 from transcoders.bridging import check_logits
 from transcoders.errors import ModelError
@@ -33,7 +36,8 @@ def load_model(
     _check_device(device)
     source = model_source(name)
     try:
-        bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
+        with _no_bars():
+            bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
         tokenizer = _own_tokenizer(bridge.tokenizer)
     except Exception as error:  # the hub client, transformers and TransformerLens raise many kinds here
         if architecture := re.search(r"Config architectures: \['(.*?)'\]", first_line(error)):
@@ -52,6 +56,18 @@ def load_model(
     check_logits(bridge, model.name)
     logging.getLogger(__name__).info("loaded %s: %d layers", name, model.n_layers)
     return model
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Weights are read from the disk without a progress bar; downloads, the hub client's, keep theirs."""
+    earlier = logging_of_transformers.set_tqdm_hook(
+        lambda make, args, settings: make(*args, **{**settings, "disable": True})
+    )
+    try:
+        yield
+    finally:
+        logging_of_transformers.set_tqdm_hook(earlier)
 
 
 def _own_tokenizer(changed: Any) -> Any:

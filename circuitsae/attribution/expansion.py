@@ -21,7 +21,7 @@ from circuitsae.graph import (
 from circuitsae.graph.compact import RowBlock, assemble, nonzeros
 from circuitsae.graph.influence import cumulative, scores
 from circuitsae.graph.nodes import node_columns
-from circuitsae.graph.pruning import prune_edges, strongest_nodes
+from circuitsae.graph.pruning import strongest_nodes
 from circuitsae.graph.sweep import HELD_BYTES, InfluenceSweep, Sums
 
 ROUNDS = 6
@@ -131,8 +131,7 @@ def pruned(
         sweep.add(found, sparse_rows(block), inputs)
         places.append(found)
     sums = sweep.sums()
-    bias = kind == NodeKind.BIAS
-    kept = strongest_nodes(sums.influence, bias, (kind == NodeKind.TOKEN) | (kind == NodeKind.LOGIT), nodes)
+    kept = strongest_nodes(sums.influence, kind, nodes)
     held = sweep.held_rows()
     wanted = kept & targets
     wanted[np.concatenate([block.rows for block in held]) if held else []] = False
@@ -142,7 +141,7 @@ def pruned(
         again = np.flatnonzero(wanted[found])
         blocks.append(_inside(RowBlock(found[again], sparse_rows(block[again])), kept))
     inside = _graph_of(expansion, columns, kept, assemble(blocks, int(kept.sum())), rest, sums)
-    return prune_edges(inside, edges), FullSize(len(expansion.nodes), sums.n_edges)
+    return inside.prune_edges(edges), FullSize(len(expansion.nodes), sums.n_edges)
 
 
 def _with_known(rows: Rows, known: RowBlock | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -12,6 +12,7 @@ from transcoders.errors import CheckFailedError, InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from transcoders.data import Corpus
     from transcoders.dictionaries import DictionarySet
     from transcoders.evaluation import Evaluation
     from transcoders.language_model import LanguageModel
@@ -85,21 +86,25 @@ def _evaluate(
     dtype: str,
 ) -> "Evaluation":
     from circuitsae.loading import POCKET, load_dictionaries
+    from transcoders.data import open_corpus
     from transcoders.dictionaries.provenance import reading_as_trained
     from transcoders.evaluation import evaluate as measure
 
     if corpus is None and model != POCKET:
         raise InputError(f"No text was named to evaluate on; give --corpus FILE, what {model} should read.")
+    text = None if corpus is None else open_corpus(corpus)
     loaded = load_dictionaries(dictionaries, device=device, dtype=dtype)
     language_model = load_language_model(model, device, dtype)
     loaded.check_fits(language_model)
     language_model = reading_as_trained(language_model, loaded.provenance, bos)
     length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
     separator = separator if separator is not None else _recorded(loaded, "separator", None)
-    return measure(language_model, loaded, _rows(language_model, corpus, tokens, length, separator))
+    return measure(language_model, loaded, _rows(language_model, text, tokens, length, separator))
 
 
-def _rows(model: "LanguageModel", corpus: str | None, tokens: int, context: int, separator: str | None) -> "Tensor":
+def _rows(
+    model: "LanguageModel", corpus: "Corpus | None", tokens: int, context: int, separator: str | None
+) -> "Tensor":
     """Rows of a named corpus, or of the pocket model's own text."""
     from circuitsae.pocket.corpus import held_out_text
     from transcoders.data import held_out_rows, take_rows

@@ -42,8 +42,8 @@ def import_graph(
     if (nodes, edges) != (1.0, 1.0):
         pruned = prune(graph, nodes=nodes, edges=edges)
         graph = replace(pruned, provenance={**pruned.provenance, "pruned": [nodes, edges]})
-    folder = free_folder(out or Path("graphs") / file.stem, overwrite)
-    with new_files(folder) as temporary:
+    place = out or Path("graphs") / file.stem
+    with free_folder(place, overwrite) as folder, new_files(folder, without=["validation.json"]) as temporary:
         graph.save(temporary)
         write_page(graph, temporary / "graph.html")
     console = open_console(wide)

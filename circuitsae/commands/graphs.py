@@ -79,16 +79,16 @@ def trace(
 
     _refuse_impossible_shares(nodes=nodes, edges=edges)
     console = open_console(wide)
-    replacement = load_replacement(model, dictionaries, device, dtype, bos)
-    settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
-    graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
-    graph = _with_source(graph, nodes, edges, {"model": model, "dictionaries": dictionaries})
-    show_graph(console, graph, full)
-    regimes = ("frozen", "model")
-    check = _validate(console, replacement, graph, validate, regimes, seed=0) if validate > 0 else None
-    graph = graph if check is None else check.annotate(graph)
-    folder = free_folder(out or Path("graphs") / slug(prompt), overwrite)
-    page = _write(graph, check, folder)
+    with free_folder(out or Path("graphs") / slug(prompt), overwrite) as folder:
+        replacement = load_replacement(model, dictionaries, device, dtype, bos)
+        settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
+        graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
+        graph = _with_source(graph, nodes, edges, {"model": model, "dictionaries": dictionaries})
+        show_graph(console, graph, full)
+        regimes = ("frozen", "model")
+        check = _validate(console, replacement, graph, validate, regimes, seed=0) if validate > 0 else None
+        graph = graph if check is None else check.annotate(graph)
+        page = _write(graph, check, folder)
     say(console, of_graph(graph))
     say(console, f"Graph: {folder}", f"HTML:  {page.resolve()}")
     say_next(console, f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
@@ -205,8 +205,8 @@ def _validate(
 
 
 def _write(graph: Any, check: Any, folder: Path) -> Path:
-    """Graph, validation and page, all of them or none."""
-    with new_files(folder) as temporary:
+    """Graph, validation and page, all of them or none; of an earlier graph nothing is left."""
+    with new_files(folder, without=["validation.json"]) as temporary:
         graph.save(temporary)
         if check is not None:
             check.save(temporary / "validation.json")

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
@@ -12,6 +13,7 @@ from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from transcoders.errors import CircuitsaeError, InputError
+from transcoders.files import claimed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +40,8 @@ def load_language_model(name: str, device: str, dtype: str = "float32") -> "Lang
 
     if name != "pocket":
         model_source(name)  # a wrong name is refused before torch takes its seconds
-    from transformers.utils import logging as transformers_logging
-
     from circuitsae.loading import load_model
 
-    transformers_logging.disable_progress_bar()  # of weights read from disk; downloads keep theirs
     return load_model(name, device=device, dtype=dtype)
 
 
@@ -59,13 +58,14 @@ def load_replacement(
         return ReplacementModel(language_model, load_dictionaries(name, device=device), bos=bos)
 
 
-def corpus_for(model: str, corpus: str | None, own: "Corpus") -> "str | Corpus":
+def corpus_for(model: str, corpus: str | None, own: "Corpus") -> "Corpus":
     """The text that was named, or, of the pocket model, its `own`; raises `InputError` where there is none."""
     from circuitsae.loading import POCKET
+    from transcoders.data.tokens import open_corpus
 
     if corpus is None and model != POCKET:
         raise InputError(f"No corpus was named for {model}; give --corpus, a text file or the name of a data set.")
-    return own if corpus is None else corpus
+    return own if corpus is None else open_corpus(corpus)  # a wrong name is refused before a model is loaded
 
 
 def write_page(graph: "AttributionGraph", path: Path, *, validation: "pd.DataFrame | None" = None) -> Path:
@@ -132,10 +132,18 @@ def _load_if(there: Callable[[], bool], load: Callable[[], T]) -> T | None:
         return None
 
 
-def free_folder(folder: Path, overwrite: bool) -> Path:
-    """The folder to write a graph to: itself, or one beside it where it holds another graph."""
+@contextmanager
+def free_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """The folder to write a graph to, held meanwhile: itself, or one beside it where it holds, or will, another graph.
+
+    Raises `WriteError` where it cannot be written to.
+    """
     beside = (folder.with_name(f"{folder.name}-{n}") for n in count(2))
-    return next(place for place in chain([folder], beside) if overwrite or not (place / "graph.json").exists())
+    for place in chain([folder], beside):
+        with claimed(place) as mine:
+            if overwrite or (mine and not (place / "graph.json").exists()):
+                yield place
+                return
 
 
 def say(console: Console, *lines: str) -> None:

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
-from circuitsae.commands.shared import corpus_for, load_language_model, say_next
+from circuitsae.commands.shared import Wide, corpus_for, load_language_model, say, say_next
+from circuitsae.tables import open_console
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig, config_of
-
-console = Console()
 
 
 def train(
@@ -27,6 +25,7 @@ def train(
     resume: bool = False,
     evaluate_tokens: int = 20_000,
     device: str = "cpu",
+    wide: Wide = False,
     settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.DisallowNone] = TrainConfig(),
 ) -> None:
     """Train dictionaries for all layers of a model, evaluate them on held-out text, and save them.
@@ -55,6 +54,7 @@ def train(
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
 
+    console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
     text = corpus_for(model, corpus, TRAINING)
     language_model = load_language_model(model, device).with_bos(config.bos)
@@ -64,6 +64,6 @@ def train(
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)
         show_evaluation(console, evaluation)
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
-    console.print(f"Dictionaries: {out}", highlight=False)
+    say(console, f"Dictionaries: {out}")
     if kind != "sae":
         say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}')

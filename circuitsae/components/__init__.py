@@ -1,11 +1,10 @@
 """Heads and MLPs as nodes: which of them, and which edges between them, carry a behaviour.
 
-A `PatchingProblem` (`problem`) is a model, clean and corrupt prompts and a metric. `nodes` names the components and
-their edges; `network` cuts the model there and runs it from any layer on; `recording` keeps a problem's runs, `local`
-what a patch changes in its reader. Methods: `exact` (the oracle), `gradients` (EAP, integrated gradients, AtP*),
-`direct` (direct logit attribution), `paths` (path patching), `masked` (any set of edges ablated together), `discovery`
-(the default: cheap, then exact, then pruned). `circuit` judges a set of edges; `scores` and `known` compare with truths
-and with published circuits; `handmade` builds small models whose edges are known.
+A `PatchingProblem` (`problem`) is a model, clean and corrupt prompts and a metric, with its runs kept. `network` names
+the components and their edges, cuts the model there and runs it from any layer on. Methods: `exact` (the oracle),
+`gradients` (EAP, integrated gradients, AtP*), `paths` (path patching, direct logit attribution), `discovery` (the
+default: cheap, then exact, then pruned). `circuit` judges a set of edges; `scores` compares with a truth, and `known`
+holds truths: published circuits and compiled programs.
 """
 
 from typing import TYPE_CHECKING

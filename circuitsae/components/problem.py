@@ -8,7 +8,7 @@ One problem's two runs, part by part: what every later patch starts from.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,11 +16,9 @@ from torch import Tensor
 
 from circuitsae.components.network import Network, Projections
 from circuitsae.tasks.task import END, PatchPair, Task
+from circuitsae.validation.ablation import Ablation
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
-
-Ablation = Literal["resample", "zero", "mean"]
-"""What takes the place of a component's output: its output on the corrupt prompt, nothing, or a mean over prompts."""
 
 Metric = Callable[[Float[Tensor, "example pos d_vocab"]], Float[Tensor, "example"]]
 """One value for each example, from its own logits alone; differentiable for the gradient methods."""

@@ -1,9 +1,9 @@
 """Features of a dictionary, by what they do: found, exemplified, labelled, and every label tested.
 
-`activations` and `contrasts` find the features that tell some prompts from others, and suppress or swap them;
-`top_examples` finds the texts on which a feature is most active; `collection` gathers the cards of all features in one
-pass over a corpus, and `cards` reads them; `ledger` holds labels with their evidence, and `testing` fills in that
-evidence by measuring it on a model. Names are imported on first use, so that reading cards does not import torch.
+`contrasts` finds the features that tell some prompts from others, and suppresses or swaps them; `examples` finds the
+texts on which a feature is most active; `collection` gathers the cards of all features in one pass over a corpus, and
+`cards` reads them (`card_files`); `ledger` holds labels with their evidence, and `testing` fills in that evidence by
+measuring it on a model. Names are imported on first use, so that reading cards does not import torch.
 """
 
 from typing import TYPE_CHECKING

@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from circuitsae.graph.archives import array_header, array_names, opened_archive, unpacked
 from circuitsae.graph.checking import (
     LARGEST_NUMBER,
     Limits,
     MalformedError,
+    array_header,
+    array_names,
     mapping,
+    opened_archive,
     parse_json,
     plain,
     read_bytes,
     sequence,
     shown,
     text,
+    unpacked,
     whole,
 )
 from transcoders.errors import DictionaryError, FileFormatError

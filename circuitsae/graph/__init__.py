@@ -1,16 +1,15 @@
 """Attribution graphs: nodes, weights, influence, pruning, files. Knows no torch and no model."""
 
-from circuitsae.graph.attribution_graph import AttributionGraph
+from circuitsae.graph.attribution_graph import AttributionGraph, group, load_graph, prune, save_graph
 from circuitsae.graph.checking import Limits
 from circuitsae.graph.compact import EdgeBlocks, keep_strongest
-from circuitsae.graph.files import load_graph, load_header, save_graph
-from circuitsae.graph.grouping import group
+from circuitsae.graph.files import load_header
+from circuitsae.graph.grouping import Supernode
 from circuitsae.graph.influence import Scores
-from circuitsae.graph.lazy import LazyInfluence
 from circuitsae.graph.merging import merge_features, merge_matrix
 from circuitsae.graph.nodes import Node, NodeKind
-from circuitsae.graph.pruning import prune
-from circuitsae.graph.supernodes import Supernode, suggest_supernodes
+from circuitsae.graph.supernodes import suggest_supernodes
+from circuitsae.graph.sweep import LazyInfluence
 
 __all__ = [
     "AttributionGraph",

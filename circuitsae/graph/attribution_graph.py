@@ -12,14 +12,16 @@ import pandas as pd
 from scipy import sparse
 
 from circuitsae.graph import influence as _influence
+from circuitsae.graph.checking import Limits
 from circuitsae.graph.compact import magnitude_sums, row_sums
+from circuitsae.graph.files import FIGURES, Header, read_files, write_files
+from circuitsae.graph.grouping import Supernode, group_nodes
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind, node_columns
+from circuitsae.graph.pruning import check_shares, strongest_edges, strongest_nodes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from circuitsae.graph.supernodes import Supernode
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +155,21 @@ class AttributionGraph:
         )
 
     def prune(self, *, nodes: float = 0.8, edges: float = 0.98) -> "AttributionGraph":
-        """`circuitsae.graph.prune` of this graph."""
-        from circuitsae.graph.pruning import prune
+        """The nodes that hold the share `nodes` of the influence, and of the edges between them the share `edges`.
 
-        return prune(self, nodes=nodes, edges=edges)
+        Tokens and logits always stay. Edge score Â[t, s]·(I+w)[t], with Â and I of the graph of kept nodes; then
+        features without an input or output and errors without an output are dropped, repeatedly. Bias nodes take no
+        part in the sums; they stay where an edge of theirs scores as high as the weakest edge kept. Edges that are not
+        stored (`rest`) count as edges from nodes that are not kept.
+        Source: Ameisen et al. 2025, "Circuit Tracing", Appendix: Graph pruning.
+        """
+        check_shares(nodes=nodes, edges=edges)
+        kept = strongest_nodes(self.influence, self._columns["kind"], nodes)
+        return self.keep(kept, self.weights).prune_edges(edges)
+
+    def prune_edges(self, share: float) -> "AttributionGraph":
+        """The second half of `prune`: of a graph that has only the nodes to keep, and all edges between them."""
+        return self.keep(*strongest_edges(self.weights, self._columns, share))
 
     def annotate(self, notes: pd.DataFrame) -> "AttributionGraph":
         """This graph with what is known of some edges: `notes` has a row per (`source`, `target`)."""
@@ -208,11 +221,21 @@ class AttributionGraph:
             graph.add_edge(row["source"], row["target"], **attributes)
         return graph
 
-    def group(self, supernodes: "Sequence[Supernode]") -> nx.DiGraph:
-        """`circuitsae.graph.group` of this graph."""
-        from circuitsae.graph.grouping import group
+    def group(self, supernodes: Sequence[Supernode]) -> nx.DiGraph:
+        """The graph with each supernode in place of its members, edges summed in float64 (`group_nodes`).
 
-        return group(self, supernodes)
+        Edges between members of one supernode are left out of the edges and kept in its `internal`, so that for every
+        node Σ weight of its inputs + `internal` + `rest` = its `pre_activation` − `bias`, as in the graph. Other nodes
+        stay as they are, under their ids. A supernode's node is its name, with `kind` "supernode", `members`,
+        `reason`, `score`, and sums over its members of `influence`, `pre_activation`, `bias` and `rest`; `layer` and
+        `pos` are those of its most influential member. Supernodes may form circles where they span layers.
+        Raises `InputError` for a name given twice or that is a node's, members that are not in the graph, and nodes in
+        two supernodes.
+        """
+        nodes = self.nodes_frame().assign(rest=self.rest, inputs=self.inputs, start=self.start)
+        grouped = group_nodes(nodes, self.weights, supernodes)
+        grouped.graph.update(tokens=list(self.tokens), scores=self.scores.as_dict(), provenance=dict(self.provenance))
+        return grouped
 
     # pictures and files
 
@@ -234,17 +257,62 @@ class AttributionGraph:
         return write_html(self, path, **options)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the graph to a folder: `graph.json` and `edges.npz`."""
-        from circuitsae.graph.files import save_graph
-
-        return save_graph(self, folder)
+        """Write the graph to a folder, `graph.json` and `edges.npz`, replacing an earlier one; returns the folder."""
+        folder = Path(folder)
+        head = Header(
+            nodes=self.nodes,
+            tokens=self.tokens,
+            token_ids=self.token_ids,
+            n_layers=self.n_layers,
+            n_edges=self.weights.nnz,
+            digest=None,
+            scores=self.scores,
+            provenance=self.provenance,
+            edge_notes=self.edge_notes,
+            figures={name: getattr(self, name) for name in FIGURES},
+        )
+        write_files(folder, head, self.weights)
+        return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> "AttributionGraph":
-        """The graph in a folder that `save` wrote."""
-        from circuitsae.graph.files import load_graph
+    def load(cls, folder: str | Path, *, limits: Limits | None = None) -> "AttributionGraph":
+        """The graph in a folder that `save` wrote.
 
-        return load_graph(folder)
+        Raises `FileFormatError`, with one sentence, where there is none, or a file in it is cut off, malformed, or
+        larger than `limits`.
+        """
+        head, weights = read_files(Path(folder), limits)
+        return cls(
+            nodes=head.nodes,
+            weights=weights,
+            scores=head.scores,
+            tokens=head.tokens,
+            token_ids=head.token_ids,
+            n_layers=head.n_layers,
+            provenance=head.provenance,
+            edge_notes=head.edge_notes,
+            **head.figures,
+        )
+
+
+def load_graph(folder: str | Path, *, limits: Limits | None = None) -> AttributionGraph:
+    """`AttributionGraph.load`."""
+    return AttributionGraph.load(folder, limits=limits)
+
+
+def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
+    """`graph.save(folder)`."""
+    return graph.save(folder)
+
+
+def prune(graph: AttributionGraph, *, nodes: float = 0.8, edges: float = 0.98) -> AttributionGraph:
+    """`graph.prune(...)`."""
+    return graph.prune(nodes=nodes, edges=edges)
+
+
+def group(graph: AttributionGraph, supernodes: Sequence[Supernode]) -> nx.DiGraph:
+    """`graph.group(supernodes)`."""
+    return graph.group(supernodes)
 
 
 def _missing(value: Any) -> bool:

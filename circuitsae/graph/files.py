@@ -3,7 +3,7 @@
 import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,27 +13,30 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from circuitsae.graph.archives import array_header, opened_archive, unpacked
-from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import (
     MEASUREMENTS,
     Limits,
     MalformedError,
+    array_header,
+    check_edges,
+    check_place,
     mapping,
     number,
+    opened_archive,
     parse_json,
     plain,
     present,
     read_bytes,
+    refuse_twice,
     sequence,
     share,
     shown,
     text,
+    unpacked,
     whole,
 )
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
-from circuitsae.graph.placing import check_edges, check_place, refuse_twice
 from transcoders.errors import FileFormatError
 from transcoders.files import file_hash, new_files, undisturbed, write_file
 
@@ -41,36 +44,8 @@ FORMAT = "circuitsae-graph/1"
 NATIVE_LIMITS = Limits(edges=2**28)
 """The largest graph that `load_graph` reads: of its own files the edges are cheap, some 4 GB at most."""
 _DOCUMENT, _EDGES = "graph.json", "edges.npz"
-_FIGURES = ("rest", "inputs", "influence", "cumulative")
+FIGURES = ("rest", "inputs", "influence", "cumulative")
 _SCORES = ("replacement", "completeness")
-
-
-def save_graph(graph: AttributionGraph, folder: str | Path) -> Path:
-    """Write `graph` to `folder`, replacing an earlier graph there; returns the folder."""
-    folder = Path(folder)
-    coo = graph.weights.tocoo()
-    edges = {"row": coo.row, "col": coo.col, "weight": coo.data}
-    document = {
-        "format": FORMAT,
-        "tokens": list(graph.tokens),
-        "token_ids": list(graph.token_ids),
-        "n_layers": graph.n_layers,
-        "n_edges": int(coo.nnz),
-        "edges": "",
-        "scores": graph.scores.as_dict(),
-        "provenance": dict(graph.provenance),
-        "nodes": [_without_nan(asdict(node)) for node in graph.nodes],
-        "influence": [_without_nan(float(v)) for v in graph.influence],
-        "inputs": [float(v) for v in graph.inputs],
-        "rest": [float(v) for v in graph.rest],
-        "cumulative": [float(v) for v in graph.cumulative],
-        "edge_notes": None if graph.edge_notes is None else _table(graph.edge_notes),
-    }
-    with new_files(folder) as temporary:
-        write_file(temporary / _EDGES, lambda file: np.savez_compressed(file, allow_pickle=False, **edges))
-        document["edges"] = file_hash(temporary / _EDGES)
-        write_file(temporary / _DOCUMENT, json.dumps(document, ensure_ascii=False, allow_nan=False))
-    return folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,37 +60,50 @@ class Header:
     digest: str | None
     """The SHA-256 of `edges.npz`; None in a graph of before there was one."""
     scores: Scores
-    provenance: dict[str, Any]
+    provenance: Mapping[str, Any]
     edge_notes: pd.DataFrame | None
-    figures: dict[str, np.ndarray]
+    figures: Mapping[str, np.ndarray]
     """`rest`, `inputs`, `influence` and `cumulative`, [node] each."""
 
 
-def load_graph(folder: str | Path, *, limits: Limits | None = None) -> AttributionGraph:
-    """The graph that `save_graph` wrote to `folder`.
+def write_files(folder: Path, head: Header, weights: sparse.csr_array) -> None:
+    """Write a graph to `folder`, replacing an earlier one there: `graph.json` and `edges.npz`, both or none."""
+    coo = weights.tocoo()
+    edges = {"row": coo.row, "col": coo.col, "weight": coo.data}
+    document = {
+        "format": FORMAT,
+        "tokens": list(head.tokens),
+        "token_ids": list(head.token_ids),
+        "n_layers": head.n_layers,
+        "n_edges": int(coo.nnz),
+        "edges": "",
+        "scores": head.scores.as_dict(),
+        "provenance": dict(head.provenance),
+        "nodes": [_without_nan(asdict(node)) for node in head.nodes],
+        "influence": [_without_nan(float(v)) for v in head.figures["influence"]],
+        **{name: [float(v) for v in head.figures[name]] for name in ("inputs", "rest", "cumulative")},
+        "edge_notes": None if head.edge_notes is None else _table(head.edge_notes),
+    }
+    with new_files(folder) as temporary:
+        write_file(temporary / _EDGES, lambda file: np.savez_compressed(file, allow_pickle=False, **edges))
+        document["edges"] = file_hash(temporary / _EDGES)
+        write_file(temporary / _DOCUMENT, json.dumps(document, ensure_ascii=False, allow_nan=False))
 
-    The files are taken for a stranger's: sizes and counts are checked before memory is taken, every value before it is
-    used. Raises `FileFormatError`, with one sentence, where there is no such folder or a file in it is cut off,
+
+def read_files(folder: Path, limits: Limits | None = None) -> tuple[Header, sparse.csr_array]:
+    """What `write_files` wrote, taken for a stranger's: sizes and counts are checked before memory is taken, every
+    value before it is used.
+
+    Raises `FileFormatError`, with one sentence, where there is no graph in the folder or a file in it is cut off,
     malformed, or larger than `limits` (default `NATIVE_LIMITS`).
     """
-    folder, limits = Path(folder), limits or NATIVE_LIMITS
     with _one_sentence(folder):
         require_graph(folder)
         with undisturbed(folder):
-            head = _read_header(folder, limits)
+            head = _read_header(folder, limits or NATIVE_LIMITS)
             weights = _read_edges(folder / _EDGES, head)
         check_edges(head.nodes, [node.id for node in head.nodes], weights)
-    return AttributionGraph(
-        nodes=head.nodes,
-        weights=weights,
-        scores=head.scores,
-        tokens=head.tokens,
-        token_ids=head.token_ids,
-        n_layers=head.n_layers,
-        provenance=head.provenance,
-        edge_notes=head.edge_notes,
-        **head.figures,
-    )
+    return head, weights
 
 
 def load_header(folder: str | Path, *, limits: Limits | None = None) -> Header:
@@ -168,7 +156,7 @@ def _read_header(folder: Path, limits: Limits) -> Header:
         scores=Scores(**{name: share(scores.get(name), f"the {name} score") for name in _SCORES}),
         provenance=plain(mapping(document.get("provenance"), "provenance")),
         edge_notes=_notes(document.get("edge_notes"), set(ids)),
-        figures={name: _figures(document, name, len(nodes)) for name in _FIGURES},
+        figures={name: _figures(document, name, len(nodes)) for name in FIGURES},
     )
 
 

@@ -1,9 +1,9 @@
 """Changing what a prompt's parts write, in one of several regimes, and reading what follows.
 
-`targets` names what is changed, `operations` what is done to it, `nodes` turns a graph's nodes into both; `prompts`
-and `means` hold the values that others have, `regimes` what is held. `compiling` and `batching` make tables of
-numbers of them, `running` the forward pass that carries many alternatives, `auditing` its proof that what is held did
-not move. `intervene` and `generation` are what users call, `outcome` what they get, `changes` plain vectors to add.
+One trip: `targets` names what is changed, `changes` what is done to it (also to a graph's nodes), `prompts` holds the
+values that other prompts have; `hooks` makes tables of numbers of them, `forward` the pass that carries many
+alternatives in a regime; `intervene` and `generation` are what users call, `outcome` what they get. `auditing` proves
+that what is held did not move, `controls` draws stand-ins, `steering` sweeps strengths.
 """
 
 from circuitsae.interventions.changes import (

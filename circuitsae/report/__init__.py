@@ -1,10 +1,9 @@
 """What a reader sees: one offline HTML page per attribution graph, and a plain plotly figure for notebooks.
 
 Nothing here knows a model or imports torch: a saved graph draws on a machine without weights. `data` turns a graph into
-the numbers the page needs, `cards` does so for feature cards, labels and suggested groups, `opened` for the pins a file
-came with; `layout` places the nodes, `page` assembles `static/` into one file, `compare` puts two graphs on one page,
-`index` lists a folder of graphs, `browser` makes pages of feature cards, `figure` draws the strongest edges with plotly
-alone, `notebook` is a graph in a few lines, and `sample` makes up a seeded graph to try them on.
+the numbers the page needs, `cards` does so for feature cards, labels and suggested groups; `layout` places the nodes,
+`page` assembles `static/` into one file, `compare` puts two graphs on one page, `index` lists a folder of graphs,
+`browser` makes pages of feature cards, `figure` draws a graph's strongest edges or a small table for notebooks.
 """
 
 from circuitsae.graph.supernodes import CardsLike

@@ -7,7 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.graph.files import Header, load_graph, load_header
+from circuitsae.graph.attribution_graph import load_graph
+from circuitsae.graph.files import Header, load_header
 from circuitsae.graph.nodes import NodeKind
 from circuitsae.report.data import VERDICTS, number
 from circuitsae.report.page import (

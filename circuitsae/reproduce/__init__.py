@@ -1,9 +1,9 @@
 """A paper's circuit, reproduced: behaviour, heads and MLPs, features, and what each claim measures.
 
-`run` puts the stages together: `circuit` (heads and MLPs: faithfulness, completeness, minimality, stability), `roles`
-(what heads do, by attention and by what they write), `features` (the feature circuit over the task, its supernodes
-ablated and patched), `audit` (a cross-layer transcoder beside per-layer ones), `published` (figures printed in papers).
-`result` holds claims and tables, `page` and `markdown` write them. `settings` says how many prompts each stage takes.
+`run` puts the stages together, behaviour first, with the figures printed in papers: `circuit` (heads and MLPs:
+faithfulness, completeness, minimality, stability), `roles` (what heads do, by attention and by what they write),
+`features` (the feature circuit over the task, its supernodes ablated and patched), `audit` (a cross-layer transcoder
+beside per-layer ones). `result` holds settings, claims and tables, `page` writes them.
 """
 
 from typing import TYPE_CHECKING

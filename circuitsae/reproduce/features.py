@@ -15,7 +15,7 @@ import torch
 from circuitsae.attribution import LogitTargets
 from circuitsae.attribution.attribute import attribute_trace
 from circuitsae.graph.aggregate import AggregateGraph, aggregate
-from circuitsae.graph.likeness import clusters, cosines
+from circuitsae.graph.supernodes import clusters, cosines
 from circuitsae.interventions import Intervention, Patch, Prompt, Zero, run_alternatives, target_id
 from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel

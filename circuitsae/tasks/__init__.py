@@ -1,9 +1,9 @@
 """Tasks: pairs of a clean and a corrupt prompt, what should follow, and where the words that matter stand.
 
-`load_task` makes one of the built-in tasks for a model (`ioi`, `greater_than`, `two_hop`, `induction`, `agreement`,
-`docstring`: a module each) or reads a file (`files`, `published`). A `Task` (`base`) is text; `Task.tokens` checks it
-against the model's own tokenizer and gives `PatchPair`s, tensors of one length. `metrics` scores logits per example,
-and `behaviour` measures a model on a task. `filling`, `lexicon` and `encoding` are what the generators share.
+`load_task` (`load`) makes one of the built-in tasks for a model (`ioi`, `greater_than`, `two_hop`, `induction`,
+`agreement`, `docstring`: a module each) or reads a file (`files`). A `Task` (`task`) is text; `Task.tokens` checks it
+against the model's own tokenizer and gives `PatchPair`s, tensors of one length, whose metrics score logits per example.
+`behaviour` measures a model on a task. `wording` is what the generators share.
 """
 
 from typing import TYPE_CHECKING

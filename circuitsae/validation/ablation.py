@@ -32,6 +32,7 @@ from transcoders.language_model import Hook
 from transcoders.sites import Site
 
 Ablation = Literal["mean", "resample", "zero"]
+"""What takes the place of what is ablated: its mean over prompts, its value on another (corrupt) prompt, or nothing."""
 Errors = Literal["ranked", "keep", "ablate"]
 """Error nodes: inside as far as the circuit names them, all inside, or all outside."""
 

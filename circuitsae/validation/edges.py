@@ -13,7 +13,7 @@ import torch
 from rich.progress import Progress
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.interventions import PromptLike, Recording, RegimeName, node_change, random_change
+from circuitsae.interventions import PromptLike, Recording, RegimeName, for_node, random_change
 from circuitsae.interventions.forward import MEMORY
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.budget import error_budget, worst
@@ -66,7 +66,7 @@ def validate(
         for start in range(0, len(by_source), _SOURCES_AT_ONCE):
             part = by_source[start : start + _SOURCES_AT_ONCE]
             sources = [graph.nodes[int(s)] for s, _ in part]  # pyright: ignore[reportArgumentType]
-            removed = [[-1.0 * node_change(model, trace, node)] for node in sources]
+            removed = [[for_node(node)] for node in sources]
             for regime in regimes:
                 moved = effects(model, prompt, removed, targets, regime, memory)
                 for number, (_, rows) in enumerate(part):

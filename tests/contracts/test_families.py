@@ -11,9 +11,10 @@ from transformer_lens.model_bridge.generalized_components import NormalizationBr
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import circuitsae.pocket
-from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution import LogitTargets, attribute, attribute_pruned
 from circuitsae.attribution.engines import EngineName
 from circuitsae.replacement import ReplacementModel
+from circuitsae.validation import validate
 from transcoders.bridging import check_logits, own_logits
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import ModelError
@@ -167,6 +168,23 @@ def _attribute(model, engine: EngineName = "plain"):
 def test_the_plain_engine_takes_other_architectures(config, architecture, arguments):
     graph = _attribute(_other(config, architecture, **arguments).to(torch.float64))
     assert abs(graph.residual()).max() <= 1e-9 * abs(graph.weights).max()
+
+
+def test_the_plain_engine_takes_over_with_one_notice(caplog):
+    lm = _other("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", **GPT1).to(torch.float64)
+    dictionaries = random_dictionaries("clt", n_layers=2, d_model=16, features=8, dtype=torch.float64)
+    model = ReplacementModel(lm, dictionaries)
+    caplog.clear()
+    graph, _ = attribute_pruned(model, TOKENS[0], targets=LogitTargets((5,)))
+    validate(model, graph, edges=2, controls=2)
+    (notice,) = caplog.messages
+    assert notice.endswith("; using the plain engine, which is slower.")
+    assert "engine='plain'" not in notice
+    caplog.clear()
+    with pytest.raises(ModelError, match=r"; use engine='plain'\.$"):
+        attribute_pruned(model, TOKENS[0], targets=LogitTargets((5,)), engine="fast")
+    attribute_pruned(model, TOKENS[0], targets=LogitTargets((5,)), engine="plain")
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def _task(case: Case) -> list[str]:
 
 def _prompt(case: Case) -> list[str]:
     rng = case.rng
-    letters = [*" \n\t\x00aé漢🙂{\u202e", "\x1b[31m", "[bold]", "</script>", "%s"]
+    letters = [*" \n\t\x00aé漢🙂{\u202e", "\x1b[31m", "[bold]", "</script>", "%s", "\ud800"]
     prompt = "".join(rng.choice(letters) for _ in range(rng.choice([0, 1, 2, 5, 20, 3000])))
     out = str(case.folder / rng.choice(["out", "x" * 300, "file/below"]))
     (case.folder / "file").write_text("in the way")

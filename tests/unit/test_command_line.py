@@ -1,22 +1,32 @@
 """How the program is typed, what it prints where, and how it ends."""
 
+import contextlib
 import io
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
+import circuitsae.commands.app  # noqa: F401  the modules of the commands
+from circuitsae import console, doctor
 from circuitsae.cli import main
 from circuitsae.commands.graphs import slug
 from circuitsae.commands.shared import free_folder
 from circuitsae.graph import load_graph
+from circuitsae.graph.exchange import write_graph
+from circuitsae.loading import load_dictionaries
+from circuitsae.reproduce.result import Reproduction
 from circuitsae.tables import Column, show_table
+from tests.sample_graphs import small_graph
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 QUICK = ("--max-features", "20", "--validate", "4")
@@ -92,19 +102,72 @@ def test_the_same_prompt_again_is_written_beside(call):
     assert load_graph(folder).top_logits()[0].text == " John"
 
 
-def test_the_first_free_folder_is_taken(tmp_path):
+def test_the_first_free_folder_is_taken_and_held(tmp_path):
+    def taken(name, overwrite=False):
+        with free_folder(tmp_path / name, overwrite) as folder:
+            return folder.name
+
     for name in ("a", "a-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "graph.json").write_text("{}")
-    assert free_folder(tmp_path / "a", overwrite=False) == tmp_path / "a-3"
-    assert free_folder(tmp_path / "a", overwrite=True) == tmp_path / "a"
-    assert free_folder(tmp_path / "b", overwrite=False) == tmp_path / "b"
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert [taken("a"), taken("a", overwrite=True), taken("b"), taken("empty")] == ["a-3", "a", "b", "empty"]
+    with free_folder(tmp_path / "b", False) as first, free_folder(tmp_path / "b", False) as second:
+        assert [first.name, second.name] == ["b", "b-2"]
+        (second / "graph.json").write_text("{}")
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, second, second / "graph.json"])
+
+
+def test_two_processes_do_not_choose_the_same_folder(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from circuitsae.commands.shared import free_folder\n"
+        "with free_folder(Path('here'), False) as folder:\n"
+        "    print(folder, flush=True); sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": tmp_path, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(3)]
+    holding = {process.stdout.readline().strip(): process for process in processes if process.stdout is not None}
+    assert set(holding) == {"here", "here-2", "here-3"}
+    holding["here"].kill()  # gives back what it held
+    for process in processes:
+        process.communicate(timeout=20)
+    with free_folder(tmp_path / "here", False) as folder:
+        assert folder.name == "here"
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "x" * 300])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_trace(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("circuitsae.commands.graphs.load_replacement", lambda *_: pytest.fail("the model was loaded"))
+    Path("file").write_text("in the way")
+    with pytest.raises(SystemExit) as stopped:
+        main(["trace", PROMPT, "--out", out])
+    assert stopped.value.code == 2
+    assert re.fullmatch(r"error: Cannot write [^\n]*\.\n", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+def test_a_trace_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["trace", PROMPT, "--target", "not one token", "--out", "a/b"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_graph(call):
+    call("trace", PROMPT, *QUICK, "--out", "graph")
+    assert (Path("graph") / "validation.json").exists()
+    call("trace", PROMPT, "--max-features", "5", "--validate", "0", "--overwrite", "--out", "graph")
+    assert sorted(path.name for path in Path("graph").iterdir()) == ["edges.npz", "graph.html", "graph.json"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_the_folders_that_pages_name_are_those_that_trace_writes(page):
     text = (ROOT / page).read_text("utf-8")
     written = {f"graphs/{slug(prompt)}" for prompt in re.findall(r'circuitsae trace "([^"]+)"', text)}
+    written |= set(re.findall(r"circuitsae trace .* --out (\S+)", text))
     named = set(re.findall(r"circuitsae (?:validate|show|export) (graphs/\S+)", text))
     assert named
     assert named <= written
@@ -120,30 +183,134 @@ def test_steering_takes_one_line(call):
     assert last.startswith(("Recommended strength", "No strength is recommended"))
 
 
-def test_no_table_is_broken(call, traced, tmp_path):
-    """Each cell of each command is, whole, one that the wide form has; a column left out is named."""
-    commands = [
-        ("show", traced, "--html", tmp_path / "page.html"),
-        ("validate", traced, "--edges", "6", "--controls", "3", "--budget", "2"),
-        ("compare", traced, traced, "--names", "the first of them", "the other one", "--out", tmp_path / "both.html"),
-        ("intervene", PROMPT, "--feature", "2.mlp", "--zero"),
-        ("steer", PROMPT, "--feature", "0.153", "--held-out", "When Ann and Tom went to the store, Ann gave a drink to",
-         "--controls", "1", "--generate", "1", "--texts", "1", "--strengths", "-1", "--strengths", "10"),
-        ("evaluate", "pocket", "pocket", "--tokens", "200", "--out", tmp_path / "evaluation.json"),
-        ("doctor",),
-    ]  # fmt: skip
-    for command in commands:
-        wide = call(*command, "--wide")
+@dataclass
+class Ran:
+    """What a command printed, and the tables in it."""
+
+    printed: str
+    tables: list[tuple[str, list[Column], list[Any]]]
+
+
+@pytest.fixture(scope="module")
+def ran(traced, tmp_path_factory):
+    """Every command that prints tables, once and quickly; what takes long and prints nothing is left out."""
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "text.txt").write_text("\n\n".join([PROMPT] * 40))
+    write_graph(small_graph(), folder / "small.json")
+    claims = Reproduction("ioi", "pocket", {}, seconds={"behaviour": 3.0})
+    claims.add("faithfulness of the circuit with many words", 0.95, at_least=0.9, published=0.87, source="a paper")
+    claims.add("completeness", -0.25, note="a note that says at length what was measured and how")
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        patch.setattr("circuitsae.reproduce.reproduce", lambda *_, **__: claims)
+        patch.setattr("transcoders.train", lambda *_, **__: load_dictionaries("pocket"))
+        patch.setattr("circuitsae.report.browser.write_browser", lambda _, out: out / "index.html")
+        for name, arguments in COMMANDS.items():
+            tables = []
+
+            def record(console, title, columns, rows, tables=tables):
+                tables.append((title, list(columns), list(rows)))
+                show_table(console, title, columns, rows)
+
+            for module in USERS:
+                patch.setattr(module, "show_table", record)
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                main([part.format(folder=folder, graph=traced, prompt=PROMPT) for part in arguments])
+            found[name] = Ran(out.getvalue(), tables)
+    return found
+
+
+USERS = (console, doctor, *(module for name, module in sys.modules.items() if re.match(r"circuitsae\.commands\.", name)
+         and hasattr(module, "show_table")))  # fmt: skip
+LAYER = r"[\d.]+ features are active per layer and token and leave .* of the variance unexplained; with all layers"
+COMMANDS = {
+    "trace": ["trace", "{prompt}", "--out", "{folder}/graph", "--validate", "4", "--max-features", "20"],
+    "show": ["show", "{graph}", "--html", "{folder}/page.html"],
+    "validate": ["validate", "{folder}/graph", "--edges", "6", "--controls", "3", "--budget", "2"],
+    "compare": [
+        *("compare", "{graph}", "{graph}", "--out", "{folder}/pair.html"),
+        *("--names", "the first of them", "the other one"),
+    ],
+    "intervene": ["intervene", "{prompt}", "--feature", "2.mlp", "--zero"],
+    "steer": [
+        *("steer", "{prompt}", "--feature", "0.153", "--controls", "1", "--generate", "1", "--texts", "1"),
+        *("--held-out", "When Ann and Tom went to the store, Ann gave a drink to", "--strengths", "-1"),
+    ],
+    "train": [
+        *("train", "pocket", "--corpus", "{folder}/text.txt", "--out", "{folder}/trained", "--context", "16"),
+        *("--features", "16", "--tokens", "256", "--batch", "128", "--evaluate-tokens", "30"),
+    ],
+    "evaluate": ["evaluate", "pocket", "pocket", "--tokens", "200", "--out", "{folder}/evaluation.json"],
+    "collect": ["features", "collect", "--tokens", "200", "--corpus", "{folder}/text.txt", "--out", "{folder}/cards"],
+    "browse": ["features", "browse", "{folder}/cards", "--out", "{folder}/browser"],
+    "reproduce": ["reproduce", "ioi", "--out", "{folder}/report"],
+    "import": ["import", "{folder}/small.json", "--out", "{folder}/imported"],
+    "doctor": ["doctor"],
+}
+LAST = {
+    "trace": r"Of the logit of ·Mary, .* \d+ of \d+ tested edges hold in the model",
+    "show": r"Of the logit of ·Mary, .* \d+ of \d+ tested edges hold in the model",
+    "validate": r"Of the logit of ·Mary, .* \d+ of \d+ tested edges hold in the model",
+    "compare": r"\d+ of \d+ edges are in both graphs; from the first of them to the other one .* changes most",
+    "intervene": r"The change lowers logit\(·Mary\) by [\d.]+ .*; the first choice",
+    "steer": r"(Recommended strength: -?\d+|No strength is recommended): ",
+    "train": LAYER,
+    "evaluate": LAYER,
+    "collect": r"\d+ of [\d,]+ features fired; 0 have a label\.",
+    "browse": r"\d+ of [\d,]+ features fired; 0 have a label\.",
+    "reproduce": r"1 of 1 claim with a bar meet it\.",
+    "import": r"Of the logit of ·b, ",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_table_is_broken(ran, name):
+    """Each cell is, whole, one that the wide form has; a column left out is named; a terminal's width is kept."""
+    assert ran[name].tables
+    shown: list[tuple[Any, int]] = [*product(ran[name].tables, (40, 60, 72, 80, 100, 140))]
+    for (title, columns, rows), width in shown:
+        wide, narrow = (_rendered(title, columns, rows, w) for w in (10_000, width))
         assert "No room for" not in wide
-        for columns in (60, 80):
-            narrow = call(*command, columns=columns)
-            assert max(len(line) for line in narrow.splitlines() if line[:1] in tuple("┃│┏┡├└")) <= columns, command
-            gone = re.findall(r"No room for: (.*); --wide", narrow)
-            if command == ("doctor",):  # its values wrap between words
-                assert _words(narrow) <= _words(wide)
-            else:
-                assert _cells(narrow) <= _cells(wide), command
-                assert (_cells(narrow) == _cells(wide)) == (not gone), command
+        gone = re.findall(r"No room for: (.*); --wide", narrow)
+        if any(column.wraps for column in columns):  # between words; the last resort is to cut text
+            assert {word for word in _words(narrow) if "…" not in word} <= _words(wide)
+        elif "…" in narrow:
+            assert {cell for cell in _cells(narrow) if "…" not in cell} <= _cells(wide)
+        else:
+            assert _cells(narrow) <= _cells(wide)
+            assert (_cells(narrow) == _cells(wide)) == (not gone)
+        if width >= 60:
+            assert max(len(line) for line in narrow.splitlines() if line[:1] in tuple("┃│┏┡├└")) <= width
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_every_command_ends_with_what_was_found(ran, name):
+    printed = ran[name].printed
+    said = re.search(LAST[name], printed)
+    assert said is not None, printed
+    assert said.start() > printed.rindex("└")
+    after = printed[said.end() :].splitlines()[1:]
+    assert all(re.match(r"(HTML|Graph|Written|Next|Dictionaries|Cards|Pages): ", line) for line in after if line), after
+
+
+def test_an_export_says_how_much_it_wrote(call, traced):
+    assert re.match(r"The graph has [\d,]+ nodes and [\d,]+ edges\.\nWritten: ", call("export", traced, "graph.json"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_that_prints_tables_takes_wide(name, capsys):
+    words = [word for word in COMMANDS[name][:2] if word in (name, "features")]
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    assert "--wide" in capsys.readouterr().out
+
+
+def _rendered(title, columns, rows, width):
+    printed = io.StringIO()
+    show_table(Console(width=width, file=printed), title, columns, rows)
+    return printed.getvalue()
 
 
 def _words(text):
@@ -172,18 +339,6 @@ def test_a_table_leaves_out_whole_columns_then_cuts_text():
     assert "No room for: first to go, note;" in shown(50)
     assert "…" in shown(30)
     assert "-12.345" in shown(10)
-
-
-def test_every_command_ends_with_what_was_found(call, traced, tmp_path):
-    said = "Of the logit of ·Mary, "
-    printed = call("show", traced, "--html", tmp_path / "page.html")
-    assert printed.index(said) > printed.rindex("└")
-    assert printed.index(said) < printed.index("HTML:")
-    assert re.search(r"\d+ of \d+ tested edges hold in the model", printed)
-    assert "153 edges" in (out := call("export", traced, tmp_path / "graph.json")) or " edges." in out
-    assert "changes most" in call("compare", traced, traced, "--names", "a", "b", "--out", tmp_path / "both.html")
-    assert re.search(r"lowers logit\(·Mary\) by [\d.]+ .*; the first choice",
-                     call("intervene", PROMPT, "--feature", "2.mlp", "--zero"))  # fmt: skip
 
 
 def test_what_is_said_of_a_logit_is_what_its_row_holds(traced):

@@ -19,7 +19,7 @@ from circuitsae.graph import (
     merge_features,
 )
 from circuitsae.graph.influence import absolute_inputs, node_influence
-from circuitsae.graph.selection import threshold
+from circuitsae.graph.pruning import threshold
 from transcoders.errors import InputError
 
 N_LAYERS, N_POS = 5, 3
@@ -350,7 +350,7 @@ def test_lazy_influence_reads_only_what_changed(monkeypatch):
     read = []
     blocks = compact.row_blocks
     monkeypatch.setattr(
-        "circuitsae.graph.lazy.row_blocks", lambda edges, rows: (read.append(len(rows)), *blocks(edges, rows))[1:]
+        "circuitsae.graph.sweep.row_blocks", lambda edges, rows: (read.append(len(rows)), *blocks(edges, rows))[1:]
     )
     lazy.add_rows(np.array([first]), weights[[first]])
     assert sum(read) <= 1

@@ -8,8 +8,10 @@ import time
 import pytest
 
 import circuitsae
+from circuitsae.cli import main
 from transcoders import hub
-from transcoders.errors import FileFormatError, ModelError
+from transcoders.data import open_corpus
+from transcoders.errors import FileFormatError, InputError, ModelError
 
 
 @pytest.fixture
@@ -41,6 +43,7 @@ def server():
     [
         (circuitsae.load_model, ModelError, "give a folder in Hugging Face layout"),
         (circuitsae.load_dictionaries, FileFormatError, "give a local folder"),
+        (open_corpus, InputError, "give a text file"),
     ],
 )
 def test_a_name_is_refused_at_once_where_there_is_no_network(endpoint, load, error, advice):
@@ -49,6 +52,26 @@ def test_a_name_is_refused_at_once_where_there_is_no_network(endpoint, load, err
     with pytest.raises(error, match=rf"'nobody/nothing' is not on this machine, .*nobody\.invalid.*{advice}"):
         load("nobody/nothing")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "pocket", "--out", "out"),
+        ("evaluate", "pocket", "pocket"),
+        ("features", "collect", "pocket", "--out", "out"),
+    ],
+)
+def test_commands_refuse_a_corpus_at_once_where_there_is_no_network(endpoint, command, tmp_path, monkeypatch, capsys):
+    endpoint("http://nobody.invalid")
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--corpus", "nobody/nothing"])
+    assert time.monotonic() - start < 5
+    assert stopped.value.code == 2
+    assert "The data set 'nobody/nothing' is not on this machine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_silent_is_not_waited_for(endpoint, monkeypatch):
@@ -93,6 +116,21 @@ def test_offline_what_was_downloaded_is_used(endpoint, monkeypatch, tmp_path):
     assert hub.model_source("some/model") == str(snapshot)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
         hub.model_source("other/model")
+
+
+def test_offline_a_corpus_that_was_downloaded_is_read(endpoint, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "datasets--some--texts" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    refs = tmp_path / "datasets--some--texts" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0")
+    corpus = open_corpus("some/texts")
+    assert (corpus.name, list(corpus.documents())) == ("some/texts", ["one", "two"])
 
 
 def test_names_are_looked_at_without_torch():

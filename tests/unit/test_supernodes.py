@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from circuitsae.graph import AttributionGraph, Node, NodeKind, Supernode, suggest_supernodes
-from circuitsae.graph.likeness import clusters, cosines
+from circuitsae.graph.supernodes import clusters, cosines
 from transcoders.errors import InputError
 
 GROUPS = 4

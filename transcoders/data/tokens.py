@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from transcoders.errors import InputError, PromptError
+from transcoders.hub import first_line, folder_or_name
 from transcoders.language_model import LanguageModel
 
 HELD_OUT_EVERY = 20
@@ -53,7 +54,7 @@ def open_corpus(source: CorpusSource) -> Corpus:
     A text file is cut at `<|endoftext|>` where it has that mark, at blank lines otherwise. A generator can be read
     only once; give a list, or a `Corpus`, where several passes are needed.
 
-    Raises `InputError` for a file that is not there.
+    Raises `InputError` for a file that is not there, and where the hub cannot be asked for what is not here.
     """
     if isinstance(source, Corpus):
         return source
@@ -66,7 +67,9 @@ def open_corpus(source: CorpusSource) -> Corpus:
             path.name, lambda: _file_documents(path, mark), separator=None if mark == _END_OF_TEXT else _BLANK_LINE
         )
     if isinstance(source, str):
-        return Corpus(source, lambda: _hub_documents(source))
+        instead = "check the name and the network, or give a text file"
+        place = folder_or_name(source, f"The data set {source!r}", InputError, instead, "dataset")
+        return Corpus(source, lambda: _hub_documents(source, str(place)))
     return Corpus("documents", lambda: iter(source))
 
 
@@ -79,19 +82,18 @@ def _file_documents(path: Path, mark: str) -> Iterator[str]:
     return (piece.strip() for piece in path.read_text(encoding="utf-8").split(mark) if piece.strip())
 
 
-def _hub_documents(name: str) -> Iterator[str]:
+def _hub_documents(name: str, place: str) -> Iterator[str]:
     from datasets import load_dataset
 
     logging.getLogger(__name__).info("streaming %s from the hub", name)
     try:
-        rows = load_dataset(name, split="train", streaming=True)
+        rows = load_dataset(place, split="train", streaming=True)
         for row in rows:
             yield row["text"]  # pyright: ignore[reportArgumentType, reportCallIssue]
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"Could not read the data set {name!r} ({reason}); check the name, the network, and that it has a "
-            "'train' split with a 'text' column."
+            f"Could not read the data set {name!r} ({first_line(error)}); check the name, the network, and that it has "
+            "a 'train' split with a 'text' column."
         ) from error
 
 

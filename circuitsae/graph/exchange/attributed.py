@@ -7,6 +7,8 @@ has tokens, token ids, scores and provenance as JSON.
 
 Read: also graphs of others. An attribute under a name of Neuronpedia's or EleutherAI's files counts; what is missing is
 guessed from the shape (layer: steps from the first node; position 0) and said in the provenance.
+
+XML of strangers: no entities, one encoding, and one sentence for whatever a reader trips over.
 """
 
 import json
@@ -31,9 +33,54 @@ from circuitsae.graph.checking import (
     text,
     whole,
 )
-from circuitsae.graph.exchange import carrying
-from circuitsae.graph.exchange.assembling import NODE_FIGURES, Edge, Findings, assemble, check_counts
+from circuitsae.graph.exchange import extras
+from circuitsae.graph.exchange.findings import NODE_FIGURES, Edge, Findings, assemble, check_counts
 from circuitsae.graph.nodes import Node, NodeKind
+
+NETWORKX_ERRORS = (
+    nx.NetworkXException,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    RecursionError,
+)
+"""What NetworkX's readers raise on files that are not what they expect."""
+_DECLARED = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([^"']*)["']""")
+_FIRST_TAG = re.compile(rb"<([A-Za-z_][\w.:-]*)")
+
+
+def check_xml(content: bytes, limits: Limits) -> None:
+    """Raises `MalformedError` for files with entities, with too many tags, or not in UTF-8."""
+    limits.check("values", content.count(b"<") + content.count(b"="))
+    declared = _DECLARED.search(content[:200])
+    if declared and declared[1].lower() not in (b"utf-8", b"us-ascii", b"ascii"):
+        raise MalformedError("its XML is not in UTF-8; save it as UTF-8")
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"it is not text in UTF-8 (byte {error.start})") from error
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise MalformedError("its XML defines entities, which can grow without bounds; remove its DOCTYPE")
+
+
+def first_tag(content: bytes) -> str:
+    """The name of the first element, without its prefix; empty where there is none."""
+    found = _FIRST_TAG.search(content[:10_000])
+    return found[1].decode("utf-8", "replace").rsplit(":")[-1].lower() if found else ""
+
+
+def require_simple(source: nx.Graph) -> None:
+    if source.is_multigraph():
+        raise MalformedError("it has several edges between the same two nodes; expected each edge once")
+
+
+def xml_complaint(form: str, error: Exception) -> str:
+    """What NetworkX or the XML parser said, as one short line."""
+    said = " ".join(ascii(str(error) or type(error).__name__).strip("'\"").split())
+    return f"it is not whole and correct {form} ({said[:120]})"
+
 
 NAME = "networkx"
 _OTHER_NAMES = {
@@ -62,7 +109,7 @@ _UNWRITABLE = re.compile("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 def to_attributed(graph: AttributionGraph) -> tuple[nx.DiGraph, str]:
     """A graph for an XML writer, and what is to be said of it as a whole, as JSON."""
-    document, extra = carrying.carried(graph, NAME)
+    document, extra = extras.carried(graph, NAME)
     out = nx.DiGraph(**{key: _written(value) for key, value in document.items()})
     names: list[str] = []
     arrays = {name: getattr(graph, name) for name in NODE_FIGURES}
@@ -81,11 +128,11 @@ def to_attributed(graph: AttributionGraph) -> tuple[nx.DiGraph, str]:
             "text": quoted(node.text),
         }
         out.add_node(names[-1], **attributes, **{k: v for k, v in figures.items() if np.isfinite(v)})
-    for source, target, weight, notes in carrying.edges(graph):
+    for source, target, weight, notes in extras.edges(graph):
         out.add_edge(
             names[source], names[target], weight=weight, **{f"note_{k}": _written(v) for k, v in notes.items()}
         )
-    own = carrying.own_document(graph, NAME) | {"tokens": list(graph.tokens)}
+    own = extras.own_document(graph, NAME) | {"tokens": list(graph.tokens)}
     return out, json.dumps(own, ensure_ascii=True, allow_nan=False)
 
 
@@ -134,7 +181,7 @@ def from_attributed(source: nx.Graph, own_json: str | None, file: str, form: str
         n_layers=n_layers,
         figures=[_figures(name, record) for name, record in records.items()],
         scores=own.get("scores"),
-        provenance={"imported": carrying.imported(form, file, None, missing)},
+        provenance={"imported": extras.imported(form, file, None, missing)},
     )
     _add_tokens(found, own, limits)
     if own:
@@ -147,9 +194,9 @@ def _own(own_json: str | None, limits: Limits) -> dict[str, Any]:
         return {}
     limits.check("values", own_json.count(",") + own_json.count("["))
     try:
-        return mapping(json.loads(own_json), carrying.OWN)
+        return mapping(json.loads(own_json), extras.OWN)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise MalformedError(f"its attribute {carrying.OWN!r} is not JSON") from error
+        raise MalformedError(f"its attribute {extras.OWN!r} is not JSON") from error
 
 
 def _record(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,6 +298,6 @@ def _with_carried(graph: AttributionGraph, source: nx.Graph, names: list[str]) -
             extra["name"] = text(name, "a node id")
         if extra:
             nodes[node.id] = extra
-    ours = {carrying.OWN, "node_default", "edge_default", "mode"}
+    ours = {extras.OWN, "node_default", "edge_default", "mode"}
     aside = {str(k): plain(_read(v)) for k, v in source.graph.items() if k not in ours}
-    return carrying.with_provenance(graph, carrying.carry(graph.provenance, NAME, aside, nodes))
+    return extras.with_provenance(graph, extras.carry(graph.provenance, NAME, aside, nodes))

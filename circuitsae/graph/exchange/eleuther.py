@@ -28,8 +28,8 @@ from circuitsae.graph.checking import (
     text,
     whole,
 )
-from circuitsae.graph.exchange import carrying
-from circuitsae.graph.exchange.assembling import Edge, Findings, assemble, check_counts
+from circuitsae.graph.exchange import extras
+from circuitsae.graph.exchange.findings import Edge, Findings, assemble, check_counts
 from circuitsae.graph.nodes import Node, NodeKind
 
 NAME = "eleuther"
@@ -56,18 +56,18 @@ def read(document: dict[str, Any], file: str, limits: Limits) -> AttributionGrap
     raw = [mapping(node, f"node {i}") for i, node in enumerate(sequence(document.get("nodes"), "nodes"))]
     edges = sequence(document.get("edges"), "edges")
     check_counts(limits, len(raw), len(edges))
-    own = mapping(document.get(carrying.OWN, {}), carrying.OWN)
+    own = mapping(document.get(extras.OWN, {}), extras.OWN)
     kinds = [_kind(node, f"node {i}") for i, node in enumerate(raw)]
     tokens, token_ids = _tokens(raw, kinds, own, limits)
     n_layers = _n_layers(raw, kinds, own, limits)
-    figures = [carrying.read_figures(node.get(carrying.OWN), f"node {i}") for i, node in enumerate(raw)]
+    figures = [extras.read_figures(node.get(extras.OWN), f"node {i}") for i, node in enumerate(raw)]
     nodes = [
         _node(record, f"node {i}", kind, tokens, token_ids, n_layers, figure)
         for i, (record, kind, figure) in enumerate(zip(raw, kinds, figures, strict=True))
     ]
     missing = ["influence", "token ids", "pre-activations"]
-    provenance = {"imported": carrying.imported(NAME, file, "EleutherAI/attribute", missing)}
-    if carrying.OWN in document:
+    provenance = {"imported": extras.imported(NAME, file, "EleutherAI/attribute", missing)}
+    if extras.OWN in document:
         provenance = plain(mapping(own.get("provenance", {}), "provenance"))
     found = Findings(
         nodes=nodes,
@@ -151,7 +151,7 @@ def _node(
 
 
 def _own_fields(record: dict[str, Any], what: str) -> dict[str, Any]:
-    return mapping(record.get(carrying.OWN) or {}, f"{carrying.OWN} of {what}")
+    return mapping(record.get(extras.OWN) or {}, f"{extras.OWN} of {what}")
 
 
 def _edge(record: dict[str, Any], what: str) -> Edge:
@@ -163,13 +163,13 @@ def _edge(record: dict[str, Any], what: str) -> Edge:
 
 
 def _with_carried(graph: AttributionGraph, document: dict[str, Any], raw: list[dict[str, Any]]) -> AttributionGraph:
-    aside = {k: plain(v) for k, v in document.items() if k not in ("nodes", "edges", carrying.OWN)}
+    aside = {k: plain(v) for k, v in document.items() if k not in ("nodes", "edges", extras.OWN)}
     nodes: dict[str, Any] = {}
     ranks = _ranks(graph)
     for row, (node, record) in enumerate(zip(graph.nodes, raw, strict=True)):
-        if extra := carrying.beside(record, _record(graph, row, ranks)):
+        if extra := extras.beside(record, _record(graph, row, ranks)):
             nodes[node.id] = extra
-    return carrying.with_provenance(graph, carrying.carry(graph.provenance, NAME, aside, nodes))
+    return extras.with_provenance(graph, extras.carry(graph.provenance, NAME, aside, nodes))
 
 
 # writing
@@ -177,20 +177,20 @@ def _with_carried(graph: AttributionGraph, document: dict[str, Any], raw: list[d
 
 def write(graph: AttributionGraph) -> dict[str, Any]:
     """The document of a graph."""
-    document, extra = carrying.carried(graph, NAME)
+    document, extra = extras.carried(graph, NAME)
     kept = np.array([n.kind is not NodeKind.BIAS or (n.text == _SKIP and n.pos >= 0) for n in graph.nodes], dtype=bool)
-    own, ranks = carrying.own_figures(graph, kept), _ranks(graph)
+    own, ranks = extras.own_figures(graph, kept), _ranks(graph)
     records: dict[int, dict[str, Any]] = {}
     for row in np.flatnonzero(kept).tolist():
         node = graph.nodes[row]
         records[row] = _record(graph, row, ranks) | extra.get(node.id, {})
     edges = [
         {"source": records[s], "target": records[t], "weight": weight, **notes}
-        for s, t, weight, notes in carrying.edges(graph)
+        for s, t, weight, notes in extras.edges(graph)
         if kept[s] and kept[t]
     ]
-    nodes = [record | {carrying.OWN: _own(graph.nodes[row], own[row])} for row, record in records.items()]
-    return {**document, "nodes": nodes, "edges": edges, carrying.OWN: carrying.own_document(graph, NAME)}
+    nodes = [record | {extras.OWN: _own(graph.nodes[row], own[row])} for row, record in records.items()]
+    return {**document, "nodes": nodes, "edges": edges, extras.OWN: extras.own_document(graph, NAME)}
 
 
 def _own(node: Node, figures: dict[str, float]) -> dict[str, Any]:

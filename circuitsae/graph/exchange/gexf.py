@@ -13,8 +13,13 @@ from networkx.readwrite.gexf import GEXFWriter
 
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import Limits, MalformedError
-from circuitsae.graph.exchange.attributed import from_attributed, to_attributed
-from circuitsae.graph.exchange.xml import NETWORKX_ERRORS, require_simple, xml_complaint
+from circuitsae.graph.exchange.attributed import (
+    NETWORKX_ERRORS,
+    from_attributed,
+    require_simple,
+    to_attributed,
+    xml_complaint,
+)
 
 NAME = "gexf"
 

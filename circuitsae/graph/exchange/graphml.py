@@ -11,9 +11,14 @@ import networkx as nx
 
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import Limits, MalformedError
-from circuitsae.graph.exchange import carrying
-from circuitsae.graph.exchange.attributed import from_attributed, to_attributed
-from circuitsae.graph.exchange.xml import NETWORKX_ERRORS, require_simple, xml_complaint
+from circuitsae.graph.exchange import extras
+from circuitsae.graph.exchange.attributed import (
+    NETWORKX_ERRORS,
+    from_attributed,
+    require_simple,
+    to_attributed,
+    xml_complaint,
+)
 
 NAME = "graphml"
 
@@ -30,14 +35,14 @@ def read(content: bytes, file: str, limits: Limits) -> AttributionGraph:
     except (ParseError, *NETWORKX_ERRORS) as error:
         raise MalformedError(xml_complaint("GraphML", error)) from error
     require_simple(source)
-    own = source.graph.get(carrying.OWN)
+    own = source.graph.get(extras.OWN)
     return from_attributed(source, own if isinstance(own, str) else None, file, NAME, limits)
 
 
 def write(graph: AttributionGraph) -> bytes:
     """The file of a graph."""
     attributed, own = to_attributed(graph)
-    attributed.graph[carrying.OWN] = own
+    attributed.graph[extras.OWN] = own
     buffer = io.BytesIO()
     nx.write_graphml_xml(attributed, buffer, encoding="utf-8", prettyprint=True)
     return buffer.getvalue()

@@ -18,8 +18,8 @@ import numpy as np
 
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import Limits, mapping, number, plain, present, sequence, share, text, whole
-from circuitsae.graph.exchange import carrying
-from circuitsae.graph.exchange.assembling import Edge, Findings, assemble, check_counts
+from circuitsae.graph.exchange import extras
+from circuitsae.graph.exchange.findings import Edge, Findings, assemble, check_counts
 from circuitsae.graph.nodes import Node, NodeKind
 from transcoders.token_text import join_tokens
 
@@ -45,10 +45,10 @@ def read(document: dict[str, Any], file: str, limits: Limits) -> AttributionGrap
     links = sequence(document.get("links"), "links")
     check_counts(limits, len(raw), len(links))
     metadata = mapping(document.get("metadata", {}), "metadata")
-    own = mapping(metadata.get(carrying.OWN, {}), f"metadata.{carrying.OWN}")
+    own = mapping(metadata.get(extras.OWN, {}), f"metadata.{extras.OWN}")
     tokens, missing = _tokens(metadata, raw, limits)
     n_layers = _n_layers(own, raw, limits)
-    figures = [carrying.read_figures(node.get(carrying.OWN), f"node {i}") for i, node in enumerate(raw)]
+    figures = [extras.read_figures(node.get(extras.OWN), f"node {i}") for i, node in enumerate(raw)]
     names: list[str] = []
     nodes: list[Node] = []
     taken: set[str] = set()
@@ -172,14 +172,14 @@ def _token_ids(own: dict[str, Any], nodes: list[Node], count: int) -> list[int]:
 
 
 def _provenance(metadata: dict[str, Any], own: dict[str, Any], file: str, missing: list[str]) -> dict[str, Any]:
-    if carrying.OWN in metadata:
+    if extras.OWN in metadata:
         return plain(mapping(own.get("provenance", {}), "provenance"))
     generator = metadata.get("info") and mapping(metadata["info"], "info").get("generator")
     words = [generator.get("name"), generator.get("version")] if isinstance(generator, dict) else []
     return {
         "model": text(metadata.get("scan") or "unknown", "scan"),
         "prompt": text(metadata.get("prompt") or "", "prompt"),
-        "imported": carrying.imported(NAME, file, " ".join(str(word) for word in words if word), missing),
+        "imported": extras.imported(NAME, file, " ".join(str(word) for word in words if word), missing),
     }
 
 
@@ -189,13 +189,13 @@ def _with_carried(graph: AttributionGraph, document: dict[str, Any], raw: list[d
     aside = {key: plain(value) for key, value in document.items() if key not in ("nodes", "links", "metadata")}
     if aside.get("qParams") == _Q_PARAMS:
         del aside["qParams"]
-    if metadata := carrying.beside(document.get("metadata", {}), rebuilt):
+    if metadata := extras.beside(document.get("metadata", {}), rebuilt):
         aside["metadata"] = metadata
     nodes: dict[str, Any] = {}
     for row, (node, record) in enumerate(zip(graph.nodes, raw, strict=True)):
-        if extra := carrying.beside(record, _record(graph, row)):
+        if extra := extras.beside(record, _record(graph, row)):
             nodes[node.id] = extra
-    return carrying.with_provenance(graph, carrying.carry(graph.provenance, NAME, aside, nodes))
+    return extras.with_provenance(graph, extras.carry(graph.provenance, NAME, aside, nodes))
 
 
 # writing
@@ -203,11 +203,11 @@ def _with_carried(graph: AttributionGraph, document: dict[str, Any], raw: list[d
 
 def write(graph: AttributionGraph) -> dict[str, Any]:
     """The document of a graph, valid under Neuronpedia's schema."""
-    document, extra = carrying.carried(graph, NAME)
+    document, extra = extras.carried(graph, NAME)
     kept = np.array([node.kind is not NodeKind.BIAS or node.id in extra for node in graph.nodes], dtype=bool)
     records: dict[int, dict[str, Any]] = {}
     renamed: dict[str, str] = {}
-    own = carrying.own_figures(graph, kept, without=("cumulative",))
+    own = extras.own_figures(graph, kept, without=("cumulative",))
     for row in np.flatnonzero(kept).tolist():
         node, default = graph.nodes[row], _record(graph, row)
         beside = extra.get(node.id, {})
@@ -216,14 +216,14 @@ def write(graph: AttributionGraph) -> dict[str, Any]:
             record["node_id"] = default["node_id"]
         if "node_id" in beside and beside["node_id"] != record["node_id"]:
             renamed[beside["node_id"]] = record["node_id"]
-        records[row] = record | ({carrying.OWN: own[row]} if own[row] else {})
+        records[row] = record | ({extras.OWN: own[row]} if own[row] else {})
     links = [
         {"source": records[s]["node_id"], "target": records[t]["node_id"], "weight": weight, **notes}
-        for s, t, weight, notes in carrying.edges(graph)
+        for s, t, weight, notes in extras.edges(graph)
         if kept[s] and kept[t]
     ]
     metadata = _metadata(graph) | document.get("metadata", {})
-    metadata[carrying.OWN] = carrying.own_document(graph, NAME)
+    metadata[extras.OWN] = extras.own_document(graph, NAME)
     others = {key: value for key, value in document.items() if key not in ("metadata", "nodes", "links")}
     nodes = [
         {key: _rename(item, renamed) if key == "qk_tracing_results" else item for key, item in record.items()}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import Limits, MalformedError, parse_json, read_bytes
 from circuitsae.graph.exchange import eleuther, gexf, graphml, neuronpedia
-from circuitsae.graph.exchange.xml import check_xml, first_tag
+from circuitsae.graph.exchange.attributed import check_xml, first_tag
 from transcoders.errors import FileFormatError, InputError
 from transcoders.files import write_file
 

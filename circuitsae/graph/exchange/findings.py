@@ -9,10 +9,21 @@ import pandas as pd
 from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
-from circuitsae.graph.checking import MEASUREMENTS, Limits, MalformedError, mapping, number, share, shown, text
+from circuitsae.graph.checking import (
+    MEASUREMENTS,
+    Limits,
+    MalformedError,
+    check_edges,
+    check_place,
+    mapping,
+    number,
+    refuse_twice,
+    share,
+    shown,
+    text,
+)
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
-from circuitsae.graph.placing import check_edges, check_place, refuse_twice
 
 NODE_FIGURES = ("rest", "inputs", "influence", "cumulative")
 """The arrays of a graph that a file may state of each node; what it does not state is computed from its edges."""

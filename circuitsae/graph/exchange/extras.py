@@ -9,7 +9,7 @@ import numpy as np
 
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import mapping, number, plain, text
-from circuitsae.graph.exchange.assembling import NODE_FIGURES
+from circuitsae.graph.exchange.findings import NODE_FIGURES
 
 OWN = "circuitsae"
 """The key under which our files keep what a format has no place for; other tools pass over it."""
