@@ -108,6 +108,8 @@ _DENSE_ABOVE = 0.05
 """Density of listed features from which dense products are faster."""
 _SMALLEST = 512
 """Features per layer from which sparse products can be faster."""
+_OWN = "trainee."
+"""Before the names of weights in a checkpoint, as the first release wrote them."""
 _MEASURE_EVERY = 20
 """Steps between measurements of the density."""
 
@@ -154,7 +156,7 @@ class Run:
         empty = torch.zeros(2, *shape, device=device)
         run = cls(config, initial_parameters(config, empty, empty), measure_scales(empty, empty, config))
         require_like(folder, tensors, run.tensors() | run.moments())
-        run.weights.load_state_dict(_within("trainee.", tensors))
+        run.weights.load_state_dict(_within(_OWN, tensors))
         restore_optimizer(run.optimizer, tensors)
         run.scales = Scales(tensors["scales.read"], tensors["scales.write"])
         run.counter.since_fired.copy_(tensors["since_fired"])
@@ -164,7 +166,7 @@ class Run:
         return run
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = {f"trainee.{name}": value for name, value in self.weights.state_dict().items()}
+        tensors = {f"{_OWN}{name}": value for name, value in self.weights.state_dict().items()}
         tensors |= {f"averaged.{name}": value for name, value in self.averaged.items()}
         tensors |= optimizer_tensors(self.optimizer)
         tensors |= {"scales.read": self.scales.read, "scales.write": self.scales.write}
