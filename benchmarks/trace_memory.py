@@ -39,14 +39,14 @@ def stage(n: int, name: str, run: Callable[[], Any]) -> Any:
 
 
 def measure(n: int) -> None:
-    from circuitsae.pocket.stories import story
-
     from circuitsae.attribution import attribute_pruned
     from circuitsae.commands.shared import load_replacement
+    from circuitsae.pocket.families import story
     from circuitsae.validation import validate
 
     model = stage(n, "load", lambda: load_replacement("pocket", None, "cpu", "float32"))
-    rng, words, ids = random.Random(0), "", []
+    rng, words = random.Random(0), ""
+    ids = model.model.to_tokens(" ")
     while len(ids) < n:
         for word in story(rng).split():
             words = f"{words} {word}".strip()

@@ -83,7 +83,7 @@ class FrozenModel:
         self.constants = {name: cache[name].detach() for name in self._constant_names()}
         self.logits: Float[Tensor, "pos d_vocab"] = logits[0]
         raw = cache[_RAW][0, -1]
-        self.logit_scale: Float[Tensor, d_vocab] = torch.where(raw == 0, 1, self.logits[-1] / raw)
+        self.logit_scale: Float[Tensor, "d_vocab"] = torch.where(raw == 0, 1, self.logits[-1] / raw)
         position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
         self.writes = Writes(cache[_EMBED][0], position, torch.stack([cache[n][0] for n in self._write_names]))
         self.reads = Reads(torch.stack([cache[n][0] for n in self._read_names]), cache[_FINAL][0])

@@ -1,4 +1,4 @@
-"""Pages of tables and figures, as steering and reproductions write them: drawn offline, and nothing in them is markup."""
+"""The plain page that reports share, in a browser: wide tables scroll, dark mode, nothing serious for axe."""
 
 import re
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +268,7 @@ LAST = {
 def test_no_table_is_broken(ran, name):
     """Each cell is, whole, one that the wide form has; a column left out is named; a terminal's width is kept."""
     assert ran[name].tables
-    shown: list[tuple[Any, int]] = [*product(ran[name].tables, (40, 60, 72, 80, 100, 140))]
+    shown = [(table, width) for table in ran[name].tables for width in (40, 60, 72, 80, 100, 140)]
     for (title, columns, rows), width in shown:
         wide, narrow = (_rendered(title, columns, rows, w) for w in (10_000, width))
         assert "No room for" not in wide
