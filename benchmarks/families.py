@@ -97,15 +97,7 @@ def row(name: str, build: Callable[[], Any]) -> list[str]:
         return [name, "yes", "no", "", "", logit_difference, _sentence(error)]
     how = "no; autograd" if closed is None else "yes"
     tested = "contract" if name in CONTRACT else "in short"
-    return [
-        name,
-        "yes",
-        how,
-        f"{exact if closed is None else closed:.0e}",
-        engines,
-        logit_difference,
-        tested,
-    ]
+    return [name, "yes", how, f"{exact if closed is None else closed:.0e}", engines, logit_difference, tested]
 
 
 def errors(model: LanguageModel) -> tuple[float | None, float, str]:
