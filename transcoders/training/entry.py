@@ -81,11 +81,11 @@ def train(
 
 def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:
     """Where batches come from; `InputError` for vectors with a model, and for text without one."""
-    sides = corpus if isinstance(corpus, tuple) else (corpus,)
+    sides = list(corpus) if isinstance(corpus, tuple) else [corpus]
     floats = [isinstance(side, Tensor) and side.is_floating_point() for side in sides]
     are_vectors = all(given or callable(side) for given, side in zip(floats, sides, strict=True))
     if model is None:
-        if not are_vectors or len(sides) > 2:
+        if not are_vectors or len(sides) not in (1, 2):
             raise InputError(
                 f"Without a model, vectors are trained on: a tensor of numbers or a function, or a pair of them; got "
                 f"{_named(corpus)}."
