@@ -81,7 +81,7 @@ def train(
 
 def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:
     """Where batches come from; `InputError` for vectors with a model, and for text without one."""
-    sides: tuple[Any, ...] = corpus if isinstance(corpus, tuple) else (corpus,)
+    sides = list(corpus) if isinstance(corpus, tuple) else [corpus]
     floats = [isinstance(side, Tensor) and side.is_floating_point() for side in sides]
     are_vectors = all(given or callable(side) for given, side in zip(floats, sides, strict=True))
     if model is None:
