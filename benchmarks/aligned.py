@@ -31,7 +31,7 @@ from transcoders.evaluation import alignment, compare_seeds
 from transcoders.evaluation.statistics import Statistics, bimodality
 from transcoders.sites import Site
 from transcoders.synthetic import SuperpositionModel
-from transcoders.training import SAEConfig, TrainConfig, TranscoderConfig, train_on
+from transcoders.training import SAEConfig, TrainConfig, TranscoderConfig, train
 
 K = 8
 KINDS: dict[str, dict[str, Any]] = {
@@ -100,7 +100,7 @@ class Figures:
 
 def train_one(vectors: Vectors, config: TrainConfig) -> Figures:
     reads, writes = (side[:-HELD_OUT] for side in vectors)
-    dictionaries = train_on(reads if config.kind == "sae" else (reads, writes), config, progress=False)
+    dictionaries = train(None, reads if config.kind == "sae" else (reads, writes), config, progress=False)
     statistics = Statistics(dictionaries)
     with torch.no_grad():
         for read, write in zip(*(side[-HELD_OUT:].unsqueeze(1).split(5000) for side in vectors), strict=True):

@@ -1,4 +1,4 @@
-r"""Claim: the fast engine costs little more than its counted operations, and its edges are those of the plain engine.
+r"""Claim: the closed form costs little more than its counted operations, and its edges are those of autograd.
 
 Every measurement runs in a process of its own, on one thread: processor seconds and peak of memory above what is held
 once model and dictionaries are loaded, beside the operations that the textbook algorithm needs and the matrix rate
@@ -9,7 +9,7 @@ Cost = processor seconds / (operations / rate).
     python benchmarks/attribution.py --full
 
 An engine that is not there is left out, and so is circuit-tracer without its flag. Plots: runs/attribution.html (or
-what `--name` says); docs/images/attribution-cost.png is that of `--full --engines fast`, 1300 × 560 pixels.
+what `--name` says); docs/images/attribution-cost.png is that of `--full --engines closed_form`, 1300 × 560 pixels.
 """
 
 import inspect
@@ -37,8 +37,8 @@ ANSWER = "@@"
 PEER = "circuit-tracer"
 Study = Literal["reference", "float64", "lazy", "tokens", "features", "width", "layers"]
 REFERENCE: tuple[Kind, ...] = ("plt", "skip", "clt")
-PLAIN_AT_MOST = 4e12
-"""Operations of the largest case that the plain engine and circuit-tracer are asked to do."""
+AUTOGRAD_AT_MOST = 4e12
+"""Operations of the largest case that autograd and circuit-tracer are asked to do."""
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Options:
     one size of the pocket model's (with `--full` the prompt of GPT-2 small's too)."""
     kinds: list[Kind] = field(default_factory=lambda: list(REFERENCE))
     """Kinds of dictionaries in the reference, float64 and lazy studies."""
-    engines: list[str] = field(default_factory=lambda: ["fast", "plain"])
-    """Of ours: fast, plain, and uncut, which is the fast one carrying targets only."""
+    engines: list[str] = field(default_factory=lambda: ["closed_form", "autograd"])
+    """Of ours: closed_form, autograd, and uncut, which is the closed form carrying targets only."""
     circuit_tracer: str | None = None
     """The interpreter of an environment where circuit-tracer is installed."""
     peer_batches: list[int] = field(default_factory=lambda: [512, 16])
@@ -76,7 +76,7 @@ class Measured:
     cost: dict[str, Any]
     """The worker's answer."""
     difference: float | None
-    """‖A − A_plain‖ / ‖A_plain‖ over the edges both engines have nodes for."""
+    """‖A − A_autograd‖ / ‖A_autograd‖ over the edges both engines have nodes for."""
     held: float | None = None
     """Influence held by its features, against as many chosen from the full graph."""
 
@@ -109,9 +109,9 @@ def studies(options: Options) -> Iterator[tuple[str, Case]]:
 
 
 def engines(options: Options) -> list[str | None]:
-    """Those of ours that this version has; None: its only one, which is the plain one."""
+    """Those of ours that this version has; None: its only one, which is autograd."""
     if "engine" not in inspect.signature(cs.attribute).parameters:
-        return [None] if "plain" in options.engines else []
+        return [None] if "autograd" in options.engines else []
     return list(options.engines)
 
 
@@ -133,9 +133,9 @@ def measure_case(options: Options, study: str, case: Case, folder: Path) -> list
     """Every engine on one case, in turns."""
     prepared = prepare(case, folder)
     operations = sum(counted_operations(prepared, 10).values())
-    ours = [e for e in engines(options) if e != "plain" or operations <= PLAIN_AT_MOST]
-    names = [(e or "plain", e) for e in ours]
-    if options.circuit_tracer and not case.float64 and operations <= PLAIN_AT_MOST:
+    ours = [e for e in engines(options) if e != "autograd" or operations <= AUTOGRAD_AT_MOST]
+    names = [(e or "autograd", e) for e in ours]
+    if options.circuit_tracer and not case.float64 and operations <= AUTOGRAD_AT_MOST:
         names += [(f"{PEER}, batch {batch}", None) for batch in options.peer_batches]
     answers: dict[str, list[dict[str, Any]]] = {}
     for _ in range(options.repeats):
@@ -146,10 +146,10 @@ def measure_case(options: Options, study: str, case: Case, folder: Path) -> list
         cost = sorted(runs, key=lambda run: run["cpu"] * run["rate"])[len(runs) // 2]
         operations = sum(counted_operations(prepared, cost["n_logits"]).values())
         difference = None
-        if name != "plain" and "plain" in answers:
-            difference = relative_difference(folder / f"{name}.npz", folder / "plain.npz")
+        if name != "autograd" and "autograd" in answers:
+            difference = relative_difference(folder / f"{name}.npz", folder / "autograd.npz")
         found.append(Measured(study, case, name, operations, cost, difference))
-    if (options.full or "lazy" in options.studies) and study == "reference" and "fast" in answers:
+    if (options.full or "lazy" in options.studies) and study == "reference" and "closed_form" in answers:
         found.append(_lazy(options, prepared, found[0], folder))
     return found
 
@@ -174,10 +174,10 @@ def _measure(
 def _lazy(options: Options, prepared: Prepared, full: Measured, folder: Path) -> Measured:
     """A quarter of the active features, chosen while they are found."""
     count = len(prepared.index) // 4
-    runs = [_measure(options, prepared, "fast", "fast", folder, count) for _ in range(options.repeats)]
+    runs = [_measure(options, prepared, "closed_form", "closed_form", folder, count) for _ in range(options.repeats)]
     cost = sorted(runs, key=lambda run: run["cpu"] * run["rate"])[len(runs) // 2]
-    held = influence_held(folder / "fast-lazy.npz", folder / "fast.npz", count)
-    return Measured("lazy", full.case, "fast, ¼ of the features", full.operations, cost, None, held)
+    held = influence_held(folder / "closed_form-lazy.npz", folder / "closed_form.npz", count)
+    return Measured("lazy", full.case, "closed_form, ¼ of the features", full.operations, cost, None, held)
 
 
 def influence_held(lazy: Path, full: Path, count: int) -> float:
@@ -194,7 +194,7 @@ def influence_held(lazy: Path, full: Path, count: int) -> float:
 def relative_difference(path: Path, reference: Path) -> float:
     """Frobenius, over the nodes that both have (circuit-tracer has no biases)."""
     ours, theirs = (np.load(p, allow_pickle=False) for p in (path, reference))
-    if set(ours["ids"][~ours["bias"]]) - set(theirs["ids"]) and "/fast" in str(path):
+    if set(ours["ids"][~ours["bias"]]) - set(theirs["ids"]) and "/closed_form" in str(path):
         raise RuntimeError("The engines disagree on the nodes of the graph.")
     common = sorted(set(ours["ids"]) & set(theirs["ids"]))
     a, b = (_dense_order(graph, common) for graph in (ours, theirs))
@@ -211,11 +211,11 @@ def _dense_order(graph: Any, ids: list[str]) -> sparse.csr_array:
 
 
 def table(measured: list[Measured]) -> list[list[object]]:
-    """A row for each measurement; the last columns compare with the fast engine on the same case."""
-    fast = {m.case: m for m in measured if m.engine == "fast"}
+    """A row for each measurement; the last columns compare with the closed form on the same case."""
+    closed = {m.case: m for m in measured if m.engine == "closed_form"}
     rows: list[list[object]] = []
     for m in measured:
-        base = fast.get(m.case)
+        base = closed.get(m.case)
         against = "" if base is None else f"{m.cost['cpu'] / base.cost['cpu']:.2f}×"
         note = f"holds {m.held:.1%} of the influence" if m.held is not None else ""
         note = note or ("" if m.difference is None else f"{m.difference:.1e}")
@@ -231,7 +231,7 @@ def table(measured: list[Measured]) -> list[list[object]]:
 
 COLUMNS = [
     "study", "kind", "layers × width, features a layer, prompt", "engine", "CPU s", "wall s", "MB above the model",
-    "edges", "GFLOP counted", "GFLOP/s", "cost", "CPU against fast", "difference to plain",
+    "edges", "GFLOP counted", "GFLOP/s", "cost", "CPU against closed_form", "difference to autograd",
 ]  # fmt: skip
 
 

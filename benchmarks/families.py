@@ -22,7 +22,7 @@ import circuitsae.pocket
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.replacement import ReplacementModel
 from transcoders import load_model
-from transcoders.bridging import own_logits
+from transcoders.bridge import own_logits
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
@@ -92,30 +92,38 @@ def row(name: str, build: Callable[[], Any]) -> list[str]:
     logits, own = model.run(TOKENS[None])[0], own_logits(model.bridge, TOKENS[None])
     logit_difference = f"{float((logits - own).abs().max() / own.abs().max()):.0e}"
     try:
-        fast, plain, engines = errors(model)
+        closed, exact, engines = errors(model)
     except ModelError as error:
         return [name, "yes", "no", "", "", logit_difference, _sentence(error)]
-    closed = "no; plain engine" if fast is None else "yes"
+    how = "no; autograd" if closed is None else "yes"
     tested = "contract" if name in CONTRACT else "in short"
-    return [name, "yes", closed, f"{plain if fast is None else fast:.0e}", engines, logit_difference, tested]
+    return [
+        name,
+        "yes",
+        how,
+        f"{exact if closed is None else closed:.0e}",
+        engines,
+        logit_difference,
+        tested,
+    ]
 
 
 def errors(model: LanguageModel) -> tuple[float | None, float, str]:
     """Largest conservation error of each engine, and how far they are apart, as shares of the largest edge."""
-    fast, plain, apart = [], [], []
+    closed, exact, apart = [], [], []
     for kind in ("plt", "clt"):
         dictionaries = random_dictionaries(kind, n_layers=3, d_model=16, features=16, skip=True, dtype=torch.float64)
         replacement = ReplacementModel(model, dictionaries)
-        slow = attribute(replacement, TOKENS, targets=LogitTargets([3, 5]), engine="plain")
+        slow = attribute(replacement, TOKENS, targets=LogitTargets([3, 5]), engine="autograd")
         size = abs(slow.weights).max()
-        plain.append(abs(slow.residual()).max() / size)
+        exact.append(abs(slow.residual()).max() / size)
         try:
-            graph = attribute(replacement, TOKENS, targets=LogitTargets([3, 5]), engine="fast")
+            graph = attribute(replacement, TOKENS, targets=LogitTargets([3, 5]), engine="closed_form")
         except ModelError:
             continue
-        fast.append(abs(graph.residual()).max() / size)
+        closed.append(abs(graph.residual()).max() / size)
         apart.append(abs(graph.weights - slow.weights).max() / size)
-    return (max(fast) if fast else None), max(plain), f"{max(apart):.0e}" if apart else ""
+    return (max(closed) if closed else None), max(exact), f"{max(apart):.0e}" if apart else ""
 
 
 def _sentence(error: ModelError) -> str:

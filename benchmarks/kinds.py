@@ -39,9 +39,9 @@ from transcoders.training import (
     Trainer,
     TranscoderConfig,
     VectorSource,
-    train_many,
+    train,
 )
-from transcoders.training.checkpoints import latest_checkpoint
+from transcoders.training.checkpoint import latest_checkpoint
 
 logger = logging.getLogger("kinds")
 
@@ -172,7 +172,7 @@ def train_all(name: str, kinds: list[str], where: Setting, given: Options) -> li
     names = [f"{kind} {l0}" for kind, l0 in plan]
     out = folder / "training"
     resume = not given.fresh and latest_checkpoint(out) is not None
-    trained = train_many(where.model, where.corpus, configs, names=names, out=out, resume=resume)
+    trained = train(where.model, where.corpus, configs, names=names, out=out, resume=resume)
     done = []
     for (kind, l0), config, dictionaries in zip(plan, configs, trained, strict=True):
         evaluation = evaluate(where.model, dictionaries, where.rows)

@@ -18,7 +18,7 @@ import tyro
 from machine import write_table
 
 from transcoders import CLTConfig, kernels
-from transcoders.training.run import Run
+from transcoders.training.step import Run
 
 PLOT = Path(__file__).resolve().parents[1] / "runs" / "kernels_cost.html"
 

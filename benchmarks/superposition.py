@@ -122,7 +122,7 @@ def train_seed(kinds: Sequence[str], data: Data, base: SAEConfig) -> dict[str, t
     trainer = Trainer(VectorSource(data.train, None, seed=base.seed), configs)
     for kind, run in zip(kinds, trainer.runs, strict=True):
         if kind.endswith("ceiling"):
-            start_from(data.toy.directions, run.trainee)
+            start_from(data.toy.directions, run.weights)
     trainer.run(progress=False)
     return {
         kind: (dictionaries, figures(dictionaries, data, speed(data, config)))
@@ -131,12 +131,12 @@ def train_seed(kinds: Sequence[str], data: Data, base: SAEConfig) -> dict[str, t
 
 
 @torch.no_grad()
-def start_from(directions: Tensor, trainee: Any) -> None:
+def start_from(directions: Tensor, weights: Any) -> None:
     """The known directions as first encoder and decoder, and biases of zero."""
-    trainee.W_enc[0].copy_(directions)
-    trainee.W_dec[0][:, 0].copy_(directions)
-    trainee.b_enc.zero_()
-    trainee.b_dec.zero_()
+    weights.W_enc[0].copy_(directions)
+    weights.W_dec[0][:, 0].copy_(directions)
+    weights.b_enc.zero_()
+    weights.b_dec.zero_()
 
 
 def speed(data: Data, config: SAEConfig, warm: int = 10, timed: int = 50) -> float:

@@ -65,7 +65,7 @@ class FrozenModel:
         constants = [name for name in self._constant_names() if name not in patterns]
         names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *patterns, *constants]
         has_position = self.model.has_hook(_POSITION)
-        self._check_calls(names, self.model.bridge.hook_dict)
+        self._check_calls(names, self.model.hook_names)
         optional = [_AFTER_FIRST] * self.model.has_hook(_AFTER_FIRST) + [_POSITION] * has_position
         logits, cache = self._clean_run([*names, *optional])
         self._check_calls(names, cache)
@@ -122,7 +122,7 @@ class FrozenModel:
         """Hooks of every attention pattern and norm scale."""
         return [
             name
-            for name in self.model.bridge.hook_dict
+            for name in self.model.hook_names
             if name.endswith((".attn.hook_pattern", ".hook_scale")) and not name.startswith(("embed.", "unembed."))
         ]
 

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.components.known import CompiledProgram, native_bridge
+from circuitsae.components.known import CompiledProgram
 from circuitsae.components.network import Edge, Network
+from transcoders.bridge import native_bridge
 from transcoders.language_model import LanguageModel
 
 SHARPNESS = 60.0

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from transcoders.bridging import fit_precision, prepare
+from transcoders.bridge import TransformerBridge, fit_precision, prepare, remembered
 from transcoders.errors import PromptError
 from transcoders.files import short_hash
+from transcoders.model_parts import ModelParts
 from transcoders.precision import Precision, as_dtype
-from transcoders.remembering import remembered
 from transcoders.sites import Frame, Site
 from transcoders.token_text import token_text, with_characters
 
@@ -53,8 +52,10 @@ class LanguageModel:
         bridge.eval()
         bridge.requires_grad_(False)
         prepare(bridge)
+        self.parts = ModelParts(bridge)
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
+    n_heads = property(lambda self: int(self.bridge.cfg.n_heads), doc="Attention heads of a block.")
     d_model = property(lambda self: int(self.bridge.cfg.d_model), doc="Width of the residual stream.")
     d_vocab = property(lambda self: int(self.bridge.cfg.d_vocab), doc="Number of tokens.")
     context = property(lambda self: int(self.bridge.cfg.n_ctx), doc="Longest sequence of tokens.")
@@ -84,7 +85,7 @@ class LanguageModel:
     @property
     def bos(self) -> int | None:
         """Id of the beginning-of-sequence token, or None where the model has none."""
-        owner = self.tokenizer if self.has_tokenizer else self.bridge.original_model.config
+        owner = self.tokenizer if self.has_tokenizer else self.parts.config
         return getattr(owner, "bos_token_id", None)
 
     @property
@@ -93,6 +94,11 @@ class LanguageModel:
         if self._bos is not None or self.bos is None or not self.has_tokenizer:
             return bool(self._bos)
         return list(self.tokenizer("a")["input_ids"])[:1] == [self.bos]
+
+    @property
+    def bridge_adds_bos(self) -> bool:
+        """Whether TransformerLens puts BOS first where nothing is said."""
+        return bool(self.bridge.cfg.default_prepend_bos)
 
     @property
     def bos_is_chosen(self) -> bool:
@@ -125,7 +131,7 @@ class LanguageModel:
 
         It is remembered until a weight changes; changes through `.data` and in inference mode go unseen.
         """
-        weights = sorted(self.bridge.original_model.state_dict(keep_vars=True).items())
+        weights = self.parts.weights()
         return remembered(self.bridge, (weight for _, weight in weights), lambda: short_hash(_sampled(weights)))
 
     # text and tokens
@@ -269,13 +275,15 @@ class LanguageModel:
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values for `run_hooked`."""
-        from transformers import DynamicCache
-
-        config: Any = self.bridge.original_model.config
-        return DynamicCache(config=config)
+        return self.parts.new_cache()
 
     def has_hook(self, name: str) -> bool:
         return name in self.bridge.hook_dict
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """TransformerLens' names of every place that can be read and written."""
+        return tuple(self.bridge.hook_dict)
 
     def bias_groups(self) -> dict[tuple[int, str], list[Tensor]]:
         """The additive parameters outside the MLPs, each once, by (layer, component).
@@ -283,23 +291,4 @@ class LanguageModel:
         Components carry TransformerBridge's names: `ln1`, `attn`, `ln2` of a block; then, as layer `n_layers`, what
         follows the blocks (`ln_final`, `unembed`), and as layer -1 a norm of the embeddings (`embed_ln`).
         """
-        owners = [
-            (layer, label, component)
-            for layer, block in enumerate(self.bridge.blocks)
-            for label, component in block.named_children()
-            if label in block.submodules and label != "mlp"
-        ]
-        around = {"embed_ln": -1, "ln_final": self.n_layers, "unembed": self.n_layers}
-        owners += [(layer, label, getattr(self.bridge, label, None)) for label, layer in around.items()]
-        groups = {(layer, label): _biases(component) for layer, label, component in owners}
-        return {key: parameters for key, parameters in groups.items() if parameters}
-
-
-def _biases(component: Any) -> list[Tensor]:
-    if component is None:
-        return []
-    submodules = getattr(component, "submodules", {})
-    # Where the bridge splits a fused projection into q, k and v, the fused one is no longer used.
-    fused = [submodules["qkv"]] if {"qkv", "q"} <= submodules.keys() else []
-    dead = {id(parameter) for module in fused for parameter in module.parameters()}
-    return [p for name, p in component.named_parameters() if name.endswith("bias") and id(p) not in dead]
+        return self.parts.bias_groups()

@@ -2,18 +2,11 @@
 
 import logging
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.utilities.hf_utils import autotokenizer_with_special_token_compat
-from transformers.utils import logging as logging_of_transformers
 
-from transcoders.bridging import check_logits
+from transcoders.bridge import boot, check_logits, unsupported_architecture
 from transcoders.errors import ModelError
 from transcoders.hub import first_line, model_source
 from transcoders.language_model import LanguageModel
@@ -36,13 +29,11 @@ def load_model(
     _check_device(device)
     source = model_source(name)
     try:
-        with _no_bars():
-            bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
-        tokenizer = _own_tokenizer(bridge.tokenizer)
+        bridge, tokenizer = boot(source, device, dtype)
     except Exception as error:  # the hub client, transformers and TransformerLens raise many kinds here
-        if architecture := re.search(r"Config architectures: \['(.*?)'\]", first_line(error)):
+        if architecture := unsupported_architecture(first_line(error)):
             raise ModelError(
-                f"{name} cannot be used: TransformerLens has no bridge for {architecture[1]}; "
+                f"{name} cannot be used: TransformerLens has no bridge for {architecture}; "
                 "the families that work are listed in docs/families.md."
             ) from error
         raise ModelError(
@@ -52,35 +43,18 @@ def load_model(
     model = LanguageModel(
         bridge, Path(source).name if Path(name).expanduser().is_dir() else str(name), tokenizer=tokenizer
     )
-    _require_finite(str(name), bridge)
+    _require_finite(str(name), model)
     check_logits(bridge, model.name)
     logging.getLogger(__name__).info("loaded %s: %d layers", name, model.n_layers)
     return model
 
 
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Weights are read from the disk without a progress bar; downloads, the hub client's, keep theirs."""
-    earlier = logging_of_transformers.set_tqdm_hook(
-        lambda make, args, settings: make(*args, **{**settings, "disable": True})
-    )
-    try:
-        yield
-    finally:
-        logging_of_transformers.set_tqdm_hook(earlier)
-
-
-def _own_tokenizer(changed: Any) -> Any:
-    """The model's tokenizer as it was saved: the bridge's adds BOS, and has EOS in its place where there is none."""
-    return autotokenizer_with_special_token_compat(changed.name_or_path, use_fast=changed.is_fast)
-
-
-def _require_finite(name: str, bridge: TransformerBridge) -> None:
-    for parameter, weight in bridge.named_parameters():
+def _require_finite(name: str, model: LanguageModel) -> None:
+    for parameter, weight in model.parts.parameters():
         least, most = (weight.detach().min(), weight.detach().max()) if weight.numel() else (0.0, 0.0)
         if not math.isfinite(float(least) + float(most)):
             raise ModelError(
-                f"The model {name!r} has a weight in {parameter.replace('_original_component.', '')} that is not a "
+                f"The model {name!r} has a weight in {parameter} that is not a "
                 "finite number; download or train it again, or load it in a wider dtype."
             )
 

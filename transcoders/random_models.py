@@ -8,8 +8,8 @@ from itertools import cycle, islice
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformer_lens.model_bridge.sources import build_bridge_from_module
 
+from transcoders.bridge import around
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
 from transcoders.precision import Precision, as_dtype
@@ -149,7 +149,7 @@ def random_model(
     }  # fmt: skip
     model = random_module(family, sizes, seed).to(as_dtype(dtype))
     name, architecture = f"random-{family}-{seed}", _RECIPES[family].model
-    return LanguageModel(build_bridge_from_module(model, architecture, hf_config=model.config, model_name=name), name)
+    return LanguageModel(around(model, architecture, name), name)
 
 
 def random_module(family: str, sizes: dict[str, int | None], seed: int) -> Any:

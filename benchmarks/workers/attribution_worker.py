@@ -10,7 +10,7 @@ import torch
 from measuring import answer, measure, touch
 
 import circuitsae as cs
-from circuitsae.attribution import engines
+from circuitsae.attribution import closed_form
 from circuitsae.graph import AttributionGraph, NodeKind
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
@@ -42,8 +42,8 @@ def main() -> None:
     dtype = torch.float64 if task["float64"] else torch.float32
     engine: dict[str, Any] = {} if task["engine"] is None else {"engine": task["engine"]}
     if task["engine"] == "uncut":
-        engines.choose_cut = lambda *_, **__: 0
-        engine = {"engine": "fast"}
+        closed_form.choose_meeting_layer = lambda *_, **__: 0
+        engine = {"engine": "closed_form"}
     warm_up(engine)
     model = cs.ReplacementModel(
         cs.load_model(task["model"], dtype=dtype), cs.load_dictionaries(task["dictionaries"], dtype=dtype)

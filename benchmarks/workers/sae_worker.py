@@ -42,7 +42,7 @@ class Ours:
     def __init__(self, task: dict[str, Any], data: Data) -> None:
         from transcoders import SAEConfig
         from transcoders.kernels import keep_freed_memory
-        from transcoders.training.run import Run
+        from transcoders.training.step import Run
 
         keep_freed_memory()  # as `circuitsae train` does
         config = SAEConfig(
@@ -67,9 +67,9 @@ class Ours:
         self.n_steps += 1
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
-        trainee, scale = self.run.trainee, float(self.run.scales.read)
+        weights, scale = self.run.weights, float(self.run.scales.read)
         reads = (x * scale).unsqueeze(0)
-        return trainee.reconstruct(trainee.activate(trainee.pre_activations(reads)), reads)[0] / scale
+        return weights.reconstruct(weights.activate(weights.pre_activations(reads)), reads)[0] / scale
 
 
 class Kernels:

@@ -1,23 +1,29 @@
-"""attribute: a prompt becomes an attribution graph."""
+"""attribute: a prompt becomes an attribution graph. What is asked for, and what comes back.
 
+Where a number comes from: `nodes` has the ends of a prompt's edges, who writes and who is read; `closed_form` has their
+weights, or `autograd`, which it is checked against. `expansion` says which rows are found, and makes a graph of them.
+"""
+
+import logging
 import platform
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
-from circuitsae.attribution.engines import EngineName, linear_for, open_engine, to_numpy
+from circuitsae.attribution.autograd import Autograd, autograd_rows
+from circuitsae.attribution.closed_form import ClosedForm
 from circuitsae.attribution.expansion import (
     Expansion,
     FullSize,
-    Rows,
     every_row,
     explored,
     first_look,
@@ -25,22 +31,59 @@ from circuitsae.attribution.expansion import (
     pruned,
     with_only,
 )
-from circuitsae.attribution.linear import LinearModel
-from circuitsae.attribution.sources import UNEMBED, Sources, feature_nodes
-from circuitsae.attribution.targets import (
-    ChooseLogits,
-    Readers,
-    TopLogits,
-    centred_columns,
-    feature_readers,
-    logit_readers,
-)
-from circuitsae.graph import AttributionGraph, Node, NodeKind
+from circuitsae.attribution.linear import LinearModel, linear_model
+from circuitsae.attribution.nodes import Endpoints, SourceVectors
+from circuitsae.graph import AttributionGraph
 from circuitsae.graph.compact import RowBlock
 from circuitsae.graph.pruning import check_shares
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
-from transcoders.errors import InputError
+from transcoders.errors import InputError, ModelError
+from transcoders.language_model import LanguageModel
+
+EngineName = Literal["auto", "closed_form", "autograd"]
+OldEngineName = Literal["fast", "plain"]
+NEW_NAMES: dict[str, EngineName] = {"fast": "closed_form", "plain": "autograd"}
+
+
+@runtime_checkable
+class ChooseLogits(Protocol):
+    """Chooses the tokens whose logits a graph explains."""
+
+    def __call__(self, model: LanguageModel, logits: Float[Tensor, "d_vocab"]) -> Int[Tensor, "k"]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLogits:
+    """The smallest set of most probable tokens that reaches a probability."""
+
+    probability: float = 0.95
+    """Stop when the chosen tokens hold this much probability together."""
+    at_most: int = 10
+    """Stop at this many tokens whatever their probability."""
+
+    def __call__(self, model: LanguageModel, logits: Float[Tensor, "d_vocab"]) -> Int[Tensor, "k"]:
+        if not 0 < self.probability <= 1 or self.at_most < 1:
+            raise InputError(f"{self} chooses nothing; give a probability in (0, 1] and at_most ≥ 1.")
+        probability, token = logits.softmax(-1).sort(descending=True, stable=True)
+        enough = int((probability.cumsum(0) < self.probability).sum()) + 1
+        return token[: min(enough, self.at_most)]
+
+
+@dataclass(frozen=True)
+class LogitTargets:
+    """The logits of given tokens, as text (one token each, mind the leading space) or as ids."""
+
+    tokens: Sequence[str | int]
+
+    def __call__(self, model: LanguageModel, logits: Float[Tensor, "d_vocab"]) -> Int[Tensor, "k"]:
+        ids = [model.token_id(token) if isinstance(token, str) else token for token in self.tokens]
+        if not ids or min(ids) < 0 or max(ids) >= model.d_vocab or len(set(ids)) != len(ids):
+            raise InputError(
+                f"Target tokens {list(self.tokens)} are no set of tokens of {model.name}; give distinct tokens "
+                f"(as text, or ids from 0 to {model.d_vocab - 1})."
+            )
+        return torch.tensor(ids, device=logits.device)
 
 
 def attribute(
@@ -52,7 +95,7 @@ def attribute(
     unexplained: float | None = None,
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
-    engine: EngineName = "auto",
+    engine: EngineName | OldEngineName = "auto",
     bos: bool | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
@@ -66,7 +109,7 @@ def attribute(
     * `unexplained`: features get their rows from the logits down, always those of most influence so far, until the
       features without hold at most this share of the influence (or `max_features` have theirs).
     * `edges_per_node`: only this many strongest edges into each node are stored, with the exact sum of the others.
-    * `engine`: `fast` is closed-form, `plain` the slow reference; `auto` is the fast one where the model allows.
+    * `engine`: `closed_form`, or `autograd`, the slow reference; `auto` is the closed form where the model allows.
     * `batch_size`: targets at once; `auto` bounds the memory.
     * `bos`: whether a text gets BOS first; default, as the model reads texts (its dictionaries' training).
 
@@ -83,7 +126,7 @@ def attribute(
         unexplained=unexplained,
         edges_per_node=edges_per_node,
         batch_size=batch_size,
-        engine=engine,
+        engine=_current_name(engine),
         progress=progress,
     )
 
@@ -99,27 +142,26 @@ def attribute_pruned(
     unexplained: float | None = None,
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
-    engine: EngineName = "auto",
+    engine: EngineName | OldEngineName = "auto",
     bos: bool | None = None,
     progress: bool = False,
 ) -> tuple[AttributionGraph, FullSize]:
     """`attribute(...).prune(nodes=nodes, edges=edges)`, and how large the full graph was, which is never held.
 
     Edges are dropped as soon as their influence is counted, so that the memory does not grow with them (those of
-    targets below the layer where the fast engine's sources and targets meet wait until the end; with `unexplained`
+    targets below the layer where the closed form's sources and targets meet wait until the end; with `unexplained`
     the rows that were found are held). Same nodes and edges as the full graph's, and the same figures up to the
     rounding of float64.
     """
     check_shares(nodes=nodes, edges=edges)
     limits = _Limits(max_features, unexplained, edges_per_node, batch_size)
-    work = _Attribution(
-        model, model.trace(prompt, bos=bos), prompt if isinstance(prompt, str) else None, targets, limits, engine
-    )
+    trace, text = model.trace(prompt, bos=bos), prompt if isinstance(prompt, str) else None
+    work = _Attribution(model, trace, text, targets, limits, _current_name(engine))
     if unexplained is not None:
         full = work.graph(progress)
         return full.prune(nodes=nodes, edges=edges), FullSize(len(full.nodes), int(full.weights.nnz))
-    with work.rows(progress) as (expansion, rows, known):
-        return pruned(expansion, rows, nodes, edges, known)
+    with work.expansion(progress) as (expansion, known):
+        return pruned(expansion, nodes, edges, known)
 
 
 def attribute_trace(
@@ -132,12 +174,12 @@ def attribute_trace(
     unexplained: float | None = None,
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
-    engine: EngineName = "auto",
+    engine: EngineName | OldEngineName = "auto",
     progress: bool = False,
 ) -> AttributionGraph:
     """`attribute` of a prompt that has been traced already."""
     limits = _Limits(max_features, unexplained, edges_per_node, batch_size)
-    return _Attribution(model, trace, prompt, targets, limits, engine).graph(progress)
+    return _Attribution(model, trace, prompt, targets, limits, _current_name(engine)).graph(progress)
 
 
 @dataclass(frozen=True)
@@ -172,14 +214,14 @@ class _Attribution:
     engine: EngineName
 
     def graph(self, progress: bool) -> AttributionGraph:
-        with self.rows(progress) as (expansion, rows, known):
+        with self.expansion(progress) as (expansion, known):
             if self.limits.unexplained is None:
-                return every_row(expansion, rows, known)
-            return explored(expansion, rows, self._at_most, self.limits.unexplained)
+                return every_row(expansion, known)
+            return explored(expansion, self._at_most, self.limits.unexplained)
 
     @contextmanager
-    def rows(self, progress: bool) -> Iterator[tuple[Expansion, Rows, RowBlock | None]]:
-        """The nodes, the rows that can be had, and those that are known already."""
+    def expansion(self, progress: bool) -> Iterator[tuple[Expansion, RowBlock | None]]:
+        """The nodes with the rows that can be had, and the rows that are known already."""
         model, trace, limits = self.model, self.trace, self.limits
         token = self.targets(model.model, trace.logits[-1])
         settings = {
@@ -190,21 +232,22 @@ class _Attribution:
         }
         with torch.no_grad(), Progress(disable=not progress, transient=True) as bar:
             task = bar.add_task("attributing", total=self._at_most + len(token))
-            open_rows = _OpenRows(
-                model=model,
-                linear=linear_for(self.engine, trace),
+            expand = partial(
+                _expand,
+                linear=_linear_for(self.engine, trace),
                 batch_size=None if limits.batch_size == "auto" else limits.batch_size,
                 edges_per_node=limits.edges_per_node,
                 provenance=_provenance(model, trace, self.prompt, settings),
                 done=lambda n: bar.advance(task, n),
             )
-            ends, known = _Ends.of(model, trace, token), None
+            ends, known = Endpoints.of(model, trace, token), None
             wanted = None if limits.unexplained is None else self._at_most
             if wanted is None and self._at_most < len(trace.features.value):
-                ends, known = _chosen(open_rows, ends, self._at_most)
+                with expand(ends, looked_at(self._at_most)) as all_features:
+                    ends, known = _strongest(all_features, self._at_most)
                 bar.reset(task, total=len(ends.targets.layer))
-            with open_rows(ends, wanted) as (expansion, rows):
-                yield expansion, rows, known
+            with expand(ends, wanted) as expansion:
+                yield expansion, known
 
     @property
     def _at_most(self) -> int:
@@ -212,132 +255,65 @@ class _Attribution:
         return min(self.limits.max_features or n_features, n_features)
 
 
-@dataclass(frozen=True)
-class _Ends:
-    """The ends of a prompt's edges: its sources, and its targets, of the active features and logits those wanted."""
+@contextmanager
+def _expand(
+    ends: Endpoints,
+    n_features: int | None = None,
+    *,
+    linear: LinearModel | None,
+    batch_size: int | None,
+    edges_per_node: int | None,
+    provenance: dict[str, Any],
+    done: Callable[[int], Any],
+) -> Iterator[Expansion]:
+    """A prompt's graph, be it with all features or with some: in closed form with its matrices, else by autograd.
 
-    trace: Trace
-    sources: Sources
-    other_nodes: tuple[Node, ...]
-    """b_U, where the model has one, and the logits."""
-    targets: Readers
-    target_nodes: np.ndarray
-    """[target], which node it is."""
-    unembedding_bias: np.ndarray
-    """[target, extra], what b_U adds to it."""
-
-    @classmethod
-    def of(cls, model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> "_Ends":
-        n_features = len(trace.features.value)
-        features = feature_readers(model, trace, torch.arange(n_features, device=token.device))
-        sources = Sources(model, trace, feature_nodes(model, trace, features))
-        extra, bias = _unembedding_bias(model, trace, token)
-        logits = len(sources.nodes) + len(extra) + np.arange(len(token))
-        return cls(
-            trace=trace,
-            sources=sources,
-            other_nodes=(*extra, *_logit_nodes(model, trace, token)),
-            targets=Readers(*(torch.cat(p) for p in zip(features, logit_readers(trace, token), strict=True))),
-            target_nodes=np.concatenate([np.arange(n_features), logits]),
-            unembedding_bias=np.pad(to_numpy(bias), ((n_features, 0), (0, 0))),
-        )
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        return (*self.sources.nodes, *self.other_nodes)
-
-    @property
-    def n_features(self) -> int:
-        return len(self.trace.features.value)
-
-    def keep(self, features: np.ndarray) -> "_Ends":
-        """The features with these numbers, in order, and the logits; what the other features write is error."""
-        rows = torch.from_numpy(features).to(self.targets.layer.device)
-        trace = self.sources.model.keep(self.trace, rows)
-        sources = self.sources.keep(trace, rows)
-        dropped = np.setdiff1d(np.arange(self.n_features), features)
-        left = self.without_targets(dropped)
-        nodes = left.target_nodes - np.searchsorted(dropped, left.target_nodes)
-        return replace(left, trace=trace, sources=sources, target_nodes=nodes)
-
-    def without_targets(self, nodes: np.ndarray) -> "_Ends":
-        wanted = np.flatnonzero(~np.isin(self.target_nodes, nodes))
-        return replace(
-            self,
-            targets=self.targets.take(torch.from_numpy(wanted).to(self.targets.layer.device)),
-            target_nodes=self.target_nodes[wanted],
-            unembedding_bias=self.unembedding_bias[wanted],
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OpenRows:
-    """Opens the rows of a prompt, be it with all of its features or with some."""
-
-    model: ReplacementModel
-    linear: LinearModel | None
-    batch_size: int | None
-    edges_per_node: int | None
-    provenance: dict[str, Any]
-    done: Callable[[int], Any]
-
-    @contextmanager
-    def __call__(self, ends: _Ends, n_features: int | None = None) -> Iterator[tuple[Expansion, Rows]]:
-        """`n_features`: the rows of so many features will be asked for; default: those of all targets, at once."""
-        trace, sources = ends.trace, ends.sources
-        expansion = Expansion(
-            nodes=ends.nodes,
-            n_features=ends.n_features,
-            tokens=trace.token_strings,
-            token_ids=tuple(trace.tokens.tolist()),
-            n_layers=self.model.model.n_layers,
-            provenance=self.provenance,
-            edges_per_node=self.edges_per_node,
-        )
+    `n_features`: the rows of so many features will be asked for; default: those of all targets, at once.
+    """
+    expansion = partial(Expansion, ends=ends, provenance=provenance, edges_per_node=edges_per_node, done=done)
+    if linear is not None:
+        sources = SourceVectors(ends.model, ends.trace, ends.sources, linear)
         share = 1.0 if n_features is None else n_features / len(ends.targets.layer)
-        with open_engine(
-            self.linear, self.model, trace, sources, ends.targets, share=share, batch_size=self.batch_size
-        ) as engine:
-            yield expansion, Rows(engine, ends.target_nodes, ends.unembedding_bias, len(sources.nodes), self.done)
+        yield expansion(engine=ClosedForm(sources, ends.targets, share=share, batch_size=batch_size))
+        return
+    with autograd_rows(ends.model, ends.trace) as rows_of:
+        yield expansion(engine=Autograd(rows_of, ends, batch_size=batch_size))
 
 
-def _chosen(open_rows: _OpenRows, ends: _Ends, at_most: int) -> tuple[_Ends, RowBlock | None]:
+def _current_name(engine: EngineName | OldEngineName) -> EngineName:
+    """The engine's name, where it may be one of before."""
+    if (new := NEW_NAMES.get(engine)) is not None:
+        warnings.warn(f"engine={engine!r} is called {new!r} now.", DeprecationWarning, stacklevel=3)
+    return cast(EngineName, new or engine)
+
+
+def _linear_for(engine: EngineName, trace: Trace) -> LinearModel | None:
+    """The matrices that the closed form needs of a prompt; None where `engine` is autograd.
+
+    `auto` is the closed form where it knows the architecture, else, with a notice, autograd. Raises `InputError` for
+    another name, and `ModelError` where the closed form is asked for and cannot take the model.
+    """
+    if engine not in get_args(EngineName):
+        raise InputError(f"Unknown engine {engine!r}; the engines are {', '.join(get_args(EngineName))}.")
+    if engine == "autograd":
+        return None
+    try:
+        return linear_model(trace.frozen)
+    except ModelError as error:
+        if engine == "closed_form":
+            raise ModelError(f"{error}; use engine='autograd'.") from error
+        logging.getLogger(__name__).warning("%s; using autograd, which is slower.", error)
+        return None
+
+
+def _strongest(expansion: Expansion, at_most: int) -> tuple[Endpoints, RowBlock | None]:
     """The ends with the `at_most` features of most influence, and of their rows those that are known from choosing."""
-    with open_rows(ends, looked_at(at_most)) as (expansion, rows):
-        features, seen = first_look(expansion, rows, at_most)
-    left = ends.keep(features)
-    if len(open_rows.model.dictionaries.write_layers(0)) > 1:
+    features, seen = first_look(expansion, at_most)
+    left = expansion.ends.keep(features)
+    if len(left.model.dictionaries.write_layers(0)) > 1:
         return left, None  # an edge does not tell at which of its layers a feature wrote, and so which error it joins
     known = with_only(features, seen, expansion)
     return left.without_targets(known.rows), known
-
-
-def _logit_nodes(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> list[Node]:
-    logits, last = trace.logits[-1], trace.n_positions - 1
-    probability, centred = logits.softmax(-1)[token], (logits - logits.mean())[token]
-    return [
-        Node(
-            NodeKind.LOGIT,
-            model.model.n_layers,
-            last,
-            index,
-            model.model.token_string(index),
-            pre_activation=value,
-            probability=p,
-        )
-        for index, value, p in zip(token.tolist(), centred.tolist(), probability.tolist(), strict=True)
-    ]
-
-
-def _unembedding_bias(
-    model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]
-) -> tuple[list[Node], Float[Tensor, "k _"]]:
-    """The node of b_U, where the model has one, and what it adds to each logit, centred like the logits."""
-    group = model.model.bias_groups().get((model.model.n_layers, UNEMBED))
-    if group is None:
-        return [], trace.logits.new_zeros(len(token), 0)
-    node = Node(NodeKind.BIAS, model.model.n_layers, -1, text=f"{UNEMBED}.b")
-    return [node], centred_columns(group[0].detach(), trace, token)[:, None]
 
 
 def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from scipy import sparse
 
-from circuitsae.attribution.engines import Engine
+from circuitsae.attribution.nodes import Endpoints
 from circuitsae.graph import (
     AttributionGraph,
     EdgeBlocks,
@@ -31,29 +32,73 @@ LOOK, LEAST_LOOKED_AT = 256, 2
 """To choose n features, the rows of n / 256 are looked at (of 2, if those are more)."""
 
 
-@dataclass(frozen=True)
-class Expansion:
-    """The nodes of a graph, before its edges are known: features first, logits last."""
+@runtime_checkable
+class Engine(Protocol):
+    """Rows of the adjacency of one prompt. Targets are all that may be asked for; they are named by number."""
 
-    nodes: tuple[Node, ...]
-    n_features: int
-    tokens: tuple[str, ...]
-    token_ids: tuple[int, ...]
-    n_layers: int
+    columns: np.ndarray
+    """Number among the sources' nodes of each column of a row."""
+
+    def every_row(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of targets and their rows, as far as it costs nothing from the last position to the first."""
+        ...
+
+    def rows(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same of some targets, in any order. Those of a block that was found before are found the same."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion:
+    """A graph whose rows are still to be found: its nodes (features first, logits last), and how to find the rows."""
+
+    engine: Engine
+    ends: Endpoints
     provenance: Mapping[str, Any]
-    edges_per_node: int | None = None
+    edges_per_node: int | None
+    done: Callable[[int], Any]
+    """Is told of every block how many rows it had."""
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        return self.ends.nodes
 
     @property
+    def n_features(self) -> int:
+        return self.ends.n_features
+
+    @cached_property
     def bias(self) -> np.ndarray:
         return np.array([node.kind is NodeKind.BIAS for node in self.nodes])
 
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """Which node each column of a block is: an engine's, and those after them that only logits have."""
+        n_extra = self.ends.unembedding_bias.shape[1]
+        return np.concatenate([self.engine.columns, len(self.ends.sources) + np.arange(n_extra)])
+
+    def every_row(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Nodes and their rows, in blocks."""
+        return self._by_node(self.engine.every_row())
+
+    def rows(self, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same of some of the engine's targets, by number."""
+        return self._by_node(self.engine.rows(targets))
+
+    def _by_node(self, found: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for targets, block in found:
+            extra = self.ends.unembedding_bias[targets].astype(block.dtype)
+            yield self.ends.target_nodes[targets], np.concatenate([block, extra], axis=1)
+            self.done(len(targets))
+
     def graph(self, weights: sparse.csr_array, rest: np.ndarray, inputs: np.ndarray | None) -> AttributionGraph:
+        trace, model = self.ends.trace, self.ends.model.model
         return AttributionGraph.build(
             self.nodes,
             weights,
-            self.tokens,
-            self.token_ids,
-            self.n_layers,
+            trace.token_strings,
+            tuple(trace.tokens.tolist()),
+            model.n_layers,
             self.provenance,
             rest=rest,
             inputs=inputs,
@@ -67,42 +112,12 @@ class FullSize(NamedTuple):
     edges: int
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a graph by node: an engine's rows, and for logits what the unembedding's bias adds."""
-
-    engine: Engine
-    nodes: np.ndarray
-    """Which node each of the engine's targets is."""
-    extra: np.ndarray
-    """[target, extra], columns after the sources' that only logits have."""
-    n_sources: int
-    done: Callable[[int], Any]
-
-    @property
-    def columns(self) -> np.ndarray:
-        """Which node each column of a block is."""
-        return np.concatenate([self.engine.columns, self.n_sources + np.arange(self.extra.shape[1])])
-
-    def every(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return self._by_node(self.engine.every_row())
-
-    def of(self, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of some of the engine's targets, by number."""
-        return self._by_node(self.engine.rows(targets))
-
-    def _by_node(self, found: Iterator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for targets, block in found:
-            yield self.nodes[targets], np.concatenate([block, self.extra[targets].astype(block.dtype)], axis=1)
-            self.done(len(targets))
-
-
-def every_row(expansion: Expansion, rows: Rows, known: RowBlock | None = None) -> AttributionGraph:
-    """The graph with all `rows`, and with those that are `known`."""
-    n, columns = len(expansion.nodes), rows.columns
+def every_row(expansion: Expansion, known: RowBlock | None = None) -> AttributionGraph:
+    """The graph with all rows, those that are `known` and those still to be found."""
+    n, columns = len(expansion.nodes), expansion.columns
     rest, inputs = np.zeros(n), np.zeros(n)
     edges = EdgeBlocks()
-    for nodes, block in _with_known(rows, known):
+    for nodes, block in _with_known(expansion, known):
         block, rest[nodes], found = _stored(expansion, block, columns)
         inputs[nodes] = 0.0 if found is None else found
         edges.add(nodes, columns, block)
@@ -110,7 +125,7 @@ def every_row(expansion: Expansion, rows: Rows, known: RowBlock | None = None) -
 
 
 def pruned(
-    expansion: Expansion, rows: Rows, nodes: float, edges: float, known: RowBlock | None = None
+    expansion: Expansion, nodes: float, edges: float, known: RowBlock | None = None
 ) -> tuple[AttributionGraph, FullSize]:
     """`every_row`, pruned, without ever holding all edges: a sweep finds the nodes to keep, then only the edges
     between these are stored, of rows that the sweep still holds or that are computed once more.
@@ -119,15 +134,15 @@ def pruned(
     kind = columns["kind"]
     targets = (kind == NodeKind.LOGIT) | (kind == NodeKind.FEATURE)
     sweep = InfluenceSweep(columns, targets, held=HELD_BYTES)
-    order = np.argsort(rows.columns)  # by node: sums run in this order
-    by_node = rows.columns[order]
+    order = np.argsort(expansion.columns)  # by node: sums run in this order
+    by_node = expansion.columns[order]
     rest, places = np.zeros(len(targets)), []
 
     def sparse_rows(block: np.ndarray) -> sparse.csr_array:
         return nonzeros(block[:, order], by_node, len(targets))
 
-    for found, block in _with_known(rows, known):
-        block, rest[found], inputs = _stored(expansion, block, rows.columns)
+    for found, block in _with_known(expansion, known):
+        block, rest[found], inputs = _stored(expansion, block, expansion.columns)
         sweep.add(found, sparse_rows(block), inputs)
         places.append(found)
     sums = sweep.sums()
@@ -136,33 +151,34 @@ def pruned(
     wanted = kept & targets
     wanted[np.concatenate([block.rows for block in held]) if held else []] = False
     blocks = [_inside(block, kept) for block in held]
-    for found, block in _found_again(rows, known, places, wanted):
-        block, *_ = _stored(expansion, block, rows.columns)
+    for found, block in _found_again(expansion, known, places, wanted):
+        block, *_ = _stored(expansion, block, expansion.columns)
         again = np.flatnonzero(wanted[found])
         blocks.append(_inside(RowBlock(found[again], sparse_rows(block[again])), kept))
     inside = _graph_of(expansion, columns, kept, assemble(blocks, int(kept.sum())), rest, sums)
     return inside.prune_edges(edges), FullSize(len(expansion.nodes), sums.n_edges)
 
 
-def _with_known(rows: Rows, known: RowBlock | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _with_known(expansion: Expansion, known: RowBlock | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if known is not None:
-        yield known.rows, known.edges[:, rows.columns].toarray()
-    yield from rows.every()
+        yield known.rows, known.edges[:, expansion.columns].toarray()
+    yield from expansion.every_row()
 
 
 def _found_again(
-    rows: Rows, known: RowBlock | None, places: list[np.ndarray], wanted: np.ndarray
+    expansion: Expansion, known: RowBlock | None, places: list[np.ndarray], wanted: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The blocks that have a row that is wanted, as they were found at first: in whole, so that they round the same."""
-    silent, number = replace(rows, done=lambda _: None), np.full(len(wanted), -1)
-    number[rows.nodes] = np.arange(len(rows.nodes))
+    silent, number = replace(expansion, done=lambda _: None), np.full(len(wanted), -1)
+    targets = expansion.ends.target_nodes
+    number[targets] = np.arange(len(targets))
     for found in places:
         if not wanted[found].any():
             continue
         if known is not None and found is known.rows:
-            yield known.rows, known.edges[:, rows.columns].toarray()
+            yield known.rows, known.edges[:, expansion.columns].toarray()
         else:
-            yield from silent.of(number[found])
+            yield from silent.rows(number[found])
 
 
 def _stored(
@@ -189,6 +205,7 @@ def _graph_of(
     sums: Sums,
 ) -> AttributionGraph:
     """The graph of some nodes, with what their full graph says of them."""
+    trace = expansion.ends.trace
     token, logit, bias, error = (
         columns["kind"] == kind for kind in (NodeKind.TOKEN, NodeKind.LOGIT, NodeKind.BIAS, NodeKind.ERROR)
     )
@@ -200,18 +217,18 @@ def _graph_of(
         inputs=sums.inputs[kept],
         cumulative=cumulative(sums.influence, always=token | logit | bias)[kept],
         scores=scores(sums.error_share, sums.influence, columns["start"], token, error),
-        tokens=tuple(expansion.tokens),
-        token_ids=tuple(expansion.token_ids),
-        n_layers=expansion.n_layers,
+        tokens=trace.token_strings,
+        token_ids=tuple(trace.tokens.tolist()),
+        n_layers=expansion.ends.model.model.n_layers,
         provenance=dict(expansion.provenance),
     )
 
 
-def explored(expansion: Expansion, rows: Rows, at_most: int, unexplained: float) -> AttributionGraph:
+def explored(expansion: Expansion, at_most: int, unexplained: float) -> AttributionGraph:
     """The graph with rows of features from the logits down, until those without hold at most the share `unexplained`
     of the influence, or `at_most` have one. The others are merged into the error nodes.
     """
-    explorer = _Explorer(expansion, rows)
+    explorer = _Explorer(expansion)
     explorer.go(at_most, ROUNDS, unexplained)
     kept = explorer.influence.expanded[: expansion.n_features].copy()
     return merge_features(explorer.graph(), kept)
@@ -222,11 +239,11 @@ def looked_at(at_most: int) -> int:
     return min(at_most, max(LEAST_LOOKED_AT, at_most // LOOK))
 
 
-def first_look(expansion: Expansion, rows: Rows, at_most: int) -> tuple[np.ndarray, RowBlock]:
+def first_look(expansion: Expansion, at_most: int) -> tuple[np.ndarray, RowBlock]:
     """Numbers of the `at_most` features of most influence, in order, as far as the rows of the logits and of a few
     features tell; and these rows.
     """
-    explorer = _Explorer(replace(expansion, edges_per_node=None), rows)
+    explorer = _Explorer(replace(expansion, edges_per_node=None))
     explorer.go(looked_at(at_most), rounds=1)
     influence = explorer.influence.current()[: expansion.n_features]
     most = np.argsort(-influence, kind="stable")[:at_most]
@@ -246,8 +263,8 @@ def with_only(features: np.ndarray, known: RowBlock, expansion: Expansion) -> Ro
 class _Explorer:
     """Rows found from the logits down, and the influence through them."""
 
-    def __init__(self, expansion: Expansion, rows: Rows) -> None:
-        self._expansion, self._rows = expansion, rows
+    def __init__(self, expansion: Expansion) -> None:
+        self._expansion = expansion
         nodes = expansion.nodes
         start = np.array([node.probability if node.kind is NodeKind.LOGIT else 0.0 for node in nodes])
         self.influence = LazyInfluence(np.array([node.layer for node in nodes]), start, expansion.bias)
@@ -273,8 +290,8 @@ class _Explorer:
         return self._expansion.graph(self.influence.take_edges(), self._rest, self._inputs if truncated else None)
 
     def _add(self, wanted: np.ndarray) -> None:
-        expansion, columns = self._expansion, self._rows.columns
-        for nodes, block in self._rows.of(wanted):
+        expansion, columns = self._expansion, self._expansion.columns
+        for nodes, block in expansion.rows(wanted):
             whole = np.zeros((len(nodes), len(expansion.nodes)), dtype=block.dtype)
             whole[:, columns] = block
             inputs = None

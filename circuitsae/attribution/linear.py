@@ -8,7 +8,6 @@ weights are folded into `W_V` and `W_O` and whose scales into the patterns. What
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from circuitsae.frozen import FrozenModel, Reads
 from transcoders.errors import ModelError
+from transcoders.model_parts import AttentionPart, NormPart
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,15 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
     Raises `ModelError` where its architecture is not one of those that these matrices describe: they are run once on
     the prompt and compared with what the model itself read.
     """
-    bridge = frozen.model.bridge
+    parts = frozen.model.parts
+    if parts.final_norm is None:
+        raise ModelError(f"{frozen.model.name} has no final norm, which the fast engine needs")
     try:
         blocks = [_block(frozen, layer) for layer in range(frozen.model.n_layers)]
-        final = _norm(frozen, bridge.ln_final, "ln_final")
-        after_embed = _norm(frozen, bridge.embed_ln, "embed_ln") if hasattr(bridge, "embed_ln") else None
+        final = _norm(frozen, parts.final_norm, "ln_final")
+        after_embed = None if parts.embedding_norm is None else _norm(frozen, parts.embedding_norm, "embed_ln")
     except (AttributeError, KeyError) as error:
-        raise ModelError(f"{frozen.model.name} has no {error.args[0]}, which the fast engine needs") from error
+        raise ModelError(f"{frozen.model.name} has no {error.args[0]}, which the closed form needs") from error
     position = 0 if frozen.writes.position is None else frozen.writes.position
     model = LinearModel(blocks, final, (frozen.writes.embed + position).to(final.scale.dtype), after_embed)
     _check(model, frozen)
@@ -168,27 +170,25 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
 
 
 def _block(frozen: FrozenModel, layer: int) -> Block:
-    block, name = frozen.model.bridge.blocks[layer], f"blocks.{layer}."
+    block, name = frozen.model.parts.blocks[layer], f"blocks.{layer}."
     norms = {
-        label: _norm(frozen, getattr(block, label), name + label)
+        label: _norm(frozen, norm, name + label)
         for label in ("ln1", "ln1_post", "ln2", "ln2_post")
-        if label in block.submodules
+        if (norm := block.norm(label)) is not None
     }
-    shared = "ln1" in norms and "ln2" not in norms
     nothing = _factor(frozen, 1.0)
-    factor = getattr(block.original_component, "residual_multiplier", None)  # Granite's
-    after = None if factor is None else _factor(frozen, float(factor))
+    after = None if block.residual_factor is None else _factor(frozen, block.residual_factor)
     return Block(
         attention=_attention(
-            block.attn,
+            block.attention,
             frozen.constants[name + "attn.hook_pattern"][0],
             before=norms.get("ln1", nothing),
             after=norms.get("ln1_post", after),
         ),
-        before_mlp=norms.get("ln1" if shared else "ln2", nothing),
+        before_mlp=norms.get(block.mlp_norm, nothing),
         after_mlp=norms.get("ln2_post", after),
-        mlp_norm="ln1" if shared else "ln2",
-        parallel=shared or bool(getattr(frozen.model.bridge.cfg, "parallel_attn_mlp", False)),
+        mlp_norm=block.mlp_norm,
+        parallel=block.parallel,
     )
 
 
@@ -198,20 +198,20 @@ def _factor(frozen: FrozenModel, value: float) -> Norm:
     return Norm(weight=torch.full_like(read[0], value), scale=torch.ones_like(read[:, 0]), centres=False)
 
 
-def _norm(frozen: FrozenModel, component: Any, name: str) -> Norm:
+def _norm(frozen: FrozenModel, component: NormPart, name: str) -> Norm:
     scale = _exact(frozen.constants[f"{name}.hook_scale"].reshape(-1))
-    weight = _exact(component.weight.detach())
-    bias = getattr(component.original_component, "bias", None)
     return Norm(
-        weight=weight + 1 if component.uses_weight_offset else weight,
+        weight=component.weight(torch.promote_types(frozen.model.dtype, torch.float32)),
         scale=scale,
-        centres=not component.uses_rms_norm,
-        bias=None if bias is None else _exact(bias.detach()),
+        centres=component.centres,
+        bias=None if component.bias is None else _exact(component.bias),
     )
 
 
-def _attention(attention: Any, pattern: Float[Tensor, "head pos pos"], before: Norm, after: Norm | None) -> Attention:
-    W_V, W_O, pattern = _exact(attention.W_V.detach()), _exact(attention.W_O.detach()), _exact(pattern)
+def _attention(
+    attention: AttentionPart, pattern: Float[Tensor, "head pos pos"], before: Norm, after: Norm | None
+) -> Attention:
+    W_V, W_O, pattern = _exact(attention.weight("V")), _exact(attention.weight("O")), _exact(pattern)
     n_kv, d_model = W_V.shape[:2]
     into, out = W_V.transpose(0, 1).reshape(d_model, -1), W_O.reshape(-1, d_model)
     folded, mix = into * before.weight[:, None], pattern / before.scale
@@ -220,10 +220,11 @@ def _attention(attention: Any, pattern: Float[Tensor, "head pos pos"], before: N
     whole = Attention(pattern, into, out, n_kv, {})
     writes = {"ln1": before.bias} if before.bias is not None else {}
     writes = {label: _constant(whole, bias @ into) for label, bias in writes.items()}
-    own = [_constant(whole, _exact(attention.b_V).reshape(-1))] if attention.b_V is not None else []
-    own += [_exact(attention.b_O).expand(len(pattern[0]), -1)] if attention.b_O is not None else []
+    b_V, b_O = attention.bias("V"), attention.bias("O")
+    own = [_constant(whole, _exact(b_V).reshape(-1))] if b_V is not None else []
+    own += [_exact(b_O).expand(len(pattern[0]), -1)] if b_O is not None else []
     if own:
-        writes["attn"] = sum(own[1:], own[0]).detach()
+        writes["attn"] = sum(own[1:], own[0])
     if after is not None:
         writes = {label: after.forward(written[None])[0] for label, written in writes.items()}
         out = (out - out.mean(1, keepdim=True) if after.centres else out) * after.weight
@@ -258,7 +259,7 @@ def _check(model: LinearModel, frozen: FrozenModel) -> None:
         ):  # rounding alone is far below, another architecture above
             raise ModelError(
                 f"What {name} of {frozen.model.name} reads differs by {error:.1e} from what its weights say: "
-                "its architecture differs from those of the fast engine"
+                "its architecture differs from those of the closed form"
             )
 
 

@@ -47,7 +47,7 @@ def trace(
     edges: float = 0.98,
     max_features: int | None = None,
     unexplained: float | None = None,
-    engine: Literal["auto", "fast", "plain"] = "auto",
+    engine: Literal["auto", "closed_form", "autograd", "fast", "plain"] = "auto",
     validate: int = 100,
     bos: Bos = None,
     overwrite: bool = False,
@@ -67,7 +67,7 @@ def trace(
         edges: Keep the edges that hold this share of the influence.
         max_features: Find at most this many features, the most influential; the others count as error.
         unexplained: Stop looking for features once those not expanded hold this share of the influence.
-        engine: The fast engine, or the plain one, which is its reference.
+        engine: The closed form, or autograd, which is its slow reference; fast and plain are their old names.
         validate: Test this many of the strongest edges; 0 for none.
         bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
         overwrite: Write over the graph that the folder holds.
@@ -178,9 +178,12 @@ def _attribute(
     replacement: Any, prompt: str, target: tuple[str, ...], settings: dict[str, Any]
 ) -> "tuple[AttributionGraph, FullSize]":
     from circuitsae.attribution import LogitTargets, TopLogits, attribute_pruned
+    from transcoders.kernels import release_freed_memory
 
     chosen = LogitTargets(target) if target else TopLogits()
-    return attribute_pruned(replacement, prompt, targets=chosen, **settings, progress=True)
+    found = attribute_pruned(replacement, prompt, targets=chosen, **settings, progress=True)
+    release_freed_memory()  # what attribution took and validation cannot use
+    return found
 
 
 def _with_source(

@@ -9,7 +9,7 @@ import tyro
 from circuitsae.commands.shared import Wide, corpus_for, load_language_model, say, say_next
 from circuitsae.tables import open_console
 from transcoders.sites import SiteKind
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import TrainConfig, config_of
 
 
 def train(
@@ -19,8 +19,9 @@ def train(
     corpus: str | None = None,
     out: Path,
     kind: Literal["clt", "plt", "sae"] = "clt",
-    skip: bool = False,
-    site: SiteKind = "resid_post",
+    skip: Annotated[bool | None, tyro.conf.DisallowNone] = None,
+    site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
+    centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
     evaluate_tokens: int = 20_000,
     device: str = "cpu",
@@ -35,12 +36,16 @@ def train(
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
-        site: SAEs only: what is read and reconstructed.
+        site: SAEs only: what is read and reconstructed; resid_post unless given.
+        centred: SAEs only: the encoder reads its input less the decoder's bias.
         resume: Go on from the latest checkpoint in the folder. Without it the checkpoints there are removed.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         device: cpu, cuda, cuda:1, mps.
         settings: How to train.
     """
+    own = {"skip": skip, "site": site, "centred": centred}
+    config = config_of(kind, **asdict(settings), **{key: value for key, value in own.items() if value is not None})
+
     import json
 
     import transcoders
@@ -51,8 +56,6 @@ def train(
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
-    own = {"sae": {"site": site}, "plt": {"skip": skip}, "clt": {"skip": skip}}[kind]
-    config = transcoders.config_from_json({"kind": kind, **asdict(settings), **own})
     text = corpus_for(model, corpus, TRAINING)
     language_model = load_language_model(model, device).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)

@@ -25,6 +25,7 @@ from torch import Tensor
 from circuitsae.components.network import ComponentGraph, Edge
 from circuitsae.components.problem import Ablation, Metric, PatchingProblem
 from circuitsae.components.scores import Scores, auroc, average_precision, overlap
+from transcoders.bridge import native_bridge
 from transcoders.errors import FileFormatError, InputError
 from transcoders.language_model import LanguageModel
 from transcoders.precision import Precision, as_dtype
@@ -225,36 +226,3 @@ def _bridge_of(tensors: Mapping[str, Tensor], config: dict[str, Any], dtype: tor
     return native_bridge(
         tensors, **sizes, d_out=config["d_vocab_out"], causal=config["attention_dir"] == "causal", dtype=dtype
     )
-
-
-def native_bridge(
-    tensors: Mapping[str, Tensor], *, n_layers: int, n_heads: int, d_model: int, d_head: int, d_mlp: int, n_ctx: int,
-    d_vocab: int, d_out: int, causal: bool, dtype: torch.dtype,
-) -> Any:  # fmt: skip
-    """TransformerLens' own small transformer without norms, ReLU, with these weights; absent ones are zero."""
-    from transformer_lens.config.transformer_bridge_config import TransformerBridgeConfig
-    from transformer_lens.model_bridge.sources import native
-
-    config = TransformerBridgeConfig(
-        n_layers=n_layers, d_model=d_model, d_head=d_head, n_heads=n_heads, n_ctx=n_ctx, d_vocab=d_vocab,
-        d_vocab_out=d_out, d_mlp=d_mlp, act_fn="relu", attention_dir="causal" if causal else "bidirectional",
-        normalization_type=None,
-    )  # fmt: skip
-    bridge = native.boot(config, dtype=dtype)
-    state = {name: torch.zeros_like(value) for name, value in bridge.state_dict().items()}
-    given = {"embed.weight": tensors["W_E"], "pos_embed.weight": tensors["W_pos"], "unembed.weight": tensors["W_U"].mT}
-    for layer in range(n_layers):
-        here, block = f"blocks.{layer}.", f"blocks.{layer}.attn."
-        for kind in "qkv":
-            given[f"{block}{kind}.weight"] = tensors[f"{here}W_{kind.upper()}"].mT.reshape(-1, d_model)
-            given[f"{block}{kind}.bias"] = tensors.get(f"{here}b_{kind.upper()}", torch.zeros(n_heads, d_head)).reshape(
-                -1
-            )
-        given[f"{block}o.weight"] = tensors[f"{here}W_O"].reshape(-1, d_model).mT
-        for name in ("in", "out"):
-            given[f"{here}mlp.{name}.weight"] = tensors[f"{here}W_{name}"].mT
-        for name, bias in (("attn.o", "b_O"), ("mlp.in", "b_in"), ("mlp.out", "b_out")):
-            if here + bias in tensors:
-                given[f"{here}{name}.bias"] = tensors[here + bias]
-    bridge.load_state_dict(state | {name: value.contiguous().to(dtype) for name, value in given.items()}, strict=True)
-    return bridge

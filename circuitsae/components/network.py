@@ -16,9 +16,8 @@ Where heads share keys and values (GQA), those inputs belong to the key-value he
 An edge runs from every writer to every reader after it. In parallel blocks an MLP does not read its own layer's heads.
 """
 
-import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from transcoders.errors import InputError, ModelError
 from transcoders.language_model import LanguageModel
+from transcoders.model_parts import AttentionPart, Call
 
 _READER = re.compile(r"a(?P<layer>\d+)\.(?P<owner>h|kv)(?P<head>\d+)\.(?P<kind>[qkv])")
 
@@ -158,7 +158,6 @@ class ComponentGraph:
 
 
 _EMBED, _POSITION = "embed.hook_out", "pos_embed.hook_out"
-_STATEFUL = ("past_key_values", "layer_past", "use_cache", "cache_position", "hidden_states", "output_attentions")
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 HeadInputs = Float[Tensor, "batch pos reader d_model"]
@@ -181,25 +180,17 @@ class Network:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        bridge: Any = model.bridge
-        self.blocks = list(bridge.blocks)
+        self.parts, self.blocks = model.parts, model.parts.blocks
         try:
-            attention = self.blocks[0].attn
-            n_heads, n_kv = attention.W_O.shape[0], attention.W_V.shape[0]
-            self._weights = [_weights(block.attn) for block in self.blocks]
+            self._weights = [_weights(block.attention) for block in self.blocks]
+            n_heads, n_kv = self._weights[0]["W_O"].shape[0], self._weights[0]["W_V"].shape[0]
         except (AttributeError, TypeError) as error:
             raise ModelError(
                 f"{model.name} has no attention heads that can be taken apart ({error}); "
                 "its architecture is not supported here."
             ) from error
-        config = bridge.cfg
-        mlp_norm = "ln2" in self.blocks[0].submodules
-        ln1 = "ln1" in self.blocks[0].submodules
-        parallel = bool(getattr(config, "parallel_attn_mlp", False)) or (ln1 and not mlp_norm)
-        self.graph = ComponentGraph(model.n_layers, n_heads, n_kv, model.has_hook(_POSITION), parallel)
-        cap = getattr(getattr(bridge.original_model, "config", None), "final_logit_softcapping", None)
-        self._soft_cap = float(cap) if cap else None
-        self._calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self.graph = ComponentGraph(model.n_layers, n_heads, n_kv, model.has_hook(_POSITION), self.blocks[0].parallel)
+        self._calls: dict[int, list[Call]] = {}
 
     @classmethod
     def of(cls, model: LanguageModel) -> "Network":
@@ -218,19 +209,16 @@ class Network:
 
     def embeddings(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "writer batch pos d_model"]:
         """What `embed` (and `pos`) write."""
-        bridge: Any = self.model.bridge
         self._prepare(tokens)
-        found = [bridge.embed(tokens)]
+        found = [self.parts.embed(tokens)]
         if self.graph.positional:
             found.append(self._positions[tokens.shape[1]].expand_as(found[0]))
         return torch.stack(found)
 
     def norm(self, layer: int, name: str, x: Tensor) -> Tensor:
         """A block's norm of vectors in the last axis; the identity where the block has none of this name."""
-        block = self.blocks[layer]
-        if name not in block.submodules:
-            return x
-        return getattr(block, name)(x.reshape(x.shape[0], -1, x.shape[-1])).reshape(x.shape)
+        norm = self.blocks[layer].norm(name)
+        return x if norm is None else norm(x.reshape(x.shape[0], -1, x.shape[-1])).reshape(x.shape)
 
     def project(
         self, layer: int, kind: str, x: Float[Tensor, "batch pos _ d_model"]
@@ -247,15 +235,10 @@ class Network:
 
     def attend(self, layer: int, at: Projections) -> Float[Tensor, "batch pos head d_head"]:
         """What the heads of a layer read: patterns times values."""
-        pos = at.q.shape[1]
-        found: list[Tensor] = []
-        attention = self.blocks[layer].attn
-        with contextlib.ExitStack() as hooks:
-            for kind, value in (("q", at.q), ("k", at.k), ("v", at.v)):
-                hooks.enter_context(_hooked(getattr(attention, kind).hook_out, value))
-            hooks.enter_context(_hooked(attention.o.hook_in, None, found))
-            self._attention(layer, at.q.new_zeros(at.q.shape[0], pos, self.model.d_model))
-        return found[0].reshape(at.q.shape[0], pos, self.graph.n_heads, -1)
+        batch, pos = at.q.shape[:2]
+        like = at.q.new_zeros(batch, pos, self.model.d_model)
+        mixed = self.blocks[layer].attention.mixed(self._calls[pos][layer], like, q=at.q, k=at.k, v=at.v)
+        return mixed.reshape(batch, pos, self.graph.n_heads, -1)
 
     def results(self, layer: int, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_model"]:
         """What each head writes before any norm after attention: `z W_O`."""
@@ -276,40 +259,28 @@ class Network:
 
     def share(self, layer: int, results: Float[Tensor, "batch pos head d_model"], total: Tensor) -> Tensor:
         """The heads' shares of what attention adds to the stream, where a norm follows it: its scale is the total's."""
-        block = self.blocks[layer]
-        if "ln1_post" not in block.submodules:
+        norm = self.blocks[layer].norm("ln1_post")
+        if norm is None:
             return results
-        norm = block.ln1_post
-        if not norm.uses_rms_norm:
+        if norm.centres:
             raise ModelError(f"{self.model.name} centres attention's output, which is not supported for single heads.")
         # normed(total) / total is the scale and weight of each dimension, but total may be zero: use the formula.
-        scale = (total.pow(2).mean(-1, keepdim=True) + self.model.bridge.cfg.eps).sqrt()
-        weight = norm.weight + 1 if norm.uses_weight_offset else norm.weight
-        return results * (weight / scale)[:, :, None]
+        scale = (total.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+        return results * (norm.weight() / scale)[:, :, None]
 
     def mlp(self, layer: int, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What an MLP writes, given the stream that it reads (before its norm)."""
         block = self.blocks[layer]
-        normed = self.norm(layer, "ln2" if "ln2" in block.submodules else "ln1" if self.graph.parallel else "ln2", x)
-        module = block.mlp
-        if getattr(module, "name", "") is None:  # OPT: no module of its own, its two layers lie in the block
-            hidden = block.original_component.activation_fn(getattr(module, "in")(normed))
-            out = module.out(hidden).reshape(x.shape)
-        else:
-            out = module(normed)
-            out = (out[0] if isinstance(out, tuple) else out).reshape(x.shape)
-        return self.norm(layer, "ln2_post", out)
+        return self.norm(layer, "ln2_post", block.mlp(self.norm(layer, block.mlp_norm, x)))
 
     def logits(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits of what the last block leaves."""
-        bridge: Any = self.model.bridge
-        return self.unembed(bridge.ln_final(stream) if getattr(bridge, "ln_final", None) is not None else stream)
+        norm = self.parts.final_norm
+        return self.unembed(stream if norm is None else norm(stream))
 
     def unembed(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits of what the final norm gives, through a soft cap if there is one."""
-        bridge: Any = self.model.bridge
-        out = bridge.unembed(normed)
-        return out if self._soft_cap is None else self._soft_cap * torch.tanh(out / self._soft_cap)
+        return self.parts.unembed(normed)
 
     def after_attention(self, layer: int, out: Float[Tensor, "batch pos d_model"]) -> Tensor:
         """What attention's output (b_O included) adds to the stream."""
@@ -338,13 +309,7 @@ class Network:
     # what the modules are called with
 
     def _attention(self, layer: int, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        arguments, named = self._calls[normed.shape[1]][layer]
-        mask = named.get("attention_mask")
-        if isinstance(mask, Tensor):
-            named = named | {"attention_mask": mask.expand(len(normed), *mask.shape[1:])}
-        attention = self.blocks[layer].attn
-        out = attention(hidden_states=normed, **named) if not arguments else attention(normed, *arguments[1:], **named)
-        return out[0] if isinstance(out, tuple) else out
+        return self.blocks[layer].attention.run(normed, self._calls[normed.shape[1]][layer])
 
     @torch.no_grad()
     def _prepare(self, tokens: Int[Tensor, "batch pos"]) -> None:
@@ -352,18 +317,10 @@ class Network:
         length = tokens.shape[1]
         if length in self._calls:
             return
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def record(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            calls.append((arguments, {name: value for name, value in named.items() if name not in _STATEFUL}))
-
         names = [_EMBED, *([_POSITION] if self.graph.positional else [])]
-        with contextlib.ExitStack() as hooks:
-            for block in self.blocks:
-                handle = block.attn.register_forward_pre_hook(record, with_kwargs=True)
-                hooks.callback(handle.remove)
+        with self.parts.recorded_calls() as calls:
             logits, cache = self.model.run_hooked(tokens[:1], read=names)
-        self._calls[length] = [(tuple(a[:1]), named) for a, named in calls]
+        self._calls[length] = calls
         self._positions = getattr(self, "_positions", {})
         stream = cache[_EMBED]
         if self.graph.positional:
@@ -388,23 +345,6 @@ class Network:
         return stream
 
 
-def _weights(attention: Any) -> dict[str, Any]:
-    names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
-    found = {name: getattr(attention, name, None) for name in names}
-    return {name: None if value is None else value.detach() for name, value in found.items()}
-
-
-@contextlib.contextmanager
-def _hooked(point: Any, value: Tensor | None, found: list[Tensor] | None = None) -> Iterator[None]:
-    """Put `value` in the place of what passes a hook point, or note what does."""
-
-    def edit(_: Any, __: Any, output: Tensor) -> Tensor | None:
-        if found is not None:
-            found.append(output)
-        return None if value is None else value.reshape(output.shape)
-
-    handle = point.register_forward_hook(edit)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _weights(attention: AttentionPart) -> dict[str, Any]:
+    weights, biases = ({kind: get(kind) for kind in "QKVO"} for get in (attention.weight, attention.bias))
+    return {f"W_{kind}": w for kind, w in weights.items()} | {f"b_{kind}": b for kind, b in biases.items()}

@@ -5,7 +5,6 @@ Direct logit attribution: what each component adds to the metric through the fin
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from einops import einsum
@@ -17,6 +16,7 @@ from circuitsae.components.network import Edge, Projections
 from circuitsae.components.problem import BATCH_TOKENS, Prepared, Problems, parts_of
 from circuitsae.components.scores import Scores, join
 from transcoders.errors import InputError, ModelError
+from transcoders.model_parts import NormPart
 
 
 @torch.no_grad()
@@ -173,10 +173,9 @@ def direct_logit_attribution(problems: Problems, *, batch_tokens: int = BATCH_TO
 
 
 def _attribution(prepared: Prepared) -> Scores:
-    bridge: Any = prepared.network.model.bridge
     final = prepared.clean.final
-    norm = getattr(bridge, "ln_final", None)
-    weight, scale, centres = _final_norm(norm, final, bridge.cfg.eps)
+    norm = prepared.network.model.parts.final_norm
+    weight, scale, centres = _final_norm(norm, final)
     read = (final if norm is None else norm(final)).detach().requires_grad_()
     with torch.enable_grad():
         value = prepared.problem.metric(_logits(prepared, read)).sum()
@@ -195,16 +194,14 @@ def _logits(prepared: Prepared, read: Float[Tensor, "example pos d_model"]) -> T
     return prepared.network.unembed(read)
 
 
-def _final_norm(norm: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, bool]:
+def _final_norm(norm: NormPart | None, x: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Weight, scale and whether it centres; checked against the norm itself."""
     if norm is None or torch.equal(norm(x), x):
         return x.new_ones(x.shape[-1]), x.new_ones(*x.shape[:-1], 1), False
-    centres = not norm.uses_rms_norm
-    centred = x - x.mean(-1, keepdim=True) if centres else x
-    scale = (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-    weight = norm.weight.detach() + 1 if norm.uses_weight_offset else norm.weight.detach()
-    bias = getattr(norm.original_component, "bias", None)
-    ours = centred / scale * weight + (0 if bias is None else bias.detach())
+    centred = x - x.mean(-1, keepdim=True) if norm.centres else x
+    scale = (centred.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+    weight = norm.weight()
+    ours = centred / scale * weight + (0 if norm.bias is None else norm.bias)
     if not torch.allclose(ours, norm(x), rtol=1e-3, atol=1e-3 * float(ours.abs().max())):
         raise ModelError("The final norm is not a LayerNorm or RMSNorm; direct logit attribution is not supported.")
-    return weight, scale, centres
+    return weight, scale, norm.centres

@@ -84,7 +84,7 @@ def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: i
     if memory < 1:
         raise InputError(f"memory={memory} bytes hold nothing; give more.")
     lm = model.model
-    per_token = 2 * lm.d_vocab + (12 + lm.n_layers) * lm.d_model + SCORES * int(lm.bridge.cfg.n_heads) * length
+    per_token = 2 * lm.d_vocab + (12 + lm.n_layers) * lm.d_model + SCORES * lm.n_heads * length
     if regime.mlps == "features":
         widest = max(model.dictionaries.n_features(layer) for layer in range(lm.n_layers))
         per_token += 2 * widest + lm.n_layers * lm.d_model

@@ -248,7 +248,7 @@ class _Compiler:
             case Error(layer):
                 place, head = error_place(layer), -1
             case Head(layer, head):
-                place, n_heads = z_hook(layer), int(self.model.model.bridge.cfg.n_heads)
+                place, n_heads = z_hook(layer), self.model.model.n_heads
                 if not 0 <= head < n_heads:
                     raise InputError(f"There is no head {head}; {self.model.model.name} has 0 to {n_heads - 1}.")
             case MLP(layer):

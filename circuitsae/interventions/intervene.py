@@ -202,7 +202,10 @@ def run_alternatives(
         names, hooks = [*read, FINAL], forward.hooks(checks and checks.peek)
         logits, cache = model.model.run_hooked(tokens, read=[*names, *(checks.names if checks else ())], write=hooks)
         moved = checks.check(cache) if checks else []
-        yield Chunk(start, stop, torch.stack([cache[name] for name in read], dim=1), cache[FINAL], logits, moved)
+        chunk = Chunk(start, stop, torch.stack([cache[name] for name in read], dim=1), cache[FINAL], logits, moved)
+        del forward, checks, hooks, cache, logits, edits  # nothing of this pass but the chunk is alive in the next
+        yield chunk
+        del chunk
 
 
 def _require_one_length(prompts: Sequence[Recording]) -> None:

@@ -23,6 +23,7 @@ from circuitsae.validation.result import CONTROL_COLUMNS, Validation
 
 CONTROL_QUANTILE = 0.95
 _SOURCES_AT_ONCE = 32
+"""At most; fewer where their stand-ins, each as large as a prompt's MLP outputs, would take a quarter of `memory`."""
 
 
 def validate(
@@ -60,11 +61,15 @@ def validate(
     rng = torch.Generator().manual_seed(seed)
     columns: dict[RegimeName, np.ndarray] = {regime: np.zeros(len(chosen)) for regime in regimes}
     found = np.full((len(chosen), controls), np.nan)
+    stand_in_bytes = (
+        4 * max(1, controls) * (trace.errors.numel() + trace.errors[0].numel()) * trace.errors.element_size()
+    )
+    at_once = max(1, min(_SOURCES_AT_ONCE, memory // stand_in_bytes))
     by_source = list(chosen.groupby("s", sort=False).indices.items())
     with Progress(disable=not progress, transient=True) as bar:
         task = bar.add_task("validating", total=len(by_source))
-        for start in range(0, len(by_source), _SOURCES_AT_ONCE):
-            part = by_source[start : start + _SOURCES_AT_ONCE]
+        for start in range(0, len(by_source), at_once):
+            part = by_source[start : start + at_once]
             sources = [graph.nodes[int(s)] for s, _ in part]  # pyright: ignore[reportArgumentType]
             removed = [[for_node(node)] for node in sources]
             for regime in regimes:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.attribution.targets import Readers, feature_readers, logit_readers
+from circuitsae.attribution.nodes import TargetVectors, feature_targets, logit_targets
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.interventions import Recording, Regime, RegimeName, run_alternatives
 from circuitsae.interventions.forward import MEMORY, Alternative
@@ -75,35 +75,35 @@ class Targets:
 
     def __init__(self, model: ReplacementModel, trace: Trace, nodes: Sequence[Node]) -> None:
         kinds = np.array([node.kind is NodeKind.LOGIT for node in nodes], dtype=bool)
-        parts = [self._features(model, trace, nodes, ~kinds), self._logits(trace, nodes, kinds)]
+        features, logits = self._features(model, trace, nodes, ~kinds), self._logits(trace, nodes, kinds)
         self.order = torch.from_numpy(np.argsort(np.concatenate([np.flatnonzero(~kinds), np.flatnonzero(kinds)])))
-        self.readers = Readers(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
-        place = torch.stack([self.readers.layer, self.readers.pos], dim=1)
+        self.vectors = TargetVectors.join(features, logits)
+        place = torch.stack([self.vectors.layer, self.vectors.pos], dim=1)
         self._places, self._place_of = place.unique(dim=0, return_inverse=True)
         self.clean = self.read(trace.frozen.reads.mlp_in[None], trace.frozen.reads.final[None])[0]
 
     @staticmethod
-    def _features(model: ReplacementModel, trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> Readers:
+    def _features(model: ReplacementModel, trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> TargetVectors:
         rows = [(nodes[i].layer, nodes[i].pos, nodes[i].index) for i in np.flatnonzero(which).tolist()]
         index = torch.tensor(rows, dtype=torch.long, device=trace.features.index.device).reshape(-1, 3)
         alone = replace(trace, features=SparseFeatures(index, trace.features.value.new_zeros(len(index))))
-        return feature_readers(model, alone, torch.arange(len(index), device=index.device))
+        return feature_targets(model, alone, torch.arange(len(index), device=index.device))
 
     @staticmethod
-    def _logits(trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> Readers:
+    def _logits(trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> TargetVectors:
         tokens = [nodes[i].index for i in np.flatnonzero(which).tolist()]
-        return logit_readers(trace, torch.tensor(tokens, dtype=torch.long, device=trace.logits.device))
+        return logit_targets(trace, torch.tensor(tokens, dtype=torch.long, device=trace.logits.device))
 
     @torch.no_grad()
     def read(
         self, mlp_in: Float[Tensor, "batch layer pos d_model"], final: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch target"]:
         """The value of every target in every run; one matrix product for each place that is read."""
-        values = mlp_in.new_empty(len(mlp_in), len(self.readers.layer))
+        values = mlp_in.new_empty(len(mlp_in), len(self.vectors.layer))
         for number, (layer, pos) in enumerate(self._places.tolist()):
             here = self._place_of == number
             read = final[:, pos] if layer == mlp_in.shape[1] else mlp_in[:, layer, pos]
-            values[:, here] = read @ self.readers.vector[here].T
+            values[:, here] = read @ self.vectors.vector[here].T
         return values[:, self.order.to(values.device)]
 
 

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from circuitsae.attribution import TopLogits, attribute
-from circuitsae.attribution.targets import ChooseLogits
+from circuitsae.attribution.attribute import ChooseLogits
 from circuitsae.interventions import RegimeName
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.budget import PARTS, error_budget

@@ -16,7 +16,7 @@ from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, Splice, evaluate
 from transcoders.files import new_folder, write_file
 from transcoders.training import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, train
-from transcoders.training.checkpoints import latest_checkpoint
+from transcoders.training.checkpoint import latest_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from circuitsae.attribution import LogitTargets, attribute
-from circuitsae.attribution.targets import Readers, centred_columns, feature_readers, logit_readers
+from circuitsae.attribution.nodes import TargetVectors, centred_columns, feature_targets, logit_targets
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import Recording, node_change, run_alternatives
 from circuitsae.loading import load_dictionaries, load_model
@@ -63,7 +63,7 @@ def tokens(request):
 
 @pytest.fixture(scope="module")
 def graph(model, tokens):
-    return attribute(model, tokens, targets=TARGETS, engine="fast")
+    return attribute(model, tokens, targets=TARGETS, engine="closed_form")
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def values(model, trace, graph):
     Of many runs at once, `[run target]`: one matrix product for each place that is read.
     """
     token = torch.tensor([n.index for n in graph.nodes if n.kind is NodeKind.LOGIT])
-    features = feature_readers(model, trace, torch.arange(len(trace.features.value)))
-    targets = Readers(*(torch.cat(pair) for pair in zip(features, logit_readers(trace, token), strict=True)))
+    features = feature_targets(model, trace, torch.arange(len(trace.features.value)))
+    targets = TargetVectors.join(features, logit_targets(trace, token))
     places, place_of = torch.stack([targets.layer, targets.pos], dim=1).unique(dim=0, return_inverse=True)
 
     def of(mlp_in, final):
@@ -110,9 +110,9 @@ def test_rows_sum_to_the_pre_activation(graph):
 
 
 def test_both_engines_agree(model, tokens, graph):
-    plain = attribute(model, tokens, targets=TARGETS, engine="plain")
-    assert [node.id for node in plain.nodes] == [node.id for node in graph.nodes]
-    assert abs(plain.weights - graph.weights).max() <= 1e-12 * abs(plain.weights).max()
+    exact = attribute(model, tokens, targets=TARGETS, engine="autograd")
+    assert [node.id for node in exact.nodes] == [node.id for node in graph.nodes]
+    assert abs(exact.weights - graph.weights).max() <= 1e-12 * abs(exact.weights).max()
 
 
 def test_pre_activations_are_the_models(model, trace, graph, values):
@@ -208,7 +208,7 @@ def test_edges_only_go_up(graph):
         assert graph.nodes[source].pos <= graph.nodes[target].pos
 
 
-@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("engine", ["closed_form", "autograd"])
 @pytest.mark.parametrize("kind", ["plt", "clt"])
 @pytest.mark.parametrize("tokens", [WITH_BOS, WITHOUT_BOS], ids=["bos", "no-bos"])
 @torch.no_grad()

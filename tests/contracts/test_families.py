@@ -12,10 +12,10 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import circuitsae.pocket
 from circuitsae.attribution import LogitTargets, attribute, attribute_pruned
-from circuitsae.attribution.engines import EngineName
+from circuitsae.attribution.attribute import EngineName
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation import validate
-from transcoders.bridging import check_logits, own_logits
+from transcoders.bridge import check_logits, own_logits
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
@@ -121,11 +121,11 @@ def test_the_stream_grows_by_what_attention_and_mlp_write(family, model):
         torch.testing.assert_close(cache[ends[1]], cache[ends[0]] + added, rtol=1e-9, atol=1e-9)
 
 
-def test_the_closed_form_attributes_what_the_plain_engine_does(model):
-    engines: tuple[EngineName, ...] = ("fast", "plain")
-    fast, plain = (_attribute(model, engine) for engine in engines)
-    assert abs(fast.residual()).max() <= 1e-9 * abs(fast.weights).max()
-    assert abs(fast.weights - plain.weights).max() <= 1e-12 * abs(plain.weights).max()
+def test_the_closed_form_attributes_what_autograd_does(model):
+    engines: tuple[EngineName, ...] = ("closed_form", "autograd")
+    closed, exact = (_attribute(model, engine) for engine in engines)
+    assert abs(closed.residual()).max() <= 1e-9 * abs(closed.weights).max()
+    assert abs(closed.weights - exact.weights).max() <= 1e-12 * abs(exact.weights).max()
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def _other(config, architecture, **arguments):
     return LanguageModel(build_bridge_from_module(module, architecture, hf_config=config), architecture)
 
 
-def _attribute(model, engine: EngineName = "plain"):
+def _attribute(model, engine: EngineName = "autograd"):
     dictionaries = random_dictionaries("clt", n_layers=2, d_model=16, features=8, skip=True, dtype=model.dtype, seed=1)
     return attribute(ReplacementModel(model, dictionaries), TOKENS[0], targets=LogitTargets([3]), engine=engine)
 
@@ -165,7 +165,7 @@ def _attribute(model, engine: EngineName = "plain"):
     ],
     ids=["no-final-norm", "serial-neox"],
 )
-def test_the_plain_engine_takes_other_architectures(config, architecture, arguments):
+def test_autograd_takes_other_architectures(config, architecture, arguments):
     graph = _attribute(_other(config, architecture, **arguments).to(torch.float64))
     assert abs(graph.residual()).max() <= 1e-9 * abs(graph.weights).max()
 

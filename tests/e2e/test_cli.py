@@ -127,6 +127,12 @@ def foreign(tmp_path_factory):
         (["validate", "./nowhere"], "There is no graph"),
         (["train", "pocket", "--corpus", "./nowhere.txt", "--out", "x"], "nowhere.txt"),
         (["train", "gpt2", "--out", "x"], "No corpus was named for gpt2"),
+        (
+            ["train", "pocket", "--out", "x", "--kind", "sae", "--skip"],
+            "no setting 'skip'; kind 'plt' and 'clt' have it",
+        ),
+        (["train", "pocket", "--out", "x", "--site", "mlp_in"], "no setting 'site'; kind 'sae' has it"),
+        (["train", "pocket", "--out", "x", "--kind", "plt", "--no-centred"], "no setting 'centred'; kind 'sae' has it"),
         (["trace", PROMPT, "--device", "cuda:7"], "cuda:7"),
     ],
 )

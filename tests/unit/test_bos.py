@@ -32,7 +32,7 @@ from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import InputError, PromptError
 from transcoders.language_model import LanguageModel
 from transcoders.random_models import random_module
-from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig, train, train_many, train_on
+from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig, train
 
 TEXT = " w1 w2 w3"
 BARE = [3, 4, 5]
@@ -141,7 +141,7 @@ def test_rows_of_tokens_are_recorded_as_they_are(reader):
     begun[:, 0] = 0
     for given, expected in ((rows, False), (begun, True)):
         assert train(model, given, SAEConfig(**QUICK), progress=False).provenance.bos is expected
-    assert train_on(torch.randn(64, 16), SAEConfig(**QUICK), progress=False).provenance.bos is None
+    assert train(None, torch.randn(64, 16), SAEConfig(**QUICK), progress=False).provenance.bos is None
 
 
 def test_training_without_bos_leaves_out_the_first_token_of_a_row(reader):
@@ -157,7 +157,7 @@ def test_training_without_bos_leaves_out_the_first_token_of_a_row(reader):
 
 def test_dictionaries_trained_together_share_the_rule(reader):
     with pytest.raises(InputError, match="share their bos"):
-        train_many(reader(), DOCUMENTS, [SAEConfig(**QUICK), SAEConfig(**QUICK, bos=True)], progress=False)
+        train(reader(), DOCUMENTS, [SAEConfig(**QUICK), SAEConfig(**QUICK, bos=True)], progress=False)
 
 
 @pytest.mark.parametrize("settings", [{"prepend_bos": True}, {"metadata": {"prepend_bos": True}}])

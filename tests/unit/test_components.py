@@ -22,8 +22,9 @@ from circuitsae.components import (
     run_without,
 )
 from circuitsae.components.known import projection
+from circuitsae.components.network import Network
 from tests.handmade import PROGRAMS
-from transcoders.errors import InputError
+from transcoders.errors import InputError, ModelError
 from transcoders.random_models import random_model
 
 FAMILIES = ("gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi")
@@ -412,3 +413,15 @@ def test_unknown_edges_and_broken_paths_are_refused(gpt2):
         patch_path(gpt2, [("embed", "a0.h1.q"), ("m0", "logits")])
     with pytest.raises(InputError, match="at least one step"):
         eap_ig(gpt2, steps=0)
+
+
+@torch.no_grad()
+def test_mlps_that_are_given_the_stream_can_be_run_alone():
+    tokens = torch.tensor([[0, 11, 22, 7]])
+    model = random_model("mpt", n_layers=2, d_model=16, n_heads=4, dtype=torch.float64)
+    network = Network.of(model)
+    (embedded,) = network.embeddings(tokens)
+    torch.testing.assert_close(network.logits(network.run(embedded)), model.run(tokens)[0], rtol=1e-9, atol=1e-9)
+    bloom = random_model("bloom", n_layers=2, d_model=16, n_heads=4)  # its embeddings pass a norm
+    with pytest.raises(ModelError, match="The components of random-bloom-0, put together again, give logits"):
+        Network.of(bloom).embeddings(tokens)

@@ -5,7 +5,7 @@ import torch
 
 from transcoders import kernels
 from transcoders.errors import InputError
-from transcoders.kernels import approximate, selection
+from transcoders.kernels import selection
 
 LAYERS, BATCH, D, FEATURES, K = 3, 7, 5, 24, 4
 
@@ -86,7 +86,7 @@ def test_a_bfloat16_product_changes_no_choice(encode, approximate_first):
     h = oracle(x, W_enc, b_enc)
     mask = largest(h, 16, "token") if encode is kernels.topk_encode else largest(h, 16 * 64, "batch")
     same_choice(encode(x, W_enc, b_enc, 16, approximate=approximate_first), mask, h, atol=1e-4)
-    low = approximate.approximate_product(x, W_enc.mT, b_enc).h
+    low = selection.approximate_product(x, W_enc.mT, b_enc).h
     naive = (
         largest(low.double(), 16, "token") if encode is kernels.topk_encode else largest(low.double(), 1024, "batch")
     )
@@ -95,7 +95,7 @@ def test_a_bfloat16_product_changes_no_choice(encode, approximate_first):
 
 def test_the_bound_holds():
     x, W_enc, b_enc = stack(dtype=torch.float32, batch=64, d=96, features=512)
-    h, bound, relative = approximate.approximate_product(x, W_enc.mT, b_enc)
+    h, bound, relative = selection.approximate_product(x, W_enc.mT, b_enc)
     error = (h.double() - oracle(x, W_enc, b_enc)).abs()
     allowed = bound.unsqueeze(-1) + relative * h.abs()
     assert (error <= allowed).all()
@@ -104,7 +104,7 @@ def test_the_bound_holds():
 
 def test_candidates_hold_the_choice_and_not_much_more():
     x, W_enc, b_enc = stack(dtype=torch.float32, layers=1, batch=64, d=96, features=2048)
-    approximation = approximate.approximate_product(x, W_enc.mT, b_enc)
+    approximation = selection.approximate_product(x, W_enc.mT, b_enc)
     found, _ = selection.candidates(approximation, selection.cut_of_token(16), 16)
     mask = found.dense(torch.ones(len(found.feature))).bool()
     assert mask[largest(oracle(x, W_enc, b_enc), 16, "token")].all()

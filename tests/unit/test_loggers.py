@@ -8,10 +8,10 @@ import types
 import pytest
 import torch
 
-from transcoders import SAEConfig, train_many_on, train_on
+from transcoders import SAEConfig, train
 from transcoders.errors import InputError
 from transcoders.training import Trainer, VectorSource
-from transcoders.training.loggers import open_sink, scalars
+from transcoders.training.metrics import open_sink, scalars
 
 METRICS = {"step": 7, "fvu": 0.5, "l0_per_layer": [1.0, 2], "note": "text", "done": True}
 
@@ -90,7 +90,7 @@ def config(**options):
 
 def test_training_sends_the_lines_of_the_metrics_file_of_those_that_ask(fake_wandb, tmp_path):
     configs = [config(log_to="wandb"), config(seed=1), config(seed=2, log_to="wandb")]
-    train_many_on(vectors(), configs, names=["a", "b", "c"], out=tmp_path, progress=False)
+    train(None, vectors(), configs, names=["a", "b", "c"], out=tmp_path, progress=False)
     assert [run.settings["name"] for run in fake_wandb] == ["a", "c"]
     assert all(run.finished for run in fake_wandb)
     for run, name in zip(fake_wandb, "ac", strict=True):
@@ -110,14 +110,14 @@ def test_a_run_is_finished_when_training_fails(fake_wandb, tmp_path, monkeypatch
 def test_a_run_is_resumed_with_another_sink(fake_wandb, tmp_path):
     settings = {"checkpoint_every": 5}
     Trainer(VectorSource(vectors(), None, seed=0), [config(**settings)], out=tmp_path).run(until=5, progress=False)
-    train_on(vectors(), config(log_to="wandb", **settings), out=tmp_path, resume=True, progress=False)
+    train(None, vectors(), config(log_to="wandb", **settings), out=tmp_path, resume=True, progress=False)
     assert [step for step, _ in fake_wandb[0].lines] == [8, 10]
 
 
 def test_training_without_the_package_or_a_folder_is_one_clear_sentence(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="needs the package `wandb`: run `pip install wandb`"):
-        train_on(vectors(), config(log_to="wandb"), out=tmp_path, progress=False)
+        train(None, vectors(), config(log_to="wandb"), out=tmp_path, progress=False)
     assert not (tmp_path / "metrics.jsonl").exists()
     with pytest.raises(InputError, match="log_to='wandb' writes below an output folder; give `out`"):
-        train_on(vectors(), config(log_to="wandb"), progress=False)
+        train(None, vectors(), config(log_to="wandb"), progress=False)

@@ -10,7 +10,7 @@ from transcoders.evaluation import recovery
 from transcoders.synthetic import SuperpositionModel
 from transcoders.synthetic.superposition import zipf_probabilities
 from transcoders.training import SAEConfig
-from transcoders.training.run import Run
+from transcoders.training.step import Run
 
 
 def generator(seed=0):
@@ -140,4 +140,4 @@ def test_a_dictionary_of_the_same_seed_does_not_start_from_the_directions_it_is_
         model = SuperpositionModel(features=40, d_model=16, l0=3.0, seed=seed)
         x = model.vectors(64, torch.Generator().manual_seed(3))[:, None]
         start = Run.start(SAEConfig(features=40, activation="topk", k=3, seed=seed), x, x)
-        assert recovery(start.trainee.W_enc[0].detach(), model.directions).recovered == 0
+        assert recovery(start.weights.W_enc[0].detach(), model.directions).recovered == 0

@@ -49,6 +49,10 @@ def test_an_unknown_setting_suggests_the_nearest():
         config_from_json({"kind": "clt", "zzz": 3})
     with pytest.raises(InputError, match="Unknown kind of dictionary 'lorsa'; there are 'sae', 'plt', 'clt'"):
         config_from_json({"kind": "lorsa"})
+    with pytest.raises(InputError, match=r"Unknown kind of dictionary \['clt'\]"):
+        config_from_json({"kind": ["clt"]})
+    with pytest.raises(InputError, match="kind 'clt' has no setting 'site'; kind 'sae' has it"):
+        config_from_json({"kind": "clt", "site": "mlp_in"})
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import transcoders.files
-from transcoders import SAEConfig, TranscoderConfig, random_model, train_on
+from transcoders import SAEConfig, TranscoderConfig, random_model, train
 from transcoders.data.activations import ActivationStream, sites_of
 from transcoders.errors import CheckFailedError, FileFormatError, InputError, NotFiniteError, WriteError
 from transcoders.files import file_hash
 from transcoders.sites import Site
 from transcoders.training import Trainer, VectorSource
-from transcoders.training.folder import _LOCK
+from transcoders.training.checkpoint import _LOCK
 from transcoders.training.metrics import MetricsFile
 
 COMMON: dict[str, Any] = {"features": 24, "batch": 16, "tokens": 640, "k": 3, "log_every": 5, "checkpoint_every": 10}
@@ -48,7 +48,7 @@ def test_a_row_that_is_not_a_number_stops_training_with_its_place_and_the_last_g
     x = vectors()
     x[later_row(27), 5] = torch.nan
     with pytest.raises(NotFiniteError) as caught:
-        train_on(x, SAE, progress=False, out=tmp_path)
+        train(None, x, SAE, progress=False, out=tmp_path)
     assert isinstance(caught.value, CheckFailedError)  # exit code 1
     message = str(caught.value)
     assert message.startswith("Training stopped at step 27: the activations at 0.resid_post are not finite (row 3 of")
@@ -67,7 +67,7 @@ def test_neither_kernels_nor_the_side_hide_a_row_that_is_not_a_number(side, kern
     with pytest.raises(
         NotFiniteError, match=rf"step 12: the activations at 0\.mlp_{('in', 'out')[side]}.*no checkpoint"
     ):
-        train_on(pair, TranscoderConfig(activation="jumprelu", kernels=kernels, **COMMON), progress=False)
+        train(None, pair, TranscoderConfig(activation="jumprelu", kernels=kernels, **COMMON), progress=False)
 
 
 def test_an_infinite_loss_stops_training_and_is_not_exported(tmp_path):
@@ -87,13 +87,13 @@ def test_a_sample_that_is_not_finite_stops_training_before_it_starts(tmp_path):
     x = vectors()
     x[later_row(1)] = torch.nan
     with pytest.raises(NotFiniteError, match=r"did not start: the activations at 0\.resid_post .* 1 of the first 128"):
-        train_on(x, SAE, progress=False, out=tmp_path)
+        train(None, x, SAE, progress=False, out=tmp_path)
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
     trainer = Trainer(VectorSource(vectors(), None, seed=0), [SAE], out=tmp_path)
     trainer.run(until=9, progress=False)
-    trainer.runs[0].trainee.b_dec.data[0, 0] = torch.nan
+    trainer.runs[0].weights.b_dec.data[0, 0] = torch.nan
     with pytest.raises(
         NotFiniteError, match="dictionary sae-jumprelu has numbers in trainee.b_dec that are not finite"
     ):
@@ -121,7 +121,7 @@ def test_a_row_of_a_batch_is_traced_to_its_text():
 
 def test_a_target_l0_that_was_missed_is_said_at_the_end(caplog):
     config = SAEConfig(activation="relu", target_l0=2.0, start_l0=12.0, **{**COMMON, "tokens": 64})
-    saes: Any = train_on(vectors(), config, progress=False)
+    saes: Any = train(None, vectors(), config, progress=False)
     l0 = float((saes[0].encode(vectors()) > 0).sum(1).float().mean())
     assert l0 > 3
     (text,) = [record.getMessage() for record in caplog.records]
@@ -135,11 +135,11 @@ def test_a_target_l0_that_was_missed_is_said_at_the_end(caplog):
 
 @pytest.mark.parametrize("rest", ['{"step": 25, "lo', "\n", "\n\n{}\n[1]\n\x00\n", '{"step": "x"}\n'])
 def test_a_broken_line_of_metrics_is_dropped_and_training_goes_on(rest, tmp_path):
-    train_on(vectors(), SAE, progress=False, out=tmp_path / "whole")
+    train(None, vectors(), SAE, progress=False, out=tmp_path / "whole")
     partly_trained(tmp_path / "broken", until=20)
     with (tmp_path / "broken/metrics.jsonl").open("a") as file:
         file.write(rest)
-    train_on(vectors(), SAE, progress=False, out=tmp_path / "broken", resume=True)
+    train(None, vectors(), SAE, progress=False, out=tmp_path / "broken", resume=True)
     assert (tmp_path / "broken/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
 
 
@@ -186,8 +186,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_one(tmp_path, monkey
             with pytest.raises(WriteError, match="is full; make room"):
                 write()
         assert sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK) == ["checkpoint-00000010", "metrics.jsonl"]
-    whole: Any = train_on(vectors(), SAE, progress=False)
-    resumed: Any = train_on(vectors(), SAE, progress=False, out=tmp_path, resume=True)
+    whole: Any = train(None, vectors(), SAE, progress=False)
+    resumed: Any = train(None, vectors(), SAE, progress=False, out=tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
@@ -195,7 +195,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("here")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(WriteError, match=r"file is a file, but a folder is needed there"):
-            train_on(vectors(), SAE, progress=False, out=out)
+            train(None, vectors(), SAE, progress=False, out=out)
     assert (tmp_path / "file").read_text() == "here"
 
     def refused(self, *_, **__):
@@ -203,15 +203,15 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "mkdir", refused)  # root may write anywhere
     with pytest.raises(WriteError, match="may not be written to"):
-        train_on(vectors(), SAE, progress=False, out=tmp_path / "new")
+        train(None, vectors(), SAE, progress=False, out=tmp_path / "new")
 
 
 def test_two_trainings_in_one_folder_are_one_too_many(tmp_path):
     with FileLock(tmp_path / _LOCK), pytest.raises(InputError, match=f"Another training is running in {tmp_path}"):
-        train_on(vectors(), SAE, progress=False, out=tmp_path)
+        train(None, vectors(), SAE, progress=False, out=tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
-    train_on(vectors(), SAE, progress=False, out=tmp_path)
-    train_on(vectors(), SAE, progress=False, out=tmp_path)  # the lock was given back
+    train(None, vectors(), SAE, progress=False, out=tmp_path)
+    train(None, vectors(), SAE, progress=False, out=tmp_path)  # the lock was given back
 
 
 # checkpoints
@@ -219,9 +219,9 @@ def test_two_trainings_in_one_folder_are_one_too_many(tmp_path):
 
 def test_resuming_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match="There is no checkpoint in .* to resume; leave out `resume`"):
-        train_on(vectors(), SAE, progress=False, out=tmp_path, resume=True)
+        train(None, vectors(), SAE, progress=False, out=tmp_path, resume=True)
     with pytest.raises(InputError, match="give `out` as well"):
-        train_on(vectors(), SAE, progress=False, resume=True)
+        train(None, vectors(), SAE, progress=False, resume=True)
 
 
 def test_a_fresh_run_says_that_it_removes_a_checkpoint_and_leaves_other_files_alone(tmp_path, caplog):
@@ -229,21 +229,21 @@ def test_a_fresh_run_says_that_it_removes_a_checkpoint_and_leaves_other_files_al
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
     (tmp_path / "checkpoint-mine").mkdir()
     assert not caplog.records
-    train_on(vectors(), SAE, progress=False, out=tmp_path)
+    train(None, vectors(), SAE, progress=False, out=tmp_path)
     removed = tmp_path / "checkpoint-00000020"
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
         f"Removing {removed} of an earlier run, as this one starts anew (`resume` would go on)."
     ]
     assert (tmp_path / "checkpoint-notes.txt").read_text() == "mine"
     assert (tmp_path / "checkpoint-mine").is_dir()
-    train_on(vectors(), SAE, progress=False, out=tmp_path, resume=True)  # and they are not resumed from
+    train(None, vectors(), SAE, progress=False, out=tmp_path, resume=True)  # and they are not resumed from
 
 
 def test_a_setting_that_differs_is_named_alone(tmp_path):
     partly_trained(tmp_path)
     other = SAEConfig(activation="jumprelu", lr=0.01, **COMMON)
     with pytest.raises(InputError) as caught:
-        train_on(vectors(), other, progress=False, out=tmp_path, resume=True)
+        train(None, vectors(), other, progress=False, out=tmp_path, resume=True)
     assert str(caught.value) == (
         f"The checkpoint in {tmp_path} belongs to another run: its lr is 0.002, this run's 0.01. "
         "Give the settings of that run, or another output folder."
@@ -328,7 +328,7 @@ def test_a_damaged_checkpoint_is_one_sentence(damage, checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "run")
     damage(tmp_path / "run/checkpoint-00000020")
     with pytest.raises(InputError) as caught:
-        train_on(vectors(), SAE, progress=False, out=tmp_path / "run", resume=True)
+        train(None, vectors(), SAE, progress=False, out=tmp_path / "run", resume=True)
     assert isinstance(caught.value, FileFormatError)
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)

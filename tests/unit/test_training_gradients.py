@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from transcoders import CLTConfig, SAEConfig, TranscoderConfig
-from transcoders.training.initialise import initial_trainee
-from transcoders.training.losses import losses
+from transcoders.training.initialise import initial_parameters
+from transcoders.training.step import losses
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 3, 6, 12, 16
 CONFIGS = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}
@@ -39,15 +39,15 @@ def draw(*shape, seed=0):
 
 
 def build(kind, options):
-    """Settings, and a trainee of them with random parameters."""
+    """Settings, and random weights of them."""
     config = CONFIGS[kind](features=FEATURES, k=4, k_aux=2, bandwidth=0.8, revival=0.5, **options)
-    trainee = initial_trainee(config, draw(BATCH, N_LAYERS, D_MODEL), draw(BATCH, N_LAYERS, D_MODEL, seed=1))
+    built = initial_parameters(config, draw(BATCH, N_LAYERS, D_MODEL), draw(BATCH, N_LAYERS, D_MODEL, seed=1))
     generator = torch.Generator().manual_seed(3)
-    for name, parameter in trainee.named_parameters():
+    for name, parameter in built.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data = {"activation.threshold": 0.5 * noise.abs(), "activation.r": 0.3 * noise}.get(name, noise)
-    trainee.constrain()
-    return config, trainee
+    built.constrain()
+    return config, built
 
 
 def oracle(config, weights, reads, writes, dead, *, sparsity_weight, p):
@@ -149,19 +149,19 @@ def chosen(config, h, layer):
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize(("kind", "options"), list(cases()))
 def test_loss_and_gradients_agree_with_the_oracle(kind, options, sparse):
-    config, trainee = build(kind, options)
+    config, built = build(kind, options)
     reads, writes = draw(N_LAYERS, BATCH, D_MODEL, seed=5), draw(N_LAYERS, BATCH, D_MODEL, seed=6)
     writes = reads if kind == "sae" else writes
     dead = torch.zeros(N_LAYERS, FEATURES, dtype=torch.bool)
     dead[0, [1, 5, 7]] = True
     dead[2, 11] = True
-    result = losses(trainee, reads, writes, config, sparsity_weight=0.7, dead=dead, p=0.6, sparse=sparse)
+    result = losses(built, reads, writes, config, sparsity_weight=0.7, dead=dead, p=0.6, sparse=sparse)
     result.total.backward()
-    weights = {name: p.detach().clone().requires_grad_(True) for name, p in trainee.named_parameters()}
+    weights = {name: p.detach().clone().requires_grad_(True) for name, p in built.named_parameters()}
     expected = oracle(config, weights, reads, writes, dead, sparsity_weight=0.7, p=0.6)
     expected.backward()
     torch.testing.assert_close(result.total.detach(), expected.detach())
-    for name, parameter in trainee.named_parameters():
+    for name, parameter in built.named_parameters():
         want = weights[name].grad
         assert parameter.grad is not None, name
         assert want is not None, name

@@ -9,22 +9,20 @@ import transcoders
 from transcoders import CLTConfig, SAEConfig, SAESet, TranscoderConfig
 from transcoders.dictionaries import DictionaryProvenance, JumpReLU, ReLU, TopK
 from transcoders.sites import Site
-from transcoders.training.activations import BatchTopK, Gated, kth_largest
 from transcoders.training.codes import DenseCode
 from transcoders.training.config import PENALTIES
 from transcoders.training.export import Scales, export
-from transcoders.training.initialise import initial_trainee
-from transcoders.training.losses import losses
-from transcoders.training.run import Run
+from transcoders.training.initialise import initial_parameters
+from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters, kth_largest
 from transcoders.training.sparsity import SparsityController, exponent, p_norm, sparsity_penalty
-from transcoders.training.trainee import Trainee
+from transcoders.training.step import Run, losses
 
 D_MODEL, FEATURES = 16, 24
 CONFIGS: dict[str, Any] = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}
 
 
-def train_on(data, config) -> Any:
-    return transcoders.train_on(data, config, progress=False)
+def fitted(data, config) -> Any:
+    return transcoders.train(None, data, config, progress=False)
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -44,8 +42,8 @@ def small(kind="sae", **options) -> Any:
     return CONFIGS[kind](**{"features": FEATURES, "tokens": 60_000, "batch": 256, "lr": 5e-3, "k": 3, **options})
 
 
-def random_trainee(config, n_layers=2, seed=0):
-    built = initial_trainee(config, draw(64, n_layers, D_MODEL), draw(64, n_layers, D_MODEL, seed=1))
+def random_parameters(config, n_layers=2, seed=0):
+    built = initial_parameters(config, draw(64, n_layers, D_MODEL), draw(64, n_layers, D_MODEL, seed=1))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in built.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -54,13 +52,13 @@ def random_trainee(config, n_layers=2, seed=0):
     return built
 
 
-def exported(config, trainee, n_layers=2) -> Any:
+def exported(config, weights, n_layers=2) -> Any:
     ones = torch.ones(n_layers, dtype=torch.float64)
     if config.kind == "sae":
         reads = writes = [Site(i, "resid_post") for i in range(n_layers)]
     else:
         reads, writes = ([Site(i, kind) for i in range(n_layers)] for kind in ("mlp_in", "mlp_out"))
-    return export(trainee, config.kind, Scales(ones, ones), reads, writes, DictionaryProvenance(model="test"))
+    return export(weights, config.kind, Scales(ones, ones), reads, writes, DictionaryProvenance(model="test"))
 
 
 # L1
@@ -68,7 +66,7 @@ def exported(config, trainee, n_layers=2) -> Any:
 
 def test_with_unit_l1_the_gradient_is_orthogonal_to_the_decoders_and_their_norm_stays_one():
     config = small("clt", activation="relu", penalty="unit_l1")
-    built = random_trainee(config)
+    built = random_parameters(config)
     x, y = draw(2, 32, D_MODEL, seed=3), draw(2, 32, D_MODEL, seed=4)
     losses(built, x, y, config, sparsity_weight=0.1, dead=None).total.backward()
     grads = [w.grad for w in built.W_dec if w.grad is not None]
@@ -78,14 +76,14 @@ def test_with_unit_l1_the_gradient_is_orthogonal_to_the_decoders_and_their_norm_
     for g, w in zip(grads, built.W_dec, strict=True):
         assert float((g.flatten(1) * w.detach().flatten(1)).sum(1).abs().max()) < 1e-12
         assert float(g.abs().max()) > 1e-4
-    dictionaries = train_on(sparse_vectors(), small(activation="relu", penalty="unit_l1", tokens=5_000))
+    dictionaries = fitted(sparse_vectors(), small(activation="relu", penalty="unit_l1", tokens=5_000))
     scale = dictionaries.provenance.normalisation["write"][0]
     torch.testing.assert_close(dictionaries[0].W_dec.norm(dim=1) * scale, torch.ones(FEATURES))
 
 
 def test_the_l1_of_activations_times_norms_leaves_decoders_free_and_gives_them_a_gradient():
     config = small(activation="relu", penalty="l1")
-    built = random_trainee(config)
+    built = random_parameters(config)
     built.constrain()
     assert float(built.decoder_norms().detach().std()) > 0.1
     sparsity_penalty(built, DenseCode.of(built, draw(2, 32, D_MODEL)), config).backward()
@@ -94,7 +92,7 @@ def test_the_l1_of_activations_times_norms_leaves_decoders_free_and_gives_them_a
 
 def test_a_centred_encoder_reads_the_difference_from_the_bias_and_is_exported_as_such():
     config = small(centred=True, activation="relu")
-    built = random_trainee(config)
+    built = random_parameters(config)
     x = draw(2, 10, D_MODEL, seed=5)
     by_hand = torch.einsum("lbd,lfd->lbf", x - built.b_dec[:, None], built.W_enc) + built.b_enc[:, None]
     torch.testing.assert_close(built.pre_activations(x), by_hand)
@@ -110,7 +108,7 @@ def test_a_centred_encoder_reads_the_difference_from_the_bias_and_is_exported_as
 @pytest.mark.parametrize("kind", ["sae", "plt", "clt"])
 def test_a_gated_dictionary_is_exported_as_jumprelu_with_the_same_outputs(kind):
     config = small(kind, activation="gated")
-    built = random_trainee(config)
+    built = random_parameters(config)
     assert isinstance(built.activation, Gated)
     x = draw(2, 200, D_MODEL, seed=5)
     a = built.activate(built.pre_activations(x))
@@ -125,7 +123,7 @@ def test_a_gated_dictionary_is_exported_as_jumprelu_with_the_same_outputs(kind):
 
 def test_the_gates_penalty_does_not_shrink_magnitudes():
     config = small(activation="gated")
-    built = random_trainee(config)
+    built = random_parameters(config)
     sparsity_penalty(built, DenseCode.of(built, draw(2, 32, D_MODEL)), config).backward()
     assert isinstance(built.activation, Gated)
     assert built.activation.r.grad is None
@@ -139,7 +137,7 @@ def test_the_gates_penalty_does_not_shrink_magnitudes():
 
 def test_the_l0_penalty_counts_features_and_moves_thresholds_alone():
     config = small(activation="jumprelu", penalty="l0", bandwidth=2.0)
-    built = random_trainee(config)
+    built = random_parameters(config)
     code = DenseCode.of(built, draw(2, 50, D_MODEL))
     penalty = sparsity_penalty(built, code, config)
     assert float(penalty) == pytest.approx(float((code.a > 0).sum(-1).double().mean()))
@@ -155,7 +153,7 @@ def test_the_two_kernels_have_bandwidths_of_their_own():
     gradients = []
     for width in (0.5, 2.0):
         config = small(activation="jumprelu", penalty="l0", bandwidth=0.7, penalty_bandwidth=width)
-        built = random_trainee(config)
+        built = random_parameters(config)
         sparsity_penalty(built, DenseCode.of(built, draw(2, 50, D_MODEL)), config).backward()
         assert isinstance(built.activation, JumpReLU)
         assert built.activation.bandwidth == 0.7
@@ -166,7 +164,7 @@ def test_the_two_kernels_have_bandwidths_of_their_own():
 
 def test_the_tanh_penalty_saturates_and_reaches_the_encoder():
     config = small(activation="jumprelu", tanh_scale=1e4)
-    built = random_trainee(config)
+    built = random_parameters(config)
     code = DenseCode.of(built, draw(2, 50, D_MODEL))
     penalty = sparsity_penalty(built, code, config)
     assert float(penalty) == pytest.approx(float((code.a > 0).sum(-1).double().mean()))
@@ -204,7 +202,7 @@ def test_the_count_th_largest_is_found_whatever_the_guess():
 def test_batchtopk_is_exported_with_the_threshold_that_keeps_k_features(kind):
     vectors = sparse_vectors(8192)[:, None].expand(-1, 2, -1)
     data = vectors if kind == "sae" else (vectors, vectors.flip(1))
-    dictionaries = train_on(data, small(kind, activation="batchtopk", lr=2e-3))
+    dictionaries = fitted(data, small(kind, activation="batchtopk", lr=2e-3))
     sigma = dictionaries.activation if kind == "clt" else dictionaries[0].activation
     assert isinstance(sigma, JumpReLU)
     assert float(sigma.threshold.min()) > 0
@@ -214,8 +212,12 @@ def test_batchtopk_is_exported_with_the_threshold_that_keeps_k_features(kind):
 
 
 def test_topk_is_exported_as_it_is():
-    assert isinstance(exported(small(activation="topk"), random_trainee(small(activation="topk")))[0].activation, TopK)
-    assert isinstance(exported(small(activation="relu"), random_trainee(small(activation="relu")))[0].activation, ReLU)
+    assert isinstance(
+        exported(small(activation="topk"), random_parameters(small(activation="topk")))[0].activation, TopK
+    )
+    assert isinstance(
+        exported(small(activation="relu"), random_parameters(small(activation="relu")))[0].activation, ReLU
+    )
 
 
 # Matryoshka
@@ -225,7 +227,7 @@ def test_matryoshka_prefixes_reconstruct_by_themselves():
     x, held_out = sparse_vectors(8192), sparse_vectors(2048, seed=5)
 
     def prefix_fvu(**options):
-        sae = train_on(x, small(activation="batchtopk", tokens=30_000, **options))[0]
+        sae = fitted(x, small(activation="batchtopk", tokens=30_000, **options))[0]
         a = sae.encode(held_out)
         a[:, FEATURES // 4 :] = 0
         return float((held_out - sae.decode(a)).square().sum() / (held_out - held_out.mean(0)).square().sum())
@@ -236,7 +238,7 @@ def test_matryoshka_prefixes_reconstruct_by_themselves():
 def test_the_loss_is_the_mean_over_the_prefixes_whose_last_is_all():
     config = small(activation="relu", matryoshka=(0.25, 0.5, 1.0))
     assert config.prefixes == (6, 12, 24)
-    built = random_trainee(config)
+    built = random_parameters(config)
     x = draw(2, 8, D_MODEL, seed=2)
     a = built.activate(built.pre_activations(x))
     expected = []
@@ -276,7 +278,7 @@ def test_when_p_falls_the_weight_is_changed_so_that_the_penalty_stays_as_strong(
     for step in range(config.steps):
         before = exponent(config, step), run.controller.weight(step)
         result = run.step(step, x[:256], x[:256])
-        share = result.code.a.detach() * run.trainee.decoder_norms().detach()[:, None] / D_MODEL**0.5
+        share = result.code.a.detach() * run.weights.decoder_norms().detach()[:, None] / D_MODEL**0.5
         after = exponent(config, step + 1), run.controller.weight(step + 1)
         if after[0] < before[0]:
             strengths.append(
@@ -304,7 +306,7 @@ def test_with_aligned_training_encoder_times_decoder_is_one_for_every_feature(ki
     data = vectors if kind == "sae" else (vectors, 2 * vectors.flip(1))
     for aligned in (True, False):
         config = small(kind, aligned=aligned, tokens=6_000, normalise="none", **choice)
-        dictionaries = train_on(data, config)
+        dictionaries = fitted(data, config)
         if kind == "clt":
             pairs = [(dictionaries.W_enc[i].T, dictionaries.W_dec[i].sum(1)) for i in range(2)]
         else:
@@ -316,7 +318,7 @@ def test_with_aligned_training_encoder_times_decoder_is_one_for_every_feature(ki
 
 def test_the_aligned_encoder_is_the_nearest_that_meets_the_constraint():
     config = small(activation="relu", aligned=True)
-    built = random_trainee(config)
+    built = random_parameters(config)
     encoder, v = built.encoder(), built.written()
     torch.testing.assert_close((encoder * v).sum(-1), torch.ones(2, FEATURES, dtype=torch.float64))
     moved = encoder - built.W_enc  # along v, hence orthogonal to the constraint's plane
@@ -334,7 +336,7 @@ def test_the_aligned_encoder_is_the_nearest_that_meets_the_constraint():
 def test_the_controller_finds_the_weight_for_the_l0_that_is_asked(activation, penalty, seed):
     x, held_out = sparse_vectors(30_000), sparse_vectors(4096, seed=5)
     config = small(target_l0=4.0, tokens=100_000, batch=128, activation=activation, penalty=penalty, seed=seed)
-    sae = train_on(x, config)[0]
+    sae = fitted(x, config)[0]
     l0 = float((sae.encode(held_out) > 0).sum(1).float().mean())
     assert l0 == pytest.approx(4.0, rel=0.05)
 
@@ -359,15 +361,15 @@ def test_precision_of_products_is_not_that_of_the_weights():
     run = Run.start(config, x[:512, None], x[:512, None])
     batches = [x[256 * (step % 30) :][:256, None] for step in range(60)]
     result = [run.step(step, batch, batch) for step, batch in enumerate(batches)][-1]
-    for p in run.trainee.parameters():
+    for p in run.weights.parameters():
         assert p.grad is not None
         assert p.dtype == p.grad.dtype == torch.float32
     assert result.total.dtype == torch.float32
-    full = Trainee(
-        W_enc=run.trainee.W_enc.detach(), b_enc=run.trainee.b_enc.detach(),
-        W_dec=[w.detach() for w in run.trainee.W_dec], b_dec=run.trainee.b_dec.detach(),
-        activation=run.trainee.activation,
+    full = TrainingParameters(
+        W_enc=run.weights.W_enc.detach(), b_enc=run.weights.b_enc.detach(),
+        W_dec=[w.detach() for w in run.weights.W_dec], b_dec=run.weights.b_dec.detach(),
+        activation=run.weights.activation,
     )  # fmt: skip
     reads = x[:256, None].transpose(0, 1)
-    low, high = run.trainee.pre_activations(reads), full.pre_activations(reads)
+    low, high = run.weights.pre_activations(reads), full.pre_activations(reads)
     assert 0 < float((low - high).abs().max()) < 0.05 * float(high.abs().max())

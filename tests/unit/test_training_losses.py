@@ -9,10 +9,10 @@ from transcoders.errors import DictionaryError
 from transcoders.sites import Site
 from transcoders.training.codes import DenseCode
 from transcoders.training.export import Scales, export
-from transcoders.training.initialise import initial_trainee, measure_scales
-from transcoders.training.losses import losses
+from transcoders.training.initialise import initial_parameters, measure_scales
 from transcoders.training.revival import never_fired, revival_loss
 from transcoders.training.sparsity import sparsity_penalty
+from transcoders.training.step import losses
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 3, 6, 10, 64
 CONFIGS = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}
@@ -22,9 +22,9 @@ def draw(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def trainee(config, seed=0):
-    """A trainee with all parameters random, so that no term is zero by its first value."""
-    built = initial_trainee(config, draw(BATCH, N_LAYERS, D_MODEL), draw(BATCH, N_LAYERS, D_MODEL, seed=1))
+def random_parameters(config, seed=0):
+    """All parameters random, so that no term is zero by its first value."""
+    built = initial_parameters(config, draw(BATCH, N_LAYERS, D_MODEL), draw(BATCH, N_LAYERS, D_MODEL, seed=1))
     generator = torch.Generator().manual_seed(seed)
     for parameter in built.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -55,7 +55,7 @@ def stacked_norms(built):
 def test_the_sparsity_penalties_by_loops(kind):
     for activation in ("relu", "jumprelu"):
         settings = config(kind, activation, tanh_scale=3.0)
-        built = trainee(settings)
+        built = random_parameters(settings)
         a = draw(N_LAYERS, 5, FEATURES, seed=2).abs()
         norms = stacked_norms(built)
         total = 0.0
@@ -65,13 +65,13 @@ def test_the_sparsity_penalties_by_loops(kind):
                     share = a[layer, token, feature] * norms[layer, feature] / D_MODEL**0.5
                     total += float(torch.tanh(3.0 * share)) if activation == "jumprelu" else float(share)
         assert float(sparsity_penalty(built, DenseCode(a, a), settings)) == pytest.approx(total / (N_LAYERS * 5))
-    assert float(sparsity_penalty(trainee(config(kind, "topk")), DenseCode(a, a), config(kind, "topk"))) == 0
+    assert float(sparsity_penalty(random_parameters(config(kind, "topk")), DenseCode(a, a), config(kind, "topk"))) == 0
 
 
 @torch.no_grad()
 def test_the_penalty_is_blind_to_rescaling_features():
     settings = config("clt", "relu")
-    built = trainee(settings)
+    built = random_parameters(settings)
     a = draw(N_LAYERS, 5, FEATURES).abs()
     before = float(sparsity_penalty(built, DenseCode(a, a), settings))
     for W_dec in built.W_dec:
@@ -82,7 +82,7 @@ def test_the_penalty_is_blind_to_rescaling_features():
 @torch.no_grad()
 def test_the_reconstruction_loss_is_the_unexplained_variance_of_each_layer():
     settings = config("clt", "relu")
-    built = trainee(settings)
+    built = random_parameters(settings)
     reads = draw(N_LAYERS, 200, D_MODEL)
     scale = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64)[:, None, None]
     writes = scale * draw(N_LAYERS, 200, D_MODEL, seed=3)
@@ -101,7 +101,7 @@ def test_the_reconstruction_loss_is_the_unexplained_variance_of_each_layer():
 @pytest.mark.parametrize("kind", ["clt", "plt"])
 def test_revival_gives_the_encoder_of_dead_latents_and_of_no_other_a_gradient(kind, activation):
     settings = config(kind, activation)
-    built = trainee(settings)
+    built = random_parameters(settings)
     built.b_enc.data -= 100.0  # so low that nothing ever fires
     dead = no_dead()
     dead[1, [2, 5]] = True
@@ -118,7 +118,7 @@ def test_revival_gives_the_encoder_of_dead_latents_and_of_no_other_a_gradient(ki
 
 def test_revival_pulls_dead_latents_over_their_threshold():
     settings = config("plt", "jumprelu", revival=1.0)
-    built = trainee(settings)
+    built = random_parameters(settings)
     built.b_enc.data[0, 3] = -30.0
     dead = no_dead()
     dead[0, 3] = True
@@ -134,7 +134,7 @@ def test_revival_pulls_dead_latents_over_their_threshold():
 @torch.no_grad()
 def test_auxk_predicts_the_residual_by_loops():
     settings = config("plt", "topk", k_aux=2)
-    built = trainee(settings)
+    built = random_parameters(settings)
     dead = no_dead()
     dead[:, [1, 4, 7]] = True
     reads, error = draw(N_LAYERS, 5, D_MODEL), draw(N_LAYERS, 5, D_MODEL, seed=4)
@@ -152,7 +152,7 @@ def test_auxk_predicts_the_residual_by_loops():
 
 def test_auxk_with_fewer_dead_latents_than_it_may_choose_is_finite():
     settings = config("clt", "topk", k_aux=8)
-    built = trainee(settings)
+    built = random_parameters(settings)
     dead = no_dead()
     dead[0, 0] = True
     reads = draw(N_LAYERS, 5, D_MODEL)
@@ -175,8 +175,10 @@ def test_a_latent_is_dead_once_it_has_not_fired_for_long_enough():
 
 
 def test_topk_decoders_keep_unit_norm_and_thresholds_stay_non_negative():
-    torch.testing.assert_close(trainee(config("clt", "topk")).decoder_norms(), torch.ones(3, 10, dtype=torch.float64))
-    built = trainee(config("plt", "jumprelu"))
+    torch.testing.assert_close(
+        random_parameters(config("clt", "topk")).decoder_norms(), torch.ones(3, 10, dtype=torch.float64)
+    )
+    built = random_parameters(config("plt", "jumprelu"))
     assert isinstance(built.activation, JumpReLU)
     built.activation.threshold.data -= 10
     built.constrain()
@@ -189,7 +191,7 @@ def test_topk_decoders_keep_unit_norm_and_thresholds_stay_non_negative():
 def test_folding_the_scales_changes_neither_features_nor_outputs(kind, activation):
     options = {} if kind == "sae" else {"skip": True}
     settings = config(kind, activation, **options)
-    built = trainee(settings)
+    built = random_parameters(settings)
     scales = Scales(draw(N_LAYERS, seed=8).abs() + 0.1, draw(N_LAYERS, seed=9).abs() + 0.1)
     if kind == "sae":
         scales = Scales(scales.read, scales.read)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import transcoders
 from transcoders import (
     CLTConfig,
     SAEConfig,
@@ -16,9 +17,6 @@ from transcoders import (
     load_dictionaries,
     random_model,
     train,
-    train_many,
-    train_many_on,
-    train_on,
 )
 from transcoders.errors import InputError
 from transcoders.sites import Site
@@ -74,7 +72,7 @@ class Counting:
 
 @pytest.mark.parametrize("configs", [CONFIGS[:2], [CONFIGS[2], SAEConfig(activation="topk", **COMMON)]])
 def test_each_of_many_is_what_it_would_be_alone(model, configs):
-    together = train_many(model, ROWS, configs, progress=False)
+    together = train(model, ROWS, configs, progress=False)
     assert [d.kind for d in together] == [config.kind for config in configs]
     for config, result in zip(configs, together, strict=True):
         assert same_weights(result, train(model, ROWS, config, progress=False))
@@ -84,7 +82,7 @@ def test_many_cost_one_pass_over_the_model(model, monkeypatch):
     counting = Counting(model, monkeypatch)
     train(model, ROWS, CONFIGS[0], progress=False)
     alone, counting.calls = counting.calls, 0
-    train_many(model, ROWS, CONFIGS[:2], progress=False)  # of the same sites
+    train(model, ROWS, CONFIGS[:2], progress=False)  # of the same sites
     assert counting.calls == alone > 0
 
 
@@ -110,10 +108,10 @@ def test_layers_after_the_last_site_are_not_computed(model):
 
 
 def test_many_are_resumed_together_to_the_bit(model, tmp_path):
-    unbroken = train_many(model, ROWS, CONFIGS, progress=False, out=tmp_path / "a")
+    unbroken = train(model, ROWS, CONFIGS, progress=False, out=tmp_path / "a")
     source = ModelSource(model, ROWS, CONFIGS[0])
     Trainer(source, CONFIGS, out=tmp_path / "b").run(until=17, progress=False)
-    resumed = train_many(model, ROWS, CONFIGS, progress=False, out=tmp_path / "b", resume=True)
+    resumed = train(model, ROWS, CONFIGS, progress=False, out=tmp_path / "b", resume=True)
     assert all(same_weights(a, b) for a, b in zip(unbroken, resumed, strict=True))
     names = ["clt-batchtopk", "plt-gated-1", "sae-jumprelu-2", "sae-relu-3"]
     for name, dictionaries in zip(names, resumed, strict=True):
@@ -125,11 +123,11 @@ def test_many_are_resumed_together_to_the_bit(model, tmp_path):
 
 def test_names_and_shared_settings_are_checked(model):
     with pytest.raises(InputError, match="share their batch; got .*'64'.*'65'"):
-        train_many(model, ROWS, [CONFIGS[0], SAEConfig(**{**COMMON, "batch": 65})], progress=False)
+        train(model, ROWS, [CONFIGS[0], SAEConfig(**{**COMMON, "batch": 65})], progress=False)
     with pytest.raises(InputError, match="nothing to train"):
-        train_many(model, ROWS, [], progress=False)
+        train(model, ROWS, [], progress=False)
     with pytest.raises(InputError, match="as many names"):
-        train_many(model, ROWS, CONFIGS[:2], names=["a", "a"], progress=False)
+        train(model, ROWS, CONFIGS[:2], names=["a", "a"], progress=False)
 
 
 # vectors
@@ -139,44 +137,66 @@ def test_vectors_train_a_dictionary_that_reconstructs_them():
     directions = torch.nn.functional.normalize(vectors(24, 16), dim=1)
     x = (torch.rand(4000, 24, generator=torch.Generator().manual_seed(1)) < 0.1).float() @ directions
     config = SAEConfig(activation="topk", **{**COMMON, "tokens": 20_000, "lr": 1e-2})
-    sae: Any = train_on(x, config, progress=False)
+    sae: Any = train(None, x, config, progress=False)
     assert float((x - sae[0](x)).square().sum() / (x - x.mean(0)).square().sum()) < 0.15
 
 
 def test_vectors_come_as_one_layer_as_many_as_pairs_or_in_chunks():
     config = SAEConfig(activation="topk", **COMMON)
     x = vectors(300, 16)
-    plain = train_on(x, config, progress=False)
+    plain = train(None, x, config, progress=False)
     assert plain.n_layers == 1
     assert plain.provenance.model == "vectors"
     assert plain.provenance.fingerprint is None
-    assert same_weights(plain, train_on(x[:, None], config, progress=False))
-    assert same_weights(plain, train_on(lambda chunk: x, config, progress=False))
-    assert not same_weights(plain, train_on(lambda chunk: vectors(300, 16, seed=chunk), config, progress=False))
-    pair = train_on((vectors(300, 3, 16), vectors(300, 3, 16, seed=1)), CLTConfig(**COMMON), progress=False)
+    assert same_weights(plain, train(None, x[:, None], config, progress=False))
+    assert same_weights(plain, train(None, lambda chunk: x, config, progress=False))
+    assert not same_weights(plain, train(None, lambda chunk: vectors(300, 16, seed=chunk), config, progress=False))
+    pair = train(None, (vectors(300, 3, 16), vectors(300, 3, 16, seed=1)), CLTConfig(**COMMON), progress=False)
     assert (pair.kind, pair.n_layers) == ("clt", 3)
-    results = train_many_on(x, [config, SAEConfig(activation="relu", **COMMON)], progress=False)
+    results = train(None, x, [config, SAEConfig(activation="relu", **COMMON)], progress=False)
     assert same_weights(results[0], plain)
 
 
 def test_training_on_vectors_is_resumed_to_the_bit(tmp_path):
     config = SAEConfig(activation="batchtopk", checkpoint_every=7, ema=0.5, **COMMON)
     x = vectors(300, 16)
-    unbroken = train_on(x, config, progress=False)
+    unbroken = train(None, x, config, progress=False)
     Trainer(VectorSource(x, None, seed=0), [config], out=tmp_path).run(until=11, progress=False)
-    assert same_weights(unbroken, train_on(x, config, progress=False, out=tmp_path, resume=True))
+    assert same_weights(unbroken, train(None, x, config, progress=False, out=tmp_path, resume=True))
 
 
 def test_vectors_that_cannot_be_used_are_refused():
     config = SAEConfig(**COMMON)
     with pytest.raises(InputError, match=r"got \[10\]"):
-        train_on(vectors(10), config, progress=False)
+        train(None, vectors(10), config, progress=False)
     with pytest.raises(InputError, match="30 vectors do not fill one batch of 64"):
-        train_on(vectors(30, 16), config, progress=False)
+        train(None, vectors(30, 16), config, progress=False)
     with pytest.raises(InputError, match="takes reads and writes; got vectors alone"):
-        train_on(vectors(100, 16), CLTConfig(**COMMON), progress=False)
+        train(None, vectors(100, 16), CLTConfig(**COMMON), progress=False)
     with pytest.raises(InputError, match="one shape"):
-        train_on((vectors(100, 16), vectors(100, 8)), CLTConfig(**COMMON), progress=False)
+        train(None, (vectors(100, 16), vectors(100, 8)), CLTConfig(**COMMON), progress=False)
+    for text in ("text.txt", ROWS):
+        with pytest.raises(InputError, match="Without a model, vectors are trained on"):
+            train(None, text, config, progress=False)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@pytest.mark.parametrize("given", [vectors(100, 16), lambda chunk: vectors(100, 16)], ids=["tensor", "function"])
+def test_a_model_does_not_read_vectors(model, given):
+    with pytest.raises(InputError, match="A model reads text or rows of tokens; .* Give None for the model"):
+        train(model, given, SAEConfig(**COMMON), progress=False)
+
+
+def test_names_of_earlier_releases_warn_and_do_the_same(model):
+    config = SAEConfig(activation="topk", **COMMON)
+    x = vectors(300, 16)
+    on_model, on_vectors = train(model, ROWS, config, progress=False), train(None, x, config, progress=False)
+    with pytest.warns(DeprecationWarning, match=r"train_many\(model, corpus, configs\) is train\("):
+        (one,) = transcoders.train_many(model, ROWS, [config], names=["a"], progress=False)
+    assert same_weights(one, on_model)
+    with pytest.warns(DeprecationWarning, match=r"train\(None, vectors, config\)"):
+        assert same_weights(transcoders.train_on(x, config, progress=False), on_vectors)
+    with pytest.warns(DeprecationWarning, match=r"train\(None, vectors, configs\)"):
+        assert same_weights(transcoders.train_many_on(x, [config], progress=False)[0], on_vectors)
 
 
 # kernels, precision, averages
@@ -188,7 +208,7 @@ def test_training_with_sparse_kernels_is_training_with_dense_ones(activation):
     results: list[Any] = []
     for kernels in ("dense", "sparse"):
         config = CLTConfig(activation=activation, kernels=kernels, matryoshka=(0.5, 1.0), **COMMON)
-        results.append(train_on((x, y), config, progress=False))
+        results.append(train(None, (x, y), config, progress=False))
     for a, b in zip(results[0].state_dict().values(), results[1].state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
@@ -215,23 +235,23 @@ def test_the_running_mean_of_the_weights_is_handed_out():
     x = vectors(300, 16)
     config = SAEConfig(activation="relu", ema=0.8, normalise="none", **COMMON)
     trainer = Trainer(VectorSource(x, None, seed=0), [config])
-    mean = trainer.runs[0].trainee.W_enc.detach().clone()
+    mean = trainer.runs[0].weights.W_enc.detach().clone()
     for step in range(1, 6):
         trainer.run(until=step, progress=False)
-        mean = 0.8 * mean + 0.2 * trainer.runs[0].trainee.W_enc.detach()
-    last = trainer.runs[0].trainee.W_enc.detach().clone()
+        mean = 0.8 * mean + 0.2 * trainer.runs[0].weights.W_enc.detach()
+    last = trainer.runs[0].weights.W_enc.detach().clone()
     saes: Any = trainer.finish()[0]
     torch.testing.assert_close(saes[0].W_enc, mean[0].T)
-    assert torch.equal(trainer.runs[0].trainee.W_enc, last)
+    assert torch.equal(trainer.runs[0].weights.W_enc, last)
     assert not torch.allclose(mean, last)
 
 
 COMPILED = """
 import torch
-from transcoders import SAEConfig, train_on
+from transcoders import SAEConfig, train
 x = torch.randn(3000, 16)
 common = dict(activation="jumprelu", features=24, batch=64, tokens=3200)
-one, other = (train_on(x, SAEConfig(compile=c, **common), progress=False)[0] for c in (False, True))
+one, other = (train(None, x, SAEConfig(compile=c, **common), progress=False)[0] for c in (False, True))
 torch.testing.assert_close(one.W_enc, other.W_enc, rtol=1e-3, atol=1e-4)
 torch.testing.assert_close(one.activation.threshold, other.activation.threshold, rtol=1e-3, atol=1e-4)
 """

@@ -13,13 +13,13 @@ from transcoders import (
     load_dictionaries,
     random_dictionaries,
     save_dictionaries,
-    train_on,
+    train,
     unfold_normalisation,
 )
 from transcoders.errors import DictionaryError, InputError
-from transcoders.training.initialise import geometric_median, initial_trainee, measure_scales
+from transcoders.training.initialise import geometric_median, initial_parameters, measure_scales
 from transcoders.training.revival import resample
-from transcoders.training.run import Run
+from transcoders.training.step import Run
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 2, 16, 40, 1000
 
@@ -30,7 +30,7 @@ def draw(*shape, seed=0):
 
 def start(config, shift=0.0):
     reads, writes = draw(BATCH, N_LAYERS, D_MODEL) + shift, draw(BATCH, N_LAYERS, D_MODEL, seed=1) + shift
-    return initial_trainee(config, reads, writes), reads.transpose(0, 1)
+    return initial_parameters(config, reads, writes), reads.transpose(0, 1)
 
 
 def test_the_geometric_median_ignores_outliers_and_has_the_least_sum_of_distances():
@@ -127,7 +127,7 @@ def test_folding_refuses_factors_that_do_not_fit():
 def test_trained_dictionaries_do_not_depend_on_the_units_of_their_data():
     x = draw(2000, D_MODEL)
     config = SAEConfig(features=24, activation="topk", k=4, batch=64, tokens=6_000)
-    trained: list[Any] = [train_on(factor * x, config, progress=False) for factor in (1.0, 256.0)]
+    trained: list[Any] = [train(None, factor * x, config, progress=False) for factor in (1.0, 256.0)]
     torch.testing.assert_close(256 * trained[0][0](x), trained[1][0](256 * x), rtol=1e-3, atol=0.5)
     none = SAEConfig(features=24, normalise="none")
     scales = measure_scales(x[:, None], x[:, None], none)
@@ -149,10 +149,10 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     error = result.error.clone()
     error[:, :] *= 1e-3
     error[:, 5] = 10 * draw(N_LAYERS, D_MODEL, seed=4)
-    before = {name: p.detach().clone() for name, p in run.trainee.named_parameters()}
+    before = {name: p.detach().clone() for name, p in run.weights.named_parameters()}
     x = reads.transpose(0, 1).contiguous()
-    assert resample(run.trainee, run.optimizer, result.code, x, error, dead, config, seed=0) == 2
-    after = dict(run.trainee.named_parameters())
+    assert resample(run.weights, run.optimizer, result.code, x, error, dead, config, seed=0) == 2
+    after = dict(run.weights.named_parameters())
     for name in ("W_enc", "b_enc"):
         changed = (after[name] != before[name]).reshape(N_LAYERS, FEATURES, -1).any(-1)
         assert torch.equal(changed, dead)
@@ -160,10 +160,10 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     assert torch.equal(changed, dead[1])
     written = torch.nn.functional.normalize(after["W_dec.1"][3].flatten(), dim=0)
     assert abs(float(written @ torch.nn.functional.normalize(error[1, 5], dim=0))) > 0.999
-    moments = run.optimizer.state[run.trainee.W_enc]["exp_avg"]
+    moments = run.optimizer.state[run.weights.W_enc]["exp_avg"]
     assert not moments[1, [3, 7]].any()
     assert bool(moments[1, [4, 8]].any())
-    h = run.trainee.pre_activations(x)[1][:, [3, 7]]
+    h = run.weights.pre_activations(x)[1][:, [3, 7]]
     if kind is not SAEConfig:  # their encoders have the token's read, an SAE's has its error
         assert float(h[5].detach().min()) > float(h.detach().mean())
     cut = {"jumprelu": 0.01, "topk": float(result.code.smallest()[1])}.get(activation, 0.0)

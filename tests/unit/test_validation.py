@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from circuitsae.attribution import LogitTargets, attribute
-from circuitsae.attribution.targets import logit_readers
+from circuitsae.attribution.nodes import logit_targets
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import node_change, reads_after
 from circuitsae.replacement import ReplacementModel
@@ -66,7 +66,7 @@ def test_a_measured_effect_on_a_logit_is_a_run_of_the_model(model, graph, check)
     logits = reads.final[-1] @ model.model.W_U
     after, before = (float((x - x.mean())[target.index]) for x in (logits, trace.logits[-1]))
     assert row.measured == pytest.approx(after - before, abs=1e-9)
-    assert logit_readers(trace, torch.tensor([target.index])).vector.shape == (1, 16)
+    assert logit_targets(trace, torch.tensor([target.index])).vector.shape == (1, 16)
 
 
 def test_every_control_is_kept_and_bounds_the_verdict(check):

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from transcoders.bridge import remembered
 from transcoders.dictionaries.dictionary_set import DictionarySet
 from transcoders.dictionaries.mapped import MappedDictionaries
 from transcoders.files import short_hash
-from transcoders.remembering import remembered
 
 _SAMPLE = 64
 

@@ -59,7 +59,7 @@ class DictionaryProvenance:
         if self.corpus in (None, VECTORS, ROWS) or "context" not in self.config:
             return None
         # Our own files without a record: what `train` did then.
-        return model.bos is not None and bool(model.bridge.cfg.default_prepend_bos)
+        return model.bos is not None and model.bridge_adds_bos
 
 
 def reading_as_trained(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonschema import Draft202012Validator
 from torch import Tensor
 
 from transcoders.dictionaries import (
@@ -27,17 +28,18 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_file
-from transcoders.formats import schema
 from transcoders.formats.files import (
+    MOST_LAYERS,
     DecoderPlace,
     is_decoder,
     read_tensors,
     read_yaml,
+    require_settings,
+    require_shapes,
     take_decoders,
     tensor_shapes,
     write_tensors,
 )
-from transcoders.formats.schema import require_settings, require_shapes
 from transcoders.sites import Site, SiteKind
 
 _CONFIG = "config.yaml"
@@ -55,7 +57,25 @@ _SITES: dict[str, SiteKind] = {
     "hook_resid_mid": "resid_mid",
     "hook_resid_post": "resid_post",
 }
-_SCHEMA = schema.circuit_tracer(list(_KINDS), list(_SITES))
+_LOCAL_NAME = r"^(?![/\\])(?!.*\.\.)[^\x00]+$"
+"""Files are named inside of their folder."""
+_SCHEMA = Draft202012Validator(
+    {
+        "type": "object",
+        "required": ["model_kind", "feature_input_hook", "feature_output_hook"],
+        "properties": {
+            "model_kind": {"enum": list(_KINDS)},
+            "feature_input_hook": {"enum": list(_SITES)},
+            "feature_output_hook": {"enum": list(_SITES)},
+            "transcoders": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MOST_LAYERS,
+                "items": {"type": "string", "pattern": _LOCAL_NAME, "maxLength": 255},
+            },
+        },
+    }
+)
 _HOOKS: dict[SiteKind, str] = {
     "mlp_in": "mlp.hook_in",
     "mlp_out": "mlp.hook_out",

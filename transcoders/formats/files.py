@@ -1,4 +1,7 @@
-"""Reading and writing files of tensors, and reading JSON and YAML, with errors that say what to do."""
+"""Reading and writing files of tensors, and reading JSON and YAML, with errors that say what to do.
+
+What is read is judged before anything is loaded: settings by a format's schema, tensors by their shapes.
+"""
 
 import json
 import os
@@ -9,17 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonschema import Draft202012Validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from transcoders.errors import FileFormatError
 from transcoders.files import new_file
-from transcoders.formats.schema import LARGEST_WEIGHT
 
 DecoderPlace = Literal["memory", "mapped"]
 """`memory`: decoders are loaded. `mapped`: they stay in the file, and the rows asked for are read from there."""
 
+LARGEST_WEIGHT = 1e15
+"""No network has a larger weight; its square, summed, stays finite in float32."""
+MOST_LAYERS = 10_000
+"""That a file may claim."""
 _CHECKSUMS = "checksums"
 _TEXT_BYTES = 2**26
 _YAML_BYTES = 2**20
@@ -141,6 +148,46 @@ def take_decoders(tensors: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor
     return taken
 
 
+def require_settings(path: Path, settings: Mapping[str, Any], schema: Draft202012Validator) -> None:
+    """Raises `FileFormatError` unless the settings in a file are what the schema asks for."""
+    error = next(iter(sorted(schema.iter_errors(settings), key=lambda e: (len(e.absolute_path), str(e.message)))), None)
+    if error is not None:
+        where = ".".join(map(str, error.absolute_path))
+        said = error.message if len(error.message) <= 200 else f"{error.message[:100]} … {error.message[-99:]}"
+        raise FileFormatError(
+            f"{path} does not describe dictionaries ({where + ': ' if where else ''}{' '.join(said.split())}); "
+            "download or save them again."
+        )
+
+
+def require_shapes(
+    path: Path,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int | str, ...]],
+    sizes: dict[str, int] | None = None,
+) -> None:
+    """Raises `FileFormatError` unless tensors have the expected shapes; a name in a shape stands for one size.
+
+    `sizes`: those that the names stand for, as far as known; the others are added.
+    """
+    if missing := [name for name in expected if name not in found]:
+        raise FileFormatError(
+            f"{path} lacks {_listed(missing)}: expected the tensors {_listed(expected)}, "
+            f"found {_listed(found) or 'none'}; check that this is the right file."
+        )
+    sizes = {} if sizes is None else sizes
+    for name, shape in expected.items():
+        fits = len(found[name]) == len(shape)
+        for size, wanted in zip(found[name], shape, strict=False):
+            fits &= size > 0 and size == (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size))
+        if not fits:
+            known = ", ".join(str(sizes.get(n, n)) if isinstance(n, str) else str(n) for n in shape)
+            raise FileFormatError(
+                f"{path} has {name} {list(found[name])}, but its other tensors ask for [{known}] "
+                f"([{', '.join(map(str, shape))}]); download or save it again."
+            )
+
+
 def _opened(path: Path) -> Any:
     if not path.is_file():
         raise FileFormatError(f"There is no file {path}; the folder is incomplete, so download or save it again.")
@@ -174,3 +221,8 @@ def _require_weights(path: Path, name: str, tensor: Tensor) -> None:
                 f"{path} has a weight in {name} that is not a finite number below {LARGEST_WEIGHT:g}; train the "
                 "dictionaries again, or download them again."
             )
+
+
+def _listed(names: Mapping[str, Any] | list[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

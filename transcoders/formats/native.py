@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonschema import Draft202012Validator
 from torch import Tensor
 
 from transcoders.dictionaries import (
@@ -29,16 +30,71 @@ from transcoders.dictionaries import (
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_json
 from transcoders.formats.files import (
+    MOST_LAYERS,
     DecoderPlace,
     is_decoder,
     read_json,
     read_tensors,
+    require_settings,
+    require_shapes,
     take_decoders,
     tensor_shapes,
     write_tensors,
 )
-from transcoders.formats.schema import NATIVE, require_settings, require_shapes
 from transcoders.sites import Site
+
+_ACTIVATION = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"enum": ["relu", "jumprelu", "topk"]},
+        "bandwidth": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
+        "k": {"type": "integer", "minimum": 1, "maximum": 2**31},
+        "over_layers": {"type": "boolean"},
+    },
+    "allOf": [
+        {"if": {"properties": {"name": {"const": name}}}, "then": {"required": needed}}
+        for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]))
+    ],
+}
+_SITES = {"type": "array", "minItems": 1, "maxItems": MOST_LAYERS, "items": {"type": "string", "maxLength": 40}}
+_FACTORS = {"type": "array", "maxItems": MOST_LAYERS, "items": {"type": "number", "minimum": -1e30, "maximum": 1e30}}
+_PROVENANCE = {
+    "type": "object",
+    "required": ["model"],
+    "properties": {
+        "model": {"type": "string"},
+        "fingerprint": {"type": ["string", "null"]},
+        "frame": {"type": "object", "properties": {"name": {"enum": ["raw", "folded"]}}, "additionalProperties": False},
+        "corpus": {"type": ["string", "null"]},
+        "tokens": {"type": "integer", "minimum": 0},
+        "seed": {"type": ["integer", "null"]},
+        "versions": {"type": "object", "additionalProperties": {"type": "string"}},
+        "config": {"type": "object"},
+        "normalisation": {"type": "object", "additionalProperties": _FACTORS},
+    },
+}
+_SETTINGS = Draft202012Validator(
+    {
+        "type": "object",
+        "required": ["kind", "n_layers", "reads", "writes", "activation", "provenance"],
+        "properties": {
+            "kind": {"enum": ["plt", "clt", "sae"]},
+            "n_layers": {"type": "integer", "minimum": 1, "maximum": MOST_LAYERS},
+            "reads": _SITES,
+            "writes": _SITES,
+            "provenance": _PROVENANCE,
+        },
+        "if": {"properties": {"kind": {"const": "clt"}}},
+        "then": {"properties": {"activation": _ACTIVATION}},
+        "else": {
+            "properties": {
+                "activation": {"type": "array", "items": _ACTIVATION},
+                "centred": {"type": "array", "items": {"type": "boolean"}},
+            }
+        },
+    }
+)
 
 FORMAT = "transcoders"
 VERSION = 1
@@ -96,7 +152,7 @@ def load_native(
             f"{folder / _CONFIG} is of version {record.get('version')!r}, but this release reads version {VERSION}; "
             "update the package."
         )
-    require_settings(folder / _CONFIG, record, NATIVE)
+    require_settings(folder / _CONFIG, record, _SETTINGS)
     path = folder / _WEIGHTS
     shapes, expected = tensor_shapes(path), _expected(record)
     optional = {name: shape for name, shape in _skips(record).items() if name in shapes}

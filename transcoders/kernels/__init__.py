@@ -12,6 +12,10 @@ What is here, all with gradients and all checked against dense float64 products 
 * `feature_major` lays out an encoder as the kernels read it; `keep_freed_memory` and `quickest_threads` are for a
   training loop to call once.
 
+`cpu` and `gpu` are two forms of one pair of functions, a sparse sum and sparse inner products; `products` chooses by
+where the weights are, and gives both their gradients. `encode` and `decode` are made of these. Which features are
+active is `selection`'s part: from exact products, or on a processor from ones that are cheaper and bounded (`pays`).
+
 Everything takes stacks of layers (`x [layer, batch, d_in]`, `W_enc [layer, d_in, feature]`, `W_dec [layer, feature,
 d_out]`); one dictionary is a stack of one (`x[None]`). Pass whole parameters, not slices of them: the gradient of a
 slice is a dense tensor of the whole. A parameter with `feature_major` layout costs no copies.
@@ -27,5 +31,5 @@ from transcoders.kernels.encode import (
     threshold_encode,
     topk_encode,
 )
-from transcoders.kernels.host import keep_freed_memory, quickest_threads
+from transcoders.kernels.host import keep_freed_memory, quickest_threads, release_freed_memory
 from transcoders.kernels.products import inner_products, weighted_sum

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from transcoders.errors import InputError
 from transcoders.kernels.active import ActiveFeatures, SparseActivations, active_from_pairs
-from transcoders.kernels.approximate import Approximation, approximate_product, pays, product
 from transcoders.kernels.products import inner_products
 from transcoders.kernels.selection import (
+    Approximation,
     Cut,
+    approximate_product,
     candidates,
     cut_at_zero,
     cut_of_batch,
@@ -25,6 +26,8 @@ from transcoders.kernels.selection import (
     cut_of_token_over_layers,
     k_largest,
     k_per_group,
+    pays,
+    product,
 )
 
 

@@ -109,7 +109,7 @@ def _gather_dot(inputs: Tensor, rows: Rows, table: Tensor) -> Tensor:
 
 
 def _backend(table: Tensor) -> Any:
-    """Triton on a GPU, torch's own kernels elsewhere."""
+    """Triton on a GPU, torch's own kernels elsewhere: `gpu` and `cpu` hold the same two functions."""
     if not table.is_cuda:
         return cpu
     from transcoders.kernels import gpu  # here: triton comes with torch's CUDA builds only

@@ -1,10 +1,12 @@
-"""Learning dictionaries: `config` says what, `entry` is what users call.
+"""Learning dictionaries. `train` is what users call, and follows one path:
 
-`sources` gives activations (of a model reading text, or vectors that are there), `trainer` is the loop over one stream
-for any number of dictionaries, `run` one of them: its weights (`trainee`: all layers stacked, activations normalised),
-first values (`initialise`), loss (`losses`, `penalties`, `activations`), steering (`controller`, `schedules`) and dead
-latents (`dead`, `revival`). `finite` notices bad numbers, `folder` and `metrics` look after the output folder. `export`
-makes of it what is used, `checkpoints` what a run is resumed from, and `thresholds` replaces TopK by a threshold.
+`config` says what to train, `batches` gives activations (of a model reading text, or vectors that are there), `step`
+brings one dictionary a step further, `checkpoint` keeps what a run is resumed from. `trainer` is the loop over these
+for any number of dictionaries at once, `entry` the one function above it.
+
+Below `step`: `parameters` (all layers stacked, activations normalised) with their first values (`initialise`), `codes`
+(which features are active, by dense or by sparse kernels), `sparsity` (penalties, rates, the controller of L0) and
+`revival` of dead latents. Beside the loop: `metrics` writes figures, `export` makes what is used of what was trained.
 """
 
 from typing import TYPE_CHECKING
@@ -12,15 +14,16 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from transcoders.training.batches import ModelSource, VectorSource
     from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, config_from_json
     from transcoders.training.entry import train, train_many, train_many_on, train_on
-    from transcoders.training.sources import ModelSource, VectorSource
-    from transcoders.training.sparsity import fold_topk
+    from transcoders.training.export import fold_topk
     from transcoders.training.trainer import Trainer
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "transcoders.training.batches": ("ModelSource", "VectorSource"),
         "transcoders.training.config": (
             "CLTConfig",
             "SAEConfig",
@@ -28,17 +31,8 @@ __getattr__, __all__ = lazy_exports(
             "TranscoderConfig",
             "config_from_json",
         ),
-        "transcoders.training.sources": (
-            "ModelSource",
-            "VectorSource",
-        ),
-        "transcoders.training.sparsity": ("fold_topk",),
-        "transcoders.training.entry": (
-            "train",
-            "train_many",
-            "train_many_on",
-            "train_on",
-        ),
+        "transcoders.training.entry": ("train", "train_many", "train_many_on", "train_on"),
+        "transcoders.training.export": ("fold_topk",),
         "transcoders.training.trainer": ("Trainer",),
     },
 )

@@ -19,8 +19,7 @@ from transcoders.kernels import (
     threshold_encode,
     topk_encode,
 )
-from transcoders.training.activations import BatchTopK, Gated, Step
-from transcoders.training.trainee import Trainee
+from transcoders.training.parameters import BatchTopK, Gated, Step, TrainingParameters
 
 
 @runtime_checkable
@@ -32,11 +31,11 @@ class Code(Protocol):
     h: Tensor
     """Pre-activations of the same."""
 
-    def decode(self, trainee: Trainee, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
+    def decode(self, weights: TrainingParameters, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
         """What the features `first … last − 1` of every layer write."""
         ...
 
-    def decode_gate(self, trainee: Trainee) -> Float[Tensor, "layer batch d_model"]:
+    def decode_gate(self, weights: TrainingParameters) -> Float[Tensor, "layer batch d_model"]:
         """What `relu(h)` writes through decoders that get no gradient."""
         ...
 
@@ -76,15 +75,15 @@ class DenseCode:
         self.h, self.a = h, a
 
     @classmethod
-    def of(cls, trainee: Trainee, reads: Float[Tensor, "layer batch d_model"]) -> "DenseCode":
-        h = trainee.pre_activations(reads)
-        return cls(h, trainee.activate(h))
+    def of(cls, weights: TrainingParameters, reads: Float[Tensor, "layer batch d_model"]) -> "DenseCode":
+        h = weights.pre_activations(reads)
+        return cls(h, weights.activate(h))
 
-    def decode(self, trainee: Trainee, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
-        return trainee.decode(self.a, first, last)
+    def decode(self, weights: TrainingParameters, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
+        return weights.decode(self.a, first, last)
 
-    def decode_gate(self, trainee: Trainee) -> Float[Tensor, "layer batch d_model"]:
-        return trainee.decode(torch.relu(self.h), frozen=True)
+    def decode_gate(self, weights: TrainingParameters) -> Float[Tensor, "layer batch d_model"]:
+        return weights.decode(torch.relu(self.h), frozen=True)
 
     def of_feature(self, table: Float[Tensor, "layer feature"]) -> Float[Tensor, "layer 1 feature"]:
         return table.unsqueeze(1)
@@ -108,9 +107,9 @@ class DenseCode:
         return self.h[layer][:, which]
 
     @torch.no_grad()
-    def density(self, trainee: Trainee, margin: float) -> float:
+    def density(self, weights: TrainingParameters, margin: float) -> float:
         """The share of features that a sparse code would list: those above or near their threshold."""
-        return float((self.h > _lowest(trainee, margin).unsqueeze(1)).float().mean())
+        return float((self.h > _lowest(weights, margin).unsqueeze(1)).float().mean())
 
 
 class SparseCode:
@@ -120,30 +119,32 @@ class SparseCode:
         self.h, self.a, self.active = h, a, active
 
     @classmethod
-    def of(cls, trainee: Trainee, reads: Float[Tensor, "layer batch d_model"], margin: float) -> "SparseCode":
+    def of(
+        cls, weights: TrainingParameters, reads: Float[Tensor, "layer batch d_model"], margin: float
+    ) -> "SparseCode":
         """`margin`: how far below its threshold a feature is listed, half the widest of JumpReLU's kernels."""
-        encoder = trainee.encoder()
-        found = _find(trainee, reads, encoder.mT, trainee.encoder_bias(encoder), margin)
+        encoder = weights.encoder()
+        found = _find(weights, reads, encoder.mT, weights.encoder_bias(encoder), margin)
         code = cls(found.value, found.value, found.active)
-        activation = trainee.activation
+        activation = weights.activation
         if isinstance(activation, JumpReLU):
             code.a = activation.jump(code.h, code.of_feature(activation.threshold))
         elif isinstance(activation, Gated):
-            r, b_mag, b_gate = (code.of_feature(t) for t in (activation.r, activation.b_mag, trainee.b_enc))
+            r, b_mag, b_gate = (code.of_feature(t) for t in (activation.r, activation.b_mag, weights.b_enc))
             code.a = torch.relu(r.exp() * (code.h - b_gate) + b_mag)
         else:
             code.a = torch.relu(code.h)
         return code
 
-    def decode(self, trainee: Trainee, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
+    def decode(self, weights: TrainingParameters, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
         if last - first == self.active.n_features:
-            return cross_layer_decode(self.a, self.active, list(trainee.W_dec))
+            return cross_layer_decode(self.a, self.active, list(weights.W_dec))
         feature = self.active.feature % self.active.n_features
         chosen = ((feature >= first) & (feature < last)).nonzero().squeeze(1)
-        return cross_layer_decode(self.a[chosen], self.active.keep(chosen), list(trainee.W_dec))
+        return cross_layer_decode(self.a[chosen], self.active.keep(chosen), list(weights.W_dec))
 
-    def decode_gate(self, trainee: Trainee) -> Float[Tensor, "layer batch d_model"]:
-        return cross_layer_decode(torch.relu(self.h), self.active, [w.detach() for w in trainee.W_dec])
+    def decode_gate(self, weights: TrainingParameters) -> Float[Tensor, "layer batch d_model"]:
+        return cross_layer_decode(torch.relu(self.h), self.active, [w.detach() for w in weights.W_dec])
 
     def of_feature(self, table: Float[Tensor, "layer feature"]) -> Float[Tensor, "n"]:
         return table.flatten().index_select(0, self.active.feature)
@@ -172,21 +173,21 @@ class SparseCode:
         return None
 
 
-def _find(trainee: Trainee, x: Tensor, W_enc: Tensor, b_enc: Tensor, margin: float) -> SparseActivations:
-    activation = trainee.activation
+def _find(weights: TrainingParameters, x: Tensor, W_enc: Tensor, b_enc: Tensor, margin: float) -> SparseActivations:
+    activation = weights.activation
     if isinstance(activation, TopK):
         return topk_encode(x, W_enc, b_enc, activation.k, over_layers=activation.over_layers)
     if isinstance(activation, BatchTopK):
         return batch_topk_encode(x, W_enc, b_enc, activation.k, over_layers=activation.over_layers)
-    return threshold_encode(x, W_enc, b_enc, _lowest(trainee, margin))
+    return threshold_encode(x, W_enc, b_enc, _lowest(weights, margin))
 
 
-def _lowest(trainee: Trainee, margin: float) -> Float[Tensor, "layer feature"]:
+def _lowest(weights: TrainingParameters, margin: float) -> Float[Tensor, "layer feature"]:
     """What a pre-activation must exceed for the feature to be active or to have a gradient."""
-    if isinstance(trainee.activation, JumpReLU):
-        return trainee.activation.threshold.detach() - margin
-    assert isinstance(trainee.activation, ReLU | Gated)
-    return torch.zeros_like(trainee.b_enc)
+    if isinstance(weights.activation, JumpReLU):
+        return weights.activation.threshold.detach() - margin
+    assert isinstance(weights.activation, ReLU | Gated)
+    return torch.zeros_like(weights.b_enc)
 
 
 def _step(h: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

@@ -1,8 +1,6 @@
 """What to train: one frozen dataclass for each kind, the same for Python, the command line and the saved file.
 
-Nothing here imports torch. `config_json` reads configurations back.
-
-Configurations from JSON, or from what a user wrote as such. Imports no torch.
+`config_from_json` reads configurations back, and those that users wrote as JSON. Nothing here imports torch.
 """
 
 import difflib
@@ -257,6 +255,16 @@ class CLTConfig(TrainConfig):
 _KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}
 
 
+def config_of(kind: str, **settings: Any) -> TrainConfig:
+    """The configuration of a kind: its dataclass, called; `InputError` for a setting that it does not have."""
+    made = _of_kind(kind)
+    known = [field.name for field in fields(made)]
+    for key in settings:
+        if key not in known:
+            raise InputError(f"A configuration of kind {kind!r} has no setting {key!r}; {_hint(key, known)}")
+    return made(**settings)
+
+
 def config_from_json(record: Mapping[str, Any]) -> TrainConfig:
     """The configuration that `to_json` wrote, or a user did; `InputError` for what it cannot mean.
 
@@ -264,15 +272,22 @@ def config_from_json(record: Mapping[str, Any]) -> TrainConfig:
     """
     settings = dict(record)
     kind = settings.pop("kind", None)
-    if kind not in _KINDS:
+    hints = {field.name: field.type for field in fields(_of_kind(kind))}
+    return config_of(kind, **{key: _as(hints[key], key, v) if key in hints else v for key, v in settings.items()})
+
+
+def _of_kind(kind: Any) -> type[TrainConfig]:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise InputError(f"Unknown kind of dictionary {kind!r}; there are {', '.join(map(repr, _KINDS))}.")
-    hints = {field.name: field.type for field in fields(_KINDS[kind])}
-    for key in settings:
-        if key not in hints:
-            close = difflib.get_close_matches(key, list(hints), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(hints)}."
-            raise InputError(f"A configuration of kind {kind!r} has no setting {key!r}; {hint}")
-    return _KINDS[kind](**{key: _as(hints[key], key, value) for key, value in settings.items()})
+    return _KINDS[kind]
+
+
+def _hint(key: str, known: list[str]) -> str:
+    """What was meant by a setting that a kind does not have."""
+    if others := [repr(c.kind) for c in _KINDS.values() if key in {field.name for field in fields(c)}]:
+        return f"kind {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it."
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}."
 
 
 def _as(hint: Any, key: str, value: Any) -> Any:

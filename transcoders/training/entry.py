@@ -1,102 +1,131 @@
-"""What users call: one dictionary or several, on a language model or on vectors."""
+"""What users call: `train`, for one dictionary or several, on a language model or on vectors."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, overload
 
 from jaxtyping import Int
 from torch import Tensor
 
 from transcoders.data.tokens import CorpusSource
 from transcoders.dictionaries import DictionarySet
+from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
+from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
+from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
-from transcoders.training.folder import alone_in
-from transcoders.training.sources import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.trainer import Trainer, require_configs
 
+Text = CorpusSource | Int[Tensor, "row pos"]
+"""A text file, a hub data set, documents, or rows of tokens."""
 
+
+@overload
 def train(
-    model: LanguageModel,
-    corpus: CorpusSource | Int[Tensor, "row pos"],
-    config: TrainConfig,
+    model: LanguageModel, corpus: Text, config: TrainConfig, *,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> DictionarySet: ...  # fmt: skip
+@overload
+def train(
+    model: LanguageModel, corpus: Text, config: Sequence[TrainConfig], *, names: Sequence[str] | None = ...,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> list[DictionarySet]: ...  # fmt: skip
+@overload
+def train(
+    model: None, corpus: Vectors | tuple[Vectors, Vectors], config: TrainConfig, *,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> DictionarySet: ...  # fmt: skip
+@overload
+def train(
+    model: None, corpus: Vectors | tuple[Vectors, Vectors], config: Sequence[TrainConfig], *,
+    names: Sequence[str] | None = ..., progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> list[DictionarySet]: ...  # fmt: skip
+def train(
+    model: LanguageModel | None,
+    corpus: Text | Vectors | tuple[Vectors, Vectors],
+    config: TrainConfig | Sequence[TrainConfig],
     *,
+    names: Sequence[str] | None = None,
     progress: bool = True,
     out: Path | str | None = None,
     resume: bool = False,
-) -> DictionarySet:
-    """Train dictionaries of the kind that `config` names for all layers of `model`.
+) -> DictionarySet | list[DictionarySet]:
+    """Train dictionaries of the kind that `config` names for all layers of `model`, or on vectors where it is None.
 
     `corpus`: a text file, a hub data set, documents, or rows of tokens; of documents every twentieth is held out.
+    Without a model: vectors `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function
+    from a chunk's number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and
+    writes. A tensor is read again, in another order, until `config.tokens` are seen.
+
+    `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
+    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `separator` and `bos`; the order
+    of the data is that of the first one's seed. Each comes out as it would alone with that order, which also depends on
+    how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in `out`, by `names` or
+    by kind and activation, and checkpoints are of all together.
+
     `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
     go on from the latest checkpoint there, to the same result as an unbroken run; `InputError` where there is none.
     Without it the checkpoints of an earlier run there are removed, which a warning says. `NotFiniteError` where
     activations or a loss are not finite: the last good checkpoint stays.
     """
-    return train_many(model, corpus, [config], progress=progress, out=out, resume=resume)[0]
-
-
-def train_many(
-    model: LanguageModel,
-    corpus: CorpusSource | Int[Tensor, "row pos"],
-    configs: Sequence[TrainConfig],
-    *,
-    names: Sequence[str] | None = None,
-    progress: bool = True,
-    out: Path | str | None = None,
-    resume: bool = False,
-) -> list[DictionarySet]:
-    """Train several dictionaries, of any kinds, over one stream of activations: the model runs once for all.
-
-    The configurations must agree in `tokens`, `batch`, `context`, `separator` and `bos`; the order of the data is that
-    of the first one's seed. Each dictionary comes out as it would from `train` with that order (the order also depends
-    on how many tokens fit the buffer, hence on the number of sites). With `out`, each has a folder of its own in it, by
-    `names` or by kind and activation, and checkpoints are of all together.
-    """
+    configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
-    return _train(ModelSource(model, corpus, configs[0]), configs, names, progress, out, resume)
-
-
-def train_on(
-    vectors: Vectors | tuple[Vectors, Vectors],
-    config: TrainConfig,
-    *,
-    progress: bool = True,
-    out: Path | str | None = None,
-    resume: bool = False,
-) -> DictionarySet:
-    """Train dictionaries on vectors, without a language model.
-
-    `vectors`: `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function from a chunk's
-    number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and writes. A
-    tensor is read again, in another order, until `config.tokens` are seen.
-    """
-    return train_many_on(vectors, [config], progress=progress, out=out, resume=resume)[0]
-
-
-def train_many_on(
-    vectors: Vectors | tuple[Vectors, Vectors],
-    configs: Sequence[TrainConfig],
-    *,
-    names: Sequence[str] | None = None,
-    progress: bool = True,
-    out: Path | str | None = None,
-    resume: bool = False,
-) -> list[DictionarySet]:
-    """`train_on` for several dictionaries at once, which all see the same batches."""
-    require_configs(configs)
-    reads, writes = vectors if isinstance(vectors, tuple) else (vectors, None)
-    return _train(VectorSource(reads, writes, seed=configs[0].seed), configs, names, progress, out, resume)
-
-
-def _train(
-    source: Source,
-    configs: Sequence[TrainConfig],
-    names: Sequence[str] | None,
-    progress: bool,
-    out: Path | str | None,
-    resume: bool,
-) -> list[DictionarySet]:
+    source = _source(model, corpus, configs[0])
     with alone_in(None if out is None else Path(out)):
         trainer = Trainer(source, configs, out=out, resume=resume, names=names)
         trainer.run(progress=progress)
-        return trainer.finish()
+        results = trainer.finish()
+    return results[0] if isinstance(config, TrainConfig) else results
+
+
+def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:
+    """Where batches come from; `InputError` for vectors with a model, and for text without one."""
+    sides = corpus if isinstance(corpus, tuple) else (corpus,)
+    floats = [isinstance(side, Tensor) and side.is_floating_point() for side in sides]
+    are_vectors = all(given or callable(side) for given, side in zip(floats, sides, strict=True))
+    if model is None:
+        if not are_vectors or len(sides) > 2:
+            raise InputError(
+                f"Without a model, vectors are trained on: a tensor of numbers or a function, or a pair of them; got "
+                f"{_named(corpus)}."
+            )
+        return VectorSource(sides[0], sides[1] if len(sides) == 2 else None, seed=first.seed)
+    if are_vectors:
+        raise InputError(
+            f"A model reads text or rows of tokens; got {_named(corpus)}. Give None for the model to train on vectors."
+        )
+    return ModelSource(model, corpus, first)
+
+
+def _named(corpus: Any) -> str:
+    return f"a tensor of {corpus.dtype}" if isinstance(corpus, Tensor) else f"{type(corpus).__name__} {corpus!r:.60}"
+
+
+# names of earlier releases
+
+
+def train_many(
+    model: LanguageModel, corpus: Text, configs: Sequence[TrainConfig], **options: Any
+) -> list[DictionarySet]:
+    """Deprecated: `train` with a sequence of configurations."""
+    _deprecated("train_many(model, corpus, configs)", "train(model, corpus, configs)")
+    return train(model, corpus, list(configs), **options)
+
+
+def train_on(vectors: Vectors | tuple[Vectors, Vectors], config: TrainConfig, **options: Any) -> DictionarySet:
+    """Deprecated: `train` without a model."""
+    _deprecated("train_on(vectors, config)", "train(None, vectors, config)")
+    return train(None, vectors, config, **options)
+
+
+def train_many_on(
+    vectors: Vectors | tuple[Vectors, Vectors], configs: Sequence[TrainConfig], **options: Any
+) -> list[DictionarySet]:
+    """Deprecated: `train` without a model, with a sequence of configurations."""
+    _deprecated("train_many_on(vectors, configs)", "train(None, vectors, configs)")
+    return train(None, vectors, list(configs), **options)
+
+
+def _deprecated(old: str, new: str) -> None:
+    warnings.warn(f"{old} is {new} now.", DeprecationWarning, stacklevel=3)

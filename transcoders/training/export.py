@@ -1,6 +1,6 @@
-"""From what was trained to what is used: `Trainee` → SAEs, transcoders or a cross-layer transcoder.
+"""From what was trained to what is used: `TrainingParameters` → SAEs, transcoders or a cross-layer transcoder.
 
-Which libraries trained a dictionary.
+`fold_topk` replaces TopK by a threshold afterwards.
 """
 
 import platform
@@ -24,9 +24,9 @@ from transcoders.dictionaries import (
     TranscoderSet,
     fold_normalisation,
 )
+from transcoders.errors import DictionaryError
 from transcoders.sites import Site
-from transcoders.training.activations import BatchTopK, Gated
-from transcoders.training.trainee import Trainee
+from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters
 
 _LIBRARIES = ("circuitsae", "torch", "transformer-lens", "transformers")
 
@@ -51,7 +51,7 @@ class Scales:
 
 @torch.no_grad()
 def export(
-    trainee: Trainee,
+    weights: TrainingParameters,
     kind: str,
     scales: Scales,
     reads: Sequence[Site],
@@ -64,11 +64,11 @@ def export(
     h = m = exp(r) · x W_gate + b_mag, π > 0 is h > θ = b_mag − exp(r) b_gate, so a = h · 1[h > max(θ, 0)]. BatchTopK
     becomes JumpReLU with the threshold estimated in training, the same for all features of a layer.
     """
-    W_enc, b_enc, activation = _pointwise(trainee)
-    W_dec = [w.detach().clone() for w in trainee.W_dec]
-    b_dec = trainee.b_dec.detach().clone()
-    W_skip = None if trainee.W_skip is None else trainee.W_skip.detach().clone()
-    layers = range(trainee.n_layers)
+    W_enc, b_enc, activation = _pointwise(weights)
+    W_dec = [w.detach().clone() for w in weights.W_dec]
+    b_dec = weights.b_dec.detach().clone()
+    W_skip = None if weights.W_skip is None else weights.W_skip.detach().clone()
+    layers = range(weights.n_layers)
     built: TranscoderSet | CrossLayerTranscoder | SAESet
     if kind == "clt":
         built = CrossLayerTranscoder(
@@ -80,7 +80,7 @@ def export(
             [
                 SAE(
                     W_enc=W_enc[i], b_enc=b_enc[i], W_dec=W_dec[i][:, 0].contiguous(), b_dec=b_dec[i],
-                    activation=_copy(activation, i), site=reads[i], centred=trainee.centred,
+                    activation=_copy(activation, i), site=reads[i], centred=weights.centred,
                 )
                 for i in layers
             ],
@@ -101,10 +101,12 @@ def export(
     return fold_normalisation(built.requires_grad_(False), scales.read, scales.write)
 
 
-def _pointwise(trainee: Trainee) -> tuple[Float[Tensor, "layer d_model feature"], Float[Tensor, "layer _"], Activation]:
+def _pointwise(
+    weights: TrainingParameters,
+) -> tuple[Float[Tensor, "layer d_model feature"], Float[Tensor, "layer _"], Activation]:
     """Encoder, bias and an activation function that inference knows."""
-    W_enc, b_enc = trainee.encoder().detach(), trainee.b_enc.detach().clone()
-    activation = trainee.activation
+    W_enc, b_enc = weights.encoder().detach(), weights.b_enc.detach().clone()
+    activation = weights.activation
     if isinstance(activation, BatchTopK):
         thresholds = activation.threshold.to(b_enc)[:, None].expand_as(b_enc)
         activation = JumpReLU(thresholds.clone())
@@ -124,3 +126,39 @@ def _copy(activation: Activation, layer: int | None = None) -> Activation:
         threshold = activation.threshold.detach()
         return JumpReLU((threshold if layer is None else threshold[layer]).clone(), activation.bandwidth)
     return TopK(activation.k, over_layers=activation.over_layers) if isinstance(activation, TopK) else activation
+
+
+Folded = TranscoderSet | CrossLayerTranscoder | SAESet
+
+
+@torch.no_grad()
+def fold_topk(dictionaries: Folded, reads: Float[Tensor, "layer token d_model"]) -> Folded:
+    """Replace TopK, in place, by the threshold that leaves k features active per token on average.
+
+    The threshold is estimated on `reads`: one for each layer, or a single one where TopK ranks all layers together.
+    Afterwards a layer's features depend on that layer alone, so they can be computed while the model runs.
+    """
+    if isinstance(dictionaries, CrossLayerTranscoder):
+        k = _k(dictionaries.activation)
+        threshold = _threshold(dictionaries.pre_activations_dense(reads), k * reads.shape[1])
+        dictionaries.activation = JumpReLU(torch.full_like(dictionaries.b_enc, threshold)).requires_grad_(False)
+        return dictionaries
+    for layer, dictionary in enumerate(dictionaries.layers):
+        k = _k(dictionary.activation)
+        threshold = _threshold(dictionaries.pre_activations(layer, reads[layer]), k * reads.shape[1])
+        dictionary.activation = JumpReLU(torch.full_like(dictionary.b_enc, threshold)).requires_grad_(False)
+    return dictionaries
+
+
+def _k(activation: Activation) -> int:
+    if not isinstance(activation, TopK):
+        raise DictionaryError(f"Only TopK is replaced by a threshold; these dictionaries have {activation.name!r}.")
+    return activation.k
+
+
+def _threshold(h: Tensor, count: int) -> float:
+    """The value that `count` positive pre-activations exceed; zero where there are not that many."""
+    flat = h.flatten()
+    if count >= len(flat):
+        return 0.0
+    return max(0.0, float(flat.kthvalue(len(flat) - count).values))

@@ -5,11 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import Activation, JumpReLU, ReLU, TopK
-from transcoders.training.activations import BatchTopK, Gated, kth_largest
 from transcoders.training.config import SAEConfig, TrainConfig
 from transcoders.training.export import Scales
+from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters, kth_largest
 from transcoders.training.sparsity import START_OVER_TARGET
-from transcoders.training.trainee import Trainee
 
 _SMALLEST_VARIANCE = 1e-12
 """So that a layer that writes a constant does not divide by zero."""
@@ -40,9 +39,9 @@ def measure_scales(
     return scales
 
 
-def initial_trainee(
+def initial_parameters(
     config: TrainConfig, reads: Float[Tensor, "batch layer d_model"], writes: Float[Tensor, "batch layer d_model"]
-) -> Trainee:
+) -> TrainingParameters:
     """Encoders in random directions, decoders that begin small, `b_dec` the mean of the (normalised) writes.
 
     Encoder biases centre the pre-activations on the first batch, so that all features start alike; with `start_l0`
@@ -70,7 +69,7 @@ def initial_trainee(
     centre = reads.mean(dim=0) - b_dec if centred else reads.mean(dim=0)
     b_enc = -torch.einsum("ld,lfd->lf", centre, W_enc)
     skip = torch.zeros(n_layers, d_model, d_model).to(reads) if getattr(config, "skip", False) else None
-    trainee = Trainee(
+    weights = TrainingParameters(
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=W_dec,
@@ -82,15 +81,15 @@ def initial_trainee(
         unit_decoders=config.unit_decoders,
         bf16=config.precision == "bf16",
     )
-    trainee.constrain()
+    weights.constrain()
     start_l0 = config.start_l0
     if start_l0 is None and config.target_l0 is not None:
         start_l0 = min(START_OVER_TARGET * config.target_l0, config.features / 2)
     if start_l0 is not None:
-        calibrate_bias(trainee, reads.transpose(0, 1), start_l0)
+        calibrate_bias(weights, reads.transpose(0, 1), start_l0)
     elif config.aligned:  # the encoder in use is not the one the bias was centred for
-        centre_bias(trainee, reads.mean(dim=0))
-    return trainee
+        centre_bias(weights, reads.mean(dim=0))
+    return weights
 
 
 def first_bias(config: TrainConfig, writes: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "layer d_model"]:
@@ -118,23 +117,23 @@ def geometric_median(
 
 
 @torch.no_grad()
-def centre_bias(trainee: Trainee, mean: Float[Tensor, "layer d_model"]) -> None:
+def centre_bias(weights: TrainingParameters, mean: Float[Tensor, "layer d_model"]) -> None:
     """Biases such that the mean read has pre-activations zero."""
-    trainee.b_enc.sub_(trainee.pre_activations(mean.unsqueeze(1)).squeeze(1))
+    weights.b_enc.sub_(weights.pre_activations(mean.unsqueeze(1)).squeeze(1))
 
 
 @torch.no_grad()
-def calibrate_bias(trainee: Trainee, reads: Float[Tensor, "layer batch d_model"], l0: float) -> None:
+def calibrate_bias(weights: TrainingParameters, reads: Float[Tensor, "layer batch d_model"], l0: float) -> None:
     """Biases such that every feature is over its threshold on the same share `l0 / features` of the tokens."""
-    h = trainee.pre_activations(reads)
+    h = weights.pre_activations(reads)
     rank = max(1, round(l0 / h.shape[2] * h.shape[1]))
-    for layer in range(trainee.n_layers):
+    for layer in range(weights.n_layers):
         cut = torch.stack([kth_largest(h[layer, :, f], rank + 1) for f in range(h.shape[2])])
-        if isinstance(trainee.activation, JumpReLU):
-            cut = cut - trainee.activation.threshold[layer]
-        trainee.b_enc[layer] -= cut
-        if isinstance(trainee.activation, Gated):
-            trainee.activation.b_mag[layer] -= cut
+        if isinstance(weights.activation, JumpReLU):
+            cut = cut - weights.activation.threshold[layer]
+        weights.b_enc[layer] -= cut
+        if isinstance(weights.activation, Gated):
+            weights.activation.b_mag[layer] -= cut
 
 
 def _activation(config: TrainConfig, b_enc: Float[Tensor, "layer feature"]) -> Activation:

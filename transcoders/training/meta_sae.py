@@ -7,7 +7,7 @@ from transcoders.errors import InputError
 from transcoders.evaluation.matching import feature_vectors, unit
 from transcoders.evaluation.meta_sae import Decomposition, decompose
 from transcoders.training.config import SAEConfig
-from transcoders.training.entry import train_on
+from transcoders.training.entry import train
 
 _RATIO = 21
 """Latents for each meta-latent: 49,152 for 2,304 in the source."""
@@ -34,7 +34,7 @@ def train_meta_sae(
     decoders, _ = feature_vectors(dictionaries, layer)
     if len(decoders) < 2:
         raise InputError(f"A meta-SAE needs at least two decoders to learn from; layer {layer} has {len(decoders)}.")
-    trained = train_on(unit(decoders).float(), config or meta_config(len(decoders)), progress=progress, out=out)
+    trained = train(None, unit(decoders).float(), config or meta_config(len(decoders)), progress=progress, out=out)
     assert isinstance(trained, SAESet)
     return trained[0], decompose(decoders, trained[0])
 

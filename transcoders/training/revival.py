@@ -9,10 +9,9 @@ from torch import Tensor
 
 from transcoders.dictionaries import JumpReLU
 from transcoders.kernels import auxk_encode, cross_layer_decode
-from transcoders.training.activations import Gated
 from transcoders.training.codes import Code
 from transcoders.training.config import TrainConfig
-from transcoders.training.trainee import Trainee
+from transcoders.training.parameters import Gated, TrainingParameters
 
 
 class DeadCounter:
@@ -44,7 +43,7 @@ _NEW_ENCODER = 0.2
 
 
 def revival_loss(
-    trainee: Trainee,
+    weights: TrainingParameters,
     code: Code,
     reads: Float[Tensor, "layer batch d_model"],
     error: Float[Tensor, "layer batch d_model"],
@@ -58,30 +57,30 @@ def revival_loss(
     often negative and would have no gradient. ReLU, JumpReLU, Gated: `Σ_dead relu(θ − h) ‖W_dec‖ / √d`, as in
     Anthropic's January 2025 update.
     """
-    encoder = trainee.encoder()
-    bias = trainee.encoder_bias(encoder)
+    encoder = weights.encoder()
+    bias = weights.encoder_bias(encoder)
     if config.ranks:
         found = auxk_encode(reads, encoder.mT, bias, dead, config.k_aux)
-        written = cross_layer_decode(found.value, found.active, list(trainee.W_dec))
+        written = cross_layer_decode(found.value, found.active, list(weights.W_dec))
         return (error - written).square().sum() / error.square().sum()
-    norms = trainee.decoder_norms().detach()
-    threshold = getattr(trainee.activation, "threshold", torch.zeros_like(bias)).detach()
+    norms = weights.decoder_norms().detach()
+    threshold = getattr(weights.activation, "threshold", torch.zeros_like(bias)).detach()
     pull = error.new_zeros(())
-    for layer in range(trainee.n_layers):
+    for layer in range(weights.n_layers):
         which = dead[layer].nonzero().squeeze(1)
         if len(which) == 0:
             continue
         h = code.dead_pre_activations(layer, which)
         if h is None:
-            h = trainee.product(reads[layer], encoder[layer, which].T) + bias[layer, which]
+            h = weights.product(reads[layer], encoder[layer, which].T) + bias[layer, which]
         gap = torch.relu(threshold[layer, which] - h)
-        pull = pull + (gap * norms[layer, which]).sum() / (trainee.n_layers * len(h) * trainee.b_dec.shape[1] ** 0.5)
+        pull = pull + (gap * norms[layer, which]).sum() / (weights.n_layers * len(h) * weights.b_dec.shape[1] ** 0.5)
     return pull
 
 
 @torch.no_grad()
 def resample(
-    trainee: Trainee,
+    weights: TrainingParameters,
     optimizer: torch.optim.Optimizer,
     code: Code,
     reads: Float[Tensor, "layer batch d_model"],
@@ -105,43 +104,43 @@ def resample(
     """
     generator = torch.Generator(device=reads.device).manual_seed(seed)
     count, l0, smallest = 0, code.l0(), code.smallest()
-    for layer in range(trainee.n_layers):
+    for layer in range(weights.n_layers):
         which = dead[layer].nonzero().squeeze(1)
         if len(which) == 0:
             continue
-        span = trainee.W_dec[layer].shape[1]
+        span = weights.W_dec[layer].shape[1]
         loss = error[layer : layer + span].square().sum(dim=(0, 2))
         drawn = torch.multinomial(loss.square() + 1e-12, len(which), replacement=True, generator=generator)
         direction = _unit(
             error[layer, drawn] if config.kind == "sae" else reads[layer, drawn] - reads[layer].mean(dim=0)
         )
-        alive = trainee.encoder()[layer][~dead[layer]]
-        size = alive.norm(dim=1).mean() if len(alive) else trainee.W_enc.new_ones(())
-        trainee.W_enc[layer, which] = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
+        alive = weights.encoder()[layer][~dead[layer]]
+        size = alive.norm(dim=1).mean() if len(alive) else weights.W_enc.new_ones(())
+        weights.W_enc[layer, which] = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
         share = _SELDOM * float(l0[layer]) / dead.shape[1]
-        cut = config.threshold if isinstance(trainee.activation, JumpReLU) else 0.0
+        cut = config.threshold if isinstance(weights.activation, JumpReLU) else 0.0
         if config.ranks:
             cut = float(smallest[layer].nan_to_num(posinf=0.0))
-        trainee.b_enc[layer, which] = cut - _exceeded_by(reads[layer] @ trainee.W_enc[layer, which].T, share)
+        weights.b_enc[layer, which] = cut - _exceeded_by(reads[layer] @ weights.W_enc[layer, which].T, share)
         written = error[layer : layer + span, drawn].transpose(0, 1)
-        norm = 1.0 if trainee.unit_decoders else trainee.decoder_norms()[layer][~dead[layer]].mean().nan_to_num(1.0)
-        trainee.W_dec[layer][which] = norm * _unit(written.flatten(1)).view_as(written)
-        if isinstance(trainee.activation, JumpReLU):
-            trainee.activation.threshold[layer, which] = config.threshold
-        if isinstance(trainee.activation, Gated):
-            trainee.activation.r[layer, which] = 0
-            trainee.activation.b_mag[layer, which] = trainee.b_enc[layer, which]
-        _clear_moments(trainee, optimizer, layer, which)
+        norm = 1.0 if weights.unit_decoders else weights.decoder_norms()[layer][~dead[layer]].mean().nan_to_num(1.0)
+        weights.W_dec[layer][which] = norm * _unit(written.flatten(1)).view_as(written)
+        if isinstance(weights.activation, JumpReLU):
+            weights.activation.threshold[layer, which] = config.threshold
+        if isinstance(weights.activation, Gated):
+            weights.activation.r[layer, which] = 0
+            weights.activation.b_mag[layer, which] = weights.b_enc[layer, which]
+        _clear_moments(weights, optimizer, layer, which)
         count += len(which)
     return count
 
 
-def _clear_moments(trainee: Trainee, optimizer: torch.optim.Optimizer, layer: int, which: Tensor) -> None:
-    stacked = [trainee.W_enc, trainee.b_enc, *trainee.activation.parameters()]
-    for parameter in [*stacked, trainee.W_dec[layer]]:
+def _clear_moments(weights: TrainingParameters, optimizer: torch.optim.Optimizer, layer: int, which: Tensor) -> None:
+    stacked = [weights.W_enc, weights.b_enc, *weights.activation.parameters()]
+    for parameter in [*stacked, weights.W_dec[layer]]:
         moments = [m for m in optimizer.state.get(parameter, {}).values() if m.shape == parameter.shape]
         for moment in moments:
-            (moment if parameter is trainee.W_dec[layer] else moment[layer])[which] = 0
+            (moment if parameter is weights.W_dec[layer] else moment[layer])[which] = 0
 
 
 def _exceeded_by(x: Float[Tensor, "batch n"], share: float) -> Float[Tensor, "n"]:

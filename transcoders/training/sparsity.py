@@ -1,14 +1,8 @@
-"""Rates as functions of the step.
-
-What makes features sparse: one function for each penalty.
+"""How sparse, and how fast: rates as functions of the step, one function for each penalty, and what steers its weight.
 
 `sparsity_penalty` is the sum over the features of a layer, averaged over layers and tokens. `share = a ‖W_dec‖ / √d` is
 the part of the target that a feature writes: in training a write's norm is about √d. Where decoders have norm one their
 norm is left out, and its gradient with it.
-
-Steering a penalty's weight, and an annealed penalty's exponent.
-
-TopK replaced by a threshold after training.
 """
 
 import math
@@ -19,12 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transcoders.dictionaries import Activation, CrossLayerTranscoder, JumpReLU, SAESet, TopK, TranscoderSet
-from transcoders.errors import DictionaryError
-from transcoders.training.activations import Gated
+from transcoders.dictionaries import JumpReLU
 from transcoders.training.codes import Code
 from transcoders.training.config import TrainConfig
-from transcoders.training.trainee import Trainee
+from transcoders.training.parameters import Gated, TrainingParameters
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -49,28 +41,30 @@ P_SMALLEST = 1e-3
 """Shares are shifted by this much under a power below one, whose slope at zero would be infinite."""
 
 
-def sparsity_penalty(trainee: Trainee, code: Code, config: TrainConfig, *, p: float = 1.0) -> Float[Tensor, ""]:
+def sparsity_penalty(
+    weights: TrainingParameters, code: Code, config: TrainConfig, *, p: float = 1.0
+) -> Float[Tensor, ""]:
     """The penalty that `config` names; zero for TopK and BatchTopK."""
     penalty = config.penalty_used
     if penalty is None:
         return code.a.new_zeros(())
     if penalty == "l0":
-        return l0(code, trainee.activation, config.penalty_bandwidth or config.bandwidth)
-    share = shares(trainee, code, torch.relu(code.h) if isinstance(trainee.activation, Gated) else code.a)
+        return l0(code, weights.activation, config.penalty_bandwidth or config.bandwidth)
+    share = shares(weights, code, torch.relu(code.h) if isinstance(weights.activation, Gated) else code.a)
     if penalty == "tanh":
         return code.mean(tanh(share, config.tanh_scale))
     return code.mean(p_norm(share, p) if penalty == "p_anneal" else share)
 
 
-def shares(trainee: Trainee, code: Code, a: Tensor) -> Tensor:
+def shares(weights: TrainingParameters, code: Code, a: Tensor) -> Tensor:
     """`a ‖W_dec‖ / √d`, blind to a feature's scale; `a / √d` for unit decoders.
 
     Their sum is the L1 penalty; of a gated dictionary with `relu(π)` for a. Source: with unit decoders Bricken et al.
     2023, *Towards Monosemanticity*; with `a ‖W_dec‖` Conerly et al. 2024, *Update on how we train SAEs* (Anthropic,
     April 2024).
     """
-    root = trainee.b_dec.shape[1] ** 0.5
-    return a / root if trainee.unit_decoders else a * code.of_feature(trainee.decoder_norms() / root)
+    root = weights.b_dec.shape[1] ** 0.5
+    return a / root if weights.unit_decoders else a * code.of_feature(weights.decoder_norms() / root)
 
 
 def tanh(share: Tensor, scale: float) -> Tensor:
@@ -190,39 +184,3 @@ def exponent(config: TrainConfig, step: int) -> float:
     done = (step / config.steps - config.p_start) / max(1e-9, end - config.p_start)
     stage = min(_EXPONENTS, max(0, math.ceil(done * _EXPONENTS)))
     return 1 - (1 - config.p_end) * stage / _EXPONENTS
-
-
-Folded = TranscoderSet | CrossLayerTranscoder | SAESet
-
-
-@torch.no_grad()
-def fold_topk(dictionaries: Folded, reads: Float[Tensor, "layer token d_model"]) -> Folded:
-    """Replace TopK, in place, by the threshold that leaves k features active per token on average.
-
-    The threshold is estimated on `reads`: one for each layer, or a single one where TopK ranks all layers together.
-    Afterwards a layer's features depend on that layer alone, so they can be computed while the model runs.
-    """
-    if isinstance(dictionaries, CrossLayerTranscoder):
-        k = _k(dictionaries.activation)
-        threshold = _threshold(dictionaries.pre_activations_dense(reads), k * reads.shape[1])
-        dictionaries.activation = JumpReLU(torch.full_like(dictionaries.b_enc, threshold)).requires_grad_(False)
-        return dictionaries
-    for layer, dictionary in enumerate(dictionaries.layers):
-        k = _k(dictionary.activation)
-        threshold = _threshold(dictionaries.pre_activations(layer, reads[layer]), k * reads.shape[1])
-        dictionary.activation = JumpReLU(torch.full_like(dictionary.b_enc, threshold)).requires_grad_(False)
-    return dictionaries
-
-
-def _k(activation: Activation) -> int:
-    if not isinstance(activation, TopK):
-        raise DictionaryError(f"Only TopK is replaced by a threshold; these dictionaries have {activation.name!r}.")
-    return activation.k
-
-
-def _threshold(h: Tensor, count: int) -> float:
-    """The value that `count` positive pre-activations exceed; zero where there are not that many."""
-    flat = h.flatten()
-    if count >= len(flat):
-        return 0.0
-    return max(0.0, float(flat.kthvalue(len(flat) - count).values))

@@ -1,21 +1,28 @@
-"""The training loop: all sites from one pass over the model, all dictionaries at once, over one stream."""
+"""The training loop: all sites from one pass over the model, all dictionaries at once, over one stream.
+
+Numbers that are not finite are noticed without making a device wait for each step.
+"""
 
 import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import InputError, NotFiniteError
 from transcoders.formats.native import save_native
-from transcoders.training.checkpoints import (
+from transcoders.sites import Site
+from transcoders.training.batches import Source
+from transcoders.training.checkpoint import (
     Checkpoint,
+    alone_in,
     latest_checkpoint,
     read_record,
     read_state,
@@ -25,12 +32,51 @@ from transcoders.training.checkpoints import (
 )
 from transcoders.training.config import TrainConfig
 from transcoders.training.export import library_versions
-from transcoders.training.finite import Watch, spoilt_rows
-from transcoders.training.folder import alone_in
-from transcoders.training.loggers import Sink, open_sink
-from transcoders.training.metrics import MetricsFile
-from transcoders.training.run import Run
-from transcoders.training.sources import Source
+from transcoders.training.metrics import MetricsFile, Sink, open_sink
+from transcoders.training.step import Run
+
+
+class Spoilt(NamedTuple):
+    """The first number that was not finite."""
+
+    step: int
+    """Counted from one, as in the metrics."""
+    site: Site | None
+    """Whose activations were not finite, or None where they were and a loss was not."""
+    name: str
+    """Whose loss it was."""
+
+
+class Watch:
+    """For every site and every dictionary the first step with a number that is not finite, kept on the device."""
+
+    def __init__(self, sites: Sequence[Site], names: Sequence[str], device: torch.device) -> None:
+        self.sites, self.names = list(sites), list(names)
+        self._first = torch.zeros(len(self.sites) + len(self.names), dtype=torch.int64, device=device)
+
+    def see(
+        self, step: int, activations: Float[Tensor, "batch site d_model"], finite: Sequence[Bool[Tensor, ""]]
+    ) -> None:
+        """Take in a step's activations, and whether each dictionary's loss and gradient were finite."""
+        ends = torch.stack([activations.amax(dim=(0, 2)), activations.amin(dim=(0, 2))])  # NaN where anything is
+        good = torch.cat([ends.isfinite().all(dim=0), torch.stack(list(finite))])
+        self._first = torch.where((self._first == 0) & ~good, step, self._first)
+
+    def first(self) -> Spoilt | None:
+        """The first of them; waits for the device. Activations go before the losses they spoil."""
+        steps = self._first.tolist()
+        if not any(steps):
+            return None
+        step, place = min((step, place) for place, step in enumerate(steps) if step)
+        if place < len(self.sites):
+            return Spoilt(step, self.sites[place], "")
+        return Spoilt(step, None, self.names[place - len(self.sites)])
+
+
+def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
+    """The rows of a batch that hold a number that is not finite."""
+    return (~activations.isfinite().all(dim=2).all(dim=1)).nonzero().squeeze(1).tolist()
+
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ What the decoders alone say of features: their direct effect on the logits, and 
 """
 
 import platform
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -50,24 +49,9 @@ def written_directions(
         if kind not in _DIRECT:
             return None
         rows = dictionaries.decoder_rows(layer, features, at).to(total)
-        name = _POST_NORMS.get(kind)
-        post = f"blocks.{at}.{name}" if name is not None and hasattr(model.bridge.blocks[at], name) else None
-        total += rows if post is None else linear_part(model, post)(rows)
+        post = model.parts.blocks[at].norm(_POST_NORMS[kind]) if kind in _POST_NORMS else None
+        total += rows if post is None else post.linear(rows)
     return total
-
-
-def linear_part(model: LanguageModel, norm: str) -> Callable[[Tensor], Tensor]:
-    """A norm at scale 1, without its bias: centring, where it centres, and its weights."""
-    owner: object = model.bridge
-    for name in norm.split("."):
-        owner = owner[int(name)] if name.isdigit() else getattr(owner, name)  # pyright: ignore[reportIndexIssue]
-
-    def apply(x: Tensor) -> Tensor:
-        with model.bridge.hooks(fwd_hooks=[(f"{norm}.hook_scale", lambda value, hook: torch.ones_like(value))]):
-            zero = owner(torch.zeros_like(x[None, :1]))  # pyright: ignore[reportCallIssue]
-            return (owner(x[None]) - zero)[0]  # pyright: ignore[reportCallIssue]
-
-    return apply
 
 
 @torch.no_grad()
@@ -82,10 +66,10 @@ def direct_logits(
     directions = written_directions(model, dictionaries, layer)
     if directions is None:
         return None
-    final, k = linear_part(model, "ln_final"), min(k, model.d_vocab)
+    final, k = model.parts.final_norm, min(k, model.d_vocab)
     top, bottom = [], []
     for rows in directions.split(_ROWS):
-        logits = final(rows) @ model.W_U
+        logits = (rows if final is None else final.linear(rows)) @ model.W_U
         logits = logits - logits.mean(1, keepdim=True)
         top.append(logits.topk(k))
         bottom.append(logits.topk(k, largest=False))

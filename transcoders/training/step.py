@@ -1,31 +1,115 @@
-"""One dictionary in training: its weights, its optimizer, what steers it. It knows nothing of where data come from."""
+"""One dictionary in training: its loss, its optimizer, what steers it. It knows nothing of where data come from.
+
+All tensors are normalised: a layer's writes have variance one per coordinate.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet, JumpReLU, TopK
 from transcoders.errors import NotFiniteError
 from transcoders.sites import Site
-from transcoders.training.activations import BatchTopK
-from transcoders.training.checkpoints import optimizer_tensors, require_like, restore_optimizer
+from transcoders.training.checkpoint import optimizer_tensors, require_like, restore_optimizer
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import TrainConfig
 from transcoders.training.export import Scales, export
-from transcoders.training.initialise import initial_trainee, measure_scales
-from transcoders.training.losses import Losses, losses
-from transcoders.training.revival import never_fired, resample
-from transcoders.training.sparsity import P_SMALLEST, SparsityController, exponent, falling, learning_rate, shares
-from transcoders.training.trainee import Trainee
+from transcoders.training.initialise import initial_parameters, measure_scales
+from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters
+from transcoders.training.revival import never_fired, resample, revival_loss
+from transcoders.training.sparsity import (
+    P_SMALLEST,
+    SparsityController,
+    exponent,
+    falling,
+    learning_rate,
+    shares,
+    sparsity_penalty,
+)
+
+
+class Losses(NamedTuple):
+    """The parts of the loss, and what they were computed from."""
+
+    total: Float[Tensor, ""]
+    fvu: Float[Tensor, "layer"]
+    """Mean squared error over the variance of the target."""
+    sparsity: Float[Tensor, ""]
+    revival: Float[Tensor, ""]
+    code: Code
+    error: Float[Tensor, "layer batch d_model"]
+    """Target minus reconstruction."""
+
+
+def losses(
+    weights: TrainingParameters,
+    reads: Float[Tensor, "layer batch d_model"],
+    writes: Float[Tensor, "layer batch d_model"],
+    config: TrainConfig,
+    *,
+    sparsity_weight: float,
+    dead: Bool[Tensor, "layer feature"] | None,
+    p: float = 1.0,
+    sparse: bool = False,
+) -> Losses:
+    """`mean_l ‖y_l − ŷ_l‖² / d + λ · sparsity + revival`, averaged over the batch.
+
+    With prefixes (Matryoshka), the first term is the mean over them. `dead`: latents to be revived by an auxiliary
+    loss. `p`: the exponent of an annealed penalty. `sparse`: whether only active features are touched; the loss and
+    its gradients are the same.
+    """
+    code = SparseCode.of(weights, reads, config.margin) if sparse else DenseCode.of(weights, reads)
+    target = writes - weights.base(reads)
+    errors = _prefix_errors(weights, target, code, config.prefixes)
+    fvu = torch.stack([error.square().mean(dim=(1, 2)) for error in errors])
+    sparsity = sparsity_penalty(weights, code, config, p=p)
+    total = fvu.mean() + sparsity_weight * sparsity
+    if isinstance(weights.activation, Gated):
+        total = total + _gate_loss(weights, code, writes, reads)
+    error = errors[-1].detach()
+    revival = fvu.new_zeros(())
+    if dead is not None and bool(dead.any()):
+        revival = config.revival * revival_loss(weights, code, reads, error, dead, config)
+    return Losses(total + revival, fvu[-1].detach(), sparsity.detach(), revival.detach(), code, error)
+
+
+def _prefix_errors(
+    weights: TrainingParameters, target: Float[Tensor, "layer batch d_model"], code: Code, prefixes: tuple[int, ...]
+) -> list[Float[Tensor, "layer batch d_model"]]:
+    """What the first features leave of the target, for each of the prefixes; costs as much as the last one alone.
+
+    Source: Bussmann et al. 2025, *Learning Multi-Level Features with Matryoshka Sparse Autoencoders*, eq. 6.
+    """
+    errors: list[Tensor] = []
+    for first, last in zip((0, *prefixes), prefixes, strict=False):
+        target = target - code.decode(weights, first, last)
+        errors.append(target)
+    return errors
+
+
+def _gate_loss(
+    weights: TrainingParameters,
+    code: Code,
+    writes: Float[Tensor, "layer batch d_model"],
+    reads: Float[Tensor, "layer batch d_model"],
+) -> Float[Tensor, ""]:
+    """`‖y − relu(π) W_dec − b_dec‖² / d` with a decoder that gets no gradient from it: how the gate learns.
+
+    Source: Rajamanoharan et al. 2024, *Improving Dictionary Learning with Gated Sparse Autoencoders*, eq. 8.
+    """
+    return (writes - weights.base(reads, frozen=True) - code.decode_gate(weights)).square().mean()
+
 
 _DENSE_ABOVE = 0.05
 """Density of listed features from which dense products are faster."""
 _SMALLEST = 512
 """Features per layer from which sparse products can be faster."""
+_OWN = "trainee."
+"""Before the names of weights in a checkpoint, as the first release wrote them."""
 _MEASURE_EVERY = 20
 """Steps between measurements of the density."""
 
@@ -33,16 +117,16 @@ _MEASURE_EVERY = 20
 class Run:
     """One dictionary in training. Batches are `[batch, layer, d_model]`, as the model has them."""
 
-    def __init__(self, config: TrainConfig, trainee: Trainee, scales: Scales) -> None:
-        self.config, self.trainee, self.scales = config, trainee, scales
-        self.optimizer = torch.optim.Adam(_groups(config, trainee), lr=config.lr, betas=config.betas, fused=True)
-        self.counter = never_fired(trainee.n_layers, config.features, config.dead_after, trainee.W_enc.device)
+    def __init__(self, config: TrainConfig, weights: TrainingParameters, scales: Scales) -> None:
+        self.config, self.weights, self.scales = config, weights, scales
+        self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr, betas=config.betas, fused=True)
+        self.counter = never_fired(weights.n_layers, config.features, config.dead_after, weights.W_enc.device)
         self.controller = SparsityController(config)
-        self.averaged = {n: p.detach().clone() for n, p in trainee.named_parameters()} if config.ema else {}
+        self.averaged = {n: p.detach().clone() for n, p in weights.named_parameters()} if config.ema else {}
         self._losses = torch.compile(losses) if config.compile else losses
         self.sparse = self._sparse_at_first()
         self.last: Losses | None = None
-        self.finite = torch.ones((), dtype=torch.bool, device=trainee.W_enc.device)
+        self.finite = torch.ones((), dtype=torch.bool, device=weights.W_enc.device)
         """Whether the last step's loss and gradient were finite; not read each step, as a device would have to wait."""
 
     @classmethod
@@ -56,7 +140,7 @@ class Run:
         reads, writes = reads.float(), writes.float()
         scales = measure_scales(reads, writes, config)
         first = (x * scale[:, None] for x, scale in ((reads, scales.read), (writes, scales.write)))
-        return cls(config, initial_trainee(config, *first), scales)
+        return cls(config, initial_parameters(config, *first), scales)
 
     @classmethod
     def restore(
@@ -70,9 +154,9 @@ class Run:
     ) -> "Run":
         """As `tensors()` and `record()` left it, `[layer, d_model]`; `FileFormatError` where they are not of it."""
         empty = torch.zeros(2, *shape, device=device)
-        run = cls(config, initial_trainee(config, empty, empty), measure_scales(empty, empty, config))
+        run = cls(config, initial_parameters(config, empty, empty), measure_scales(empty, empty, config))
         require_like(folder, tensors, run.tensors() | run.moments())
-        run.trainee.load_state_dict(_within("trainee.", tensors))
+        run.weights.load_state_dict(_within(_OWN, tensors))
         restore_optimizer(run.optimizer, tensors)
         run.scales = Scales(tensors["scales.read"], tensors["scales.write"])
         run.counter.since_fired.copy_(tensors["since_fired"])
@@ -82,7 +166,7 @@ class Run:
         return run
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = {f"trainee.{name}": value for name, value in self.trainee.state_dict().items()}
+        tensors = {f"{_OWN}{name}": value for name, value in self.weights.state_dict().items()}
         tensors |= {f"averaged.{name}": value for name, value in self.averaged.items()}
         tensors |= optimizer_tensors(self.optimizer)
         tensors |= {"scales.read": self.scales.read, "scales.write": self.scales.write}
@@ -113,16 +197,16 @@ class Run:
         reads: Float[Tensor, "batch layer d_model"],
         writes: Float[Tensor, "batch layer d_model"],
     ) -> Losses:
-        config, trainee = self.config, self.trainee
+        config, weights = self.config, self.weights
         x = _normalise(reads, self.scales.read)
         y = x if config.kind == "sae" else _normalise(writes, self.scales.write)
         p = exponent(config, step)
-        if isinstance(trainee.activation, TopK | BatchTopK):
-            trainee.activation.k = round(config.k * falling(config, step, config.k_start))
+        if isinstance(weights.activation, TopK | BatchTopK):
+            weights.activation.k = round(config.k * falling(config, step, config.k_start))
         dead = self.counter.dead if config.remedy == "auxiliary" else None
         compute = losses if self.sparse else self._losses
         result = compute(
-            trainee,
+            weights,
             x,
             y,
             config,
@@ -133,16 +217,16 @@ class Run:
         )
         self.optimizer.zero_grad()
         result.total.backward()
-        trainee.project_gradients()
+        weights.project_gradients()
         self.finite = result.total.detach().isfinite()
         if config.clip:
-            self.finite &= torch.nn.utils.clip_grad_norm_(trainee.parameters(), config.clip).isfinite()
+            self.finite &= torch.nn.utils.clip_grad_norm_(weights.parameters(), config.clip).isfinite()
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * learning_rate(config, step)
         self.optimizer.step()
-        trainee.constrain()
-        if isinstance(trainee.activation, BatchTopK):
-            trainee.activation.observe(result.code.smallest())
+        weights.constrain()
+        if isinstance(weights.activation, BatchTopK):
+            weights.activation.observe(result.code.smallest())
         self.counter.update(result.code.fired(), tokens=x.shape[1])
         self._steer(step, p, result)
         self._choose_kernels(step, result.code)
@@ -157,13 +241,13 @@ class Run:
         if self.config.target_l0 is not None:
             self.controller.update(step, float(result.code.l0().mean()))
         if (after := exponent(self.config, step + 1)) < p:
-            share = shares(self.trainee, result.code, result.code.a)
+            share = shares(self.weights, result.code, result.code.a)
             before_sum, after_sum = (((share + P_SMALLEST) ** q - P_SMALLEST**q).sum() for q in (p, after))
             self.controller.gain *= float(before_sum / after_sum.clamp(min=1e-12)) if after_sum > 0 else 1.0
 
     @torch.no_grad()
     def _average(self) -> None:
-        for name, parameter in self.trainee.named_parameters() if self.averaged else ():
+        for name, parameter in self.weights.named_parameters() if self.averaged else ():
             self.averaged[name].lerp_(parameter, 1 - self.config.ema)
 
     def _sparse_at_first(self) -> bool:
@@ -171,7 +255,7 @@ class Run:
         config = self.config
         if config.kernels != "auto":
             return config.kernels == "sparse"
-        layers = self.trainee.n_layers if config.kind == "clt" else 1
+        layers = self.weights.n_layers if config.kind == "clt" else 1
         return config.ranks and config.features >= _SMALLEST and config.k / (layers * config.features) < _DENSE_ABOVE
 
     def _choose_kernels(self, step: int, code: Code) -> None:
@@ -180,7 +264,7 @@ class Run:
             return
         density = code.active.density if isinstance(code, SparseCode) else None
         if isinstance(code, DenseCode):
-            density = code.density(self.trainee, config.margin)
+            density = code.density(self.weights, config.margin)
         assert density is not None
         self.sparse = density < _DENSE_ABOVE
 
@@ -191,7 +275,7 @@ class Run:
         if falling or (step + 1) % config.resample_every or not bool(dead.any()):
             return
         resample(
-            self.trainee,
+            self.weights,
             self.optimizer,
             result.code,
             x,
@@ -217,7 +301,7 @@ class Run:
             "fvu": float(result.fvu.mean()),
             "l0": float(l0.mean()),
             "dead": float(dead.mean()),
-            "alignment": float(self.trainee.alignment().mean()),
+            "alignment": float(self.weights.alignment().mean()),
             "sparsity": float(result.sparsity),
             "revival": float(result.revival),
             "learning_rate": learning_rate(self.config, step - 1),
@@ -233,21 +317,21 @@ class Run:
     @torch.no_grad()
     def export(self, reads: Sequence[Site], writes: Sequence[Site], provenance: DictionaryProvenance) -> DictionarySet:
         """The dictionaries as they are now, or their running mean, on the model's own activations."""
-        own = {name: parameter.detach().clone() for name, parameter in self.trainee.named_parameters()}
+        own = {name: parameter.detach().clone() for name, parameter in self.weights.named_parameters()}
         try:
-            for name, parameter in self.trainee.named_parameters():
+            for name, parameter in self.weights.named_parameters():
                 parameter.copy_(self.averaged.get(name, own[name]))
-            self.trainee.constrain()
-            return export(self.trainee, self.config.kind, self.scales, reads, writes, provenance)
+            self.weights.constrain()
+            return export(self.weights, self.config.kind, self.scales, reads, writes, provenance)
         finally:
-            for name, parameter in self.trainee.named_parameters():
+            for name, parameter in self.weights.named_parameters():
                 parameter.copy_(own[name])
 
 
-def _groups(config: TrainConfig, trainee: Trainee) -> list[dict[str, Any]]:
+def _groups(config: TrainConfig, weights: TrainingParameters) -> list[dict[str, Any]]:
     """Parameters by their rate: JumpReLU's thresholds have one of their own."""
-    thresholds = [trainee.activation.threshold] if isinstance(trainee.activation, JumpReLU) else []
-    others = [p for p in trainee.parameters() if all(p is not t for t in thresholds)]
+    thresholds = [weights.activation.threshold] if isinstance(weights.activation, JumpReLU) else []
+    others = [p for p in weights.parameters() if all(p is not t for t in thresholds)]
     groups = ((others, 1.0), (thresholds, config.threshold_rate or (1.0 if config.target_l0 is None else 3.0)))
     return [{"params": parameters, "factor": factor} for parameters, factor in groups if parameters]
 

@@ -1,4 +1,4 @@
-"""The fast engine against the plain one: every cut, every batch, every way of expanding."""
+"""The closed form against autograd: every cut, every batch, every way of expanding."""
 
 import logging
 from dataclasses import replace
@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from circuitsae.attribution import LogitTargets, attribute, attribute_trace
-from circuitsae.attribution.cost import choose_cut, operations
-from circuitsae.attribution.fast import FastRows, batches
+from circuitsae.attribution import LogitTargets, attribute, attribute_pruned, attribute_trace
+from circuitsae.attribution.attribute import EngineName
+from circuitsae.attribution.autograd import autograd_rows
+from circuitsae.attribution.closed_form import ClosedForm, batches
+from circuitsae.attribution.cost import choose_meeting_layer, operations
 from circuitsae.attribution.linear import linear_model, reads_of
-from circuitsae.attribution.plain import plain_rows
-from circuitsae.attribution.sources import Sources
-from circuitsae.attribution.targets import Readers, feature_readers, logit_readers
-from circuitsae.attribution.writers import Writers
-from circuitsae.graph import NodeKind, keep_strongest
+from circuitsae.attribution.nodes import SourceVectors, TargetVectors, feature_targets, logit_targets, source_nodes
+from circuitsae.graph import AttributionGraph, NodeKind, keep_strongest
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError, ModelError
@@ -37,68 +36,67 @@ def replacement(family: Family = "gpt2", dtype: torch.dtype = torch.float64, kin
 
 @pytest.fixture(scope="module", params=[(f, k, s) for f in FAMILIES for k, s in (("plt", False), ("clt", True))])
 def case(request):
-    """Writers, all targets, and the plain engine's rows in the writers' columns."""
+    """All sources, all targets, and autograd's rows in the columns of the sources."""
     family, kind, skip = request.param
     model = replacement(family, kind=kind, skip=skip)
     with torch.no_grad():
         trace = model.trace(TOKENS)
-        sources = Sources(model, trace)
-        parts = feature_readers(model, trace, torch.arange(len(trace.features.value))), logit_readers(trace, TOKENS[:3])
-        targets = Readers(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
-        with plain_rows(model, trace, sources) as rows:
-            expected = rows(targets)
-        writers = Writers(model, trace, sources, linear_model(trace.frozen))
-        return writers, targets, expected[:, torch.from_numpy(writers.columns)]
+        features = feature_targets(model, trace, torch.arange(len(trace.features.value)))
+        targets = TargetVectors.join(features, logit_targets(trace, TOKENS[:3]))
+        with autograd_rows(model, trace) as rows_of:
+            expected = rows_of(targets)
+        sources = SourceVectors(model, trace, source_nodes(model, trace), linear_model(trace.frozen))
+        return sources, targets, expected[:, torch.from_numpy(sources.columns)]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("cut", range(N_LAYERS + 1))
-def test_every_cut_gives_the_plain_rows(case, cut):
-    writers, targets, expected = case
-    engine = FastRows(writers, cut=cut)
+@pytest.mark.parametrize("meeting_layer", range(N_LAYERS + 1))
+def test_every_meeting_layer_gives_the_rows_of_autograd(case, meeting_layer):
+    sources, targets, expected = case
+    engine = ClosedForm(sources, targets, meeting_layer=meeting_layer)
     seen = np.zeros(len(expected), dtype=int)
-    for numbers, block in engine.climb(targets):
+    for numbers, block in engine.carry_sources(targets):
         torch.testing.assert_close(block, expected[torch.from_numpy(numbers)], rtol=0, atol=1e-12)
         seen[numbers] += 1
-    above = (targets.layer >= cut).nonzero()[:, 0]
+    above = (targets.layer >= meeting_layer).nonzero()[:, 0]
     for batch in batches(targets.take(above), 16, size=7):
         numbers = above[batch]
-        torch.testing.assert_close(engine.rows(targets.take(numbers)), expected[numbers], rtol=0, atol=1e-12)
+        torch.testing.assert_close(engine.rows_of(targets.take(numbers)), expected[numbers], rtol=0, atol=1e-12)
         seen[numbers.numpy()] += 1
     assert (seen == 1).all()
-    torch.testing.assert_close(engine.rows(targets), expected, rtol=0, atol=1e-12)  # all by descent, in one batch
+    torch.testing.assert_close(engine.rows_of(targets), expected, rtol=0, atol=1e-12)  # all carried down, in one batch
 
 
 @torch.no_grad()
 def test_a_small_store_of_decoders_changes_nothing(case, monkeypatch):
-    writers, targets, expected = case
-    monkeypatch.setattr("circuitsae.attribution.writers.CACHE_BYTES", 0)
-    monkeypatch.setattr(writers, "_kept", {})
-    engine = FastRows(writers, cut=2)
-    list(engine.climb())
-    torch.testing.assert_close(engine.rows(targets), expected, rtol=0, atol=1e-12)
-    assert not writers._kept
+    sources, targets, expected = case
+    monkeypatch.setattr("circuitsae.attribution.nodes.CACHE_BYTES", 0)
+    monkeypatch.setattr(sources, "_kept", {})
+    engine = ClosedForm(sources, targets, meeting_layer=2)
+    list(engine.carry_sources())
+    torch.testing.assert_close(engine.rows_of(targets), expected, rtol=0, atol=1e-12)
+    assert not sources._kept
 
 
-def test_the_chosen_cut_needs_fewest_operations_and_fits(case, monkeypatch):
-    writers, targets, _ = case
-    costs = [operations(writers, targets, cut) for cut in range(N_LAYERS + 1)]
-    assert costs[choose_cut(writers, targets)] == min(costs)
+def test_the_chosen_meeting_layer_needs_fewest_operations_and_fits(case, monkeypatch):
+    sources, targets, _ = case
+    costs = [operations(sources, targets, layer) for layer in range(N_LAYERS + 1)]
+    assert costs[choose_meeting_layer(sources, targets)] == min(costs)
     assert min(costs) < costs[0]
     monkeypatch.setattr("circuitsae.attribution.cost.LEAST_STORED_BYTES", -1e18)
     monkeypatch.setattr("circuitsae.attribution.cost._Counts.edges", property(lambda self: 0.0))
-    assert choose_cut(writers, targets) == 0
+    assert choose_meeting_layer(sources, targets) == 0
 
 
 def test_operations_are_those_of_the_loops(case):
-    """The textbook way (cut 0), counted target by target."""
-    writers, targets, _ = case
-    hop = (6 if writers.dictionaries.skip(0) is not None else 4) * 16**2
+    """The textbook way (meeting layer 0), counted target by target."""
+    sources, targets, _ = case
+    hop = (6 if sources.dictionaries.skip(0) is not None else 4) * 16**2
     counted = 0
     for layer, pos in zip(targets.layer.tolist(), targets.pos.tolist(), strict=True):
         full = min(layer, N_LAYERS - 1)
         counted += hop * (1 + full * (pos + 1))
-    assert operations(writers, targets, 0) == pytest.approx(counted)
+    assert operations(sources, targets, 0) == pytest.approx(counted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,17 +110,18 @@ def test_linear_model_reads_what_the_model_reads(family):
 
 def test_float32_agrees_to_rounding():
     model = replacement(dtype=torch.float32)
-    fast, plain = (attribute(model, TOKENS, targets=TARGETS, engine=engine).weights for engine in ("fast", "plain"))
-    assert fast.dtype == np.float32
-    difference = (fast - plain).toarray()
-    assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(plain.toarray())
+    engines: tuple[EngineName, ...] = ("closed_form", "autograd")
+    closed, exact = (attribute(model, TOKENS, targets=TARGETS, engine=engine).weights for engine in engines)
+    assert closed.dtype == np.float32
+    difference = (closed - exact).toarray()
+    assert np.linalg.norm(difference) <= 1e-5 * np.linalg.norm(exact.toarray())
 
 
 @pytest.mark.parametrize(("kind", "skip"), [("clt", False), ("clt", True), ("plt", True)])
 @pytest.mark.parametrize("max_features", [None, 12])
 def test_weights_in_bf16_are_summed_in_float32(kind, skip, max_features):
     model = replacement(dtype=torch.bfloat16, kind=kind, skip=skip)
-    graph = attribute(model, TOKENS, targets=TARGETS, engine="fast", max_features=max_features)
+    graph = attribute(model, TOKENS, targets=TARGETS, engine="closed_form", max_features=max_features)
     assert graph.weights.dtype == np.float32
     size = max(abs(n.pre_activation) for n in graph.nodes if n.is_target)
     assert graph.mask(NodeKind.FEATURE).sum() == (max_features or len(model.trace(TOKENS).features.value))
@@ -132,7 +131,7 @@ def test_weights_in_bf16_are_summed_in_float32(kind, skip, max_features):
 def test_batches_cover_every_target_once_and_are_near_in_position():
     rng = torch.Generator().manual_seed(0)
     pos = torch.randint(0, 300, (5000,), generator=rng)
-    targets = Readers(torch.randint(0, 4, (5000,), generator=rng), pos, torch.zeros(5000, 8))
+    targets = TargetVectors(torch.randint(0, 4, (5000,), generator=rng), pos, torch.zeros(5000, 8))
     found = batches(targets, 8)
     assert torch.equal(torch.cat(found).sort().values, torch.arange(5000))
     late = [pos[batch] for batch in found if pos[batch].min() > 200]
@@ -152,14 +151,14 @@ def test_an_architecture_the_matrices_do_not_describe_falls_back_with_a_notice(m
     monkeypatch.setattr(linear, "_block", wrong)
     with caplog.at_level(logging.WARNING):
         graph = attribute(model, TOKENS, targets=TARGETS)
-    assert "plain engine" in caplog.text
+    assert "using autograd" in caplog.text
     assert abs(graph.weights - expected.weights).max() < 1e-12
-    with pytest.raises(ModelError, match="engine='plain'"):
-        attribute(model, TOKENS, targets=TARGETS, engine="fast")
+    with pytest.raises(ModelError, match="engine='autograd'"):
+        attribute(model, TOKENS, targets=TARGETS, engine="closed_form")
 
 
 @pytest.mark.parametrize("kind", ["plt", "clt"])
-@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("engine", ["closed_form", "autograd"])
 def test_lazy_expansion_finds_the_influential_features_and_keeps_the_sums(engine, kind):
     model = replacement(kind=kind)
     full = attribute(model, TOKENS, targets=TARGETS, engine=engine)
@@ -170,6 +169,19 @@ def test_lazy_expansion_finds_the_influential_features_and_keeps_the_sums(engine
     influence = {n.id: i for n, i in zip(full.nodes, full.influence, strict=True) if n.kind is NodeKind.FEATURE}
     held = sum(influence[n.id] for n in small.nodes if n.kind is NodeKind.FEATURE)
     assert held >= 0.95 * sum(sorted(influence.values())[-count:])
+
+
+@pytest.mark.parametrize(("old", "new"), [("fast", "closed_form"), ("plain", "autograd")])
+def test_the_engines_go_by_their_old_names_too(old: Any, new: Any):
+    model = replacement()
+    expected = attribute(model, TOKENS, targets=TARGETS, engine=new)
+    for call in (attribute, attribute_pruned):
+        with pytest.warns(DeprecationWarning, match=f"{old!r} is called {new!r} now"):
+            found = call(model, TOKENS, targets=TARGETS, engine=old)
+        graph = found if isinstance(found, AttributionGraph) else found[0]
+        same = expected if graph is found else attribute_pruned(model, TOKENS, targets=TARGETS, engine=new)[0]
+        assert np.array_equal(graph.weights.toarray(), same.weights.toarray())
+        assert graph.provenance == same.provenance
 
 
 @pytest.mark.parametrize("kind", ["plt", "clt"])
@@ -191,7 +203,7 @@ def test_lazily_chosen_features_have_the_graph_of_the_trace_that_keeps_only_them
     trace = model.trace(TOKENS)
     chosen = {(n.layer, n.pos, n.index) for n in small.nodes if n.kind is NodeKind.FEATURE}
     rows = [i for i, place in enumerate(trace.features.index.tolist()) if tuple(place) in chosen]
-    expected = attribute_trace(model, model.keep(trace, torch.tensor(rows)), targets=TARGETS, engine="plain")
+    expected = attribute_trace(model, model.keep(trace, torch.tensor(rows)), targets=TARGETS, engine="autograd")
     assert [n.id for n in small.nodes] == [n.id for n in expected.nodes]
     assert abs(small.weights - expected.weights).max() < 1e-12
 

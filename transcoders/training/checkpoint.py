@@ -1,17 +1,22 @@
-"""What a run is resumed from: one folder for each checkpoint, complete or not there at all."""
+"""What a run is resumed from: one folder for each checkpoint, complete or not there at all.
+
+One training at a time in an output folder.
+"""
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from transcoders.errors import FileFormatError, InputError
-from transcoders.files import file_hash, new_folder, write_json
+from transcoders.files import file_hash, new_folder, write_error, write_json
 from transcoders.formats.files import read_json, read_tensors, write_tensors
 
 _TENSORS, _RECORD = "state.safetensors", "state.json"
@@ -157,3 +162,34 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+_LOCK = ".training.lock"
+
+
+@contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Make the folder and hold its lock, which a process that ends or is killed gives back; None for no folder.
+
+    The same thread may hold it several times over. `InputError` where another training has it.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.resolve() / _LOCK, timeout=0, is_singleton=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"Another training is running in {folder}; wait for its end, or give another output folder."
+        ) from error
+    except NotImplementedError:  # a network file system without locks
+        yield
+        return
+    except OSError as error:
+        raise write_error(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,235 @@
+"""The parts of a bridged model: which there are, what they weigh, and how they are run.
+
+They carry TransformerLens' names: `ln1`, `attn`, `ln1_post`, `ln2`, `mlp`, `ln2_post` in a block, `embed`, `embed_ln`,
+`ln_final` and `unembed` around the blocks.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+_STATEFUL = ("past_key_values", "layer_past", "use_cache", "cache_position", "hidden_states", "output_attentions")
+
+
+@dataclass(frozen=True)
+class NormPart:
+    """A norm: `x ↦ C(x) / scale · weight + bias`, where C subtracts the mean if it `centres`."""
+
+    _module: Any
+    eps: float
+
+    def __call__(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return self._module(x)
+
+    def weight(self, dtype: torch.dtype | None = None) -> Float[Tensor, "d_model"]:
+        """What it multiplies by (in Gemma's families one more than the parameter), computed in `dtype`."""
+        weight = self._module.weight.detach().to(dtype)
+        return weight + 1 if self._module.uses_weight_offset else weight
+
+    @property
+    def bias(self) -> Float[Tensor, "d_model"] | None:
+        bias = getattr(self._module.original_component, "bias", None)
+        return None if bias is None else bias.detach()
+
+    @property
+    def centres(self) -> bool:
+        return not self._module.uses_rms_norm
+
+    def linear(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """At scale 1 and without its bias: centring, where it centres, and its weights."""
+        with _hooked(self._module.hook_scale, torch.ones_like):
+            return (self(x[None]) - self(torch.zeros_like(x[None, :1])))[0]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model calls its attention with besides the stream: masks, rotary positions."""
+
+    named: dict[str, Any]
+    by_name: bool
+    """Whether what it reads is given by name."""
+
+
+@dataclass(frozen=True)
+class AttentionPart:
+    """Attention, run by the model's own module."""
+
+    _module: Any
+
+    def weight(self, kind: str) -> Float[Tensor, "head _ _"]:
+        """`W_Q`, `W_K` or `W_V` `[head d_model d_head]`, or `W_O` `[head d_head d_model]`, by its last letter."""
+        return getattr(self._module, f"W_{kind}").detach()
+
+    def bias(self, kind: str) -> Float[Tensor, "..."] | None:
+        """`b_Q`, `b_K` or `b_V` `[head d_head]`, or `b_O` `[d_model]`, if there is one."""
+        bias = getattr(self._module, f"b_{kind}", None)
+        return None if bias is None else bias.detach()
+
+    def run(self, normed: Float[Tensor, "batch pos d_model"], call: Call) -> Float[Tensor, "batch pos d_model"]:
+        """What attention writes."""
+        named, mask = call.named, call.named.get("attention_mask")
+        if isinstance(mask, Tensor):
+            named = named | {"attention_mask": mask.expand(len(normed), *mask.shape[1:])}
+        out = self._module(hidden_states=normed, **named) if call.by_name else self._module(normed, **named)
+        return out[0] if isinstance(out, tuple) else out
+
+    def mixed(self, call: Call, like: Float[Tensor, "batch pos d_model"], **inputs: Tensor) -> Tensor:
+        """What `W_O` reads where queries, keys and values (before rotary positions) are `q`, `k` and `v`."""
+        found: list[Tensor] = []
+        with ExitStack() as hooks:
+            for kind, value in inputs.items():
+                point = getattr(self._module, kind).hook_out
+                hooks.enter_context(_hooked(point, lambda out, value=value: value.reshape(out.shape)))
+            hooks.enter_context(_hooked(self._module.o.hook_in, found.append))
+            self.run(like, call)
+        return found[0]
+
+
+@dataclass(frozen=True)
+class BlockPart:
+    """One block. Its MLP reads the stream after attention, or in `parallel` blocks the one before it."""
+
+    _module: Any
+    _config: Any
+
+    def norm(self, name: str) -> NormPart | None:
+        """Its norm of this name, if it has one."""
+        return NormPart(getattr(self._module, name), self._config.eps) if name in self._module.submodules else None
+
+    @property
+    def attention(self) -> AttentionPart:
+        return AttentionPart(self._module.attn)
+
+    @property
+    def mlp_norm(self) -> str:
+        """The name of the norm through which the MLP reads: `ln1` where it shares that of attention."""
+        parts = self._module.submodules
+        return "ln1" if "ln1" in parts and "ln2" not in parts else "ln2"
+
+    @property
+    def parallel(self) -> bool:
+        return self.mlp_norm == "ln1" or bool(getattr(self._config, "parallel_attn_mlp", False))
+
+    @property
+    def residual_factor(self) -> float | None:
+        """What attention's and the MLP's output are multiplied by on their way into the stream (Granite), if at all."""
+        factor = getattr(self._module.original_component, "residual_multiplier", None)
+        return None if factor is None else float(factor)
+
+    def mlp(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the MLP writes, given what it reads after its norm."""
+        mlp = self._module.mlp
+        if getattr(mlp, "name", "") is None:  # OPT: no module of its own, its two layers lie in the block
+            hidden = self._module.original_component.activation_fn(getattr(mlp, "in")(normed))
+            return mlp.out(hidden).reshape(normed.shape)
+        out = mlp(normed)
+        return (out[0] if isinstance(out, tuple) else out).reshape(normed.shape)
+
+
+class ModelParts:
+    """The parts of a bridged model."""
+
+    def __init__(self, bridge: TransformerBridge) -> None:
+        self._bridge: Any = bridge
+
+    @property
+    def config(self) -> Any:
+        """Hugging Face's, of the model inside."""
+        return getattr(self._bridge.original_model, "config", None)
+
+    @cached_property
+    def blocks(self) -> tuple[BlockPart, ...]:
+        return tuple(BlockPart(block, self._bridge.cfg) for block in self._bridge.blocks)
+
+    @property
+    def embedding_norm(self) -> NormPart | None:
+        return self._norm("embed_ln")
+
+    @property
+    def final_norm(self) -> NormPart | None:
+        return self._norm("ln_final")
+
+    def _norm(self, name: str) -> NormPart | None:
+        norm = getattr(self._bridge, name, None)
+        return None if norm is None else NormPart(norm, self._bridge.cfg.eps)
+
+    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return self._bridge.embed(tokens)
+
+    def unembed(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """The logits of what the final norm gives, through a soft cap if there is one."""
+        out, cap = self._bridge.unembed(normed), getattr(self.config, "final_logit_softcapping", None)
+        return float(cap) * torch.tanh(out / float(cap)) if cap else out
+
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """Parameters and buffers of the model inside, by name."""
+        return sorted(self._bridge.original_model.state_dict(keep_vars=True).items())
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters of the whole bridge, by name."""
+        for name, weight in self._bridge.named_parameters():
+            yield name.replace("_original_component.", ""), weight
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.config)
+
+    @contextmanager
+    def recorded_calls(self) -> Iterator[list[Call]]:
+        """What the model calls its attention with in each block, filled as it runs."""
+        calls: list[Call] = []
+
+        def record(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            kept = {name: value for name, value in named.items() if name not in _STATEFUL}
+            calls.append(Call(kept, by_name=not arguments))
+
+        with ExitStack() as hooks:
+            for block in self._bridge.blocks:
+                hooks.callback(block.attn.register_forward_pre_hook(record, with_kwargs=True).remove)
+            yield calls
+
+    def bias_groups(self) -> dict[tuple[int, str], list[Tensor]]:
+        """The additive parameters outside the MLPs, each once, by (layer, component).
+
+        What follows the blocks (`ln_final`, `unembed`) comes as layer `n_layers`, a norm of the embeddings as layer -1.
+        """
+        blocks = self._bridge.blocks
+        owners = [
+            (layer, name, component)
+            for layer, block in enumerate(blocks)
+            for name, component in block.named_children()
+            if name in block.submodules and name != "mlp"
+        ]
+        around = {"embed_ln": -1, "ln_final": len(blocks), "unembed": len(blocks)}
+        owners += [(layer, name, getattr(self._bridge, name, None)) for name, layer in around.items()]
+        groups = {(layer, name): _biases(component) for layer, name, component in owners}
+        return {key: parameters for key, parameters in groups.items() if parameters}
+
+
+def _biases(component: Any) -> list[Tensor]:
+    if component is None:
+        return []
+    submodules = getattr(component, "submodules", {})
+    # Where the bridge splits a fused projection into q, k and v, the fused one is no longer used.
+    fused = [submodules["qkv"]] if {"qkv", "q"} <= submodules.keys() else []
+    dead = {id(parameter) for module in fused for parameter in module.parameters()}
+    return [p for name, p in component.named_parameters() if name.endswith("bias") and id(p) not in dead]
+
+
+@contextmanager
+def _hooked(point: Any, edit: Any) -> Iterator[None]:
+    """Put `edit(value)`, where it is not None, in the place of what passes a hook point."""
+    handle = point.register_forward_hook(lambda module, inputs, value: edit(value))
+    try:
+        yield
+    finally:
+        handle.remove()
