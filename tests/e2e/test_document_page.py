@@ -1,4 +1,4 @@
-"""Pages of tables and figures, as steering and reproductions write them: drawn offline, and nothing in them is markup."""
+"""Pages of tables and figures, as steering and reproductions write them: drawn offline, every text as it is."""
 
 import re
 
