@@ -23,9 +23,9 @@ if TYPE_CHECKING:
         suppress,
         swap,
     )
-    from circuitsae.features.examples import Example, examples, examples_frame, token_activations
     from circuitsae.features.ledger import Evidence, Label, Ledger, Status, Verdict
     from circuitsae.features.testing import Claim, check_label, steering_row
+    from circuitsae.features.top_examples import Example, examples, examples_frame, token_activations
 
 # No name here is also that of a module of this package: importing the module would hide it.
 __getattr__, __all__ = lazy_exports(
@@ -61,7 +61,7 @@ __getattr__, __all__ = lazy_exports(
             "check_label",
             "steering_row",
         ),
-        "circuitsae.features.examples": (
+        "circuitsae.features.top_examples": (
             "Example",
             "examples",
             "examples_frame",

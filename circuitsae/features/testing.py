@@ -8,8 +8,8 @@ from typing import Any, cast
 import pandas as pd
 import torch
 
-from circuitsae.features.examples import BEFORE, examples, token_activations
 from circuitsae.features.ledger import Evidence, Label, RowKind, Verdict
+from circuitsae.features.top_examples import BEFORE, examples, token_activations
 from circuitsae.interventions import (
     Add,
     Feature,

@@ -1,4 +1,4 @@
-"""The plain page that reports share, in a browser: wide tables scroll, dark mode, nothing serious for axe."""
+"""Pages of tables and figures, as steering and reproductions write them: drawn offline, every text as it is."""
 
 import re
 

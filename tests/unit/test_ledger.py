@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from circuitsae.features import Claim, Evidence, Label, Ledger, Verdict, check_label, examples, steering_row
-from circuitsae.features.examples import token_activations
+from circuitsae.features.top_examples import token_activations
 from circuitsae.graph.supernodes import label_json
 from circuitsae.interventions import Feature, logit
 from circuitsae.interventions.steering import Limits, SteeringReport

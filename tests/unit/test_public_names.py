@@ -1,10 +1,13 @@
 """The public face: fifteen names at the top, and names of before that still work for a release."""
 
 import importlib
+from pkgutil import walk_packages
+from types import ModuleType
 
 import pytest
 
 import circuitsae
+import transcoders
 
 TOP = {
     "AttributionGraph", "LogitTargets", "ReplacementModel", "TopLogits", "Trace", "Validation", "attribute",
@@ -34,3 +37,15 @@ def test_a_name_of_before_still_works_and_says_where_it_is(name):
 def test_a_name_that_never_was_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         circuitsae.nothing  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_no_module_hides_a_name_of_its_package():
+    """A package that imports lazily gets its modules as attributes once they are imported, over names like theirs."""
+    hidden = []
+    for root in (circuitsae, transcoders):
+        found = [root.__name__, *(m.name for m in walk_packages(root.__path__, f"{root.__name__}."))]
+        modules = [importlib.import_module(name) for name in found]
+        for package in (module for module in modules if hasattr(module, "__path__")):
+            names = getattr(package, "__all__", ())
+            hidden += [f"{package.__name__}.{n}" for n in names if isinstance(getattr(package, n), ModuleType)]
+    assert hidden == []
