@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -230,7 +231,7 @@ class _Attribution:
             "unexplained": limits.unexplained,
             "edges_per_node": limits.edges_per_node,
         }
-        with torch.no_grad(), Progress(disable=not progress, transient=True) as bar:
+        with torch.no_grad(), Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
             task = bar.add_task("attributing", total=self._at_most + len(token))
             expand = partial(
                 _expand,

@@ -52,7 +52,7 @@ def load_replacement(
     from circuitsae.loading import dictionaries_for, load_dictionaries
     from circuitsae.replacement import ReplacementModel
 
-    with Console().status("loading"):
+    with Console(stderr=True).status("loading"):
         language_model = load_language_model(model, device, dtype)
         name = dictionaries_for(model, dictionaries)
         return ReplacementModel(language_model, load_dictionaries(name, device=device), bos=bos)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from rich.console import Console
 from rich.progress import Progress
 
 from circuitsae.graph import AttributionGraph
@@ -66,7 +67,7 @@ def validate(
     )
     at_once = max(1, min(_SOURCES_AT_ONCE, memory // stand_in_bytes))
     by_source = list(chosen.groupby("s", sort=False).indices.items())
-    with Progress(disable=not progress, transient=True) as bar:
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         task = bar.add_task("validating", total=len(by_source))
         for start in range(0, len(by_source), at_once):
             part = by_source[start : start + at_once]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -117,7 +118,7 @@ def survey(
         raise InputError("There is no prompt to validate; give at least one.")
     parts: dict[str, list[pd.DataFrame]] = {"edges": [], "controls": [], "budget": []}
     frozen, logit = [], []
-    with Progress(disable=not progress, transient=True) as bar:
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         for task, number, prompt in bar.track(flat, description="validating"):
             graph = attribute(model, prompt, targets=targets).prune(nodes=nodes)
             check = validate(model, graph, edges=edges, regimes=REGIMES, controls=controls, seed=seed + number)

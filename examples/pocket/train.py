@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 from tokenizers import Tokenizer
@@ -230,7 +231,7 @@ def train(
     model.train()
     end = min(config.steps, stop_at or config.steps)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("pocket model", total=config.steps, completed=start)
         for step in range(start, end):
             loss = train_step(model, optimizer, tokenizer, config, step)

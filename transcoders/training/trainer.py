@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -125,7 +126,11 @@ class Trainer:
         steps = self.config.steps
         end = min(steps, until or steps)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with alone_in(self.out), Progress(*columns, disable=not progress) as bar, ExitStack() as stack:
+        with (
+            alone_in(self.out),
+            Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
+            ExitStack() as stack,
+        ):
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
             files = [
                 stack.enter_context(MetricsFile(folder / "metrics.jsonl", step=self.step)) for folder in self._folders()

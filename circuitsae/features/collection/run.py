@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Int
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -109,7 +110,7 @@ def _read(
     at_once = _rows_at_once(len(collected.statistics.count), context)
     rows = islice(rows, collected.rows, n_rows)
     saved = collected.tokens
-    with Progress(disable=not progress, transient=True) as bar:
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         task = bar.add_task("collecting", total=n_rows, completed=collected.rows)
         while batch := list(islice(rows, at_once)):
             tokens = torch.tensor(batch, device=model.device)
