@@ -16,8 +16,6 @@ from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from circuitsae.attribution.autograd import Autograd, autograd_rows
@@ -41,6 +39,7 @@ from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.errors import InputError, ModelError
 from transcoders.language_model import LanguageModel
+from transcoders.progress import progress_bar
 
 EngineName = Literal["auto", "closed_form", "autograd"]
 OldEngineName = Literal["fast", "plain"]
@@ -231,7 +230,7 @@ class _Attribution:
             "unexplained": limits.unexplained,
             "edges_per_node": limits.edges_per_node,
         }
-        with torch.no_grad(), Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+        with torch.no_grad(), progress_bar(shown=progress) as bar:
             task = bar.add_task("attributing", total=self._at_most + len(token))
             expand = partial(
                 _expand,

@@ -156,7 +156,7 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
     """
     parts = frozen.model.parts
     if parts.final_norm is None:
-        raise ModelError(f"{frozen.model.name} has no final norm, which the fast engine needs")
+        raise ModelError(f"{frozen.model.name} has no final norm, which the closed form needs")
     try:
         blocks = [_block(frozen, layer) for layer in range(frozen.model.n_layers)]
         final = _norm(frozen, parts.final_norm, "ln_final")

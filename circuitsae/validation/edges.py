@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from circuitsae.graph import AttributionGraph
 from circuitsae.interventions import PromptLike, Recording, RegimeName, for_node, random_change
@@ -21,6 +19,7 @@ from circuitsae.validation.budget import error_budget, worst
 from circuitsae.validation.measuring import Targets, edge_kind, effects, require_active, strongest_edges, traced
 from circuitsae.validation.paraphrases import intervals, on_paraphrases
 from circuitsae.validation.result import CONTROL_COLUMNS, Validation
+from transcoders.progress import progress_bar
 
 CONTROL_QUANTILE = 0.95
 _SOURCES_AT_ONCE = 32
@@ -67,7 +66,7 @@ def validate(
     )
     at_once = max(1, min(_SOURCES_AT_ONCE, memory // stand_in_bytes))
     by_source = list(chosen.groupby("s", sort=False).indices.items())
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+    with progress_bar(shown=progress) as bar:
         task = bar.add_task("validating", total=len(by_source))
         for start in range(0, len(by_source), at_once):
             part = by_source[start : start + at_once]

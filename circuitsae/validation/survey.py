@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from circuitsae.attribution import TopLogits, attribute
@@ -19,6 +17,7 @@ from circuitsae.validation.edges import validate
 from circuitsae.validation.result import agreement_frame, by_kind, jsonable
 from circuitsae.validation.statistics import Agreement, agreement
 from transcoders.errors import InputError
+from transcoders.progress import progress_bar
 
 REGIMES: tuple[RegimeName, ...] = ("frozen", "replacement", "model")
 
@@ -118,7 +117,7 @@ def survey(
         raise InputError("There is no prompt to validate; give at least one.")
     parts: dict[str, list[pd.DataFrame]] = {"edges": [], "controls": [], "budget": []}
     frozen, logit = [], []
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+    with progress_bar(shown=progress) as bar:
         for task, number, prompt in bar.track(flat, description="validating"):
             graph = attribute(model, prompt, targets=targets).prune(nodes=nodes)
             check = validate(model, graph, edges=edges, regimes=REGIMES, controls=controls, seed=seed + number)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitsae.pocket.corpus import PERIODIC, REPEATS, batch, batch_shape
 from transcoders.formats.files import write_tensors
+from transcoders.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def train(
     model.train()
     end = min(config.steps, stop_at or config.steps)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+    with progress_bar(*columns, shown=progress, transient=False) as bar:
         task = bar.add_task("pocket model", total=config.steps, completed=start)
         for step in range(start, end):
             loss = train_step(model, optimizer, tokenizer, config, step)

@@ -178,7 +178,7 @@ def test_the_plain_engine_takes_over_with_one_notice(caplog):
     graph, _ = attribute_pruned(model, TOKENS[0], targets=LogitTargets((5,)))
     validate(model, graph, edges=2, controls=2)
     (notice,) = caplog.messages
-    assert notice.endswith("; using the plain engine, which is slower.")
+    assert notice.endswith("; using autograd, which is slower.")
     assert "engine='plain'" not in notice
     caplog.clear()
     with pytest.raises(ModelError, match=r"; use engine='plain'\.$"):

@@ -266,7 +266,7 @@ COMMANDS = {
     "steer": ["--feature", "0.1", "x", "--held-out", "y", "--target", " z"],
     "features collect": ["pocket", "--out", "cards"],
     "evaluate": ["pocket", "pocket"],
-    "train": ["pocket", "--corpus", "c", "--out", "o"],
+    "train": ["pocket", "--out", "o"],
     "reproduce": ["ioi"],
 }
 

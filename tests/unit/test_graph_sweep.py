@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from circuitsae.pocket.stories import story
 from scipy import sparse
 
 import circuitsae as cs
@@ -17,6 +16,7 @@ from circuitsae.attribution import attribute, attribute_pruned
 from circuitsae.graph import NodeKind, sweep
 from circuitsae.graph.influence import absolute_inputs, node_influence
 from circuitsae.graph.nodes import Node, node_columns
+from circuitsae.pocket.families import story
 from transcoders.errors import InputError
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"

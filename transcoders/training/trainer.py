@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import InputError, NotFiniteError
 from transcoders.formats.native import save_native
+from transcoders.progress import progress_bar
 from transcoders.sites import Site
 from transcoders.training.batches import Source
 from transcoders.training.checkpoint import (
@@ -128,7 +128,7 @@ class Trainer:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with (
             alone_in(self.out),
-            Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
+            progress_bar(*columns, shown=progress, transient=False) as bar,
             ExitStack() as stack,
         ):
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was

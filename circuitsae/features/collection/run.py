@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Int
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from circuitsae.features.cards import FeatureCards
@@ -29,6 +27,7 @@ from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError, InputError
 from transcoders.files import short_hash
 from transcoders.language_model import LanguageModel
+from transcoders.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ def _read(
     at_once = _rows_at_once(len(collected.statistics.count), context)
     rows = islice(rows, collected.rows, n_rows)
     saved = collected.tokens
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+    with progress_bar(shown=progress) as bar:
         task = bar.add_task("collecting", total=n_rows, completed=collected.rows)
         while batch := list(islice(rows, at_once)):
             tokens = torch.tensor(batch, device=model.device)
