@@ -141,7 +141,7 @@ def setting(name: str, held_out: int) -> Setting:
 def configuration(kind: str, l0: int, n_layers: int, where: Setting, given: Options) -> TrainConfig:
     """TopK-like kinds are given k (a cross-layer transcoder's counts all layers), the others a target."""
     of, settings = KINDS[kind]
-    if settings["activation"] in ("topk", "batchtopk"):
+    if of(**settings).ranks:
         sparsity: dict[str, Any] = {_RANKED: l0 * n_layers if of is CLTConfig else l0}
     else:
         sparsity = {_PENALISED: float(l0)}

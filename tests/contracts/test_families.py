@@ -170,7 +170,7 @@ def test_autograd_takes_other_architectures(config, architecture, arguments):
     assert abs(graph.residual()).max() <= 1e-9 * abs(graph.weights).max()
 
 
-def test_the_plain_engine_takes_over_with_one_notice(caplog):
+def test_autograd_takes_over_with_one_notice(caplog):
     lm = _other("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", **GPT1).to(torch.float64)
     dictionaries = random_dictionaries("clt", n_layers=2, d_model=16, features=8, dtype=torch.float64)
     model = ReplacementModel(lm, dictionaries)
@@ -179,11 +179,11 @@ def test_the_plain_engine_takes_over_with_one_notice(caplog):
     validate(model, graph, edges=2, controls=2)
     (notice,) = caplog.messages
     assert notice.endswith("; using autograd, which is slower.")
-    assert "engine='plain'" not in notice
+    assert "engine=" not in notice
     caplog.clear()
-    with pytest.raises(ModelError, match=r"; use engine='plain'\.$"):
-        attribute_pruned(model, TOKENS[0], targets=LogitTargets((5,)), engine="fast")
-    attribute_pruned(model, TOKENS[0], targets=LogitTargets((5,)), engine="plain")
+    with pytest.raises(ModelError, match=r"; use engine='autograd'\.$"):
+        attribute_pruned(model, TOKENS[0], targets=LogitTargets((5,)), engine="closed_form")
+    attribute_pruned(model, TOKENS[0], targets=LogitTargets((5,)), engine="autograd")
     assert not caplog.messages
 
 

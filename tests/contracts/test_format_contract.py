@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transcoders import CrossLayerTranscoder, load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.dictionaries import JumpReLU
 from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.formats.registry import FORMATS
 
 NATIVE = [
     {"kind": kind, "activation": activation, **extra}
@@ -27,6 +28,10 @@ CIRCUIT_TRACER = [
 ]
 CASES = [("native", case) for case in NATIVE] + [("circuit-tracer", case) for case in CIRCUIT_TRACER]
 IDS = ["-".join([name, *map(str, case.values())]) for name, case in CASES]
+
+
+def test_every_format_has_cases():
+    assert {name for name, _ in CASES} == set(FORMATS)
 
 
 def reads():

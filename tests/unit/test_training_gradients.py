@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from transcoders import CLTConfig, SAEConfig, TranscoderConfig
+from transcoders.training.config import PENALTIES
 from transcoders.training.initialise import initial_parameters
 from transcoders.training.step import losses
 
@@ -23,6 +24,12 @@ CHOICES = [
     {"activation": "batchtopk"},
 ]
 VARIANTS = [{}, {"aligned": True}, {"matryoshka": (0.25, 0.5, 1.0)}, {"centred": True}, {"skip": True}]
+
+
+def test_every_activation_and_penalty_is_among_the_choices():
+    for name, penalties in PENALTIES.items():
+        chosen = {choice.get("penalty") for choice in CHOICES if choice["activation"] == name}
+        assert chosen == (set(penalties) or {None}), name
 
 
 def cases():

@@ -252,9 +252,17 @@ def _load_cross_layer(
 # writing
 
 
+def _require_known(activation: Activation) -> None:
+    if not isinstance(activation, ReLU | JumpReLU | TopK):
+        raise DictionaryError(
+            f"circuit-tracer's format cannot hold the activation {type(activation).__name__}; use the native format."
+        )
+
+
 def _transcoder_files(dictionaries: TranscoderSet) -> dict[str, dict[str, Tensor]]:
     files = {}
     for i, transcoder in enumerate(dictionaries.layers):
+        _require_known(transcoder.activation)
         tensors = {
             "W_enc": transcoder.W_enc.T,
             "b_enc": transcoder.b_enc,
@@ -275,6 +283,7 @@ def _cross_layer_files(clt: CrossLayerTranscoder) -> dict[str, dict[str, Tensor]
     if clt.W_skip is not None or isinstance(clt.activation, TopK):
         what = "a skip term" if clt.W_skip is not None else "TopK over layers"
         raise DictionaryError(f"circuit-tracer's cross-layer format cannot hold {what}; use the native format.")
+    _require_known(clt.activation)
     files: dict[str, dict[str, Tensor]] = {}
     for i in range(clt.n_layers):
         files[f"W_enc_{i}.safetensors"] = {

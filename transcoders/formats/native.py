@@ -256,7 +256,9 @@ def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str)
         return JumpReLU(tensors[f"{prefix}{_THRESHOLD}"], record["bandwidth"])
     if name == "topk":
         return TopK(record["k"], over_layers=record["over_layers"])
-    return ReLU()
+    if name == "relu":
+        return ReLU()
+    raise FileFormatError(f"The dictionary has the activation {name!r}, which this release cannot read.")
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -93,6 +93,8 @@ def _local_folder(path: Path | str) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise FileFormatError(f"{folder} is a file; give the folder of the dictionaries that holds it.")
     if isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise FileFormatError(f"There is no folder {folder}; give a folder of dictionaries, or a hub name OWNER/NAME.")
     return _download(str(path))
