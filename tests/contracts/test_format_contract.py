@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from transcoders import CrossLayerTranscoder, load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.dictionaries import JumpReLU
-from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats.registry import FORMATS
 
 NATIVE = [
@@ -64,6 +64,14 @@ def test_saving_twice_replaces_and_leaves_no_temporary_files(tmp_path, name, cas
     save_dictionaries(build(case), tmp_path, format=name)
     assert_same(load_dictionaries(tmp_path), build(case))
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
+
+
+def test_a_folder_holds_one_format(tmp_path):
+    first, second = build({"kind": "clt", "activation": "relu"}), build({"kind": "plt", "activation": "relu"})
+    save_dictionaries(first, tmp_path)
+    with pytest.raises(InputError, match="in the format 'native'; save these to another folder"):
+        save_dictionaries(second, tmp_path, format="circuit-tracer")
+    assert_same(load_dictionaries(tmp_path), first)
 
 
 @pytest.mark.parametrize("name", ["native", "circuit-tracer"])

@@ -1,5 +1,6 @@
 """The property that makes each kind of dictionary what it is; each test fails where that property is lost."""
 
+import json
 from typing import Any
 
 import pytest
@@ -373,3 +374,15 @@ def test_precision_of_products_is_not_that_of_the_weights():
     reads = x[:256, None].transpose(0, 1)
     low, high = run.weights.pre_activations(reads), full.pre_activations(reads)
     assert 0 < float((low - high).abs().max()) < 0.05 * float(high.abs().max())
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_k_falls_from_its_start(tmp_path, activation):
+    vectors = torch.randn(2048, 16, generator=torch.Generator().manual_seed(0))
+    config = SAEConfig(
+        features=32, activation=activation, k=2, k_start=4.0, tokens=2048, batch=128, log_every=1, buffer_mb=1
+    )
+    transcoders.train(None, vectors, config, out=tmp_path, progress=False)
+    l0 = [json.loads(line)["l0"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 6 < l0[0] <= 8
+    assert l0[-1] == pytest.approx(2, rel=0.05)

@@ -85,8 +85,11 @@ def save_dictionaries(
             "The decoders of these dictionaries are mapped to their file and cannot be saved from there; "
             "load them with decoders='memory'."
         )
-    precision = None if storage_dtype is None else as_dtype(storage_dtype)
-    FORMATS[format].save(dictionaries, Path(path).expanduser(), storage_dtype=precision)
+    precision, folder = None if storage_dtype is None else as_dtype(storage_dtype), Path(path).expanduser()
+    for name, other in FORMATS.items():
+        if name != format and folder.is_dir() and other.recognises(folder):
+            raise InputError(f"{folder} holds dictionaries in the format {name!r}; save these to another folder.")
+    FORMATS[format].save(dictionaries, folder, storage_dtype=precision)
 
 
 def _local_folder(path: Path | str) -> Path:
