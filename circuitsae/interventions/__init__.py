@@ -8,7 +8,7 @@ that what is held did not move, `controls` draws stand-ins, `steering` sweeps st
 
 from circuitsae.interventions.changes import (
     Add,
-    Change,
+    Contribution,
     Intervention,
     Mean,
     Operation,
@@ -19,10 +19,10 @@ from circuitsae.interventions.changes import (
     Scale,
     Set,
     Zero,
+    feature_contribution,
     for_node,
     for_nodes,
     node_change,
-    random_change,
 )
 from circuitsae.interventions.forward import REGIMES, Regime, RegimeName
 from circuitsae.interventions.generation import Generation, generate
@@ -48,8 +48,8 @@ __all__ = [
     "REGIMES",
     "Add",
     "BatchReads",
-    "Change",
     "Chunk",
+    "Contribution",
     "Error",
     "Feature",
     "Features",
@@ -79,6 +79,7 @@ __all__ = [
     "Token",
     "Zero",
     "audit",
+    "feature_contribution",
     "for_node",
     "for_nodes",
     "generate",
@@ -88,7 +89,6 @@ __all__ = [
     "node_change",
     "parse_target",
     "probability",
-    "random_change",
     "reads_after",
     "run_alternatives",
     "target_id",

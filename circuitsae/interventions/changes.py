@@ -134,38 +134,45 @@ def for_nodes(nodes: Iterable[Node], operation: Operation = Zero()) -> list[Inte
     return [for_node(node, operation) for node in nodes]
 
 
-@dataclass(frozen=True)
-class Change:
-    """Vectors added to the token embeddings and to the MLP outputs."""
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """Vectors added at one position to the token embeddings (layer −1) or to the outputs of MLPs.
 
-    embed: Float[Tensor, "pos d_model"]
-    mlp_out: Float[Tensor, "layer pos d_model"]
+    Times a number it is so many times as much: −1 removes the source that writes it, −¼ a quarter of it.
+    """
 
-    def __mul__(self, factor: float) -> "Change":
-        return Change(self.embed * factor, self.mlp_out * factor)
+    pos: int
+    layers: tuple[int, ...]
+    vectors: Float[Tensor, "layer d_model"]
+
+    def __mul__(self, factor: float) -> "Contribution":
+        return Contribution(self.pos, self.layers, self.vectors * factor)
 
     __rmul__ = __mul__
 
 
-def _nothing(model: ReplacementModel, trace: Trace) -> Change:
-    zero = torch.zeros_like(trace.errors)
-    return Change(zero[0].clone(), zero)
+def node_change(model: ReplacementModel, trace: Trace, node: Node) -> Contribution:
+    """What a feature, error node or token writes on this prompt: adding it doubles the node, subtracting removes it.
 
-
-def node_change(model: ReplacementModel, trace: Trace, node: Node) -> Change:
-    """What a feature, error or token node writes: adding it doubles the node, subtracting it removes the node."""
-    change = _nothing(model, trace)
+    A feature: a W_dec at every layer it writes; an error node: e; a token: its embedding. Raises `InputError` for
+    features that are not active on the prompt, and for nodes of other kinds.
+    """
     match node.kind:
         case NodeKind.FEATURE:
-            value = trace.features.value[_active_row(trace, node)]
-            _add_feature(model, change, node, float(value))
+            return feature_contribution(model, node, float(trace.features.value[_active_row(trace, node)]))
         case NodeKind.ERROR:
-            change.mlp_out[node.layer, node.pos] = trace.errors[node.layer, node.pos]
+            return Contribution(node.pos, (node.layer,), trace.errors[node.layer, node.pos][None])
         case NodeKind.TOKEN:
-            change.embed[node.pos] = trace.frozen.writes.embed[node.pos]
-        case _:
-            raise InputError(f"Node {node.id} is a {node.kind}; only features, errors and tokens can be changed.")
-    return change
+            return Contribution(node.pos, (-1,), trace.frozen.writes.embed[node.pos][None])
+    raise InputError(f"Node {node.id} is a {node.kind}; only features, errors and tokens can be changed.")
+
+
+def feature_contribution(model: ReplacementModel, node: Node, value: float) -> Contribution:
+    """What a feature with some activation writes, whether it is active on the prompt or not."""
+    feature = torch.tensor([node.index], device=model.model.device)
+    layers = tuple(model.dictionaries.write_layers(node.layer))
+    rows = [model.dictionaries.decoder_rows(node.layer, feature, layer)[0].detach() for layer in layers]
+    return Contribution(node.pos, layers, value * torch.stack(rows))
 
 
 def _active_row(trace: Trace, node: Node) -> int:
@@ -174,35 +181,3 @@ def _active_row(trace: Trace, node: Node) -> int:
     if len(rows) != 1:
         raise InputError(f"Feature {node.id} is not active on this prompt; take a node of this prompt's graph.")
     return int(rows[0])
-
-
-def _add_feature(model: ReplacementModel, change: Change, node: Node, value: float) -> None:
-    feature = torch.tensor([node.index], device=change.embed.device)
-    for layer in model.dictionaries.write_layers(node.layer):
-        row = model.dictionaries.decoder_rows(node.layer, feature, layer)[0].detach()
-        change.mlp_out[layer, node.pos] += value * row
-
-
-def random_change(model: ReplacementModel, trace: Trace, node: Node, generator: torch.Generator) -> Change:
-    """A change of the same size at the same places as `node_change`, in directions that have nothing to do with it.
-
-    A feature's stand-in is another feature of its layer, drawn from the whole dictionary; that of an error, a token or
-    a layer's only feature is a Gaussian vector.
-    """
-    original = node_change(model, trace, node)
-    stand_in = _nothing(model, trace)
-    if node.kind is NodeKind.FEATURE and (others := model.dictionaries.n_features(node.layer) - 1):
-        other = int(torch.randint(others, (1,), generator=generator))
-        other += other >= node.index
-        _add_feature(model, stand_in, Node(NodeKind.FEATURE, node.layer, node.pos, other), 1.0)
-    else:
-        for target, like in ((stand_in.embed, original.embed), (stand_in.mlp_out, original.mlp_out)):
-            noise = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-            target.copy_(noise * (like != 0).any(dim=-1, keepdim=True))
-    return Change(_rescale(stand_in.embed, original.embed), _rescale(stand_in.mlp_out, original.mlp_out))
-
-
-def _rescale(vectors: Tensor, like: Tensor) -> Tensor:
-    """`vectors` with the norms that `like` has, vector by vector."""
-    norm = vectors.norm(dim=-1, keepdim=True)
-    return vectors * torch.where(norm > 0, like.norm(dim=-1, keepdim=True) / norm.clamp(min=1e-30), 0.0)

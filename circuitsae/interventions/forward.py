@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.interventions.changes import Change, Intervention
+from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.hooks import Edits, FeatureTable, feature_tables, vector_tables
 from circuitsae.interventions.prompts import Recording, error_place
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import FIRST, ReplacementModel, Trace
 from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import Hook
 from transcoders.sites import Site
 
-RegimeName = Literal["frozen", "frozen-replacement", "replacement", "frozen-attention", "model"]
-MLPs = Literal["constant", "features", "live"]
+RegimeName = Literal[
+    "frozen", "linear", "graph", "direct", "frozen-replacement", "replacement", "frozen-attention", "model"
+]
+MLPs = Literal["constant", "linear", "features", "live"]
 Held = Literal["frozen", "live"]
 
 
@@ -28,17 +30,20 @@ class Regime:
     """What is held at its clean value, and what is recomputed."""
 
     mlps: MLPs = "live"
-    """`constant`: clean outputs (a skip term stays live). `features`: the dictionary's features, recomputed layer by
-    layer, plus the clean run's errors. `live`: the model's own MLPs."""
+    """`constant`: clean outputs (a skip term stays live). `linear`: these, and the active features answer what they
+    read with a slope of one; none switches. `features`: the dictionary's features, recomputed layer by layer, plus the
+    clean run's errors. `live`: the model's own MLPs."""
     patterns: Held = "live"
     """Attention patterns."""
     norms: Held = "live"
     """Norm scales, the final norm's included."""
+    first: Held = "live"
+    """With the model's own MLPs: their outputs at position 0, which a graph holds (a skip term stays live)."""
     until: int | None = None
     """With features: they stand in for the MLPs of layers below this one; from it on the model's own MLPs run."""
 
     def __post_init__(self) -> None:
-        for name, kinds in (("mlps", MLPs), ("patterns", Held), ("norms", Held)):
+        for name, kinds in (("mlps", MLPs), ("patterns", Held), ("norms", Held), ("first", Held)):
             if getattr(self, name) not in get_args(kinds):
                 raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kinds))}.")
         if self.until is not None and (self.mlps != "features" or self.until < 0):
@@ -54,6 +59,9 @@ class Regime:
 
 REGIMES: dict[RegimeName, Regime] = {
     "frozen": Regime(mlps="constant", patterns="frozen", norms="frozen"),
+    "linear": Regime(mlps="linear", patterns="frozen", norms="frozen"),
+    "graph": Regime(patterns="frozen", norms="frozen", first="frozen"),
+    "direct": Regime(mlps="constant"),
     "frozen-replacement": Regime(mlps="features", patterns="frozen", norms="frozen"),
     "replacement": Regime(mlps="features"),
     "frozen-attention": Regime(patterns="frozen"),
@@ -76,7 +84,7 @@ SCORES = 5
 """Arrays of the size of an attention pattern that are alive at once while one is computed (measured)."""
 FINAL = "unembed.hook_in"
 
-Alternative = Sequence[Intervention | Change]
+Alternative = Sequence[Intervention | Contribution]
 
 
 def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: int) -> int:
@@ -157,6 +165,8 @@ class Forward:
         def encode(mlp_in: Tensor) -> None:
             self.mlp_in[layer] = mlp_in
             active = None
+            if mode == "linear":
+                self._answer(layer, mlp_in)
             if mode == "features":
                 active = dictionaries.activations(layer, mlp_in)
                 written = dictionaries.decode_layer(layer, active).unbind(-2)
@@ -171,6 +181,31 @@ class Forward:
                     self._sparse[at].append((table, layer, table.changed(value) - value))
 
         return encode
+
+    def _answer(self, layer: int, mlp_in: Tensor) -> None:
+        """What the active features of a layer write later for what they read beyond the clean run's."""
+        dictionaries = self.model.dictionaries
+        moved = mlp_in - self.by_row(lambda p: p.trace.frozen.reads.mlp_in[layer])
+        written = {at: torch.zeros_like(moved) for at in dictionaries.write_layers(layer)}
+        for trace, rows in self._by_prompt:
+            _, pos, feature = trace.features.index[trace.features.index[:, 0] == layer].unbind(1)
+            encoders = dictionaries.encoder_rows(layer, feature).detach()
+            decoders = {at: dictionaries.decoder_rows(layer, feature, at).detach() for at in written}
+            for at_pos in pos.unique().tolist():
+                here = pos == at_pos
+                answer = moved[rows, at_pos] @ encoders[here].T
+                for at, out in written.items():
+                    out[rows, at_pos] = answer @ decoders[at][here]
+        for at, out in written.items():
+            self._written[at].append(out)
+
+    @cached_property
+    def _by_prompt(self) -> list[tuple[Trace, list[int]]]:
+        """Each prompt with its rows."""
+        rows: dict[int, tuple[Trace, list[int]]] = {}
+        for row, prompt in enumerate(self.prompts):
+            rows.setdefault(id(prompt.trace), (prompt.trace, []))[1].append(row)
+        return list(rows.values())
 
     def _values(self, layer: int, table: FeatureTable, mlp_in: Tensor, mode: str) -> Float[Tensor, "n"]:
         """The activations that the changes start from: clean ones, or those of this run."""
@@ -209,20 +244,27 @@ class Forward:
     def _stand_in(self, layer: int, mlp_out: Tensor) -> Tensor:
         """What the regime puts in the place of the MLP's output, before anything is changed."""
         mode, dictionaries = self.regime.mlp(layer), self.model.dictionaries
-        if mode == "live":
+        if mode == "live" and self.regime.first == "live":
             return mlp_out
-        skip = dictionaries.skip(layer)
+        if mode == "live":
+            return torch.cat([self._clean(layer)[:, :FIRST], mlp_out[:, FIRST:]], dim=1)
         if mode == "constant":
-            out = self.by_row(lambda p: p.trace.frozen.writes.mlp_out[layer])
-            if skip is None:
-                return out
-            moved = (self.mlp_in[layer] - self.by_row(lambda p: p.trace.frozen.reads.mlp_in[layer])) @ skip
-            return out + moved
+            return self._clean(layer)
+        if mode == "linear":
+            return self._clean(layer) + sum(self._written[layer])
+        skip = dictionaries.skip(layer)
         out = dictionaries.decoder_bias(layer) + sum(self._written[layer])
         if skip is not None:
             out = out + self.mlp_in[layer] @ skip
         out = out + self.by_row(lambda p: p.trace.errors[layer])
         return torch.cat([mlp_out[:, :FIRST], out[:, FIRST:]], dim=1)
+
+    def _clean(self, layer: int) -> Tensor:
+        """The clean MLP output; a skip term is a path, and stays live."""
+        out = self.by_row(lambda p: p.trace.frozen.writes.mlp_out[layer])
+        if (skip := self.model.dictionaries.skip(layer)) is None:
+            return out
+        return out + (self.mlp_in[layer] - self.by_row(lambda p: p.trace.frozen.reads.mlp_in[layer])) @ skip
 
     def _add_features(self, layer: int, out: Tensor) -> Tensor:
         for table, read_layer, change in self._sparse[layer]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.interventions.changes import Change, Intervention
+from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.forward import REGIMES, Forward
 from circuitsae.interventions.hooks import On, Window, compile_edits
 from circuitsae.interventions.intervene import alternatives_of
@@ -24,7 +24,7 @@ from transcoders.token_text import join_tokens
 class Generation:
     """Continuations of one prompt; row 0 is the clean model's."""
 
-    alternatives: tuple[tuple[Intervention | Change, ...], ...]
+    alternatives: tuple[tuple[Intervention | Contribution, ...], ...]
     n_prompt: int
     tokens: Int[Tensor, "row pos"]
     texts: tuple[str, ...]
@@ -46,7 +46,7 @@ class Generation:
 def generate(
     model: ReplacementModel,
     prompt: PromptLike,
-    alternatives: Sequence[Intervention | Change] | Sequence[Sequence[Intervention | Change]],
+    alternatives: Sequence[Intervention | Contribution] | Sequence[Sequence[Intervention | Contribution]],
     *,
     n: int = 20,
     on: On = "all",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitsae.interventions.changes import (
     Add,
-    Change,
+    Contribution,
     Intervention,
     Mean,
     Operation,
@@ -75,13 +75,16 @@ class Edits:
 
 
 def compile_edits(
-    interventions: Iterable[Intervention | Change], prompt: Recording, library: Library, window: Window | None = None
+    interventions: Iterable[Intervention | Contribution],
+    prompt: Recording,
+    library: Library,
+    window: Window | None = None,
 ) -> Edits:
     """The tables of one alternative on one prompt. Raises `InputError` for what the model or the prompt has not."""
     compiler = _Compiler(prompt, library, window or Window(0, len(prompt)))
     for intervention in interventions:
-        if isinstance(intervention, Change):
-            compiler.change(intervention)
+        if isinstance(intervention, Contribution):
+            compiler.contribution(intervention)
         else:
             compiler.intervention(intervention)
     return compiler.edits
@@ -106,13 +109,11 @@ class _Compiler:
         else:
             self._vector(it.target, it.operation)
 
-    def change(self, change: Change) -> None:
-        """Vectors to add, where they are not zero."""
-        n_layers = self.model.model.n_layers
-        for place, vectors in [(EMBED, change.embed), *((_mlp(i), change.mlp_out[i]) for i in range(n_layers))]:
-            pos = (vectors != 0).any(dim=-1).nonzero()[:, 0]
-            if len(pos):
-                self.edits.vectors.append(VectorEdit(place, pos, 1.0, vectors[pos].to(self.like)))
+    def contribution(self, added: Contribution) -> None:
+        pos = torch.tensor([added.pos], device=self.like.device)
+        for layer, vector in zip(added.layers, added.vectors.to(self.like), strict=True):
+            place = EMBED if layer < 0 else _mlp(layer)
+            self.edits.vectors.append(VectorEdit(place, pos, 1.0, vector[None]))
 
     def _features(self, target: Feature | Features, operation: Operation) -> None:
         index, source_at = self._feature_index(target)

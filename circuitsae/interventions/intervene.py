@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitsae.frozen import Reads
 from circuitsae.interventions.auditing import Audit
-from circuitsae.interventions.changes import Change, Intervention
+from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.forward import (
     FINAL,
     MEMORY,
@@ -34,7 +34,7 @@ from transcoders.sites import Site
 def intervene(
     model: ReplacementModel,
     prompts: PromptLike | Sequence[PromptLike],
-    interventions: Sequence[Intervention | Change] | Sequence[Sequence[Intervention | Change]],
+    interventions: Sequence[Intervention | Contribution] | Sequence[Sequence[Intervention | Contribution]],
     *,
     regime: RegimeName | Regime = "model",
     until: int | None = None,
@@ -86,7 +86,7 @@ def intervene(
 def audit(
     model: ReplacementModel,
     prompt: PromptLike,
-    interventions: Sequence[Intervention | Change],
+    interventions: Sequence[Intervention | Contribution],
     regime: RegimeName | Regime = "frozen",
     *,
     until: int | None = None,
@@ -105,14 +105,14 @@ def audit(
 def reads_after(
     model: ReplacementModel,
     trace: Trace,
-    changes: Sequence[Change | Alternative],
+    changes: Sequence[Contribution | Alternative],
     regime: RegimeName | Regime,
     *,
     memory: int = MEMORY,
 ) -> list[Reads]:
     """What every MLP and the unembedding read once each change (one at a time) was made."""
     recording = Recording(model, trace)
-    rows = [(recording, [change] if isinstance(change, Change) else change) for change in changes]
+    rows = [(recording, [change] if isinstance(change, Contribution) else change) for change in changes]
     return [
         Reads(*pair)
         for chunk in run_alternatives(model, rows, regime, memory=memory)
@@ -125,15 +125,15 @@ def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:
     return [cast(PromptLike, prompts)] if one else cast(Sequence[PromptLike], prompts)
 
 
-def alternatives_of(given: Sequence[Any]) -> list[Sequence[Intervention | Change]]:
+def alternatives_of(given: Sequence[Any]) -> list[Sequence[Intervention | Contribution]]:
     """A list of alternatives, whether one or several were given."""
-    single = [isinstance(item, Intervention | Change) for item in given]
+    single = [isinstance(item, Intervention | Contribution) for item in given]
     if all(single):
         return [list(given)]
     if any(single):
         raise InputError("Give one list of interventions, or a list of such lists, not a mixture.")
     for item in (it for alternative in given for it in alternative):
-        if not isinstance(item, Intervention | Change):
+        if not isinstance(item, Intervention | Contribution):
             raise InputError(f"{item!r} is no intervention; write Intervention(Feature(2, 713, 5), Zero()).")
     return list(given)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.interventions.changes import Change, Intervention
+from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.forward import Regime
 from circuitsae.interventions.prompts import Recording
 from circuitsae.replacement import FIRST, ReplacementModel
@@ -52,7 +52,7 @@ class Outcome:
 
     model: ReplacementModel
     prompts: tuple[Recording, ...]
-    alternatives: tuple[tuple[Intervention | Change, ...], ...]
+    alternatives: tuple[tuple[Intervention | Contribution, ...], ...]
     regime: Regime
     clean: Float[Tensor, "prompt at d_vocab"]
     changed: Float[Tensor, "prompt alternative at d_vocab"]
@@ -146,6 +146,6 @@ class Outcome:
         }
 
 
-def said(it: Intervention | Change) -> str:
+def said(it: Intervention | Contribution) -> str:
     """A change in words."""
     return str(it) if isinstance(it, Intervention) else "vectors added to the stream"

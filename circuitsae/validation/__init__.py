@@ -6,7 +6,6 @@ the altered runs, `result` and `statistics` hold what was found. Circuits: `task
 `circuits` ranks nodes, `ablation` removes everything else; `curve`, `faithfulness` and `completeness` conclude.
 """
 
-from circuitsae.validation.budget import error_budget
 from circuitsae.validation.circuits import Circuit, Ranking, Stability, node_effects, rank_nodes
 from circuitsae.validation.completeness import Completeness, Minimality, completeness, minimality
 from circuitsae.validation.curve import Curve
@@ -15,7 +14,6 @@ from circuitsae.validation.faithfulness import RandomCircuits, faithfulness, ran
 from circuitsae.validation.joint import Joint, joint_ablation, strongest_pairs
 from circuitsae.validation.result import Validation
 from circuitsae.validation.statistics import Agreement, agreement
-from circuitsae.validation.survey import Survey, survey
 from circuitsae.validation.tasks import Example, PromptExample, PromptTask, Task
 
 __all__ = [
@@ -31,12 +29,10 @@ __all__ = [
     "RandomCircuits",
     "Ranking",
     "Stability",
-    "Survey",
     "Task",
     "Validation",
     "agreement",
     "completeness",
-    "error_budget",
     "faithfulness",
     "joint_ablation",
     "minimality",
@@ -44,6 +40,5 @@ __all__ = [
     "random_circuits",
     "rank_nodes",
     "strongest_pairs",
-    "survey",
     "validate",
 ]

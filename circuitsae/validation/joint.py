@@ -15,8 +15,7 @@ import pandas as pd
 from circuitsae.graph import AttributionGraph, NodeKind
 from circuitsae.interventions import Recording, Regime, RegimeName, for_nodes
 from circuitsae.replacement import ReplacementModel
-from circuitsae.validation.budget import node_row
-from circuitsae.validation.measuring import Targets, ablatable, effects, require_active, traced
+from circuitsae.validation.measuring import Targets, ablatable, effects, node_row, require_active, traced
 from circuitsae.validation.result import jsonable
 from transcoders.errors import InputError
 

@@ -1,6 +1,7 @@
 """What validation found of the edges of a graph."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,89 +10,129 @@ import numpy as np
 import pandas as pd
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.validation.statistics import Agreement, agreement
+from circuitsae.validation.claims import CLAIMS, Claim
+from circuitsae.validation.statistics import FIGURES, Agreement, agreement
+from circuitsae.validation.verdicts import VERDICTS
+from transcoders.errors import InputError
 from transcoders.files import write_file
 
-CONTROL_COLUMNS = ("source", "target", "kind", "predicted", "measured")
+FORMAT = "claims"
+OLD = "old"
+"""Files written before the three claims: one verdict, of a total effect against a direct edge."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Predicted and measured effects of edges.
+    """Predicted and measured effects of edges, claim by claim.
 
-    `edges` has a row per edge: `source`, `target`, `kind` (class of edge, "feature→logit"), `weight`, `predicted`, a
-    column per regime (`frozen`, `replacement`, `measured` for the model regime), `ratio` (measured / predicted),
-    `control` (95th percentile of the random controls' absolute effects in the model regime), `verdict`; with
-    paraphrases the columns of `circuitsae.validation.paraphrases.intervals`.
+    `edges` has a row per edge: `source`, `target`, `kind` (class of edge, "feature→logit"), `hops` (layers between),
+    `weight`, `influence` (the share of all influence that the edge carries); and, after the name of a claim and an
+    underscore (`graph_ratio`):
 
-    verdict: `confirmed` if the sign is as predicted and |measured| > control; `reversed` if the sign is the opposite
-    and |measured| > control; `null` otherwise.
+    * of `graph`, `direct` and `model`: `predicted`, `measured` (the full removal), `ratio` over doses, its interval
+      `low` to `high`;
+    * of `graph` and `direct`: `controls` (how many), `p`, `q`, `verdict`, and the `reason` of an undecided one;
+    * `direct_patterns`, `direct_norms`: with `direct_predicted` they sum to `direct_measured`;
+    * `miss_dictionary`, `miss_curvature`, `miss_first`, `miss_patterns`, `miss_norms`: they sum to `model_measured` −
+      `model_predicted`; `miss` names the largest.
+
+    With other prompts the columns of `circuitsae.validation.prompts.stability`.
     """
 
     edges: pd.DataFrame
-    controls: pd.DataFrame
-    """Every control: `source`, `target`, `kind`, `predicted` (of the edge it stands in for), `measured`."""
-    frozen_error: float
-    """Largest |frozen − predicted| over the largest |predicted|; rounding, or this code is wrong."""
-    logit_error: float
+    share: float = np.nan
+    """Of the influence of all edges that can be tested, how much these hold."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """The same by class of edge."""
+    frozen_error: float = np.nan
+    """Largest |frozen effect + weight| over the largest |weight|; rounding, or this code is wrong."""
+    logit_error: float = np.nan
     """The same of the replacement model's logits, with its error nodes, and the model's own (`logit_error`)."""
-    paraphrases: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Every edge on every paraphrase: `paraphrase`, `source`, `target`, `active`, `predicted`, `measured`."""
-    budget: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """The error budget of the edges that miss most, as in `circuitsae.validation.budget`."""
+    prompts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Every edge on every other prompt."""
+    format: str = FORMAT
+    """`old` for files written before the three claims; their edges have one `verdict`."""
 
-    def verdicts(self) -> dict[str, int]:
-        """How many edges got each verdict."""
-        given = self.edges["verdict"].tolist() if "verdict" in self.edges else []
-        return {name: given.count(name) for name in ("confirmed", "null", "reversed")}
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claims that were tested."""
+        return tuple(claim for claim in CLAIMS if f"{claim}_measured" in self.edges)
 
-    def agreement(self, regime: str = "measured", *, bootstrap: int = 0, seed: int = 0) -> dict[str, Agreement]:
-        """Agreement with the prediction for all edges and by class of edge; `random` is that of the controls.
+    def claim(self, name: Claim) -> pd.DataFrame:
+        """One claim of every edge, columns without its name. Raises `InputError` where it was not tested."""
+        if name not in self.claims:
+            raise InputError(f"The claim {name!r} was not tested; these were: {', '.join(self.claims) or 'none'}.")
+        own = [c for c in self.edges if c.split("_")[0] not in CLAIMS]
+        part = {c: c.removeprefix(f"{name}_") for c in self.edges if c.startswith(f"{name}_")}
+        return pd.DataFrame(self.edges[[*own, *part]]).set_axis([*own, *part.values()], axis=1)
+
+    def verdicts(self, claim: Claim = "graph") -> dict[str, int]:
+        """How many edges got each verdict; those that none got are left out."""
+        column = "verdict" if self.format == OLD else f"{claim}_verdict"
+        given = self.edges[column].tolist() if column in self.edges else []
+        return {name: given.count(name) for name in VERDICTS if name in given}
+
+    def agreement(self, claim: Claim = "graph", *, bootstrap: int = 0, seed: int = 0) -> dict[str, Agreement]:
+        """Agreement of one claim's measurements with its predictions, for all edges and by class of edge.
 
         `bootstrap` resamples of the edges give each figure an interval.
         """
-        table = {name: _agreement(rows, regime, bootstrap, seed) for name, rows in by_kind(self.edges).items()}
-        if regime == "measured" and len(self.controls):
-            table["random"] = _agreement(self.controls, regime, bootstrap, seed)
-        return table
+        return {
+            name: agreement(
+                rows["predicted"].to_numpy(float), rows["measured"].to_numpy(float), bootstrap=bootstrap, seed=seed
+            )
+            for name, rows in by_kind(self.claim(claim)).items()
+        }
 
-    def random_agreement(self, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Agreement]:
-        """`agreement` of the controls, by the class of the edge they stand in for."""
-        return {name: _agreement(rows, "measured", bootstrap, seed) for name, rows in by_kind(self.controls).items()}
-
-    def frame(self, regime: str = "measured", *, bootstrap: int = 200) -> pd.DataFrame:
-        """A row per class of edge: figures with intervals, and those of the random controls as `random_…`."""
-        random = self.random_agreement() if regime == "measured" else {}
-        return agreement_frame(self.agreement(regime, bootstrap=bootstrap), random)
+    def frame(self, claim: Claim = "graph", *, bootstrap: int = 200) -> pd.DataFrame:
+        """A row per class of edge: figures with intervals."""
+        return agreement_frame(self.agreement(claim, bootstrap=bootstrap))
 
     def annotate(self, graph: AttributionGraph) -> AttributionGraph:
-        """The graph with these columns on its edges, those of the error budget as `miss_…`."""
-        notes = self.edges.drop(columns=["kind", "weight"])
-        if len(self.budget):
-            parts = self.budget.drop(columns=["kind", "predicted", "measured", "miss", "largest"])
-            renamed = parts.rename(columns={c: f"miss_{c}" for c in parts if c not in ("source", "target")})
-            notes = notes.merge(renamed, on=["source", "target"], how="left")
-        return graph.annotate(notes)
+        """The graph with these columns on its edges."""
+        return graph.annotate(self.edges.drop(columns=["kind", "weight"]))
 
     def to_json(self) -> dict[str, Any]:
         """Tables and summary as JSON values; NaN becomes null."""
         document = {
-            "verdicts": self.verdicts(),
+            "format": self.format,
+            "verdicts": {claim: self.verdicts(claim) for claim in self.claims if claim != "model"},
+            "share": self.share,
+            "shares": dict(self.shares),
             "frozen_error": self.frozen_error,
             "logit_error": self.logit_error,
-            "agreement": {name: asdict(value) for name, value in self.agreement().items()},
-            "random": {name: asdict(value) for name, value in self.random_agreement().items()},
+            "agreement": {
+                claim: {name: asdict(value) for name, value in self.agreement(claim).items()} for claim in self.claims
+            },
             "edges": self.edges.to_dict("records"),
-            "paraphrases": self.paraphrases.to_dict("records"),
-            "budget": self.budget.to_dict("records"),
+            "prompts": self.prompts.to_dict("records"),
         }
         return jsonable(document)
 
     def save(self, path: str | Path) -> Path:
         """Write tables and summary as JSON."""
-        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1, allow_nan=False)
-        write_file(Path(path), text)
+        write_file(Path(path), json.dumps(self.to_json(), ensure_ascii=False, indent=1, allow_nan=False))
         return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Validation":
+        """Read what `save` wrote, also before the three claims (then `format` is "old").
+
+        Raises `InputError` for a file that is none.
+        """
+        try:
+            document = json.loads(Path(path).read_text())
+            known = {
+                "edges": pd.DataFrame(document["edges"]),
+                "frozen_error": _number(document["frozen_error"]),
+                "logit_error": _number(document["logit_error"]),
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no validation of ours ({error}); give a validation.json.") from error
+        if document.get("format") != FORMAT:
+            return cls(**known, format=OLD)
+        prompts = pd.DataFrame(document.get("prompts", []))
+        return cls(**known, share=_number(document["share"]), shares=document["shares"], prompts=prompts)
 
 
 def by_kind(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -99,17 +140,15 @@ def by_kind(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"all": rows} | ({str(kind): part for kind, part in rows.groupby("kind")} if len(rows) else {})
 
 
-def agreement_frame(table: dict[str, Agreement], random: dict[str, Agreement]) -> pd.DataFrame:
-    """Agreements as rows, intervals as `_low` and `_high`, those of random controls beside them."""
+def agreement_frame(table: Mapping[str, Agreement]) -> pd.DataFrame:
+    """Agreements as rows, intervals as `_low` and `_high`."""
     records = []
     for name, found in table.items():
         record: dict[str, Any] = {"edges": name, "n": found.n}
-        for figure in ("spearman", "sign", "slope", "r2"):
+        for figure in FIGURES:
             record[figure] = getattr(found, figure)
             if figure in found.intervals:
                 record[f"{figure}_low"], record[f"{figure}_high"] = found.intervals[figure]
-            if name in random:
-                record[f"random_{figure}"] = getattr(random[name], figure)
         records.append(record)
     return pd.DataFrame(records)
 
@@ -125,6 +164,5 @@ def jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _agreement(rows: pd.DataFrame, regime: str, bootstrap: int, seed: int) -> Agreement:
-    predicted, measured = rows["predicted"].to_numpy(float), rows[regime].to_numpy(float)
-    return agreement(predicted, measured, bootstrap=bootstrap, seed=seed)
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)

@@ -1,0 +1,290 @@
+"""The three claims that are read into an edge, each put to the test it makes.
+
+| claim    | what it says                                                | predicted | measured with                   |
+|----------|-------------------------------------------------------------|-----------|---------------------------------|
+| `graph`  | removing s moves t by this much, by the mechanism drawn:    | T̂         | MLPs live; patterns, norms held |
+|          | MLPs answer, attention looks where it looked                |           |                                 |
+| `direct` | s writes what t reads                                       | −A        | MLPs held; patterns, norms live |
+| `model`  | removing s moves t by this much, whatever the mechanism     | T̂         | everything live                 |
+
+T̂ goes through all paths of the linear replacement model, in which active features answer with a slope of one: with F
+all active features, also those that a graph was pruned of, and B = A_FF diag(a)⁻¹,
+
+    T̂[t, s] = −((I − B)⁻¹ A)[t, s],        T̂[v, s] = −(A[v, s] + A_vF diag(a)⁻¹ (I − B)⁻¹ A_Fs) for logits v.
+
+What misses is split. Of a direct edge, measured = −A + Δ_patterns + Δ_norms. Of the model's effect, measured − T̂ is the
+sum of `dictionary` (the MLPs answer a change so small that nothing switches otherwise than the features do),
+`curvature` (of the MLPs, up to the full removal), `first` (the MLPs of position 0 answer too), `patterns` and `norms`.
+Patterns and norms get the mean of what each adds before and after the other (Shapley).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from circuitsae.graph import Node, NodeKind
+from circuitsae.interventions import Contribution, Recording, Regime, RegimeName, node_change
+from circuitsae.interventions.forward import MEMORY
+from circuitsae.replacement import ReplacementModel, Trace
+from circuitsae.validation.controls import draw_controls
+from circuitsae.validation.measuring import Targets, edge_kind, effects, require_active
+from circuitsae.validation.statistics import corrected, slopes
+from circuitsae.validation.verdicts import Evidence, against_controls, decide
+from transcoders.errors import InputError
+
+Claim = Literal["graph", "direct", "model"]
+CLAIMS: tuple[Claim, ...] = get_args(Claim)
+DOSES = (0.1, 0.25, 0.5, 1.0)
+"""Shares of a source's contribution that are taken out; predictions are of the full removal."""
+ELSEWHERE = 4
+"""At most this many values that a feature takes elsewhere are put in its place."""
+SMALL = {torch.float64: 1e-5}
+"""A dose at which nothing switches; 1e-2 in lower precision, where less would drown in rounding."""
+MISSES = ("dictionary", "curvature", "first", "patterns", "norms")
+"""Parts of what the model does beyond T̂."""
+_PREDICTION: dict[Claim, str] = {"graph": "linear", "direct": "frozen", "model": "linear"}
+_BETWEEN: dict[Claim, dict[str, Regime]] = {
+    "graph": {},
+    "direct": {
+        "direct patterns": Regime(mlps="constant", norms="frozen"),
+        "direct norms": Regime(mlps="constant", patterns="frozen"),
+    },
+    "model": {
+        "first": Regime(patterns="frozen", norms="frozen"),
+        "model patterns": Regime(norms="frozen"),
+        "model norms": Regime(patterns="frozen"),
+    },
+}
+"""Between what is held and what is live: one thing let go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How claims are tested.
+
+    `controls`: at most this many features and as many tokens are removed for comparison. `delta`: effects below this
+    share of a target's scale (a feature's activation; of logits the spread over the vocabulary) count for none.
+    `seed`: of the controls. Raises `InputError` for a claim, a share or a number of controls that is none.
+    """
+
+    claims: Sequence[Claim] = CLAIMS
+    controls: int = 200
+    delta: float = 0.05
+    seed: int = 0
+    memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        if not self.claims or set(self.claims) - set(CLAIMS):
+            raise InputError(f"claims={list(self.claims)}: the claims are {', '.join(CLAIMS)}; give one or more.")
+        if self.controls < 0:
+            raise InputError(f"controls={self.controls} is no number of controls; give 0 or more.")
+        if not 0 <= self.delta < 1:
+            raise InputError(f"delta={self.delta} is no share of a target's scale; give one from 0 to below 1.")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sources and targets to test: pair i is `sources[source[i]]`, `targets[target[i]]`."""
+
+    sources: Sequence[Node]
+    targets: Sequence[Node]
+    source: np.ndarray
+    target: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Node, Node]]) -> "Pairs":
+        """Each node once, in the order of the pairs."""
+        sources, targets = ({node.id: node for node in ends} for ends in zip(*pairs, strict=True))
+        number = [{name: i for i, name in enumerate(ends)} for ends in (sources, targets)]
+        source, target = np.array([[number[0][a.id], number[1][b.id]] for a, b in pairs]).T
+        return cls(list(sources.values()), list(targets.values()), source, target)
+
+    def frame(self) -> pd.DataFrame:
+        """`source`, `target` (ids), `kind` (the class of edge), `hops` (layers between, the longest path in edges)."""
+        ends = [(self.sources[s], self.targets[t]) for s, t in zip(self.source, self.target, strict=True)]
+        return pd.DataFrame(
+            {
+                "source": [s.id for s, _ in ends],
+                "target": [t.id for _, t in ends],
+                "kind": [edge_kind(s, t) for s, t in ends],
+                "hops": [t.layer - s.layer for s, t in ends],
+            }
+        )
+
+
+def judge(
+    model: ReplacementModel,
+    prompt: Recording,
+    pairs: Pairs,
+    settings: Settings,
+    *,
+    predictions: Mapping[Claim, Float[np.ndarray, "pair"]] | None = None,
+    elsewhere: Mapping[tuple[int, int], Sequence[float]] | None = None,
+    advance: Callable[[int], Any] | None = None,
+) -> pd.DataFrame:
+    """Each claim about each pair, measured and judged: a row per pair, columns as in `Validation.edges`.
+
+    `predictions` take the place of the graph's own, claim by claim: what calibration gives to pairs without an edge.
+    `elsewhere`: values that features (layer, number) take elsewhere, which are put in their place beside the doses.
+    `advance` is called with the number of runs made.
+    """
+    trial = _Trial(model, prompt, pairs, settings, elsewhere or {}, advance or (lambda _: None))
+    frame = pairs.frame()
+    frame["frozen"] = trial.full("frozen")
+    for claim in settings.claims:
+        predicted = trial.predicted(claim) if predictions is None else np.asarray(predictions[claim], dtype=float)
+        columns = trial.weigh(claim, predicted, frame["kind"].to_numpy())
+        frame = frame.assign(**{f"{claim}_{name}": values for name, values in columns.items()})
+    if "direct" in settings.claims:
+        _split_direct(frame, trial)
+    if "model" in settings.claims:
+        _split_model(frame, trial)
+    return frame
+
+
+class _Trial:
+    """All runs that the pairs of one prompt need, each made once."""
+
+    def __init__(
+        self,
+        model: ReplacementModel,
+        prompt: Recording,
+        pairs: Pairs,
+        settings: Settings,
+        elsewhere: Mapping[tuple[int, int], Sequence[float]],
+        advance: Callable[[int], Any],
+    ) -> None:
+        require_active(prompt.trace, [*pairs.sources, *pairs.targets])
+        self.model, self.prompt, self.pairs, self.settings, self.advance = model, prompt, pairs, settings, advance
+        self.targets = Targets(model, prompt.trace, pairs.targets)
+        self.delta = settings.delta * _scales(prompt.trace, pairs.targets)[pairs.target]
+        self.doses = _doses(prompt, pairs.sources, elsewhere)
+        self.controls = draw_controls(model, prompt.trace, pairs.sources, settings.controls, settings.seed)
+        linear: dict[str, RegimeName] = {"frozen": "frozen", "linear": "linear"}
+        tested: dict[str, RegimeName] = {claim: claim for claim in settings.claims}
+        between = {name: regime for claim in settings.claims for name, regime in _BETWEEN[claim].items()}
+        if "model" in settings.claims:
+            tested["graph"] = "graph"
+        sources = [node_change(model, prompt.trace, node) for node in pairs.sources]
+        once, small = np.ones((len(sources), 1)), SMALL.get(model.model.dtype, 1e-2)
+        self._runs = self._measure(sources, self.doses, tested) | self._measure(sources, once, linear | between)
+        if "model" in settings.claims:
+            self._runs["small"] = self._measure(sources, small * once, {"small": "graph"})["small"] / small
+        others = self.controls.contributions
+        judged: dict[str, RegimeName] = {name: tested[name] for name in tested if name != "model"}
+        self._controls = self._measure(others, np.ones((len(others), 1)), linear | judged)
+
+    def _measure(
+        self,
+        sources: Sequence[Contribution],
+        doses: Float[np.ndarray, "source dose"],
+        regimes: Mapping[str, RegimeName | Regime],
+    ) -> dict[str, Float[np.ndarray, "source dose target"]]:
+        """Effects of taking out each source, at each of its doses that is a number, under each of some regimes."""
+        row, column = np.nonzero(np.isfinite(doses))
+        taken = [[-float(doses[s, d]) * sources[s]] for s, d in zip(row.tolist(), column.tolist(), strict=True)]
+        found = {}
+        for name, regime in regimes.items():
+            found[name] = np.full((*doses.shape, len(self.targets.clean)), np.nan)
+            moved = effects(self.model, self.prompt, taken, self.targets, regime, self.settings.memory)
+            found[name][row, column] = moved
+            self.advance(len(taken))
+        return found
+
+    def full(self, name: str) -> Float[np.ndarray, "pair"]:
+        """The effect of every pair's full removal in one of the regimes."""
+        runs = self._runs[name]
+        return runs[self.pairs.source, min(len(DOSES), runs.shape[1]) - 1, self.pairs.target]
+
+    def predicted(self, claim: Claim) -> Float[np.ndarray, "pair"]:
+        return self.full(_PREDICTION[claim])
+
+    def weigh(self, claim: Claim, predicted: Float[np.ndarray, "pair"], kinds: np.ndarray) -> dict[str, np.ndarray]:
+        """Columns of one claim; the model's effect is reported without p-value and verdict."""
+        doses = self.doses[self.pairs.source]
+        effect = self._runs[claim][self.pairs.source, :, self.pairs.target]
+        ratio, low, high = slopes(doses * predicted[:, None], effect, seed=self.settings.seed).T
+        columns = {"predicted": predicted, "measured": self.full(claim), "ratio": ratio, "low": low, "high": high}
+        if claim == "model":
+            return columns
+        p, count = self._chances(claim, predicted)
+        q = np.full(len(p), np.nan)
+        for kind in np.unique(kinds):
+            q[kinds == kind] = corrected(p[kinds == kind])
+        finite = np.asarray((np.isfinite(effect) | np.isnan(doses)).all(axis=1))
+        evidence = Evidence(predicted, self.full(claim), ratio, low, high, finite, count, q, self.delta)
+        verdict, reason = decide(evidence)
+        return columns | {"controls": count, "p": p, "q": q, "verdict": verdict, "reason": reason}
+
+    def _chances(self, claim: Claim, predicted: Float[np.ndarray, "pair"]) -> tuple[np.ndarray, np.ndarray]:
+        """p of each pair, and how many controls it was held against."""
+        foreseen, done = (self._controls[name][:, 0] for name in (_PREDICTION[claim], claim))
+        sources, targets = self.pairs.sources, self.pairs.targets
+        ends = [(sources[s], targets[t]) for s, t in zip(self.pairs.source, self.pairs.target, strict=True)]
+        rows = zip(ends, self.pairs.target, predicted, self.full(claim), strict=True)
+        found = [
+            against_controls(self.controls, *pair, expected, seen, foreseen[:, t], done[:, t])
+            for pair, t, expected, seen in rows
+        ]
+        p, count = zip(*found, strict=True)
+        return np.array(p), np.array(count)
+
+
+def _doses(
+    prompt: Recording, sources: Sequence[Node], elsewhere: Mapping[tuple[int, int], Sequence[float]]
+) -> Float[np.ndarray, "source dose"]:
+    """`DOSES`, and the doses that leave a feature with values it takes elsewhere: 1 − value / activation.
+
+    Values spread over those known, of those at most twice the activation, beyond which no removal reaches either.
+    """
+    found = np.full((len(sources), len(DOSES) + ELSEWHERE), np.nan)
+    found[:, : len(DOSES)] = DOSES
+    for row, node in enumerate(sources):
+        if node.kind is NodeKind.FEATURE:
+            own = float(prompt.activations(torch.tensor([[node.layer, node.pos, node.index]]))[0])
+            values = np.unique(np.asarray(elsewhere.get((node.layer, node.index), ()), dtype=float))
+            values = values[(values > 0) & (values <= 2 * own) & (values != own)]
+            spread = np.linspace(0, len(values) - 1, min(ELSEWHERE, len(values))).round().astype(int)
+            found[row, len(DOSES) : len(DOSES) + len(spread)] = 1 - values[spread] / own
+    return found
+
+
+def _scales(trace: Trace, targets: Sequence[Node]) -> Float[np.ndarray, "target"]:
+    """How large a target's value is: a feature's activation, the spread of the logits."""
+    index = {tuple(row): value for row, value in zip(*(x.tolist() for x in trace.features), strict=True)}
+    spread = float(trace.logits[-1].std())
+    return np.array([spread if n.kind is NodeKind.LOGIT else index[n.layer, n.pos, n.index] for n in targets])
+
+
+def _split_direct(frame: pd.DataFrame, trial: _Trial) -> None:
+    """Shapley parts of what attention's patterns and the norms add; what they add more than the edge carries it."""
+    held, patterns, norms, both = (trial.full(n) for n in ("frozen", "direct patterns", "direct norms", "direct"))
+    frame["direct_patterns"], frame["direct_norms"] = shapley(held, patterns, norms, both)
+    carried = np.abs(frame["direct_patterns"] + frame["direct_norms"]) > np.abs(held)
+    by = np.where(frame["direct_patterns"].abs() >= frame["direct_norms"].abs(), "attention", "norms")
+    frame.loc[carried, "direct_verdict"], frame.loc[carried, "direct_reason"] = by[carried], ""
+
+
+def _split_model(frame: pd.DataFrame, trial: _Trial) -> None:
+    """Where measured − T̂ comes from."""
+    held = trial.full("first")
+    steps = {
+        "dictionary": trial.full("small") - trial.full("linear"),
+        "curvature": trial.full("graph") - trial.full("small"),
+        "first": held - trial.full("graph"),
+    }
+    corners = (trial.full(name) for name in ("model patterns", "model norms", "model"))
+    steps["patterns"], steps["norms"] = shapley(held, *corners)
+    for name, values in steps.items():
+        frame[f"miss_{name}"] = values
+    frame["miss"] = pd.DataFrame(steps).abs().idxmax(axis=1, skipna=True) if len(frame) else None
+
+
+def shapley(held: np.ndarray, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What letting go of the first and of the second adds, averaged over the two orders; the two sum to both − held."""
+    return (first - held + both - second) / 2, (second - held + both - first) / 2
