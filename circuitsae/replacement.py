@@ -59,7 +59,8 @@ class ReplacementModel:
             )
         dictionaries.check_fits(model)
         self.model = reading_as_trained(model, dictionaries.provenance, bos)
-        self.dictionaries = dictionaries.to(model.dtype)
+        same = dictionaries.decoder_bias(0).dtype is model.dtype
+        self.dictionaries = dictionaries if same else copy.deepcopy(dictionaries).to(model.dtype)
 
     def with_bos(self, bos: bool | None) -> "ReplacementModel":
         """This model, with texts read with BOS first or without; None leaves it as it is."""

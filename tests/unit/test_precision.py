@@ -5,6 +5,7 @@ import torch
 
 import circuitsae as cs
 import transcoders
+from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError
 from transcoders.precision import PRECISIONS, as_dtype
@@ -66,3 +67,16 @@ def test_another_name_is_refused_with_the_choices(takers, taker, wrong):
 
 def test_every_precision_has_its_value():
     assert {as_dtype(name) for name in PRECISIONS} == {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+
+
+def test_dictionaries_that_two_models_share_keep_their_own_precision():
+    dictionaries = random_dictionaries("plt", n_layers=2, d_model=16, features=8)
+    exact, usual = (
+        ReplacementModel(random_model("gpt2", n_layers=2, d_model=16, dtype=dtype), dictionaries)
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert usual.dictionaries is dictionaries
+    assert exact.dictionaries.decoder_bias(0).dtype is torch.float64
+    tokens = torch.tensor([0, 1, 2])
+    assert exact.trace(tokens).errors.dtype is torch.float64
+    assert usual.trace(tokens).errors.dtype is torch.float32

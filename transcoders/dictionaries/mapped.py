@@ -4,6 +4,7 @@ A decoder is needed only where its features are active. The decoders of a cross-
 be larger than the memory; attribution reads a few thousand of their rows.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -130,6 +131,10 @@ class MappedDictionaries:
     def to(self, dtype: torch.dtype) -> "MappedDictionaries":
         self._held.to(dtype)
         return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "MappedDictionaries":
+        """A copy that reads the same file."""
+        return MappedDictionaries(copy.deepcopy(self._held, memo), self._W_dec)
 
     def check_fits(self, model: LanguageModel) -> None:
         self._held.check_fits(model)
