@@ -62,11 +62,15 @@ def _tokens(
 ) -> list[Contribution]:
     """Embeddings of tokens that the prompt has not, as many at each position, but more at the first.
 
-    Targets just after it can be held against nothing else.
+    Targets just after it can be held against nothing else. A small vocabulary is gone through again.
     """
     others = np.setdiff1d(np.arange(model.model.d_vocab), trace.tokens.cpu().numpy())
+    if not len(others):
+        return []
     drawn = torch.from_numpy(rng.permutation(others)[:count]).to(trace.tokens)
     _, cache = model.model.run_hooked(drawn[:, None], read=[EMBED])
-    at_first = min(AT_FIRST, len(drawn))
-    places = [positions[0]] * at_first + [positions[i % len(positions)] for i in range(len(drawn) - at_first)]
-    return [Contribution(pos, (-1,), vector) for pos, vector in zip(places, cache[EMBED], strict=True)]
+    at_first = min(AT_FIRST, count)
+    places = [positions[0]] * at_first + [positions[i % len(positions)] for i in range(count - at_first)]
+    turns = [(i + i // len(drawn)) % len(drawn) for i in range(count)]
+    pairs = dict.fromkeys(zip(places, turns, strict=True))
+    return [Contribution(pos, (-1,), cache[EMBED][turn]) for pos, turn in pairs]
