@@ -56,13 +56,13 @@ def choose_edges(graph: AttributionGraph, edges: int | float | str | Sequence[st
     """
     every = _in_order(_testable(graph))
     chosen = _chosen(graph, every, edges)
-    influence = pd.DataFrame({"all": every["influence"], "held": every["influence"].where(chosen, 0.0)})
-    total, classes = influence.sum(), influence.groupby(every["kind"], observed=True).sum()
-    shares = classes["held"] / classes["all"].where(classes["all"] > 0, 1.0)
+    code, influence = every["kind"].cat.codes.to_numpy(), every["influence"].to_numpy()
+    held = np.where(chosen, influence, 0.0)
+    of_class, held_of_class = (np.bincount(code, values, len(_CLASSES)) for values in (influence, held))
     return EdgeChoice(
-        rows=every[chosen].reset_index(drop=True).astype({"kind": object}),
-        share=float(total["held"] / total["all"]),
-        shares=shares.to_dict(),
+        rows=every.take(np.flatnonzero(chosen)).reset_index(drop=True).astype({"kind": object}),
+        share=float(held.sum() / influence.sum()),
+        shares={_CLASSES[i]: float(held_of_class[i] / (of_class[i] or 1.0)) for i in np.unique(code)},
     )
 
 
@@ -91,7 +91,7 @@ def _testable(graph: AttributionGraph) -> pd.DataFrame:
             f"None of the graph's {weights.nnz} edges comes from a node that can be removed "
             f"({', '.join(ablatable(graph))}), so there is none to test; prune less, or trace another prompt."
         )
-    influence = np.concatenate(list(scores))[usable]
+    influence = _rounded(np.concatenate(list(scores))[usable])
     s, t, weight = s[usable], t[usable], weights.data[usable]
     if not influence.sum() > 0:
         influence = np.abs(weight, dtype=np.float64)
@@ -116,8 +116,14 @@ def _in_order(edges: pd.DataFrame) -> pd.DataFrame:
     for rows in edges.groupby(["kind", "hops"], observed=True).indices.values():
         held = np.cumsum(influence[rows])
         before[rows[1:]] = held[:-1] / (held[-1] or 1.0)
-    before[influence == 0] = np.inf
+    before = np.where(influence > 0, _rounded(before), np.inf)
     return edges.iloc[np.argsort(before, kind="stable")].reset_index(drop=True)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """To 40 bits, so that the edges of a chain without branches, equal by their formula, are equal."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.rint(np.ldexp(mantissa, 40)), exponent - 40)
 
 
 def _chosen(graph: AttributionGraph, every: pd.DataFrame, edges: object) -> np.ndarray:
@@ -181,16 +187,16 @@ def _named(graph: AttributionGraph, every: pd.DataFrame, text: str) -> np.ndarra
     """[edge], those of the class, or the one with the ids, of a text."""
     source, target = _ends(text)
     if {source, target} <= set(_KINDS):
-        found = every["kind"] == f"{source}→{target}"
+        found = (every["kind"] == f"{source}→{target}").to_numpy()
         if not found.any():
             there = ", ".join(every["kind"].cat.remove_unused_categories().cat.categories)
             raise InputError(f"The graph has no edge of class {text!r} that can be tested; it has: {there}.")
-        return found.to_numpy()
+        return found
     s, t = _row(graph, source, text), _row(graph, target, text)
-    found = (every["s"] == s) & (every["t"] == t)
+    found = (every["s"].to_numpy() == s) & (every["t"].to_numpy() == t)
     if not found.any():
         raise InputError(_why_not(graph, every, s, t))
-    return found.to_numpy()
+    return found
 
 
 def _row(graph: AttributionGraph, name: str, text: str) -> int:
