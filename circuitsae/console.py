@@ -130,7 +130,7 @@ def _cell(value: Any, form: str) -> str | Text:
         case "verdict":
             return Text(value, style=VERDICT_STYLE[value])
         case "text":
-            return visible(value)
+            return visible(value) if value else ""
         case "share":
             return f"{value:.1%}"
     return f"{value:.3f}" if form == "chance" else f"{value:.2f}"
