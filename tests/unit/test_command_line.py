@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from rich.text import Text
@@ -23,6 +25,7 @@ from circuitsae.cli import main
 from circuitsae.commands import graphs
 from circuitsae.commands.graphs import slug
 from circuitsae.commands.shared import free_folder
+from circuitsae.console import show_edges
 from circuitsae.graph import load_graph
 from circuitsae.graph.exchange import write_graph
 from circuitsae.loading import load_dictionaries
@@ -417,6 +420,26 @@ def test_a_table_leaves_out_whole_columns_then_cuts_text():
     assert "No room for: first to go, note;" in shown(50)
     assert "…" in shown(30)
     assert "-12.345" in shown(10)
+
+
+def test_the_wide_table_of_edges_says_all_that_was_found():
+    found = {
+        "graph_predicted": [1.0, -2.0], "graph_measured": [np.inf, -1e8], "graph_ratio": [np.nan, 0.5],
+        "graph_low": [np.nan, 0.25], "graph_high": [np.nan, 0.75], "graph_q": [np.nan, 0.0421],
+        "graph_verdict": ["undecided", None], "graph_reason": ["a measurement is not a finite number", ""],
+        "direct_verdict": ["attention", "norms"], "direct_head": ["2.3", None], "miss": ["curvature", None],
+        "influence": [0.1234, 0.0], "of_mine": ["x", "y"],
+    }  # fmt: skip
+    printed = io.StringIO()
+    show_edges(Console(width=400, file=printed), "", [(Column("edge"), ["a", "b"])], pd.DataFrame(found))
+    rows = [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in printed.getvalue().splitlines()]
+    header, one, other = filter(None, rows)
+    assert dict(zip(header, one, strict=True)) == {
+        "edge": "a", "predicted": "+1.000", "measured": "+inf", "ratio": "", "95 %": "", "graph": "undecided",
+        "direct": "attention", "graph q": "", "why undecided": "a measurement is not a finite number", "head": "2.3",
+        "model misses by": "curvature", "influence": "12.3%",
+    }  # fmt: skip
+    assert other == ["b", "-2.000", "-1.0e+08", "0.50", "[0.25, 0.75]", "", "norms", "0.042", "", "", "", "0.0%"]
 
 
 def test_what_is_said_of_a_logit_is_what_its_row_holds(traced):
