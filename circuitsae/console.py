@@ -1,7 +1,8 @@
 """What the commands print: tables of a graph, of a validation and of an evaluation."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -12,14 +13,49 @@ from circuitsae.tables import Column, show_table
 from transcoders.token_text import join_tokens
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from circuitsae.attribution.expansion import FullSize
     from circuitsae.graph import AttributionGraph
     from circuitsae.validation import Validation
     from transcoders.evaluation import Evaluation
 
-_KEEP = {"replacement": 1, "frozen": 2, "control": 3, "predicted": 4, "measured": 0}
-"""Columns of edges, from the first that is left out where there is no room."""
-VERDICT_STYLE = {"confirmed": "green", "null": "yellow", "reversed": "red"}
+VERDICT_STYLE = {
+    "confirmed": "green",
+    "attention": "cyan",
+    "norms": "cyan",
+    "reversed": "red",
+    "null": "yellow",
+    "undecided": "dim",
+}
+_EDGE_COLUMNS = (
+    ("predicted", "predicted", 6, "effect"),
+    ("measured", "measured", 7, "effect"),
+    ("verdict", "old verdict", 0, "verdict"),
+    ("graph_predicted", "predicted", 6, "effect"),
+    ("graph_measured", "measured", 7, "effect"),
+    ("graph_ratio", "ratio", 9, "ratio"),
+    ("graph_interval", "95 %", 5, "interval"),
+    ("graph_verdict", "graph", 0, "verdict"),
+    ("direct_verdict", "direct", 0, "verdict"),
+    ("model_measured", "model", 8, "effect"),
+    ("graph_q", "graph q", 3, "chance"),
+    ("graph_reason", "why undecided", 1, "text"),
+    ("direct_predicted", "direct predicted", 2, "effect"),
+    ("direct_measured", "direct measured", 2, "effect"),
+    ("direct_patterns", "by patterns", 2, "effect"),
+    ("direct_norms", "by norms", 2, "effect"),
+    ("direct_head", "head", 4, "text"),
+    ("direct_ratio", "direct ratio", 2, "ratio"),
+    ("direct_interval", "direct 95 %", 2, "interval"),
+    ("direct_q", "direct q", 2, "chance"),
+    ("direct_reason", "direct why undecided", 1, "text"),
+    ("model_ratio", "model ratio", 4, "ratio"),
+    ("miss", "model misses by", 4, "text"),
+    ("influence", "influence", 3, "share"),
+)
+"""Of the edges that were tested: column, heading, when it is left out (`Column.keep`), how its values are written."""
+_CLAIMS = {"graph": "graph claim", "direct": "direct edge", "model": "live model"}
 
 
 def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | None" = None) -> None:
@@ -47,26 +83,17 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
 
 
 def show_validation(console: Console, check: "Validation", graph: "AttributionGraph", rows: int = 10) -> None:
-    """Predicted against measured for the strongest edges, agreement by class of edge, and the verdicts."""
+    """Claims of the edges that were tested first, verdicts and agreement by claim and class, and what must be equal."""
     text = {node.id: f" {visible(node.text)}" if node.text else "" for node in graph.nodes}
-    columns = [c for c in ("predicted", "frozen", "replacement", "measured", "control") if c in check.edges]
-    with_verdict = "verdict" in check.edges
-    table = []
-    for record in check.edges.head(rows).to_dict("records"):
-        name = f"{record['source']}{text[record['source']]} → {record['target']}{text[record['target']]}"
-        cells: list[str | Text] = [name]
-        cells += [f"{record[c]:+.3f}" if c != "control" else f"±{record[c]:.3f}" for c in columns]
-        if with_verdict:
-            cells.append(Text(record["verdict"], style=VERDICT_STYLE[record["verdict"]]))
-        table.append(cells)
-    shown = [Column("source → target", text=True)]
-    shown += [Column("random (95 %)" if c == "control" else c, _KEEP[c]) for c in columns]
-    shown += [Column("verdict", text=True)] if with_verdict else []
-    show_table(console, f"Strongest {min(rows, len(check.edges))} edges, source removed", shown, table)
-    if "measured" in check.edges:
-        _show_agreement(console, check)
-    if len(check.budget):
-        _show_budget(console, check)
+    first = check.edges.head(rows)
+    ends = list(zip(first["source"], first["target"], strict=True))
+    names = [f"{s}{text[s]} → {t}{text[t]}" for s, t in ends]
+    title = (
+        f"{len(first)} of {len(check.edges)} tested edges, source removed: verdicts by claim, effect in the live model"
+    )
+    show_edges(console, title, [(Column("source → target", text=True), names)], first)
+    _show_verdicts(console, check)
+    _show_agreement(console, check)
     console.print(
         f"Frozen regime: largest difference {_figure(check.frozen_error, '.1e')} of the largest effect\n"
         "Replacement model with error nodes: "
@@ -76,25 +103,75 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     )
 
 
-def _show_budget(console: Console, check: "Validation") -> None:
-    parts = ("predicted", "measured", "norms", "patterns", "features", "reconstruction")
-    columns = [Column("source → target", text=True), Column("predicted", 1), Column("measured", 2)]
-    columns += [Column(name, 3) for name in parts[2:]]
-    rows = [
-        (f"{record['source']} → {record['target']}", *(f"{record[c]:+.3f}" for c in parts))
-        for record in check.budget.to_dict("records")
-    ]
-    show_table(console, "Edges that miss most: what the miss is made of", columns, rows)
+def show_edges(
+    console: Console, title: str, own: Sequence[tuple[Column, Sequence[str]]], edges: "pd.DataFrame"
+) -> None:
+    """A row per edge: columns of one's own with their cells, and what validation found of the edge."""
+    for claim in ("graph", "direct"):
+        if f"{claim}_low" in edges:
+            interval = list(zip(edges[f"{claim}_low"], edges[f"{claim}_high"], strict=True))
+            edges = edges.assign(**{f"{claim}_interval": interval})
+    chosen = [column for column in _EDGE_COLUMNS if column[0] in edges]
+    columns = [column for column, _ in own]
+    columns += [Column(name, keep, text=form in ("verdict", "text")) for _, name, keep, form in chosen]
+    found = [[_cell(value, form) for value in edges[name].tolist()] for name, _, _, form in chosen]
+    show_table(console, title, columns, list(zip(*(cells for _, cells in own), *found, strict=True)))
+
+
+def _cell(value: Any, form: str) -> str | Text:
+    if form == "interval":
+        low, high = value
+        return "" if low != low else f"[{low:.2f}, {high:.2f}]"
+    if value is None or value != value:
+        return ""
+    match form:
+        case "effect":
+            return f"{value:+.3f}" if abs(value) < 1e5 else f"{value:+.1e}"
+        case "verdict":
+            return Text(value, style=VERDICT_STYLE[value])
+        case "text":
+            return visible(value) if value else ""
+        case "share":
+            return f"{value:.1%}"
+    return f"{value:.3f}" if form == "chance" else f"{value:.2f}"
+
+
+def _show_verdicts(console: Console, check: "Validation") -> None:
+    from circuitsae.validation.result import by_kind
+
+    found = {
+        claim: {kind: Counter(rows["verdict"]) for kind, rows in by_kind(check.claim(claim)).items()}
+        for claim in check.claims
+        if claim != "model"
+    }
+    given = [name for name in VERDICT_STYLE if any(name in counts["all"] for counts in found.values())]
+    columns = [Column("verdicts", text=True), Column("influence", 1)]
+    columns += [Column(name, 2 if name == "norms" else 0) for name in given]
+    rows: list[Sequence[str] | None] = []
+    for claim, by_class in found.items():
+        rows += [None] if rows else []
+        for kind, counts in by_class.items():
+            share = _figure(check.share if kind == "all" else check.shares[kind], ".0%")
+            rows.append((_row_name(claim, kind), share, *(str(counts[name] or "") for name in given)))
+    if rows:
+        show_table(console, "Verdicts by claim and class, and the influence that the tested edges hold", columns, rows)
 
 
 def _show_agreement(console: Console, check: "Validation") -> None:
-    columns = [Column("edges", text=True), Column("n", 2), Column("Spearman", 4), Column("same sign")]
-    columns += [Column("slope", 3), Column("R²", 1)]
-    rows = []
-    for name, a in check.agreement().items():
-        figures = (a.spearman, ".2f"), (a.sign, ".0%"), (a.slope, ".2f"), (a.r2, ".2f")
-        rows.append((name, str(a.n), *(_figure(value, form) for value, form in figures)))
-    show_table(console, "Measured in the model against predicted", columns, rows)
+    columns = [Column("agreement", text=True), Column("n", 2), Column("Spearman"), Column("same sign")]
+    columns += [Column("in [½, 2]"), Column("slope", 3), Column("R²", 1)]
+    rows: list[Sequence[str] | None] = []
+    for claim in check.claims:
+        rows += [None] if rows else []
+        for kind, a in check.agreement(claim).items():
+            figures = (a.spearman, ".2f"), (a.sign, ".0%"), (a.within, ".0%"), (a.slope, ".2f"), (a.r2, ".2f")
+            rows.append((_row_name(claim, kind), str(a.n), *(_figure(value, form) for value, form in figures)))
+    show_table(console, "Measured against predicted", columns, rows)
+
+
+def _row_name(claim: str, kind: str) -> str:
+    """The first column of a table by claim and class: the claim, below it the classes."""
+    return _CLAIMS[claim] if kind == "all" else kind
 
 
 def show_evaluation(console: Console, evaluation: "Evaluation") -> None:

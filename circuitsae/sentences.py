@@ -1,6 +1,7 @@
 """What a command found, in a sentence: from the values of graphs, validations and evaluations, without a model."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,16 +9,16 @@ import numpy as np
 from circuitsae.report.text import visible
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from circuitsae.graph import AttributionGraph
     from transcoders.evaluation import Evaluation
 
 
 def of_graph(graph: "AttributionGraph") -> str:
     """What the first choice's logit is made of, and what validation said of the edges, where it was run."""
-    said = of_logit(graph)
-    if graph.edge_notes is not None and "verdict" in graph.edge_notes:
-        said += f" {of_verdicts(graph.edge_notes['verdict'].dropna().tolist())}"
-    return said
+    notes = graph.edge_notes
+    return " ".join(filter(None, [of_logit(graph), "" if notes is None else of_verdicts(notes)]))
 
 
 def of_logit(graph: "AttributionGraph") -> str:
@@ -44,15 +45,68 @@ def of_size(graph: "AttributionGraph") -> str:
     return f"The graph has {_number(len(graph.nodes), 'node')} and {_number(graph.weights.nnz, 'edge')}."
 
 
-def of_verdicts(verdicts: list[str]) -> str:
-    """How many of the tested edges hold in the model."""
-    counts = Counter(verdicts)
-    if not verdicts:
-        return "No edge was tested in the model."
-    return (
-        f"{counts['confirmed']} of {_number(len(verdicts), 'tested edge')} hold in the model; {counts['reversed']} "
-        f"act the other way, and {counts['null']} do no more than random stand-ins."
-    )
+def of_verdicts(notes: "pd.DataFrame") -> str:
+    """How many claims of the tested edges hold, claim by claim, and how much of the influence these edges hold.
+
+    notes: the columns of `Validation.edges`, or `edge_notes` of a graph. Nothing is said where no edge was tested.
+    """
+    from circuitsae.graph.notes import is_old
+
+    column = {str(name): notes[name].to_numpy() for name in notes}
+    if is_old(notes):
+        return (
+            f"An older validation gave {_number(len(_given(column['verdict'])), 'edge')} one verdict of another "
+            "question: a total effect was held against a direct edge; run `circuitsae validate` again."
+        )
+    claims = _of_graph_claims(column), _of_direct_edges(column), _of_model_effects(column)
+    if not any(claims):
+        return ""
+    held = float(np.nansum(column["influence"])) if "influence" in column else 0.0
+    share = f" The tested edges hold {100 * held:.0f} % of the influence." if held else ""
+    return "; ".join(filter(None, claims)) + "." + share
+
+
+def _of_graph_claims(column: Mapping[str, np.ndarray]) -> str:
+    if not (verdicts := _given(column.get("graph_verdict"))):
+        return ""
+    predicted, measured = (column[f"graph_{name}"].astype(float) for name in ("predicted", "measured"))
+    product, square = predicted * measured, predicted**2
+    within = np.count_nonzero((product >= square / 2) & (product <= 2 * square))
+    said = ", ".join(f"{count} {name}" for name, count in _counts(verdicts).items())
+    return f"{within} of {_number(len(verdicts), 'graph claim')} hold within a factor of two ({said})"
+
+
+def _of_direct_edges(column: Mapping[str, np.ndarray]) -> str:
+    if not (verdicts := _given(column.get("direct_verdict"))):
+        return ""
+    counts = _counts(verdicts)
+    carried = {by: f"{counts[by]} mostly carried by {by}" for by in ("attention", "norms") if by in counts}
+    if "direct_head" in column and (heads := _given(column["direct_head"][column["direct_verdict"] == "attention"])):
+        carried["attention"] += f", head {Counter(heads).most_common(1)[0][0]} above all"
+    confirmed = f"{counts.get('confirmed', 0)} of {_number(len(verdicts), 'direct edge')} are confirmed"
+    return ", ".join([confirmed, ", and ".join(carried.values())]) if carried else confirmed
+
+
+def _of_model_effects(column: Mapping[str, np.ndarray]) -> str:
+    if "model_predicted" not in column:
+        return ""
+    predicted, measured = (column[f"model_{name}"].astype(float) for name in ("predicted", "measured"))
+    right, tested = np.sign(predicted) == np.sign(measured), np.isfinite(predicted)
+    if not tested.any():
+        return ""
+    return f"in the live model {np.count_nonzero(right)} of {np.count_nonzero(tested):,} point the right way"
+
+
+def _given(values: np.ndarray | None) -> list[str]:
+    """The texts of a column."""
+    return [] if values is None else [value for value in values if isinstance(value, str) and value]
+
+
+def _counts(verdicts: Sequence[str]) -> Mapping[str, int]:
+    """How many there are of each verdict that was given, in the order of the verdicts."""
+    from circuitsae.graph.notes import VERDICTS
+
+    return {name: verdicts.count(name) for name in VERDICTS if name in verdicts}
 
 
 def of_evaluation(evaluation: "Evaluation") -> str:

@@ -13,6 +13,8 @@ from rich.text import Text
 _WIDE = 100_000
 _SHORTEST = 8
 """Cells that may be cut keep so many characters."""
+_NAMED = 6
+"""So many of the columns that are left out are named."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def show_table(
         console.print(Text(title, style="italic"), soft_wrap=True)
     console.print(table, soft_wrap=True)
     if left_out := [column.name for number, column in enumerate(columns) if number not in chosen]:
-        said = f"No room for: {', '.join(left_out)}; --wide shows everything."
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        said = f"No room for: {', '.join(left_out[:_NAMED])}{more}; --wide shows everything."
         console.print(Text(said, style="dim"), soft_wrap=True)
 
 

@@ -21,11 +21,11 @@ def main(arguments: list[str]) -> None:
     graph = full.prune(nodes=0.8, edges=0.98)
     check = cs.validate(model, graph, edges=10 if quick else 100)
     print(graph)
-    print(check.edges[["source", "target", "predicted", "measured", "verdict"]].head(10).to_string(index=False))
+    print(check.claim("graph")[["source", "target", "predicted", "measured", "ratio", "verdict"]].head(10).to_string())
 
     g = check.annotate(graph).to_networkx()
-    confirmed = nx.DiGraph((s, t, d) for s, t, d in g.edges(data=True) if d.get("verdict") == "confirmed")
-    print(f"{confirmed.number_of_edges()} of {g.number_of_edges()} edges confirmed in the model")
+    confirmed = nx.DiGraph((s, t, d) for s, t, d in g.edges(data=True) if d.get("graph_verdict") == "confirmed")
+    print(f"{confirmed.number_of_edges()} of {len(check.edges)} tested edges have their graph claim confirmed")
     print("HTML:", graph.write_html(paths[0] if paths else "graph.html", validation=check))
 
 

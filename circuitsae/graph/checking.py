@@ -30,8 +30,6 @@ LARGEST_NUMBER = 1e30
 LARGEST_INDEX = 2**53 - 1
 _DEEPEST = 24
 _ROUNDING = 1e-6
-MEASUREMENTS = ("predicted", "frozen", "replacement", "measured", "control")
-"""The columns of `edge_notes` that hold numbers."""
 
 
 class MalformedError(ValueError):

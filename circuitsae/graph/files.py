@@ -14,7 +14,6 @@ import pandas as pd
 from scipy import sparse
 
 from circuitsae.graph.checking import (
-    MEASUREMENTS,
     Limits,
     MalformedError,
     array_header,
@@ -37,6 +36,7 @@ from circuitsae.graph.checking import (
 )
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
+from circuitsae.graph.notes import checked, written
 from transcoders.errors import FileFormatError
 from transcoders.files import file_hash, new_files, undisturbed, write_file
 
@@ -207,8 +207,8 @@ def _notes(stated: Any, ids: set[str]) -> pd.DataFrame | None:
     for row in rows:
         if len(sequence(row, "a row of edge_notes")) != len(columns):
             raise MalformedError(f"a row of edge_notes has {len(row)} values for {len(columns)} columns")
-    checked = [[_note(name, value, ids) for name, value in zip(columns, row, strict=True)] for row in rows]
-    return pd.DataFrame(checked, columns=columns)
+    found = [[_note(name, value, ids) for name, value in zip(columns, row, strict=True)] for row in rows]
+    return pd.DataFrame(found, columns=columns)
 
 
 def _note(name: str, value: Any, ids: set[str]) -> Any:
@@ -217,11 +217,7 @@ def _note(name: str, value: Any, ids: set[str]) -> Any:
         if (found := text(value, f"{name} of edge_notes")) not in ids:
             raise MalformedError(f"edge_notes name the node {shown(value)}, which is not among the nodes")
         return found
-    if name in MEASUREMENTS:
-        return number(value, f"{name} of edge_notes")
-    if name == "verdict":
-        return None if value is None else text(value, "a verdict of edge_notes")
-    return plain(value)
+    return checked(name, value, "edge_notes")
 
 
 def _read_edges(path: Path, head: Header) -> sparse.csr_array:
@@ -258,5 +254,5 @@ def _without_nan(value: Any) -> Any:
 
 
 def _table(frame: pd.DataFrame) -> dict[str, list]:
-    rows = [[_without_nan(value) for value in row] for row in frame.itertuples(index=False)]
+    rows = [[written(value) for value in row] for row in frame.itertuples(index=False)]
     return {"columns": [str(name) for name in frame.columns], "data": rows}

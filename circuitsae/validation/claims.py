@@ -282,7 +282,9 @@ def _split_model(frame: pd.DataFrame, trial: _Trial) -> None:
     steps["patterns"], steps["norms"] = shapley(held, *corners)
     for name, values in steps.items():
         frame[f"miss_{name}"] = values
-    frame["miss"] = pd.DataFrame(steps).abs().idxmax(axis=1, skipna=True) if len(frame) else None
+    sizes = pd.DataFrame(steps).abs()
+    known = sizes.notna().any(axis=1)
+    frame["miss"] = sizes.fillna(-1.0).idxmax(axis=1).where(known, None)
 
 
 def shapley(held: np.ndarray, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

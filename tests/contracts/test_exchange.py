@@ -14,6 +14,7 @@ from scipy import sparse
 from circuitsae.cli import main
 from circuitsae.graph import AttributionGraph, NodeKind, load_graph
 from circuitsae.graph.exchange import FORMATS, Limits, read_graph, write_graph
+from circuitsae.graph.notes import is_old
 from circuitsae.report.data import page_data
 from tests.sample_graphs import whole_graph
 from transcoders.errors import FileFormatError, InputError
@@ -22,17 +23,29 @@ SUFFIX = {name: form.suffix for name, form in FORMATS.items()}
 HOSTILE = ["</script>", "<img src=x onerror=alert(1)>", ' "q" & \\', "\u202eabc", "🙂", "", "\x00\r\n\t\x1b[31m", "]]>"]
 
 
+NOTES = {
+    "hops": [1, 2, 1, 1],
+    "influence": [0.4, 1 / 3, 0.1, 0.0],
+    "graph_predicted": [0.1, 0.2, 0.3, 0.4],
+    "graph_measured": [0.1, np.nan, -0.3, 1 / 3],
+    "graph_controls": [40, 0, 40, 200],
+    "graph_q": [0.01, np.nan, 1.0, 0.02],
+    "graph_verdict": ["confirmed", "undecided", "reversed", "confirmed"],
+    "graph_reason": ["", "a measurement is not a finite number", "", ""],
+    "direct_verdict": ["attention", "norms", "null", "confirmed"],
+    "direct_head": ["2.3", None, None, None],
+    "model_measured": [-0.5, np.nan, 2.0, 1e-17],
+    "miss": ["patterns", "curvature", "first", "dictionary"],
+}
+"""What validation found of the first edges, of every type that a column may have."""
+
+
 def our_graph(*, bias: bool = True, notes: bool = True) -> AttributionGraph:
     """A graph with every kind of node, hostile texts and weights that no short decimal holds."""
     graph = whole_graph(HOSTILE, bias=bias)
     if not notes:
         return graph
-    edges = graph.edges_frame().head(4)
-    measured = {"predicted": [0.1, 0.2, 0.3, 0.4], "measured": [0.1, np.nan, -0.3, 1 / 3]}
-    verdicts = ["confirmed", "null", "reversed", "confirmed"]
-    return graph.annotate(
-        pd.DataFrame({"source": edges["source"], "target": edges["target"], **measured, "verdict": verdicts})
-    )
+    return graph.annotate(graph.edges_frame()[["source", "target"]].head(4).assign(**NOTES))
 
 
 def edges_by_id(graph: AttributionGraph) -> dict[tuple[str, str], float]:
@@ -58,11 +71,22 @@ def test_our_graph_comes_back(form, tmp_path):
     path = write_graph(graph, tmp_path / f"graph{SUFFIX[form]}", format=form)
     found = read_graph(path)
     assert_same(found, graph)
-    columns = ["source", "target", "weight", "share", "predicted", "measured", "verdict"]
-    ours, theirs = (pd.DataFrame(frame, columns=columns) for frame in (graph.edges_frame(), found.edges_frame()))
-    pd.testing.assert_frame_equal(theirs, ours)
+    ours, theirs = graph.edges_frame(), found.edges_frame()
+    assert set(theirs) == set(ours) == {"source", "target", "weight", "share", *NOTES}
+    pd.testing.assert_frame_equal(pd.DataFrame(theirs, columns=ours.columns), ours)
     again = write_graph(found, tmp_path / f"again{SUFFIX[form]}", format=form)
     assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_findings_of_the_old_kind_come_back(form, tmp_path):
+    graph = our_graph(bias=False, notes=False)
+    old = {"predicted": [0.1, 0.2, 0.3], "measured": [0.1, np.nan, -0.3], "verdict": ["confirmed", "null", "reversed"]}
+    graph = graph.annotate(graph.edges_frame()[["source", "target"]].head(3).assign(**old))
+    found = read_graph(write_graph(graph, tmp_path / "graph", format=form))
+    pd.testing.assert_frame_equal(found.edges_frame(), graph.edges_frame())
+    assert found.edge_notes is not None
+    assert is_old(found.edge_notes)
 
 
 @pytest.mark.parametrize("form", ["neuronpedia", "eleuther"])
@@ -337,7 +361,12 @@ def test_what_is_wrong_is_said(content, says, tmp_path):
         (("nodes", 3, "token_prob"), -7, "from 0 to 1"),
         (("nodes", 3, "token_prob"), 1.5, "from 0 to 1"),
         (("metadata", "prompt_tokens"), [1, 2], "expected text"),
+        (("links", 0, "graph_measured"), "<b>", "expected a number"),
         (("links", 0, "measured"), "<b>", "expected a number"),
+        (("links", 0, "model_ratio"), 1e300, "expected a number below"),
+        (("links", 0, "direct_q"), 2, "from 0 to 1"),
+        (("links", 0, "direct_verdict"), "<b>", "expected one of confirmed"),
+        (("links", 0, "direct_reason"), ["<b>"], "expected text"),
     ],
 )
 def test_a_wrong_value_is_named(where, value, says, tmp_path):

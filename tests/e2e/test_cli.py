@@ -55,7 +55,13 @@ def test_trace_says_what_was_found(traced):
     printed, _ = traced
     logits = printed[printed.index("Top logits") :].splitlines()
     assert "Mary" in next(line for line in logits if "0." in line)
-    expected = ("Nodes kept", "Edges kept", "Replacement score", "completeness score", "of 20 tested edges hold")
+    expected = (
+        "Nodes kept",
+        "Edges kept",
+        "Replacement score",
+        "completeness score",
+        "of 20 graph claims hold within a factor of two",
+    )
     for text in expected:
         assert text in printed
     assert "graph.html" in printed
@@ -67,7 +73,7 @@ def test_trace_writes_a_graph_a_validation_and_a_page(traced):
     assert graph.top_logits()[0].text == " Mary"
     g = graph.to_networkx()
     assert nx.is_directed_acyclic_graph(g)
-    assert sum("verdict" in d for *_, d in g.edges(data=True)) == 20
+    assert sum({"graph_verdict", "direct_verdict", "model_measured"} <= set(d) for *_, d in g.edges(data=True)) == 20
     assert json.loads((folder / "validation.json").read_text())["frozen_error"] < 1e-4
     page = (folder / "graph.html").read_text()
     assert "<!doctype html>" in page[:100].lower()
@@ -76,7 +82,7 @@ def test_trace_writes_a_graph_a_validation_and_a_page(traced):
     shown = json.loads(data)
     features = {f"{n.layer}.{n.index}" for n in graph.nodes if n.kind is NodeKind.FEATURE}
     assert shown["cards"].keys() == features  # no feature that fires on the prompt is dead in the cards' corpus
-    assert sum(verdict is not None for verdict in shown["edges"]["verdict"]) == 20
+    assert len(shown["tests"]["edges"]) == 20
 
 
 def test_show_and_validate_work_from_the_folder(traced, tmp_path):
@@ -85,8 +91,8 @@ def test_show_and_validate_work_from_the_folder(traced, tmp_path):
     assert "Strongest 15 edges" in printed
     assert (tmp_path / "again.html").exists()
     printed = run("validate", folder, "--edges", "5", "--controls", "4")
-    assert "of 5 tested edges hold in the model" in printed
-    assert sum("verdict" in d for *_, d in load_graph(folder).to_networkx().edges(data=True)) == 5
+    assert "of 5 graph claims hold within a factor of two" in printed
+    assert sum("graph_verdict" in d for *_, d in load_graph(folder).to_networkx().edges(data=True)) == 5
 
 
 def test_doctor_is_content():
@@ -165,6 +171,6 @@ def test_train_then_trace(tmp_path):
     assert "held-out tokens" in printed
     assert (out / "evaluation.json").exists()
     printed = run("trace", PROMPT, "--dictionaries", out, "--out", tmp_path / "graph", "--validate", "5")
-    assert "of 5 tested edges hold in the model" in printed
+    assert re.search("of [1-5] graph claims? hold within a factor of two", printed)
     assert load_graph(tmp_path / "graph").provenance["dictionaries"]["model"] == "pocket"
     assert torch.isfinite(torch.tensor(load_graph(tmp_path / "graph").weights.data)).all()

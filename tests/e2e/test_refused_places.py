@@ -99,7 +99,7 @@ def test_validate_keeps_the_earlier_result(inputs, capsys, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(SystemExit) as stopped:
-        main(["validate", str(folder), "--edges", "2", "--controls", "1", "--budget", "0"])
+        main(["validate", str(folder), "--edges", "2", "--controls", "1"])
     assert stopped.value.code == 2
     assert "is full" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -256,7 +256,7 @@ def test_trace_takes_the_flag_and_validate_follows_the_graph(tmp_path):
     graph = load_graph(tmp_path / "g")
     assert graph.provenance["bos"] is False
     assert 0 not in graph.token_ids
-    main(["validate", str(tmp_path / "g"), "--edges", "2", "--controls", "1", "--budget", "0"])
+    main(["validate", str(tmp_path / "g"), "--edges", "2", "--controls", "1"])
     assert json.loads((tmp_path / "g" / "validation.json").read_text())
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from rich.text import Text
@@ -18,13 +22,16 @@ from rich.text import Text
 import circuitsae.commands.app  # noqa: F401  the modules of the commands
 from circuitsae import console, doctor
 from circuitsae.cli import main
+from circuitsae.commands import graphs
 from circuitsae.commands.graphs import slug
 from circuitsae.commands.shared import free_folder
+from circuitsae.console import show_edges
 from circuitsae.graph import load_graph
 from circuitsae.graph.exchange import write_graph
 from circuitsae.loading import load_dictionaries
 from circuitsae.reproduce.result import Reproduction
 from circuitsae.tables import Column, show_table
+from circuitsae.validation import Validation
 from tests.sample_graphs import small_graph
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
@@ -67,11 +74,81 @@ def test_repeated_options_add_up_and_the_prompt_stands_anywhere(call, arguments)
     assert "".join(graph.tokens[1:]) == PROMPT
 
 
-def test_regimes_are_all_or_those_named(call, traced):
-    printed = call("validate", traced, "--edges", "2", "--controls", "2", "--budget", "0", "--regimes", "frozen",
-                   "--regimes", "model", "--wide")  # fmt: skip
-    assert "frozen" in printed
-    assert "replacement " not in printed.split("Measured in")[0].split("source removed")[1]
+@pytest.fixture
+def copied(traced, tmp_path):
+    """A graph to validate anew."""
+    return shutil.copytree(traced, tmp_path / "copied")
+
+
+def test_claims_are_all_or_those_named(call, copied):
+    printed = call("validate", copied, "--edges", "2", "--controls", "19", "--claims", "graph", "--claims", "model",
+                   "--wide")  # fmt: skip
+    header = next(line for line in printed.splitlines() if "source → target" in line)
+    assert re.search(r"┃ predicted ┃ measured ┃ ratio ┃\s+95 % ┃ graph\s+┃\s+model ┃", header)
+    assert "direct edge" not in printed
+    assert Validation.load(copied / "validation.json").claims == ("graph", "model")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (["3"], lambda frame: len(frame) == 3),
+        (["30%"], lambda frame: 0.3 <= frame["influence"].sum() < 0.31 + frame["influence"].max()),
+        (["token→logit"], lambda frame: set(frame["kind"]) == {"token→logit"}),
+        (["tok@4 -> logit.529@14", "1"], lambda frame: "tok@4" in set(frame["source"]) and len(frame) <= 2),
+    ],
+)
+def test_edges_are_chosen_by_count_share_class_and_id(call, copied, chosen, expected):
+    options = [part for text in chosen for part in ("--edges", text)]
+    call("validate", copied, *options, "--controls", "0", "--claims", "direct")
+    assert expected(Validation.load(copied / "validation.json").edges)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--edges", "most"], "--edges"),
+        (["--edges", "150%"], "share of the influence"),
+        (["--edges", "feature→lodgit"], "'feature→lodgit'"),
+        (["--controls", "-1"], "controls=-1"),
+        (["--delta", "2"], "delta=2"),
+        (["--claims", "frozen"], "frozen"),
+        (["--regimes", "model"], "--regimes"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused_and_nothing_is_written(copied, options, says, capsys):
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    with pytest.raises(SystemExit) as stopped:
+        main(["validate", str(copied), *options])
+    assert stopped.value.code == 2
+    assert says.removeprefix("--edges") in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_validate_hands_on_what_it_was_told(copied, monkeypatch):
+    told = {}
+    monkeypatch.setattr(graphs, "_validate", lambda *_, **settings: told.update(settings) or sys.exit("seen"))
+    with pytest.raises(SystemExit, match="seen"):
+        main(["validate", str(copied), "--edges", "7", "--delta", "0.1", "--controls", "30", "--seed", "5",
+              "--elsewhere", "A text", "--elsewhere", "another"])  # fmt: skip
+    assert told == {
+        "edges": 7, "claims": ("graph", "direct", "model"), "controls": 30, "delta": 0.1, "seed": 5,
+        "elsewhere": ("A text", "another"),
+    }  # fmt: skip
+
+
+def test_a_graph_validated_before_the_claims_is_shown_and_says_so(call, copied):
+    document = json.loads((copied / "graph.json").read_text("utf-8"))
+    columns = ["source", "target", "predicted", "frozen", "measured", "control", "verdict"]
+    row = ["tok@4", "logit.529@14", -12.946, -12.946, -17.428, 9.084, "confirmed"]
+    document["edge_notes"] = {"columns": columns, "data": [row]}
+    (copied / "graph.json").write_text(json.dumps(document), "utf-8")
+    printed = call("show", copied, columns=100)
+    assert re.search(r"tok@4 +│ logit.529@14 +│ .*-12.946 │ +-17.428 │ confirmed", printed)
+    assert "An older validation gave 1 edge one verdict of another question" in printed
+    assert "run `circuitsae validate` again." in printed
+    call("validate", copied, "--edges", "2", "--controls", "0", "--claims", "graph")
+    assert "older" not in call("show", copied)
 
 
 def test_white_space_is_traced(call):
@@ -227,7 +304,7 @@ LAYER = r"[\d.]+ features are active per layer and token and leave .* of the var
 COMMANDS = {
     "trace": ["trace", "{prompt}", "--out", "{folder}/graph", "--validate", "4", "--max-features", "20"],
     "show": ["show", "{graph}", "--html", "{folder}/page.html"],
-    "validate": ["validate", "{folder}/graph", "--edges", "6", "--controls", "3", "--budget", "2"],
+    "validate": ["validate", "{folder}/graph", "--edges", "6", "--controls", "3"],
     "compare": [
         *("compare", "{graph}", "{graph}", "--out", "{folder}/pair.html"),
         *("--names", "the first of them", "the other one"),
@@ -248,10 +325,15 @@ COMMANDS = {
     "import": ["import", "{folder}/small.json", "--out", "{folder}/imported"],
     "doctor": ["doctor"],
 }
+TESTED = (
+    r"Of the logit of ·Mary, .* \d+ of \d+ graph claims hold within a factor of two \(.*\); \d+ of \d+ direct edges "
+    r"are confirmed.*; in the live model \d+ of \d+ point the right way\. "
+    r"The tested edges hold \d+ % of the influence\."
+)
 LAST = {
-    "trace": r"Of the logit of ·Mary, .* \d+ of \d+ tested edges hold in the model",
-    "show": r"Of the logit of ·Mary, .* \d+ of \d+ tested edges hold in the model",
-    "validate": r"Of the logit of ·Mary, .* \d+ of \d+ tested edges hold in the model",
+    "trace": TESTED,
+    "show": TESTED,
+    "validate": TESTED,
     "compare": r"\d+ of \d+ edges are in both graphs; from the first of them to the other one .* changes most",
     "intervene": r"The change lowers logit\(·Mary\) by [\d.]+ .*; the first choice",
     "steer": r"(Recommended strength: -?\d+|No strength is recommended): ",
@@ -338,6 +420,26 @@ def test_a_table_leaves_out_whole_columns_then_cuts_text():
     assert "No room for: first to go, note;" in shown(50)
     assert "…" in shown(30)
     assert "-12.345" in shown(10)
+
+
+def test_the_wide_table_of_edges_says_all_that_was_found():
+    found = {
+        "graph_predicted": [1.0, -2.0], "graph_measured": [np.inf, -1e8], "graph_ratio": [np.nan, 0.5],
+        "graph_low": [np.nan, 0.25], "graph_high": [np.nan, 0.75], "graph_q": [np.nan, 0.0421],
+        "graph_verdict": ["undecided", None], "graph_reason": ["a measurement is not a finite number", ""],
+        "direct_verdict": ["attention", "norms"], "direct_head": ["2.3", None], "miss": ["curvature", None],
+        "influence": [0.1234, 0.0], "of_mine": ["x", "y"],
+    }  # fmt: skip
+    printed = io.StringIO()
+    show_edges(Console(width=400, file=printed), "", [(Column("edge"), ["a", "b"])], pd.DataFrame(found))
+    rows = [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in printed.getvalue().splitlines()]
+    header, one, other = filter(None, rows)
+    assert dict(zip(header, one, strict=True)) == {
+        "edge": "a", "predicted": "+1.000", "measured": "+inf", "ratio": "", "95 %": "", "graph": "undecided",
+        "direct": "attention", "graph q": "", "why undecided": "a measurement is not a finite number", "head": "2.3",
+        "model misses by": "curvature", "influence": "12.3%",
+    }  # fmt: skip
+    assert other == ["b", "-2.000", "-1.0e+08", "0.50", "[0.25, 0.75]", "", "norms", "0.042", "", "", "", "0.0%"]
 
 
 def test_what_is_said_of_a_logit_is_what_its_row_holds(traced):

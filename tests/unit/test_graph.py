@@ -176,21 +176,25 @@ def test_networkx_carries_everything_known():
     graph = layered_graph()
     frame = graph.edges_frame()
     edge = frame.iloc[0]
-    notes = pd.DataFrame([{"source": edge.source, "target": edge.target, "measured": 0.5, "verdict": "confirmed"}])
+    found = {"graph_predicted": 0.4, "graph_measured": 0.5, "graph_verdict": "confirmed", "direct_verdict": "norms"}
+    found |= {"graph_q": np.nan, "direct_head": None}
+    notes = pd.DataFrame([{"source": edge.source, "target": edge.target, **found}])
     g = graph.annotate(notes).to_networkx()
     assert g.number_of_nodes() == len(graph.nodes)
     assert g.number_of_edges() == graph.weights.nnz
     assert g.edges[edge.source, edge.target] == {
-        "weight": edge.weight, "share": edge.share, "measured": 0.5, "verdict": "confirmed",
+        "weight": edge.weight, "share": edge.share, "graph_predicted": 0.4, "graph_measured": 0.5,
+        "graph_verdict": "confirmed", "direct_verdict": "norms",
     }  # fmt: skip
     assert g.nodes["tok@1"]["text"] == "w1"
-    assert "verdict" not in g.edges[frame.iloc[1].source, frame.iloc[1].target]
+    assert "graph_verdict" not in g.edges[frame.iloc[1].source, frame.iloc[1].target]
 
 
 def test_saving_loses_nothing(tmp_path):
     graph = layered_graph()
     edge = graph.edges_frame().iloc[0]
-    notes = pd.DataFrame([{"source": edge.source, "target": edge.target, "measured": 1 / 3, "verdict": "null"}])
+    found = {"graph_measured": 1 / 3, "graph_verdict": "null", "graph_reason": "", "hops": 2, "of_mine": "kept"}
+    notes = pd.DataFrame([{"source": edge.source, "target": edge.target, **found}])
     graph = graph.annotate(notes)
     again = load_graph(graph.save(tmp_path / "graph"))
     pd.testing.assert_frame_equal(again.nodes_frame(), graph.nodes_frame())

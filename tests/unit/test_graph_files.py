@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from circuitsae.graph import load_graph, load_header
 from circuitsae.graph.checking import Limits
+from circuitsae.graph.notes import CLAIMS, VERDICTS, is_old
 from circuitsae.report import write_html
+from circuitsae.validation import claims, verdicts
 from tests.sample_graphs import small_graph
 from transcoders.errors import FileFormatError
 
@@ -45,6 +48,13 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
     change(document)
     path.write_text(json.dumps(document), encoding="utf-8")
     return refusal(folder)
+
+
+def note(document: dict[str, Any], **values: Any) -> None:
+    """Other values in the first row of the notes, in columns that may be new."""
+    notes = document["edge_notes"]
+    row = dict(zip(notes["columns"], notes["data"][0], strict=True)) | values
+    notes["columns"], notes["data"][0] = list(row), list(row.values())
 
 
 def without_digest(folder: Path) -> None:
@@ -77,7 +87,9 @@ def test_header_and_graph_agree(folder: Path):
     assert head.nodes == graph.nodes or [n.id for n in head.nodes] == list(graph.ids)
     assert head.scores == graph.scores
     assert head.edge_notes is not None
-    assert head.edge_notes["verdict"].tolist() == ["confirmed"]
+    for notes in (graph.edge_notes, small_graph().edge_notes):
+        assert notes is not None
+        pd.testing.assert_frame_equal(head.edge_notes, notes)
     np.testing.assert_array_equal(graph.weights.toarray(), small_graph().weights.toarray())
 
 
@@ -110,10 +122,18 @@ def test_header_and_graph_agree(folder: Path):
         (lambda d: d["nodes"].__setitem__(0, None), "node 0 is missing; expected an object"),
         (lambda d: d["nodes"][1].update(kind="feature", index=7), "occurs twice"),
         (lambda d: d["scores"].pop("replacement"), "the replacement score is missing"),
-        (lambda d: d["edge_notes"]["data"][0].pop(), "3 values for 4 columns"),
+        (lambda d: d["edge_notes"]["data"][0].pop(), "20 values for 21 columns"),
         (lambda d: d["edge_notes"]["data"][0].__setitem__(0, "9.9@9"), "'9.9@9', which is not among the nodes"),
         (lambda d: d["edge_notes"].update(columns=["source"]), "the columns of edge_notes"),
-        (lambda d: d["edge_notes"]["data"][0].__setitem__(3, 0), "a verdict of edge_notes is 0; expected text"),
+        (lambda d: note(d, graph_verdict=0), "graph_verdict of edge_notes is 0; expected text"),
+        (lambda d: note(d, direct_verdict="held"), "direct_verdict of edge_notes is 'held'; expected one of confirmed"),
+        (lambda d: note(d, graph_low="0.8"), "graph_low of edge_notes is '0.8'; expected a number"),
+        (lambda d: note(d, model_measured=1e300), "model_measured of edge_notes is 1e+300; expected a number below"),
+        (lambda d: note(d, graph_q=1.5), "graph_q of edge_notes is 1.5; expected a number from 0 to 1"),
+        (lambda d: note(d, influence=-1), "influence of edge_notes is -1; expected a number from 0 to 1"),
+        (lambda d: note(d, graph_controls=0.5), "graph_controls of edge_notes is 0.5; expected a whole number"),
+        (lambda d: note(d, miss=["patterns"]), "miss of edge_notes is a list; expected text"),
+        (lambda d: note(d, graph_reason=7), "graph_reason of edge_notes is 7; expected text"),
         (lambda d: d.update(provenance=json.loads("[" * 99 + "]" * 99)), "provenance is a list"),
         (lambda d: d.update(provenance={"a": json.loads("[" * 99 + "]" * 99)}), "nests objects"),
     ],
@@ -126,14 +146,13 @@ def test_what_is_read_is_what_was_checked(folder: Path, tmp_path: Path):
     path = folder / "graph.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     document["provenance"] = {"model": "\ud800", "seeds": [1e999, 10**40], "\udfff": 1}
-    notes = document["edge_notes"]
-    notes["columns"].append("remark")
-    notes["data"][0] = [*notes["data"][0][:3], "\udc00", ["\ud800"]]
+    note(document, graph_reason="\udc00", remark=["\ud800"], graph_measured=None)
     path.write_text(json.dumps(document), encoding="utf-8")
     graph = load_graph(folder)
     assert graph.provenance == {"model": "\ufffd" * 3, "seeds": [None, str(10**40)], "\ufffd" * 3: 1}
     assert graph.edge_notes is not None
-    assert graph.edge_notes.iloc[0, 3:].tolist() == ["\ufffd" * 3, ["\ufffd" * 3]]
+    assert graph.edge_notes.loc[0, ["graph_reason", "remark"]].tolist() == ["\ufffd" * 3, ["\ufffd" * 3]]
+    assert np.isnan(graph.edge_notes.loc[0, "graph_measured"])
     assert load_graph(graph.save(tmp_path / "again")).provenance == graph.provenance
     assert write_html(graph, tmp_path / "graph.html").is_file()
 
@@ -198,6 +217,38 @@ def test_missing_cut_off_and_random_files(folder: Path):
         path.write_bytes(whole)
     (folder / "edges.npz").unlink()
     assert "edges.npz cannot be read" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e35])
+def test_a_measurement_that_is_no_number_is_saved_as_missing(value: float, tmp_path: Path):
+    graph = small_graph()
+    assert graph.edge_notes is not None
+    graph = graph.annotate(graph.edge_notes.assign(graph_measured=value, graph_verdict="undecided"))
+    notes = load_graph(graph.save(tmp_path / "graph")).edge_notes
+    assert notes is not None
+    assert np.isnan(notes.loc[0, "graph_measured"])
+    assert notes.loc[0, "graph_verdict"] == "undecided"
+
+
+def test_notes_of_the_old_kind_load(folder: Path):
+    path = folder / "graph.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    columns = ["source", "target", "predicted", "frozen", "measured", "control", "verdict"]
+    row = ["0.7@1", "logit.5@1", -1, -1, -0.9, 0.5, "reversed"]
+    document["edge_notes"] = {"columns": columns, "data": [row]}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    notes = load_graph(folder).edge_notes
+    assert notes is not None
+    assert is_old(notes)
+    assert notes.to_dict("split")["data"] == [row]
+    graph = small_graph()
+    assert graph.edge_notes is not None
+    assert not is_old(graph.edge_notes)
+
+
+def test_claims_and_verdicts_are_those_of_validation():
+    assert CLAIMS == claims.CLAIMS
+    assert VERDICTS == verdicts.VERDICTS
 
 
 def test_a_graph_from_before_the_hash_loads(folder: Path):

@@ -10,6 +10,7 @@ import numpy as np
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import mapping, number, plain, text
 from circuitsae.graph.exchange.findings import NODE_FIGURES
+from circuitsae.graph.notes import written
 
 OWN = "circuitsae"
 """The key under which our files keep what a format has no place for; other tools pass over it."""
@@ -54,7 +55,7 @@ def edges(graph: AttributionGraph) -> Iterator[tuple[int, int, float, dict[str, 
     if graph.edge_notes is not None:
         for record in graph.edge_notes.to_dict("records"):
             ends = str(record.pop("source")), str(record.pop("target"))
-            noted[ends] = {str(k): plain(_bare(v)) for k, v in record.items() if k not in ("weight", "share")}
+            noted[ends] = {str(k): plain(written(v)) for k, v in record.items() if k not in ("weight", "share")}
             noted[ends] = {key: value for key, value in noted[ends].items() if value is not None}
     ids: list[str] = graph.ids.tolist()
     matrix = graph.weights.tocoo()
@@ -121,8 +122,3 @@ def _same(value: Any, other: Any) -> bool:
     """Equal as JSON, where 1 and 1.0 are one number and `true` is none."""
     numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in (value, other)]
     return value == other and (type(value) is type(other) or all(numbers))
-
-
-def _bare(value: Any) -> Any:
-    """A numpy number as one of Python."""
-    return value.item() if isinstance(value, np.generic) else value

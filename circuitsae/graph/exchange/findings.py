@@ -10,20 +10,18 @@ from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import (
-    MEASUREMENTS,
     Limits,
     MalformedError,
     check_edges,
     check_place,
     mapping,
-    number,
     refuse_twice,
     share,
     shown,
-    text,
 )
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
+from circuitsae.graph.notes import checked
 
 NODE_FIGURES = ("rest", "inputs", "influence", "cumulative")
 """The arrays of a graph that a file may state of each node; what it does not state is computed from its edges."""
@@ -133,13 +131,8 @@ def _notes(found: Findings, rows: dict[str, int]) -> pd.DataFrame | None:
     ids = [[found.nodes[rows[end]].id for end in (edge.source, edge.target)] for edge in noted]
     table: dict[str, Any] = {"source": [pair[0] for pair in ids], "target": [pair[1] for pair in ids]}
     for name in names:
-        values = [edge.notes.get(name) for edge in noted]
-        if name in MEASUREMENTS:
-            values = [number(value, f"{name} of an edge") for value in values]
-        elif name == "verdict":
-            values = [value if value is None else text(value, "the verdict of an edge") for value in values]
         if name not in ("source", "target", "weight", "share"):
-            table[name] = values
+            table[name] = [checked(name, edge.notes.get(name), "an edge") for edge in noted]
     return pd.DataFrame(table)
 
 
