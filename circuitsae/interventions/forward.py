@@ -18,7 +18,7 @@ from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import Hook
 from transcoders.sites import Site
 
-RegimeName = Literal["frozen", "frozen-replacement", "replacement", "frozen-attention", "model"]
+RegimeName = Literal["frozen", "graph", "frozen-replacement", "replacement", "frozen-attention", "model"]
 MLPs = Literal["constant", "features", "live"]
 Held = Literal["frozen", "live"]
 
@@ -54,6 +54,7 @@ class Regime:
 
 REGIMES: dict[RegimeName, Regime] = {
     "frozen": Regime(mlps="constant", patterns="frozen", norms="frozen"),
+    "graph": Regime(patterns="frozen", norms="frozen"),
     "frozen-replacement": Regime(mlps="features", patterns="frozen", norms="frozen"),
     "replacement": Regime(mlps="features"),
     "frozen-attention": Regime(patterns="frozen"),
