@@ -78,7 +78,8 @@ class Ablated:
             if value not in get_args(known):
                 raise InputError(f"{name}={value!r} is not known; give one of {', '.join(get_args(known))}.")
         self.cases, self.model, self.errors, self.memory = cases, cases.model, errors, memory
-        self.ablation, self.regime = ablation, regime_named(regime)
+        self.ablation: Ablation = ablation
+        self.regime = regime_named(regime)
         self._layers = range(self.model.model.n_layers)
         self._width = [self.model.dictionaries.n_features(layer) for layer in self._layers]
         self._places: list[dict[CircuitNode, Sequence[int]]] = [{} for _ in range(len(cases))]

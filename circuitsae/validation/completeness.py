@@ -133,7 +133,7 @@ def _classes(circuit: Circuit) -> list[tuple[str, str, tuple[CircuitNode, ...]]]
 
 
 def _random(circuit: Circuit, count: int, rng: np.random.Generator) -> list[tuple[str, str, tuple[CircuitNode, ...]]]:
-    drawn = halves(circuit.nodes, rng.random((count, len(circuit))) < 0.5)
+    drawn = halves(circuit.nodes, (rng.random((count, len(circuit))) < 0.5).tolist())
     return [("random", str(number), k) for number, k in enumerate(drawn)]
 
 

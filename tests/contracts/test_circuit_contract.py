@@ -34,7 +34,7 @@ REGIMES = {
     "frozen-attention": Regime(patterns="frozen"),
     "model": Regime(),
 }
-NAMED = ("frozen", "graph", "frozen-replacement", "replacement", "frozen-attention", "model")
+NAMED: Any = ("frozen", "graph", "frozen-replacement", "replacement", "frozen-attention", "model")
 PROMPTS = [torch.tensor([0, 11, 22, 33, 7]), torch.tensor([0, 12, 23, 33, 8])]
 INSIDE = (Feature(0, 3, 1), Feature(0, 5, -1), Error(1, 2), Feature(1, 1), Error(0, 3), Feature(2, 0, 4), Error(2, 4))
 

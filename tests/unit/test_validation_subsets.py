@@ -7,7 +7,7 @@ import pytest
 
 from circuitsae.validation.subsets import compare, halves, largest_changes, shrink
 
-PARTS = ("a", "b", "c", "d")
+PARTS: tuple[str, ...] = ("a", "b", "c", "d")
 
 
 def _counting(f):
