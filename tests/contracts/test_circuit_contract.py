@@ -62,6 +62,7 @@ def clean(model):
     return [_clean_run(model, tokens) for tokens in PROMPTS]
 
 
+@torch.no_grad()
 def _clean_run(model, tokens):
     kept: dict[str, Any] = {}
 
@@ -120,6 +121,7 @@ def _inside(kept, length):
     return whole - features, set(everything) - errors
 
 
+@torch.no_grad()
 def _oracle(model, tokens, clean, regime, kept, fill):
     """Logits of the last position of one prompt with all outside of one circuit ablated."""
     D, length = model.dictionaries, len(tokens)
@@ -149,11 +151,11 @@ def _oracle(model, tokens, clean, regime, kept, fill):
             for source in range(layer + 1):
                 if layer not in D.write_layers(source):
                     continue
+                rows = D.decoder_rows(source, torch.arange(FEATURES), layer)
                 for pos in range(FIRST, length):
                     for index in range(FEATURES):
                         if (source, pos, index) not in features:
-                            change = fill[0][source, pos, index] - value[source][pos, index]
-                            out[0, pos] += change * D.decoder_rows(source, torch.tensor([index]), layer)[0]
+                            out[0, pos] += (fill[0][source, pos, index] - value[source][pos, index]) * rows[index]
             for pos in range(FIRST, length):
                 if (layer, pos) not in errors:
                     out[0, pos] += fill[1][layer, pos] - clean["e"][layer][pos]
