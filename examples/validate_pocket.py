@@ -22,7 +22,7 @@ from circuitsae.validation import (
     PromptExample,
     PromptTask,
     Survey,
-    faithfulness,
+    areas,
     joint_ablation,
     random_circuits,
     rank_nodes,
@@ -179,11 +179,10 @@ def circuit_section(model: cs.ReplacementModel, task: PromptTask, quick: bool) -
     rows, curves = [], {}
     for ablation in ("mean", "resample", "zero"):
         # All prompts have one length and phrasing, so that positions tell more than roles.
-        curve = faithfulness(model, circuit, task, ablation=ablation, by="position")
-        signed = faithfulness(model, ranking.circuit(most, signed=True), task, ablation=ablation, by="position")
-        curves[ablation] = curve
+        found = areas(model, ranking, task, count=most, ablation=ablation, by="position")
+        curve = curves[ablation] = found.absolute
         rows.append({"ablation": ablation, "m(∅)": curve.empty.mean(), "m(M)": curve.full.mean()})
-        rows[-1] |= {"CPR (signed)": signed.cpr(), "CMD": curve.cmd()}
+        rows[-1] |= {"CPR (signed)": found.cpr, "CMD": found.cmd}
         rows[-1] |= {f"nodes for f ≥ {f}": curve.size_for(f) or f"> {len(circuit)}" for f in (0.85, 0.95)}
     size = curves["mean"].size_for(0.85) or len(circuit)
     null = random_circuits(model, circuit.first(size), ranking, task, count=5 if quick else 20, by="position")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from circuitsae.components.circuit import (
         Gap,
         Judge,
+        areas,
         by_node,
         completeness,
         edges_of_nodes,
@@ -44,6 +45,7 @@ __getattr__, __all__ = lazy_exports(
         "circuitsae.components.circuit": (
             "Gap",
             "Judge",
+            "areas",
             "by_node",
             "completeness",
             "edges_of_nodes",

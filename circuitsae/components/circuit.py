@@ -6,6 +6,7 @@ With `F(C)` the mean metric when everything outside C is ablated, `f(C) = (F(C) 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +15,8 @@ from circuitsae.components.exact import graph_of, run_keeping
 from circuitsae.components.network import ComponentGraph, Edge
 from circuitsae.components.problem import BATCH_TOKENS, Prepared, Problems, parts_of
 from circuitsae.components.scores import Scores
-from circuitsae.validation.curve import Curve, log_sizes
+from circuitsae.validation.curve import Areas, Curve, log_sizes
+from circuitsae.validation.subsets import compare, halves, largest_changes
 from transcoders.errors import InputError
 
 EdgeSet = Collection[Edge]
@@ -83,6 +85,12 @@ def faithfulness_curve(
     )
 
 
+def areas(problems: Problems | Judge, scores: Scores, sizes: Iterable[int] | None = None) -> Areas:
+    """CPR and CMD of a ranking of edges, with the curves that they are areas under, over the edges realised."""
+    judge, chosen = problems if isinstance(problems, Judge) else Judge(problems), None if sizes is None else list(sizes)
+    return Areas.of(lambda signed: faithfulness_curve(judge, scores, chosen, signed=signed))
+
+
 def edges_of_nodes(graph: ComponentGraph, nodes: Iterable[str]) -> frozenset[Edge]:
     """Every edge between these components; embeddings and logits always count among them."""
     kept = {"embed", "pos", *graph.check_writers(nodes)}
@@ -128,31 +136,21 @@ def completeness(
     """
     judge = problems if isinstance(problems, Judge) else Judge(problems)
     nodes = list(by_node(judge.graph, circuit))
-    generator = torch.Generator().manual_seed(seed)
-    removed = [(), *(tuple(judge.graph.check_writers(subset)) for subset in subsets)]
-    for _ in range(n_random if nodes else 0):
-        drawn = torch.rand(len(nodes), generator=generator) < 0.5
-        removed.append(tuple(node for node, out in zip(nodes, drawn.tolist(), strict=True) if out))
-    gaps = _gaps(judge, circuit, list(dict.fromkeys(removed)))
-    taken: tuple[str, ...] = ()
-    for _ in range(min(greedy, len(nodes))):
-        best = max(_gaps(judge, circuit, [(*taken, node) for node in nodes if node not in taken]), key=lambda g: g.gap)
-        gaps.append(best)
-        taken = best.removed
-    return sorted(gaps, key=lambda g: -g.gap)
+    chosen = [(), *(tuple(judge.graph.check_writers(subset)) for subset in subsets)]
+    chosen += halves(nodes, _draws(n_random if nodes else 0, len(nodes), seed))
 
+    def both(removed: Sequence[tuple[str, ...]]) -> np.ndarray:
+        ablated = [_without_nodes(judge.graph, whole, k) for whole in (circuit, judge.graph.edges) for k in removed]
+        return judge.means(ablated).view(2, -1).T.numpy(force=True)
 
-def _gaps(judge: Judge, circuit: EdgeSet, removed: Sequence[tuple[str, ...]]) -> list[Gap]:
-    cut = [_without_nodes(judge.graph, circuit, nodes) for nodes in removed]
-    whole = [_without_nodes(judge.graph, judge.graph.edges, nodes) for nodes in removed]
-    if not removed:
-        return []
-    values = judge.means([*cut, *whole]).view(2, -1)
     scale = abs(judge.full - judge.empty)
-    return [
-        Gap(nodes, mine, theirs, abs(mine - theirs) / scale)
-        for nodes, mine, theirs in zip(removed, *values.tolist(), strict=True)
-    ]
+    found = compare(both, list(dict.fromkeys(chosen)), nodes, greedy=greedy)
+    return sorted((Gap(k.removed, k.circuit, k.model, k.gap / scale) for k in found), key=lambda gap: -gap.gap)
+
+
+def _draws(count: int, size: int, seed: int) -> list[list[bool]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.rand(size, generator=generator) < 0.5).tolist() for _ in range(count)]
 
 
 def _without_nodes(graph: ComponentGraph, edges: EdgeSet, nodes: Collection[str]) -> frozenset[Edge]:
@@ -175,20 +173,13 @@ def minimality(
     """
     judge = problems if isinstance(problems, Judge) else Judge(problems)
     given = by_node(judge.graph, circuit) if parts is None else parts
-    names, generator = list(given), torch.Generator().manual_seed(seed)
-    contexts: list[set[str]] = [set(), *({name} for name in names)]
-    for _ in range(n_random):
-        drawn = torch.rand(len(names), generator=generator) < 0.5
-        contexts.append({name for name, out in zip(names, drawn.tolist(), strict=True) if out})
+    names = list(given)
+    contexts = [frozenset(), *(frozenset([name]) for name in names)]
+    contexts += map(frozenset, halves(names, _draws(n_random, len(names), seed)))
 
-    def without(removed: Collection[str]) -> frozenset[Edge]:
-        return frozenset(circuit) - {edge for name in removed for edge in given[name]}
+    def without(removed: Sequence[frozenset[str]]) -> np.ndarray:
+        gone = [frozenset(edge for name in k for edge in given[name]) for k in removed]
+        return judge.means([frozenset(circuit) - edges for edges in gone]).numpy(force=True)
 
-    pairs = [(name, index) for name in names for index, context in enumerate(contexts) if name not in context]
-    circuits = [without(context) for context in contexts] + [without({name, *contexts[i]}) for name, i in pairs]
-    values = judge.means(circuits)
-    changes = values[[i for _, i in pairs]] - values[len(contexts) :]
-    found = dict.fromkeys(names, 0.0)
-    for (name, _), change in zip(pairs, changes.abs().tolist(), strict=True):
-        found[name] = max(found[name], change / abs(judge.full - judge.empty))
-    return found
+    found = largest_changes(without, [(v, k) for v in names for k in contexts if v not in k])
+    return {name: found[name][0] / abs(judge.full - judge.empty) for name in names}

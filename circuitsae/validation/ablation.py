@@ -1,35 +1,46 @@
-"""Everything outside a circuit ablated: features and error nodes, in the replacement regime.
+"""Everything outside a circuit ablated: features and error nodes, in any regime.
 
-MLPs are replaced layer by layer by features and errors, with attention and norms live. A feature or error node inside
-the circuit keeps the value it has in the run (an error: the clean one); one outside is set to
+A feature or error node inside the circuit keeps the value it has in the run; one outside is set to
 
 * `mean`: its mean over the task's prompts of the same template and role (positions without a role together);
 * `resample`: its value on another prompt of the task, of the same template and length, drawn once per prompt;
 * `zero`: 0.
 
-Features that are off on the prompt are ablated too, for they may come on. With everything inside, the run is the
+Features that are off on the prompt are ablated too, for they may come on. With v the value in the run and v' the one
+put in its place, a node outside moves what it writes by (v' − v)·W_dec, an error node by e' − e. The regime says what
+is moved:
+
+* `replacement`: features and the clean run's errors in the place of the MLPs, with attention and norms live;
+* `model`: the model's own MLPs, everything live;
+* `graph`: the model's own MLPs, with attention patterns and norm scales held. Nothing is ablated at position 0, which
+  sees no other, so that its MLP outputs are the clean ones.
+
+v is what the dictionary reads in this run, layer by layer; where layers cannot be encoded one at a time (TopK over
+layers), and where MLP outputs are constant, it is the clean activation. e is the clean run's in every regime: where the
+model's own MLPs run, what their outputs miss of the dictionaries beyond e stays. With everything inside, the run is the
 model's own. Source: Marks et al. 2024, "Sparse Feature Circuits" (section 3), there with all nodes at mean.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitsae.interventions import Error, Means, Recording
-from circuitsae.interventions.forward import MEMORY
+from circuitsae.interventions import REGIMES, Error, Means, Recording, Regime, RegimeName
+from circuitsae.interventions.forward import MEMORY, SCORES, Forward, regime_named
+from circuitsae.interventions.hooks import Edits
 from circuitsae.interventions.prompts import By, error_place
-from circuitsae.replacement import FIRST
+from circuitsae.replacement import FIRST, ReplacementModel
 from circuitsae.validation.circuits import Circuit, CircuitNode
 from circuitsae.validation.tasks import Cases
 from transcoders.errors import InputError
 from transcoders.language_model import Hook
-from transcoders.sites import Site
 
 Ablation = Literal["mean", "resample", "zero"]
 """What takes the place of what is ablated: its mean over prompts, its value on another (corrupt) prompt, or nothing."""
@@ -48,7 +59,8 @@ class Kept:
 class Ablated:
     """The metric of a task's examples with everything outside of circuits ablated.
 
-    Raises `InputError` for a way to ablate that it does not know, or where `resample` has no other prompt to draw.
+    Raises `InputError` for a way to ablate or a regime that it does not know, and where `resample` has no other prompt
+    to draw.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class Ablated:
         *,
         by: By = "role",
         errors: Errors = "ranked",
+        regime: RegimeName | Regime = "replacement",
         seed: int = 0,
         memory: int = MEMORY,
     ) -> None:
@@ -65,8 +78,11 @@ class Ablated:
             if value not in get_args(known):
                 raise InputError(f"{name}={value!r} is not known; give one of {', '.join(get_args(known))}.")
         self.cases, self.model, self.errors, self.memory = cases, cases.model, errors, memory
+        self.ablation: Ablation = ablation
+        self.regime = regime_named(regime)
         self._layers = range(self.model.model.n_layers)
         self._width = [self.model.dictionaries.n_features(layer) for layer in self._layers]
+        self._places: list[dict[CircuitNode, Sequence[int]]] = [{} for _ in range(len(cases))]
         self._fill = [fill(number) for fill in [self._filler(ablation, by, seed)] for number in range(len(cases))]
 
     def metric(self, kept: Sequence[Kept]) -> Float[np.ndarray, "circuit example"]:
@@ -87,9 +103,24 @@ class Ablated:
         pairs = zip(self.cases.metrics, self.cases.recordings, strict=True)
         return np.array([float(metric(recording.trace.logits[-1:])[0]) for metric, recording in pairs])
 
+    def reaches(self, node: CircuitNode) -> bool:
+        """Whether keeping a node can matter: it has a place on some prompt, and, an error, follows the circuit."""
+        if isinstance(node, Error) and self.errors != "ranked":
+            return False
+        return any(self._positions(number, node) for number in range(len(self.cases)))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is ablated how, as JSON values."""
+        names = [name for name, regime in REGIMES.items() if regime == self.regime]
+        regime = names[0] if names else asdict(self.regime)
+        return {"ablation": self.ablation, "errors": self.errors, "regime": regime}
+
     def _rows_at_once(self, length: int) -> int:
         lm = self.model.model
-        per_token = 2 * lm.d_vocab + (12 + lm.n_layers**2) * lm.d_model + 3 * max(self._width) + sum(self._width)
+        patterns = SCORES + lm.n_layers * (self.regime.patterns == "frozen")
+        per_token = 2 * lm.d_vocab + (12 + lm.n_layers**2) * lm.d_model + patterns * lm.n_heads * length
+        per_token += 3 * max(self._width) + sum(self._width)
         return max(1, self.memory // (per_token * length * lm.dtype.itemsize))
 
     # one pass
@@ -98,58 +129,48 @@ class Ablated:
     def _run(self, numbers: Sequence[int], kept: Sequence[Kept]) -> Float[Tensor, "row d_vocab"]:
         """Logits of the last position, a row for each example with its circuit."""
         recordings = [self.cases.recordings[number] for number in numbers]
-        inside = [self._inside(recording, k) for recording, k in zip(recordings, kept, strict=True)]
-        dictionaries, written = self.model.dictionaries, {}
-
-        def read(layer: int) -> Hook:
-            def encode(mlp_in: Tensor) -> None:
-                active = dictionaries.activations(layer, mlp_in)
-                keep = self._feature_mask(layer, inside, kept, active)
-                fill = torch.stack([self._fill[number][0][layer] for number in numbers])
-                decoded = dictionaries.decode_layer(layer, torch.where(keep, active, fill))
-                for at, out in zip(dictionaries.write_layers(layer), decoded.unbind(-2), strict=True):
-                    written[at] = written.get(at, dictionaries.decoder_bias(at)) + out
-                if (skip := dictionaries.skip(layer)) is not None:
-                    written[layer] = written[layer] + mlp_in @ skip
-
-            return encode
-
-        def write(layer: int) -> Hook:
-            clean = torch.stack([recording.trace.errors[layer] for recording in recordings])
-            fill = torch.stack([self._fill[number][1][layer] for number in numbers])
-            keep = torch.stack([errors[layer] for _, errors in inside])[..., None]
-
-            def stand_in(mlp_out: Tensor) -> Tensor:
-                out = written[layer] + torch.where(keep, clean, fill)
-                return torch.cat([mlp_out[:, :FIRST], out[:, FIRST:]], dim=1)
-
-            return stand_in
-
-        edits = {Site(i, "mlp_in"): read(i) for i in self._layers} | {
-            Site(i, "mlp_out"): write(i) for i in self._layers
-        }
+        inside = [self._inside(number, k) for number, k in zip(numbers, kept, strict=True)]
+        outside = _Outside(
+            self.model,
+            recordings,
+            self.regime,
+            features=lambda layer: (
+                self._feature_mask(layer, inside, kept, len(recordings[0])),
+                torch.stack([self._fill[number][0][layer] for number in numbers]),
+            ),
+            errors=lambda layer: (
+                torch.stack([errors[layer] for _, errors in inside])[..., None],
+                torch.stack([self._fill[number][1][layer] for number in numbers]),
+            ),
+        )
         tokens = torch.stack([recording.trace.tokens for recording in recordings])
-        logits, _ = self.model.model.run(tokens, edits=edits)
+        logits, _ = self.model.model.run_hooked(tokens, write=outside.hooks())
         return logits[:, -1]
 
-    def _inside(self, recording: Recording, kept: Kept) -> tuple[Int[Tensor, "n 3"], Bool[Tensor, "layer pos"]]:
+    def _inside(self, number: int, kept: Kept) -> tuple[Int[Tensor, "n 3"], Bool[Tensor, "layer pos"]]:
         """The features that a circuit names on a prompt, and the error nodes that stay."""
-        errors = torch.full(recording.trace.errors.shape[:2], self.errors == "keep" or kept.all_but)
+        clean = self.cases.recordings[number].trace.errors
+        errors = torch.full(clean.shape[:2], self.errors == "keep" or kept.all_but)
         rows: list[tuple[int, int, int]] = []
         for node in kept.nodes:
-            for pos in self._positions(recording, node):
+            for pos in self._positions(number, node):
                 if not isinstance(node, Error):
                     rows.append((node.layer, pos, node.index))
                 elif self.errors == "ranked":
                     errors[node.layer, pos] = not kept.all_but
         if self.errors == "ablate":
             errors[:] = False
-        device = recording.trace.errors.device
-        return torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, 3), errors.to(device)
+        return torch.tensor(rows, dtype=torch.long, device=clean.device).reshape(-1, 3), errors.to(clean.device)
+
+    def _positions(self, number: int, node: CircuitNode) -> Sequence[int]:
+        """Where a node is on a prompt; a role or a position that the prompt has not is nowhere."""
+        known = self._places[number]
+        if node not in known:
+            known[node] = self._look_up(self.cases.recordings[number], node)
+        return known[node]
 
     @staticmethod
-    def _positions(recording: Recording, node: CircuitNode) -> Sequence[int]:
-        """Where a node is on a prompt; a role or a position that the prompt has not is nowhere."""
+    def _look_up(recording: Recording, node: CircuitNode) -> Sequence[int]:
         if node.at is None:
             return range(FIRST, len(recording))
         places, size = node.at if isinstance(node.at, tuple) else (node.at,), len(recording)
@@ -157,17 +178,14 @@ class Ablated:
         return [pos for pos in recording.positions(here) or [] if FIRST <= pos < len(recording)]
 
     def _feature_mask(
-        self,
-        layer: int,
-        inside: Sequence[tuple[Tensor, Tensor]],
-        kept: Sequence[Kept],
-        active: Float[Tensor, "row pos feature"],
+        self, layer: int, inside: Sequence[tuple[Tensor, Tensor]], kept: Sequence[Kept], length: int
     ) -> Bool[Tensor, "row pos feature"]:
-        mask = torch.zeros_like(active, dtype=torch.bool)
+        device = inside[0][0].device
+        mask = torch.zeros(len(inside), length, self._width[layer], dtype=torch.bool, device=device)
         for row, (index, _) in enumerate(inside):
             here = index[index[:, 0] == layer]
             mask[row, here[:, 1], here[:, 2]] = True
-        flip = torch.tensor([k.all_but for k in kept], device=mask.device)
+        flip = torch.tensor([k.all_but for k in kept], device=device)
         return mask ^ flip[:, None, None]
 
     # what stands in
@@ -183,12 +201,8 @@ class Ablated:
         return lambda number: self._means(means, recordings[number])
 
     def _dense(self, recording: Recording, factor: float) -> tuple[list[Tensor], Tensor]:
-        index, value = recording.trace.features
-        dense = [recording.trace.errors.new_zeros(len(recording), width) for width in self._width]
-        for layer in self._layers:
-            here = index[:, 0] == layer
-            dense[layer][index[here, 1], index[here, 2]] = factor * value[here]
-        return dense, factor * recording.trace.errors
+        clean = [factor * dense_features(recording, layer, width) for layer, width in enumerate(self._width)]
+        return clean, factor * recording.trace.errors
 
     def _means(self, means: Means, recording: Recording) -> tuple[list[Tensor], Tensor]:
         groups = [means.group(recording, pos) for pos in range(len(recording))]
@@ -214,3 +228,72 @@ class Ablated:
 
 def kept(circuit: Circuit) -> Kept:
     return Kept(circuit.nodes)
+
+
+def dense_features(recording: Recording, layer: int, width: int) -> Float[Tensor, "pos feature"]:
+    """The clean activations of a layer; position 0 has none."""
+    index, value = recording.trace.features.of_layer(layer)
+    dense = value.new_zeros(len(recording), width)
+    dense[index[:, 1], index[:, 2]] = value
+    return dense
+
+
+Side = Callable[[int], tuple[Bool[Tensor, "row pos _"], Float[Tensor, "row pos _"]]]
+"""Of a layer, what is inside, and what is put in the place of what is not."""
+
+
+class _Outside(Forward):
+    """A forward pass in which all that is outside of each row's circuit is set to something else."""
+
+    def __init__(
+        self, model: ReplacementModel, prompts: Sequence[Recording], regime: Regime, *, features: Side, errors: Side
+    ) -> None:
+        super().__init__(model, prompts, [Edits() for _ in prompts], regime)
+        self._outside_features, self._outside_errors = features, errors
+        self._moved: dict[int, list[Tensor]] = defaultdict(list)
+
+    def _encode(self, layer: int) -> Hook:
+        """At the MLP's input: what this layer's features, those outside ablated, write later.
+
+        Where features stand in for an MLP they are written as they are then; where it runs itself, the change is added.
+        """
+        dictionaries, mode = self.model.dictionaries, self.regime.mlp(layer)
+        read = super()._encode(layer)
+        replaced = {at for at in dictionaries.write_layers(layer) if self.regime.mlp(at) == "features"}
+
+        def encode(mlp_in: Tensor) -> None:
+            if mode == "features":
+                self.mlp_in[layer] = mlp_in  # `read` would write the features that are to be ablated
+            else:
+                read(mlp_in)
+            keep, fill = self._outside_features(layer)
+            keep[:, :FIRST] = True
+            value = self._in_this_run(layer, mlp_in, mode)
+            put = torch.where(keep, value, fill)
+            if replaced:
+                self._write_later(layer, put, self._written, replaced)
+            if rest := set(dictionaries.write_layers(layer)) - replaced:
+                self._write_later(layer, put - value, self._moved, rest)
+
+        return encode
+
+    def _in_this_run(self, layer: int, mlp_in: Tensor, mode: str) -> Float[Tensor, "row pos feature"]:
+        """The activations that a circuit leaves as they are."""
+        if mode == "features" or (mode == "live" and self._encodes_by_layer):
+            return self.model.dictionaries.activations(layer, mlp_in)
+        width = self.model.dictionaries.n_features(layer)
+        return self.by_row(lambda prompt: dense_features(prompt, layer, width))
+
+    def _write_later(self, layer: int, active: Tensor, to: dict[int, list[Tensor]], layers: set[int]) -> None:
+        written = self.model.dictionaries.decode_layer(layer, active).unbind(-2)
+        for at, out in zip(self.model.dictionaries.write_layers(layer), written, strict=True):
+            if at in layers:
+                to[at].append(out)
+
+    def _add_features(self, layer: int, out: Tensor) -> Tensor:
+        return sum(self._moved[layer], start=out)
+
+    def _add_errors(self, layer: int, out: Tensor) -> Tensor:
+        keep, fill = self._outside_errors(layer)
+        keep[:, :FIRST] = True
+        return out + torch.where(keep, 0, fill - self.by_row(lambda prompt: prompt.trace.errors[layer]))

@@ -77,7 +77,8 @@ class Circuit:
     def without(self, nodes: Iterable[CircuitNode]) -> "Circuit":
         """All but some nodes."""
         gone = set(nodes)
-        return Circuit(tuple(node for node in self.nodes if node not in gone))
+        left = [row for row, node in enumerate(self.nodes) if node not in gone]
+        return Circuit(tuple(self.nodes[row] for row in left), tuple(self.scores[row] for row in left if self.scores))
 
     def features_only(self) -> "Circuit":
         """Without its error nodes."""

@@ -4,22 +4,24 @@
     minimality:    for each node v of C, the largest |F(C∖K) − F(C∖(K∪{v}))| found; one that no K shows is idle.
 
 F is the faithfulness f. Subsets: none, each class of nodes (kind, layer, place), random ones, and a greedy one that
-grows by the node that widens the gap most. Source: Wang et al. 2022, "Interpretability in the Wild", section 4.
+grows by the node that widens the gap most. The algorithm is that of `subsets`, as for heads and MLPs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from circuitsae.interventions import target_id
+from circuitsae.interventions import Regime, RegimeName, target_id
 from circuitsae.interventions.prompts import By
 from circuitsae.replacement import ReplacementModel
-from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept
+from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept, kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, nodes_by
-from circuitsae.validation.curve import faithful
+from circuitsae.validation.faithfulness import Judge
 from circuitsae.validation.result import jsonable
+from circuitsae.validation.subsets import compare, halves, largest_changes
 from circuitsae.validation.tasks import Cases, Task
 from transcoders.errors import InputError
 
@@ -53,23 +55,6 @@ class Minimality:
         return jsonable({"nodes": self.nodes.to_dict("records")})
 
 
-class _Faithfulness:
-    """F of any set of nodes, kept or left out; each set is run once."""
-
-    def __init__(self, ablated: Ablated) -> None:
-        self.ablated, self.full = ablated, ablated.clean()
-        self.empty = ablated.metric([Kept(())])[0]
-        self._known: dict[tuple[frozenset[CircuitNode], bool], float] = {}
-
-    def __call__(self, sets: list[tuple[frozenset[CircuitNode], bool]]) -> np.ndarray:
-        """F of sets of nodes to keep, or (True) of all but them."""
-        new = [key for key in dict.fromkeys(sets) if key not in self._known]
-        if new:
-            found = self.ablated.metric([Kept(tuple(nodes), all_but) for nodes, all_but in new])
-            self._known |= dict(zip(new, faithful(found, self.empty, self.full).tolist(), strict=True))
-        return np.array([self._known[key] for key in sets])
-
-
 def completeness(
     model: ReplacementModel,
     circuit: Circuit,
@@ -80,6 +65,7 @@ def completeness(
     candidates: int = 10,
     ablation: Ablation = "mean",
     errors: Errors = "ranked",
+    regime: RegimeName | Regime = "replacement",
     by: By = "role",
     seed: int = 0,
 ) -> Completeness:
@@ -88,24 +74,32 @@ def completeness(
     A random K holds each node with probability ½. A greedy step tries `candidates` nodes.
     """
     _require_nodes(circuit)
+    judge = Judge(Ablated(Cases(model, task), ablation, by=by, errors=errors, regime=regime, seed=seed))
+    return completeness_of(judge, circuit, random=random, greedy=greedy, candidates=candidates, seed=seed)
+
+
+def completeness_of(
+    judge: Judge, circuit: Circuit, *, random: int = 20, greedy: int = 5, candidates: int = 10, seed: int = 0
+) -> Completeness:
+    """`completeness` as a judge measures it."""
     rng = np.random.default_rng(seed)
-    measure = _Faithfulness(Ablated(Cases(model, task), ablation, by=by, errors=errors, seed=seed))
     named = [("none", "", ()), *_classes(circuit), *_random(circuit, random, rng)]
-    found = [(how, name, k, *pair) for (how, name, k), pair in zip(named, _pairs(measure, circuit, named), strict=True)]
-    grown: tuple[CircuitNode, ...] = ()
-    for step in range(min(greedy, len(circuit))):
-        rest = [node for node in circuit.nodes if node not in grown]
-        tried = [rest[i] for i in rng.permutation(len(rest))[:candidates]]
-        options = [("greedy", f"step {step + 1}", (*grown, node)) for node in tried]
-        pairs = _pairs(measure, circuit, options)
-        best = int(np.argmax(np.abs(pairs[:, 0] - pairs[:, 1])))
-        grown = options[best][2]
-        found.append((*options[best], *pairs[best]))
+
+    def tried(rest: list[CircuitNode]) -> list[CircuitNode]:
+        return [rest[i] for i in rng.permutation(len(rest))[:candidates]]
+
+    def both(sets: Sequence[tuple[CircuitNode, ...]]) -> np.ndarray:
+        pairs = [(kept(circuit.without(k)), Kept(k, all_but=True)) for k in sets]
+        return judge.f([side for pair in pairs for side in pair]).reshape(-1, 2)
+
+    found = compare(both, [k for _, _, k in named], circuit.nodes, greedy=greedy, tried=tried)
+    names = [(how, name) for how, name, _ in named]
+    names += [("greedy", f"step {step + 1}") for step in range(len(found) - len(named))]
     rows = [
-        {"how": how, "name": name, "size": len(k), "circuit": c, "model": m, "gap": abs(c - m)}
-        for how, name, k, c, m in found
+        {"how": how, "name": name, "size": len(k.removed), "circuit": k.circuit, "model": k.model, "gap": k.gap}
+        for (how, name), k in zip(names, found, strict=True)
     ]
-    return Completeness(pd.DataFrame(rows), [k for _, _, k, _, _ in found])
+    return Completeness(pd.DataFrame(rows), [k.removed for k in found])
 
 
 def minimality(
@@ -116,36 +110,21 @@ def minimality(
     random: int = 10,
     ablation: Ablation = "mean",
     errors: Errors = "ranked",
+    regime: RegimeName | Regime = "replacement",
     by: By = "role",
     seed: int = 0,
 ) -> Minimality:
     """For each node v the largest |F(C∖K) − F(C∖(K∪{v}))| over the empty K, every class, and `random` subsets."""
     _require_nodes(circuit)
     rng = np.random.default_rng(seed)
-    measure = _Faithfulness(Ablated(Cases(model, task), ablation, by=by, errors=errors, seed=seed))
-    whole = frozenset(circuit.nodes)
+    judge = Judge(Ablated(Cases(model, task), ablation, by=by, errors=errors, regime=regime, seed=seed))
     chosen = [frozenset(k) for _, _, k in [("none", "", ()), *_classes(circuit), *_random(circuit, random, rng)]]
-    tests = [(v, k - {v}) for v in circuit.nodes for k in dict.fromkeys(chosen)]
-    with_, without = (
-        measure([(whole - k - gone, False) for v, k in tests for gone in [frozenset([v] * removed)]])
-        for removed in (0, 1)
+    found = largest_changes(
+        judge.without(circuit), [(v, k - {v}) for v in circuit.nodes for k in dict.fromkeys(chosen)]
     )
-    table = pd.DataFrame(
-        {
-            "id": [target_id(v) for v, _ in tests],
-            "score": np.abs(with_ - without),
-            "given": [len(k) for _, k in tests],
-        }
-    )
-    best = table.loc[table.groupby("id", sort=False)["score"].idxmax()]
-    return Minimality(best.sort_values("score", ascending=False, kind="stable").reset_index(drop=True))
-
-
-def _pairs(measure: _Faithfulness, circuit: Circuit, named: list) -> np.ndarray:
-    """F(C∖K) and F(M∖K) of each K."""
-    whole = frozenset(circuit.nodes)
-    sets = [key for _, _, k in named for key in ((whole - frozenset(k), False), (frozenset(k), True))]
-    return measure(sets).reshape(-1, 2)
+    rows = [{"id": target_id(v), "score": change, "given": size} for v, (change, size) in found.items()]
+    table = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
+    return Minimality(table.reset_index(drop=True))
 
 
 def _classes(circuit: Circuit) -> list[tuple[str, str, tuple[CircuitNode, ...]]]:
@@ -154,11 +133,8 @@ def _classes(circuit: Circuit) -> list[tuple[str, str, tuple[CircuitNode, ...]]]
 
 
 def _random(circuit: Circuit, count: int, rng: np.random.Generator) -> list[tuple[str, str, tuple[CircuitNode, ...]]]:
-    draws = rng.random((count, len(circuit))) < 0.5
-    return [
-        ("random", str(number), tuple(node for node, inside in zip(circuit.nodes, row, strict=True) if inside))
-        for number, row in enumerate(draws)
-    ]
+    drawn = halves(circuit.nodes, (rng.random((count, len(circuit))) < 0.5).tolist())
+    return [("random", str(number), k) for number, k in enumerate(drawn)]
 
 
 def _require_nodes(circuit: Circuit) -> None:

@@ -5,7 +5,7 @@
 with m the mean metric of the task's examples while everything outside is ablated; m(M) is the model's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -35,7 +35,8 @@ class Curve:
     parts: Mapping[str, Sequence[int]]
     """How many of which kind each size keeps: columns of `frame`."""
     realised: tuple[int, ...] | None = None
-    """Parts of each size that do anything (edges on a path to the logits): what areas are over; None for `sizes`."""
+    """Parts of each size that do anything (edges on a path to the logits, nodes that have a place on some prompt): what
+    areas are over; None for `sizes`."""
     circuit: Any = None
     """All parts, strongest first, where they are features and error nodes."""
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -113,6 +114,43 @@ class Curve:
         return jsonable(document)
 
 
+@dataclass(frozen=True, eq=False)
+class Areas:
+    """A ranking of parts, be they features or edges, judged without choosing a size.
+
+    CPR = ∫ f d(log k) / ∫ d(log k) of the k parts of largest score, signed so that what helps the behaviour is large;
+    CMD = ∫ |1 − f| d(log k) / ∫ d(log k) of the k parts of largest |score|. Source: Mueller et al. 2025, "MIB".
+    """
+
+    signed: Curve
+    absolute: Curve
+
+    @classmethod
+    def of(cls, curve: Callable[[bool], Curve]) -> "Areas":
+        """From how a curve is drawn: by signed scores (True) or by their sizes."""
+        return cls(curve(True), curve(False))
+
+    @property
+    def cpr(self) -> float:
+        """Circuit performance ratio; the larger the better."""
+        return self.signed.cpr()
+
+    @property
+    def cmd(self) -> float:
+        """Circuit-model distance; the smaller the better."""
+        return self.absolute.cmd()
+
+    def frame(self) -> pd.DataFrame:
+        """A row per ranking and size: `ranking` (signed or absolute), and the columns of `Curve.frame`."""
+        curves = {"signed": self.signed, "absolute": self.absolute}
+        return pd.concat([curve.frame().assign(ranking=name) for name, curve in curves.items()], ignore_index=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Both figures and both curves as JSON values."""
+        figures = {"cpr": self.cpr, "cmd": self.cmd}
+        return jsonable({**figures, "signed": self.signed.to_json(), "absolute": self.absolute.to_json()})
+
+
 def faithful(metric: np.ndarray, empty: np.ndarray, full: np.ndarray) -> np.ndarray:
     """f from the metric [..., example]."""
     span = full.mean() - empty.mean()
@@ -125,9 +163,9 @@ def log_sizes(most: int, points: int = POINTS) -> list[int]:
 
 
 def log_area(sizes: Sequence[int], values: np.ndarray) -> float:
-    """∫ values d(log k) / ∫ d(log k), by trapezoids; of one size, its value. Size 0 is left out."""
+    """∫ values d(log k) / ∫ d(log k), by trapezoids; of one size alone, the mean value. Size 0 is left out."""
     k, y = np.array(sizes, dtype=float), np.asarray(values, dtype=float)
     k, y = k[k > 0], y[k > 0]
-    if len(k) < 2:
-        return float(y[0]) if len(k) else np.nan
+    if len(set(k)) < 2:
+        return float(y.mean()) if len(k) else np.nan
     return float(np.trapezoid(y, np.log(k)) / (np.log(k[-1]) - np.log(k[0])))

@@ -1,21 +1,38 @@
-"""How much of a task a circuit of features does alone: its `Curve`, and a null of random circuits."""
+"""How much of a task a circuit of features does alone: its `Curve`, a ranking's `Areas`, a null of random circuits."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from circuitsae.graph import AttributionGraph
+from circuitsae.interventions import Regime, RegimeName
 from circuitsae.interventions.prompts import By
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept, kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, Ranking, kind_of
-from circuitsae.validation.curve import Curve, faithful, log_sizes
+from circuitsae.validation.curve import Areas, Curve, faithful, log_sizes
 from circuitsae.validation.measuring import reading_like
 from circuitsae.validation.result import jsonable
 from circuitsae.validation.tasks import Cases, Task
 from transcoders.errors import InputError
+
+
+class Judge:
+    """f of any set of nodes, kept or left out."""
+
+    def __init__(self, ablated: Ablated) -> None:
+        self.ablated, self.full = ablated, ablated.clean()
+        self.empty = ablated.metric([Kept(())])[0]
+
+    def f(self, kept: Sequence[Kept]) -> np.ndarray:
+        """f of each, all in one batch."""
+        return faithful(self.ablated.metric(kept), self.empty, self.full)
+
+    def without(self, circuit: Circuit) -> Callable[[Sequence[frozenset[CircuitNode]]], np.ndarray]:
+        """f of a circuit without each of some sets of nodes."""
+        return lambda sets: self.f([kept(circuit.without(gone)) for gone in sets])
 
 
 def faithfulness(
@@ -25,6 +42,7 @@ def faithfulness(
     *,
     ablation: Ablation = "mean",
     errors: Errors = "ranked",
+    regime: RegimeName | Regime = "replacement",
     sizes: Sequence[int] | None = None,
     by: By = "role",
     seed: int = 0,
@@ -33,27 +51,57 @@ def faithfulness(
 
     Of a graph, nodes are ordered by influence, and positions become the roles of the task's example with the same
     tokens. `sizes` default to about 16 on a log scale up to the whole circuit. `errors` says whether error nodes follow
-    the circuit, all stay, or all go. Raises `InputError` for an empty circuit or impossible sizes.
+    the circuit, all stay, or all go; `regime` what runs around them (see `ablation`). Raises `InputError` for an empty
+    circuit or impossible sizes.
     """
     cases = Cases(reading_like(model, circuit) if isinstance(circuit, AttributionGraph) else model, task)
     chosen = as_circuit(circuit, cases)
     if not len(chosen):
         raise InputError("The circuit has no features or error nodes; there is nothing to keep.")
+    return _curve(Ablated(cases, ablation, by=by, errors=errors, regime=regime, seed=seed), chosen, sizes)
+
+
+def _curve(ablated: Ablated, chosen: Circuit, sizes: Sequence[int] | None) -> Curve:
     steps = log_sizes(len(chosen)) if sizes is None else sorted(set(sizes))
     if not steps or not 0 <= steps[0] <= steps[-1] <= len(chosen):
         raise InputError(f"sizes={list(steps)[:5]}…: the circuit has {len(chosen)} nodes; give sizes from 0 to that.")
-    ablated = Ablated(cases, ablation, by=by, errors=errors, seed=seed)
     found = ablated.metric([Kept(()), *(kept(chosen.first(size)) for size in steps)])
     kinds = [[kind_of(node) for node in chosen.nodes[:size]] for size in steps]
+    real = np.cumsum([0, *(ablated.reaches(node) for node in chosen.nodes)])
     return Curve(
         sizes=tuple(steps),
         metric=found[1:],
         empty=found[0],
         full=ablated.clean(),
         parts={"nodes": steps} | {f"{kind}s": [row.count(kind) for row in kinds] for kind in ("feature", "error")},
+        realised=tuple(real[steps].tolist()),
         circuit=chosen,
-        about={"ablation": ablation, "errors": errors, "circuit": list(chosen.ids)},
+        about={**ablated.about, "circuit": list(chosen.ids)},
     )
+
+
+def areas(
+    model: ReplacementModel,
+    ranking: Ranking,
+    task: Task,
+    *,
+    count: int | None = None,
+    sizes: Sequence[int] | None = None,
+    ablation: Ablation = "mean",
+    errors: Errors = "ranked",
+    regime: RegimeName | Regime = "replacement",
+    by: By = "role",
+    seed: int = 0,
+) -> Areas:
+    """CPR and CMD of a ranking, with the curves that they are areas under: of its `count` best nodes (None: all).
+
+    Signed, best are the nodes that move the metric most from m(∅) towards m(M). The axis is the logarithm of the number
+    of nodes kept that have a place on some prompt. Raises `InputError` for impossible sizes.
+    """
+    ablated = Ablated(Cases(model, task), ablation, by=by, errors=errors, regime=regime, seed=seed)
+    rising = ablated.clean().mean() >= ablated.metric([Kept(())]).mean()
+    towards = replace(ranking, scores=ranking.scores if rising else -ranking.scores)
+    return Areas.of(lambda signed: _curve(ablated, towards.circuit(count, signed=signed), sizes))
 
 
 def as_circuit(given: AttributionGraph | Circuit | Sequence[str], cases: Cases) -> Circuit:
@@ -91,6 +139,7 @@ def random_circuits(
     count: int = 20,
     ablation: Ablation = "mean",
     errors: Errors = "ranked",
+    regime: RegimeName | Regime = "replacement",
     by: By = "role",
     seed: int = 0,
 ) -> RandomCircuits:
@@ -109,7 +158,6 @@ def random_circuits(
         tuple(pool[key][i] for key, n in wanted.items() for i in rng.choice(len(pool[key]), n, replace=False))
         for _ in range(count)
     ]
-    ablated = Ablated(Cases(model, task), ablation, by=by, errors=errors, seed=seed)
-    found = ablated.metric([Kept(()), kept(circuit), *map(Kept, drawn)])
-    f = faithful(found, found[0], ablated.clean())
-    return RandomCircuits(float(f[1]), f[2:])
+    judge = Judge(Ablated(Cases(model, task), ablation, by=by, errors=errors, regime=regime, seed=seed))
+    f = judge.f([kept(circuit), *map(Kept, drawn)])
+    return RandomCircuits(float(f[0]), f[1:])

@@ -13,6 +13,7 @@ from circuitsae.components import (
     PatchingProblem,
     Prepared,
     Scores,
+    areas,
     auroc,
     average_precision,
     by_node,
@@ -137,6 +138,11 @@ def test_the_curve_ends_at_the_whole_model(random_problem):
         assert curve.parts["connected"][-1] == len(scores.items)
         assert curve.parts["connected"][0] <= curve.sizes[0]
     assert curve.cmd() >= 0
+    judge = Judge(random_problem)
+    found = areas(judge, scores, [1, 20, 60])
+    signed, absolute = (faithfulness_curve(judge, scores, [1, 20, 60], signed=signed) for signed in (True, False))
+    assert (found.cpr, found.cmd) == pytest.approx((signed.cpr(), absolute.cmd()))
+    assert found.signed.realised == signed.realised
     half = type(curve)((1, 10), np.full((2, 1), 0.5), np.zeros(1), np.ones(1), parts={"edges": [1, 10]})
     assert (half.cpr(), half.cmd()) == pytest.approx((0.5, 0.5))
 

@@ -1,4 +1,4 @@
-"""Circuits over a task: ranking, ablating everything else, faithfulness, completeness, minimality, stability."""
+"""Circuits over a task: ranking, ablating everything else, faithfulness, completeness, minimality, shrinking."""
 
 import json
 from typing import Any
@@ -17,6 +17,7 @@ from circuitsae.interventions import (
     Mean,
     Means,
     Patch,
+    Regime,
     Scale,
     Zero,
     for_node,
@@ -29,8 +30,10 @@ from circuitsae.validation import (
     PromptExample,
     PromptTask,
     Task,
+    areas,
     completeness,
     faithfulness,
+    minimal,
     minimality,
     node_effects,
     random_circuits,
@@ -87,7 +90,7 @@ def _everything(length):
     return torch.tensor(index)
 
 
-def _oracle(model, task, number, inside, operation, errors_inside=None):
+def _oracle(model, task, number, inside, operation, errors_inside=None, regime: Any = "replacement"):
     """Every feature outside changed one intervention each, through the intervention engine."""
     example = task.examples[number]
     length = len(example.prompt)
@@ -102,21 +105,23 @@ def _oracle(model, task, number, inside, operation, errors_inside=None):
         for pos in range(FIRST, length)
         if (layer, pos) not in (kept if errors_inside is None else errors_inside)
     ]
-    outcome = intervene(model, as_prompt(example), changes, regime="replacement")
+    outcome = intervene(model, as_prompt(example), changes, regime=regime)
     return float(outcome.after(example.measure)[0, 0])
 
 
 INSIDE = (Feature(0, 3, "A"), Feature(1, 5, "END"), Error(1, "B"), Feature(2, 0, "END"), Feature(0, 7, "B"))
 
 
+@pytest.mark.parametrize("regime", ["replacement", "model", "graph"])
 @pytest.mark.parametrize("ablation", ["mean", "zero"])
-def test_ablating_everything_else_is_many_interventions(model, task, ablation):
-    found = Ablated(Cases(model, task), ablation).metric([Kept(()), Kept(INSIDE)])
+def test_ablating_everything_else_is_many_interventions(model, task, ablation, regime):
+    found = Ablated(Cases(model, task), ablation, regime=regime).metric([Kept(()), Kept(INSIDE)])
     means = Means.over(model, [as_prompt(e) for e in task.examples], by="role")
     operation = Mean(means) if ablation == "mean" else Zero()
     for number in (0, 4):
-        assert found[0, number] == pytest.approx(_oracle(model, task, number, (), operation), abs=1e-9)
-        assert found[1, number] == pytest.approx(_oracle(model, task, number, INSIDE, operation), abs=1e-9)
+        for row, inside in enumerate([(), INSIDE]):
+            expected = _oracle(model, task, number, inside, operation, regime=regime)
+            assert found[row, number] == pytest.approx(expected, abs=1e-9)
 
 
 def test_resampling_takes_another_prompt_of_the_template(model, task):
@@ -146,8 +151,9 @@ def test_error_nodes_can_all_stay_or_all_go(model, task):
 
 def test_batches_do_not_matter(model, task):
     circuits = [Kept(()), Kept(INSIDE), Kept(INSIDE[:2], all_but=True)]
-    one, many = (Ablated(Cases(model, task), "mean", memory=m).metric(circuits) for m in (1, 2**28))
-    np.testing.assert_allclose(one, many, atol=1e-12)
+    for regime in ("replacement", "graph"):
+        one, many = (Ablated(Cases(model, task), regime=regime, memory=m).metric(circuits) for m in (1, 2**28))
+        np.testing.assert_allclose(one, many, atol=1e-12)
 
 
 # ranking
@@ -257,6 +263,55 @@ def test_random_circuits_have_as_many_nodes_of_each_layer(model, task, ranking):
         random_circuits(model, Circuit((Feature(0, 1, "nowhere"),)), Ranking((), np.zeros((5, 0))), task)
 
 
+def test_the_regime_reaches_every_figure(model, task, ranking):
+    circuit = ranking.circuit(6)
+    ablated = Ablated(Cases(model, task), regime="model")
+    (f,) = _f(ablated, [Kept(circuit.nodes)])
+    curve = faithfulness(model, circuit, task, sizes=[6], regime="model")
+    assert curve.f[0] == pytest.approx(f)
+    assert curve.to_json()["regime"] == "model"
+    assert random_circuits(model, circuit, ranking, task, count=1, regime="model").f == pytest.approx(f)
+    table: Any = completeness(model, circuit, task, random=0, greedy=0, regime="model").subsets
+    assert table["circuit"].iloc[0] == pytest.approx(f)
+    least: Any = minimality(model, circuit.first(1), task, random=0, regime="model").nodes
+    assert least["score"].iloc[0] == pytest.approx(abs(_f(ablated, [Kept(circuit.nodes[:1])])[0]))
+    own = faithfulness(model, circuit, task, sizes=[6], regime=Regime(norms="frozen"))
+    assert own.to_json()["regime"]["norms"] == "frozen"
+    assert own.f[0] != pytest.approx(f, abs=1e-6)
+
+
+def test_both_areas_of_a_ranking(model, task, ranking):
+    """CPR is under f of the nodes of largest mean effect, CMD under |1 − f| of those of largest mean |effect|."""
+    found = areas(model, ranking, task, count=20)
+    towards = 1 if found.signed.full.mean() > found.signed.empty.mean() else -1
+    signed = Ranking(ranking.nodes, towards * ranking.scores).circuit(20, signed=True)
+    one, other = faithfulness(model, signed, task), faithfulness(model, ranking.circuit(20), task)
+    assert found.cpr == pytest.approx(log_area(log_sizes(20), one.f))
+    assert found.cmd == pytest.approx(log_area(log_sizes(20), np.abs(1 - other.f)))
+    frame: Any = found.frame()
+    assert frame.groupby("ranking").size().to_dict() == {"absolute": len(other.sizes), "signed": len(one.sizes)}
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["cpr"] == pytest.approx(found.cpr)
+
+
+def test_signed_nodes_move_the_metric_towards_the_models(model, task, ranking):
+    """Of the opposite metric the same nodes are best, for f is the same."""
+    opposite = PromptTask([PromptExample(e.prompt, logit_diff(9, 5), e.roles, e.template) for e in task.examples])
+    turned = Ranking(ranking.nodes, -ranking.scores)
+    one, other = areas(model, ranking, task, count=9), areas(model, turned, opposite, count=9)
+    assert one.signed.circuit.ids == other.signed.circuit.ids
+    assert other.cpr == pytest.approx(one.cpr)
+
+
+def test_areas_are_over_nodes_that_are_somewhere(model, task, ranking):
+    nowhere = tuple(Feature(0, i, "NOBODY") for i in range(3))
+    circuit = Circuit((ranking.circuit(1).nodes[0], *nowhere, *ranking.circuit(3).nodes[1:], Error(0)))
+    curve = faithfulness(model, circuit, task, sizes=[0, 1, 4, 6, 7])
+    assert curve.realised == (0, 1, 1, 3, 4)
+    assert faithfulness(model, circuit, task, sizes=[7], errors="ablate").realised == (
+        3 - sum(isinstance(node, Error) for node in ranking.circuit(3).nodes),
+    )
+
+
 # completeness and minimality
 
 
@@ -295,6 +350,57 @@ def test_minimality_finds_the_node_that_does_nothing(model, task, ranking, mean_
     assert table.loc[circuit.ids[0], "score"] >= abs(single[0] - single[1]) - 1e-9
 
 
+# shrinking
+
+
+def _somewhat_faithful(model, task, ranking, regime):
+    """A circuit with |1 − f| < ½, and how f is measured; random weights make most circuits worse than none."""
+    options: Any = ((8, "zero"), (8, "mean"), (6, "zero"))
+    for count, ablation in options:
+        ablated = Ablated(Cases(model, task), ablation, regime=regime)
+        (f,) = _f(ablated, [Kept(ranking.circuit(count).nodes)])
+        if abs(1 - f) < 0.5:
+            return ranking.circuit(count), ablated, f
+    raise AssertionError(f"no circuit is anywhere near faithful in the regime {regime}")
+
+
+@pytest.mark.parametrize("regime", ["replacement", "model", "graph"])
+def test_what_is_left_is_minimal_and_each_step_the_best(model, task, ranking, regime):
+    """Step by step against scoring every circuit with one node less."""
+    circuit, ablated, start = _somewhat_faithful(model, task, ranking, regime)
+    found = minimal(model, circuit, task, tolerance=0.3, ablation=ablated.ablation, regime=regime)
+    steps: Any = found.steps
+    assert len(steps) > 1
+    left, limit = list(circuit.nodes), abs(1 - start) + 0.3
+    for removed, f in zip(steps["removed"][1:], steps["f"][1:], strict=True):
+        options = _f(ablated, [Kept(tuple(v for v in left if v != node)) for node in left])
+        best = int(np.argmin(np.abs(1 - options)))
+        assert removed == Circuit((left[best],)).ids[0]
+        assert f == pytest.approx(options[best], abs=1e-9)
+        assert abs(1 - f) <= limit
+        left.pop(best)
+    assert set(found.circuit.nodes) == set(left)
+    needed: Any = found.nodes.set_index("id")["without"]
+    for node in left:
+        (without,) = _f(ablated, [Kept(tuple(v for v in left if v != node))])
+        assert needed[Circuit((node,)).ids[0]] == pytest.approx(without, abs=1e-9)
+        assert abs(1 - without) > limit
+    assert steps["nodes"].tolist() == list(range(len(circuit), len(left) - 1, -1))
+    assert found.f == pytest.approx(steps["f"].iloc[-1])
+    assert found.about["regime"] == regime
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_beside_a_minimal_circuit_stands_its_completeness(model, task, ranking):
+    found = minimal(model, ranking.circuit(12), task, tolerance=0.05, candidates=3)
+    apart = completeness(model, found.circuit, task)
+    assert found.completeness.chosen == apart.chosen
+    assert found.completeness.worst == pytest.approx(apart.worst)
+    assert found.circuit.scores == tuple(
+        ranking.circuit(12).scores[ranking.circuit(12).nodes.index(node)] for node in found.circuit.nodes
+    )
+
+
 # wrong use
 
 
@@ -308,6 +414,10 @@ def test_minimality_finds_the_node_that_does_nothing(model, task, ranking, mean_
         (lambda m, t: faithfulness(m, ["0.1@A"], PromptTask([])), "no examples"),
         (lambda m, t: faithfulness(m, ["0.1@A"], PromptTask(t.examples[:1]), ablation="resample"), "no other one"),
         (lambda m, t: completeness(m, Circuit(()), t), "empty"),
+        (lambda m, t: minimal(m, Circuit(()), t), "empty"),
+        (lambda m, t: minimal(m, Circuit.of(["0.1@A"]), t, candidates=0), "candidates=0 leaves nothing"),
+        (lambda m, t: minimal(m, Circuit.of(["0.1@A"]), t, tolerance=-0.1), "tolerance=-0.1"),
+        (lambda m, t: minimal(m, Circuit.of(["0.1@A"]), t, tolerance=1.0), "tolerance=1.0"),
     ],
 )
 def test_wrong_use_is_said(model, task, what, said):
