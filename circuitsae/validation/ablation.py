@@ -80,6 +80,11 @@ class Ablated:
         self.cases, self.model, self.errors, self.memory = cases, cases.model, errors, memory
         self.ablation: Ablation = ablation
         self.regime = regime_named(regime)
+        if self.regime.mlps == "linear":
+            raise InputError(
+                "In the regime 'linear' features that are ablated would still answer what they read; "
+                "take 'frozen-replacement', in which all are recomputed."
+            )
         self._layers = range(self.model.model.n_layers)
         self._width = [self.model.dictionaries.n_features(layer) for layer in self._layers]
         self._places: list[dict[CircuitNode, Sequence[int]]] = [{} for _ in range(len(cases))]

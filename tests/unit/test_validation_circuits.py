@@ -423,3 +423,8 @@ def test_beside_a_minimal_circuit_stands_its_completeness(model, task, ranking):
 def test_wrong_use_is_said(model, task, what, said):
     with pytest.raises(InputError, match=said):
         what(model, task)
+
+
+def test_features_that_answer_linearly_cannot_be_ablated(model, task):
+    with pytest.raises(InputError, match="frozen-replacement"):
+        Ablated(Cases(model, task), regime="linear")
