@@ -130,7 +130,7 @@ def test_the_supernode_graph_sums_the_shown_edges(page: Page, graph: SampleGraph
     check(graph.edges_frame())
     page.locator("#verdict-filter input[value=untested]").uncheck()
     page.wait_for_timeout(100)
-    check(graph.edges_frame().query("verdict.notna()"))
+    check(graph.edges_frame().query("graph_verdict.notna()"))
     page.locator("#supergraph .unit").first.press("Enter")
     assert page.evaluate("viewer.state.selected") >= 0
 

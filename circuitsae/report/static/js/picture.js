@@ -74,7 +74,7 @@
     return viewer.glyphs(chosen).flatMap((e) => {
       const [x, y] = viewer.middle(e, view).map(round);
       const fill = viewer.color(viewer.verdict(e));
-      const glyph = words(viewer.GLYPHS[viewer.verdict(e)], { x, y: y + 4, "text-anchor": "middle", fill });
+      const glyph = words(viewer.VERDICTS[viewer.verdict(e)].glyph, { x, y: y + 4, "text-anchor": "middle", fill });
       return [svg("circle", { cx: x, cy: y, r: 7, fill: viewer.color("page") }), glyph];
     });
   }
