@@ -4,6 +4,7 @@ The columns are those of `circuitsae.validation.Validation.edges`. Graphs that w
 have one verdict, of another question; that is read as the claim `older`.
 """
 
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -77,25 +78,29 @@ def tests_data(edges: pd.DataFrame) -> dict[str, Any] | None:
         return None
     tested = edges.iloc[rows]
     parts = {
-        whole: {part: _numbers(tested[f"{whole}_{part}"]) for part in names if f"{whole}_{part}" in tested}
+        whole: {
+            part: _values(part, tested[f"{whole}_{part}"].tolist()) for part in names if f"{whole}_{part}" in tested
+        }
         for whole, names in PARTS.items()
     }
     return {
         "edges": [int(row) for row in rows],
         "claims": {
-            claim: {short: _values(short, tested[name]) for short, name in names.items()}
+            claim: {short: _values(short, tested[name].tolist()) for short, name in names.items()}
             for claim, names in claims.items()
         },
         "parts": {whole: values for whole, values in parts.items() if values},
-        **{name: _values(name, tested[name]) for name in _OF_EDGE if name in tested},
+        **{name: _values(name, tested[name].tolist()) for name in _OF_EDGE if name in tested},
     }
 
 
 def verdicts_shown(edges: pd.DataFrame | None) -> tuple[str, list[str | None]]:
     """The first claim that has verdicts, and the verdict of each edge; "" and nothing where there are none."""
-    for claim, names in ({} if edges is None else _claims(edges)).items():
-        if edges is not None and "verdict" in names:
-            return claim, _verdicts(edges[names["verdict"]])
+    if edges is None:
+        return "", []
+    judged = {claim: names["verdict"] for claim, names in _claims(edges).items() if "verdict" in names}
+    for claim, name in judged.items():
+        return claim, [_verdict(value) for value in edges[name].tolist()]
     return "", []
 
 
@@ -116,26 +121,21 @@ _ALL = (
 )
 
 
-def _values(name: str, column: pd.Series) -> list[Any]:
+def _values(name: str, column: list[Any]) -> list[Any]:
     if name == "verdict":
-        return _verdicts(column)
+        return [_verdict(value) for value in column]
     if name in _TEXTS:
         return [printable(cut(value)) if isinstance(value, str) and value else None for value in column]
-    return _numbers(column)
+    return [_number(value) for value in column]
 
 
-def _verdicts(column: pd.Series) -> list[str | None]:
-    return [value if value in VERDICTS else None for value in column.tolist()]
+def _verdict(value: Any) -> str | None:
+    return value if value in VERDICTS else None
 
 
-def _numbers(column: pd.Series) -> list[float | int | None]:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
-    return [
-        _rounded(value) if finite else None for value, finite in zip(values.tolist(), np.isfinite(values), strict=True)
-    ]
-
-
-def _rounded(value: float) -> float | int:
-    """A whole number without its point: half the bytes."""
-    value = float(f"{value:.{_DIGITS}g}")
-    return int(value) if value.is_integer() and abs(value) < 10**_DIGITS else value
+def _number(value: Any) -> float | int | None:
+    """Rounded, a whole number without its point; null for what is not a finite number."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 10**_DIGITS else rounded

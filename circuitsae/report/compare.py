@@ -253,8 +253,8 @@ def comparison_data(both: Union, graphs: tuple[GraphLike, GraphLike], names: tup
 
 def _of_side(edges: pd.DataFrame, side: str) -> pd.DataFrame:
     """The columns that one of the two graphs has, under their own names."""
-    own = {name: name.removesuffix(f"_{side}") for name in edges if name.endswith(f"_{side}")}
-    return edges[list(own)].rename(columns=own)
+    own = [name for name in edges.columns if name.endswith(f"_{side}")]
+    return pd.DataFrame(edges[own]).set_axis([name.removesuffix(f"_{side}") for name in own], axis=1)
 
 
 def _sides(both: Union) -> list[pd.DataFrame]:

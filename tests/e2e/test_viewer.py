@@ -202,9 +202,9 @@ def test_edges_take_the_colour_of_what_was_found_and_keep_the_dash_of_their_sign
 
 def test_the_scatter_has_every_tested_edge_of_the_claim_and_leads_to_it(page: Page):
     dots = page.locator("#panel .scatter circle")
-    for claim in ("graph", "model"):
+    for claim, name in (("graph", "Graph"), ("model", "Model effect")):
         page.locator("#claim").select_option(claim)
-        expect(page.get_by_role("img", name="predicted against measured")).to_be_visible()
+        expect(page.get_by_role("img", name=f"{name}: predicted against measured")).to_be_visible()
         shown = page.evaluate("viewer.tests.edges.filter(e => viewer.edgeShown[e]).length")
         expect(dots).to_have_count(shown)
     places = dots.evaluate_all("all => all.map(c => [150 - c.cx.baseVal.value, c.cy.baseVal.value - 150])")
@@ -218,6 +218,21 @@ def test_the_scatter_has_every_tested_edge_of_the_claim_and_leads_to_it(page: Pa
         assert abs(x) < abs(y) or abs(predicted) >= 0.98 * abs(measured) or abs(abs(x) - abs(y)) < 1
     dots.first.dispatch_event("click")
     expect(page.locator("#panel details.test[open] table.claims")).to_have_count(1)
+
+
+def test_the_exported_view_holds_the_claims_of_its_edges(page: Page):
+    page.locator("#claim").select_option("direct")
+    edges = sample_graph().edges_frame().set_index(["source", "target"])
+    view = page.evaluate("viewer.viewDocument()")
+    assert view["view"]["claim"] == "direct"
+    tested = [edge for edge in view["edges"] if "claims" in edge]
+    assert len(tested) == page.evaluate("viewer.tests.edges.filter(e => viewer.edgeShown[e]).length") > 100
+    for edge in tested:
+        row = edges.loc[edge["source"], edge["target"]]
+        for claim in ("graph", "direct", "model"):
+            assert edge["claims"][claim]["ratio"] == pytest.approx(row[f"{claim}_ratio"], rel=1e-3)
+        assert edge["claims"]["direct"]["verdict"] == row["direct_verdict"]
+        assert edge["parts"]["miss"]["curvature"] == pytest.approx(row["miss_curvature"], rel=1e-3)
 
 
 def test_a_graph_with_an_older_validation_says_of_what_kind_it_is(tmp_path: Path, open_page: OpenPage):

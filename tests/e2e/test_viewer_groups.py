@@ -161,7 +161,7 @@ def test_the_address_restores_everything(page: Page, html: Path, leading: list[s
     page.get_by_role("searchbox").fill("john")
     page.locator("#theme").click()
     page.locator("#prune").fill("0.8")
-    page.mouse.move(500, 300)
+    page.mouse.move(500, 420)
     page.mouse.wheel(0, -300)
     page.wait_for_function("() => viewer.state.zoom")
     page.wait_for_timeout(200)

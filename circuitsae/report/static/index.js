@@ -60,14 +60,15 @@
     if (!tested(row)) return ["–"];
     const given = Object.entries(row.verdicts).map(([name, count]) => ({ name, count, ...VERDICTS[name] }));
     const { name, says } = CLAIMS[row.claim];
+    const what = row.claim === "older" ? name : `${name} claim`;
     const parts = given.flatMap(({ name, count, glyph, word }) => [
       element("span", { class: name, title: `${count} ${word}` }, `${glyph} ${count}`),
       " ",
     ]);
-    const words = `${name}: ${given.map(({ count, word }) => `${count} ${word}`).join(", ")}`;
+    const words = `${what}: ${given.map(({ count, word }) => `${count} ${word}`).join(", ")}`;
     return [
       element("span", { "aria-hidden": "true" }, ...parts),
-      element("span", { class: "name", "aria-hidden": "true", title: says }, name.toLowerCase()),
+      element("span", { class: "name", "aria-hidden": "true", title: says }, what.toLowerCase()),
       element("span", { class: "visually-hidden" }, words),
     ];
   }

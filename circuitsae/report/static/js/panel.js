@@ -125,6 +125,12 @@
 
   let drawn = null;
 
+  // How far down the edge is whose tests are unfolded; the window itself does not move.
+  function toOpened() {
+    const entry = panel.querySelector("details.test[open]")?.closest("li");
+    return entry ? entry.offsetTop - panel.offsetTop - 48 : 0;
+  }
+
   function showNode(i) {
     panel.replaceChildren(
       element("div", { class: "heading" }, element("h2", {}, text(viewer.title(i))), pinButton(i)),
@@ -134,10 +140,7 @@
       viewer.nodeNote(i),
       ...tabs(i),
     );
-    if (drawn !== i) {
-      panel.scrollTop = 0;
-      panel.querySelector("details.test[open]")?.scrollIntoView({ block: "nearest" });
-    }
+    if (drawn !== i) panel.scrollTop = toOpened();
     drawn = i;
   }
 
@@ -171,6 +174,7 @@
   }
 
   function showNothing() {
+    if (drawn !== null) panel.scrollTop = 0;
     drawn = null;
     if (viewer.comparison) return panel.replaceChildren(...viewer.comparison.summary());
     panel.replaceChildren(
