@@ -95,7 +95,11 @@ def small_graph() -> AttributionGraph:
     weights = np.zeros((5, 5))
     weights[0, 2], weights[4, 0], weights[4, 1], weights[4, 3] = 2.0, 1.0, -0.5, 1.0
     graph = AttributionGraph.build(nodes, sparse.csr_array(weights), ("<s>", " a"), (1, 3), 1, {"prompt": " a"})
-    note = {"source": "0.7@1", "target": "logit.5@1", "measured": -0.9, "verdict": "confirmed"}
+    note = {"source": "0.7@1", "target": "logit.5@1", "hops": 1, "influence": 0.5}
+    note |= {"graph_predicted": -1.0, "graph_measured": -0.9, "graph_ratio": 0.9, "graph_low": 0.8, "graph_high": 1.1}
+    note |= {"graph_controls": 40, "graph_p": 1 / 41, "graph_q": 0.03, "graph_verdict": "confirmed", "graph_reason": ""}
+    note |= {"direct_predicted": -1.0, "direct_measured": 0.4, "direct_verdict": "attention", "direct_reason": ""}
+    note |= {"model_predicted": -1.0, "model_measured": -0.2, "miss": "patterns"}
     return graph.annotate(pd.DataFrame([note]))
 
 

@@ -23,7 +23,8 @@ PARTS = {
 """What a measurement is split into: columns such as `direct_patterns`."""
 _OF_CLAIM = ("predicted", "measured", "ratio", "low", "high", "q", "verdict", "reason")
 _OF_OLDER = ("predicted", "frozen", "replacement", "measured", "control", "verdict")
-_OF_EDGE = ("hops", "influence", "stability", "stability_low", "stability_high", "prompts", "direct_head")
+_OF_PROMPTS = tuple(f"{name}{end}" for name in ("stability", "pooled") for end in ("", "_low", "_high"))
+_OF_EDGE = ("hops", "influence", "direct_head", "prompts", *_OF_PROMPTS)
 _TEXTS = ("reason", "direct_head")
 _DIGITS = 4
 

@@ -88,20 +88,20 @@
     const list = (first, ...names) => [first, rest(...names)].filter(Boolean).join("; ");
     if (claim === "model") {
       const right = counts.within + counts.same;
-      const first = `${right} ${of} move the target the predicted way, ${counts.within} within a factor of two`;
+      const first = `${right} ${of} point the right way, ${counts.within} within a factor of two`;
       return list(first, "unknown");
     }
     if (claim === "direct") {
       const head = leadingHead(tests);
-      const above = head ? `, ${head} above all` : "";
+      const above = head ? `, head ${head} above all` : "";
       const carried = counts.attention ? `${counts.attention} carried by attention${above}` : "";
       return [`${counts.confirmed} ${of} confirmed`, carried, rest("norms", "reversed", "null", "undecided")]
         .filter(Boolean)
         .join("; ");
     }
     if (claim === "graph") {
-      const first = `${counts.confirmed} ${of} confirmed, ${within(tests, claim)} within a factor of two`;
-      return list(first, "reversed", "null", "undecided");
+      const said = rest("confirmed", "reversed", "null", "undecided");
+      return `${within(tests, claim)} ${of} hold within a factor of two${said && ` (${said})`}`;
     }
     return list(`${counts.confirmed} ${of} confirmed`, "null", "reversed");
   }

@@ -99,6 +99,7 @@
     const values = name === "direct" ? { edge: tests.found(whole, e)?.predicted ?? null, ...found } : found;
     const most = Math.max(...Object.values(values).map((value) => Math.abs(value ?? 0))) || 1;
     const rows = Object.keys(parts).filter((part) => part in values);
+    const largest = (part) => (Math.abs(values[part]) === most ? "most" : null);
     return element(
       "div",
       { class: "split" },
@@ -107,7 +108,7 @@
         "dl",
         {},
         ...rows.flatMap((part) => [
-          element("dt", { title: parts[part][1] }, parts[part][0]),
+          element("dt", { title: parts[part][1], class: largest(part) }, parts[part][0]),
           element("dd", {}, bar(values[part] ?? 0, most), element("span", { class: "number" }, number(values[part]))),
         ]),
       ),
@@ -116,17 +117,16 @@
 
   // Where the edge is, how much it carries, and what became of it on other prompts.
   function about(tests, e) {
-    const other = (name) => tests.other(name, e);
-    const [low, high] = [other("stability_low"), other("stability_high")];
-    const prompts = other("prompts");
+    const say = (name, words) => (tests.other(name, e) === null ? null : words(tests.other(name, e)));
+    const between = (name, write) =>
+      say(`${name}_low`, (low) => ` (${write(low)} to ${write(tests.other(`${name}_high`, e))})`) ?? "";
+    const prompts = say("prompts", (count) => plural(count, "other prompt")) ?? "other prompts";
     const parts = [
-      other("hops") === null ? null : `${plural(other("hops"), "layer")} apart`,
-      other("influence") === null ? null : `carries ${percent(other("influence"))} of the influence`,
-      other("stability") === null
-        ? null
-        : `holds on ${percent(other("stability"))}${low === null ? "" : ` (${percent(low)} to ${percent(high)})`}` +
-          (prompts === null ? " of other prompts" : ` of ${plural(prompts, "other prompt")}`),
-      other("direct_head") === null ? null : `attention: ${other("direct_head")}`,
+      say("hops", (hops) => `${plural(hops, "layer")} apart`),
+      say("influence", (share) => `carries ${percent(share)} of the influence`),
+      say("direct_head", (head) => `of the heads, ${head} carries most`),
+      say("stability", (share) => `confirmed on ${percent(share)}${between("stability", percent)} of ${prompts}`),
+      say("pooled", (ratio) => `ratio over prompts ${number(ratio)}${between("pooled", number)}`),
     ].filter(Boolean);
     return parts.length ? element("p", { class: "hint" }, text(parts.join(" · "))) : null;
   }
