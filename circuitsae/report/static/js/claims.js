@@ -2,7 +2,7 @@
 (function (viewer) {
   "use strict";
 
-  const { page, edgeCount, CLAIMS, VERDICTS, plural } = viewer;
+  const { page, edgeCount, CLAIMS, VERDICTS, countText } = viewer;
   const NONE = { edges: [], claims: {}, parts: {} };
 
   // How the model's effect compares with what is predicted: a description, not a verdict.
@@ -79,7 +79,7 @@
   function sentence(tests, claim) {
     const counts = tests.counts(claim);
     const tested = edgeCount - counts.untested;
-    const of = `of ${plural(tested, "edge")}`;
+    const of = `of ${countText(tested)}`;
     const rest = (...names) =>
       names
         .filter((name) => counts[name])

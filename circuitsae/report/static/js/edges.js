@@ -207,16 +207,19 @@
 
   function drawGlyphs(context, view, tested) {
     context.globalAlpha = 1;
-    context.font = "11px system-ui, sans-serif";
+    context.font = "700 11px system-ui, sans-serif";
+    context.lineWidth = 1;
+    context.setLineDash([]);
     context.textAlign = "center";
     context.textBaseline = "middle";
     for (const e of tested) {
       const [x, y] = middle(e, view);
       context.fillStyle = viewer.color("page");
       context.beginPath();
-      context.arc(x, y, 7, 0, 2 * Math.PI);
+      context.arc(x, y, 8, 0, 2 * Math.PI);
       context.fill();
-      context.fillStyle = viewer.color(viewer.verdict(e));
+      context.fillStyle = context.strokeStyle = viewer.color(viewer.verdict(e));
+      context.stroke();
       context.fillText(viewer.VERDICTS[viewer.verdict(e)].glyph, x, y + 0.5);
     }
   }

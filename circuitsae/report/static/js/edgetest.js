@@ -149,8 +149,9 @@
     const { tests, state } = viewer;
     if (!tests.has(e)) return null;
     const values = tests.found(state.claim, e);
-    const numbers = values && ["predicted", "measured"].map((name) => `${name} ${number(values[name])}`).join(" · ");
-    return unfolding(e, [badge(tests.verdict(state.claim, e)), numbers], () => testDetails(tests, e));
+    const pair = (name) => element("span", { class: "pair" }, `${name} ${number(values[name])}`);
+    const numbers = values ? [pair("predicted"), " · ", pair("measured")] : [];
+    return unfolding(e, [badge(tests.verdict(state.claim, e)), ...numbers], () => testDetails(tests, e));
   }
 
   // One is open at a time, and the address says which; filled when it is opened.
