@@ -1,4 +1,4 @@
-"""The pictures of docs/viewer.md, from any page of a tested graph with cards: `python docs/images/screenshots.py graph.html`.
+"""The pictures of docs/viewer.md, from any page of a tested graph with cards: `docs/images/screenshots.py graph.html`.
 
 Needs playwright, a Chromium and pillow (which makes the files small).
 """

@@ -237,7 +237,7 @@ def test_the_exported_view_holds_the_claims_of_its_edges(page: Page):
 
 def test_heads_and_other_prompts_are_told_where_they_were_measured(tmp_path: Path, open_page: OpenPage):
     graph = sample_graph(validated=1)
-    row = graph.edges.index[graph.edges["graph_verdict"].notna()]
+    row = [i for i, verdict in enumerate(graph.edges["graph_verdict"]) if isinstance(verdict, str)]
     figures = {"prompts": 20, "stability": 0.9, "stability_low": 0.68, "stability_high": 0.99, "pooled": 0.97}
     graph.edges.loc[row, [*figures, "direct_head", "direct_verdict"]] = [*figures.values(), "2.3", "attention"]
     page = open_page(write_html(graph, tmp_path / "g.html"))
