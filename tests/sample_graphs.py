@@ -73,6 +73,7 @@ def sample_pair() -> tuple[SampleGraph, SampleGraph]:
     stronger = np.where(np.arange(len(b.nodes)) % 2, 1.0, 1.5)
     b.nodes = b.nodes.assign(text=b.nodes["text"].replace(" cat", " dog"), activation=b.nodes["activation"] * stronger)
     factor = np.random.default_rng(0).uniform(0.5, 2.0, len(b.edges))
+    b.edges.loc[b.edges["graph_verdict"].notna() & (b.edges.index % 2 == 0), "graph_verdict"] = "null"
     b.edges["weight"] *= factor * np.where(np.arange(len(b.edges)) % 7, 1, -1)
     return _without(a, features[5:8]), _without(b, features[:5])
 
@@ -254,13 +255,47 @@ def _edges(rng: np.random.Generator, nodes: pd.DataFrame, n_edges: int) -> pd.Da
     return pd.DataFrame({"source": ids[sources[chosen]], "target": ids[into], "weight": weight, "share": share})
 
 
+def older_validation(edges: pd.DataFrame, n: int) -> pd.DataFrame:
+    """What a validation from before the three claims said of the first n edges."""
+    weight = edges["weight"].to_numpy(float)[:n]
+    verdict = np.array(["confirmed", "null", "reversed"])[np.arange(n) % 3]
+    found = edges[["source", "target"]].iloc[:n]
+    return found.assign(predicted=-weight, frozen=-weight, measured=-weight / 2, control=0.1, verdict=verdict)
+
+
 def _measured(rng: np.random.Generator, edges: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The n strongest edges tested: all three claims, and what measurements are split into."""
+    if not n:
+        return edges
     weight = edges["weight"].to_numpy(float)
-    tested = np.argsort(-np.abs(weight), kind="stable")[:n]
-    predicted, measured = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
-    predicted[tested] = -weight[tested]
-    ratio = rng.normal(0.7, 0.6, n)
-    measured[tested] = predicted[tested] * ratio
-    verdict = np.full(len(edges), None, dtype=object)
-    verdict[tested] = np.select([ratio > 0.3, ratio < -0.3], ["confirmed", "reversed"], "null")
-    return edges.assign(predicted=predicted, frozen=predicted, measured=measured, verdict=verdict)
+    tested = edges.iloc[np.argsort(-np.abs(weight), kind="stable")[:n]][["source", "target", "weight"]]
+    predicted = {"graph": rng.normal(1.0, 0.1, n), "direct": np.ones(n), "model": None}
+    table: dict[str, Any] = {"hops": rng.integers(1, 4, n), "influence": rng.dirichlet(np.ones(n)) * 0.8}
+    direct = -tested["weight"].to_numpy(float)
+    for claim, spread in {"graph": 0.3, "direct": 0.5, "model": 0.9}.items():
+        factor = predicted[claim] if predicted[claim] is not None else predicted["graph"]
+        ratio = rng.normal(0.9, spread, n)
+        columns = {"predicted": direct * factor, "measured": direct * factor * ratio, "ratio": ratio}
+        columns |= {"low": ratio - 0.1, "high": ratio + 0.1}
+        table |= {f"{claim}_{name}": values for name, values in columns.items()}
+        if claim != "model":
+            table |= {f"{claim}_{name}": values for name, values in _judged(rng, ratio, claim).items()}
+    for whole, names in (("direct", ("norms", "patterns")), ("miss", MISSES)):
+        claim = "direct" if whole == "direct" else "model"
+        parts = rng.dirichlet(np.ones(len(names)), n).T * (table[f"{claim}_measured"] - table[f"{claim}_predicted"])
+        table |= {f"{whole}_{name}": values for name, values in zip(names, parts, strict=True)}
+    found = pd.DataFrame(table, index=tested.index)
+    return edges.join(found)
+
+
+MISSES = ("dictionary", "curvature", "first", "patterns", "norms")
+
+
+def _judged(rng: np.random.Generator, ratio: np.ndarray, claim: str) -> dict[str, Any]:
+    cases = [(ratio > 0.6) & (ratio < 1.9), ratio < -0.1, np.abs(ratio) < 0.15]
+    verdict = np.select(cases, ["confirmed", "reversed", "null"], "undecided").astype(object)
+    if claim == "direct":
+        verdict[np.abs(ratio - 1) > 0.8] = "attention"
+        verdict[np.abs(ratio - 1) > 1.1] = "norms"
+    reason = np.where(verdict == "undecided", "less than half of what is predicted", "")
+    return {"q": rng.uniform(0, 0.05, len(ratio)), "verdict": verdict, "reason": reason}

@@ -14,16 +14,8 @@ import pandas as pd
 
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data
-from circuitsae.report.data import (
-    EDGE_COLUMNS,
-    NODE_COLUMNS,
-    GraphLike,
-    ValidationLike,
-    number,
-    page_data,
-    require,
-    with_validation,
-)
+from circuitsae.report.claims import ValidationLike, tested_columns, tests_data, with_validation
+from circuitsae.report.data import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, number, page_data, require
 from circuitsae.report.page import PlotlyJS, write_page
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
@@ -161,11 +153,12 @@ def _both_texts(one: Any, other: Any) -> str:
 
 
 def _edges(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    ends, noted = ["source", "target"], [a, b]
-    for side, frame in enumerate(noted):
-        verdict = frame.get("verdict")
-        noted[side] = frame[[*ends, *EDGE_VALUES]].assign(verdict=verdict)
-    both = noted[0].merge(noted[1], on=ends, how="outer", suffixes=("_a", "_b"), sort=False)
+    ends = ["source", "target"]
+    noted = [
+        frame[[*ends, *EDGE_VALUES, *tested_columns(frame)]].set_index(ends).add_suffix(f"_{side}").reset_index()
+        for side, frame in zip(_SIDES, (a, b), strict=True)
+    ]
+    both = noted[0].merge(noted[1], on=ends, how="outer", sort=False)
     weights = {side: both[f"weight_{side}"].astype(float) for side in _SIDES}
     difference = weights["b"].fillna(0.0) - weights["a"].fillna(0.0)
     inputs = np.fmax(*(_inputs(both, side) for side in _SIDES))
@@ -241,10 +234,8 @@ def comparison_data(both: Union, graphs: tuple[GraphLike, GraphLike], names: tup
                     "there": nodes[f"in_{side}"].astype(int).tolist(),
                     **{name: _column(nodes, f"{name}_{side}") for name in NODE_VALUES},
                 },
-                "edges": {
-                    **{name: _column(edges, f"{name}_{side}") for name in EDGE_VALUES},
-                    "verdict": [v if isinstance(v, str) else None for v in edges[f"verdict_{side}"].tolist()],
-                },
+                "edges": {name: _column(edges, f"{name}_{side}") for name in EDGE_VALUES},
+                "tests": tests_data(_of_side(edges, side)),
             }
         )
     change = _changes(nodes)
@@ -258,6 +249,12 @@ def comparison_data(both: Union, graphs: tuple[GraphLike, GraphLike], names: tup
         "change": change.tolist(),
         "summary": _summary(both, change),
     }
+
+
+def _of_side(edges: pd.DataFrame, side: str) -> pd.DataFrame:
+    """The columns that one of the two graphs has, under their own names."""
+    own = [name for name in edges.columns if name.endswith(f"_{side}")]
+    return pd.DataFrame(edges[own]).set_axis([name.removesuffix(f"_{side}") for name in own], axis=1)
 
 
 def _sides(both: Union) -> list[pd.DataFrame]:

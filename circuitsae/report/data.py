@@ -12,6 +12,7 @@ import pandas as pd
 
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data, suggestions_data
+from circuitsae.report.claims import ValidationLike, tests_data, with_validation
 from circuitsae.report.layout import Band, Layout, arrange
 from circuitsae.report.text import printable, visible
 from transcoders.errors import InputError
@@ -89,8 +90,6 @@ NODE_COLUMNS = (
     "probability",
 )
 EDGE_COLUMNS = ("source", "target", "weight", "share")
-VERDICTS = ("confirmed", "null", "reversed")
-_MEASUREMENTS = ("predicted", "frozen", "replacement", "measured", "control")
 _DIGITS = 6
 
 
@@ -113,14 +112,6 @@ class GraphLike(Protocol):
     def n_layers(self) -> int: ...
     def nodes_frame(self) -> pd.DataFrame: ...
     def edges_frame(self) -> pd.DataFrame: ...
-
-
-@runtime_checkable
-class ValidationLike(Protocol):
-    """A validation: the table of its edges has `source`, `target`, `verdict`, and effects predicted and measured."""
-
-    @property
-    def edges(self) -> pd.DataFrame: ...
 
 
 def page_data(
@@ -148,6 +139,7 @@ def page_data(
         "provenance": _plain({key: item for key, item in graph.provenance.items() if key != "carried"}),
         "nodes": columns | _coordinates(layout),
         "edges": _edge_columns(edges, nodes["id"].tolist()),
+        "tests": tests_data(edges),
         "columns": [_band(column) for column in layout.columns],
         "rows": [_band(row) for row in layout.rows],
         "bias_column": _band(layout.bias_column) if layout.bias_column else None,
@@ -168,22 +160,6 @@ def require(frame: pd.DataFrame, columns: Sequence[str], origin: str) -> pd.Data
             f"{origin} lacks the columns {missing}; it has {list(frame.columns)}. A report needs {list(columns)}."
         )
     return frame.reset_index(drop=True)
-
-
-def with_validation(edges: pd.DataFrame, validation: ValidationLike | pd.DataFrame | None) -> pd.DataFrame:
-    """The edges with what was measured on them; a validation given here replaces columns the graph already had."""
-    if validation is None:
-        return edges
-    measured = validation if isinstance(validation, pd.DataFrame) else validation.edges
-    measured = require(measured, ("source", "target"), "the validation's table of edges")
-    repeated = measured.duplicated(["source", "target"]).tolist()
-    if any(repeated):
-        source, target = (measured[end].tolist()[repeated.index(True)] for end in ("source", "target"))
-        raise InputError(f"the validation names the edge {source} → {target} twice; give each edge once.")
-    columns = [column for column in (*_MEASUREMENTS, "verdict") if column in measured]
-    kept = edges.drop(columns=[column for column in columns if column in edges])
-    measured = measured[["source", "target", *columns]].astype({"source": object, "target": object})
-    return kept.merge(measured, on=["source", "target"], how="left")
 
 
 def _node_columns(nodes: pd.DataFrame) -> dict[str, list[Any]]:
@@ -219,12 +195,7 @@ def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
         if unknown:
             raise InputError(f"an edge has {end} {unknown[0]!r}, which is not among the {len(ids)} nodes of the graph.")
         columns[end] = [row_of[node] for node in edges[end]]
-    for name in ("weight", "share", *_MEASUREMENTS):
-        if name in edges:
-            columns[name] = [number(value) for value in edges[name]]
-    if "verdict" in edges:
-        columns["verdict"] = [value if value in VERDICTS else None for value in edges["verdict"].tolist()]
-    return columns
+    return columns | {name: [number(value) for value in edges[name]] for name in ("weight", "share")}
 
 
 def _coordinates(layout: Layout) -> dict[str, list[Any]]:

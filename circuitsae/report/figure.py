@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from circuitsae.report.claims import verdicts_shown
 from circuitsae.report.data import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require
 from circuitsae.report.layout import Layout, arrange
 from circuitsae.report.text import plotly_text, shorten, visible
@@ -137,7 +138,7 @@ def summary_html(graph: GraphLike) -> str:
     logits = nodes.query("kind == 'logit'").sort_values("probability", ascending=False, kind="stable").head(_LOGITS)
     strongest = edges.iloc[np.argsort(-np.abs(edges["weight"].to_numpy(float)), kind="stable")[:_EDGES]]
     names = dict(zip(nodes["id"].tolist(), (_name(row) for row in nodes.to_dict("records")), strict=True))
-    verdicts = strongest["verdict"].tolist() if "verdict" in strongest else [None] * len(strongest)
+    claim, verdicts = verdicts_shown(strongest)
     parts = [
         _table("Attribution graph", (), facts),
         _table(
@@ -150,14 +151,14 @@ def summary_html(graph: GraphLike) -> str:
         ),
         _table(
             f"Strongest {len(strongest)} edges",
-            ("source", "target", "weight", "verdict"),
+            ("source", "target", "weight", f"verdict ({claim})" if claim else "verdict"),
             [
-                (names.get(s, str(s)), names.get(t, str(t)), _number(w, "+"), v if isinstance(v, str) else "")
+                (names.get(s, str(s)), names.get(t, str(t)), _number(w, "+"), v or "")
                 for s, t, w, v in zip(
                     strongest["source"].tolist(),
                     strongest["target"].tolist(),
                     strongest["weight"].tolist(),
-                    verdicts,
+                    verdicts or [None] * len(strongest),
                     strict=True,
                 )
             ],

@@ -10,7 +10,8 @@ from circuitsae.graph import AttributionGraph
 from circuitsae.graph.attribution_graph import load_graph
 from circuitsae.graph.files import Header, load_header
 from circuitsae.graph.nodes import NodeKind
-from circuitsae.report.data import VERDICTS, number
+from circuitsae.report.claims import VERDICTS, verdicts_shown
+from circuitsae.report.data import number
 from circuitsae.report.page import (
     fill_template,
     hash_source,
@@ -27,7 +28,7 @@ from transcoders.files import write_file
 
 INDEX = "index.html"
 PAGE = "graph.html"
-_SCRIPTS = ("js/format.js", "js/dom.js", "js/theme.js", "index.js")
+_SCRIPTS = ("js/format.js", "js/dom.js", "js/theme.js", "js/verdicts.js", "index.js")
 _DEPTH = 3
 _MOST = 10_000
 
@@ -85,8 +86,7 @@ def summary(head: Header) -> dict[str, Any]:
     """What the index says of one graph: texts with everything visible, numbers, null where there is none."""
     logits = [node for node in head.nodes if node.kind is NodeKind.LOGIT and node.probability == node.probability]
     best = max(logits, key=lambda node: node.probability, default=None)
-    notes = head.edge_notes
-    verdicts = [] if notes is None or "verdict" not in notes else notes["verdict"].tolist()
+    claim, verdicts = verdicts_shown(head.edge_notes)
     return {
         "prompt": [visible(token) for token in head.tokens],
         "model": visible(str(head.provenance.get("model") or "")) if head.provenance.get("model") else "",
@@ -94,7 +94,8 @@ def summary(head: Header) -> dict[str, Any]:
         "probability": None if best is None else number(best.probability),
         "replacement": number(head.scores.replacement),
         "completeness": number(head.scores.completeness),
-        **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+        "claim": claim,
+        "verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts},
         "nodes": len(head.nodes),
         "edges": head.n_edges,
     }

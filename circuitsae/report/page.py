@@ -15,7 +15,8 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike
-from circuitsae.report.data import GraphLike, ValidationLike, page_data
+from circuitsae.report.claims import ValidationLike
+from circuitsae.report.data import GraphLike, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
 from transcoders.files import write_file
@@ -26,12 +27,24 @@ PlotlyJS = Literal["inline", "cdn", "directory"]
 
 # Later files use what earlier ones put on `window.viewer`.
 _SCRIPTS = (
-    *("format", "dom", "data", "compare", "comparepanel", "state", "groups", "neuronpedia", "hash"),
+    *(
+        "format",
+        "dom",
+        "verdicts",
+        "data",
+        "claims",
+        "compare",
+        "comparepanel",
+        "state",
+        "groups",
+        "neuronpedia",
+        "hash",
+    ),
     *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
-    *("header", "card", "notes", "panel", "list", "controls"),
+    *("header", "card", "notes", "edgetest", "scatter", "panel", "list", "controls"),
     *("picture", "export", "keyboard", "main"),
 )
-_STYLES = ("base", "page", "bench", "panel", "card", "compare")
+_STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare")
 _PLOTLY_FILE = "plotly.min.js"
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 
@@ -55,7 +68,7 @@ def write_html(
     Args:
         graph: what to draw.
         path: the file to write.
-        validation: adds what was measured to the edges it names.
+        validation: what was measured on the edges it names, claim by claim; it takes the place of what the graph holds.
         cards: feature cards; those of the graph's features go into the page.
         ledger: labels of features, each shown with its evidence and as a hypothesis until a causal test supports it.
         supernodes: suggested groups for the reader to accept, rename, split or dismiss: mappings or objects with

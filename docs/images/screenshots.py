@@ -1,4 +1,4 @@
-"""The pictures of docs/viewer.md, from any page of a graph with cards: `python docs/images/screenshots.py graph.html`.
+"""The pictures of docs/viewer.md, from any page of a tested graph with cards: `docs/images/screenshots.py graph.html`.
 
 Needs playwright, a Chromium and pillow (which makes the files small).
 """
@@ -34,6 +34,18 @@ STRONGEST = """() => [...viewer.nodes.id.keys()].filter(i => viewer.cardOf(i))
   .sort((a, b) => (viewer.nodes.influence[b] ?? 0) - (viewer.nodes.influence[a] ?? 0))[0] ?? -1"""
 
 
+# An edge that attention carries, or else the strongest that was tested; the direct claim colours the edges.
+CLAIMS = """() => {
+  const { tests, state } = viewer;
+  if (!tests.edges.length) return false;
+  const strongest = [...tests.edges].sort((a, b) => viewer.strength(b) - viewer.strength(a));
+  viewer.set({ tab: 'edges' });
+  viewer.setFilter({ claim: tests.claims.includes('direct') ? 'direct' : state.claim, paint: true });
+  viewer.showEdge(strongest.find(e => tests.verdict('direct', e) === 'attention') ?? strongest[0]);
+  return true;
+}"""
+
+
 def shoot(page: Page, name: str) -> None:
     page.mouse.move(5, 5)
     page.wait_for_timeout(500)
@@ -54,6 +66,10 @@ def main(html: Path) -> None:
             if page.locator("#tab-card").count():
                 page.locator("#tab-card").click()
                 shoot(page, f"viewer-card-{theme}")
+            page.keyboard.press("Escape")
+            if page.evaluate(f"({CLAIMS})()"):
+                shoot(page, f"viewer-claims-{theme}")
+            page.evaluate("viewer.setFilter({ claim: viewer.claims[0] ?? null, paint: false })")
             page.evaluate(f"({GROUPS})()")
             page.keyboard.press("Escape")
             shoot(page, f"viewer-groups-{theme}")

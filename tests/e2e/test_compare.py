@@ -100,6 +100,25 @@ def test_panel_has_both_values_and_their_difference(page: Page):
     expect(page.locator("#panel .edges .test").first).to_contain_text("difference")
 
 
+def test_the_tests_of_both_graphs_are_behind_an_edge(page: Page):
+    edge = page.evaluate(
+        "viewer.sideTests[0].edges.find(e => viewer.sideTests[1].has(e) && viewer.edgeShown[e]"
+        " && viewer.sideTests[0].verdict('graph', e) !== viewer.sideTests[1].verdict('graph', e))"
+    )
+    expect(page.locator("#claim option")).to_have_text(["Graph", "Direct edge", "Model effect"])
+    page.evaluate("e => viewer.select(viewer.edges.target[e])", edge)
+    entry = page.locator("#panel li", has=page.locator(f"[title='{' → '.join(page.evaluate('viewer.endsOf', edge))}']"))
+    word = "([claim, side, e]) => viewer.VERDICTS[viewer.sideTests[side].verdict(claim, e)].word"
+    for claim in ("direct", "graph"):
+        page.locator("#claim").select_option(claim)
+        for side in (0, 1):
+            expect(entry.locator("summary")).to_contain_text(page.evaluate(word, [claim, side, edge]))
+    entry.locator("summary").click()
+    expect(entry.locator("table.claims caption")).to_have_text(list(NAMES))
+    for side, table in enumerate(entry.locator("table.claims").all()):
+        expect(table.locator("td.verdict").first).to_contain_text(page.evaluate(word, ["graph", side, edge]))
+
+
 def test_the_address_restores_the_view(page: Page):
     page.keyboard.press("b")
     page.evaluate("viewer.select(viewer.indexOf.get('tok@2'))")

@@ -48,7 +48,7 @@ def test_twenty_graphs_the_newest_first(index: Path, open_page: OpenPage):
     assert page.locator("tbody tr").count() == 21
     assert page.locator("tbody tr").first.locator("td").last.inner_text() == "2023-12-03 22:13"
     first = page.locator("tbody tr").first
-    for text in ("·word19", "graph-19", "gpt2", "95 %", "✓ 1"):
+    for text in ("·word19", "graph-19", "gpt2", "95 %", "✓ 1", "graph claim"):
         expect(first).to_contain_text(text)
     expect(page.locator("tbody tr").last).to_contain_text("cannot be read")
     assert (index.parent / "graph-03" / "graph.html").stat().st_size > 1_000_000

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, ViewportSize, expect
 
 from circuitsae.report import write_html
-from tests.sample_graphs import SampleCards, sample_graph, sample_suggestions
+from tests.sample_graphs import SampleCards, older_validation, sample_graph, sample_suggestions
 
 OpenPage = Callable[..., Page]
 HOSTILE = [
@@ -81,9 +81,190 @@ def test_inputs_are_ranked_and_carry_their_verdicts(page: Page):
     select(page, "logit.0@14")
     shares = page.evaluate("viewer.inputs[viewer.state.selected].map(e => viewer.edges.share[e])")
     assert shares == sorted(shares, reverse=True)
-    badge = page.locator("#panel .test").first
-    expect(badge).to_contain_text("predicted")
-    expect(badge).to_contain_text("measured")
+    test = page.locator("#panel .test").first
+    expect(test).to_contain_text("predicted")
+    expect(test).to_contain_text("measured")
+
+
+def edge_with(page: Page, claim: str, verdict: str) -> int:
+    """The strongest edge of a verdict into a node that has more of them."""
+    return page.evaluate(
+        "([claim, verdict]) => viewer.tests.edges.filter(e => viewer.tests.verdict(claim, e) === verdict)"
+        ".sort((a, b) => viewer.strength(b) - viewer.strength(a))[0]",
+        [claim, verdict],
+    )
+
+
+def test_an_edge_shows_its_claims_side_by_side_and_what_they_are_made_of(page: Page):
+    edge = edge_with(page, "graph", "undecided")
+    found = page.evaluate(
+        "e => Object.fromEntries(viewer.tests.claims.map(c => [c, viewer.tests.found(c, e)]).concat("
+        "['direct', 'miss'].map(w => [`parts ${w}`, viewer.tests.parts(w, e)])))",
+        edge,
+    )
+    page.evaluate("e => viewer.select(viewer.edges.target[e])", edge)
+    mine = page.locator("#panel li", has=page.locator(f"[title='{' → '.join(page.evaluate('viewer.endsOf', edge))}']"))
+    expect(mine.locator("table.claims")).to_have_count(0)
+    summary = mine.locator("summary")
+    summary.focus()
+    page.keyboard.press("Enter")  # as a reader without a mouse opens it
+    expect(mine.locator("table.claims thead th")).to_have_text(["Graph", "Direct edge", "Model effect"])
+
+    def written(value: float) -> str:
+        return page.evaluate("v => viewer.number(v)", value)
+
+    claims = [found[claim] for claim in ("graph", "direct", "model")]
+    for row in ("predicted", "measured", "ratio", "q"):
+        cells = mine.locator("table.claims tr", has=page.get_by_role("rowheader", name=row, exact=True)).locator("td")
+        expect(cells).to_have_text([written(one.get(row)) for one in claims])
+    bounds = mine.locator("table.claims tr", has_text="95 %").locator("td")
+    expect(bounds).to_have_text([f"{written(one['low'])} to {written(one['high'])}" for one in claims])
+    verdicts = mine.locator("td.verdict")
+    expect(verdicts.first).to_contain_text("undecided")
+    expect(verdicts.first.locator(".reason")).to_have_text(found["graph"]["reason"])
+    assert page.evaluate("e => viewer.tests.verdict('model', e)", edge) in {"within", "same", "other"}
+
+    direct, miss = mine.locator(".split").all()
+    expected = [found["direct"]["predicted"], *(found["parts direct"][name] for name in ("patterns", "norms"))]
+    expect(direct.locator(".number")).to_have_text([written(value) for value in expected])
+    assert sum(expected) == pytest.approx(found["direct"]["measured"], abs=2e-3 * max(map(abs, expected)))
+    names = ("dictionary", "curvature", "first", "patterns", "norms")
+    expect(miss.locator(".number")).to_have_text([written(found["parts miss"][name]) for name in names])
+    beyond = found["model"]["measured"] - found["model"]["predicted"]
+    assert sum(found["parts miss"].values()) == pytest.approx(beyond, abs=2e-3 * max(map(abs, expected)))
+
+    page.wait_for_function("() => location.hash.includes('test=')")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    expect(page.locator("#panel table.claims")).to_have_count(1)
+    expect(page.locator("#panel details[open] .reason").first).to_have_text(found["graph"]["reason"])
+
+
+def test_axe_finds_nothing_serious_in_the_claims(page: Page, serious: Callable[[Page], list[str]]):
+    assert serious(page) == []  # with the scatter
+    page.locator("#help-button").click()
+    page.locator("#claim").select_option("direct")
+    page.evaluate("e => viewer.showEdge(e)", edge_with(page, "direct", "norms"))
+    expect(page.locator("#panel details[open] .split")).to_have_count(2)
+    assert serious(page) == []
+    page.locator("#help-button").click()
+
+
+def test_the_chosen_claim_tells_which_verdicts_there_are_and_which_edges_are_drawn(page: Page):
+    claim, boxes = page.locator("#claim"), page.locator("#verdict-filter input")
+    expect(claim).to_have_value("graph")
+    expect(claim.locator("option")).to_have_text(["Graph", "Direct edge", "Model effect"])
+    counts = "claim => Object.fromEntries(Object.entries(viewer.tests.counts(claim)).filter(([, n]) => n))"
+    drawn = "[...viewer.edgeShown].reduce((a, b) => a + b)"
+    everything = page.evaluate(drawn)
+    for name in ("direct", "model", "graph"):
+        claim.select_option(name)
+        expected = page.evaluate(counts, name)
+        assert sum(expected.values()) == page.evaluate("viewer.edgeCount")
+        shown = {box.input_value() for box in boxes.all() if box.is_visible()}
+        assert shown == set(expected)
+        for verdict, number in expected.items():
+            expect(page.locator(f"#verdict-filter label.{verdict} .number")).to_have_text(str(number))
+    assert {"attention", "norms"} <= set(page.evaluate(counts, "direct"))
+    claim.select_option("direct")
+    page.locator("#verdict-filter input[value=attention]").uncheck()
+    hidden = page.evaluate("viewer.tests.edges.filter(e => viewer.tests.verdict('direct', e) === 'attention')")
+    assert page.evaluate("list => list.every(e => !viewer.edgeShown[e])", hidden)
+    assert everything - page.evaluate(drawn) <= len(hidden)
+    assert everything > page.evaluate(drawn)
+    page.wait_for_function("() => location.hash.includes('claim=direct') && location.hash.includes('edges=')")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    expect(claim).to_have_value("direct")
+    assert not page.locator("#verdict-filter input[value=attention]").is_checked()
+
+
+def test_edges_take_the_colour_of_what_was_found_and_keep_the_dash_of_their_sign(page: Page):
+    layers = "viewer.allLayers().map(({color, dash, members}) => ({color, dash: dash.length > 0, members}))"
+    assert {layer["color"] for layer in page.evaluate(layers)} == {"positive", "negative"}
+    pictures = [page.evaluate("document.getElementById('all-edges').toDataURL()")]
+    page.locator("#paint").check()
+    page.wait_for_function("() => location.hash.includes('paint=1')")
+    for claim in ("graph", "direct"):
+        page.locator("#claim").select_option(claim)
+        page.wait_for_timeout(60)
+        pictures.append(page.evaluate("document.getElementById('all-edges').toDataURL()"))
+        seen = 0
+        for layer in page.evaluate(layers):
+            verdicts = page.evaluate("list => list.map(e => viewer.verdict(e))", layer["members"])
+            assert set(verdicts) == {layer["color"]}
+            negative = page.evaluate("list => list.map(e => viewer.edges.weight[e] < 0)", layer["members"])
+            assert set(negative) == {layer["dash"]}
+            seen += len(layer["members"])
+        assert seen == page.evaluate("[...viewer.edgeShown].reduce((a, b) => a + b)")
+    assert len(set(pictures)) == 3
+
+
+def test_the_scatter_has_every_tested_edge_of_the_claim_and_leads_to_it(page: Page):
+    dots = page.locator("#panel .scatter circle")
+    for claim, name in (("graph", "Graph"), ("model", "Model effect")):
+        page.locator("#claim").select_option(claim)
+        expect(page.get_by_role("img", name=f"{name}: predicted against measured")).to_be_visible()
+        shown = page.evaluate("viewer.tests.edges.filter(e => viewer.edgeShown[e]).length")
+        expect(dots).to_have_count(shown)
+    places = dots.evaluate_all("all => all.map(c => [150 - c.cx.baseVal.value, c.cy.baseVal.value - 150])")
+    values = page.evaluate(
+        "viewer.tests.edges.filter(e => viewer.edgeShown[e]).map(e => viewer.tests.found('model', e))"
+        ".map(({predicted, measured}) => [predicted, measured])"
+    )
+    for (x, y), (predicted, measured) in zip(places, values, strict=True):  # same quadrant, same order of size
+        assert (x < 0) == (predicted > 0) or abs(x) < 1
+        assert (y < 0) == (measured > 0) or abs(y) < 1
+        assert abs(x) < abs(y) or abs(predicted) >= 0.98 * abs(measured) or abs(abs(x) - abs(y)) < 1
+    dots.first.dispatch_event("click")
+    expect(page.locator("#panel details.test[open] table.claims")).to_have_count(1)
+
+
+def test_the_exported_view_holds_the_claims_of_its_edges(page: Page):
+    page.locator("#claim").select_option("direct")
+    edges = sample_graph().edges_frame().set_index(["source", "target"])
+    view = page.evaluate("viewer.viewDocument()")
+    assert view["view"]["claim"] == "direct"
+    tested = [edge for edge in view["edges"] if "claims" in edge]
+    assert len(tested) == page.evaluate("viewer.tests.edges.filter(e => viewer.edgeShown[e]).length") > 100
+    for edge in tested:
+        row = edges.loc[edge["source"], edge["target"]]
+        for claim in ("graph", "direct", "model"):
+            assert edge["claims"][claim]["ratio"] == pytest.approx(row[f"{claim}_ratio"], rel=1e-3)
+        assert edge["claims"]["direct"]["verdict"] == row["direct_verdict"]
+        assert edge["parts"]["miss"]["curvature"] == pytest.approx(row["miss_curvature"], rel=1e-3)
+
+
+def test_heads_and_other_prompts_are_told_where_they_were_measured(tmp_path: Path, open_page: OpenPage):
+    graph = sample_graph(validated=1)
+    row = [i for i, verdict in enumerate(graph.edges["graph_verdict"]) if isinstance(verdict, str)]
+    figures = {"prompts": 20, "stability": 0.9, "stability_low": 0.68, "stability_high": 0.99, "pooled": 0.97}
+    graph.edges.loc[row, [*figures, "direct_head", "direct_verdict"]] = [*figures.values(), "2.3", "attention"]
+    page = open_page(write_html(graph, tmp_path / "g.html"))
+    expect(page.locator("#verdict-counts")).to_contain_text("1 carried by attention, head 2.3 above all")
+    page.evaluate("viewer.showEdge(viewer.tests.edges[0])")
+    about = page.locator("#panel details[open] .hint")
+    for words in ("of the heads, 2.3 carries most", "confirmed on 90 % (68 % to 99 %) of 20 other prompts", "0.97"):
+        expect(about).to_contain_text(words)
+
+
+def test_a_graph_with_an_older_validation_says_of_what_kind_it_is(tmp_path: Path, open_page: OpenPage):
+    graph = sample_graph(validated=0)
+    page = open_page(write_html(graph, tmp_path / "g.html", validation=older_validation(graph.edges_frame(), 30)))
+    expect(page.locator("#verdict-counts")).to_contain_text("One verdict of another question")
+    expect(page.locator("#claim option")).to_have_text(["Older validation"])
+    page.evaluate("viewer.showEdge(0)")
+    expect(page.locator("#panel details[open]")).to_contain_text("Older validation")
+    expect(page.locator("#panel table.claims tr", has_text="control").locator("td.number")).to_have_text("0.1")
+
+
+def test_a_graph_that_was_not_tested_asks_for_no_claim(tmp_path: Path, open_page: OpenPage):
+    page = open_page(write_html(sample_graph(validated=0), tmp_path / "g.html"))
+    for control in ("#claim-choice", "#verdict-filter", "#paint-choice", "#verdict-fact"):
+        expect(page.locator(control)).to_be_hidden()
+    assert page.evaluate("[...viewer.edgeShown].some(Boolean)")
+    select(page, "logit.0@14")
+    expect(page.locator("#panel .test")).to_have_count(0)
 
 
 def test_choosing_a_node_draws_its_edges(page: Page):

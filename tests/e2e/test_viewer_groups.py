@@ -130,7 +130,7 @@ def test_the_supernode_graph_sums_the_shown_edges(page: Page, graph: SampleGraph
     check(graph.edges_frame())
     page.locator("#verdict-filter input[value=untested]").uncheck()
     page.wait_for_timeout(100)
-    check(graph.edges_frame().query("verdict.notna()"))
+    check(graph.edges_frame().query("graph_verdict.notna()"))
     page.locator("#supergraph .unit").first.press("Enter")
     assert page.evaluate("viewer.state.selected") >= 0
 
@@ -161,7 +161,7 @@ def test_the_address_restores_everything(page: Page, html: Path, leading: list[s
     page.get_by_role("searchbox").fill("john")
     page.locator("#theme").click()
     page.locator("#prune").fill("0.8")
-    page.mouse.move(500, 300)
+    page.mouse.move(500, 420)
     page.mouse.wheel(0, -300)
     page.wait_for_function("() => viewer.state.zoom")
     page.wait_for_timeout(200)

@@ -74,7 +74,19 @@ def test_page_data(tmp_path: Path):
         there = {i for i, one in zip(ids, side["nodes"]["there"], strict=True) if one}
         assert there == set(graph.nodes["id"])
         assert sum(w is not None for w in side["edges"]["weight"]) == len(graph.edges)
-        assert sum(v is not None for v in side["edges"]["verdict"]) == len(graph.edges["verdict"].dropna())
+        verdicts = side["tests"]["claims"]["graph"]["verdict"]
+        assert len([v for v in verdicts if v]) == len(graph.edges["graph_verdict"].dropna()) > 100
+        rows = dict(zip(side["tests"]["edges"], side["tests"]["claims"]["graph"]["predicted"], strict=True))
+        expected = dict(
+            zip(
+                zip(graph.edges["source"], graph.edges["target"], strict=True),
+                graph.edges["graph_predicted"],
+                strict=True,
+            )
+        )
+        for row, value in rows.items():
+            ends = ids[data["edges"]["source"][row]], ids[data["edges"]["target"][row]]
+            assert value == pytest.approx(expected[ends], rel=1e-3)
     assert comparison["presence"].count("a") == 5
     assert comparison["presence"].count("b") == 3
     summary = comparison["summary"]
@@ -90,7 +102,7 @@ def test_page_data(tmp_path: Path):
     assert 0 < summary["shared"] < 1
     shares = np.array(data["edges"]["share"])[summary["top_edges"]]
     assert (shares > 0).all()
-    assert "verdict" not in data["edges"]
+    assert data["tests"] is None
     assert data["scores"]["replacement, clean"] == 0.71
 
 
@@ -105,13 +117,15 @@ def test_a_graph_against_itself_has_no_difference(tmp_path: Path):
 
 def test_validations_given_apart(tmp_path: Path):
     a, b = sample_pair()
-    a.edges = a.edges.drop(columns=["verdict", "measured", "predicted", "frozen"])
     first = a.edges.iloc[3]
-    measured = pd.DataFrame([{"source": first["source"], "target": first["target"], "verdict": "reversed"}])
+    measured = pd.DataFrame([{"source": first["source"], "target": first["target"], "graph_verdict": "reversed"}])
     data = data_of(compare_html(a, b, tmp_path / "page.html", NAMES, validation=(measured, None)))
-    verdicts = [side["edges"]["verdict"] for side in data["comparison"]["sides"]]
-    assert [v for v in verdicts[0] if v] == ["reversed"]
-    assert len([v for v in verdicts[1] if v]) == len(b.edges["verdict"].dropna())
+    tests = [side["tests"] for side in data["comparison"]["sides"]]
+    assert tests[0]["claims"] == {"graph": {"verdict": ["reversed"]}}
+    assert len(tests[1]["edges"]) == len(b.edges["graph_verdict"].dropna())
+    bare = replace(b, edges=b.edges[["source", "target", "weight", "share"]])
+    data = data_of(compare_html(a, bare, tmp_path / "page.html", NAMES))
+    assert [side["tests"] is None for side in data["comparison"]["sides"]] == [False, True]
 
 
 def test_features_of_other_dictionaries_are_not_the_same():

@@ -33,12 +33,22 @@ def test_a_row_per_graph_and_a_page_for_each(tmp_path: Path):
     assert "does not hold a whole graph: it is not JSON" in rows["broken"]["problem"]
     assert "href" not in rows["broken"]
     one = rows["one"]
-    said = {"logit": "·b", "probability": 0.75, "nodes": 5, "edges": 4, "confirmed": 1, "null": 0, "reversed": 0}
+    said = {"logit": "·b", "probability": 0.75, "nodes": 5, "edges": 4, "claim": "graph", "verdicts": {"confirmed": 1}}
     assert {key: one[key] for key in said} == said
     assert one["prompt"] == ["<s>", "·a"]
     assert rows["a b/javascript:x#y"]["href"] == "./a%20b/javascript%3Ax%23y/graph.html"
     for folder in folders:
         assert (folder / "graph.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize("claim", ["graph", "direct", "older"])
+def test_the_first_claim_with_verdicts_is_counted(tmp_path: Path, claim: str):
+    graph = small_graph()
+    ends = graph.edges_frame()[["source", "target"]]
+    column, verdicts = "verdict" if claim == "older" else f"{claim}_verdict", ["confirmed", "null", "confirmed", None]
+    graph.annotate(ends.assign(**{column: verdicts})).save(tmp_path / "one")
+    row = rows_of(write_index(tmp_path))[0]
+    assert (row["claim"], row["verdicts"]) == (claim, {"confirmed": 2, "null": 1})
 
 
 def test_pages_are_made_only_where_they_are_missing_or_old(tmp_path: Path):
@@ -120,7 +130,7 @@ def test_a_graph_in_a_notebook():
 def test_a_hostile_graph_in_a_notebook():
     graph = sample_graph(tokens=HOSTILE, n_features=5, n_edges=30)
     graph.provenance = {"model": "<script>alert(1)</script>"}
-    graph.edges.loc[0, "verdict"] = "<u>"
+    graph.edges["graph_verdict"] = "<u>"
     made = summary_html(graph)
     found = Tags()
     found.feed(made)

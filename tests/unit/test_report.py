@@ -17,12 +17,13 @@ import circuitsae.report
 from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
 from circuitsae.report import to_figure, write_html
 from circuitsae.report.cards import card_data
+from circuitsae.report.claims import with_validation
 from circuitsae.report.data import page_data
 from circuitsae.report.figure import summary_html
 from circuitsae.report.index import write_index
 from circuitsae.report.layout import arrange
 from circuitsae.report.text import plotly_text, visible
-from tests.sample_graphs import SampleCards, sample_graph, sample_suggestions, whole_graph
+from tests.sample_graphs import SampleCards, older_validation, sample_graph, sample_suggestions, whole_graph
 from transcoders.errors import InputError
 
 HOSTILE = [
@@ -96,16 +97,60 @@ def test_other_places_for_plotly(tmp_path: Path):
 def test_validation_is_joined_to_the_edges():
     graph = sample_graph(validated=0)
     edge = graph.edges_frame().iloc[7]
-    table = pd.DataFrame(
-        [{"source": edge["source"], "target": edge["target"], "measured": 0.5, "verdict": "confirmed"}]
-    )
-    edges = page_data(graph, Checked(table))["edges"]
-    assert edges == page_data(graph, table)["edges"]
-    assert edges["verdict"][7] == "confirmed"
-    assert edges["measured"][7] == 0.5
-    assert sum(verdict is not None for verdict in edges["verdict"]) == 1
+    found = {"graph_measured": 0.5, "graph_verdict": "confirmed", "graph_q": np.nan, "direct_norms": -0.123456}
+    table = pd.DataFrame([{"source": edge["source"], "target": edge["target"], **found}])
+    tests = page_data(graph, Checked(table))["tests"]
+    assert tests == page_data(graph, table)["tests"]
+    assert tests == {
+        "edges": [7],
+        "claims": {"graph": {"measured": [0.5], "q": [None], "verdict": ["confirmed"]}},
+        "parts": {"direct": {"norms": [-0.1235]}},
+    }
     with pytest.raises(InputError, match="twice"):
         page_data(graph, pd.concat([table, table]))
+    with pytest.raises(InputError, match=r"lacks the columns \['target'\]"):
+        page_data(graph, table.drop(columns="target"))
+
+
+def test_only_tested_edges_take_room_and_keep_all_their_columns():
+    graph = sample_graph(validated=20)
+    tests = page_data(graph)["tests"]
+    edges = graph.edges_frame()
+    rows = [row for row, verdict in enumerate(edges["graph_verdict"]) if isinstance(verdict, str)]
+    assert tests["edges"] == rows
+    assert set(tests["claims"]) == {"graph", "direct", "model"}
+    for claim, columns in tests["claims"].items():
+        assert ("verdict" in columns) == (claim != "model")
+        for name, values in columns.items():
+            expected = edges[f"{claim}_{name}"].tolist()
+            for row, value in zip(rows, values, strict=True):
+                wanted = expected[row] or None if name == "reason" else expected[row]
+                assert value == (pytest.approx(wanted, rel=1e-3) if isinstance(wanted, float) else wanted)
+    for whole, parts in tests["parts"].items():
+        for part, values in parts.items():
+            assert values == pytest.approx([edges[f"{whole}_{part}"][row] for row in rows], rel=1e-3)
+    assert set(tests["parts"]["miss"]) == {"dictionary", "curvature", "first", "patterns", "norms"}
+    assert len(tests["influence"]) == len(tests["hops"]) == 20
+    assert page_data(sample_graph(validated=0))["tests"] is None
+
+
+def test_a_validation_takes_the_place_of_what_the_graph_holds():
+    graph = sample_graph(validated=30)
+    tests = page_data(graph, older_validation(graph.edges_frame(), 6))["tests"]
+    assert tests["edges"] == [0, 1, 2, 3, 4, 5]
+    assert list(tests["claims"]) == ["older"]
+    assert tests["claims"]["older"]["verdict"] == ["confirmed", "null", "reversed"] * 2
+    graph.edges = with_validation(graph.edges_frame(), older_validation(graph.edges_frame(), 6))
+    assert list(page_data(graph, sample_graph(validated=30).edges)["tests"]["claims"]) == ["graph", "direct", "model"]
+
+
+def test_what_is_no_number_and_no_verdict_is_left_out():
+    graph = sample_graph(validated=0)
+    ends = graph.edges_frame().iloc[0][["source", "target"]].to_dict()
+    row = ends | {"graph_measured": "<b>", "graph_ratio": np.inf, "graph_verdict": "<u>", "graph_reason": "a\u202eb"}
+    tests = page_data(graph, pd.DataFrame([row]))["tests"]
+    claim = {"measured": [None], "ratio": [None], "verdict": [None], "reason": ["a\\u202eb"]}
+    assert tests == {"edges": [0], "claims": {"graph": claim}, "parts": {}}
 
 
 def test_numbers_that_are_not_finite_become_null():

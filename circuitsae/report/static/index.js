@@ -2,13 +2,13 @@
 (function (viewer) {
   "use strict";
 
-  const { element, text, number, percent, plural, countText: whole } = viewer;
+  const { element, text, number, percent, plural, countText: whole, CLAIMS, VERDICTS } = viewer;
   const data = JSON.parse(document.getElementById("index-data").textContent);
   const byId = (id) => document.getElementById(id);
   const search = byId("search");
   const body = byId("graphs").tBodies[0];
 
-  const tested = (row) => row.confirmed + row.null + row.reversed;
+  const tested = (row) => Object.values(row.verdicts).reduce((sum, count) => sum + count, 0);
 
   // Of each column: its title, what it sorts by, and what it shows.
   const COLUMNS = [
@@ -32,7 +32,7 @@
     {
       key: "tested",
       title: "Tested edges",
-      sort: (r) => (tested(r) ? r.confirmed / tested(r) : null),
+      sort: (r) => (tested(r) ? (r.verdicts.confirmed ?? 0) / tested(r) : null),
       show: verdicts,
       numeric: true,
     },
@@ -58,19 +58,19 @@
 
   function verdicts(row) {
     if (!tested(row)) return ["–"];
-    const part = (name, glyph) =>
-      element("span", { class: name, title: `${row[name]} ${name}` }, `${glyph} ${row[name]}`);
-    const words = `${row.confirmed} confirmed, ${row.null} null, ${row.reversed} reversed`;
-    const shown = element(
-      "span",
-      { "aria-hidden": "true" },
-      part("confirmed", "✓"),
+    const given = Object.entries(row.verdicts).map(([name, count]) => ({ name, count, ...VERDICTS[name] }));
+    const { name, says } = CLAIMS[row.claim];
+    const what = row.claim === "older" ? name : `${name} claim`;
+    const parts = given.flatMap(({ name, count, glyph, word }) => [
+      element("span", { class: name, title: `${count} ${word}` }, `${glyph} ${count}`),
       " ",
-      part("null", "○"),
-      " ",
-      part("reversed", "⇄"),
-    );
-    return [shown, element("span", { class: "visually-hidden" }, words)];
+    ]);
+    const words = `${what}: ${given.map(({ count, word }) => `${count} ${word}`).join(", ")}`;
+    return [
+      element("span", { "aria-hidden": "true" }, ...parts),
+      element("span", { class: "name", "aria-hidden": "true", title: says }, what.toLowerCase()),
+      element("span", { class: "visually-hidden" }, words),
+    ];
   }
 
   function build(row) {

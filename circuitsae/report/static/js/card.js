@@ -34,7 +34,7 @@
       if (value <= 0 && t !== peak) return [token];
       const [, space, word] = /^( *)(.*)$/su.exec(token); // a line may break at the space, not inside the mark
       const mark = element("mark", { title: number(value), class: t === peak ? "peak" : null }, word || token);
-      mark.style.setProperty("--heat", `${Math.round(6 + 44 * Math.min(1, value / most))}%`);
+      mark.style.setProperty("--heat", `${Math.round(6 + 38 * Math.min(1, value / most))}%`);
       return word ? [space, mark] : [mark];
     });
     if (typeof spans[0] === "string") spans[0] = spans[0].trimStart();

@@ -47,24 +47,27 @@
   }
 
   const sideText = (s, e) => {
-    const side = data.sides[s];
-    const verdict = side.edges.verdict[e];
+    const verdict = viewer.sideTests[s].verdict(viewer.state.claim, e);
+    const { glyph, word } = viewer.VERDICTS[verdict];
     return [
       text(data.names[s]),
-      ` ${number(side.edges.weight[e])}${verdict ? ` ${viewer.GLYPHS[verdict]} ${verdict}` : ""}`,
+      ` ${number(data.sides[s].edges.weight[e])}`,
+      verdict === "untested" ? null : element("span", { class: verdict }, ` ${glyph} ${word}`),
     ];
   };
 
+  // Both weights, and what was found of the claim in each graph; all claims of both behind a click.
   function edgeNote(e) {
     const change = (B.edges.weight[e] ?? 0) - (A.edges.weight[e] ?? 0);
-    return element(
-      "span",
-      { class: "test" },
+    const words = [
       ...sideText(0, e),
       " · ",
       ...sideText(1, e),
       isDifference() ? null : ` · difference ${signed(change)}`,
-    );
+    ].filter(Boolean);
+    if (!viewer.sideTests.some((tests) => tests.has(e))) return element("p", { class: "test" }, ...words);
+    const fill = () => viewer.sideTests.flatMap((tests, s) => viewer.testDetails(tests, e, data.names[s]));
+    return viewer.unfolding(e, words, fill);
   }
 
   function nodeRow(i) {

@@ -19,9 +19,7 @@
   }
   for (const list of [...inputs, ...outputs]) list.sort((a, b) => strength(b) - strength(a) || a - b);
 
-  const verdict = (e) => edges.verdict?.[e] ?? "untested";
-  const verdictCounts = { confirmed: 0, null: 0, reversed: 0, untested: 0 };
-  for (let e = 0; e < edgeCount; e++) verdictCounts[verdict(e)]++;
+  const endsOf = (e) => [nodes.id[edges.source[e]], nodes.id[edges.target[e]]];
 
   const KIND_NAMES = { feature: "Feature", error: "Error", token: "Token", bias: "Bias", logit: "Logit" };
   const layerName = (i) =>
@@ -96,9 +94,7 @@
     inputs,
     outputs,
     strength,
-    verdict,
-    verdictCounts,
-    tested: verdictCounts.untested < edgeCount,
+    endsOf,
     KIND_NAMES,
     layerName,
     cardOf,

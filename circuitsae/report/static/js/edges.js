@@ -10,7 +10,6 @@
     { upTo: 0.8, width: 2.1, alpha: 0.5 },
     { upTo: Infinity, width: 3.2, alpha: 0.8 },
   ];
-  const GLYPHS = { confirmed: "✓", null: "○", reversed: "⇄" };
   const MAX_GLYPHS = 40;
 
   // Widths follow |weight| against the 1 % strongest edges, 60 at most: one giant edge must not flatten the rest, nor
@@ -99,6 +98,18 @@
     context.restore();
   }
 
+  // The colour says what was found of the claim, where the reader wants that; the dash says the sign all the same.
+  function painted(layer) {
+    if (!viewer.state.paint) return [layer];
+    const found = new Map();
+    for (const e of layer.members) found.set(viewer.verdict(e), [...(found.get(viewer.verdict(e)) ?? []), e]);
+    return [...found].map(([color, members]) => {
+      const tested = color !== "untested";
+      const { width, alpha } = layer;
+      return { ...layer, color, members, width: tested ? Math.max(width, 1) : width, alpha: tested ? 0.9 : alpha };
+    });
+  }
+
   // All shown edges by style. The fainter the more there are, or thousands of thin lines add up to a solid.
   function allLayers() {
     const total = viewer.edgeShown.reduce((sum, shown) => sum + shown, 0);
@@ -109,7 +120,9 @@
         alpha: Math.min(0.9, bucket.alpha * density),
         members: bucket.members.filter((e) => viewer.edgeShown[e]),
       }))
-      .filter(({ members }) => members.length);
+      .flatMap(painted)
+      .filter(({ members }) => members.length)
+      .sort((a, b) => (b.color === "untested") - (a.color === "untested"));
   }
 
   // Those of one node, bolder.
@@ -122,6 +135,7 @@
         alpha: Math.min(0.95, 0.3 + bucket.alpha),
         members: bucket.members.filter((e) => mine.has(e)),
       }))
+      .flatMap(painted)
       .filter(({ members }) => members.length);
   }
 
@@ -178,7 +192,8 @@
     });
   }
 
-  // The verdict of each tested edge, as a sign at its middle; only the strongest, or they would cover one another.
+  // What was found of the claim for each tested edge, as a sign at its middle; only the strongest, or they would cover
+  // one another.
   const glyphs = (chosen) =>
     viewer
       .edgesOf(chosen)
@@ -192,17 +207,20 @@
 
   function drawGlyphs(context, view, tested) {
     context.globalAlpha = 1;
-    context.font = "11px system-ui, sans-serif";
+    context.font = "700 11px system-ui, sans-serif";
+    context.lineWidth = 1;
+    context.setLineDash([]);
     context.textAlign = "center";
     context.textBaseline = "middle";
     for (const e of tested) {
       const [x, y] = middle(e, view);
       context.fillStyle = viewer.color("page");
       context.beginPath();
-      context.arc(x, y, 7, 0, 2 * Math.PI);
+      context.arc(x, y, 8, 0, 2 * Math.PI);
       context.fill();
-      context.fillStyle = viewer.color(viewer.verdict(e));
-      context.fillText(GLYPHS[viewer.verdict(e)], x, y + 0.5);
+      context.fillStyle = context.strokeStyle = viewer.color(viewer.verdict(e));
+      context.stroke();
+      context.fillText(viewer.VERDICTS[viewer.verdict(e)].glyph, x, y + 0.5);
     }
   }
 
@@ -213,7 +231,6 @@
       .sort((a, b) => viewer.strength(b) - viewer.strength(a));
 
   Object.assign(viewer, {
-    GLYPHS,
     measureEdges,
     pointedGroup: null,
     drawCells,

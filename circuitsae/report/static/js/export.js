@@ -25,12 +25,24 @@
     return { view, names };
   }
 
+  // What the tests found of an edge, claim by claim, and what the measurements are split into.
+  function tested(e) {
+    const { tests } = viewer;
+    const claims = tests.claims.filter((claim) => tests.found(claim, e));
+    if (!claims.length) return {};
+    const parts = ["direct", "miss"].filter((whole) => tests.parts(whole, e));
+    return {
+      claims: Object.fromEntries(claims.map((claim) => [claim, tests.found(claim, e)])),
+      parts: Object.fromEntries(parts.map((whole) => [whole, tests.parts(whole, e)])),
+    };
+  }
+
   // The view: what is shown, and everything the reader added.
   function viewDocument() {
-    const rows = (table, columns, shown) =>
+    const rows = (table, columns, shown, more = () => ({})) =>
       [...shown.keys()]
         .filter((k) => shown[k])
-        .map((k) => Object.fromEntries(columns.map((column) => [column, table[column][k]])));
+        .map((k) => ({ ...Object.fromEntries(columns.map((column) => [column, table[column][k]])), ...more(k) }));
     const ends = {
       ...edges,
       source: edges.source.map((i) => nodes.id[i]),
@@ -47,6 +59,7 @@
         prune: state.prune,
         errors: state.errors,
         biases: state.biases,
+        claim: state.claim,
         verdicts: [...state.verdicts],
         zoom: state.zoom,
         link: location.hash,
@@ -64,7 +77,7 @@
       })),
       labels: page.labels,
       nodes: rows(nodes, Object.keys(nodes), nodeShown),
-      edges: rows(ends, Object.keys(ends), edgeShown),
+      edges: rows(ends, Object.keys(ends), edgeShown, tested),
     };
   }
 

@@ -6,7 +6,7 @@
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
     const text = size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : String(+value.toPrecision(3));
-    return text.replace("-", "−");
+    return text.replaceAll("-", "−");
   }
 
   function percent(value) {

@@ -2,7 +2,7 @@
 (function (viewer) {
   "use strict";
 
-  const { state, page, nodes, indexOf, VERDICTS, pruneMax } = viewer;
+  const { state, page, nodes, indexOf, verdictNames, pruneMax } = viewer;
   const NOTE_LENGTH = 2000;
   const MOST_NOTES = 200;
 
@@ -16,7 +16,11 @@
     put("prune", state.prune < pruneMax, state.prune.toFixed(2));
     put("errors", !state.errors, "0");
     put("biases", state.biases, "1");
-    put("edges", state.verdicts.size < VERDICTS.length, VERDICTS.filter((v) => state.verdicts.has(v)).join("."));
+    put("claim", state.claim !== (viewer.claims[0] ?? null), state.claim);
+    put("paint", state.paint, "1");
+    const kept = verdictNames.filter((v) => state.verdicts.has(v));
+    put("edges", kept.length < verdictNames.length, kept.join("."));
+    put("test", state.edge >= 0, JSON.stringify(viewer.endsOf(state.edge)));
     put("theme", state.theme, state.theme);
     put("search", state.query, state.query);
     put("tab", state.tab === "card", "card");
@@ -72,8 +76,14 @@
   }
 
   function verdicts(value) {
-    const kept = value?.split(".") ?? VERDICTS;
-    return new Set(VERDICTS.filter((v) => kept.includes(v)));
+    const kept = value?.split(".") ?? verdictNames;
+    return new Set(verdictNames.filter((v) => kept.includes(v)));
+  }
+
+  // An edge by the ids of its ends.
+  function edge(value) {
+    const [source, target] = (strings(value) ?? []).map((id) => indexOf.get(id));
+    return viewer.outputs[source]?.find((e) => viewer.edges.target[e] === target) ?? -1;
   }
 
   function read(parameters) {
@@ -88,7 +98,10 @@
       prune: share(get("prune")),
       errors: get("errors") !== "0",
       biases: get("biases") === "1",
+      claim: viewer.claims.includes(get("claim")) ? get("claim") : (viewer.claims[0] ?? null),
+      paint: get("paint") === "1" && viewer.tests.claims.length > 0,
       verdicts: verdicts(get("edges")),
+      edge: edge(get("test")),
       theme: ["light", "dark"].includes(theme) ? theme : null,
       query: (get("search") ?? "").slice(0, 200),
       tab: get("tab") === "card" ? "card" : "edges",

@@ -2,7 +2,7 @@
 (function (viewer) {
   "use strict";
 
-  const { page, nodes, element, text, meter, percent, number, verdictCounts } = viewer;
+  const { page, nodes, element, text, meter, percent, number } = viewer;
   const TOP = 5;
   const byId = (id) => document.getElementById(id);
 
@@ -40,9 +40,20 @@
 
   const pair = (term, value) => [element("dt", {}, term), element("dd", {}, value)];
 
-  function verdictRow(name) {
-    const badge = element("span", { class: name }, `${viewer.GLYPHS[name]} ${name}`);
-    return [element("dt", {}, badge), element("dd", {}, String(verdictCounts[name]))];
+  // What the tests of one claim came to.
+  function claimRow(claim) {
+    const { name, says } = viewer.CLAIMS[claim];
+    return [
+      element("dt", { title: says }, name),
+      element("dd", {}, viewer.claimSentence(claim), claim === "older" ? `. ${says}` : "."),
+    ];
+  }
+
+  // How much of all influence the tested edges hold.
+  function testedShare() {
+    const { tests } = viewer;
+    const held = tests.edges.reduce((sum, e) => sum + (tests.other("influence", e) ?? 0), 0);
+    return held > 0 ? ` · ${percent(held)} of the influence` : "";
   }
 
   // Nested provenance, one row per leaf: "settings.max_features".
@@ -58,8 +69,9 @@
     byId("prompt").append(...promptTokens());
     byId("top-logits").append(...topLogits());
     byId("scores").append(...Object.entries(page.scores).flatMap(([name, value]) => pair(name, number(value))));
-    byId("verdict-counts").append(...["confirmed", "null", "reversed"].flatMap(verdictRow));
-    byId("verdict-fact").hidden = !viewer.tested;
+    byId("verdict-counts").append(...viewer.tests.claims.flatMap(claimRow));
+    byId("verdict-fact").querySelector("h2").append(testedShare());
+    byId("verdict-fact").hidden = !viewer.tests.edges.length;
     const rows = leaves(page.provenance, "").flatMap(([path, value]) => [
       element("dt", {}, text(path)),
       element("dd", {}, text(value)),

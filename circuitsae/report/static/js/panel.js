@@ -22,17 +22,6 @@
     );
   }
 
-  function test(e) {
-    const verdict = viewer.verdict(e);
-    if (verdict === "untested") return null;
-    const badge = element("span", { class: `badge ${verdict}` }, `${viewer.GLYPHS[verdict]} ${verdict}`);
-    const numbers = ["predicted", "measured"].map((column) => `${column} ${number(edges[column]?.[e])}`);
-    const all = ["predicted", "frozen", "replacement", "measured", "control"]
-      .filter((column) => (edges[column]?.[e] ?? null) !== null)
-      .map((column) => `${column} ${number(edges[column][e])}`);
-    return element("span", { class: "test", title: all.join("\n") }, badge, numbers.join(" · "));
-  }
-
   function entry(e, other) {
     const sign = edges.weight[e] < 0 ? "negative" : "positive";
     const line = element(
@@ -40,25 +29,25 @@
       {
         type: "button",
         onclick: () => viewer.select(other),
-        title: `${nodes.id[edges.source[e]]} → ${nodes.id[edges.target[e]]}`,
+        title: viewer.endsOf(e).join(" → "),
       },
       viewer.symbol(sign === "negative" ? "−" : "+", sign, `sign ${sign}`),
       element("span", { class: "name" }, viewer.nodeName(other), " ", viewer.nodePlace(other)),
       element("span", { class: "number" }, number(edges.weight[e])),
       meter(edges.share[e], sign),
       element("span", { class: "number" }, percent(edges.share[e])),
-      viewer.comparison?.edgeNote(e) ?? test(e),
     );
-    return element("li", {}, line);
+    return element("li", {}, line, viewer.comparison ? viewer.comparison.edgeNote(e) : viewer.edgeTest(e));
   }
 
   function section(title, note, all, otherEnd) {
     const shown = all.filter((e) => viewer.edgeShown[e]);
-    const list = element("ol", { class: "edges" }, ...shown.slice(0, FIRST).map((e) => entry(e, otherEnd[e])));
+    const first = Math.max(FIRST, shown.indexOf(state.edge) + 1);
+    const list = element("ol", { class: "edges" }, ...shown.slice(0, first).map((e) => entry(e, otherEnd[e])));
     const parts = [element("h3", {}, `${title} (${shown.length})`)];
     if (shown.length) parts.push(element("p", { class: "hint" }, note), list);
-    if (shown.length > FIRST) {
-      const rest = () => list.append(...shown.slice(FIRST).map((e) => entry(e, otherEnd[e])));
+    if (shown.length > first) {
+      const rest = () => list.append(...shown.slice(first).map((e) => entry(e, otherEnd[e])));
       const more = button(`Show all ${shown.length}`, () => (rest(), more.remove()), { class: "more" });
       parts.push(more);
     }
@@ -136,6 +125,12 @@
 
   let drawn = null;
 
+  // How far down the edge is whose tests are unfolded; the window itself does not move.
+  function toOpened() {
+    const entry = panel.querySelector("details.test[open]")?.closest("li");
+    return entry ? entry.offsetTop - panel.offsetTop - 48 : 0;
+  }
+
   function showNode(i) {
     panel.replaceChildren(
       element("div", { class: "heading" }, element("h2", {}, text(viewer.title(i))), pinButton(i)),
@@ -145,7 +140,7 @@
       viewer.nodeNote(i),
       ...tabs(i),
     );
-    if (drawn !== i) panel.scrollTop = 0;
+    if (drawn !== i) panel.scrollTop = toOpened();
     drawn = i;
   }
 
@@ -170,12 +165,22 @@
     ];
   }
 
+  // What the tests of the claim found, in one drawing.
+  function tested() {
+    const drawing = state.claim && viewer.scatter(state.claim);
+    if (!drawing) return [];
+    const { name, says } = viewer.CLAIMS[state.claim];
+    return [element("h3", {}, `${name}: predicted and measured`), element("p", { class: "hint" }, says), drawing];
+  }
+
   function showNothing() {
+    if (drawn !== null) panel.scrollTop = 0;
     drawn = null;
     if (viewer.comparison) return panel.replaceChildren(...viewer.comparison.summary());
     panel.replaceChildren(
       element("h2", {}, "No node chosen"),
       element("p", { class: "hint" }, "Click a node, a token of the prompt, or an entry of the lists below."),
+      ...tested(),
       ...leading(),
     );
   }

@@ -74,8 +74,9 @@
     return viewer.glyphs(chosen).flatMap((e) => {
       const [x, y] = viewer.middle(e, view).map(round);
       const fill = viewer.color(viewer.verdict(e));
-      const glyph = words(viewer.GLYPHS[viewer.verdict(e)], { x, y: y + 4, "text-anchor": "middle", fill });
-      return [svg("circle", { cx: x, cy: y, r: 7, fill: viewer.color("page") }), glyph];
+      const place = { x, y: y + 4, "text-anchor": "middle", "font-weight": 700, fill };
+      const disc = svg("circle", { cx: x, cy: y, r: 8, fill: viewer.color("page"), stroke: fill });
+      return [disc, words(viewer.VERDICTS[viewer.verdict(e)].glyph, place)];
     });
   }
 

@@ -3,7 +3,10 @@
   "use strict";
 
   const { nodes, edges, count, edgeCount } = viewer;
-  const VERDICTS = ["confirmed", "null", "reversed", "untested"];
+  // Those that the tests of this page gave, and what was not tested.
+  const verdictNames = Object.keys(viewer.VERDICTS).filter(
+    (name) => name === "untested" || viewer.claims.some((claim) => viewer.tests.counts(claim)[name]),
+  );
   const EPSILON = 1e-9;
 
   const top = nodes.cumulative.reduce((most, c) => Math.max(most, c ?? 0), 0);
@@ -13,7 +16,10 @@
     prune: pruneMax,
     errors: true,
     biases: false,
-    verdicts: new Set(VERDICTS),
+    claim: viewer.claims[0] ?? null, // that edges are looked at for
+    paint: false, // whether edges have the colour of what was found of the claim
+    verdicts: new Set(verdictNames), // that are drawn
+    edge: -1, // whose tests are unfolded in the panel
     theme: null,
     query: "", // of the search
     tab: "edges", // of the panel: "edges" or "card"
@@ -38,12 +44,14 @@
     return state.prune >= pruneMax || (nodes.cumulative[i] ?? 0) <= state.prune + EPSILON;
   }
 
+  const verdict = (e) => viewer.tests.verdict(state.claim, e);
+
   // Chosen and pinned nodes stay in sight even where a filter would hide them.
   function applyFilters() {
     for (let i = 0; i < count; i++) nodeShown[i] = passes(i) || i === state.selected || state.pins.has(i) ? 1 : 0;
     for (let e = 0; e < edgeCount; e++) {
       const ends = nodeShown[edges.source[e]] && nodeShown[edges.target[e]] && !viewer.comparison?.hidesEdge(e);
-      edgeShown[e] = ends && state.verdicts.has(viewer.verdict(e)) ? 1 : 0;
+      edgeShown[e] = ends && state.verdicts.has(verdict(e)) ? 1 : 0;
     }
   }
 
@@ -73,8 +81,15 @@
     if (i === state.selected) return;
     const before = state.selected;
     state.selected = i;
+    if (state.edge >= 0 && ![edges.source[state.edge], edges.target[state.edge]].includes(i)) state.edge = -1;
     refilter(before, i);
     changed("select", i);
+  }
+
+  // An edge in the panel of its target, with its tests unfolded.
+  function showEdge(e) {
+    state.edge = e;
+    select(edges.target[e]);
   }
 
   function setTheme(theme) {
@@ -116,7 +131,8 @@
   }
 
   Object.assign(viewer, {
-    VERDICTS,
+    verdictNames,
+    verdict,
     state,
     pruneMax,
     nodeShown,
@@ -124,6 +140,7 @@
     set,
     setFilter,
     select,
+    showEdge,
     setTheme,
     theme,
     refilter,
