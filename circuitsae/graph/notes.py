@@ -15,7 +15,8 @@ from circuitsae.graph.checking import LARGEST_NUMBER, MalformedError, number, pl
 
 Claim = Literal["graph", "direct", "model"]
 CLAIMS: tuple[Claim, ...] = get_args(Claim)
-VERDICTS = ("confirmed", "attention", "norms", "reversed", "null", "undecided")
+Verdict = Literal["confirmed", "attention", "norms", "reversed", "null", "undecided"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 OLD = ("predicted", "frozen", "replacement", "measured", "control")
 """Numbers of the old kind."""
 

@@ -10,12 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
+from circuitsae.graph.notes import CLAIMS, VERDICTS
 from circuitsae.report.text import cut, printable
 from transcoders.errors import InputError
 
-CLAIMS = ("graph", "direct", "model")
 OLDER = "older"
-VERDICTS = ("confirmed", "attention", "norms", "reversed", "null", "undecided")
 PARTS = {
     "direct": ("patterns", "norms"),
     "miss": ("dictionary", "curvature", "first", "patterns", "norms"),

@@ -20,7 +20,7 @@ Patterns and norms get the mean of what each adds before and after the other (Sh
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 
 from circuitsae.graph import Node, NodeKind
+from circuitsae.graph.notes import CLAIMS, Claim
 from circuitsae.interventions import Contribution, Recording, Regime, RegimeName, node_change
 from circuitsae.interventions.forward import MEMORY
 from circuitsae.replacement import ReplacementModel, Trace
@@ -37,8 +38,6 @@ from circuitsae.validation.statistics import corrected, slopes
 from circuitsae.validation.verdicts import Evidence, against_controls, decide
 from transcoders.errors import InputError
 
-Claim = Literal["graph", "direct", "model"]
-CLAIMS: tuple[Claim, ...] = get_args(Claim)
 DOSES = (0.1, 0.25, 0.5, 1.0)
 """Shares of a source's contribution that are taken out; predictions are of the full removal."""
 ELSEWHERE = 4

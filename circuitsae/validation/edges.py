@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from circuitsae.graph import AttributionGraph
+from circuitsae.graph.notes import CLAIMS, Claim
 from circuitsae.interventions import PromptLike, Recording
 from circuitsae.interventions.forward import MEMORY
 from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.choice import choose_edges
-from circuitsae.validation.claims import CLAIMS, Claim, Pairs, Settings, judge
+from circuitsae.validation.claims import Pairs, Settings, judge
 from circuitsae.validation.measuring import reading_like, traced
 from circuitsae.validation.result import Validation
 from transcoders.progress import progress_bar

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.validation.claims import CLAIMS, Claim
+from circuitsae.graph.notes import CLAIMS, VERDICTS, Claim
 from circuitsae.validation.statistics import FIGURES, Agreement, agreement
-from circuitsae.validation.verdicts import VERDICTS
 from transcoders.errors import InputError
 from transcoders.files import write_file
 

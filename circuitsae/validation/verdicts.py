@@ -11,7 +11,6 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -20,8 +19,6 @@ from circuitsae.graph import Node, NodeKind
 from circuitsae.validation.controls import Controls
 from circuitsae.validation.statistics import chance
 
-Verdict = Literal["confirmed", "attention", "norms", "reversed", "null", "undecided"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LOW, HIGH = 0.5, 2.0
 Q = 0.05
 NEGLIGIBLE = 0.25
