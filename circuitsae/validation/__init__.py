@@ -1,23 +1,29 @@
 """Whether a graph's claims hold when one intervenes.
 
-Edges: `edges` measures them in each regime and against random stand-ins, `paraphrases` on other prompts, `budget` says
-where a miss comes from, `joint` removes several nodes together, `survey` does it for many prompts; `measuring` reads
-the altered runs, `result` and `statistics` hold what was found. Circuits: `tasks` says what they are judged on,
-`circuits` ranks nodes, `ablation` removes everything else; `curve`, `faithfulness` and `completeness` conclude.
+Edges: `edges` chooses some and puts each claim about them to its test (`claims`, `controls`, `verdicts`); `prompts`
+does so on other prompts, `survey` for many tasks, `calibration` with claims known to be false or true; `joint` removes
+several nodes together; `measuring` reads the altered runs, `result` and `statistics` hold what was found. Circuits:
+`tasks` says what they are judged on, `circuits` ranks nodes, `ablation` removes everything else; `curve`,
+`faithfulness` and `completeness` conclude.
 """
 
+from circuitsae.validation.calibration import Calibration, calibrate
 from circuitsae.validation.circuits import Circuit, Ranking, Stability, node_effects, rank_nodes
 from circuitsae.validation.completeness import Completeness, Minimality, completeness, minimality
 from circuitsae.validation.curve import Curve
 from circuitsae.validation.edges import validate
 from circuitsae.validation.faithfulness import RandomCircuits, faithfulness, random_circuits
 from circuitsae.validation.joint import Joint, joint_ablation, strongest_pairs
+from circuitsae.validation.prompts import Answered, on_prompts, stability
 from circuitsae.validation.result import Validation
 from circuitsae.validation.statistics import Agreement, agreement
+from circuitsae.validation.survey import Survey, survey
 from circuitsae.validation.tasks import Example, PromptExample, PromptTask, Task
 
 __all__ = [
     "Agreement",
+    "Answered",
+    "Calibration",
     "Circuit",
     "Completeness",
     "Curve",
@@ -29,16 +35,21 @@ __all__ = [
     "RandomCircuits",
     "Ranking",
     "Stability",
+    "Survey",
     "Task",
     "Validation",
     "agreement",
+    "calibrate",
     "completeness",
     "faithfulness",
     "joint_ablation",
     "minimality",
     "node_effects",
+    "on_prompts",
     "random_circuits",
     "rank_nodes",
+    "stability",
     "strongest_pairs",
+    "survey",
     "validate",
 ]
