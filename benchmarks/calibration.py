@@ -9,10 +9,10 @@ edges of the size of the median tested one, written into error nodes. *Tested*: 
 edge it has and as many pairs without one that are given the same effect. All are judged as `validate` judges.
 Intervals: exact binomial, 95 %.
 
-*Near* claims are confirmed where they are true: of all that were, the measured effect is within a factor of two of the
-claim ({right} of {near}). It is the edge that misses its own prediction, by up to the factor of two that the verdict
-allows, in the direction of the other one. So what is not within a factor of two of a prediction is not yet false; what
-is not within four is.
+*Near* claims are confirmed where they are true: of the {near} that were, the measured effect is within a factor of two
+of the claim for {right}. It is the edge that misses its own prediction, by up to the factor of two that the verdict
+allows, in the direction of the other one. So what is not within a factor of two of a prediction is not yet false;
+what is not within four is.
 
 Programs compiled with Tracr (`shared/references/compiled`) cannot stand in for the wired network. They have no MLP
 (those with causal attention), or 18 to 114 neurons that are on and five or six tokens, so that most of their edges
