@@ -163,7 +163,9 @@ class _Trial:
         self.targets = Targets(model, prompt.trace, pairs.targets)
         self.delta = settings.delta * _scales(prompt.trace, pairs.targets)[pairs.target]
         self.doses = _doses(prompt, pairs.sources, elsewhere)
-        self.controls = draw_controls(model, prompt.trace, pairs.sources, settings.controls, settings.seed)
+        self.controls = draw_controls(
+            model, prompt.trace, pairs.sources, pairs.targets, settings.controls, settings.seed
+        )
         linear: dict[str, RegimeName] = {"frozen": "frozen", "linear": "linear"}
         tested: dict[str, RegimeName] = {claim: claim for claim in settings.claims}
         between = {name: regime for claim in settings.claims for name, regime in _BETWEEN[claim].items()}

@@ -13,6 +13,8 @@ from circuitsae.replacement import ReplacementModel, Trace
 
 AT_FIRST = 40
 """Tokens removed at the first position."""
+REACHING = 40
+"""Features to hold a target against, where the prompt has so many that could reach it; below 19 none is confirmed."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,17 @@ class Controls:
     is_token: np.ndarray
 
 
-def draw_controls(model: ReplacementModel, trace: Trace, sources: Sequence[Node], count: int, seed: int) -> Controls:
-    """At most `count` features and `count` tokens, spread evenly over layers and the sources' positions."""
+def draw_controls(
+    model: ReplacementModel, trace: Trace, sources: Sequence[Node], targets: Sequence[Node], count: int, seed: int
+) -> Controls:
+    """At most `count` features and `count` tokens, spread evenly over layers and the sources' positions.
+
+    More features where these leave a target, in an early layer or at an early position, too few that could reach it.
+    """
     rng = np.random.default_rng(seed)
     features = _features(trace, sorted({n.pos for n in sources if n.kind is not NodeKind.TOKEN}), count, rng)
+    if features:
+        features += _for_early_targets(trace, targets, features, min(REACHING, count), rng)
     at = sorted({n.pos for n in sources if n.kind is NodeKind.TOKEN})
     tokens = _tokens(model, trace, at, count, rng) if at and count else []
     nodes = [Node(NodeKind.FEATURE, layer, pos, index) for layer, pos, index in features]
@@ -54,6 +63,21 @@ def _features(trace: Trace, positions: list[int], count: int, rng: np.random.Gen
     for number in range(cell.max(initial=-1) + 1):
         turn[cell == number] = np.arange((cell == number).sum())
     return here[np.argsort(turn, kind="stable")[:count]].tolist()
+
+
+def _for_early_targets(
+    trace: Trace, targets: Sequence[Node], drawn: list[list[int]], wanted: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Features (layer, position, feature), for targets with fewer than are `wanted` below them among those drawn."""
+    index = trace.features.index.cpu().numpy()
+    index = index[rng.permutation(len(index))]
+    taken, added = np.array(drawn), []
+    for layer, pos in sorted({(node.layer, node.pos) for node in targets}):
+        there = taken[(taken[:, 0] < layer) & (taken[:, 1] <= pos)]
+        below = index[(index[:, 0] < layer) & (index[:, 1] <= pos)]
+        more = [row for row in below.tolist() if row not in there.tolist()][: max(0, wanted - len(there))]
+        taken, added = np.concatenate([taken, np.reshape(more, (-1, 3)).astype(int)]), added + more
+    return added
 
 
 @torch.no_grad()

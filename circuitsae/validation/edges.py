@@ -1,9 +1,9 @@
 """`validate`: edges of a graph are chosen, and each claim about them is put to its test."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from circuitsae.graph import AttributionGraph
 from circuitsae.graph.notes import CLAIMS, Claim
@@ -13,8 +13,10 @@ from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.claims import Pairs, Settings, judge
-from circuitsae.validation.measuring import reading_like, traced
+from circuitsae.validation.measuring import reading_like, traced, values_of
+from circuitsae.validation.prompts import on_prompts, stability
 from circuitsae.validation.result import Validation
+from transcoders.errors import InputError
 from transcoders.progress import progress_bar
 
 
@@ -27,6 +29,8 @@ def validate(
     controls: int = 200,
     delta: float = 0.05,
     elsewhere: Sequence[PromptLike] = (),
+    prompts: Sequence[PromptLike] = (),
+    roles: Mapping[str, int] | None = None,
     seed: int = 0,
     progress: bool = False,
     memory: int = MEMORY,
@@ -36,10 +40,15 @@ def validate(
     `edges`: how many (a whole number), which share of the influence (0.8), classes ("feature→logit") or ids, as in
     `choose_edges`; None is every edge. `claims`, `controls`, `delta` and `seed` as in `Settings`. `elsewhere`: prompts
     whose features' values are put in the place of the sources' own, beside those of other positions of this prompt.
+    `prompts`: others on which the same edges are tested, their positions by `roles`, as in `on_prompts`.
 
-    Raises `InputError` where the graph was made with another model or other dictionaries.
+    Raises `InputError` where the graph was made with another model or other dictionaries, and for `prompts` where the
+    only claim is the model's, which gets no verdict.
     """
     settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory)
+    judged: list[Claim] = [claim for claim in CLAIMS if claim in claims and claim != "model"]
+    if prompts and not judged:
+        raise InputError(f"claims={list(claims)} gets no verdict on other prompts; test 'graph' or 'direct' too.")
     trace = traced(model, graph)
     chosen = choose_edges(graph, edges)
     pairs = Pairs.of([(graph.nodes[s], graph.nodes[t]) for s, t in chosen.rows[["s", "t"]].to_numpy()])
@@ -48,23 +57,22 @@ def validate(
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("measuring", total=None)
         found = judge(model, prompt, pairs, settings, elsewhere=values, advance=lambda runs: bar.advance(task, runs))
+        others = pd.DataFrame()
+        if prompts:
+            others = on_prompts(
+                model, graph, found, prompts, roles=roles, settings=settings, advance=lambda n: bar.advance(task, n)
+            )
     found.insert(4, "weight", chosen.rows["weight"].to_numpy(float))
     found.insert(5, "influence", chosen.rows["influence"].to_numpy(float))
     error = np.abs(found.pop("frozen") + found["weight"]).max() / np.abs(found["weight"]).max()
+    if prompts:
+        found = found.merge(stability(others, judged[0]), on=["source", "target"], how="left")
+        found["prompts"] = found["prompts"].fillna(0).astype(int)
     return Validation(
         edges=found,
         share=chosen.share,
         shares=chosen.shares,
         frozen_error=float(error),
         logit_error=model.logit_error(trace),
+        prompts=others,
     )
-
-
-def values_of(prompts: Iterable[Recording]) -> Mapping[tuple[int, int], list[float]]:
-    """All values that each feature (layer, number) takes on some prompts."""
-    values: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for prompt in prompts:
-        index, value = prompt.trace.features
-        for (layer, _, feature), own in zip(index.tolist(), value.tolist(), strict=True):
-            values[layer, feature].append(own)
-    return values

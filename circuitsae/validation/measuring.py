@@ -1,6 +1,7 @@
 """Reading the targets of a graph in many altered runs at once."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,16 @@ def node_row(graph: AttributionGraph, name: str) -> int:
             f"The graph has no node {name!r}; its nodes are in graph.nodes_frame(), such as {graph.ids[0]}."
         )
     return graph.position[name]
+
+
+def values_of(prompts: Iterable[Recording]) -> Mapping[tuple[int, int], list[float]]:
+    """All values that each feature (layer, number) takes on some prompts."""
+    values: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for prompt in prompts:
+        index, value = prompt.trace.features
+        for (layer, _, feature), own in zip(index.tolist(), value.tolist(), strict=True):
+            values[layer, feature].append(own)
+    return values
 
 
 def edge_kind(source: Node, target: Node) -> str:

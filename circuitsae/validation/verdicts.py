@@ -81,7 +81,7 @@ def against_controls(
     """p of one claim and its number of controls: writers that could reach the target, and by their edges hardly do.
 
     Effects are studentised: divided by the root mean square of the controls at the same position (of all, where there
-    are fewer than five), then pooled over positions. NaN where there are too few controls.
+    are fewer than five or none does anything), then pooled over positions. NaN where there are too few controls.
     """
     alike = ~controls.is_token | (source.kind is NodeKind.TOKEN)
     reaches = alike & (controls.layer < target.layer) & (controls.pos <= target.pos)
@@ -90,11 +90,13 @@ def against_controls(
     if count < FEWEST or not np.isfinite(measured):
         return np.nan, count
     places, effects = controls.pos[usable], measurements[usable] * np.sign(predicted)
-    pooled = _size(effects)
-    scale = {place: _size(effects[places == place]) for place in np.unique(places) if (places == place).sum() >= 5}
+    pooled = _size(effects) or 1.0
+    scale = {
+        place: _size(effects[places == place]) or pooled for place in np.unique(places) if (places == place).sum() >= 5
+    }
     spread = np.array([scale.get(place, pooled) for place in places])
     return chance(measured * np.sign(predicted) / scale.get(source.pos, pooled), effects / spread), count
 
 
 def _size(effects: np.ndarray) -> float:
-    return max(float(np.sqrt(np.mean(effects**2))), np.finfo(float).tiny)
+    return float(np.sqrt(np.mean(effects**2)))

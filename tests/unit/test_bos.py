@@ -219,10 +219,10 @@ def test_a_graph_records_it_and_other_texts_are_read_likewise(reader, tmp_path, 
     assert load_graph(tmp_path).provenance["bos"] is bos
     assert reading_like(model, graph).tokens(TEXT).tolist() == list(graph.token_ids)
     last = Prompt(TEXT, {"last": -1})
-    same = validate(model, graph, edges=10, controls=0, paraphrases=[last], roles={"last": -1})
-    assert len(same.paraphrases) == 10  # as many tokens, so that every edge has a place there
-    effect = same.edges.set_index(["source", "target"])["measured"]
-    there = same.paraphrases.set_index(["source", "target"])["measured"]
+    same = validate(model, graph, edges=10, controls=0, prompts=[last], roles={"last": -1})
+    assert len(same.prompts) == 10  # as many tokens, so that every edge has a place there
+    effect = same.edges.set_index(["source", "target"])["model_measured"]
+    there = same.prompts.set_index(["source", "target"])["model_measured"]
     assert (there - effect.loc[there.index]).abs().max() < 1e-4
 
 
