@@ -104,6 +104,11 @@ class Pairs:
         source, target = np.array([[number[0][a.id], number[1][b.id]] for a, b in pairs]).T
         return cls(list(sources.values()), list(targets.values()), source, target)
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Pairs":
+        """Some of the pairs."""
+        ends = [(self.sources[self.source[i]], self.targets[self.target[i]]) for i in rows]
+        return Pairs.of(ends)
+
     def frame(self) -> pd.DataFrame:
         """`source`, `target` (ids), `kind` (the class of edge), `hops` (layers between, the longest path in edges)."""
         ends = [(self.sources[s], self.targets[t]) for s, t in zip(self.source, self.target, strict=True)]

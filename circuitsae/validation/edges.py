@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from circuitsae.graph import AttributionGraph
 from circuitsae.interventions import PromptLike, Recording
@@ -12,8 +13,10 @@ from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.claims import CLAIMS, Claim, Pairs, Settings, judge
+from circuitsae.validation.error_budget import leading_heads
 from circuitsae.validation.measuring import reading_like, traced
 from circuitsae.validation.result import Validation
+from transcoders.errors import InputError
 from transcoders.progress import progress_bar
 
 
@@ -26,6 +29,7 @@ def validate(
     controls: int = 200,
     delta: float = 0.05,
     elsewhere: Sequence[PromptLike] = (),
+    heads: int = 10,
     seed: int = 0,
     progress: bool = False,
     memory: int = MEMORY,
@@ -35,9 +39,12 @@ def validate(
     `edges`: how many (a whole number), which share of the influence (0.8), classes ("feature→logit") or ids, as in
     `choose_edges`; None is every edge. `claims`, `controls`, `delta` and `seed` as in `Settings`. `elsewhere`: prompts
     whose features' values are put in the place of the sources' own, beside those of other positions of this prompt.
+    `heads`: of how many direct edges that attention carries the leading head is found, the most influential first.
 
     Raises `InputError` where the graph was made with another model or other dictionaries.
     """
+    if heads < 0:
+        raise InputError(f"heads={heads} is no number of edges to find a head for; give 0 or more.")
     settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory)
     trace = traced(model, graph)
     chosen = choose_edges(graph, edges)
@@ -49,6 +56,8 @@ def validate(
         found = judge(model, prompt, pairs, settings, elsewhere=values, advance=lambda runs: bar.advance(task, runs))
     found.insert(4, "weight", chosen.rows["weight"].to_numpy(float))
     found.insert(5, "influence", chosen.rows["influence"].to_numpy(float))
+    if "direct" in settings.claims:
+        found["direct_head"] = _leading_heads(model, prompt, found, pairs, heads, memory)
     error = np.abs(found.pop("frozen") + found["weight"]).max() / np.abs(found["weight"]).max()
     return Validation(
         edges=found,
@@ -57,6 +66,20 @@ def validate(
         frozen_error=float(error),
         logit_error=model.logit_error(trace),
     )
+
+
+def _leading_heads(
+    model: ReplacementModel, prompt: Recording, found: pd.DataFrame, pairs: Pairs, count: int, memory: int
+) -> list[str]:
+    """The head that carries most, of the most influential edges that attention carries; "" of all others."""
+    carried = found.loc[found["direct_verdict"] == "attention", "influence"]
+    rows = carried.sort_values(ascending=False, kind="stable").index[:count].to_numpy()
+    heads = [""] * len(found)
+    if len(rows):
+        some = pairs.take(rows)
+        for row, head in zip(rows, leading_heads(model, prompt, some, memory=memory), strict=True):
+            heads[row] = head
+    return heads
 
 
 def values_of(prompts: Iterable[Recording]) -> Mapping[tuple[int, int], list[float]]:
