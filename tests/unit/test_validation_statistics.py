@@ -10,7 +10,7 @@ from scipy import stats
 
 from circuitsae.graph import Node, NodeKind
 from circuitsae.validation import agreement
-from circuitsae.validation.claims import _split_direct, _Trial, _split_model, shapley
+from circuitsae.validation.claims import _split_direct, _split_model, _Trial, shapley
 from circuitsae.validation.controls import Controls
 from circuitsae.validation.statistics import RESAMPLES, _resamples, chance, corrected, interval, slopes
 from circuitsae.validation.verdicts import FEWEST, Evidence, against_controls, decide
