@@ -287,7 +287,9 @@ def _split_model(frame: pd.DataFrame, trial: _Trial) -> None:
     steps["patterns"], steps["norms"] = shapley(held, *corners)
     for name, values in steps.items():
         frame[f"miss_{name}"] = values
-    frame["miss"] = pd.DataFrame(steps).abs().idxmax(axis=1, skipna=True) if len(frame) else None
+    parts = np.abs(np.stack(list(steps.values())))
+    largest = np.array(list(steps), dtype=object)[np.nan_to_num(parts).argmax(axis=0)]
+    frame["miss"] = np.where(np.isfinite(parts).all(axis=0), largest, "")
 
 
 def shapley(held: np.ndarray, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

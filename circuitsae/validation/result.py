@@ -35,7 +35,7 @@ class Validation:
     * `direct_patterns`, `direct_norms`: with `direct_predicted` they sum to `direct_measured`; `direct_head`: where
       attention carries the edge, the head ("2.3") whose pattern does most (of `heads` edges; "" of others);
     * `miss_dictionary`, `miss_curvature`, `miss_first`, `miss_patterns`, `miss_norms`: they sum to `model_measured` −
-      `model_predicted`; `miss` names the largest.
+      `model_predicted`; `miss` names the largest ("" where one is no finite number).
 
     With other prompts the columns of `circuitsae.validation.prompts.stability`.
     """

@@ -284,6 +284,15 @@ def test_a_miss_is_split_along_one_path_and_named_by_its_largest_part():
     assert list(frame["miss"]) == ["curvature", "first"]
 
 
+@pytest.mark.parametrize("broken", ["linear", "graph", "model"])
+def test_a_miss_that_is_no_number_has_no_name(broken):
+    names = ("linear", "small", "graph", "first", "model_patterns", "model_norms", "model")
+    effects = {name: [np.nan if name == broken else 1.0, 1.0] for name in names}
+    frame = pd.DataFrame(index=[0, 1])
+    _split_model(frame, Runs(**effects))
+    assert list(frame["miss"]) == ["", "dictionary"]
+
+
 # agreement
 
 
