@@ -6,7 +6,6 @@ and seed 0: `order and batches` has the edges shuffled and a quarter of the memo
 largest difference of a ratio in another order.
 """
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -58,7 +57,6 @@ def measured(dictionaries: str) -> Iterator[list]:
         others = [judged(coarse, prompt, ends), mixed.iloc[np.argsort(shuffled)], judged(exact, prompt, ends, seed=1)]
         same = [int((first[VERDICTS].to_numpy() == other[VERDICTS].to_numpy()).sum()) for other in others]
         far = np.nanmax(np.abs(first["graph_ratio"].to_numpy() - others[1]["graph_ratio"].to_numpy()))
-        print(dictionaries, task, same, far, time.process_time(), flush=True)
         yield [DICTIONARIES[dictionaries], task, 2 * len(ends), *same[:2], f"{far:.0e}", same[2]]
 
 
