@@ -16,7 +16,7 @@ from circuitsae.graph import NodeKind
 from circuitsae.interventions import Recording, node_change
 from circuitsae.interventions.forward import FINAL
 from circuitsae.replacement import ReplacementModel
-from circuitsae.validation.error_budget import split_by_part
+from circuitsae.validation import error_budget
 from circuitsae.validation.measuring import Targets, effects
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
@@ -24,6 +24,7 @@ from transcoders.sites import Site
 
 # Tables come back as Any: pandas' declared types are wider than what these hold.
 validate: Any = validation.validate
+split_by_part: Any = error_budget.split_by_part
 
 KINDS: dict[str, Any] = {
     "gpt2-plt": ("gpt2", {"kind": "plt"}),

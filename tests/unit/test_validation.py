@@ -190,7 +190,6 @@ def test_other_dictionaries_are_refused(model, graph):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"claims": ("graphs",)}, "the claims are graph, direct, model"),
         ({"claims": ()}, "give one or more"),
         ({"controls": -1}, "controls=-1 is no number of controls"),
         ({"delta": 1.0}, "delta=1.0 is no share"),
@@ -308,11 +307,11 @@ def test_values_that_a_feature_takes_elsewhere_are_doses_beside_the_shares(model
 
 def test_other_prompts_give_values_to_put_in_a_features_place(model, graph):
     alone, more = (
-        validate(model, graph, edges=None, claims=("graph",), controls=0, elsewhere=prompts)
+        validate(model, graph, edges=100, claims=("graph",), controls=0, elsewhere=prompts)
         for prompts in ([], [torch.tensor([0, 44, 22, 33]), torch.tensor([0, 9, 11, 22, 33])])
     )
-    np.testing.assert_array_equal(alone.edges["graph_measured"], more.edges["graph_measured"])
-    moved = alone.edges["graph_ratio"] != more.edges["graph_ratio"]
+    np.testing.assert_allclose(alone.edges["graph_measured"], more.edges["graph_measured"], rtol=1e-9, atol=1e-11)
+    moved = ~np.isclose(alone.edges["graph_ratio"], more.edges["graph_ratio"], rtol=1e-6)
     assert moved.any()
     assert alone.edges["kind"][moved].str.startswith("feature").all()
 
@@ -343,7 +342,7 @@ def _ends_of(check):
 
 
 def test_batched_and_one_by_one_are_the_same(model, graph):
-    together, alone = (validate(model, graph, edges=30, controls=40, memory=size) for size in (2**28, 1))
+    together, alone = (validate(model, graph, edges=8, controls=5, heads=0, memory=size) for size in (2**28, 1))
     _same(together.edges, alone.edges)
 
 
