@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from circuitsae.interventions.forward import Forward
+from circuitsae.interventions.forward import Forward, layer_of
 from circuitsae.interventions.prompts import Recording, z_hook
 from transcoders.errors import CheckFailedError
 from transcoders.language_model import Hook
@@ -36,10 +36,16 @@ class Audit:
         self.model = forward.model.model
         self._z: dict[str, Tensor] = {}
         constants = forward.prompts[0].trace.frozen.constants
-        self.patterns = [n for n in constants if n.endswith("hook_pattern") and self.regime.patterns == "frozen"]
-        self.scales = [n for n in constants if n.endswith("hook_scale") and self.regime.norms == "frozen"]
+        patterns = [n for n in constants if n.endswith("hook_pattern") and self.regime.holds(n)]
+        self.held_heads = {n: self._held_heads(n, constants[n].shape[-3]) for n in patterns}
+        self.patterns = [n for n in patterns if self.held_heads[n]]
+        self.scales = [n for n in constants if n.endswith("hook_scale") and self.regime.holds(n)]
         held = [layer for layer in range(self.model.n_layers) if self.regime.mlp(layer) == "constant"]
         self.mlps = {layer: Site(layer, "mlp_out").hook for layer in held}
+
+    def _held_heads(self, name: str, count: int) -> list[int]:
+        live = self.regime.live_heads(layer_of(name))
+        return [head for head in range(count) if head not in live]
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +78,9 @@ class Audit:
         clean = prompt.clean_values(reference_names(prompt))
         found: dict[tuple[str, int], float] = {}
         for name in self.patterns:
-            found[PATTERN, layer_of(name)] = max(_share(here[name], clean[name]), self._pattern_use(name, here, clean))
+            heads = self.held_heads[name]
+            far = max(_share(here[name][heads], clean[name][heads]), self._pattern_use(name, here, clean))
+            found[PATTERN, layer_of(name)] = far
         for name in self.scales:
             key = (NORM, layer_of(name, self.model.n_layers))
             far = max(_share(here[name], clean[name]), _norm_use(name, here, clean))
@@ -85,7 +93,8 @@ class Audit:
         z, v = z_hook(layer_of(name)), _value_hook(name)
         if z not in here or v not in here or _share(_mix(clean[name], clean[v]), clean[z]) > _COARSE:
             return 0.0  # the architecture makes z in another way
-        return _share(here[z], _mix(clean[name], here[v]))
+        heads = self.held_heads[name]
+        return _share(here[z][:, heads], _mix(clean[name], here[v])[:, heads])
 
     def _mlp_moved(self, row: int, layer: int, out: Tensor, clean: Mapping[str, Tensor]) -> float:
         """Positions whose whole output was set on purpose are left out."""
@@ -98,11 +107,6 @@ class Audit:
             kept[table.pos[table.row == row]] = False
         size = float(clean[self.mlps[layer]].abs().max()) or 1.0
         return float((out - expected)[kept].abs().max()) / size if kept.any() else 0.0
-
-
-def layer_of(name: str, otherwise: int = -1) -> int:
-    """The block that a hook belongs to; `otherwise` for one outside the blocks (the final norm)."""
-    return int(name.split(".")[1]) if name.startswith("blocks.") else otherwise
 
 
 def reference_names(recording: Recording) -> list[str]:

@@ -33,10 +33,10 @@ class Regime:
     """`constant`: clean outputs (a skip term stays live). `linear`: these, and the active features answer what they
     read with a slope of one; none switches. `features`: the dictionary's features, recomputed layer by layer, plus the
     clean run's errors. `live`: the model's own MLPs."""
-    patterns: Held = "live"
-    """Attention patterns."""
-    norms: Held = "live"
-    """Norm scales, the final norm's included."""
+    patterns: Held | frozenset[tuple[int, int]] = "live"
+    """Attention patterns; or the heads (layer, head) whose patterns are live, all others held."""
+    norms: Held | frozenset[str] = "live"
+    """Norm scales, the final norm's included; or the ones (hooks) that are live, all others held."""
     first: Held = "live"
     """With the model's own MLPs: their outputs at position 0, which a graph holds (a skip term stays live)."""
     until: int | None = None
@@ -44,8 +44,9 @@ class Regime:
 
     def __post_init__(self) -> None:
         for name, kinds in (("mlps", MLPs), ("patterns", Held), ("norms", Held), ("first", Held)):
-            if getattr(self, name) not in get_args(kinds):
-                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kinds))}.")
+            value = getattr(self, name)
+            if not isinstance(value, frozenset) and value not in get_args(kinds):
+                raise InputError(f"{name}={value!r} is none of {', '.join(get_args(kinds))}.")
         if self.until is not None and (self.mlps != "features" or self.until < 0):
             raise InputError(
                 f"until={self.until} is the layer at which the model's own MLPs take over from features; give a number "
@@ -55,6 +56,16 @@ class Regime:
     def mlp(self, layer: int) -> MLPs:
         """What stands in the place of one layer's MLP."""
         return "live" if self.until is not None and layer >= self.until else self.mlps
+
+    def holds(self, name: str) -> bool:
+        """Whether the pattern or scale at a hook is held, of patterns that of a head at least."""
+        if name.endswith("hook_pattern"):
+            return self.patterns != "live"
+        return name not in self.norms if isinstance(self.norms, frozenset) else self.norms == "frozen"
+
+    def live_heads(self, layer: int) -> list[int]:
+        """The heads of a layer that are let go where others are held."""
+        return sorted(head for at, head in self.patterns if at == layer) if isinstance(self.patterns, frozenset) else []
 
 
 REGIMES: dict[RegimeName, Regime] = {
@@ -117,7 +128,8 @@ class Forward:
         """One hook for each place where something is held, read or changed; those of `peek` come before all others."""
         steps: dict[str, list[Hook]] = defaultdict(list, {name: [hook] for name, hook in (peek or {}).items()})
         for name, value in self.held().items():
-            steps[name].append(_constant(value))
+            live = self.regime.live_heads(layer_of(name)) if name.endswith("hook_pattern") else []
+            steps[name].append(_constant_but(live, value))
         for layer in range(self.model.model.n_layers):
             mlp_out = Site(layer, "mlp_out").hook
             steps[mlp_out].append(self._write(layer))
@@ -135,12 +147,8 @@ class Forward:
 
     def held(self) -> dict[str, Tensor]:
         """The clean patterns and norm scales that the regime holds, by hook."""
-        wanted = [
-            name
-            for name in self.prompts[0].trace.frozen.constants
-            if (self.regime.patterns if name.endswith("hook_pattern") else self.regime.norms) == "frozen"
-        ]
-        return {name: self._held_by_row(name) for name in wanted}
+        constants = self.prompts[0].trace.frozen.constants
+        return {name: self._held_by_row(name) for name in constants if self.regime.holds(name)}
 
     def _held_by_row(self, name: str) -> Tensor:
         # OPT's second norm sees batch and positions as one axis.
@@ -297,8 +305,20 @@ class Forward:
         steps[out].append(change)
 
 
-def _constant(value: Tensor) -> Hook:
-    return lambda _: value
+def layer_of(name: str, otherwise: int = -1) -> int:
+    """The block that a hook belongs to; `otherwise` for one outside the blocks (the final norm)."""
+    return int(name.split(".")[1]) if name.startswith("blocks.") else otherwise
+
+
+def _constant_but(live: Sequence[int], clean: Tensor) -> Hook:
+    """The clean value in the place of every head's but the live ones'."""
+
+    def hold(value: Tensor) -> Tensor:
+        held = clean.clone()
+        held[:, live] = value[:, live]
+        return held
+
+    return hold if live else lambda _: clean
 
 
 def _chain(steps: Sequence[Hook]) -> Hook:

@@ -137,7 +137,7 @@ class Outcome:
         """Prompts, interventions, regime, top tokens and KL as JSON values."""
         return {
             "model": self.model.model.name,
-            "regime": asdict(self.regime),
+            "regime": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(self.regime).items()},
             "prompts": [join_tokens(p.trace.token_strings) for p in self.prompts],
             "alternatives": [[said(it) for it in alternative] for alternative in self.alternatives],
             "kl": self.kl()[..., -1].tolist(),

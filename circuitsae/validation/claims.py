@@ -103,6 +103,11 @@ class Pairs:
         source, target = np.array([[number[0][a.id], number[1][b.id]] for a, b in pairs]).T
         return cls(list(sources.values()), list(targets.values()), source, target)
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Pairs":
+        """Some of the pairs."""
+        ends = [(self.sources[self.source[i]], self.targets[self.target[i]]) for i in rows]
+        return Pairs.of(ends)
+
     def frame(self) -> pd.DataFrame:
         """`source`, `target` (ids), `kind` (the class of edge), `hops` (layers between, the longest path in edges)."""
         ends = [(self.sources[s], self.targets[t]) for s, t in zip(self.source, self.target, strict=True)]
@@ -283,9 +288,9 @@ def _split_model(frame: pd.DataFrame, trial: _Trial) -> None:
     steps["patterns"], steps["norms"] = shapley(held, *corners)
     for name, values in steps.items():
         frame[f"miss_{name}"] = values
-    sizes = pd.DataFrame(steps).abs()
-    known = sizes.notna().any(axis=1)
-    frame["miss"] = sizes.fillna(-1.0).idxmax(axis=1).where(known, None)
+    parts = np.abs(np.stack(list(steps.values())))
+    largest = np.array(list(steps), dtype=object)[np.nan_to_num(parts).argmax(axis=0)]
+    frame["miss"] = np.where(np.isfinite(parts).all(axis=0), largest, "")
 
 
 def shapley(held: np.ndarray, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

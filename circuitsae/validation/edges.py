@@ -13,6 +13,7 @@ from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.claims import Pairs, Settings, judge
+from circuitsae.validation.error_budget import leading_heads
 from circuitsae.validation.measuring import reading_like, traced, values_of
 from circuitsae.validation.prompts import on_prompts, stability
 from circuitsae.validation.result import Validation
@@ -31,6 +32,7 @@ def validate(
     elsewhere: Sequence[PromptLike] = (),
     prompts: Sequence[PromptLike] = (),
     roles: Mapping[str, int] | None = None,
+    heads: int = 10,
     seed: int = 0,
     progress: bool = False,
     memory: int = MEMORY,
@@ -41,10 +43,13 @@ def validate(
     `choose_edges`; None is every edge. `claims`, `controls`, `delta` and `seed` as in `Settings`. `elsewhere`: prompts
     whose features' values are put in the place of the sources' own, beside those of other positions of this prompt.
     `prompts`: others on which the same edges are tested, their positions by `roles`, as in `on_prompts`.
+    `heads`: of how many direct edges that attention carries the leading head is found, the most influential first.
 
     Raises `InputError` where the graph was made with another model or other dictionaries, and for `prompts` where the
     only claim is the model's, which gets no verdict.
     """
+    if heads < 0:
+        raise InputError(f"heads={heads} is no number of edges to find a head for; give 0 or more.")
     settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory)
     judged: list[Claim] = [claim for claim in CLAIMS if claim in claims and claim != "model"]
     if prompts and not judged:
@@ -64,6 +69,8 @@ def validate(
             )
     found.insert(4, "weight", chosen.rows["weight"].to_numpy(float))
     found.insert(5, "influence", chosen.rows["influence"].to_numpy(float))
+    if "direct" in settings.claims:
+        found["direct_head"] = _leading_heads(model, prompt, found, pairs, heads, memory)
     error = np.abs(found.pop("frozen") + found["weight"]).max() / np.abs(found["weight"]).max()
     if prompts:
         found = found.merge(stability(others, judged[0]), on=["source", "target"], how="left")
@@ -76,3 +83,17 @@ def validate(
         logit_error=model.logit_error(trace),
         prompts=others,
     )
+
+
+def _leading_heads(
+    model: ReplacementModel, prompt: Recording, found: pd.DataFrame, pairs: Pairs, count: int, memory: int
+) -> list[str]:
+    """The head that carries most, of the most influential edges that attention carries; "" of all others."""
+    carried = found.loc[found["direct_verdict"] == "attention", "influence"]
+    rows = carried.sort_values(ascending=False, kind="stable").index[:count].to_numpy()
+    heads = [""] * len(found)
+    if len(rows):
+        some = pairs.take(rows)
+        for row, head in zip(rows, leading_heads(model, prompt, some, memory=memory), strict=True):
+            heads[row] = head
+    return heads

@@ -31,9 +31,10 @@ class Validation:
     * of `graph`, `direct` and `model`: `predicted`, `measured` (the full removal), `ratio` over doses, its interval
       `low` to `high`;
     * of `graph` and `direct`: `controls` (how many), `p`, `q`, `verdict`, and the `reason` of an undecided one;
-    * `direct_patterns`, `direct_norms`: with `direct_predicted` they sum to `direct_measured`;
+    * `direct_patterns`, `direct_norms`: with `direct_predicted` they sum to `direct_measured`; `direct_head`: where
+      attention carries the edge, the head ("2.3") whose pattern does most (of `heads` edges; "" of others);
     * `miss_dictionary`, `miss_curvature`, `miss_first`, `miss_patterns`, `miss_norms`: they sum to `model_measured` −
-      `model_predicted`; `miss` names the largest.
+      `model_predicted`; `miss` names the largest ("" where one is no finite number).
 
     With other prompts the columns of `circuitsae.validation.prompts.stability`.
     """

@@ -23,6 +23,11 @@ from transcoders.loading import load_model, random_model
 from transcoders.random_models import Family, random_module
 
 FAMILIES = get_args(Family)
+DISTINCT: tuple[Family, ...] = (
+    "gpt2", "opt", "gpt_neo", "gptj", "gpt_neox", "bloom", "llama", "mixtral", "qwen3", "gemma3", "olmo2", "cohere2",
+    "granite", "gpt_oss",
+)  # fmt: skip
+"""One of each architecture that differs in where norms and attention stand."""
 TOKENS = torch.tensor([[0, 11, 22, 33, 11, 7]])
 SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_vocab": 64, "context": 64}
 SMALL = {
@@ -128,6 +133,23 @@ def test_the_closed_form_attributes_what_autograd_does(model):
     assert abs(closed.weights - exact.weights).max() <= 1e-12 * abs(exact.weights).max()
 
 
+@pytest.mark.parametrize("family", DISTINCT, scope="module")
+def test_what_is_measured_of_every_edge_is_the_edge_and_its_parts(family, model):
+    """Direct edges: −A + Δ_patterns + Δ_norms; the model's effect: T̂ and the parts of its miss."""
+    graph = _attribute(model)
+    replacement = ReplacementModel(model, _dictionaries(model))
+    found: Any = validate(replacement, graph, edges=None, controls=0, heads=0)
+    frame = found.edges
+    size = 1e-9 * max(1.0, frame[["weight", "direct_measured", "model_measured"]].abs().to_numpy().max())
+    assert found.frozen_error <= 1e-9
+    parts = frame["direct_patterns"] + frame["direct_norms"] - frame["weight"]
+    assert (parts - frame["direct_measured"]).abs().max() <= size
+    miss = frame[["miss_dictionary", "miss_curvature", "miss_first", "miss_patterns", "miss_norms"]].sum(axis=1)
+    assert (frame["model_predicted"] + miss - frame["model_measured"]).abs().max() <= size
+    assert frame["direct_patterns"].abs().max() > size
+    assert frame["direct_norms"].abs().max() > size
+
+
 @torch.no_grad()
 def test_the_oracle_of_a_loaded_model_is_hugging_faces_own_code(family, model):
     bridge = model.bridge
@@ -152,9 +174,12 @@ def _other(config, architecture, **arguments):
     return LanguageModel(build_bridge_from_module(module, architecture, hf_config=config), architecture)
 
 
+def _dictionaries(model):
+    return random_dictionaries("clt", n_layers=2, d_model=16, features=8, skip=True, dtype=model.dtype, seed=1)
+
+
 def _attribute(model, engine: EngineName = "autograd"):
-    dictionaries = random_dictionaries("clt", n_layers=2, d_model=16, features=8, skip=True, dtype=model.dtype, seed=1)
-    return attribute(ReplacementModel(model, dictionaries), TOKENS[0], targets=LogitTargets([3]), engine=engine)
+    return attribute(ReplacementModel(model, _dictionaries(model)), TOKENS[0], targets=LogitTargets([3]), engine=engine)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,10 @@ REGIMES = {
     "frozen-attention": Regime(patterns="frozen"),
     "frozen-norms": Regime(norms="frozen"),
     "until-1": Regime(mlps="features", until=1),
+    "graph": Regime(patterns="frozen", norms="frozen", first="frozen"),
+    "direct": Regime(mlps="constant"),
+    "some-heads": Regime(mlps="constant", patterns=frozenset({(0, 2), (1, 1), (2, 0), (2, 3)}), norms="frozen"),
+    "some-norms": Regime(patterns="frozen", norms=frozenset({"blocks.1.ln1.hook_scale", "ln_final.hook_scale"})),
     "model": Regime(),
 }
 TOKENS = torch.tensor([0, 11, 22, 33, 11])
@@ -93,6 +97,20 @@ def _features_out(model, layer, activations, reads):
     return out if skip is None else out + reads @ skip
 
 
+def _held(regime, name, value, clean):
+    """The value that a regime gives a pattern or a scale."""
+    what = regime.patterns if name.endswith("pattern") else regime.norms
+    if not isinstance(what, frozenset):
+        return value if what == "live" else clean.clone()
+    if name.endswith("scale"):
+        return value if name in what else clean.clone()
+    held, layer = clean.clone(), int(name.split(".")[1])
+    for head in range(held.shape[1]):
+        if (layer, head) in what:
+            held[:, head] = value[:, head]
+    return held
+
+
 def _oracle(model, clean, regime, features=(), hooks=None):
     """Logits and MLP reads of one run; `features`: (layer, pos, index, function of the activation)."""
     n_layers, D = model.model.n_layers, model.dictionaries
@@ -104,11 +122,7 @@ def _oracle(model, clean, regime, features=(), hooks=None):
         y = _features_out(model, layer, a_clean, clean[f"{prefix}.hook_in"][0])
         errors[layer] = clean[f"{prefix}.hook_out"][0] - y
     recomputed, reads, delta = {}, {}, {}
-    own = [
-        (n, lambda v, hook: clean[hook.name].clone())
-        for n in clean
-        if (n.endswith("pattern") and regime.patterns == "frozen") or (n.endswith("scale") and regime.norms == "frozen")
-    ]
+    own = [(n, lambda v, hook: _held(regime, hook.name, v, clean[hook.name])) for n in clean if "mlp" not in n]
 
     def read(layer):
         def hook(value, hook):
@@ -132,6 +146,10 @@ def _oracle(model, clean, regime, features=(), hooks=None):
                 if (skip := D.skip(layer)) is not None:
                     moved = (reads[layer] - clean[f"blocks.{layer}.mlp.hook_in"][0]) @ skip
                     out[0] += moved
+            elif mode == "live" and regime.first == "frozen":
+                out[0, 0] = clean[hook.name][0, 0]
+                if (skip := D.skip(layer)) is not None:
+                    out[0, 0] += (reads[layer] - clean[f"blocks.{layer}.mlp.hook_in"][0])[0] @ skip
             elif mode == "features":
                 out[0, FIRST:] = (_features_out(model, layer, recomputed, reads[layer]) + errors[layer])[FIRST:]
             for (source, pos, index), d in delta.items():

@@ -13,7 +13,6 @@ from circuitsae.attribution import attribute
 from circuitsae.cli import main
 from circuitsae.features.collection import CollectConfig, collect
 from circuitsae.graph import load_graph
-from circuitsae.interventions import Prompt
 from circuitsae.replacement import ReplacementModel
 from circuitsae.tasks.wording import encode
 from circuitsae.validation import validate
@@ -224,6 +223,8 @@ def test_a_graph_records_it_and_other_texts_are_read_likewise(reader, tmp_path, 
     effect = same.edges.set_index(["source", "target"])["model_measured"]
     there = same.prompts.set_index(["source", "target"])["model_measured"]
     assert (there - effect.loc[there.index]).abs().max() < 1e-4
+    alone, beside = (validate(model, graph, edges=30, controls=0, elsewhere=texts).edges for texts in ([], [TEXT]))
+    assert alone["graph_ratio"].equals(beside["graph_ratio"])  # the same tokens, so that no feature has other values
 
 
 def test_an_old_graph_is_read_by_its_tokens(reader):

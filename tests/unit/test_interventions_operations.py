@@ -1,5 +1,7 @@
 """What operations put in a value's place, generation, outcomes and the freeze audit."""
 
+import json
+
 import pytest
 import torch
 
@@ -287,6 +289,24 @@ def test_the_audit_catches_one_layer_that_is_not_held(model, monkeypatch, name, 
     monkeypatch.setattr(running.Forward, "held", lambda self: {k: v for k, v in held(self).items() if k != broken})
     with pytest.raises(CheckFailedError, match=f"The {said} of layer 2 was declared frozen"):
         audit(model, TOKENS, [Intervention(Token(1), Zero())], ALL_FROZEN)
+
+
+def test_the_audit_follows_heads_and_norms_that_are_live(model, monkeypatch):
+    """Those that are held are audited; that the others move is seen in the effect."""
+    some = Regime(mlps="constant", patterns=frozenset({(1, 0), (2, 3)}), norms=frozenset({"ln_final.hook_scale"}))
+    changes = [Intervention(Token(1), Zero())]
+    frame = audit(model, TOKENS, changes, some)
+    assert max(frame["moved"]) < 1e-9
+    assert frame.groupby("kind").size().to_dict() == {"attention pattern": 3, "norm scale": 3, "MLP output": 3}
+    monkeypatch.setattr(running, "_constant_but", lambda live, clean: lambda value: value if live else clean)
+    with pytest.raises(CheckFailedError, match="The attention pattern of layer 1 was declared frozen"):
+        audit(model, TOKENS, changes, some)
+
+
+def test_heads_that_are_live_are_named_in_the_file(model):
+    some = Regime(patterns=frozenset({(2, 3), (1, 0)}))
+    found = json.loads(json.dumps(intervene(model, TOKENS, [], regime=some).to_json()))
+    assert found["regime"]["patterns"] == [[1, 0], [2, 3]]
 
 
 def test_the_audit_catches_an_mlp_that_is_not_held(model, monkeypatch):

@@ -67,10 +67,11 @@ def whole_path(model: ReplacementModel, prompt, folder: Path, *, exact=EXACT, **
     assert np.abs(graph.residual()).max() < exact * size
     assert sum(node.kind is NodeKind.LOGIT for node in graph.nodes) > 0
     pruned = prune(graph)
-    check = validate(model, pruned, edges=8, regimes=("frozen", "replacement", "model"), controls=2, budget=1)
-    if len(check.edges):
-        np.testing.assert_allclose(check.edges["frozen"], check.edges["predicted"], atol=exact * size, rtol=0)
-        assert np.isfinite(check.edges[["predicted", "frozen", "replacement", "measured", "control"]]).all(axis=None)
+    check: Any = validate(model, pruned, edges=8, controls=20)
+    np.testing.assert_allclose(check.edges["direct_predicted"], -check.edges["weight"], atol=exact * size, rtol=0)
+    measured = [f"{claim}_{name}" for claim in check.claims for name in ("predicted", "measured")]
+    assert np.isfinite(check.edges[measured]).all(axis=None)
+    assert sum(check.verdicts("direct").values()) == len(check.edges) > 0
     assert check.logit_error < exact
     annotated = check.annotate(pruned)
     annotated.save(folder)
