@@ -28,6 +28,8 @@ class Controls:
     contributions: list[Contribution]
     layer: np.ndarray
     pos: np.ndarray
+    index: np.ndarray
+    """Of a feature its number; −1 of a token, which is never the source's own."""
     is_token: np.ndarray
 
 
@@ -49,6 +51,7 @@ def draw_controls(
         contributions=[*(node_change(model, trace, node) for node in nodes), *tokens],
         layer=np.array([node.layer for node in nodes] + [-1] * len(tokens), dtype=int),
         pos=np.array([node.pos for node in nodes] + [token.pos for token in tokens], dtype=int),
+        index=np.array([node.index for node in nodes] + [-1] * len(tokens), dtype=int),
         is_token=np.arange(len(nodes) + len(tokens)) >= len(nodes),
     )
 

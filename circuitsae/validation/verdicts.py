@@ -61,8 +61,12 @@ def decide(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
         (e.predicted == 0, "nothing is predicted"),
         (agrees & (e.controls < FEWEST), "too few controls"),
         (agrees, "controls do as much"),
-        ((e.low > 0) & (e.high < LOW), "less than half of what is predicted"),
+        ((e.low >= 0) & (e.high < LOW), "less than half of what is predicted"),
         (e.low > HIGH, "more than twice what is predicted"),
+        (e.high < 0, "the other way, by too little to tell"),
+        ((e.low < 0) & (e.high >= 0), "the sign depends on the dose"),
+        ((e.low < LOW) & (e.high <= HIGH), "at some doses less than half of what is predicted"),
+        ((e.low >= LOW) & (e.high > HIGH), "at some doses more than twice what is predicted"),
     ]
     verdict = np.select([case for case, _ in cases], [name for _, name in cases], "undecided")
     reason = np.select([case for case, _ in why], [text for _, text in why], "the ratio depends on the dose")
@@ -84,7 +88,8 @@ def against_controls(
     are fewer than five or none does anything), then pooled over positions. NaN where there are too few controls.
     """
     alike = ~controls.is_token | (source.kind is NodeKind.TOKEN)
-    reaches = alike & (controls.layer < target.layer) & (controls.pos <= target.pos)
+    itself = (controls.layer == source.layer) & (controls.pos == source.pos) & (controls.index == source.index)
+    reaches = alike & ~itself & (controls.layer < target.layer) & (controls.pos <= target.pos)
     usable = reaches & (np.abs(predictions) <= NEGLIGIBLE * abs(predicted)) & np.isfinite(measurements)
     count = int(usable.sum())
     if count < FEWEST or not np.isfinite(measured):

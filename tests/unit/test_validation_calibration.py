@@ -172,7 +172,7 @@ def test_early_targets_have_controls_where_the_prompt_has_features(model):
 def test_a_place_whose_controls_do_nothing_is_measured_by_all_of_them():
     """Divided by the smallest number there is, or by one, a large effect there is more, or less, than any."""
     places = np.repeat([1, 2], 20)
-    controls = Controls([], np.zeros(40, dtype=int), places, np.zeros(40, dtype=bool))
+    controls = Controls([], np.zeros(40, dtype=int), places, np.arange(40), np.zeros(40, dtype=bool))
     moved = np.zeros(40)
     moved[:3] = [0.2, -0.1, 0.1]
     source, target = Node(NodeKind.FEATURE, 0, 2, 0), Node(NodeKind.FEATURE, 1, 2, 0)

@@ -114,7 +114,7 @@ def _controls(seed=0, n=60):
     layer, pos = rng.integers(0, 3, n), rng.integers(1, 6, n)
     is_token = np.arange(n) >= n - 15
     layer[is_token] = -1
-    drawn = Controls([], layer, pos, is_token)
+    drawn = Controls([], layer, pos, np.arange(len(layer)), is_token)
     return drawn, rng.standard_normal(n) * 0.3, rng.standard_normal(n) * (1 + pos)
 
 
@@ -150,9 +150,17 @@ def test_a_claim_is_held_against_writers_that_reach_its_target_but_have_no_edge_
         assert p == pytest.approx((1 + more) / (1 + count))
 
 
+def test_a_source_is_no_control_of_itself():
+    n = 30
+    at = Controls([], np.ones(n, dtype=int), np.full(n, 2), np.arange(n), np.zeros(n, dtype=bool))
+    p, count = against_controls(at, FEATURE, LOGIT, 1.0, 3.0, np.zeros(n), np.where(at.index == 7, 3.0, 0.1))
+    assert (p, count) == (1 / n, n - 1)
+
+
 def test_too_few_controls_and_measurements_that_are_no_numbers_have_no_chance():
     drawn, foreseen, done = _controls()
-    few = Controls([], *(values[: FEWEST - 1] for values in (0 * drawn.layer, 0 * drawn.pos, drawn.is_token)))
+    arrays = 0 * drawn.layer, 0 * drawn.pos, drawn.index, drawn.is_token
+    few = Controls([], *(values[: FEWEST - 1] for values in arrays))
     some = foreseen[: FEWEST - 1] * 0, done[: FEWEST - 1]
     p, count = against_controls(few, FEATURE, LOGIT, 1.0, 1.0, *some)
     assert np.isnan(p)
@@ -164,7 +172,7 @@ def test_too_few_controls_and_measurements_that_are_no_numbers_have_no_chance():
 def test_with_controls_as_strong_everywhere_a_claim_is_as_likely_as_any():
     """p is uniform where the source is one more control: no more than its share lies below a bound."""
     rng, n = np.random.default_rng(1), 40
-    drawn = Controls([], np.zeros(n, dtype=int), np.full(n, 2), np.zeros(n, dtype=bool))
+    drawn = Controls([], np.zeros(n, dtype=int), np.full(n, 2), np.arange(n), np.zeros(n, dtype=bool))
     found = [
         against_controls(drawn, FEATURE, LOGIT, 1.0, values[0], np.zeros(n), values[1:])[0]
         for values in rng.standard_normal((2000, n + 1))
@@ -192,21 +200,21 @@ def _decide(**changes) -> tuple[str, str]:
         ({"low": 0.5, "high": 2.0, "q": 0.05}, "confirmed", ""),
         ({"predicted": -1.0, "measured": -1.0}, "confirmed", ""),
         ({"predicted": 0.01, "measured": 0.01}, "confirmed", ""),  # small, but more than any control
-        ({"low": 0.499}, "undecided", "the ratio depends on the dose"),
-        ({"high": 2.001}, "undecided", "the ratio depends on the dose"),
+        ({"low": 0.499}, "undecided", "at some doses less than half of what is predicted"),
+        ({"high": 2.001}, "undecided", "at some doses more than twice what is predicted"),
         ({"q": 0.051}, "undecided", "controls do as much"),
         ({"q": np.nan, "controls": 18}, "undecided", "too few controls"),
         ({"q": np.nan, "controls": 0}, "undecided", "too few controls"),
         ({"low": -1.2, "high": -0.9, "measured": -1.0}, "reversed", ""),
         ({"low": -1.2, "high": -0.9, "measured": -1.0, "q": 1.0, "controls": 0}, "reversed", ""),
-        ({"low": -0.06, "high": -0.04, "measured": -0.05}, "undecided", "the ratio depends on the dose"),
+        ({"low": -0.06, "high": -0.04, "measured": -0.05}, "undecided", "the other way, by too little to tell"),
         ({"low": -0.06, "high": -0.04, "measured": -0.0501}, "reversed", ""),
-        ({"low": -0.06, "high": 0.0, "measured": -0.06}, "undecided", "the ratio depends on the dose"),
+        ({"low": -0.06, "high": 0.0, "measured": -0.06}, "undecided", "the sign depends on the dose"),
         ({"low": -0.04, "high": 0.04}, "null", ""),
         ({"low": -0.04, "high": 0.04, "predicted": -1.0}, "null", ""),
         ({"low": -0.04, "high": -0.01, "measured": -0.02}, "null", ""),
-        ({"low": -0.05, "high": 0.04}, "undecided", "the ratio depends on the dose"),
-        ({"low": -0.04, "high": 0.05}, "undecided", "the ratio depends on the dose"),
+        ({"low": -0.05, "high": 0.04}, "undecided", "the sign depends on the dose"),
+        ({"low": -0.04, "high": 0.05}, "undecided", "the sign depends on the dose"),
         ({"predicted": 0.01, "q": 0.5}, "null", ""),
         ({"low": 0.1, "high": 0.4}, "undecided", "less than half of what is predicted"),
         ({"low": 2.1, "high": 3.0}, "undecided", "more than twice what is predicted"),
@@ -220,7 +228,7 @@ def _decide(**changes) -> tuple[str, str]:
         ({"finite": False, "low": -1.2, "high": -0.9}, "undecided", "a measurement is not a finite number"),
         ({"finite": False, "low": -0.01, "high": 0.01}, "undecided", "a measurement is not a finite number"),
         ({"delta": 0.0, "low": -1e-9, "high": -1e-12, "measured": -1e-12}, "reversed", ""),
-        ({"delta": 0.0, "low": 0.0, "high": 0.0, "measured": 0.0}, "undecided", "the ratio depends on the dose"),
+        ({"delta": 0.0, "low": 0.0, "high": 0.0, "measured": 0.0}, "undecided", "less than half of what is predicted"),
     ],
 )
 def test_each_line_of_the_table_of_verdicts(changes, verdict, reason):
