@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from circuitsae.attribution.expansion import FullSize
     from circuitsae.graph import AttributionGraph
-    from circuitsae.validation import Validation
+    from circuitsae.validation import Calibration, Validation
     from transcoders.evaluation import Evaluation
 
 VERDICT_STYLE = {
@@ -37,6 +37,7 @@ _EDGE_COLUMNS = (
     ("graph_ratio", "ratio", 9, "ratio"),
     ("graph_interval", "95 %", 5, "interval"),
     ("graph_verdict", "graph", 0, "verdict"),
+    ("stability", "on other prompts", 6, "share"),
     ("direct_verdict", "direct", 0, "verdict"),
     ("model_measured", "model", 8, "effect"),
     ("graph_q", "graph q", 3, "chance"),
@@ -101,6 +102,17 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
         highlight=False,
         soft_wrap=True,
     )
+
+
+def show_calibration(console: Console, found: "Calibration") -> None:
+    """How often claims known to be false, and planted edges, are confirmed."""
+    rows = [
+        (_CLAIMS[r["claim"]], r["what"], str(r["n"]), str(r["confirmed"]), f"{r['rate']:.1%}",
+         f"{r['low']:.1%} to {r['high']:.1%}")
+        for r in found.frame().to_dict("records")
+    ]  # fmt: skip
+    columns = [Column("claim", text=True), Column("what", text=True), Column("tested"), Column("confirmed")]
+    show_table(console, "Calibration", [*columns, Column("rate"), Column("95 %", 1)], rows)
 
 
 def show_edges(

@@ -105,6 +105,10 @@ def validate(
     controls: int = 200,
     delta: float = 0.05,
     elsewhere: tuple[str, ...] = (),
+    prompts: Path | None = None,
+    task: str | None = None,
+    heads: int = 10,
+    calibrate: bool = False,
     seed: int = 0,
     device: str = "cpu",
     wide: Wide = False,
@@ -121,6 +125,10 @@ def validate(
         controls: At most this many writers without an edge into the target are removed for comparison.
         delta: Effects below this share of a target's scale count for none.
         elsewhere: A prompt whose values are put in the place of the features' own; repeat it for several.
+        prompts: A text file with one prompt a line, on which the same edges are tested too.
+        task: A task on whose other prompts the same edges are tested too; the graph's prompt is one of its own.
+        heads: Name the leading head of this many of the direct edges that attention carries.
+        calibrate: Test claims known to be false and planted edges as well, and say how often each is confirmed.
         seed: Of the controls.
         device: cpu, cuda, cuda:1, mps.
     """
@@ -128,13 +136,21 @@ def validate(
     from circuitsae.sentences import of_graph
     from circuitsae.validation.choice import parse_edges
 
+    if prompts is not None and task is not None:
+        raise InputError("Give --prompts or --task, not both; a graph's edges are tested on one set of other prompts.")
+
     console, chosen = open_console(wide), parse_edges(edges or ["100"])
     loaded = load_graph(graph)
     source, dtype = source_of(loaded), _dtype_of(loaded)
     name = model or source.model or str(loaded.provenance.get("model") or "pocket")
     replacement = load_replacement(name, dictionaries or source.dictionaries, device, dtype, begins_with_bos(loaded))
     settings = {"claims": claims or get_args(Claim), "controls": controls, "delta": delta, "seed": seed}
-    check = _validate(console, replacement, loaded, edges=chosen, elsewhere=elsewhere, **settings)
+    others = _other_prompts(replacement, loaded, prompts, task)
+    check = _validate(
+        console, replacement, loaded, edges=chosen, elsewhere=elsewhere, heads=heads, **others, **settings
+    )
+    if calibrate:
+        _calibrate(console, replacement, loaded, settings)
     tested = check.annotate(loaded)
     page = _write(tested, check, graph)
     say(console, of_graph(tested))
@@ -202,6 +218,28 @@ def _validate(console: Console, replacement: Any, graph: Any, **settings: Any) -
     check = validate(replacement, graph, **settings, progress=True)
     show_validation(console, check, graph)
     return check
+
+
+def _other_prompts(replacement: Any, graph: Any, prompts: Path | None, task: str | None) -> dict[str, Any]:
+    """`prompts` and `roles` for `validate`."""
+    if prompts is not None:
+        from circuitsae.validation.prompts import read_prompts
+
+        return {"prompts": read_prompts(prompts)}
+    if task is not None:
+        from circuitsae.tasks import load_task
+        from circuitsae.tasks.others import other_prompts
+
+        return other_prompts(load_task(task, replacement.model), replacement.model, graph)._asdict()
+    return {}
+
+
+def _calibrate(console: Console, replacement: Any, graph: Any, settings: dict[str, Any]) -> None:
+    from circuitsae.console import show_calibration
+    from circuitsae.validation import calibrate
+    from circuitsae.validation.claims import Settings
+
+    show_calibration(console, calibrate(replacement, [graph], settings=Settings(**settings)))
 
 
 def _write(graph: Any, check: Any, folder: Path) -> Path:

@@ -114,6 +114,8 @@ def test_edges_are_chosen_by_count_share_class_and_id(call, copied, chosen, expe
         (["--delta", "2"], "delta=2"),
         (["--claims", "frozen"], "frozen"),
         (["--regimes", "model"], "--regimes"),
+        (["--prompts", "a.txt", "--task", "ioi"], "--prompts or --task, not both"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
     ],
 )
 def test_what_cannot_be_tested_is_refused_and_nothing_is_written(copied, options, says, capsys):
@@ -133,8 +135,23 @@ def test_validate_hands_on_what_it_was_told(copied, monkeypatch):
               "--elsewhere", "A text", "--elsewhere", "another"])  # fmt: skip
     assert told == {
         "edges": 7, "claims": ("graph", "direct", "model"), "controls": 30, "delta": 0.1, "seed": 5,
-        "elsewhere": ("A text", "another"),
+        "elsewhere": ("A text", "another"), "heads": 10,
     }  # fmt: skip
+
+
+def test_edges_are_tested_on_other_prompts_and_verdicts_calibrated(call, copied, tmp_path):
+    others = tmp_path / "others.txt"
+    others.write_text("When Tom and Mary went to the store, Tom gave a drink to\n")
+    words = ["validate", copied, "--edges", "20", "--controls", "40", "--prompts", others, "--calibrate"]
+    printed = call(*words, columns=200)
+    assert "on other prompts" in printed
+    assert re.search(r"graph claim\s+│ planted", printed)
+    assert "stability" in Validation.load(copied / "validation.json").edges
+
+
+def test_edges_are_tested_on_a_tasks_other_prompts(call, copied):
+    call("validate", copied, "--edges", "5", "--controls", "20", "--claims", "graph", "--task", "ioi")
+    assert Validation.load(copied / "validation.json").edges["prompts"].max() > 1
 
 
 def test_a_graph_validated_before_the_claims_is_shown_and_says_so(call, copied):
