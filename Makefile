@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PROMPT ?= When John and Mary went to the store, John gave a drink to
+PROMPT ?= The capital of the state containing Dallas is
 # Threads that spin while they wait make torch several times slower on a busy machine.
 export OMP_WAIT_POLICY ?= passive
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
