@@ -37,7 +37,8 @@ def lowest(session: nox.Session) -> None:
     """The lowest versions of what the packages import, and what their tests need beside it."""
     if session.venv_backend != "uv":
         session.error("The lowest versions are found by uv; install it, `pip install uv`.")
-    session.install("--resolution", "lowest-direct", "--editable", ".")
+    # Without --upgrade, what an earlier run installed would stay where it is newer.
+    session.install("--upgrade", "--resolution", "lowest-direct", "--editable", ".")
     session.install("--editable", ".[tests]")
     run_suite(session)
 

@@ -168,8 +168,9 @@ def random_module(family: str, sizes: dict[str, int | None], seed: int) -> Any:
     if "attention_types" in arguments:
         arguments["attention_types"] = [[arguments["attention_types"], 1]]
     config = getattr(transformers, recipe.config)(
-        **arguments, bos_token_id=0, eos_token_id=0, pad_token_id=None, architectures=[recipe.model]
-    )
+        **arguments, bos_token_id=0, eos_token_id=0, pad_token_id=None, architectures=[recipe.model],
+        attn_implementation="eager",  # as models are loaded; others drop Gemma 2's soft cap
+    )  # fmt: skip
     model = getattr(transformers, recipe.model)(config).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     return model

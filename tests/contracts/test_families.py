@@ -34,7 +34,6 @@ SMALL = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 32,
     "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
-XGLM = {"d_model": 16, "num_layers": 2, "attention_heads": 4, "vocab_size": 64, "ffn_dim": 32}
 GPT1 = {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
 
 
@@ -240,10 +239,9 @@ def test_an_architecture_that_lacks_something_is_refused_with_what_it_lacks(conf
     ("config", "architecture", "arguments", "reason"),
     [
         ("StableLmConfig", "StableLmForCausalLM", SMALL, "does not run through TransformerLens' bridge"),
-        ("XGLMConfig", "XGLMForCausalLM", XGLM, "does not run through TransformerLens' bridge"),
         ("BioGptConfig", "BioGptForCausalLM", SMALL, "no bridge for BioGptForCausalLM"),
     ],
-    ids=["one-rotary-dimension", "fails", "unknown-to-the-bridge"],
+    ids=["one-rotary-dimension", "unknown-to-the-bridge"],
 )
 def test_a_model_that_the_bridge_does_not_run_rightly_is_refused_when_loaded(
     config, architecture, arguments, reason, tmp_path

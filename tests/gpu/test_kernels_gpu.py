@@ -7,6 +7,7 @@ import ast
 import inspect
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -90,15 +91,18 @@ def test_a_step_is_that_of_the_processor(gpu, encode, over_layers, monkeypatch):
 
 
 def test_every_kernel_is_run_by_the_two_products(gpu, monkeypatch):
-    ran = set()
+    launched = []
     for name, kernel in kernels_of(gpu).items():
-        run = kernel.run
-        monkeypatch.setattr(kernel, "run", lambda *a, _name=name, _run=run, **k: (ran.add(_name), _run(*a, **k)))
+        launched.append(MagicMock())
+        launched[-1].__getitem__.side_effect = kernel.__getitem__
+        monkeypatch.setattr(gpu, name, launched[-1])
     test_products_against_dense_float64(gpu, torch.float32, 16)
-    assert ran == set(kernels_of(gpu)) != set()
+    assert launched
+    assert all(kernel.__getitem__.called for kernel in launched)
 
 
 def test_no_kernel_is_wrapped_by_the_check_of_shapes(gpu):
+    assert kernels_of(gpu)
     for kernel in kernels_of(gpu).values():
         assert not hasattr(kernel.fn, "__wrapped__")
         assert inspect.getsourcefile(kernel.fn) == gpu.__file__
@@ -113,9 +117,8 @@ def test_modules_of_kernels_are_named_gpu():
 
 
 def kernels_of(module) -> dict[str, Any]:
-    from triton.runtime.jit import KernelInterface
-
-    return {name: value for name, value in vars(module).items() if isinstance(value, KernelInterface)}
+    """What `triton.jit` made: compiled or interpreted, it keeps the function as `fn`."""
+    return {name: value for name, value in vars(module).items() if hasattr(value, "fn")}
 
 
 def imported(tree):

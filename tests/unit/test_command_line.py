@@ -491,7 +491,8 @@ def test_help_into_a_closed_pipe_is_quiet(tmp_path):
 def test_an_interrupted_import_is_quiet(tmp_path, module):
     """Ctrl-C while the program, or torch, is imported: a module of that name stands in the way and waits."""
     (tmp_path / f"{module}.py").write_text("import pathlib, time\npathlib.Path('here').touch()\ntime.sleep(60)\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from circuitsae.cli import main; main()"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's `&` turns it off
+    code = f"{heard}; import sys; sys.path.insert(0, {str(tmp_path)!r}); from circuitsae.cli import main; main()"
     running = subprocess.Popen(
         [sys.executable, "-c", code, "trace", PROMPT], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
