@@ -51,8 +51,8 @@ def choose_edges(graph: AttributionGraph, edges: int | float | str | Sequence[st
     a class "feature→logit", a share "80%" or an edge "0.153@8 → 1.2@9", or several of these texts, for all of them
     together; None: all. Arrows may be written "->".
 
-    Raises `InputError` where no edge can be tested, and for a count below 1, a share outside (0, 1], and classes and
-    edges that the graph does not have or that cannot be tested.
+    Of a graph without an edge that can be tested none is chosen. Raises `InputError` for a count below 1, a share
+    outside (0, 1], and classes and edges that the graph does not have or that cannot be tested.
     """
     every = _in_order(_testable(graph))
     chosen = _chosen(graph, every, edges)
@@ -61,7 +61,7 @@ def choose_edges(graph: AttributionGraph, edges: int | float | str | Sequence[st
     of_class, held_of_class = (np.bincount(code, values, len(_CLASSES)) for values in (influence, held))
     return EdgeChoice(
         rows=every.take(np.flatnonzero(chosen)).reset_index(drop=True).astype({"kind": object}),
-        share=float(held.sum() / influence.sum()),
+        share=float(held.sum() / influence.sum()) if len(influence) else np.nan,
         shares={_CLASSES[i]: float(held_of_class[i] / (of_class[i] or 1.0)) for i in np.unique(code)},
     )
 
@@ -86,14 +86,9 @@ def _testable(graph: AttributionGraph) -> pd.DataFrame:
     scores = EdgeScores(weights, inputs, np.nan_to_num(reached) + graph.start, removable)
     s, t = weights.indices, np.repeat(np.arange(len(graph.nodes)), np.diff(weights.indptr))
     usable = removable[s] & (weights.data != 0)
-    if not usable.any():
-        raise InputError(
-            f"None of the graph's {weights.nnz} edges comes from a node that can be removed "
-            f"({', '.join(ablatable(graph))}), so there is none to test; prune less, or trace another prompt."
-        )
-    influence = _rounded(np.concatenate(list(scores))[usable])
+    influence = _rounded(np.concatenate([np.zeros(0), *scores])[usable])
     s, t, weight = s[usable], t[usable], weights.data[usable]
-    if not influence.sum() > 0:
+    if not influence.any():
         influence = np.abs(weight, dtype=np.float64)
     kind = np.array([_KINDS.index(node.kind) for node in graph.nodes], dtype=np.int8)
     return pd.DataFrame(
@@ -146,7 +141,7 @@ def _first(every: pd.DataFrame, number: int | float) -> np.ndarray:
     number = _checked(number)
     if isinstance(number, float):
         held = np.cumsum(every["influence"].to_numpy())
-        number = int(np.searchsorted(held, number * held[-1])) + 1
+        number = int(np.searchsorted(held, number * held[-1:].sum())) + 1
     return np.arange(len(every)) < number
 
 

@@ -56,6 +56,9 @@ def validate(
         raise InputError(f"claims={list(claims)} gets no verdict on other prompts; test 'graph' or 'direct' too.")
     trace = traced(model, graph)
     chosen = choose_edges(graph, edges)
+    if chosen.rows.empty:
+        nothing = pd.DataFrame(columns=["source", "target", "kind", "hops", "weight", "influence"])
+        return Validation(nothing, logit_error=model.logit_error(trace))
     pairs = Pairs.of([(graph.nodes[s], graph.nodes[t]) for s, t in chosen.rows[["s", "t"]].to_numpy()])
     prompt, library = Recording(model, trace), Library(reading_like(model, graph))
     values = values_of([prompt, *(library[other] for other in elsewhere)])

@@ -13,6 +13,7 @@ from circuitsae.attribution import attribute
 from circuitsae.cli import main
 from circuitsae.features.collection import CollectConfig, collect
 from circuitsae.graph import load_graph
+from circuitsae.interventions import Prompt
 from circuitsae.replacement import ReplacementModel
 from circuitsae.tasks.wording import encode
 from circuitsae.validation import validate

@@ -18,9 +18,8 @@ import pytest
 
 from circuitsae.graph import load_graph, load_header
 from circuitsae.graph.checking import Limits
-from circuitsae.graph.notes import CLAIMS, VERDICTS, is_old
+from circuitsae.graph.notes import is_old
 from circuitsae.report import write_html
-from circuitsae.validation import claims, verdicts
 from tests.sample_graphs import small_graph
 from transcoders.errors import FileFormatError
 
@@ -244,11 +243,6 @@ def test_notes_of_the_old_kind_load(folder: Path):
     graph = small_graph()
     assert graph.edge_notes is not None
     assert not is_old(graph.edge_notes)
-
-
-def test_claims_and_verdicts_are_those_of_validation():
-    assert CLAIMS == claims.CLAIMS
-    assert VERDICTS == verdicts.VERDICTS
 
 
 def test_a_graph_from_before_the_hash_loads(folder: Path):

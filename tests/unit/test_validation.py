@@ -214,7 +214,7 @@ def test_controls_are_other_features_at_the_sources_places_and_tokens_that_are_n
     trace = model.trace(TOKENS)
     features = [n for n in graph.nodes if n.kind is NodeKind.FEATURE]
     sources = [next(n for n in features if n.pos == 1), Node(NodeKind.ERROR, 1, 3), Node(NodeKind.TOKEN, -1, 2)]
-    drawn = draw_controls(model, trace, sources, ALL, 0)
+    drawn = draw_controls(model, trace, sources, [], ALL, 0)
     mine = ~drawn.is_token
     there = sorted((n.layer, n.pos) for n in features if n.pos in (1, 3))
     assert sorted(zip(drawn.layer[mine].tolist(), drawn.pos[mine].tolist(), strict=True)) == there
@@ -224,16 +224,16 @@ def test_controls_are_other_features_at_the_sources_places_and_tokens_that_are_n
     _, cache = model.model.run_hooked(torch.tensor(sorted(others))[:, None], read=["embed.hook_out"])
     vectors = torch.cat([c.vectors for c, token in zip(drawn.contributions, drawn.is_token, strict=True) if token])
     torch.testing.assert_close(vectors.sum(0), cache["embed.hook_out"][:, 0].sum(0))
-    assert not draw_controls(model, trace, sources, 0, 0).contributions
+    assert not draw_controls(model, trace, sources, [], 0, 0).contributions
 
 
 def test_few_controls_are_spread_over_layers_and_positions(model, graph):
     trace = model.trace(TOKENS)
     sources = [n for n in graph.nodes if n.kind is NodeKind.FEATURE]
     cells = {(n.layer, n.pos) for n in sources}
-    drawn = draw_controls(model, trace, sources, len(cells), 3)
+    drawn = draw_controls(model, trace, sources, [], len(cells), 3)
     assert sorted(zip(drawn.layer.tolist(), drawn.pos.tolist(), strict=True)) == sorted(cells)
-    tokens = draw_controls(model, trace, [n for n in graph.nodes if n.kind is NodeKind.TOKEN], 50, 3)
+    tokens = draw_controls(model, trace, [n for n in graph.nodes if n.kind is NodeKind.TOKEN], [], 50, 3)
     assert [(tokens.pos == pos).sum() for pos in range(4)] == [AT_FIRST + 3, 3, 2, 2]
 
 

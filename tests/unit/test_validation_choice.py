@@ -273,12 +273,17 @@ def test_what_is_of_no_kind_gets_the_same_sentence(edges):
         assert choice._chosen(small_graph(), every, number).sum() == 2
 
 
-def test_a_graph_without_an_edge_to_test_says_so():
+def test_of_a_graph_without_an_edge_to_test_none_is_chosen():
     graph = small_graph()
     only_bias = graph.weights.toarray() * graph.mask(NodeKind.BIAS)
-    for weights, count in ((only_bias, 1), (only_bias * 0, 0)):
-        with pytest.raises(InputError, match=f"None of the graph's {count} edges .*feature, token, error"):
-            choose_edges(replace(graph, weights=sparse.csr_array(weights)), 5)
+    for weights in (only_bias, only_bias * 0):
+        bare = replace(graph, weights=sparse.csr_array(weights))
+        for edges in (5, 0.8, None):
+            found = choose_edges(bare, edges)
+            assert found.rows.empty
+            assert np.isnan(found.share)
+        with pytest.raises(InputError, match="no edge of class 'token→logit' that can be tested"):
+            choose_edges(bare, "token→logit")
 
 
 def test_the_command_line_gives_numbers_and_names():
