@@ -35,7 +35,7 @@ from circuitsae.validation.claims import MISSES
 from transcoders.files import write_file
 
 COMMAND = "python examples/validate_pocket.py --write benchmarks/results/pocket_validation.md"
-NODES, EDGES = 0.9, 60
+NODES = 0.9
 TITLES = {"graph": "graph claims", "direct": "direct edges", "model": "T̂ and the live model"}
 FIGURES = {"spearman": "Spearman", "sign": "same sign", "within": "in [½, 2]"}
 
@@ -210,13 +210,13 @@ def joint_section(model: cs.ReplacementModel, prompt: str) -> str:
     )
 
 
-def document(parts: list[str], n: int, seconds: float) -> str:
+def document(parts: list[str], n: int, edges: int, seconds: float) -> str:
     head = f"""# Validation: what holds of the graphs
 
 Made by `{COMMAND}` in {seconds:.0f} s; every figure on this page comes from that run.
 
 {n} prompts of each of five tasks; the pocket model saw none of them. Each graph is pruned to {NODES:.0%} of the
-influence, and {EDGES} of its edges are tested, sampled over classes and layer distances by influence. An edge makes
+influence, and {edges} of its edges are tested, sampled over classes and layer distances by influence. An edge makes
 three claims, each put to a test of its own (`circuitsae.validation.claims`). *Graph*: removing the source moves the
 target by T̂ while attention patterns and norm scales are held. *Direct*: by −weight while MLP outputs are held. *Model*:
 T̂ against what the live model does, which the graph does not claim. Intervals are 95 %, by bootstrap over prompts.
@@ -231,18 +231,19 @@ looks elsewhere; `norms`, what is left is scaled anew.
 def main(arguments: list[str]) -> None:
     quick = "--quick" in arguments
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    start, n = time.perf_counter(), 1 if quick else 8
+    start = time.perf_counter()
+    n, edges = (1, 10) if quick else (8, 60)
     prompts, parts, found = task_prompts(n), [], {}
     language_model = cs.load_model("pocket")
     kinds = {"pocket": "Cross-layer transcoder", "pocket-plt": "Per-layer transcoders"}
     models = {name: cs.ReplacementModel(language_model, cs.load_dictionaries(name)) for name in kinds}
     for name, label in kinds.items():
-        found[name] = survey(models[name], prompts, edges=10 if quick else EDGES, nodes=NODES)
+        found[name] = survey(models[name], prompts, edges=edges, nodes=NODES)
         parts.append(survey_section(label, found[name]))
     for task in circuit_tasks(models["pocket"], 4 if quick else 50):
         parts.append(circuit_section(models["pocket"], task, quick))
     parts.append(joint_section(models["pocket"], pocket.DEMONSTRATION))
-    text = document(parts, n, time.perf_counter() - start)
+    text = document(parts, n, edges, time.perf_counter() - start)
     for flag, content in (("--write", text), ("--json", None)):
         if flag in arguments:
             path = Path(arguments[arguments.index(flag) + 1])

@@ -17,7 +17,7 @@ def run(name, *arguments, cwd):
 
 
 def test_trace_prompt(tmp_path):
-    assert "edges confirmed in the model" in run("trace_prompt.py", cwd=tmp_path)
+    assert "have their graph claim confirmed" in run("trace_prompt.py", cwd=tmp_path)
     assert (tmp_path / "graph.html").exists()
 
 
