@@ -43,8 +43,9 @@ class Survey:
 
     def verdicts(self, claim: Claim = "graph") -> pd.DataFrame:
         """How many edges of each task got each verdict; verdicts that none got are left out."""
-        counts = [{"task": task} | Validation(self._of(task)).verdicts(claim) for task in self.tasks]
-        return pd.DataFrame(counts, columns=["task", *VERDICTS]).dropna(axis=1, how="all").fillna(0)
+        counts = {task: Validation(self._of(task)).verdicts(claim) for task in self.tasks}
+        table = pd.DataFrame.from_dict(counts, orient="index", columns=VERDICTS).dropna(axis=1, how="all")
+        return table.fillna(0).astype(int).rename_axis("task").reset_index()
 
     def to_json(self) -> dict[str, Any]:
         """Both tables as JSON values, and the agreement of every claim by task."""

@@ -17,7 +17,7 @@ def run(name, *arguments, cwd):
 
 
 def test_trace_prompt(tmp_path):
-    assert "edges confirmed in the model" in run("trace_prompt.py", cwd=tmp_path)
+    assert "have their graph claim confirmed" in run("trace_prompt.py", cwd=tmp_path)
     assert (tmp_path / "graph.html").exists()
 
 
@@ -30,5 +30,5 @@ def test_train_transcoders(tmp_path):
 def test_validate_pocket(tmp_path):
     run("validate_pocket.py", "--write", tmp_path / "validation.md", cwd=tmp_path)
     page = (tmp_path / "validation.md").read_text(encoding="utf-8")
-    assert "### The ten worst edges" in page
+    assert "### The ten largest misses" in page
     assert "Circuit of IOI" in page

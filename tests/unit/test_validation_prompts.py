@@ -210,6 +210,7 @@ def test_a_survey_sums_up_by_task_and_class(found):
         assert one.loc["all", "n"] == len(rows) == one["n"].iloc[1:].sum()
         counts = found.verdicts(claim).set_index("task")
         assert counts.to_numpy().sum() == len(found.edges)
+        assert all(pd.api.types.is_integer_dtype(dtype) for dtype in counts.dtypes)
         confirmed = (rows[f"{claim}_verdict"] == "confirmed").sum()
         assert counts.get("confirmed", pd.Series({"one": 0}))["one"] == confirmed
     json.dumps(found.to_json(), allow_nan=False)
