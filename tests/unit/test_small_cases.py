@@ -68,10 +68,14 @@ def whole_path(model: ReplacementModel, prompt, folder: Path, *, exact=EXACT, **
     assert sum(node.kind is NodeKind.LOGIT for node in graph.nodes) > 0
     pruned = prune(graph)
     check: Any = validate(model, pruned, edges=8, controls=20)
-    np.testing.assert_allclose(check.edges["direct_predicted"], -check.edges["weight"], atol=exact * size, rtol=0)
-    measured = [f"{claim}_{name}" for claim in check.claims for name in ("predicted", "measured")]
-    assert np.isfinite(check.edges[measured]).all(axis=None)
-    assert sum(check.verdicts("direct").values()) == len(check.edges) > 0
+    assert len(check.edges) > 0 or pruned.weights.nnz == 0
+    assert sum(check.verdicts("direct").values()) == len(check.edges)
+    for claim in check.claims:
+        assert np.isfinite(check.claim(claim)[["predicted", "measured"]]).all(axis=None)
+    if "direct" in check.claims:
+        np.testing.assert_allclose(
+            check.claim("direct")["predicted"], -check.edges["weight"], atol=exact * size, rtol=0
+        )
     assert check.logit_error < exact
     annotated = check.annotate(pruned)
     annotated.save(folder)
