@@ -82,22 +82,24 @@ def settings(options: Options) -> Iterator[Setting]:
     """Pocket with both kinds of dictionary, TinyStories with those that were given, a random model."""
     prompts = pocket_prompts(options.n, options.seed)
     for name in ("pocket", "pocket-plt"):
-        models = [cs.ReplacementModel(cs.load_model("pocket", dtype=d), cs.load_dictionaries(name)) for d in DTYPES]
-        yield Setting({"pocket": "pocket, CLT", "pocket-plt": "pocket, PLT"}[name], *models, prompts)
+        exact, usual = (
+            cs.ReplacementModel(cs.load_model("pocket", dtype=d), cs.load_dictionaries(name)) for d in DTYPES
+        )
+        yield Setting({"pocket": "pocket, CLT", "pocket-plt": "pocket, PLT"}[name], exact, usual, prompts)
     for kind, folder in (("CLT", options.tinystories_clt), ("PLT", options.tinystories_plt)):
         if folder is not None:
-            models = [
+            exact, usual = (
                 cs.ReplacementModel(cs.load_model(str(TINYSTORIES), dtype=d), cs.load_dictionaries(folder))
                 for d in DTYPES
-            ]
-            yield Setting(f"tinystories-656k, {kind}", *models, stories(len(prompts), options.seed))
+            )
+            yield Setting(f"tinystories-656k, {kind}", exact, usual, list(stories(len(prompts), options.seed)))
     yield random_setting(len(prompts), options.seed)
 
 
 DTYPES = ("float64", "float32")
 
 
-def pocket_prompts(n: int, seed: int) -> list[str]:
+def pocket_prompts(n: int, seed: int) -> list[str | Tensor]:
     cities = pocket.two_hop_prompts(held_out_cities=True, seed=seed)
     texts = [" ".join(text.split()[:14]) for text in held_out_text(400 * n, seed=seed)]
     return [
@@ -119,10 +121,11 @@ def stories(n: int, seed: int) -> list[str]:
 def random_setting(n: int, seed: int) -> Setting:
     """A random GPT-2 with transcoders trained on its activations on random tokens."""
     tokens = torch.randint(1, 64, (8000, 16), generator=torch.Generator().manual_seed(seed))
-    models = [cs.random_model("gpt2", n_layers=3, d_model=32, seed=1, dtype=getattr(torch, d)) for d in DTYPES]
+    exact, usual = (cs.random_model("gpt2", n_layers=3, d_model=32, seed=1, dtype=getattr(torch, d)) for d in DTYPES)
     config = TranscoderConfig(features=256, activation="topk", k=16, tokens=128_000, context=16)
-    dictionaries = train(models[1], tokens[n:], config, progress=False)
-    return Setting("random GPT-2, PLT", *(cs.ReplacementModel(m, dictionaries) for m in models), list(tokens[:n]))
+    dictionaries = train(usual, tokens[n:], config, progress=False)
+    both = cs.ReplacementModel(exact, dictionaries), cs.ReplacementModel(usual, dictionaries)
+    return Setting("random GPT-2, PLT", *both, list(tokens[:n]))
 
 
 # predictions and measurements that share nothing with `circuitsae.validation`
@@ -255,7 +258,7 @@ def agreements(where: Setting) -> tuple[list[list[str]], list[list[str]]]:
 
 
 def split(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(kind, rows) for kind in CLASSES if len(rows := table[table["kind"] == kind])]
+    return [(kind, pd.DataFrame(rows)) for kind in CLASSES if len(rows := table[table["kind"] == kind])]
 
 
 def figures(rows: pd.DataFrame, predicted: str, measured: str) -> list[str]:
@@ -277,9 +280,9 @@ def verdicts(where: Setting) -> list[list[str]]:
     seconds, table = time.perf_counter() - start, pd.concat(frames)
     rows = []
     for kind, part in split(table):
-        given = part["graph_verdict"].value_counts()
-        shares = [f"{given.get(name, 0) / len(part):.1%}" for name in ("confirmed", "undecided", "null", "reversed")]
-        model = (np.sign(part["model_measured"]) == np.sign(part["model_predicted"])).mean()
+        given = part["graph_verdict"].tolist()
+        shares = [f"{given.count(name) / len(part):.1%}" for name in ("confirmed", "undecided", "null", "reversed")]
+        model = float(np.mean(np.sign(part["model_measured"]) == np.sign(part["model_predicted"])))
         carried = part["direct_verdict"].isin(["attention", "norms"]).mean()
         rows.append([where.name, kind, f"{len(part):,}", *shares, f"{carried:.1%}", f"{model:.1%}"])
     said = f"hold {np.mean(share):.0%}, {seconds / len(where.prompts):.1f} s a prompt"

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -262,13 +262,13 @@ def test_settings_out_of_range_are_refused(wrong: Any):
 @torch.no_grad()
 def test_what_is_not_finite_is_named_with_layer_and_position(what, says, value):
     model = replacement(kind="plt")
-    bridge = model.model.bridge
+    bridge, dictionaries = model.model.bridge, cast(Any, model.dictionaries)
     place = {
         "embedding": lambda: bridge.embed.W_E[22, 3:4],
         "read": lambda: bridge.blocks[1].ln2.original_component.bias[:1],
         "write": lambda: bridge.blocks[1].mlp.b_out[:1],
         "final": lambda: bridge.ln_final.original_component.bias[:1],
-        "feature": lambda: model.dictionaries[1].b_enc[5:6],
+        "feature": lambda: dictionaries[1].b_enc[5:6],
     }[what]()
     place.fill_(abs(value) if what == "feature" else value)
     with pytest.raises(InputError, match=f"{says}.*{abs(value) if what == 'feature' else value}"):

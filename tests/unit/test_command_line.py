@@ -151,7 +151,7 @@ def test_edges_are_tested_on_other_prompts_and_verdicts_calibrated(call, copied,
 
 def test_edges_are_tested_on_a_tasks_other_prompts(call, copied):
     call("validate", copied, "--edges", "5", "--controls", "20", "--claims", "graph", "--task", "ioi")
-    assert Validation.load(copied / "validation.json").edges["prompts"].max() > 1
+    assert Validation.load(copied / "validation.json").edges["prompts"].tolist() != [1] * 5
 
 
 def test_a_graph_validated_before_the_claims_is_shown_and_says_so(call, copied):
