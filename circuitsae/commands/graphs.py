@@ -108,7 +108,7 @@ def validate(
     prompts: Path | None = None,
     task: str | None = None,
     heads: int = 10,
-    calibrate: bool = False,
+    calibrate: int = 0,
     seed: int = 0,
     device: str = "cpu",
     wide: Wide = False,
@@ -128,7 +128,8 @@ def validate(
         prompts: A text file with one prompt a line, on which the same edges are tested too.
         task: A task on whose other prompts the same edges are tested too; the graph's prompt is one of its own.
         heads: Name the leading head of this many of the direct edges that attention carries.
-        calibrate: Test claims known to be false and planted edges as well, and say how often each is confirmed.
+        calibrate: Test false claims made from this many edges, and as many planted edges, and say how often each is
+            confirmed; 40 say enough.
         seed: Of the controls.
         device: cpu, cuda, cuda:1, mps.
     """
@@ -150,7 +151,7 @@ def validate(
         console, replacement, loaded, edges=chosen, elsewhere=elsewhere, heads=heads, **others, **settings
     )
     if calibrate:
-        _calibrate(console, replacement, loaded, settings)
+        _calibrate(console, replacement, loaded, calibrate, settings)
     tested = check.annotate(loaded)
     page = _write(tested, check, graph)
     say(console, of_graph(tested))
@@ -234,12 +235,13 @@ def _other_prompts(replacement: Any, graph: Any, prompts: Path | None, task: str
     return {}
 
 
-def _calibrate(console: Console, replacement: Any, graph: Any, settings: dict[str, Any]) -> None:
+def _calibrate(console: Console, replacement: Any, graph: Any, count: int, settings: dict[str, Any]) -> None:
     from circuitsae.console import show_calibration
     from circuitsae.validation import calibrate
     from circuitsae.validation.claims import Settings
 
-    show_calibration(console, calibrate(replacement, [graph], settings=Settings(**settings)))
+    found = calibrate(replacement, [graph], edges=count, plants=count, settings=Settings(**settings))
+    show_calibration(console, found)
 
 
 def _write(graph: Any, check: Any, folder: Path) -> Path:

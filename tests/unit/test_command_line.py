@@ -142,7 +142,7 @@ def test_validate_hands_on_what_it_was_told(copied, monkeypatch):
 def test_edges_are_tested_on_other_prompts_and_verdicts_calibrated(call, copied, tmp_path):
     others = tmp_path / "others.txt"
     others.write_text("When Tom and Mary went to the store, Tom gave a drink to\n")
-    words = ["validate", copied, "--edges", "20", "--controls", "40", "--prompts", others, "--calibrate"]
+    words = ["validate", copied, "--edges", "20", "--controls", "40", "--prompts", others, "--calibrate", 5]
     printed = call(*words, columns=200)
     assert "on other prompts" in printed
     assert re.search(r"graph claim\s+│ planted", printed)
