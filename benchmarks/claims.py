@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse.linalg  # noqa: F401
 import torch
 import tyro
 from machine import write_table
 from scipy import sparse
+from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 import circuitsae as cs
@@ -138,11 +138,10 @@ def total_effects(graph: AttributionGraph, pairs: Pairs) -> np.ndarray:
     """T̂ of some pairs, from the matrices of the complete graph: −((I − B)⁻¹ A) and its logits."""
     features = np.flatnonzero(graph.mask(NodeKind.FEATURE))
     activation = np.array([graph.nodes[i].activation for i in features])
-    rows = lambda nodes: [graph.position[node.id] for node in nodes]  # noqa: E731
-    s, t = rows(pairs.sources), rows(pairs.targets)
+    s, t = ([graph.position[node.id] for node in nodes] for nodes in (pairs.sources, pairs.targets))
     within = graph.weights[features][:, features] @ sparse.diags_array(1 / activation)
     direct = graph.weights[features][:, s].toarray()
-    answers = sparse.linalg.spsolve((sparse.eye_array(len(features)) - within).tocsc(), direct)
+    answers = spsolve((sparse.eye_array(len(features)) - within).tocsc(), direct)
     of_features = graph.weights[t][:, features] @ sparse.diags_array(1 / activation)
     total = graph.weights[t][:, s].toarray() + of_features @ answers.reshape(direct.shape)
     return -total[pairs.target, pairs.source]

@@ -39,7 +39,7 @@ from circuitsae.graph.notes import Claim
 from circuitsae.interventions import Contribution, Recording, RegimeName, node_change
 from circuitsae.replacement import FIRST, ReplacementModel, Trace
 from circuitsae.validation.choice import choose_edges
-from circuitsae.validation.claims import Pairs, Settings, judge
+from circuitsae.validation.claims import PREDICTED_BY, Pairs, Settings, judge
 from circuitsae.validation.measuring import Targets, effects, traced, values_of
 from circuitsae.validation.result import jsonable
 from circuitsae.validation.statistics import LEVEL, within_factor_two
@@ -54,7 +54,6 @@ SURELY = HIGH**2
 """Beyond this factor of its own, a swapped prediction is false."""
 CANDIDATES = 200
 """Features drawn among which pairs without an edge are looked for."""
-PREDICTED_BY: dict[Claim, RegimeName] = {"graph": "linear", "direct": "frozen"}
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,12 @@ def calibrate(
     logit are planted beside. The model's effect, which gets no verdict, is left out. Raises `InputError` where no graph
     or no claim with a verdict is given.
     """
-    claims = [claim for claim in PREDICTED_BY if claim in settings.claims]
-    if not claims:
+    if not settings.judged:
         raise InputError(f"claims={list(settings.claims)} gets no verdict to calibrate; give 'graph' or 'direct'.")
     frames, left_out = [], 0
     for number, graph in enumerate(graphs):
         case = _Case(
-            model, graph, edges, plants, replace(settings, claims=claims, seed=settings.seed + number), advance
+            model, graph, edges, plants, replace(settings, claims=settings.judged, seed=settings.seed + number), advance
         )
         frames += [frame.assign(prompt=number) for frame in (*case.false(), *case.planted())]
         left_out += case.left_out

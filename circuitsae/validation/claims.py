@@ -46,7 +46,7 @@ SMALL = {torch.float64: 1e-5}
 """A dose at which nothing switches; 1e-2 in lower precision, where less would drown in rounding."""
 MISSES = ("dictionary", "curvature", "first", "patterns", "norms")
 """Parts of what the model does beyond T̂."""
-_PREDICTION: dict[Claim, str] = {"graph": "linear", "direct": "frozen", "model": "linear"}
+PREDICTED_BY: dict[Claim, RegimeName] = {"graph": "linear", "direct": "frozen", "model": "linear"}
 _BETWEEN: dict[Claim, dict[str, Regime]] = {
     "graph": {},
     "direct": {
@@ -84,6 +84,11 @@ class Settings:
             raise InputError(f"controls={self.controls} is no number of controls; give 0 or more.")
         if not 0 <= self.delta < 1:
             raise InputError(f"delta={self.delta} is no share of a target's scale; give one from 0 to below 1.")
+
+    @property
+    def judged(self) -> list[Claim]:
+        """The claims that get a verdict, which the model's effect does not."""
+        return [claim for claim in CLAIMS if claim in self.claims and claim != "model"]
 
 
 @dataclass(frozen=True)
@@ -208,7 +213,7 @@ class _Trial:
         return runs[self.pairs.source, min(len(DOSES), runs.shape[1]) - 1, self.pairs.target]
 
     def predicted(self, claim: Claim) -> Float[np.ndarray, "pair"]:
-        return self.full(_PREDICTION[claim])
+        return self.full(PREDICTED_BY[claim])
 
     def weigh(self, claim: Claim, predicted: Float[np.ndarray, "pair"], kinds: np.ndarray) -> dict[str, np.ndarray]:
         """Columns of one claim; the model's effect is reported without p-value and verdict."""
@@ -229,7 +234,7 @@ class _Trial:
 
     def _chances(self, claim: Claim, predicted: Float[np.ndarray, "pair"]) -> tuple[np.ndarray, np.ndarray]:
         """p of each pair, and how many controls it was held against."""
-        foreseen, done = (self._controls[name][:, 0] for name in (_PREDICTION[claim], claim))
+        foreseen, done = (self._controls[name][:, 0] for name in (PREDICTED_BY[claim], claim))
         sources, targets = self.pairs.sources, self.pairs.targets
         ends = [(sources[s], targets[t]) for s, t in zip(self.pairs.source, self.pairs.target, strict=True)]
         rows = zip(ends, self.pairs.target, predicted, self.full(claim), strict=True)
@@ -268,10 +273,10 @@ def _scales(trace: Trace, targets: Sequence[Node]) -> Float[np.ndarray, "target"
 
 
 def _split_direct(frame: pd.DataFrame, trial: _Trial) -> None:
-    """Shapley parts of what attention's patterns and the norms add; what they add more than the edge carries it."""
+    """Shapley parts of what patterns and norms add; where that is more than was claimed, they carry the edge."""
     held, patterns, norms, both = (trial.full(n) for n in ("frozen", "direct patterns", "direct norms", "direct"))
     frame["direct_patterns"], frame["direct_norms"] = shapley(held, patterns, norms, both)
-    carried = np.abs(frame["direct_patterns"] + frame["direct_norms"]) > np.abs(held)
+    carried = np.abs(frame["direct_patterns"] + frame["direct_norms"]) > frame["direct_predicted"].abs()
     by = np.where(frame["direct_patterns"].abs() >= frame["direct_norms"].abs(), "attention", "norms")
     frame.loc[carried, "direct_verdict"], frame.loc[carried, "direct_reason"] = by[carried], ""
 

@@ -51,8 +51,7 @@ def validate(
     if heads < 0:
         raise InputError(f"heads={heads} is no number of edges to find a head for; give 0 or more.")
     settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory)
-    judged: list[Claim] = [claim for claim in CLAIMS if claim in claims and claim != "model"]
-    if prompts and not judged:
+    if prompts and not settings.judged:
         raise InputError(f"claims={list(claims)} gets no verdict on other prompts; test 'graph' or 'direct' too.")
     trace = traced(model, graph)
     chosen = choose_edges(graph, edges)
@@ -76,7 +75,7 @@ def validate(
         found["direct_head"] = _leading_heads(model, prompt, found, pairs, heads, memory)
     error = np.abs(found.pop("frozen") + found["weight"]).max() / np.abs(found["weight"]).max()
     if prompts:
-        found = found.merge(stability(others, judged[0]), on=["source", "target"], how="left")
+        found = found.merge(stability(others, settings.judged[0]), on=["source", "target"], how="left")
         found["prompts"] = found["prompts"].fillna(0).astype(int)
     return Validation(
         edges=found,

@@ -266,12 +266,23 @@ def test_what_carries_more_than_the_edge_gives_the_verdict():
         direct_norms=[1, 1.5, 3, 1, -1.5, -1],
         direct=[1.5, 3.5, 3.5, 2, 1.5, 1.5],
     )
-    frame = pd.DataFrame({"direct_verdict": ["confirmed"] * 6, "direct_reason": ["why"] * 6})
+    given = {"direct_verdict": ["confirmed"] * 6, "direct_reason": ["why"] * 6}
+    frame = pd.DataFrame(given | {"direct_predicted": [1, 1, 1, 1, 1, -1]})
     _split_direct(frame, trial)
     assert list(frame["direct_verdict"]) == ["confirmed", "attention", "norms", "confirmed", "confirmed", "attention"]
     assert list(frame["direct_reason"]) == ["why", "", "", "why", "why", ""]
     held, full = trial.full("frozen"), trial.full("direct")
     np.testing.assert_allclose(frame["direct_patterns"] + frame["direct_norms"] + held, full)
+
+
+def test_what_carries_is_held_against_what_is_claimed_not_against_the_pairs_own_edge():
+    """A false claim of 2 about a pair without an edge, which patterns and norms move by 1.5, stays as it was judged."""
+    trial = Runs(frozen=[0, 0], direct_patterns=[1, 3], direct_norms=[0.5, 0.5], direct=[1.5, 3.5])
+    frame = pd.DataFrame(
+        {"direct_verdict": ["confirmed"] * 2, "direct_reason": [""] * 2, "direct_predicted": [2.0, 2.0]}
+    )
+    _split_direct(frame, trial)
+    assert list(frame["direct_verdict"]) == ["confirmed", "attention"]
 
 
 def test_shapley_is_the_mean_of_the_two_orders():
