@@ -1,8 +1,8 @@
 """Where dictionaries lie: a local folder or file, or a repository of the hub, of which only what is needed is fetched.
 
-    FOLDER or FILE                          on this machine
-    OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… too
-    gemma, llama                            circuit-tracer's short names
+FOLDER or FILE                          on this machine
+OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… too
+gemma, llama                            circuit-tracer's short names
 """
 
 import logging
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from transcoders.errors import FileFormatError
 from transcoders.hub import downloaded, first_line, hub_problem
@@ -28,33 +27,6 @@ _NAME = re.compile(
 )
 
 
-class Source(Protocol):
-    """A tree of files, named by paths with `/` from its root."""
-
-    @property
-    def label(self) -> str:
-        """What the user calls it, for messages."""
-        ...
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The files there are, sorted."""
-        ...
-
-    def fetch(self, names: Iterable[str]) -> list[Path]:
-        """Where these files lie on this machine, once they are there; `FileFormatError` where they cannot be had."""
-        ...
-
-    def below(self, folder: str) -> "Source":
-        """What lies in one of its folders, or one of its files alone."""
-        ...
-
-
-def fetch_one(source: Source, name: str) -> Path:
-    """Where one file of a source lies on this machine."""
-    return source.fetch([name])[0]
-
-
 @dataclass(frozen=True)
 class LocalFolder:
     """A folder on this machine, or one file of it (`only`)."""
@@ -64,10 +36,12 @@ class LocalFolder:
 
     @property
     def label(self) -> str:
+        """What the user calls it, for messages."""
         return str(self.folder if self.only is None else self.folder / self.only)
 
     @cached_property
     def names(self) -> Sequence[str]:
+        """The files there are, sorted, by paths with `/` from its root."""
         if self.only is not None:
             return (self.only,)
         found = []
@@ -79,20 +53,27 @@ class LocalFolder:
         return tuple(sorted(found))
 
     def fetch(self, names: Iterable[str]) -> list[Path]:
+        """Where these files lie on this machine; `FileFormatError` where they do not."""
         paths = [self.folder / name for name in names]
         for path in paths:
             if not path.is_file():
-                raise FileFormatError(f"There is no file {path}; the folder is incomplete, so download or save it again.")
+                raise FileFormatError(
+                    f"There is no file {path}; the folder is incomplete, so download or save it again."
+                )
         return paths
 
     def below(self, folder: str) -> "LocalFolder":
+        """What lies in one of its folders, or one of its files alone."""
         path = self.folder / folder
         return LocalFolder(path.parent, path.name) if path.is_file() else LocalFolder(path)
 
 
 @dataclass(frozen=True)
 class HubFolder:
-    """A repository of the hub, or a folder or file of it (`path`); offline, as much of it as was downloaded before."""
+    """A repository of the hub, or a folder or file of it (`path`); offline, as much of it as was downloaded before.
+
+    Its properties and methods are those of `LocalFolder`; fetching downloads.
+    """
 
     repo: str
     revision: str | None = None
@@ -181,6 +162,14 @@ class HubFolder:
 
     def below(self, folder: str) -> "HubFolder":
         return HubFolder(self.repo, self.revision, f"{self.path}/{folder}" if self.path else folder)
+
+
+Source = LocalFolder | HubFolder
+
+
+def fetch_one(source: Source, name: str) -> Path:
+    """Where one file of a source lies on this machine."""
+    return source.fetch([name])[0]
 
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
