@@ -40,14 +40,25 @@ class LanguageModel:
     Holds no hooks between calls; its weights do not require gradients.
     """
 
+    origin: Mapping[str, str]
+    """What `name` leaves out of where the weights come from: their `revision`, an `adapter`, their `quantisation`."""
     _bos: bool | None = None
     """Whether texts get BOS first, where `with_bos` said so."""
 
-    def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame(), *, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        name: str,
+        frame: Frame = Frame(),
+        *,
+        tokenizer: Any = None,
+        origin: Mapping[str, str] | None = None,
+    ) -> None:
         """`tokenizer`: the model's own; the bridge's, which is used without, is made to add BOS."""
         self.bridge = bridge
         self._tokenizer = tokenizer
         self.name = name
+        self.origin = dict(origin or {})
         self.frame = frame
         bridge.eval()
         bridge.requires_grad_(False)
@@ -203,7 +214,10 @@ class LanguageModel:
 
     def _encode(self, text: str) -> list[int]:
         if not self.has_tokenizer:
-            raise PromptError(f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}.")
+            raise PromptError(
+                f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}, or load the model with "
+                "tokenizer=…."
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
