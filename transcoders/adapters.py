@@ -1,4 +1,4 @@
-"""Adapters of peft: taken off a model that carries some, read from a folder or the hub, and merged into plain weights."""
+"""Adapters of peft: taken off a model that carries some, read from a folder or the hub, merged into plain weights."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ def has_adapters(module: Any) -> bool:
 def read_adapter(place: str | Path) -> Adapter:
     """An adapter from a folder, or by its hub name. Raises `ModelError` where there is none."""
     _require_peft(f"The adapter {str(place)!r}")
-    from peft import PeftConfig
+    from peft import PeftConfig  # pyright: ignore[reportMissingImports]
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -49,7 +49,9 @@ def _folder(place: str | Path) -> Path:
     if not folder.exists() and isinstance(place, str) and place.count("/") == 1 and place[0] not in "./~":
         folder = _downloaded(place)
     if not (folder / _CONFIG).is_file():
-        raise ModelError(f"There is no adapter at {folder}: no {_CONFIG}; give the folder that peft's save_pretrained wrote.")
+        raise ModelError(
+            f"There is no adapter at {folder}: no {_CONFIG}; give the folder that peft's save_pretrained wrote."
+        )
     if not (folder / _WEIGHTS).is_file():
         raise ModelError(f"The adapter at {folder} has no {_WEIGHTS} (pickles are not read); save it as safetensors.")
     return folder
@@ -73,7 +75,7 @@ def take_off(module: Any) -> tuple[Any, list[Adapter]]:
 
     `module` is used up. It is one of peft's, or one of transformers' after `load_adapter`.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict  # pyright: ignore[reportMissingImports]
 
     wrapped = isinstance(module, PeftModel)
     active = list(module.active_adapters if wrapped else module.active_adapters())
@@ -92,8 +94,8 @@ def take_off(module: Any) -> tuple[Any, list[Adapter]]:
 
 def _bare(module: Any) -> Any:
     """A model of transformers with the modules that its adapters were put around."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
+    from peft.tuners.tuners_utils import BaseTunerLayer  # pyright: ignore[reportMissingImports]
+    from peft.utils.other import AuxiliaryTrainingWrapper  # pyright: ignore[reportMissingImports]
 
     around = [
         (parent, name, part)
@@ -114,7 +116,7 @@ def merge(module: Any, adapter: Adapter) -> Any:
 
     Raises `ModelError` for adapters that change no weights, and for those made for other sizes or names.
     """
-    from peft import PeftModel, set_peft_model_state_dict
+    from peft import PeftModel, set_peft_model_state_dict  # pyright: ignore[reportMissingImports]
 
     _refuse_prompts(adapter.what, adapter.config)
     base = getattr(adapter.config, "base_model_name_or_path", None) or "another model"

@@ -61,7 +61,7 @@ def load_module(source: str, device: str | torch.device, dtype: torch.dtype, how
         placed = {"device_map": {"": str(device)}}  # some are quantised, or unpacked, on the device they are loaded to
     if how.quantization_config is not None:
         placed["quantization_config"] = how.quantization_config
-    module = AutoModelForCausalLM.from_pretrained(
+    module: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, revision=how.revision or "main", trust_remote_code=how.trust_remote_code,
         attn_implementation="eager", **placed,
     )  # fmt: skip

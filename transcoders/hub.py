@@ -27,7 +27,9 @@ def model_source(name: str | Path, revision: str | None = None) -> str:
     folder = Path(name).expanduser()
     if folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
         if revision is not None:
-            raise ModelError(f"{folder} is a folder, of which there is no revision {revision!r}; leave the revision out.")
+            raise ModelError(
+                f"{folder} is a folder, of which there is no revision {revision!r}; leave the revision out."
+            )
         return _model_folder(folder)
     instead = "check the name and the network, or give a folder in Hugging Face layout"
     what = f"The model {str(name)!r}" if revision is None else f"The revision {revision!r} of the model {str(name)!r}"

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,16 @@ class LanguageModel:
         bridge.requires_grad_(False)
         prepare(bridge)
         self.parts = ModelParts(bridge)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path | None = None, **how: Any) -> "LanguageModel":
+        """`transcoders.load_model(name, **how)`, under the name that users of TransformerLens know."""
+        from transcoders.loading import load_model
+
+        return load_model(name, **how)
+
+    boot_transformers = from_pretrained
+    """TransformerLens' newer name for the same."""
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
     n_heads = property(lambda self: int(self.bridge.cfg.n_heads), doc="Attention heads of a block.")
@@ -215,8 +226,8 @@ class LanguageModel:
     def _encode(self, text: str) -> list[int]:
         if not self.has_tokenizer:
             raise PromptError(
-                f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}, or load the model with "
-                "tokenizer=…."
+                f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}, or load the model "
+                "with tokenizer=…."
             )
         try:
             text.encode()

@@ -66,8 +66,8 @@ def load_model(
     `quantization_config`: of transformers; weights quantised so, or in the checkpoint, are computed with as the numbers
     they stand for, in `dtype`.
     `adapter`: a folder or hub name of peft, merged into the weights.
-    Raises `ModelError` where there is no such folder, the hub cannot give it, the device cannot be used, the logits of a
-    few tokens are not those that transformers itself computes, or arguments contradict each other.
+    Raises `ModelError` where there is no such folder, the hub cannot give it, the device cannot be used, the logits of
+    a few tokens are not those that transformers itself computes, or arguments contradict each other.
     """
     how = Loading(
         revision=revision, trust_remote_code=trust_remote_code, device_map=device_map,
@@ -179,7 +179,9 @@ def _in_memory(
 ) -> _Found:  # fmt: skip
     for argument, value in vars(how).items():
         if value not in (None, False):
-            raise ModelError(f"hf_model is in memory already, but {argument}={value!r} says how to load one; leave it out.")
+            raise ModelError(
+                f"hf_model is in memory already, but {argument}={value!r} says how to load one; leave it out."
+            )
     module = hf_models.copy_around(hf_model)
     called = _called(name or getattr(module.config, "_name_or_path", "") or type(module).__name__)
     origin, own = _origin(how, adapter) | _quantisation(module), module.dtype

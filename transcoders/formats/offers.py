@@ -165,7 +165,8 @@ def _options(name: str, options: Iterable[Any]) -> str:
 
 def _summary(offers: Sequence[Offer]) -> str:
     found: Mapping[str, set[Any]] = {
-        name: {getattr(offer, name) for offer in offers} - {None} for name in ("layer", "site", "width", "l0", "variant")
+        name: {getattr(offer, name) for offer in offers} - {None}
+        for name in ("layer", "site", "width", "l0", "variant")
     }
     parts = [f"{name} {_some(_text(name, v) for v in sorted(values))}" for name, values in found.items() if values]
     return "; ".join(parts) or _some(offer.id or "one set" for offer in offers)

@@ -1,8 +1,8 @@
 """Where dictionaries lie: a local folder or file, or a repository of the hub, of which only what is needed is fetched.
 
-    FOLDER or FILE                          on this machine
-    OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… too
-    gemma, llama                            circuit-tracer's short names
+FOLDER or FILE                          on this machine
+OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… too
+gemma, llama                            circuit-tracer's short names
 """
 
 import logging
@@ -82,7 +82,9 @@ class LocalFolder:
         paths = [self.folder / name for name in names]
         for path in paths:
             if not path.is_file():
-                raise FileFormatError(f"There is no file {path}; the folder is incomplete, so download or save it again.")
+                raise FileFormatError(
+                    f"There is no file {path}; the folder is incomplete, so download or save it again."
+                )
         return paths
 
     def below(self, folder: str) -> "LocalFolder":
