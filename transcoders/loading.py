@@ -83,9 +83,9 @@ def load_model(
         raise ModelError("No model was named; give a hub name or a folder, or hf_model=…, one that is in memory.")
     else:
         found = _by_name(name, device, precision or torch.float32, how, adapter, given)
-    model = LanguageModel(found.bridge, found.name, tokenizer=found.tokenizer, origin=found.origin)
+    model = LanguageModel(found.bridged, found.name, tokenizer=found.tokenizer, origin=found.origin)
     _require_finite(model)
-    check_logits(found.bridge, model.name)
+    check_logits(found.bridged, model.name)
     if given is not None:
         _require_small_vocabulary(model)
     logger.info("loaded %s: %d layers", model.name, model.n_layers)
@@ -95,7 +95,7 @@ def load_model(
 class _Found(NamedTuple):
     """What a `LanguageModel` is made of."""
 
-    bridge: TransformerBridge
+    bridged: TransformerBridge
     name: str
     tokenizer: Any
     origin: Mapping[str, str]

@@ -5,10 +5,11 @@ from typing import Any, TypeVar
 
 from transcoders.errors import DictionaryError
 
-T = TypeVar("T")
+Kind = TypeVar("Kind")
+"""A class of dictionaries, or of sets of them."""
 
 
-def load_set(kind: type[T], name: str | Path, how: dict[str, Any]) -> T:
+def load_set(kind: type[Kind], name: str | Path, how: dict[str, Any]) -> Kind:
     """`load_dictionaries(name, **how)`, which must be of this kind."""
     from transcoders.formats import load_dictionaries
 
@@ -20,7 +21,7 @@ def load_set(kind: type[T], name: str | Path, how: dict[str, Any]) -> T:
     return found
 
 
-def load_one(kind: type[T], release: str | Path, sae_id: str | None, how: dict[str, Any]) -> T:
+def load_one(kind: type[Kind], release: str | Path, sae_id: str | None, how: dict[str, Any]) -> Kind:
     """The only dictionary of what `load_dictionaries(release, sae_id=sae_id)` finds, which must be of this kind."""
     from transcoders.formats import load_dictionaries
 

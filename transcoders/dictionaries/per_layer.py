@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transcoders.dictionaries.by_name import load_set
+from transcoders.dictionaries.by_name import Kind, load_set
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
 from transcoders.dictionaries.sparse_dictionary import SAE, SparseDictionary, Transcoder
@@ -35,7 +35,7 @@ class _PerLayerSet(nn.Module, Generic[D]):
         self.provenance = provenance
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **how: Any) -> Self:
+    def from_pretrained(cls: type[Kind], name: str | Path, **how: Any) -> Kind:
         """`load_dictionaries(name, **how)`; raises `DictionaryError` for a set of another kind."""
         return load_set(cls, name, how)
 

@@ -1,13 +1,13 @@
 """One dictionary of one layer: the SAE and the transcoder."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from transcoders.dictionaries.activations import Activation
-from transcoders.dictionaries.by_name import load_one
+from transcoders.dictionaries.by_name import Kind, load_one
 from transcoders.errors import DictionaryError
 from transcoders.sites import Site
 
@@ -45,7 +45,7 @@ class SparseDictionary(nn.Module):
         self.writes = (write,)
 
     @classmethod
-    def from_pretrained(cls, release: str | Path, sae_id: str | None = None, **how: Any) -> Self:
+    def from_pretrained(cls: type[Kind], release: str | Path, sae_id: str | None = None, **how: Any) -> Kind:
         """`load_dictionaries(release, sae_id=sae_id, **how)`, of which it is the only one: SAELens' name for it.
 
         Raises `DictionaryError` where there are several, and for a dictionary of another kind.
