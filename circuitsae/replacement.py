@@ -3,6 +3,8 @@
 import copy
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +13,7 @@ from torch import Tensor
 from circuitsae.frozen import FrozenModel
 from transcoders.dictionaries import DictionarySet, SparseFeatures
 from transcoders.dictionaries.provenance import reading_as_trained
-from transcoders.errors import CheckFailedError, DictionaryError
+from transcoders.errors import CheckFailedError, DictionaryError, InputError
 from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
 
@@ -61,6 +63,29 @@ class ReplacementModel:
         self.model = reading_as_trained(model, dictionaries.provenance, bos)
         same = dictionaries.decoder_bias(0).dtype is model.dtype
         self.dictionaries = dictionaries if same else copy.deepcopy(dictionaries).to(model.dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str | Path,
+        transcoder_set: str | Path,
+        *,
+        backend: str = "transformerlens",
+        lazy_decoder: bool = False,
+        bos: bool | None = None,
+        **how: Any,
+    ) -> "ReplacementModel":
+        """`load_model(model_name, **how)` with `load_dictionaries(transcoder_set)`, as users of circuit-tracer call it.
+
+        `lazy_decoder`: decoders stay in their file. Raises `InputError` for another `backend` than TransformerLens.
+        """
+        from circuitsae.loading import load_dictionaries, load_model
+
+        if backend != "transformerlens":
+            raise InputError(f"There is no backend {backend!r}; models run through 'transformerlens'.")
+        model = load_model(model_name, **how)
+        decoders = "mapped" if lazy_decoder else "memory"
+        return cls(model, load_dictionaries(transcoder_set, device=model.device, decoders=decoders), bos=bos)
 
     def with_bos(self, bos: bool | None) -> "ReplacementModel":
         """This model, with texts read with BOS first or without; None leaves it as it is."""

@@ -319,6 +319,7 @@ def _strongest(expansion: Expansion, at_most: int) -> tuple[Endpoints, RowBlock 
 def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": model.model.name,
+        **({"model_origin": dict(model.model.origin)} if model.model.origin else {}),
         "fingerprint": model.model.fingerprint(),
         "frame": model.model.frame.name,
         "dtype": str(model.model.dtype).removeprefix("torch."),

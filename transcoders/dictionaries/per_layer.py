@@ -1,12 +1,14 @@
 """One dictionary for each layer: sets of transcoders and of SAEs."""
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transcoders.dictionaries.by_name import Kind, load_set
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
 from transcoders.dictionaries.sparse_dictionary import SAE, SparseDictionary, Transcoder
@@ -31,6 +33,11 @@ class _PerLayerSet(nn.Module, Generic[D]):
             raise DictionaryError(f"The dictionaries of a set read and write one width; got widths {widths}.")
         self.dictionaries = nn.ModuleList(dictionaries)
         self.provenance = provenance
+
+    @classmethod
+    def from_pretrained(cls: type[Kind], name: str | Path, **how: Any) -> Kind:
+        """`load_dictionaries(name, **how)`; raises `DictionaryError` for a set of another kind."""
+        return load_set(cls, name, how)
 
     def __getitem__(self, layer: int) -> D:
         require_layer(layer, len(self.dictionaries))
