@@ -25,8 +25,9 @@ def load_one(kind: type[Kind], release: str | Path, sae_id: str | None, how: dic
     """The only dictionary of what `load_dictionaries(release, sae_id=sae_id)` finds, which must be of this kind."""
     from transcoders.formats import load_dictionaries
 
-    found: Any = load_dictionaries(release, **(how if sae_id is None else {**how, "sae_id": sae_id}))
-    held = [each for each in getattr(found, "layers", (found,)) if each is not None]
+    how = how if sae_id is None else {**how, "sae_id": sae_id}
+    found: Any = load_dictionaries(release, **how)
+    held = [each for each in getattr(found, "layers", (found,)) if each.n_features]  # not of absent layers
     if len(held) != 1:
         raise DictionaryError(
             f"{release} holds {len(held)} dictionaries; name one with sae_id, or load all: load_dictionaries."
