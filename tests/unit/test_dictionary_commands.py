@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from circuitsae.graph import load_graph
 from circuitsae.graph.exchange import read_graph
 from tests.sample_graphs import small_graph
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
-from transcoders.errors import InputError
+from transcoders.errors import FileFormatError, InputError
 
 TEXT = "The capital of the state containing Dallas is Austin and John gave a drink to Mary. " * 12
 
@@ -170,10 +171,10 @@ def test_convert_exports_and_imports_graphs(call, tmp_path):
     call("convert", "g.graphml", "again")
     call("convert", "g", "other.json", "--format", "eleuther")
     again = load_graph(tmp_path / "again")
-    assert (len(again.nodes), again.tokens) == (len(graph.nodes), graph.tokens)
+    assert again.tokens == graph.tokens
+    assert len(again.edges_frame()) == len(read_graph(tmp_path / "g.graphml").edges_frame()) > 1
     assert (tmp_path / "again" / "graph.html").is_file()
     assert "edges" in json.loads((tmp_path / "other.json").read_text())
-    assert read_graph(tmp_path / "g.graphml").nodes
 
 
 def test_convert_refuses_a_dictionary_format_for_a_graph(refused, tmp_path):
@@ -198,12 +199,12 @@ WANTED = {"sae_id": "a/b", "layers": [0, 1, 2, 3], "site": "mlp_in", "width": "1
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What dictionaries are loaded with; the pocket's own are given."""
-    heard, load = [], circuitsae.loading.load_dictionaries
+    """What dictionaries are loaded with, at which the command ends."""
+    heard = []
 
     def listen(name="pocket", **wanted):
         heard.append({key: value for key, value in wanted.items() if key in WANTED and value is not None})
-        return load("pocket", device=wanted["device"])
+        raise FileFormatError("That will do.")
 
     monkeypatch.setattr(circuitsae.loading, "load_dictionaries", listen)
     return heard
@@ -212,32 +213,38 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        ["trace", "a b c", "--dictionaries", "some/name", "--validate", "0", "--max-features", "3"],
+        ["trace", "a b c", "--dictionaries", "some/name"],
         ["intervene", "a b c", "--dictionaries", "some/name", "--feature", "0.1@1", "--zero"],
-        ["evaluate", "pocket", "some/name", "--tokens", "200"],
-        ["steer", "a b c", "--dictionaries", "some/name", "--feature", "0.1", "--texts", "0", "--controls", "1",
-         "--strengths", "1", "--generate", "1"],
-        ["features", "collect", "--dictionaries", "some/name", "--tokens", "200", "--out", "cards"],
+        ["evaluate", "pocket", "some/name"],
+        ["steer", "a b c", "--dictionaries", "some/name", "--feature", "0.1"],
+        ["features", "collect", "--dictionaries", "some/name", "--out", "cards"],
+        ["dictionaries", "info", "some/name"],
+        ["convert", "some/name", "out"],
     ],
     ids=lambda command: command[0],
-)  # fmt: skip
-def test_choices_reach_the_loader(call, asked, command):
-    call(*command, *CHOSEN)
+)
+def test_choices_reach_the_loader(refused, asked, command):
+    assert "That will do" in refused(*command, *CHOSEN)
     assert asked == [WANTED]
 
 
-def test_a_graph_keeps_the_choices_for_validate(call, asked, tmp_path):
+def test_trace_keeps_the_choices_with_the_graph(call):
     call(
-        "trace", "a b c", "--dictionaries", "some/name", "--validate", "0", "--max-features", "3", "--out", "g", *CHOSEN
+        "trace", "a b c", "--validate", "0", "--max-features", "3", "--out", "g", "--site", "mlp_in", "--layers", "0-3"
     )
-    assert load_graph(tmp_path / "g").provenance["source"]["layers"] == "0-3"
-    call("validate", "g", "--edges", "2", "--controls", "0", "--claims", "graph")
-    call("validate", "g", "--edges", "2", "--controls", "0", "--claims", "graph", "--l0", "5")
-    assert asked == [WANTED, WANTED, {"l0": 5.0}]
+    source = load_graph("g").provenance["source"]
+    assert source == {"model": "pocket", "dictionaries": None, "layers": "0-3", "site": "mlp_in"}
 
 
-def test_a_graph_with_a_choice_that_makes_no_sense_is_refused(refused, asked, call, tmp_path):
-    call("trace", "a b c", "--validate", "0", "--max-features", "3", "--out", "g", "--l0", "3")
-    path = tmp_path / "g" / "graph.json"
-    path.write_text(path.read_text().replace('"l0": "3.0"', '"l0": "<b>"'))
+def test_validate_takes_the_choices_of_the_graph(refused, asked, tmp_path):
+    kept = {"model": "pocket", "dictionaries": "some/name", **dict(zip(WANTED, CHOSEN[1::2], strict=True))}
+    replace(small_graph(), provenance={"model": "pocket", "source": kept}).save(tmp_path / "g")
+    for options in ([], ["--l0", "5"], ["--dictionaries", "other/name"]):
+        assert "That will do" in refused("validate", "g", *options)
+    assert asked == [WANTED, {"l0": 5.0}, {}]
+
+
+def test_a_choice_of_a_graph_that_makes_no_sense_is_refused(refused, tmp_path):
+    kept = {"model": "pocket", "dictionaries": "some/name", "l0": "<b>"}
+    replace(small_graph(), provenance={"model": "pocket", "source": kept}).save(tmp_path / "g")
     assert "The graph names the L0 '<b>'" in refused("validate", "g")
