@@ -1,11 +1,14 @@
 """One dictionary of one layer: the SAE and the transcoder."""
 
+from typing import TypedDict
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transcoders.dictionaries.activations import Activation
+from transcoders.dictionaries.activations import Activation, ReLU
 from transcoders.errors import DictionaryError
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
 
 
 class SparseDictionary(nn.Module):
@@ -53,6 +56,11 @@ class SparseDictionary(nn.Module):
         return self.W_dec.shape[1]
 
     @property
+    def is_absent(self) -> bool:
+        """Whether it stands for no dictionary: it has no features, and writes nothing."""
+        return self.n_features == 0 and not bool(self.b_dec.any())
+
+    @property
     def encoder_bias(self) -> Float[Tensor, "feature"]:
         """The constant of the pre-activations."""
         return self.b_enc
@@ -98,6 +106,11 @@ class SAE(SparseDictionary):
         )
         self.centred = centred
 
+    @classmethod
+    def absent(cls, layer: int, d_model: int, site: SiteKind, dtype: torch.dtype = torch.float32) -> "SAE":
+        """What stands for the SAE of a layer that has none: no features, and zeros for a reconstruction."""
+        return cls(**_nothing(d_model, dtype), activation=ReLU(), site=Site(layer, site)).requires_grad_(False)
+
     @property
     def encoder_bias(self) -> Float[Tensor, "feature"]:
         return self.b_enc - self.b_dec @ self.W_enc if self.centred else self.b_enc
@@ -135,6 +148,25 @@ class Transcoder(SparseDictionary):
             )
         self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
 
+    @classmethod
+    def absent(
+        cls,
+        layer: int,
+        d_model: int,
+        read: SiteKind = "mlp_in",
+        write: SiteKind = "mlp_out",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Transcoder":
+        """What stands for the transcoder of a layer that has none: no features; all that the MLP writes is error."""
+        return cls(
+            **_nothing(d_model, dtype), activation=ReLU(), read=Site(layer, read), write=Site(layer, write)
+        ).requires_grad_(False)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether it stands for no transcoder: it has no features, no skip term, and writes nothing."""
+        return super().is_absent and self.W_skip is None
+
     def decode(
         self, a: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
@@ -144,3 +176,19 @@ class Transcoder(SparseDictionary):
         if x is None:
             raise DictionaryError(f"The transcoder of {self.read} has a skip term; decode(a, x) needs its input x.")
         return y + x @ self.W_skip
+
+
+class _Weights(TypedDict):
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+def _nothing(d_model: int, dtype: torch.dtype) -> _Weights:
+    """The weights of a dictionary without features."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    return {"W_enc": zeros(d_model, 0), "b_enc": zeros(0), "W_dec": zeros(0, d_model), "b_dec": zeros(d_model)}
