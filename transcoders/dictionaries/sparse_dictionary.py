@@ -10,7 +10,7 @@ from transcoders.sites import Site
 
 
 class SparseDictionary(nn.Module):
-    """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec`.
+    """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec (+ x W_skip)`.
 
     With a `norm`, encoder and decoder work in units of each token: they see `norm(x)`, and y is taken back.
     """
@@ -19,6 +19,7 @@ class SparseDictionary(nn.Module):
     b_enc: Float[Tensor, "feature"]
     W_dec: Float[Tensor, "feature d_out"]
     b_dec: Float[Tensor, "d_out"]
+    W_skip: Float[Tensor, "d_in d_out"] | None
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class SparseDictionary(nn.Module):
         activation: Activation,
         read: Site,
         write: Site,
+        W_skip: Float[Tensor, "_ _"] | None = None,
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__()
@@ -39,8 +41,14 @@ class SparseDictionary(nn.Module):
                 "The weights disagree: expected W_enc [d_in, feature], b_enc [feature], W_dec [feature, d_out], "
                 f"b_dec [d_out]; got {', '.join(f'{name} {list(w.shape)}' for name, w in shapes.items())}."
             )
+        if W_skip is not None and W_skip.shape != (len(W_enc), len(b_dec)):
+            raise DictionaryError(
+                f"W_skip must be [d_in, d_out] = {[len(W_enc), len(b_dec)]}; got {list(W_skip.shape)}."
+            )
+        activation.require(len(b_enc))
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec, self.b_dec = nn.Parameter(W_dec), nn.Parameter(b_dec)
+        self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
         self.activation = activation
         self.read = read
         self.writes = (write,)
@@ -79,8 +87,7 @@ class SparseDictionary(nn.Module):
         self, y: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_in"] | None
     ) -> Float[Tensor, "*batch d_out"]:
         """What is written, of what the features and b_dec sum up to: with the skip term, in the model's units."""
-        W_skip = getattr(self, "W_skip", None)
-        if W_skip is None and self.norm is None:
+        if self.W_skip is None and self.norm is None:
             return y
         if x is None:
             what = "skip term" if self.norm is None else "norm"
@@ -88,7 +95,7 @@ class SparseDictionary(nn.Module):
                 f"The dictionary of {self.read} has a {what} and needs its input: decode(a, x), "
                 "reconstruct(features, reads)."
             )
-        y = y if W_skip is None else y + self._normed(x) @ W_skip
+        y = y if self.W_skip is None else y + self._normed(x) @ self.W_skip
         return y if self.norm is None else self.norm.inverse(y, x)
 
     def _normed(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
@@ -102,9 +109,9 @@ class SparseDictionary(nn.Module):
 
 
 class SAE(SparseDictionary):
-    """A sparse autoencoder: reads and writes the same site.
+    """A sparse autoencoder: reads and writes the same site: `y = a W_dec + b_dec (+ x W_skip)`.
 
-    With `centred`, the encoder reads `x − b_dec`: `h = (x − b_dec) W_enc + b_enc`.
+    With `centred`, the encoder reads `x − b_dec`: `h = (x − b_dec) W_enc + b_enc`; a skip term reads x itself.
     """
 
     def __init__(
@@ -117,11 +124,13 @@ class SAE(SparseDictionary):
         activation: Activation,
         site: Site,
         centred: bool = False,
+        W_skip: Float[Tensor, "_ _"] | None = None,
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=site, write=site, norm=norm
-        )
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=site, write=site,
+            W_skip=W_skip, norm=norm,
+        )  # fmt: skip
         self.centred = centred
 
     @property
@@ -138,8 +147,6 @@ class Transcoder(SparseDictionary):
     Paulo et al. 2025, *Transcoders Beat Sparse Autoencoders for Interpretability*.
     """
 
-    W_skip: Float[Tensor, "d_in d_out"] | None
-
     def __init__(
         self,
         *,
@@ -154,10 +161,6 @@ class Transcoder(SparseDictionary):
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write, norm=norm
-        )
-        if W_skip is not None and W_skip.shape != (self.d_in, self.d_out):
-            raise DictionaryError(
-                f"W_skip must be [d_in, d_out] = {[self.d_in, self.d_out]}; got {list(W_skip.shape)}."
-            )
-        self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write,
+            W_skip=W_skip, norm=norm,
+        )  # fmt: skip

@@ -101,10 +101,11 @@ def _made(weights: LayerWeights, is_sae: bool) -> SAE | Transcoder:
     if weights.centred and not is_sae:  # a transcoder's encoder has one constant
         weights = replace(weights, b_enc=weights.b_enc - weights.b_dec @ weights.W_enc, centred=False)
     common = {name: getattr(weights, name).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    common |= {"activation": weights.activation, "norm": weights.norm}
+    skip = None if weights.W_skip is None else weights.W_skip.contiguous()
+    common |= {"activation": weights.activation, "W_skip": skip, "norm": weights.norm}
     if is_sae:
         return SAE(**common, site=weights.read, centred=weights.centred)
-    return Transcoder(**common, read=weights.read, write=weights.write, W_skip=weights.W_skip)
+    return Transcoder(**common, read=weights.read, write=weights.write)
 
 
 def _absent(like: LayerWeights, layer: int) -> SAE | Transcoder:
