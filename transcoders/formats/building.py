@@ -14,7 +14,6 @@ from transcoders.dictionaries import (
     Activation,
     DictionaryProvenance,
     JumpReLU,
-    ReLU,
     SAESet,
     Transcoder,
     TranscoderSet,

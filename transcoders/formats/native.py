@@ -70,6 +70,7 @@ _PROVENANCE = {
     "required": ["model"],
     "properties": {
         "model": {"type": "string"},
+        "model_origin": {"type": "object", "additionalProperties": {"type": "string"}},
         "fingerprint": {"type": ["string", "null"]},
         "frame": {"type": "object", "properties": {"name": {"enum": ["raw", "folded"]}}, "additionalProperties": False},
         "corpus": {"type": ["string", "null"]},
