@@ -38,7 +38,7 @@ def normal(source: torch.Generator, *shape: int, scale: float = 1.0) -> torch.Te
 
 
 def weights(name: str, d_in: int = D_MODEL, d_out: int = D_MODEL, features: int = FEATURES) -> dict[str, torch.Tensor]:
-    """W_enc [d_in, n], b_enc [n], W_dec [n, d_out] of unequal norms, b_dec [d_out], threshold [n], W_skip [d_out, d_in]."""
+    """W_enc [d_in, n], b_enc [n], W_dec [n, d_out] of unequal norms, b_dec, threshold [n], W_skip [d_out, d_in]."""
     source = generator(name)
     return {
         "W_enc": normal(source, d_in, features, scale=d_in**-0.5),
@@ -65,12 +65,18 @@ def fresh(root: Path, variant: str) -> Path:
 
 
 def write_truth(root: Path, variant: str, x: torch.Tensor, computed: Computed, package: str, **facts: Any) -> None:
-    """truth.safetensors and truth.json beside the files; refuses a truth in which nothing or everything is active."""
+    """truth.safetensors and truth.json beside the files; facts that are tensors go to the first.
+
+    Refuses a truth in which nothing or everything is active.
+    """
+    tensors = {key: facts.pop(key).double() for key in list(facts) if isinstance(facts[key], torch.Tensor)}
     encoded, decoded = (tensor.detach().double().contiguous() for tensor in computed)
     active = float((encoded != 0).double().mean())
     if not (0.05 < active < 0.95 and torch.isfinite(decoded).all()):
         raise ValueError(f"{variant}: {active:.0%} of the features are active; this truth would test little.")
-    save_file({"x": x.double(), "encoded": encoded, "decoded": decoded}, root / variant / "truth.safetensors")
+    save_file(
+        {"x": x.double(), "encoded": encoded, "decoded": decoded, **tensors}, root / variant / "truth.safetensors"
+    )
     said = {"peer": package, "version": version(package), "seed": SEED, "active": round(active, 3), **facts}
     (root / variant / "truth.json").write_text(json.dumps(said, indent=1) + "\n")
 
