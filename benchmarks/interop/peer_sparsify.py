@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""EleutherAI's sparsify writes SAEs and transcoders, one and in sets of layers, and reads any. Run by `environments.py`."""
+"""sparsify writes SAEs and transcoders, one and in sets of layers, and reads any. Run by `environments.py`."""
 
 import os
 from pathlib import Path
