@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 PACKAGE, LAYER = "sae-lens", 1
 RESID, MLP_IN, MLP_OUT = "blocks.1.hook_resid_pre", "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"
-NORMALISED = ("expected_average_only_in", "constant_norm_rescale", "layer_norm")
-K = 6
+K = 5
 
 
 def read(files: Path, x: torch.Tensor) -> Computed:
@@ -94,11 +93,13 @@ def write(root: Path) -> None:
         for kind in ("standard", "gated", "jumprelu"):
             _inference(root, f"{kind}_{name}", kind, RESID, apply_b_dec_to_input=given)
         _inference(root, f"topk_{name}", "topk", "blocks.1.hook_out", apply_b_dec_to_input=given, k=K)
-    for normalised in NORMALISED:
+    _inference(root, "standard_expected_average", "standard", RESID, normalize_activations="expected_average_only_in")
+    for normalised in ("constant_norm_rescale", "layer_norm"):
         for kind in ("standard", "gated", "jumprelu"):
             _inference(root, f"{kind}_{normalised}", kind, RESID, normalize_activations=normalised)
         _inference(root, f"topk_{normalised}", "topk", RESID, normalize_activations=normalised, k=K)
-        _inference(root, f"transcoder_{normalised}", "transcoder", MLP_IN, MLP_OUT, normalize_activations=normalised)
+        for kind in ("transcoder", "jumprelu_skip_transcoder"):
+            _inference(root, f"{kind}_{normalised}", kind, MLP_IN, MLP_OUT, normalize_activations=normalised)
     _inference(root, "topk_decoder_norm", "topk", RESID, k=K, rescale_acts_by_decoder_norm=True)
     for kind, options in (("standard", {}), ("jumprelu", {}), ("topk", {"k": K})):
         _inference(root, f"{kind}_hook_z", kind, "blocks.1.attn.hook_z", reshape_activations="hook_z", **options)

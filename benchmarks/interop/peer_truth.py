@@ -9,6 +9,7 @@ It runs in the peers' environments, so it imports torch and safetensors only.
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-D_MODEL, FEATURES, TOKENS, SEED = 8, 16, 5, 18
+D_MODEL, FEATURES, TOKENS, SEED = 8, 12, 5, 18
 NORMS = (0.3, 1.0, 2.8, 5.0, 9.0)
 """Of the five inputs; √8 ≈ 2.8 is what normalised activations have."""
 
@@ -77,7 +78,13 @@ def write_truth(root: Path, variant: str, x: torch.Tensor, computed: Computed, p
     save_file(
         {"x": x.double(), "encoded": encoded, "decoded": decoded, **tensors}, root / variant / "truth.safetensors"
     )
-    said = {"peer": package, "version": version(package), "seed": SEED, "active": round(active, 3), **facts}
+    said = {
+        "peer": package,
+        "version": os.environ.get("PEER_VERSION") or version(package),
+        "seed": SEED,
+        "active": round(active, 3),
+        **facts,
+    }
     (root / variant / "truth.json").write_text(json.dumps(said, indent=1) + "\n")
 
 
