@@ -8,9 +8,11 @@ that a `transcoders` list names in other repositories lie in `others/<owner>--<n
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from peer_truth import D_MODEL, FEATURES, TOKENS, Computed, command, fresh, inputs, weights, write_truth
+from safetensors.torch import save_file
 
 PACKAGE, LAYERS = "circuit-tracer", 3
 LISTED = {"alice/first": "main", "bob/second": "v1.5"}
@@ -18,7 +20,7 @@ LISTED = {"alice/first": "main", "bob/second": "v1.5"}
 
 def read(files: Path, x: torch.Tensor) -> Computed:
     """Features and reconstruction [layer, position, …] by its loaders; entries with `hf://` come from `others`."""
-    dictionaries = load(files, torch.float64)
+    dictionaries = load(files, torch.float64).double()  # it leaves a skip term of Gemma Scope 2 as it is
     with torch.no_grad():
         encoded = dictionaries.encode(x)
         return encoded, dictionaries.decode(encoded, x)
@@ -32,13 +34,20 @@ def load(files: Path, dtype: torch.dtype) -> Any:
     config = yaml.safe_load((files / "config.yaml").read_text())
     hooks = {key: config[key] for key in ("feature_input_hook", "feature_output_hook")}
     options: dict[str, Any] = {**hooks, "scan": config.get("scan"), "device": torch.device("cpu"), "dtype": dtype}
-    layout = config.get("layout")
+    layout = _layout(config)
     if config["model_kind"] == "cross_layer_transcoder":
         if layout == "gemma-scope-2":
-            return load_gemma_scope_2_clt(_paths(files, config), **options)
+            paths = _paths(files, config)
+            return load_gemma_scope_2_clt({**paths, len(paths): ""}, **options)  # this version drops the last of them
         return load_clt(str(files), **options, lazy_decoder=False)
     lazy = {"lazy_encoder": False, "lazy_decoder": False}
     return load_transcoder_set(_paths(files, config), **options, **lazy, special_load_fn=layout)
+
+
+def _layout(config: dict[str, Any]) -> str | None:
+    """Whose files a list names; circuit-tracer asks that of the name of the repository that holds the list."""
+    first = config.get("transcoders", [""])[0]
+    return next((name for name in ("gemma-scope-2", "gemma-scope") if f"google/{name}-" in first), None)
 
 
 def _paths(files: Path, config: dict[str, Any]) -> dict[int, str]:
@@ -134,6 +143,30 @@ def _listed(root: Path, variant: str) -> None:
     _finish(root, variant)
 
 
+def _gemma_scope(root: Path, variant: str, repository: str, name: str, *, affine: bool = False) -> None:
+    """A list of Google's files, which have the names and shapes of Gemma Scope 1 (npz) and 2."""
+    across = "clt" in variant
+    files = fresh(root, variant)
+    entries = [f"hf://google/{repository}/{name.format(layer)}" for layer in range(LAYERS)]
+    for layer in range(LAYERS):
+        given = weights(f"{variant}/{layer}")
+        skip = given.pop("W_skip").T.contiguous()
+        if across:
+            to = [weights(f"{variant}/{layer}>{target}")["W_dec"] for target in range(LAYERS)]
+            given["W_dec"] = torch.stack(to, dim=1)
+        place = root / variant / "others" / f"google--{repository}@main" / name.format(layer)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.suffix == ".npz":
+            np.savez(place, **{key: value.numpy() for key, value in given.items()})
+        else:
+            lower = {key.lower(): value for key, value in given.items()}
+            save_file(lower | ({"affine_skip_connection": skip} if affine else {}), place)
+    reads = "ln2.hook_normalized" if repository.startswith("gemma-scope-2b") else "mlp.hook_in"
+    kind = "cross_layer_transcoder" if across else "transcoder_set"
+    configure(files, kind, reads, "hook_mlp_out", transcoders=entries)
+    _finish(root, variant)
+
+
 def _cross(root: Path, variant: str, reads: str, writes: str, *, jump: bool) -> None:
     files = fresh(root, variant)
     cross_layer(variant, jump=jump).to_safetensors(str(files))
@@ -148,9 +181,15 @@ def write(root: Path) -> None:
     _set(root, "plt_skip", "mlp.hook_in", "mlp.hook_out", skip=True)
     _set(root, "plt_jumprelu_skip", "hook_resid_mid", "hook_mlp_out", jump=True, skip=True)
     _listed(root, "plt_listed")
+    _gemma_scope(
+        root, "gemma_scope_plt", "gemma-scope-2b-pt-transcoders", "layer_{}/width_16k/average_l0_76/params.npz"
+    )
+    name = "transcoder_all/layer_{}_width_16k_l0_small_affine/params.safetensors"
+    _gemma_scope(root, "gemma_scope_2_plt", "gemma-scope-2-1b-pt", name, affine=True)
+    name = "clt/width_262k_l0_big_affine/params_layer_{}.safetensors"
+    _gemma_scope(root, "gemma_scope_2_clt", "gemma-scope-2-1b-pt", name, affine=True)
     _cross(root, "clt_relu", "hook_resid_mid", "hook_mlp_out", jump=False)
     _cross(root, "clt_jumprelu", "ln2.hook_normalized", "mlp.hook_out", jump=True)
-    _cross(root, "clt_jumprelu_mlp_in", "mlp.hook_in", "hook_mlp_out", jump=True)
 
 
 if __name__ == "__main__":
