@@ -78,13 +78,13 @@ def _ask(endpoint: str, seconds: float, answer: list[str | None]) -> None:
         answer[0] = f"{endpoint} cannot be reached: {first_line(error)}"
 
 
-def downloaded(name: str, kind: Kind = "model") -> Path | None:
-    """The folder of a repository that was downloaded before; None where it was not."""
+def downloaded(name: str, kind: Kind = "model", revision: str | None = None) -> Path | None:
+    """The folder of a repository that was downloaded before, be it in part; None where it was not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, repo_type=kind, local_files_only=True))
+        return Path(snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
 

@@ -5,15 +5,32 @@ from typing import Literal, get_args
 
 from transcoders.errors import InputError
 
-SiteKind = Literal["resid_pre", "resid_mid", "resid_post", "mlp_in", "mlp_out", "attn_out"]
+SiteKind = Literal[
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "mlp_in",
+    "mlp_normed",
+    "mlp_neurons",
+    "mlp_out",
+    "mlp_added",
+    "attn_z",
+    "attn_out",
+    "attn_added",
+]
 
 _HOOKS: dict[SiteKind, str] = {
     "resid_pre": "hook_in",
     "resid_mid": "ln2.hook_in",
     "resid_post": "hook_out",
     "mlp_in": "mlp.hook_in",
+    "mlp_normed": "ln2.hook_normalized",
+    "mlp_neurons": "mlp.out.hook_in",
     "mlp_out": "mlp.hook_out",
+    "mlp_added": "mlp.hook_out",
+    "attn_z": "attn.o.hook_in",
     "attn_out": "attn.hook_out",
+    "attn_added": "attn.hook_out",
 }
 
 

@@ -70,12 +70,7 @@ class _PerLayerSet(nn.Module, Generic[D]):
             _, pos, feature = (active := features.of_layer(layer)).index.unbind(1)
             y = self.decoder_bias(layer).repeat(count_positions(features, reads), 1)
             y = y.index_add(0, pos, self.decoder_rows(layer, feature, layer) * active.value[:, None])
-            if (skip := self.skip(layer)) is not None:
-                if reads is None:
-                    raise DictionaryError(
-                        f"Layer {layer} has a skip term; reconstruct(features, reads) needs the reads."
-                    )
-                y = y + reads[layer] @ skip
+            y = self[layer].finished(y, None if reads is None else reads[layer])
             writes.append(y)
         return torch.stack(writes)
 
@@ -99,6 +94,11 @@ class _PerLayerSet(nn.Module, Generic[D]):
     def decode_layer(
         self, layer: int, activations: Float[Tensor, "*batch feature"]
     ) -> Float[Tensor, "*batch write d_model"]:
+        if self[layer].norm is not None:
+            raise DictionaryError(
+                f"The dictionary of {self[layer].read} writes in units of each token ({self[layer].norm}); decode with "
+                "its input, by `reconstruct(features, reads)`."
+            )
         return (activations @ self[layer].W_dec).unsqueeze(-2)
 
     def write_layers(self, layer: int) -> range:

@@ -71,7 +71,14 @@ def random_dictionaries(
     layers = range(n_layers)
     if kind == "sae":
         saes = [
-            SAE(**encoder(), **decoder(), activation=sigma(features), site=Site(i, "resid_post"), centred=centred)
+            SAE(
+                **encoder(),
+                **decoder(),
+                activation=sigma(features),
+                site=Site(i, "resid_post"),
+                centred=centred,
+                norm=None,
+            )
             for i in layers
         ]
         return SAESet(saes, provenance)
@@ -84,6 +91,7 @@ def random_dictionaries(
                 read=Site(i, "mlp_in"),
                 write=Site(i, "mlp_out"),
                 W_skip=draw(d_model, d_model, scale=d_model**-0.5) if skip else None,
+                norm=None,
             )
             for i in layers
         ]

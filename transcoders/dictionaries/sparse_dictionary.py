@@ -4,12 +4,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transcoders.dictionaries.activations import Activation
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.sites import Site
 
 
 class SparseDictionary(nn.Module):
-    """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec`."""
+    """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec`.
+
+    With a `norm`, encoder and decoder work in units of each token: they see `norm(x)`, and y is taken back.
+    """
 
     W_enc: Float[Tensor, "d_in feature"]
     b_enc: Float[Tensor, "feature"]
@@ -26,6 +30,7 @@ class SparseDictionary(nn.Module):
         activation: Activation,
         read: Site,
         write: Site,
+        norm: TokenNorm | None = None,
     ) -> None:
         super().__init__()
         if not (W_enc.shape[1] == len(b_enc) == len(W_dec) and W_dec.shape[1] == len(b_dec)):
@@ -39,6 +44,7 @@ class SparseDictionary(nn.Module):
         self.activation = activation
         self.read = read
         self.writes = (write,)
+        self.norm = norm
 
     @property
     def n_features(self) -> int:
@@ -58,7 +64,7 @@ class SparseDictionary(nn.Module):
         return self.b_enc
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
-        return x @ self.W_enc + self.encoder_bias
+        return self._normed(x) @ self.W_enc + self.encoder_bias
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         return self.activation(self.pre_activations(x))
@@ -66,8 +72,27 @@ class SparseDictionary(nn.Module):
     def decode(
         self, a: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
-        """`a W_dec + b_dec`; a dictionary with a skip term needs its input `x` too."""
-        return a @ self.W_dec + self.b_dec
+        """`a W_dec + b_dec`; a dictionary with a skip term or a norm needs its input `x` too."""
+        return self.finished(a @ self.W_dec + self.b_dec, x)
+
+    def finished(
+        self, y: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_in"] | None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """What is written, of what the features and b_dec sum up to: with the skip term, in the model's units."""
+        W_skip = getattr(self, "W_skip", None)
+        if W_skip is None and self.norm is None:
+            return y
+        if x is None:
+            what = "skip term" if self.norm is None else "norm"
+            raise DictionaryError(
+                f"The dictionary of {self.read} has a {what} and needs its input: decode(a, x), "
+                "reconstruct(features, reads)."
+            )
+        y = y if W_skip is None else y + self._normed(x) @ W_skip
+        return y if self.norm is None else self.norm.inverse(y, x)
+
+    def _normed(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        return x if self.norm is None else self.norm(x)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         return self.decode(self.encode(x), x)
@@ -92,9 +117,10 @@ class SAE(SparseDictionary):
         activation: Activation,
         site: Site,
         centred: bool = False,
+        norm: TokenNorm | None = None,
     ) -> None:
         super().__init__(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=site, write=site
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=site, write=site, norm=norm
         )
         self.centred = centred
 
@@ -125,22 +151,13 @@ class Transcoder(SparseDictionary):
         read: Site,
         write: Site,
         W_skip: Float[Tensor, "_ _"] | None = None,
+        norm: TokenNorm | None = None,
     ) -> None:
         super().__init__(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write, norm=norm
         )
         if W_skip is not None and W_skip.shape != (self.d_in, self.d_out):
             raise DictionaryError(
                 f"W_skip must be [d_in, d_out] = {[self.d_in, self.d_out]}; got {list(W_skip.shape)}."
             )
         self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
-
-    def decode(
-        self, a: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"] | None = None
-    ) -> Float[Tensor, "*batch d_out"]:
-        y = super().decode(a)
-        if self.W_skip is None:
-            return y
-        if x is None:
-            raise DictionaryError(f"The transcoder of {self.read} has a skip term; decode(a, x) needs its input x.")
-        return y + x @ self.W_skip

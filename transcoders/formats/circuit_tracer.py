@@ -7,6 +7,7 @@ Cross-layer: `W_enc_{i}.safetensors` with `W_enc_{i} [feature, d_model]`, `b_enc
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ from transcoders.formats.files import (
     tensor_shapes,
     write_tensors,
 )
+from transcoders.formats.format import Format, whole
+from transcoders.formats.offers import Offer
+from transcoders.formats.source import Source, fetch_one
+from transcoders.formats.weights import Reading
 from transcoders.sites import Site, SiteKind
 
 _CONFIG = "config.yaml"
@@ -85,29 +90,24 @@ _HOOKS: dict[SiteKind, str] = {
 }
 
 
-def is_circuit_tracer(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file() and "model_kind" in read_yaml(folder / _CONFIG)
+def is_circuit_tracer(source: Source) -> bool:
+    return _CONFIG in source.names and "model_kind" in read_yaml(fetch_one(source, _CONFIG))
 
 
-def load_circuit_tracer(
-    folder: Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    decoders: DecoderPlace = "memory",
-) -> DictionarySet:
-    """Transcoders or a cross-layer transcoder, in `dtype` or, by default, in float32."""
+def load_circuit_tracer(source: Source, offers: Sequence[Offer], reading: Reading) -> DictionarySet:
+    """Transcoders or a cross-layer transcoder."""
+    folder = source.fetch(name for name in source.names if name.endswith((".safetensors", ".yaml")))[0].parent
     config = read_yaml(folder / _CONFIG)
     require_settings(folder / _CONFIG, config, _SCHEMA)
     kind = _KINDS[config["model_kind"]]
     sites = _SITES[config["feature_input_hook"]], _SITES[config["feature_output_hook"]]
     provenance = DictionaryProvenance(model=str(config.get("model_name", "unknown")), config=config)
-    reader = _Reader(folder, dtype or torch.float32, device, decoders)
+    reader = _Reader(folder, reading.dtype, reading.device, reading.decoders)
     if kind == "plt":
         loaded = _load_transcoders(reader, config, sites, provenance)
     else:
         loaded = _load_cross_layer(reader, sites, provenance)
-    return MappedDictionaries(loaded, reader.W_dec) if decoders == "mapped" else loaded
+    return MappedDictionaries(loaded, reader.W_dec) if reading.decoders == "mapped" else loaded
 
 
 def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtype | None = None) -> None:
@@ -295,3 +295,15 @@ def _cross_layer_files(clt: CrossLayerTranscoder) -> dict[str, dict[str, Tensor]
             files[f"W_enc_{i}.safetensors"][f"threshold_{i}"] = clt.activation.threshold[i]
         files[f"W_dec_{i}.safetensors"] = {f"W_dec_{i}": clt.W_dec[i]}
     return files
+
+
+FORMAT = Format(
+    name="circuit-tracer",
+    community="circuit-tracer",
+    marker="config.yaml with model_kind",
+    recognises=is_circuit_tracer,
+    offers=whole,
+    load=load_circuit_tracer,
+    save=save_circuit_tracer,
+    maps_decoders=True,
+)

@@ -90,13 +90,13 @@ def _parsed(path: Path, language: str, largest: int, parse: Callable[[str], Any]
         raise FileFormatError(f"Cannot read {path} as {language} ({reason}); download or save it again.") from error
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in a safetensors file, judged by its header; all but `k` must be floating."""
+def tensor_shapes(path: Path, *, integers: bool = False) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, by its header; all but `k` are floating, or `integers`."""
     with _opened(path) as file:
         shapes: dict[str, tuple[int, ...]] = {}
         for name in file.keys():  # noqa: SIM118 - not a mapping
             stored = file.get_slice(name)
-            if not stored.get_dtype().startswith(("F", "BF")) and name != "k":
+            if not integers and not stored.get_dtype().startswith(("F", "BF")) and name != "k":
                 raise FileFormatError(
                     f"{path} has {name} in {stored.get_dtype()}; expected floating-point numbers, so download or save "
                     "it again."
@@ -112,17 +112,19 @@ def read_tensors(
     device: str | torch.device = "cpu",
     mapped: Callable[[str], bool] = lambda name: False,
     weights: bool = False,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file (floating ones converted to `dtype`) and its metadata.
+    """The tensors of a safetensors file (floating ones converted to `dtype`) and its metadata.
 
     Those whose names are `mapped` stay in the file, in its precision: reading them reads the file. The others must be
     what their checksums say, where the file has them. `weights`: they must be finite, and of a size that weights have.
+    `wanted`: names of the tensors to read, if not all.
     """
     tensors: dict[str, Tensor] = {}
     with _opened(path) as file:
         metadata = file.metadata() or {}
         sums = _checksums(path, metadata)
-        for name in file.keys():  # noqa: SIM118 - not a mapping
+        for name in filter(wanted, file.keys()):
             stored = file.get_tensor(name)
             if mapped(name):
                 tensors[name] = stored
@@ -131,7 +133,7 @@ def read_tensors(
                 raise FileFormatError(f"{path} is damaged: {name} is not what was saved; download or save it again.")
             tensors[name] = stored.to(device, dtype if stored.is_floating_point() else None)
             if weights:
-                _require_weights(path, name, tensors[name])
+                require_finite(path, name, tensors[name])
     return tensors, metadata
 
 
@@ -212,7 +214,7 @@ def _checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
         raise FileFormatError(f"{path} is damaged: its checksums cannot be read; download or save it again.") from error
 
 
-def _require_weights(path: Path, name: str, tensor: Tensor) -> None:
+def require_finite(path: Path, name: str, tensor: Tensor) -> None:
     """Raises `FileFormatError` for NaN, infinity and what no network has."""
     if tensor.numel() and tensor.is_floating_point():
         least, most = (float(value) for value in tensor.aminmax())

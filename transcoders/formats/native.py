@@ -5,8 +5,9 @@ the layer's number. The two files carry the same id, so that a folder overwritte
 """
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jsonschema import Draft202012Validator
@@ -27,11 +28,11 @@ from transcoders.dictionaries import (
     Transcoder,
     TranscoderSet,
 )
+from transcoders.dictionaries.token_norm import TokenNorm, TokenNormName
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_json
 from transcoders.formats.files import (
     MOST_LAYERS,
-    DecoderPlace,
     is_decoder,
     read_json,
     read_tensors,
@@ -41,6 +42,10 @@ from transcoders.formats.files import (
     tensor_shapes,
     write_tensors,
 )
+from transcoders.formats.format import Format, whole
+from transcoders.formats.offers import Offer
+from transcoders.formats.source import Source, fetch_one
+from transcoders.formats.weights import Reading
 from transcoders.sites import Site
 
 _ACTIVATION = {
@@ -91,20 +96,20 @@ _SETTINGS = Draft202012Validator(
             "properties": {
                 "activation": {"type": "array", "items": _ACTIVATION},
                 "centred": {"type": "array", "items": {"type": "boolean"}},
+                "norm": {"type": "array", "items": {"enum": [None, *get_args(TokenNormName)]}},
             }
         },
     }
 )
 
-FORMAT = "transcoders"
+_NAME = "transcoders"
 VERSION = 1
 _CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
 _THRESHOLD = "activation.threshold"
 
 
-def is_native(folder: Path) -> bool:
-    path = folder / _CONFIG
-    return path.is_file() and read_json(path).get("format") == FORMAT
+def is_native(source: Source) -> bool:
+    return _CONFIG in source.names and read_json(fetch_one(source, _CONFIG)).get("format") == _NAME
 
 
 def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtype: torch.dtype | None = None) -> None:
@@ -117,13 +122,15 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         config = {"activation": [_describe(d.activation) for d in dictionaries.layers]}
         if isinstance(dictionaries, SAESet):
             config["centred"] = [sae.centred for sae in dictionaries.layers]
+        if any(d.norm is not None for d in dictionaries.layers):
+            config["norm"] = [None if d.norm is None else d.norm.name for d in dictionaries.layers]
     else:
         raise DictionaryError(f"A {type(dictionaries).__name__} has no native form; save a CLT, transcoders or SAEs.")
     if storage_dtype is not None:
         tensors = {name: _stored(name, tensor, storage_dtype) for name, tensor in tensors.items()}
     identity = uuid.uuid4().hex
     record = {
-        "format": FORMAT,
+        "format": _NAME,
         "version": VERSION,
         "id": identity,
         "kind": dictionaries.kind,
@@ -138,14 +145,9 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         write_json(temporary / _CONFIG, record)
 
 
-def load_native(
-    folder: Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    decoders: DecoderPlace = "memory",
-) -> DictionarySet:
-    """The set that `save_native` wrote, in `dtype` or, by default, in float32."""
+def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> DictionarySet:
+    """The set that `save_native` wrote."""
+    folder = source.fetch([_CONFIG, _WEIGHTS])[0].parent
     record = read_json(folder / _CONFIG)
     if record.get("version") != VERSION:
         raise FileFormatError(
@@ -161,9 +163,9 @@ def load_native(
         raise FileFormatError(
             f"{path} has {unknown[0]}, which its {_CONFIG} does not speak of; save the dictionaries again."
         )
-    dtype, mapped = dtype or torch.float32, decoders == "mapped"
+    mapped = reading.decoders == "mapped"
     tensors, metadata = read_tensors(
-        path, dtype=dtype, device=device, mapped=lambda name: mapped and is_decoder(name), weights=True
+        path, dtype=reading.dtype, device=reading.device, mapped=lambda name: mapped and is_decoder(name), weights=True
     )
     if metadata.get("id") != record.get("id"):
         raise FileFormatError(f"{path} and {folder / _CONFIG} were not saved together; save the dictionaries again.")
@@ -171,7 +173,7 @@ def load_native(
         if not mapped:
             return _build(record, tensors)
         names = [name for name in expected if is_decoder(name)]
-        W_dec = take_decoders(in_order := {name: tensors[name] for name in names}, dtype)
+        W_dec = take_decoders(in_order := {name: tensors[name] for name in names}, reading.dtype)
         return MappedDictionaries(_build(record, tensors | in_order), W_dec)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise FileFormatError(
@@ -228,14 +230,17 @@ def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet 
             W_skip=tensors.get("W_skip"),
         ).requires_grad_(False)
     layers: list[SparseDictionary] = []
+    norms = [None if name is None else TokenNorm(name) for name in record.get("norm", [None] * n_layers)]
     for i in range(n_layers):
         weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         sigma = _activation(record["activation"][i], tensors, f"{i}.")
         if kind == "sae":
-            layers.append(SAE(**weights, activation=sigma, site=reads[i], centred=record["centred"][i]))
+            layers.append(SAE(**weights, activation=sigma, site=reads[i], centred=record["centred"][i], norm=norms[i]))
         else:
             skip = tensors.get(f"{i}.W_skip")
-            layers.append(Transcoder(**weights, activation=sigma, read=reads[i], write=writes[i], W_skip=skip))
+            layers.append(
+                Transcoder(**weights, activation=sigma, read=reads[i], write=writes[i], W_skip=skip, norm=norms[i])
+            )
     if kind == "sae":
         return SAESet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     return TranscoderSet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
@@ -264,3 +269,15 @@ def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str)
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     # Matrices only: rounding a threshold or a bias moves features on and off, and saves nothing.
     return tensor.to(dtype) if "W_" in name else tensor
+
+
+FORMAT = Format(
+    name="native",
+    community="this package",
+    marker='config.json with "format": "transcoders"',
+    recognises=is_native,
+    offers=whole,
+    load=load_native,
+    save=save_native,
+    maps_decoders=True,
+)

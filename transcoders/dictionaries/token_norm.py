@@ -1,0 +1,47 @@
+"""Norms of one token's vector that some dictionaries put before their encoder and take back after their decoder."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transcoders.errors import DictionaryError
+
+TokenNormName = Literal["rescale", "layer_norm"]
+_EPS = 1e-5
+
+
+class TokenNorm:
+    """`x ↦ (x − shift) / scale` of each token, and its inverse.
+
+    `rescale`: shift 0, scale `‖x‖ / √d` (SAELens' `constant_norm_rescale`).
+    `layer_norm`: shift `mean(x)`, scale `std(x) + 1e−5`, the standard deviation with Bessel's correction
+    (Gao et al. 2024, and SAELens).
+    """
+
+    def __init__(self, name: TokenNormName) -> None:
+        if name not in get_args(TokenNormName):
+            raise DictionaryError(
+                f"Unknown norm of a token {name!r}; the norms are {', '.join(get_args(TokenNormName))}."
+            )
+        self.name = name
+
+    def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        shift, scale = self._statistics(x)
+        return (x - shift) / scale
+
+    def inverse(
+        self, y: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """`y` in the units of the token's own vector `x`."""
+        shift, scale = self._statistics(x)
+        return y * scale + shift
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.name == "rescale":
+            return torch.zeros_like(x[..., :1]), x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + _EPS
+
+    def __repr__(self) -> str:
+        return f"TokenNorm({self.name!r})"

@@ -1,0 +1,86 @@
+"""What others call our sites: hooks of TransformerLens 2 and 3 and of its Bridge, modules of transformers."""
+
+import re
+from typing import Literal
+
+from transcoders.errors import FileFormatError
+from transcoders.sites import Site, SiteKind
+
+_TRANSFORMER_LENS: dict[str, SiteKind] = {
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_mlp_in": "resid_mid",
+    "ln2.hook_normalized": "mlp_normed",
+    "mlp.hook_in": "mlp_in",
+    "mlp.hook_post": "mlp_neurons",
+    "mlp.hook_out": "mlp_out",
+    "hook_mlp_out": "mlp_added",
+    "attn.hook_z": "attn_z",
+    "hook_attn_out": "attn_added",
+    # of the Bridge
+    "hook_in": "resid_pre",
+    "hook_out": "resid_post",
+    "ln2.hook_in": "resid_mid",
+    "ln2.hook_out": "mlp_in",
+    "ln2_post.hook_out": "mlp_added",
+    "mlp.out.hook_in": "mlp_neurons",
+    "attn.o.hook_in": "attn_z",
+    "attn.hook_out": "attn_out",
+    "ln1_post.hook_out": "attn_added",
+}
+_WRITTEN: dict[SiteKind, str] = {
+    kind: next(name for name, other in _TRANSFORMER_LENS.items() if other == kind)
+    for kind in dict.fromkeys(_TRANSFORMER_LENS.values())
+}
+_MODULES: dict[tuple[str, str], SiteKind] = {
+    ("", "in"): "resid_pre",
+    ("", "out"): "resid_post",
+    ("mlp", "in"): "mlp_in",
+    ("mlp", "out"): "mlp_out",
+    ("attn", "out"): "attn_out",
+    ("post_feedforward_layernorm", "out"): "mlp_added",
+    ("pre_feedforward_layernorm", "out"): "mlp_in",
+    ("pre_feedforward_layernorm", "in"): "resid_mid",
+}
+_ATTENTION = {"self_attn": "attn", "attention": "attn"}
+
+
+def site_of_hook(name: str, layer: int | None = None) -> Site:
+    """The site of a TransformerLens hook such as `blocks.5.hook_resid_pre`; `layer` for a name without one.
+
+    `hook_mlp_in` is the stream before the norm, `hook_mlp_out` what is added to it, after a norm of the MLP's output.
+    Raises `FileFormatError` for places that carry none of our sites.
+    """
+    found = re.fullmatch(r"(?:blocks\.(\d{1,5})\.)?(.+)", name.strip(), re.DOTALL)
+    place = name if found is None else found[2]
+    number = layer if found is None or found[1] is None else int(found[1])
+    kind = _TRANSFORMER_LENS.get(place)
+    if kind is None or number is None:
+        raise FileFormatError(
+            f"The hook {name[:80]!r} is no place this package reads; it reads "
+            f"blocks.LAYER.{', '.join(_TRANSFORMER_LENS)}."
+        )
+    return Site(number, kind)
+
+
+def hook_of_site(site: Site | SiteKind) -> str:
+    """TransformerLens' name of a site, with its block, or of a kind of site, without."""
+    return _WRITTEN[site] if isinstance(site, str) else f"blocks.{site.layer}.{_WRITTEN[site.kind]}"
+
+
+def site_of_module(name: str, side: Literal["in", "out"] = "out", layer: int | None = None) -> Site:
+    """The site that transformers' module such as `model.layers.5.mlp` reads (`in`) or writes (`out`).
+
+    Raises `FileFormatError` for modules that carry none of our sites.
+    """
+    found = re.fullmatch(r"(?:.*?(?:layers|h|blocks|block)\.(\d{1,5})(?:\.|$))?(.*)", name.strip(), re.DOTALL)
+    part = name if found is None else found[2]
+    number = layer if found is None or found[1] is None else int(found[1])
+    kind = _MODULES.get((_ATTENTION.get(part, part), side))
+    if kind is None or number is None:
+        raise FileFormatError(
+            f"The {side}put of the module {name[:80]!r} is no place this package reads; it reads blocks, their mlp and "
+            "their attention, such as 'model.layers.5.mlp'."
+        )
+    return Site(number, kind)

@@ -1,0 +1,177 @@
+"""What a source offers, and which of it is meant: one dictionary for each layer, or one set for all of them."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from transcoders.errors import FileFormatError, InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """One dictionary, or one whole set, that a source offers."""
+
+    id: str
+    """Its folder or file inside of the source; empty for the source as a whole."""
+    files: tuple[str, ...]
+    """What of the source must be there to load it."""
+    kind: str | None = None
+    """`sae`, `plt` or `clt`, as far as it is known before loading."""
+    layer: int | None = None
+    """None for a set of all layers, and where it is not known before loading."""
+    site: str | None = None
+    """The kind of site it reads, as a `SiteKind`."""
+    width: int | None = None
+    """Features of a layer."""
+    l0: float | None = None
+    """Active features of a token, as its author measured them."""
+    variant: str | None = None
+    """What else tells it from its neighbours, as its author calls it."""
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "layer": self.layer, "site": self.site, "kind": self.kind, "width": self.width, "L0": self.l0,
+            "variant": self.variant, "id": self.id,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which of the offers is meant; None where it does not matter."""
+
+    id: str | None = None
+    layers: tuple[int, ...] | None = None
+    site: str | None = None
+    width: int | None = None
+    l0: float | None = None
+    """The nearest of each layer is taken."""
+    variant: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        id: str | None = None,
+        layers: int | Iterable[int] | None = None,
+        site: str | None = None,
+        width: int | str | None = None,
+        l0: float | None = None,
+        variant: str | None = None,
+    ) -> "Choice":
+        """As users write it: one layer or several, a width such as 16384 or "16k"."""
+        if layers is not None:
+            layers = (layers,) if isinstance(layers, int) else tuple(layers)
+            if not layers or min(layers) < 0 or len(set(layers)) != len(layers):
+                raise InputError(f"layers={list(layers)} are no layers; give distinct numbers from 0.")
+        if l0 is not None and not 0 < l0 < math.inf:
+            raise InputError(f"l0={l0} is no number of active features; give a positive number.")
+        return cls(
+            id=id, layers=layers, site=site, width=None if width is None else width_of(width), l0=l0, variant=variant
+        )
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def width_of(text: int | str) -> int:
+    """The features that "16k", "1m" or 16384 speaks of: k and m stand for the power of two nearby."""
+    found = re.fullmatch(r"(\d{1,9})([km]?)", str(text).strip().lower())
+    if found is None or int(found[1]) < 1:
+        raise InputError(f"width={text!r} is no number of features; give one such as 16384 or '16k'.")
+    number = int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2]]
+    return 2 ** round(math.log2(number)) if found[2] else number
+
+
+def width_text(width: int) -> str:
+    """How authors write a width: 16k of 16384, 1m of 2²⁰."""
+    for unit, letter in ((2**20, "m"), (2**10, "k")):
+        if width >= unit and width & (width - 1) == 0:
+            return f"{width // (1_000_000 if letter == 'm' else 1000)}{letter}"
+    return str(width)
+
+
+def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
+    """The offers that are meant: one set of all layers, or one dictionary for each layer, alike.
+
+    Raises `FileFormatError` where nothing fits, and `InputError`, with the options, where more than one does.
+    """
+    left = [offer for offer in offers if _fits(offer, choice)]
+    if not left:
+        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
+        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {_summary(offers)}.")
+    for name in ("kind", "site", "width", "variant"):
+        if len(options := {getattr(offer, name) for offer in left}) > 1 and _several_a_layer(left):
+            raise InputError(
+                f"{label} offers dictionaries of more than one {name} ({_options(name, options)}); say which with "
+                f"{name}=… (--{name})."
+                if name != "kind"
+                else f"{label} holds dictionaries of more than one kind ({_options(name, options)}); give the folder "
+                "of one of them."
+            )
+    by_layer = [
+        (layer, list(group)) for layer, group in groupby(sorted(left, key=_by_layer), key=lambda offer: offer.layer)
+    ]
+    if choice.l0 is not None:
+        wanted = choice.l0
+        return [min(group, key=lambda o: abs((o.l0 or math.inf) - wanted)) for _, group in by_layer]
+    if several := next(((layer, group) for layer, group in by_layer if len(group) > 1), None):
+        layer, group = several
+        where = "" if layer is None else f" of layer {layer}"
+        if all(offer.l0 is not None for offer in group):
+            options = ", ".join(f"{offer.l0:g}" for offer in sorted(group, key=lambda o: o.l0 or 0))
+            raise InputError(
+                f"{label} offers {len(group)} dictionaries{where}, of L0 {options}; say which with l0=… (--l0), of "
+                "which the nearest is taken."
+            )
+        raise InputError(
+            f"{label} offers {len(group)} dictionaries{where} ({_some(offer.id for offer in group)}); say which with "
+            "sae_id=… (--sae-id)."
+        )
+    return [group[0] for _, group in by_layer]
+
+
+def _by_layer(offer: Offer) -> int:
+    return -1 if offer.layer is None else offer.layer
+
+
+def _several_a_layer(offers: Sequence[Offer]) -> bool:
+    layers = [offer.layer for offer in offers]
+    return len(set(layers)) < len(layers)
+
+
+def _fits(offer: Offer, choice: Choice) -> bool:
+    if choice.id is not None and offer.id.strip("/") != choice.id.strip("/"):
+        return False
+    if choice.layers is not None and offer.layer is not None and offer.layer not in choice.layers:
+        return False
+    return all(
+        getattr(choice, name) is None or getattr(choice, name) == getattr(offer, name)
+        for name in ("site", "width", "variant")
+    )
+
+
+def _text(name: str, value: Any) -> str:
+    return width_text(value) if name == "width" and isinstance(value, int) else str(value)
+
+
+def _options(name: str, options: Iterable[Any]) -> str:
+    known = sorted(option for option in options if option is not None)
+    return ", ".join(_text(name, option) for option in known) + (" or none" if None in options else "")
+
+
+def _summary(offers: Sequence[Offer]) -> str:
+    found: Mapping[str, set[Any]] = {
+        name: {getattr(offer, name) for offer in offers} - {None}
+        for name in ("layer", "site", "width", "l0", "variant")
+    }
+    parts = [f"{name} {_some(_text(name, v) for v in sorted(values))}" for name, values in found.items() if values]
+    return "; ".join(parts) or _some(offer.id or "one set" for offer in offers)
+
+
+def _some(names: Iterable[str], most: int = 8) -> str:
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

@@ -1,0 +1,207 @@
+"""Where dictionaries lie: a local folder or file, or a repository of the hub, of which only what is needed is fetched.
+
+FOLDER or FILE                          on this machine
+OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… too
+gemma, llama                            circuit-tracer's short names
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from transcoders.errors import FileFormatError
+from transcoders.hub import downloaded, first_line, hub_problem
+
+logger = logging.getLogger(__name__)
+
+SHORT_NAMES = {"gemma": "mntss/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}
+"""circuit-tracer's names for two repositories."""
+MOST_FILES = 100_000
+_INSTEAD = "check the name and the network, or give a local folder"
+_NAME = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[^/@?]+))?(?P<path>(/+[^/@?]+)*)/*"
+    r"(@(?P<late>[^/@?]+)|\?revision=(?P<query>[^&?]+))?"
+)
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on this machine, or one file of it (`only`)."""
+
+    folder: Path
+    only: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the user calls it, for messages."""
+        return str(self.folder if self.only is None else self.folder / self.only)
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """The files there are, sorted, by paths with `/` from its root."""
+        if self.only is not None:
+            return (self.only,)
+        found = []
+        for path in self.folder.rglob("*"):
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.folder).parts):
+                found.append(path.relative_to(self.folder).as_posix())
+            if len(found) > MOST_FILES:
+                raise FileFormatError(f"{self.folder} holds more than {MOST_FILES:,} files; give the folder inside.")
+        return tuple(sorted(found))
+
+    def fetch(self, names: Iterable[str]) -> list[Path]:
+        """Where these files lie on this machine; `FileFormatError` where they do not."""
+        paths = [self.folder / name for name in names]
+        for path in paths:
+            if not path.is_file():
+                raise FileFormatError(
+                    f"There is no file {path}; the folder is incomplete, so download or save it again."
+                )
+        return paths
+
+    def below(self, folder: str) -> "LocalFolder":
+        """What lies in one of its folders, or one of its files alone."""
+        path = self.folder / folder
+        return LocalFolder(path.parent, path.name) if path.is_file() else LocalFolder(path)
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """A repository of the hub, or a folder or file of it (`path`); offline, as much of it as was downloaded before.
+
+    Its properties and methods are those of `LocalFolder`; fetching downloads.
+    """
+
+    repo: str
+    revision: str | None = None
+    path: str = ""
+
+    @property
+    def label(self) -> str:
+        at = "" if self.revision is None else f"@{self.revision}"
+        return f"{self.repo}{at}" + (f"/{self.path}" if self.path else "")
+
+    @cached_property
+    def _offline(self) -> Path | None:
+        """The folder of what was downloaded before; None where the hub answers."""
+        if (problem := hub_problem()) is None:
+            return None
+        if (folder := downloaded(self.repo, revision=self.revision)) is None:
+            raise FileFormatError(
+                f"The dictionaries {self.label!r} are not on this machine, and the hub cannot be asked ({problem}); "
+                f"{_INSTEAD}."
+            )
+        logger.warning(
+            "%s comes from this machine's cache, revision %s, for the hub cannot be asked (%s).",
+            self.label, folder.name[:12], problem,
+        )  # fmt: skip
+        return folder
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        if self._offline is not None:
+            every: Iterable[str] = (p.relative_to(self._offline).as_posix() for p in self._offline.rglob("*"))
+            every = [name for name in every if (self._offline / name).is_file()]
+        else:
+            every = self._listed()
+        if self.path in every:
+            return (PurePosixPath(self.path).name,)
+        prefix = f"{self.path}/" if self.path else ""
+        names = sorted(name.removeprefix(prefix) for name in every if name.startswith(prefix))
+        if not names:
+            raise FileFormatError(
+                f"{self.repo} has nothing at {self.path or 'its root'!r} {self._where}; its files lie in "
+                f"{_some({name.split('/')[0] for name in every})}."
+            )
+        return tuple(names)
+
+    @property
+    def _where(self) -> str:
+        return "on the hub" if self._offline is None else "in this machine's cache"
+
+    def _listed(self) -> list[str]:
+        from huggingface_hub import HfApi
+
+        try:
+            return HfApi().list_repo_files(self.repo, revision=self.revision)
+        except Exception as error:  # the hub client raises many kinds, of its own and of its HTTP library
+            raise FileFormatError(
+                f"The hub does not give {self.label!r} ({first_line(error)}), and there is no such local folder; "
+                f"{_INSTEAD}."
+            ) from error
+
+    def fetch(self, names: Iterable[str]) -> list[Path]:
+        wanted = [self._in_repo(name) for name in names]
+        folder = self._download(wanted) if self._offline is None else self._offline
+        for name in wanted:
+            if not (folder / name).is_file():
+                raise FileFormatError(
+                    f"{self.repo} has no file {name} {self._where}; "
+                    + ("check the name." if self._offline is None else "load it once with the network.")
+                )
+        return [folder / name for name in wanted]
+
+    def _in_repo(self, name: str) -> str:
+        if PurePosixPath(self.path).name == name and self.names == (name,):
+            return self.path
+        return f"{self.path}/{name}" if self.path else name
+
+    def _download(self, names: list[str]) -> Path:
+        from huggingface_hub import snapshot_download
+
+        literal = [re.sub(r"([*?\[])", r"[\1]", name) for name in names]  # the client takes patterns
+        try:
+            return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=literal))
+        except Exception as error:  # as above
+            raise FileFormatError(
+                f"Could not download {names[0]} of {self.label!r} ({first_line(error)}); {_INSTEAD}."
+            ) from error
+
+    def below(self, folder: str) -> "HubFolder":
+        return HubFolder(self.repo, self.revision, f"{self.path}/{folder}" if self.path else folder)
+
+
+Source = LocalFolder | HubFolder
+
+
+def fetch_one(source: Source, name: str) -> Path:
+    """Where one file of a source lies on this machine."""
+    return source.fetch([name])[0]
+
+
+def open_source(name: str | Path, revision: str | None = None) -> Source:
+    """The source of this name, unread; `FileFormatError` where it is neither here nor a name of the hub's."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return LocalFolder(path)
+    if path.is_file():
+        return LocalFolder(path.parent, path.name)
+    text = SHORT_NAMES.get(str(name), str(name))
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text:
+        raise FileFormatError(f"There is no folder {path}; give a folder of dictionaries, or a hub name OWNER/NAME.")
+    return hub_source(text, revision)
+
+
+def hub_source(name: str, revision: str | None = None) -> HubFolder:
+    """The repository, revision and folder that a hub name such as `hf://OWNER/NAME@REVISION/FOLDER` speaks of."""
+    found = _NAME.fullmatch(name.removeprefix("hf://"))
+    if found is None:
+        raise FileFormatError(
+            f"There is no folder {name}, and it is no hub name; expected OWNER/NAME, with @REVISION and /SUB/FOLDER "
+            "after it where needed."
+        )
+    stated = {text for text in (found["revision"], found["late"], found["query"], revision) if text is not None}
+    if len(stated) > 1:
+        raise FileFormatError(f"{name} is asked for in two revisions ({', '.join(sorted(stated))}); give one.")
+    parts = [part for part in found["path"].split("/") if part]
+    if ".." in parts:
+        raise FileFormatError(f"{name} leads out of its repository by '..'; give a folder inside.")
+    return HubFolder(found["repo"], next(iter(stated), None), "/".join(parts))
+
+
+def _some(names: Iterable[str], most: int = 12) -> str:
+    every = sorted(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
