@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""circuit-tracer writes sets of transcoders and cross-layer transcoders, and reads any. Run by `environments.py`.
+"""circuit-tracer writes sets of transcoders and cross-layer transcoders, and reads any. Run by `run.py`.
 
 The package writes weights and no configuration, so config.yaml is by hand, with the keys its loader asks for. Files
 that a `transcoders` list names in other repositories lie in `others/<owner>--<name>@<revision>/` beside `files`.
@@ -157,7 +157,8 @@ def _gemma_scope(root: Path, variant: str, repository: str, name: str, *, affine
         place = root / variant / "others" / f"google--{repository}@main" / name.format(layer)
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.suffix == ".npz":
-            np.savez(place, **{key: value.numpy() for key, value in given.items()})
+            arrays: dict[str, Any] = {key: value.numpy() for key, value in given.items()}
+            np.savez(place, **arrays)
         else:
             lower = {key.lower(): value for key, value in given.items()}
             save_file(lower | ({"affine_skip_connection": skip} if affine else {}), place)

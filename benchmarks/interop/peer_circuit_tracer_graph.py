@@ -90,7 +90,7 @@ def write_case(root: Path, name: str, model: Any, size: Size) -> None:
     kind, reads, writes, options = CASES[name]
     folder = root / name / "transcoders"
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"d": size.d_model, "n": size.features}
+    sizes: dict[str, Any] = {"d": size.d_model, "n": size.features}
     if kind == "clt":
         cross_layer(name, **options, **sizes).to_safetensors(str(folder))
     else:

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""dictionary_learning's trainers write every class they have, and its loader reads any. Run by `environments.py`.
+"""dictionary_learning's trainers write every class they have, and its loader reads any. Run by `run.py`.
 
 The trainers do no step: `trainSAE` makes them, and writes configuration and weights as after a training.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peer_truth import D_MODEL, FEATURES, Computed, command, fresh, inputs, weights, write_truth
+from peer_truth import D_MODEL, FEATURES, Computed, command, fresh, inputs, only, weights, write_truth
 
 PACKAGE, LAYER, K, THRESHOLD = "dictionary-learning", 1, 5, 0.35
 BUFFER = {"d_submodule": D_MODEL, "io": "out", "n_ctxs": 100, "ctx_len": 16, "refresh_batch_size": 8}
@@ -20,7 +20,7 @@ def read(files: Path, x: torch.Tensor) -> Computed:
     """Features and reconstruction of the class that config.json names, as its own loader gives it."""
     from dictionary_learning.utils import load_dictionary
 
-    dictionary, _ = load_dictionary(str(files), "cpu")
+    dictionary, _ = load_dictionary(str(only(files, "ae.pt")), "cpu")
     with torch.no_grad():
         encoded = dictionary.double().encode(x)
         return encoded, dictionary.decode(encoded)
@@ -113,7 +113,7 @@ def write(root: Path) -> None:
     _trained(root, "top_k", trainers.TopKTrainer, unit=True, **plain)
     _trained(root, "batch_top_k", trainers.BatchTopKTrainer, unit=True, **plain)
     _trained(root, "batch_top_k_early", trainers.BatchTopKTrainer, unit=True, threshold=-1.0, **plain)
-    groups = {"group_fractions": [0.25, 0.25, 0.5]}
+    groups: dict[str, Any] = {"group_fractions": [0.25, 0.25, 0.5]}
     _trained(root, "matryoshka_batch_top_k", MatryoshkaBatchTopKTrainer, unit=True, **plain, **groups)
     _new(root, "new")
 

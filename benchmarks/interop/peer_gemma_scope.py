@@ -70,7 +70,7 @@ def read(files: Path, x: torch.Tensor) -> Computed:
 def _one(root: Path, variant: str) -> None:
     repository, folder = ONE[variant]
     files = fresh(root, variant)
-    given = {key: value.numpy() for key, value in weights(variant).items() if key != "W_skip"}
+    given: dict[str, Any] = {key: value.numpy() for key, value in weights(variant).items() if key != "W_skip"}
     (files / repository / folder).mkdir(parents=True)
     np.savez(files / repository / folder / "params.npz", **given)
     _finish(root, variant, repository, folder)

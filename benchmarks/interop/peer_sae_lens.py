@@ -1,12 +1,12 @@
 # pyright: reportMissingImports=false
-"""SAELens writes every kind it knows, and reads any folder of its layout. Run by `environments.py`."""
+"""SAELens writes every kind it knows, and reads any folder of its layout. Run by `run.py`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from peer_truth import D_MODEL, FEATURES, Computed, command, fresh, inputs, weights, write_truth
+from peer_truth import D_MODEL, FEATURES, Computed, command, fresh, inputs, only, weights, write_truth
 from safetensors.torch import save_file
 
 PACKAGE, LAYER = "sae-lens", 1
@@ -18,7 +18,7 @@ def read(files: Path, x: torch.Tensor) -> Computed:
     """Features and reconstruction by SAELens' own loader, computed in float64."""
     from sae_lens import SAE
 
-    sae = SAE.load_from_disk(files, dtype="float64")
+    sae = SAE.load_from_disk(only(files, "cfg.json"), dtype="float64")
     with torch.no_grad():
         return sae.encode(x), sae(x)
 
@@ -101,7 +101,8 @@ def write(root: Path) -> None:
         for kind in ("transcoder", "jumprelu_skip_transcoder"):
             _inference(root, f"{kind}_{normalised}", kind, MLP_IN, MLP_OUT, normalize_activations=normalised)
     _inference(root, "topk_decoder_norm", "topk", RESID, k=K, rescale_acts_by_decoder_norm=True)
-    for kind, options in (("standard", {}), ("jumprelu", {}), ("topk", {"k": K})):
+    heads: dict[str, dict[str, Any]] = {"standard": {}, "jumprelu": {}, "topk": {"k": K}}
+    for kind, options in heads.items():
         _inference(root, f"{kind}_hook_z", kind, "blocks.1.attn.hook_z", reshape_activations="hook_z", **options)
     for kind in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"):
         _inference(root, kind, kind, MLP_IN, MLP_OUT)

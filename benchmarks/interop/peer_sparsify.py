@@ -1,12 +1,12 @@
 # pyright: reportMissingImports=false
-"""sparsify writes SAEs and transcoders, one and in sets of layers, and reads any. Run by `environments.py`."""
+"""sparsify writes SAEs and transcoders, one and in sets of layers, and reads any. Run by `run.py`."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from peer_truth import D_MODEL, FEATURES, Computed, command, fresh, inputs, weights, write_truth
+from peer_truth import D_MODEL, FEATURES, Computed, command, fresh, inputs, only, weights, write_truth
 
 os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its kernel wants a GPU
 
@@ -17,8 +17,8 @@ def read(files: Path, x: torch.Tensor) -> Computed:
     """Features and reconstruction of one folder, or of a folder of `layers.N…` (then x has layers in front)."""
     from sparsify import SparseCoder
 
-    if (files / "cfg.json").exists():
-        return _compute(SparseCoder.load_from_disk(files), x)
+    if x.ndim == 2:
+        return _compute(SparseCoder.load_from_disk(only(files, "cfg.json")), x)
     coders = SparseCoder.load_many(str(files), local=True)
     one_by_one = [_compute(coder, x[i]) for i, coder in enumerate(coders.values())]
     encoded, decoded = zip(*one_by_one, strict=True)

@@ -88,13 +88,32 @@ def write_truth(root: Path, variant: str, x: torch.Tensor, computed: Computed, p
     (root / variant / "truth.json").write_text(json.dumps(said, indent=1) + "\n")
 
 
+def only(files: Path, marker: str) -> Path:
+    """The folder that holds `marker`: `files`, or the one folder below it that does."""
+    found = sorted(files.rglob(marker))
+    if len(found) != 1:
+        raise ValueError(f"{files} holds {len(found)} files {marker}; expected one.")
+    return found[0].parent
+
+
+def answer(root: Path, read: Reader) -> None:
+    """Writes answer.safetensors beside each `<variant>/files` and x.safetensors, or error.txt with what was raised."""
+    for place in sorted(path.parent for path in root.glob("*/x.safetensors")):
+        x = load_file(place / "x.safetensors")["x"].double()
+        try:
+            encoded, decoded = (tensor.detach().double().contiguous() for tensor in read(place / "files", x))
+        except Exception as error:  # a peer may raise anything at files it does not know
+            (place / "error.txt").write_text(f"{type(error).__name__}: {error}")
+        else:
+            save_file({"encoded": encoded, "decoded": decoded}, place / "answer.safetensors")
+
+
 def command(write: Callable[[Path], None], read: Reader) -> None:
-    """`SCRIPT write ROOT` writes every variant; `SCRIPT read FILES X OUT` encodes and decodes x."""
+    """`SCRIPT write ROOT` writes every variant; `SCRIPT answer ROOT` encodes and decodes with files of anybody."""
     match sys.argv[1:]:
         case ["write", root]:
             write(Path(root))
-        case ["read", files, x, out]:
-            encoded, decoded = read(Path(files), load_file(x)["x"].double())
-            save_file({"encoded": encoded.detach().contiguous(), "decoded": decoded.detach().contiguous()}, out)
+        case ["answer", root]:
+            answer(Path(root), read)
         case other:
-            raise SystemExit(f"write ROOT, or read FILES X OUT; got {other}.")
+            raise SystemExit(f"write ROOT, or answer ROOT; got {other}.")
