@@ -67,6 +67,7 @@ class Peer:
         """Runs its script in its environment; `RuntimeError` with the last lines it printed where it fails."""
         self.environment.make()
         environment = {**os.environ, **self.variables, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        environment["PYTHONHASHSEED"] = "0"  # SAELens writes its settings in the order of a set
         environment["PYTHONPATH"] = str(self.checkout or "")
         environment["PEER_VERSION"] = self.version or ""
         command = [str(self.environment.python), str(HERE / self.script), *arguments]

@@ -22,7 +22,7 @@ import tyro
 from safetensors.torch import load_file
 
 from benchmarks.interop.compare import Answer, hub_of, ours, theirs
-from benchmarks.interop.environments import Peer, with_checkouts
+from benchmarks.interop.environments import FROM_CHECKOUTS, PEERS, Peer, with_checkouts
 from transcoders import load_dictionaries, save_dictionaries
 from transcoders.errors import CircuitsaeError
 from transcoders.formats.registry import list_dictionaries
@@ -148,16 +148,18 @@ def check(community: str, peer: Peer) -> tuple[list[str], list[str]]:
     return row, sentences
 
 
-def write_provenance(peers: dict[str, Peer]) -> None:
-    """PROVENANCE.md beside the files."""
+def write_provenance() -> None:
+    """PROVENANCE.md beside the files; the day is that of the files."""
     lines = ["# Where these files come from", ""]
-    lines += ["Written by the peers themselves, in their own environments: `python -m benchmarks.interop.run --write`."]
+    lines += ["Written by the peers themselves in their own environments: `python -m benchmarks.interop.run --write`."]
     lines += ["Weights are random numbers of a seed (18, with the variant's name); no published dictionary is in here."]
     lines += ["", "| folder | package | version | script | date |", "|---|---|---|---|---|"]
-    for community in sorted(peers):
-        said = next(iter(variants(community).values())).said
-        cells = [community, said["peer"], said["version"], f"benchmarks/interop/{peers[community].script}"]
-        lines.append("| " + " | ".join([*cells, date.today().isoformat()]) + " |")
+    for folder in sorted(path for path in (TESTS / "dictionaries").iterdir() if path.is_dir()):
+        known = next(iter(variants(folder.name).values()))
+        day = date.fromtimestamp((known.folder.parent / "truth.json").stat().st_mtime).isoformat()
+        script = PEERS[folder.name].script if folder.name in PEERS else FROM_CHECKOUTS[folder.name]
+        cells = [folder.name, known.said["peer"], known.said["version"], f"benchmarks/interop/{script}", day]
+        lines.append("| " + " | ".join(cells) + " |")
     (TESTS / "dictionaries" / "PROVENANCE.md").write_text("\n".join(lines) + "\n")
 
 
@@ -169,7 +171,7 @@ def main(options: Options) -> None:
     if options.write:
         for community, peer in chosen.items():
             write(peer, community)
-        write_provenance(chosen)
+        write_provenance()
     found = [check(community, peer) for community, peer in chosen.items()]
     columns = ["community", "package", "reads its own", "is read here", "reads what is written here"]
     lines = ["# interop", "", *(__doc__ or "").split("\n\n")[0].splitlines(), ""]
