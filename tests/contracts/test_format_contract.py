@@ -306,7 +306,7 @@ def test_native_settings_are_judged_before_weights_are_read(tmp_path, change, me
     ("old", "new", "message"),
     [
         ("transcoder_set", "crosscoder", "'crosscoder'"),
-        ("mlp.hook_in", "mlp.hook_pre", "feature_input_hook that cannot be used: The hook 'mlp.hook_pre'"),
+        ("mlp.hook_in", "mlp.hook_pre", "feature_input_hook 'mlp.hook_pre', which is no place"),
         ("scan:", "transcoders: [layer_0.safetensors, layer_9.safetensors]\nscan:", "layer_9"),
     ],
 )

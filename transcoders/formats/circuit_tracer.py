@@ -2,13 +2,16 @@
 
 config.yaml (circuit_tracer/utils/hf_utils.py of decoderesearch/circuit-tracer, 0.5.0 and after):
     model_kind                  `transcoder_set` or `cross_layer_transcoder`
-    feature_input_hook          where features read, a hook of TransformerLens 2 within a block, such as `mlp.hook_in`,
-    feature_output_hook         and where they write: `hook_mlp_out` is after a norm of the MLP's output, `mlp.hook_out`
+    feature_input_hook          where features read, a hook of TransformerLens in a block: `hook_resid_mid` is before the
+                                norm, `ln2.hook_normalized` after it but without its weight and bias (those of a
+                                LayerNorm: since TransformerLens 3), `mlp.hook_in` with them
+    feature_output_hook         where they write: `hook_mlp_out` is after a norm of the MLP's output, `mlp.hook_out`
                                 before it
     transcoders                 one entry a layer, in order: a file of this folder, or `hf://OWNER/NAME/FILE?revision=…`;
                                 also read: a map from layers, entries with `layer` and `filepath` (earlier versions)
     activation, k               `topk` with its k, or `relu`; without, the files tell
-    model_name                  of `gemma-3…-it`, the first four positions have no features, of others the first
+    model_name                  of `gemma-3…-it`, the first four positions have no features; of others the first
+    zero_positions              says so otherwise (ours; circuit-tracer ignores it, and prepend_bos)
 Without `transcoders`, a set is `layer_I.safetensors`, and a cross-layer transcoder its own files; these need no
 config.yaml, and then read `hook_resid_mid` and write `hook_mlp_out`, as circuit-tracer's `load_clt` has it.
 One repository may hold several sets, each in a folder of its own.
@@ -133,18 +136,25 @@ class _Set:
         try:
             return site_of_hook(self.config[key], 0).kind
         except FileFormatError as error:
-            raise FileFormatError(f"{self.path or self.label} has a {key} that cannot be used: {error}") from error
+            raise FileFormatError(
+                f"{self.path or self.label} has the {key} {self.config[key][:60]!r}, which is no place in a block that "
+                "this package reads; such places are hook_resid_mid, ln2.hook_normalized, mlp.hook_in, mlp.hook_out and "
+                "hook_mlp_out."
+            ) from error
 
     def numbered(self, pattern: str) -> dict[int, str]:
         """Files of this folder by the number in their name, in its order."""
         names = (name.removeprefix(f"{self.folder}/") if self.folder else name for name in self.source.names)
         found = ((re.fullmatch(pattern, name), name) for name in names)
-        return dict(sorted((int(match[1]), name) for match, name in found if match))
+        numbers = dict(sorted((int(match[1]), name) for match, name in found if match))
+        if numbers and max(numbers) >= MOST_LAYERS:
+            raise FileFormatError(f"{self.label} has a file {numbers[max(numbers)]}; no model has that many layers.")
+        return numbers
 
     def entries(self) -> dict[int, str]:
         """The file of each layer, in this folder or as `hf://…`: as listed, or by their names."""
         listed = self.config.get("transcoders")
-        entries = self.numbered(r"layer_(\d{1,5})\.safetensors") if listed is None else self._listed(listed)
+        entries = self.numbered(r"layer_([0-9]{1,5})\.safetensors") if listed is None else self._listed(listed)
         if not entries:
             raise FileFormatError(
                 f"{self.label} holds no layer_0.safetensors, and its {_CONFIG} lists no files under 'transcoders'; "
@@ -185,10 +195,17 @@ class _Set:
     def provenance(self) -> DictionaryProvenance:
         model = str(self.config.get("model_name", "unknown"))
         bos = self.config.get("prepend_bos")
-        # circuit-tracer puts a special token before every prompt, and leaves it out.
         return DictionaryProvenance(
-            model=model, bos=bos if isinstance(bos, bool) else True, config=_plain(dict(self.config))
+            model=model,
+            bos=bos if isinstance(bos, bool) else True,  # circuit-tracer puts a special token before every prompt
+            config=_plain(dict(self.config)),
+            first=int(self.config.get("zero_positions", _first(model))),
         )
+
+
+def _first(model: str) -> int:
+    """The first position with features."""
+    return _CHAT_PREFIX if "gemma-3" in model and model.endswith("-it") else 1
 
 
 def _numbered(position: int, entry: Any) -> tuple[Any, Any]:
@@ -200,7 +217,7 @@ def _numbered(position: int, entry: Any) -> tuple[Any, Any]:
 
 def _is_layer(value: Any) -> bool:
     text = str(value)
-    return not isinstance(value, bool) and re.fullmatch(r"\d{1,5}", text) is not None and int(text) < MOST_LAYERS
+    return not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,5}", text) is not None and int(text) < MOST_LAYERS
 
 
 def _is_entry(value: Any) -> bool:
@@ -253,12 +270,12 @@ def _offers(found: _Set) -> list[Offer]:
 
 def _width(path: str) -> int | None:
     """As Gemma Scope's paths have it: `width_16k`."""
-    stated = re.search(r"width_([1-9]\d{0,8}[km]?)(?![a-z0-9])", path)
+    stated = re.search(r"width_([1-9][0-9]{0,8}[km]?)(?![a-z0-9])", path)
     return None if stated is None else width_of(stated[1])
 
 
 def _l0(path: str) -> float | None:
-    stated = re.search(r"average_l0_(\d{1,9})(?!\d)", path)
+    stated = re.search(r"average_l0_([0-9]{1,9})(?![0-9])", path)
     return None if stated is None else float(stated[1])
 
 
@@ -361,12 +378,13 @@ class _LayerFile:
         names = {"W_enc": "w_enc", "W_dec": "w_dec"} if second else {"W_enc": "W_enc", "W_dec": "W_dec"}
         names |= {"b_enc": "b_enc", "b_dec": "b_dec"}
         skip = "affine_skip_connection" if second else "W_skip"
-        thresholds = [name for name in ("activation_function.threshold", "threshold") if name in weights.shapes]
-        if second or path.suffix == ".npz":
-            thresholds = ["threshold"]
-        names |= {"threshold": name for name in thresholds[:1]}
-        names |= {ours: theirs for ours, theirs in (("W_skip", skip), ("k", "k")) if theirs in weights.shapes}
-        return cls(weights, names, by_column=second or path.suffix == ".npz", writes=writes)
+        by_column = second or path.suffix == ".npz"
+        optional = [("threshold", "threshold"), ("threshold", "activation_function.threshold")]
+        optional += [("W_skip", skip), ("k", "k")]
+        names |= {ours: theirs for ours, theirs in optional if theirs in weights.shapes}
+        if by_column:  # always JumpReLU
+            names["threshold"] = "threshold"
+        return cls(weights, names, by_column=by_column, writes=writes)
 
     @property
     def path(self) -> Path:
@@ -547,7 +565,7 @@ def _cross_layer_files(found: _Set, reading: Reading) -> Sequence[_CrossLayerFil
         layers = _all_layers(found, entries, "under 'transcoders'")
         paths = found.fetched(entries)
         return [_LayerFile.of(paths[layer], reading, writes=len(layers)) for layer in layers]
-    names = found.numbered(r"W_enc_(\d{1,5})\.safetensors"), found.numbered(r"W_dec_(\d{1,5})\.safetensors")
+    names = found.numbered(r"W_enc_([0-9]{1,5})\.safetensors"), found.numbered(r"W_dec_([0-9]{1,5})\.safetensors")
     layers = _all_layers(found, names[0], "as W_enc_I.safetensors")
     _all_layers(found, names[1], "as W_dec_I.safetensors", len(layers))
     encoders, decoders = (found.fetched(of_layer) for of_layer in names)
@@ -612,6 +630,8 @@ def _settings_of(dictionaries: TranscoderSet | CrossLayerTranscoder, kind: str) 
     }
     if provenance.bos is not None:
         config["prepend_bos"] = provenance.bos
+    if provenance.first != _first(provenance.model):
+        config["zero_positions"] = provenance.first
     if (k := _shared_k(dictionaries)) is not None:
         config |= {"activation": "topk", "k": k}
         logger.warning("circuit-tracer 0.5.0 takes TopK transcoders for ReLU ones; read these with a later version.")
@@ -633,12 +653,12 @@ def _shared_k(dictionaries: TranscoderSet | CrossLayerTranscoder) -> int | None:
     """The k of TopK transcoders; None where they are of another kind."""
     if isinstance(dictionaries, CrossLayerTranscoder):
         return None
-    found = [layer.activation for layer in dictionaries.layers if layer.n_features]
+    found = [transcoder.activation for transcoder in dictionaries.layers if not transcoder.is_absent]
     ks = {sigma.k if isinstance(sigma, TopK) else None for sigma in found}
     if len(ks) > 1:
         kept = ", ".join(sorted("no TopK" if k is None else f"k = {k}" for k in ks))
         raise DictionaryError(
-            f"circuit-tracer's format has one k for all layers; these transcoders have {kept}, so use the native format."
+            f"circuit-tracer's format has one k for all layers; these transcoders have {kept}; use the native format."
         )
     return next(iter(ks), None)
 
@@ -651,7 +671,7 @@ def _require_known(activation: Activation) -> None:
 
 
 def _transcoder_files(dictionaries: TranscoderSet) -> dict[str, dict[str, Tensor]]:
-    present = {layer: transcoder for layer, transcoder in enumerate(dictionaries.layers) if transcoder.n_features}
+    present = {layer: transcoder for layer, transcoder in enumerate(dictionaries.layers) if not transcoder.is_absent}
     _require_alike(dictionaries, present)
     any_skip = any(transcoder.W_skip is not None for transcoder in present.values())
     files = {}
