@@ -118,7 +118,7 @@ class _PerLayerSet(nn.Module, Generic[D]):
         return self[layer].b_dec
 
     def skip(self, layer: int) -> Float[Tensor, "d_model d_out"] | None:
-        return getattr(self[layer], "W_skip", None)
+        return self[layer].W_skip
 
     def check_fits(self, model: LanguageModel) -> None:
         check_fits(self.provenance, self.n_layers, self.d_model, model)

@@ -13,7 +13,7 @@ from transcoders.sites import Site, SiteKind
 
 
 class SparseDictionary(nn.Module):
-    """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec`.
+    """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec (+ x W_skip)`.
 
     With a `norm`, encoder and decoder work in units of each token: they see `norm(x)`, and y is taken back.
     """
@@ -22,6 +22,7 @@ class SparseDictionary(nn.Module):
     b_enc: Float[Tensor, "feature"]
     W_dec: Float[Tensor, "feature d_out"]
     b_dec: Float[Tensor, "d_out"]
+    W_skip: Float[Tensor, "d_in d_out"] | None
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class SparseDictionary(nn.Module):
         activation: Activation,
         read: Site,
         write: Site,
+        W_skip: Float[Tensor, "_ _"] | None = None,
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__()
@@ -42,8 +44,14 @@ class SparseDictionary(nn.Module):
                 "The weights disagree: expected W_enc [d_in, feature], b_enc [feature], W_dec [feature, d_out], "
                 f"b_dec [d_out]; got {', '.join(f'{name} {list(w.shape)}' for name, w in shapes.items())}."
             )
+        if W_skip is not None and W_skip.shape != (len(W_enc), len(b_dec)):
+            raise DictionaryError(
+                f"W_skip must be [d_in, d_out] = {[len(W_enc), len(b_dec)]}; got {list(W_skip.shape)}."
+            )
+        activation.require(len(b_enc))
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec, self.b_dec = nn.Parameter(W_dec), nn.Parameter(b_dec)
+        self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
         self.activation = activation
         self.read = read
         self.writes = (write,)
@@ -63,8 +71,8 @@ class SparseDictionary(nn.Module):
 
     @property
     def is_absent(self) -> bool:
-        """Whether it stands for no dictionary: it has no features, and writes nothing."""
-        return self.n_features == 0 and not bool(self.b_dec.any())
+        """Whether it stands for no dictionary: it has no features, no skip term, and writes nothing."""
+        return self.n_features == 0 and self.W_skip is None and not bool(self.b_dec.any())
 
     @property
     def encoder_bias(self) -> Float[Tensor, "feature"]:
@@ -87,8 +95,7 @@ class SparseDictionary(nn.Module):
         self, y: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_in"] | None
     ) -> Float[Tensor, "*batch d_out"]:
         """What is written, of what the features and b_dec sum up to: with the skip term, in the model's units."""
-        W_skip = getattr(self, "W_skip", None)
-        if W_skip is None and self.norm is None:
+        if self.W_skip is None and self.norm is None:
             return y
         if x is None:
             what = "skip term" if self.norm is None else "norm"
@@ -96,7 +103,7 @@ class SparseDictionary(nn.Module):
                 f"The dictionary of {self.read} has a {what} and needs its input: decode(a, x), "
                 "reconstruct(features, reads)."
             )
-        y = y if W_skip is None else y + self._normed(x) @ W_skip
+        y = y if self.W_skip is None else y + self._normed(x) @ self.W_skip
         return y if self.norm is None else self.norm.inverse(y, x)
 
     def _normed(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
@@ -110,9 +117,9 @@ class SparseDictionary(nn.Module):
 
 
 class SAE(SparseDictionary):
-    """A sparse autoencoder: reads and writes the same site.
+    """A sparse autoencoder: reads and writes the same site: `y = a W_dec + b_dec (+ x W_skip)`.
 
-    With `centred`, the encoder reads `x − b_dec`: `h = (x − b_dec) W_enc + b_enc`.
+    With `centred`, the encoder reads `x − b_dec`: `h = (x − b_dec) W_enc + b_enc`; a skip term reads x itself.
     """
 
     def __init__(
@@ -125,11 +132,13 @@ class SAE(SparseDictionary):
         activation: Activation,
         site: Site,
         centred: bool = False,
+        W_skip: Float[Tensor, "_ _"] | None = None,
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=site, write=site, norm=norm
-        )
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=site, write=site,
+            W_skip=W_skip, norm=norm,
+        )  # fmt: skip
         self.centred = centred
 
     @classmethod
@@ -151,8 +160,6 @@ class Transcoder(SparseDictionary):
     Paulo et al. 2025, *Transcoders Beat Sparse Autoencoders for Interpretability*.
     """
 
-    W_skip: Float[Tensor, "d_in d_out"] | None
-
     def __init__(
         self,
         *,
@@ -167,13 +174,9 @@ class Transcoder(SparseDictionary):
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write, norm=norm
-        )
-        if W_skip is not None and W_skip.shape != (self.d_in, self.d_out):
-            raise DictionaryError(
-                f"W_skip must be [d_in, d_out] = {[self.d_in, self.d_out]}; got {list(W_skip.shape)}."
-            )
-        self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write,
+            W_skip=W_skip, norm=norm,
+        )  # fmt: skip
 
     @classmethod
     def absent(
@@ -188,11 +191,6 @@ class Transcoder(SparseDictionary):
         return cls(
             **_nothing(d_model, dtype), activation=ReLU(), read=Site(layer, read), write=Site(layer, write)
         ).requires_grad_(False)
-
-    @property
-    def is_absent(self) -> bool:
-        """Whether it stands for no transcoder: it has no features, no skip term, and writes nothing."""
-        return super().is_absent and self.W_skip is None
 
 
 class _Weights(TypedDict):

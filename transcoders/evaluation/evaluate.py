@@ -154,7 +154,7 @@ def evaluate(
 
 def _sequential(dictionaries: DictionarySet) -> bool:
     """Whether a layer's features are known before the later layers have run."""
-    return not isinstance(dictionaries, CrossLayerTranscoder) or dictionaries.activation.pointwise
+    return not isinstance(dictionaries, CrossLayerTranscoder) or not dictionaries.activation.over_layers
 
 
 def _evaluate_layer(

@@ -19,6 +19,7 @@ from transcoders.dictionaries import (
     CrossLayerTranscoder,
     DictionaryProvenance,
     DictionarySet,
+    GroupMax,
     JumpReLU,
     MappedDictionaries,
     ReLU,
@@ -52,14 +53,14 @@ _ACTIVATION = {
     "type": "object",
     "required": ["name"],
     "properties": {
-        "name": {"enum": ["relu", "jumprelu", "topk"]},
+        "name": {"enum": ["relu", "jumprelu", "topk", "groupmax"]},
         "bandwidth": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
         "k": {"type": "integer", "minimum": 1, "maximum": 2**31},
         "over_layers": {"type": "boolean"},
     },
     "allOf": [
         {"if": {"properties": {"name": {"const": name}}}, "then": {"required": needed}}
-        for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]))
+        for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]), ("groupmax", ["k"]))
     ],
 }
 _SITES = {"type": "array", "minItems": 1, "maxItems": MOST_LAYERS, "items": {"type": "string", "maxLength": 40}}
@@ -218,7 +219,7 @@ def _skips(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
     n = record["n_layers"]
     if record["kind"] == "clt":
         return {"W_skip": (n, "d_model", "d_model")}
-    return {f"{i}.W_skip": ("d_model", "d_model") for i in range(n)} if record["kind"] == "plt" else {}
+    return {f"{i}.W_skip": ("d_model", "d_model") for i in range(n)}
 
 
 def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet | SAESet | CrossLayerTranscoder:
@@ -242,13 +243,11 @@ def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet 
     for i in range(n_layers):
         weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         sigma = _activation(record["activation"][i], tensors, f"{i}.")
+        common = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
         if kind == "sae":
-            layers.append(SAE(**weights, activation=sigma, site=reads[i], centred=record["centred"][i], norm=norms[i]))
+            layers.append(SAE(**common, site=reads[i], centred=record["centred"][i]))
         else:
-            skip = tensors.get(f"{i}.W_skip")
-            layers.append(
-                Transcoder(**weights, activation=sigma, read=reads[i], write=writes[i], W_skip=skip, norm=norms[i])
-            )
+            layers.append(Transcoder(**common, read=reads[i], write=writes[i]))
     if kind == "sae":
         return SAESet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     return TranscoderSet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
@@ -260,6 +259,8 @@ def _describe(activation: Activation) -> dict[str, Any]:
         return {"name": "jumprelu", "bandwidth": activation.bandwidth}
     if isinstance(activation, TopK):
         return {"name": "topk", "k": activation.k, "over_layers": activation.over_layers}
+    if isinstance(activation, GroupMax):
+        return {"name": "groupmax", "k": activation.k}
     return {"name": activation.name}
 
 
@@ -269,6 +270,8 @@ def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str)
         return JumpReLU(tensors[f"{prefix}{_THRESHOLD}"], record["bandwidth"])
     if name == "topk":
         return TopK(record["k"], over_layers=record["over_layers"])
+    if name == "groupmax":
+        return GroupMax(record["k"])
     if name == "relu":
         return ReLU()
     raise FileFormatError(f"The dictionary has the activation {name!r}, which this release cannot read.")
