@@ -2,8 +2,8 @@
 
 config.yaml (circuit_tracer/utils/hf_utils.py of decoderesearch/circuit-tracer, 0.5.0 and after):
     model_kind                  `transcoder_set` or `cross_layer_transcoder`
-    feature_input_hook          where features read, a hook of TransformerLens in a block: `hook_resid_mid` is before the
-                                norm, `ln2.hook_normalized` after it but without its weight and bias (those of a
+    feature_input_hook          where features read, a hook of TransformerLens in a block: `hook_resid_mid` is before
+                                the norm, `ln2.hook_normalized` after it but without its weight and bias (those of a
                                 LayerNorm: since TransformerLens 3), `mlp.hook_in` with them
     feature_output_hook         where they write: `hook_mlp_out` is after a norm of the MLP's output, `mlp.hook_out`
                                 before it
@@ -138,8 +138,8 @@ class _Set:
         except FileFormatError as error:
             raise FileFormatError(
                 f"{self.path or self.label} has the {key} {self.config[key][:60]!r}, which is no place in a block that "
-                "this package reads; such places are hook_resid_mid, ln2.hook_normalized, mlp.hook_in, mlp.hook_out and "
-                "hook_mlp_out."
+                "this package reads; such places are hook_resid_mid, ln2.hook_normalized, mlp.hook_in, mlp.hook_out "
+                "and hook_mlp_out."
             ) from error
 
     def numbered(self, pattern: str) -> dict[int, str]:
