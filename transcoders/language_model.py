@@ -20,6 +20,12 @@ from transcoders.token_text import token_text, with_characters
 Hook = Callable[[Tensor], Tensor | None]
 
 _FINGERPRINT_VALUES = 4096
+_MISSING: dict[SiteKind, str] = {
+    "resid_mid": "its attention and MLP run side by side",
+    "mlp_normed": "no norm stands before its MLP",
+    "mlp_neurons": "its MLP is a mixture of experts",
+}
+"""Why a model may lack a site."""
 
 
 def _sampled(weights: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | str]:
@@ -308,14 +314,19 @@ class LanguageModel:
                 return str(hooks[name].name)
         if site.layer >= self.n_layers:
             raise ModelError(f"There is no site {site}; {self.name} has layers 0 to {self.n_layers - 1}.")
-        kinds = [kind for kind in get_args(SiteKind) if any(name in hooks for name in Site(site.layer, kind).hooks)]
-        raise ModelError(
-            f"{self.name} has no site {site.kind} (its blocks have no {' or '.join(_in_block(site))}); "
-            f"its sites are {', '.join(kinds)}."
-        )
+        kinds = [kind for kind in get_args(SiteKind) if self.has_site(Site(site.layer, kind))]
+        reason = _MISSING.get(site.kind, f"TransformerLens' bridge has no {site.hooks[0]}")
+        raise ModelError(f"{self.name} has no site {site} ({reason}); its sites there are {', '.join(kinds)}.")
 
     def has_site(self, site: Site) -> bool:
         return any(self.has_hook(name) for name in site.hooks)
+
+    def width(self, site: Site) -> int:
+        """Length of the vectors at a site; raises `ModelError` as `hook` does."""
+        if site.kind not in ("attn_z", "mlp_neurons"):
+            return self.d_model
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        return self.activations(token, [site])[site].shape[-1]
 
     def has_hook(self, name: str) -> bool:
         return name in self.bridge.hook_dict
@@ -374,7 +385,3 @@ def _after(first: Hook, second: Hook) -> Hook:
         return changed if again is None else again
 
     return both
-
-
-def _in_block(site: Site) -> list[str]:
-    return [name.split(".", 2)[2] for name in site.hooks]

@@ -168,7 +168,7 @@ class CrossLayerTranscoder(nn.Module):
         return None if self.W_skip is None else self.W_skip[layer]
 
     def check_fits(self, model: LanguageModel) -> None:
-        check_fits(self.provenance, self.n_layers, self.d_model, model)
+        check_fits(self.provenance, self.n_layers, self.d_model, model, self.reads[0])
 
     def _require_reads(self, reads: Tensor | None) -> Tensor:
         if reads is None:

@@ -121,7 +121,7 @@ class _PerLayerSet(nn.Module, Generic[D]):
         return self[layer].W_skip
 
     def check_fits(self, model: LanguageModel) -> None:
-        check_fits(self.provenance, self.n_layers, self.d_model, model)
+        check_fits(self.provenance, self.n_layers, self.d_model, model, self.reads[0])
 
 
 class TranscoderSet(_PerLayerSet[Transcoder]):

@@ -9,7 +9,7 @@ import torch
 
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
-from transcoders.sites import Frame
+from transcoders.sites import Frame, Site
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +98,14 @@ def reading_as_trained(
     return model.with_bos(trained)
 
 
-def check_fits(provenance: DictionaryProvenance, n_layers: int, d_model: int, model: LanguageModel) -> None:
+def check_fits(provenance: DictionaryProvenance, n_layers: int, width: int, model: LanguageModel, read: Site) -> None:
     """Raises `DictionaryError` unless dictionaries of these sizes and this origin can be used with `model`.
 
-    Other weights in a model of the same sizes, such as a tuned one's, are no error; a line of the log names them.
+    `width`: of what is read, at `read` and its like. Other weights in a model of the same layers, width and (where it
+    is recorded) vocabulary, such as a tuned one's, are no error; a line of the log names them.
     """
     sizes = (
-        ("vectors of width {}", d_model, model.d_model),
+        (f"{read.kind} of width {{}}", width, model.width(read)),
         ("{} layers", n_layers, model.n_layers),
         ("a vocabulary of {} tokens", provenance.d_vocab or model.d_vocab, model.d_vocab),
     )

@@ -73,7 +73,8 @@ class ModelSource:
         self.model = model = model.with_bos(config.bos)
         self.config = config
         self.name, self.frame, self.device = model.name, model.frame, model.device
-        self.n_layers, self.d_model, self.fingerprint = model.n_layers, model.d_model, model.fingerprint
+        self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
+        self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
         self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
         self.bos: bool | None = model.adds_bos
