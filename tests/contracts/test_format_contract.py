@@ -306,8 +306,8 @@ def test_native_settings_are_judged_before_weights_are_read(tmp_path, change, me
     ("old", "new", "message"),
     [
         ("transcoder_set", "crosscoder", "'crosscoder'"),
-        ("mlp.hook_in", "ln2.hook_normalized", "'ln2.hook_normalized'"),
-        ("layer_1.safetensors", "layer_9.safetensors", "layer_9"),
+        ("mlp.hook_in", "mlp.hook_pre", "feature_input_hook 'mlp.hook_pre', which is no place"),
+        ("scan:", "transcoders: [layer_0.safetensors, layer_9.safetensors]\nscan:", "layer_9"),
     ],
 )
 def test_a_circuit_tracer_config_that_does_not_match_is_refused(tmp_path, old, new, message):
