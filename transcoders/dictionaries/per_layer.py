@@ -94,9 +94,10 @@ class _PerLayerSet(nn.Module, Generic[D]):
     def decode_layer(
         self, layer: int, activations: Float[Tensor, "*batch feature"]
     ) -> Float[Tensor, "*batch write d_model"]:
-        if self[layer].norm is not None:
+        norm = self[layer].norm
+        if norm is not None and norm.is_undone:
             raise DictionaryError(
-                f"The dictionary of {self[layer].read} writes in units of each token ({self[layer].norm}); decode with "
+                f"The dictionary of {self[layer].read} writes in units of each token ({norm}); decode with "
                 "its input, by `reconstruct(features, reads)`."
             )
         return (activations @ self[layer].W_dec).unsqueeze(-2)
