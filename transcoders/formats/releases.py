@@ -117,8 +117,8 @@ def release_named(name: str) -> Release | None:
             Listed(
                 id=id,
                 folder=folder or id,
-                l0=l0,
-                stated=settings if factor is None else settings | {"norm_scaling_factor": factor},
+                l0=None if l0 is None else float(l0),
+                stated=settings if factor is None else settings | {"norm_scaling_factor": float(factor)},
             )
             for id, folder, l0, factor in rows
         ),

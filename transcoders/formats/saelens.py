@@ -261,7 +261,7 @@ def _expected(weights: Weights, settings: Settings) -> list[str]:
     weights.require(expected, sizes)
     if unknown := sorted(there.keys() - expected.keys()):
         raise FileFormatError(
-            f"{weights.path} has {unknown[0][:80]}, which the architecture {settings.architecture!r} has not; check "
+            f"{weights.path} has {unknown[0][:80]!r}, which the architecture {settings.architecture!r} has not; check "
             "that its cfg.json belongs to it."
         )
     return list(expected)
