@@ -1,7 +1,7 @@
 """One dictionary for each layer: sets of transcoders and of SAEs."""
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
 from transcoders.dictionaries.sparse_dictionary import SAE, SparseDictionary, Transcoder
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 
 D = TypeVar("D", bound=SparseDictionary)
+S = TypeVar("S", bound="_PerLayerSet[Any]")
 
 
 class _PerLayerSet(nn.Module, Generic[D]):
@@ -31,6 +33,15 @@ class _PerLayerSet(nn.Module, Generic[D]):
             raise DictionaryError(f"The dictionaries of a set read and write one width; got widths {widths}.")
         self.dictionaries = nn.ModuleList(dictionaries)
         self.provenance = provenance
+
+    def padded(self: S, n_layers: int) -> S:
+        """This set and, up to `n_layers`, absent layers after its own; it shares its dictionaries with this one."""
+        absent = [self._absent(layer) for layer in range(self.n_layers, n_layers)]
+        return type(self)([*self.layers, *absent], self.provenance) if absent else self
+
+    def _absent(self, layer: int) -> D:
+        """What stands for the dictionary of a layer that has none, at the sites of the last layer."""
+        raise NotImplementedError
 
     def __getitem__(self, layer: int) -> D:
         require_layer(layer, len(self.dictionaries))
@@ -70,7 +81,7 @@ class _PerLayerSet(nn.Module, Generic[D]):
             _, pos, feature = (active := features.of_layer(layer)).index.unbind(1)
             y = self.decoder_bias(layer).repeat(count_positions(features, reads), 1)
             y = y.index_add(0, pos, self.decoder_rows(layer, feature, layer) * active.value[:, None])
-            y = self[layer].finished(y, None if reads is None else reads[layer])
+            y = self.finished(layer, y, None if reads is None else reads[layer])
             writes.append(y)
         return torch.stack(writes)
 
@@ -94,12 +105,6 @@ class _PerLayerSet(nn.Module, Generic[D]):
     def decode_layer(
         self, layer: int, activations: Float[Tensor, "*batch feature"]
     ) -> Float[Tensor, "*batch write d_model"]:
-        norm = self[layer].norm
-        if norm is not None and norm.is_undone:
-            raise DictionaryError(
-                f"The dictionary of {self[layer].read} writes in units of each token ({norm}); decode with "
-                "its input, by `reconstruct(features, reads)`."
-            )
         return (activations @ self[layer].W_dec).unsqueeze(-2)
 
     def write_layers(self, layer: int) -> range:
@@ -109,10 +114,18 @@ class _PerLayerSet(nn.Module, Generic[D]):
         return self[layer].b_dec
 
     def skip(self, layer: int) -> Float[Tensor, "d_model d_out"] | None:
-        return getattr(self[layer], "W_skip", None)
+        return self[layer].W_skip
+
+    def norm(self, layer: int) -> TokenNorm | None:
+        return self[layer].norm
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        return self[layer].finished(y, read)
 
     def check_fits(self, model: LanguageModel) -> None:
-        check_fits(self.provenance, self.n_layers, self.d_model, model)
+        check_fits(self.provenance, self.n_layers, self.d_model, model, self.reads[0])
 
 
 class TranscoderSet(_PerLayerSet[Transcoder]):
@@ -120,8 +133,17 @@ class TranscoderSet(_PerLayerSet[Transcoder]):
 
     kind = "plt"
 
+    def _absent(self, layer: int) -> Transcoder:
+        last = self.layers[-1]
+        absent = Transcoder.absent(layer, self.d_model, last.read.kind, last.writes[0].kind, last.b_dec.dtype)
+        return absent.to(last.b_dec.device)
+
 
 class SAESet(_PerLayerSet[SAE]):
     """An SAE for one site of each layer: it trains, loads and encodes, but attribution graphs are not made of it."""
 
     kind = "sae"
+
+    def _absent(self, layer: int) -> SAE:
+        last = self.layers[-1]
+        return SAE.absent(layer, self.d_model, last.read.kind, last.b_dec.dtype).to(last.b_dec.device)

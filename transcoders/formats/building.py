@@ -101,26 +101,17 @@ def _made(weights: LayerWeights, is_sae: bool) -> SAE | Transcoder:
     if weights.centred and not is_sae:  # a transcoder's encoder has one constant
         weights = replace(weights, b_enc=weights.b_enc - weights.b_dec @ weights.W_enc, centred=False)
     common = {name: getattr(weights, name).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    common |= {"activation": weights.activation, "norm": weights.norm}
+    skip = None if weights.W_skip is None else weights.W_skip.contiguous()
+    common |= {"activation": weights.activation, "W_skip": skip, "norm": weights.norm}
     if is_sae:
         return SAE(**common, site=weights.read, centred=weights.centred)
-    return Transcoder(**common, read=weights.read, write=weights.write, W_skip=weights.W_skip)
+    return Transcoder(**common, read=weights.read, write=weights.write)
 
 
 def _absent(like: LayerWeights, layer: int) -> SAE | Transcoder:
-    """A dictionary of a layer that has none: it has no features and writes nothing."""
-    d_in, d_out = like.W_enc.shape[0], like.W_dec.shape[1]
-    nothing = replace(
-        like,
-        W_enc=like.W_enc.new_zeros(d_in, 0),
-        b_enc=like.b_enc.new_zeros(0),
-        W_dec=like.W_dec.new_zeros(0, d_out),
-        b_dec=like.b_dec.new_zeros(d_out),
-        activation=ReLU(),
-        read=Site(layer, like.read.kind),
-        write=Site(layer, like.write.kind),
-        centred=False,
-        W_skip=None,
-        norm=None,
-    )
-    return _made(nothing, like.read == like.write)
+    width, dtype = len(like.b_dec), like.b_dec.dtype
+    if like.read == like.write:
+        absent = SAE.absent(layer, width, like.read.kind, dtype)
+    else:
+        absent = Transcoder.absent(layer, width, like.read.kind, like.write.kind, dtype)
+    return absent.to(like.b_dec.device)

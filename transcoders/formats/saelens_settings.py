@@ -94,6 +94,13 @@ _RMS_NORM = re.compile(
 )
 """Models without LayerNorm, by name."""
 
+_NAMES = {
+    "gpt2-small": "gpt2",
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.1",
+}
+"""TransformerLens' names of models that another name on the hub ends with."""
+
 _TEXT = {"type": ["string", "null"], "maxLength": 300}
 _SIZE = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31}
 _OBJECT = {"type": ["object", "null"]}
@@ -195,7 +202,7 @@ class Settings:
             write=write,
             centre_encoder=centres and kind.is_transcoder,
             frame=_frame(path, flat, read, write),
-            model=flat.get("model_name", "unknown"),
+            model=_NAMES.get(flat.get("model_name", "unknown"), flat.get("model_name", "unknown")),
             bos=flat.get("prepend_bos"),
             corpus=flat.get("dataset_path"),
         )
