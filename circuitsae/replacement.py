@@ -255,6 +255,12 @@ def _check_sites(dictionaries: DictionarySet, model: LanguageModel) -> None:
                 )
             if layer < model.n_layers:
                 _require_site(side, site, model)
+    for layer in range(dictionaries.n_layers):
+        if (norm := dictionaries.norm(layer)) is not None:
+            raise DictionaryError(
+                f"The transcoder of layer {layer} reads each token in units of its own ({norm}), which is not linear in "
+                "the residual stream; attribution needs transcoders without such a norm."
+            )
 
 
 def _require_site(side: str, site: Site, model: LanguageModel) -> None:

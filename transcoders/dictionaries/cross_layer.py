@@ -12,6 +12,7 @@ from transcoders.dictionaries.activations import Activation
 from transcoders.dictionaries.by_name import Kind, load_set
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
@@ -174,6 +175,14 @@ class CrossLayerTranscoder(nn.Module):
     def skip(self, layer: int) -> Float[Tensor, "d_model d_out"] | None:
         require_layer(layer, self.n_layers)
         return None if self.W_skip is None else self.W_skip[layer]
+
+    def norm(self, layer: int) -> TokenNorm | None:
+        return None
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        return y if (skip := self.skip(layer)) is None else y + self._require_reads(read) @ skip
 
     def check_fits(self, model: LanguageModel) -> None:
         check_fits(self.provenance, self.n_layers, self.d_model, model, self.reads[0])

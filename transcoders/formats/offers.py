@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -30,6 +30,8 @@ class Offer:
     """Active features of a token, as its author measured them."""
     variant: str | None = None
     """What else tells it from its neighbours, as its author calls it."""
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that somebody states beside its files, and that replace theirs."""
 
     def row(self) -> dict[str, Any]:
         return {
