@@ -13,11 +13,11 @@ _EPS = 1e-5
 
 
 class TokenNorm:
-    """`x ↦ (x − shift) / scale` of each token, and its inverse.
+    """`x ↦ (x − shift) / (scale + ε)` of each token, and back, `y ↦ y · scale + shift`.
 
-    `rescale`: shift 0, scale `‖x‖ / √d` (SAELens' `constant_norm_rescale`).
-    `layer_norm`: shift `mean(x)`, scale `std(x) + 1e−5`, the standard deviation with Bessel's correction
-    (Gao et al. 2024, and SAELens).
+    `rescale`: shift 0, scale `‖x‖ / √d`, ε = 0 (SAELens' `constant_norm_rescale`).
+    `layer_norm`: shift `mean(x)`, scale `std(x)`, the standard deviation with Bessel's correction, ε = 1e−5, which the
+    way back leaves out (Gao et al. 2024, and SAELens).
     """
 
     def __init__(self, name: TokenNormName) -> None:
@@ -29,7 +29,7 @@ class TokenNorm:
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         shift, scale = self._statistics(x)
-        return (x - shift) / scale
+        return (x - shift) / (scale + (_EPS if self.name == "layer_norm" else 0))
 
     def inverse(
         self, y: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_in"]
@@ -41,7 +41,7 @@ class TokenNorm:
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.name == "rescale":
             return torch.zeros_like(x[..., :1]), x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + _EPS
+        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
 
     def __repr__(self) -> str:
         return f"TokenNorm({self.name!r})"

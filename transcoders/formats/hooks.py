@@ -39,6 +39,7 @@ _MODULES: dict[tuple[str, str], SiteKind] = {
     ("mlp", "in"): "mlp_in",
     ("mlp", "out"): "mlp_out",
     ("attn", "out"): "attn_out",
+    ("self_attn.o_proj", "in"): "attn_z",
     ("post_feedforward_layernorm", "out"): "mlp_added",
     ("pre_feedforward_layernorm", "out"): "mlp_in",
     ("pre_feedforward_layernorm", "in"): "resid_mid",
