@@ -68,6 +68,16 @@ class Weights:
             return found
         return {name: self._converted(name, reading) for name in names}
 
+    def floating(self, names: Iterable[str], reading: Reading) -> dict[str, Tensor]:
+        """As `read`, of tensors that must be of floating point."""
+        found = self.read(names, reading)
+        if odd := next((name for name, value in found.items() if not value.is_floating_point()), None):
+            raise FileFormatError(
+                f"{self.path} has {odd} in {found[odd].dtype}; expected floating-point numbers, so download or save it "
+                "again."
+            )
+        return found
+
     def _converted(self, name: str, reading: Reading) -> Tensor:
         assert self._load is not None
         try:
