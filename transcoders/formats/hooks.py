@@ -54,8 +54,8 @@ _BEFORE_MLP: dict[tuple[str, str], SiteKind] = {
 _ATTENTION = {"self_attn": "attn", "attention": "attn", "self_attention": "attn"}
 _NORMS_AFTER = re.compile(r"gemma-?[23]|olmo-?[23]|exaone-?4|glm-?4", re.IGNORECASE)
 _BLOCKS = (("neox|pythia", "layers"), ("gpt-?2|gpt-?j|gpt-?neo|bloom|codegen|falcon|mpt", "h"), ("opt-", "decoder.layers"))
-_LAYER_NORMS = re.compile(
-    "gpt-?2|gpt-?j|gpt-?neo|neox|pythia|opt-|bloom|codegen|tiny-?stories|gelu-|solu-|phi-?[12]|stablelm|falcon|starcoder",
+_RMS_NORMS = re.compile(
+    "llama|gemma|mi[sx]tral|ministral|qwen|phi-?[34]|olmo-?[23]|smollm|yi-|deepseek|vicuna|granite|glm|gpt-oss|apertus",
     re.IGNORECASE,
 )
 
@@ -89,7 +89,12 @@ def normalised_site(model: str) -> SiteKind:
     Its LayerNorm calls the hook after weight and bias, which is what the MLP reads; its RMSNorm calls it before.
     Source: TransformerLens 2, components/layer_norm.py and components/rms_norm.py.
     """
-    return "mlp_in" if _LAYER_NORMS.search(model) else "mlp_normed"
+    return "mlp_normed" if _RMS_NORMS.search(model) else "mlp_in"
+
+
+def added_site(model: str) -> SiteKind:
+    """What `hook_mlp_out` of TransformerLens carries: the MLP's output, or what a norm after it makes of it."""
+    return "mlp_added" if _NORMS_AFTER.search(model) else "mlp_out"
 
 
 def site_of_module(
