@@ -13,7 +13,7 @@ from circuitsae.attribution.nodes import TargetVectors, centred_columns, feature
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import Recording, node_change, run_alternatives
 from circuitsae.loading import load_dictionaries, load_model
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
 
@@ -97,7 +97,7 @@ def values(model, trace, graph):
 
 
 def _values_of(values, reads):
-    return values(reads.mlp_in[None], reads.final[None])[0]
+    return values(reads.by_layer[None], reads.final[None])[0]
 
 
 def _target_rows(graph):
@@ -131,7 +131,7 @@ def test_doubling_any_source_moves_every_target_by_its_edge(model, trace, graph,
     doubled = [(Recording(model, trace), [node_change(model, trace, graph.nodes[column])]) for column in sources]
     with torch.no_grad():
         for chunk in run_alternatives(model, doubled, "frozen"):
-            moved = values(chunk.mlp_in, chunk.final) - before
+            moved = values(chunk.by_layer, chunk.final) - before
             edges = weights[:, sources[chunk.start : chunk.stop]].T
             torch.testing.assert_close(moved, edges, rtol=1e-9, atol=1e-9)
 
@@ -159,23 +159,23 @@ def _with_bias_doubled(model, trace, node):
     writes = replace(
         frozen.writes,
         position=None if frozen.writes.position is None else frozen.writes.position.clone(),
-        mlp_out=frozen.writes.mlp_out - frozen.skip_out(frozen.reads.mlp_in),
+        mlp_out=frozen.writes.mlp_out - frozen.skip_out(frozen.reads.by_layer),
     )
     if node.text == "pos":
         writes.position[node.pos] *= 2
     elif node.text == "mlp":
         writes.mlp_out[node.layer, node.pos] *= 2
     elif node.text == "b_dec":
-        writes.mlp_out[node.layer, FIRST:] += model.dictionaries.decoder_bias(node.layer).detach()
+        writes.mlp_out[node.layer, trace.first :] += model.dictionaries.decoder_bias(node.layer).detach()
     return writes
 
 
 def test_frozen_run_of_the_clean_writes_is_the_model(trace):
     frozen = trace.frozen
-    written = frozen.writes.mlp_out - frozen.skip_out(frozen.reads.mlp_in)
+    written = frozen.writes.mlp_out - frozen.skip_out(frozen.reads.by_layer)
     reads = frozen(replace(frozen.writes, mlp_out=written))
     torch.testing.assert_close(reads.final, frozen.reads.final, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(reads.mlp_in, frozen.reads.mlp_in, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reads.by_layer, frozen.reads.by_layer, rtol=1e-12, atol=1e-12)
 
 
 def test_replacement_with_errors_is_the_model(model, trace):
@@ -183,7 +183,7 @@ def test_replacement_with_errors_is_the_model(model, trace):
 
 
 def test_position_zero_has_no_features(model, graph, tokens):
-    assert all(node.pos >= FIRST for node in graph.nodes if node.kind is NodeKind.FEATURE)
+    assert all(node.pos >= model.first for node in graph.nodes if node.kind is NodeKind.FEATURE)
     errors = {node.pos for node in graph.nodes if node.kind is NodeKind.ERROR}
     starts = [node for node in graph.nodes if node.kind is NodeKind.BIAS and node.text == "mlp"]
     if int(tokens[0]) == 0:

@@ -27,10 +27,12 @@ from circuitsae.interventions import (
     intervene,
 )
 from circuitsae.loading import load_dictionaries, load_model
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.measuring import Targets, effects
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
+
+FIRST = 1
 
 KINDS = {
     "gpt2-topk": ("gpt2", {"kind": "plt", "activation": "topk"}),
@@ -170,7 +172,7 @@ def _oracle(model, clean, regime, features=(), hooks=None):
 
 def _close(outcome, oracle, alternative=0):
     logits, reads = oracle
-    torch.testing.assert_close(outcome.changed_reads.mlp_in[0, alternative], reads, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outcome.changed_reads.by_layer[0, alternative], reads, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(outcome.changed[0, alternative], logits, rtol=1e-9, atol=1e-9)
 
 

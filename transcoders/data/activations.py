@@ -27,17 +27,17 @@ class ActivationBatch(NamedTuple):
 
 @torch.no_grad()
 def sites_of(
-    model: LanguageModel, rows: Int[Tensor, "row pos"], reads: Sequence[Site], writes: Sequence[Site]
+    model: LanguageModel, rows: Int[Tensor, "row pos"], reads: Sequence[Site], writes: Sequence[Site], *, first: int = 1
 ) -> ActivationBatch:
-    """Activations at all sites from one forward pass per group of rows, all positions but the first.
+    """Activations at all sites from one forward pass per group of rows, at the positions from `first` on.
 
-    The first position is left out: its activations are outliers in most models. Layers after the last site are not
+    Position 0 is left out by default: its activations are outliers in most models. Layers after the last site are not
     computed.
     """
     batches = []
     for group in rows.split(max(1, _TOKENS_AT_ONCE // rows.shape[1])):
         cache = model.activations(group, {*reads, *writes})
-        tensors = [_side([cache[s][:, 1:].flatten(0, 1) for s in sites], model) for sites in (reads, writes)]
+        tensors = [_side([cache[s][:, first:].flatten(0, 1) for s in sites], model) for sites in (reads, writes)]
         batches.append(tensors)
     return ActivationBatch(*(torch.cat(side) for side in zip(*batches, strict=True)))
 

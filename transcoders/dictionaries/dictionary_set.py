@@ -50,10 +50,11 @@ def require_layer(layer: int, n_layers: int) -> None:
 
 @runtime_checkable
 class DictionarySet(Protocol):
-    """Dictionaries for every layer of one model.
+    """Dictionaries for the layers of one model.
 
     Sizes: a feature is named by its layer and its number in the layer; `pos` are the positions of one prompt.
-    `d_model` is the width of what is read and of what is written.
+    `d_model` is the width of what is read and of what is written. Layers may have different numbers of features; one
+    without a dictionary has none (`present_layers`).
     """
 
     kind: str
@@ -130,3 +131,14 @@ class DictionarySet(Protocol):
     def check_fits(self, model: LanguageModel) -> None:
         """Raises `DictionaryError` where the set does not belong to the model (width, layers, frame, weights)."""
         ...
+
+
+def present_layers(dictionaries: DictionarySet) -> list[int]:
+    """The layers that have a dictionary: features, a skip term, or at least a bias."""
+    return [
+        layer
+        for layer in range(dictionaries.n_layers)
+        if dictionaries.n_features(layer)
+        or dictionaries.skip(layer) is not None
+        or bool(dictionaries.decoder_bias(layer).any())
+    ]

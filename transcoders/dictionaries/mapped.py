@@ -98,7 +98,7 @@ class MappedDictionaries:
         self, layer: int, activations: Float[Tensor, "*batch feature"]
     ) -> Float[Tensor, "*batch write d_model"]:
         a, W_dec = activations.flatten(0, -2), self._W_dec[layer]
-        y = a.new_zeros(len(a), W_dec[0].numel())
+        y = a.new_zeros(len(a), math.prod(W_dec.shape[1:]))
         active = (a != 0).any(0).nonzero()[:, 0]
         for feature in active.split(max(1, _SLICE_BYTES // (8 * y.shape[1]))):
             y += a[:, feature] @ self._rows(W_dec, feature).flatten(1)
@@ -127,6 +127,13 @@ class MappedDictionaries:
 
     def skip(self, layer: int) -> Float[Tensor, "d_model d_out"] | None:
         return self._held.skip(layer)
+
+    def padded(self, n_layers: int) -> "MappedDictionaries":
+        """This set and, up to `n_layers`, absent layers after its own; `DictionaryError` for cross-layer ones."""
+        if isinstance(self._held, CrossLayerTranscoder):
+            raise DictionaryError(f"A cross-layer transcoder of {self.n_layers} layers cannot be made {n_layers}.")
+        W_dec = [torch.zeros(0, self.d_model) for _ in range(self.n_layers, n_layers)]
+        return MappedDictionaries(self._held.padded(n_layers), [*self._W_dec, *W_dec]) if W_dec else self
 
     def to(self, dtype: torch.dtype) -> "MappedDictionaries":
         self._held.to(dtype)

@@ -1,7 +1,7 @@
 """One dictionary for each layer: sets of transcoders and of SAEs."""
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 
 D = TypeVar("D", bound=SparseDictionary)
+S = TypeVar("S", bound="_PerLayerSet[Any]")
 
 
 class _PerLayerSet(nn.Module, Generic[D]):
@@ -31,6 +32,15 @@ class _PerLayerSet(nn.Module, Generic[D]):
             raise DictionaryError(f"The dictionaries of a set read and write one width; got widths {widths}.")
         self.dictionaries = nn.ModuleList(dictionaries)
         self.provenance = provenance
+
+    def padded(self: S, n_layers: int) -> S:
+        """This set and, up to `n_layers`, absent layers after its own; it shares its dictionaries with this one."""
+        absent = [self._absent(layer) for layer in range(self.n_layers, n_layers)]
+        return type(self)([*self.layers, *absent], self.provenance) if absent else self
+
+    def _absent(self, layer: int) -> D:
+        """What stands for the dictionary of a layer that has none, at the sites of the last layer."""
+        raise NotImplementedError
 
     def __getitem__(self, layer: int) -> D:
         require_layer(layer, len(self.dictionaries))
@@ -119,8 +129,17 @@ class TranscoderSet(_PerLayerSet[Transcoder]):
 
     kind = "plt"
 
+    def _absent(self, layer: int) -> Transcoder:
+        last = self.layers[-1]
+        absent = Transcoder.absent(layer, self.d_model, last.read.kind, last.writes[0].kind, last.b_dec.dtype)
+        return absent.to(last.b_dec.device)
+
 
 class SAESet(_PerLayerSet[SAE]):
     """An SAE for one site of each layer: it trains, loads and encodes, but attribution graphs are not made of it."""
 
     kind = "sae"
+
+    def _absent(self, layer: int) -> SAE:
+        last = self.layers[-1]
+        return SAE.absent(layer, self.d_model, last.read.kind, last.b_dec.dtype).to(last.b_dec.device)

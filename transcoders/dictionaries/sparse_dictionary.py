@@ -1,12 +1,15 @@
 """One dictionary of one layer: the SAE and the transcoder."""
 
+from typing import TypedDict
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transcoders.dictionaries.activations import Activation
+from transcoders.dictionaries.activations import Activation, ReLU
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
 
 
 class SparseDictionary(nn.Module):
@@ -65,6 +68,11 @@ class SparseDictionary(nn.Module):
     @property
     def d_out(self) -> int:
         return self.W_dec.shape[1]
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether it stands for no dictionary: it has no features, no skip term, and writes nothing."""
+        return self.n_features == 0 and self.W_skip is None and not bool(self.b_dec.any())
 
     @property
     def encoder_bias(self) -> Float[Tensor, "feature"]:
@@ -133,6 +141,11 @@ class SAE(SparseDictionary):
         )  # fmt: skip
         self.centred = centred
 
+    @classmethod
+    def absent(cls, layer: int, d_model: int, site: SiteKind, dtype: torch.dtype = torch.float32) -> "SAE":
+        """What stands for the SAE of a layer that has none: no features, and zeros for a reconstruction."""
+        return cls(**_nothing(d_model, dtype), activation=ReLU(), site=Site(layer, site)).requires_grad_(False)
+
     @property
     def encoder_bias(self) -> Float[Tensor, "feature"]:
         return self.b_enc - self.b_dec @ self.W_enc if self.centred else self.b_enc
@@ -164,3 +177,33 @@ class Transcoder(SparseDictionary):
             W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write,
             W_skip=W_skip, norm=norm,
         )  # fmt: skip
+
+    @classmethod
+    def absent(
+        cls,
+        layer: int,
+        d_model: int,
+        read: SiteKind = "mlp_in",
+        write: SiteKind = "mlp_out",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Transcoder":
+        """What stands for the transcoder of a layer that has none: no features; all that the MLP writes is error."""
+        return cls(
+            **_nothing(d_model, dtype), activation=ReLU(), read=Site(layer, read), write=Site(layer, write)
+        ).requires_grad_(False)
+
+
+class _Weights(TypedDict):
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+def _nothing(d_model: int, dtype: torch.dtype) -> _Weights:
+    """The weights of a dictionary without features."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    return {"W_enc": zeros(d_model, 0), "b_enc": zeros(0), "W_dec": zeros(0, d_model), "b_dec": zeros(d_model)}

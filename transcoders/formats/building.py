@@ -177,19 +177,9 @@ def _made(weights: LayerWeights, is_sae: bool) -> SAE | Transcoder:
 
 
 def _absent(like: LayerWeights, layer: int) -> SAE | Transcoder:
-    """A dictionary of a layer that has none: it has no features and writes nothing."""
-    d_in, d_out = like.W_enc.shape[0], like.W_dec.shape[1]
-    nothing = replace(
-        like,
-        W_enc=like.W_enc.new_zeros(d_in, 0),
-        b_enc=like.b_enc.new_zeros(0),
-        W_dec=like.W_dec.new_zeros(0, d_out),
-        b_dec=like.b_dec.new_zeros(d_out),
-        activation=ReLU(),
-        read=Site(layer, like.read.kind),
-        write=Site(layer, like.write.kind),
-        centred=False,
-        W_skip=None,
-        norm=None,
-    )
-    return _made(nothing, like.read == like.write)
+    width, dtype = len(like.b_dec), like.b_dec.dtype
+    if like.read == like.write:
+        absent = SAE.absent(layer, width, like.read.kind, dtype)
+    else:
+        absent = Transcoder.absent(layer, width, like.read.kind, like.write.kind, dtype)
+    return absent.to(like.b_dec.device)

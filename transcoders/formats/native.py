@@ -74,6 +74,8 @@ _PROVENANCE = {
         "frame": {"type": "object", "properties": {"name": {"enum": ["raw", "folded"]}}, "additionalProperties": False},
         "corpus": {"type": ["string", "null"]},
         "tokens": {"type": "integer", "minimum": 0},
+        "d_vocab": {"type": ["integer", "null"], "minimum": 1},
+        "first": {"type": "integer", "minimum": 0, "maximum": 2**31},
         "seed": {"type": ["integer", "null"]},
         "versions": {"type": "object", "additionalProperties": {"type": "string"}},
         "config": {"type": "object"},
@@ -159,7 +161,9 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
     path = folder / _WEIGHTS
     shapes, expected = tensor_shapes(path), _expected(record)
     optional = {name: shape for name, shape in _skips(record).items() if name in shapes}
-    require_shapes(path, shapes, expected | optional)
+    # A layer without a dictionary has no features.
+    empty = {_feature(i) for i in range(record["n_layers"])}
+    require_shapes(path, shapes, expected | optional, may_be_empty=empty)
     if unknown := sorted(shapes.keys() - expected.keys() - optional.keys()):
         raise FileFormatError(
             f"{path} has {unknown[0]}, which its {_CONFIG} does not speak of; save the dictionaries again."
@@ -199,11 +203,15 @@ def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
         return shapes | ({_THRESHOLD: (n, "feature")} if sigma["name"] == "jumprelu" else {})
     shapes = {}
     for i in layers:
-        feature = f"feature of layer {i}"
+        feature = _feature(i)
         shapes |= {f"{i}.W_enc": ("d_model", feature), f"{i}.b_enc": (feature,)}
         shapes |= {f"{i}.W_dec": (feature, "d_model"), f"{i}.b_dec": ("d_model",)}
         shapes |= {f"{i}.{_THRESHOLD}": (feature,)} if sigma[i]["name"] == "jumprelu" else {}
     return shapes
+
+
+def _feature(layer: int) -> str:
+    return f"feature of layer {layer}"
 
 
 def _skips(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:

@@ -44,6 +44,7 @@ class Source(Protocol):
     frame: Frame
     n_layers: int
     d_model: int
+    d_vocab: int | None
     device: torch.device
 
     def fingerprint(self) -> str | None:
@@ -73,6 +74,7 @@ class ModelSource:
         self.config = config
         self.name, self.frame, self.device = model.name, model.frame, model.device
         self.n_layers, self.d_model, self.fingerprint = model.n_layers, model.d_model, model.fingerprint
+        self.d_vocab: int | None = model.d_vocab
         self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
         self.bos: bool | None = model.adds_bos
         if isinstance(corpus, Tensor):
@@ -113,6 +115,7 @@ class VectorSource:
 
     name, corpus, frame = "vectors", VECTORS, Frame()
     bos: bool | None = None
+    d_vocab: int | None = None
 
     def __init__(self, reads: Vectors, writes: Vectors | None, *, seed: int) -> None:
         self._reads, self._writes, self.seed = reads, writes, seed

@@ -141,7 +141,9 @@ def fold_topk(dictionaries: Folded, reads: Float[Tensor, "layer token d_model"])
     if isinstance(dictionaries, CrossLayerTranscoder):
         k = _k(dictionaries.activation)
         h, count = dictionaries.pre_activations_dense(reads), k * reads.shape[1]
-        cuts = [_threshold(h, count)] if dictionaries.activation.over_layers else [_threshold(each, count) for each in h]
+        cuts = (
+            [_threshold(h, count)] if dictionaries.activation.over_layers else [_threshold(each, count) for each in h]
+        )
         thresholds = torch.tensor(cuts).to(dictionaries.b_enc)[:, None].expand_as(dictionaries.b_enc).clone()
         dictionaries.activation = JumpReLU(thresholds).requires_grad_(False)
         return dictionaries
