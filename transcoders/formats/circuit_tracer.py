@@ -62,7 +62,7 @@ _SITES: dict[str, SiteKind] = {
     "hook_resid_mid": "resid_mid",
     "hook_resid_post": "resid_post",
 }
-_LOCAL_NAME = r"^(?![/\\])(?!.*\.\.)[^\x00]+$"
+_LOCAL_NAME = r"^(?![/\\])(?!.*\.\.)[^\x00-\x1f]+$"
 """Files are named inside of their folder."""
 _SCHEMA = Draft202012Validator(
     {
