@@ -53,6 +53,7 @@ class CrossLayerTranscoder(nn.Module):
                 f"The decoders of {n_layers} layers must have shapes [feature, L − l, d_model] = {expected}; "
                 f"got {[tuple(w.shape) for w in W_dec]}."
             )
+        activation.require(n_features)
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec = nn.ParameterList(nn.Parameter(w) for w in W_dec)
         self.b_dec = nn.Parameter(b_dec)

@@ -59,7 +59,8 @@ class DictionaryProvenance:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DictionaryProvenance":
-        return cls(**{**record, "frame": Frame(**record.get("frame", {}))})
+        factors = {side: [float(x) for x in values] for side, values in record.get("normalisation", {}).items()}
+        return cls(**{**record, "frame": Frame(**record.get("frame", {})), "normalisation": factors})
 
     def trained_with_bos(self, model: LanguageModel) -> bool | None:
         """Whether rows of training text began with BOS, as this or another tool's settings say; None if they do not."""

@@ -196,6 +196,22 @@ def fetch_one(source: Source, name: str) -> Path:
     return source.fetch([name])[0]
 
 
+def full_name(source: Source, name: str) -> str:
+    """The whole path of one of its files, for what the folders above say."""
+    if isinstance(source, LocalFolder):
+        return (source.folder.absolute() / name).as_posix()
+    return source.label if source.path.endswith(name) and source.names == (name,) else f"{source.label}/{name}"
+
+
+def around(source: Source) -> Source:
+    """The folder of a source that is one file; any other source itself."""
+    if isinstance(source, LocalFolder):
+        return LocalFolder(source.folder)
+    is_file = source.path != "" and source.names == (PurePosixPath(source.path).name,)
+    folder = str(PurePosixPath(source.path).parent) if is_file else source.path
+    return HubFolder(source.repo, source.revision, "" if folder == "." else folder) if is_file else source
+
+
 def open_source(name: str | Path, revision: str | None = None) -> Source:
     """The source of this name, unread; `FileFormatError` where it is neither here nor a name of the hub's."""
     path = Path(name).expanduser()
