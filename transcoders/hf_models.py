@@ -62,7 +62,8 @@ def load_module(source: str, device: str | torch.device, dtype: torch.dtype, how
     if how.quantization_config is not None:
         placed["quantization_config"] = how.quantization_config
     module: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, revision=how.revision or "main", trust_remote_code=how.trust_remote_code,
+        source, dtype=torch.float32 if quantised else dtype,  # bitsandbytes takes no float64
+        revision=how.revision or "main", trust_remote_code=how.trust_remote_code,
         attn_implementation="eager", **placed,
     )  # fmt: skip
     return module if placed else module.to(device)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,10 +168,12 @@ def require_shapes(
     found: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int | str, ...]],
     sizes: dict[str, int] | None = None,
+    may_be_empty: Container[int | str] = (),
 ) -> None:
     """Raises `FileFormatError` unless tensors have the expected shapes; a name in a shape stands for one size.
 
-    `sizes`: those that the names stand for, as far as known; the others are added.
+    `sizes`: those that the names stand for, as far as known; the others are added. `may_be_empty`: names of sizes that
+    may be 0.
     """
     if missing := [name for name in expected if name not in found]:
         raise FileFormatError(
@@ -182,7 +184,8 @@ def require_shapes(
     for name, shape in expected.items():
         fits = len(found[name]) == len(shape)
         for size, wanted in zip(found[name], shape, strict=False):
-            fits &= size > 0 and size == (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size))
+            is_filled = size > 0 or wanted in may_be_empty
+            fits &= is_filled and size == (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size))
         if not fits:
             known = ", ".join(str(sizes.get(n, n)) if isinstance(n, str) else str(n) for n in shape)
             raise FileFormatError(
