@@ -62,7 +62,7 @@ class Choice:
         layers: int | Iterable[int] | None = None,
         site: str | None = None,
         width: int | str | None = None,
-        l0: float | None = None,
+        l0: float | int | None = None,
         variant: str | None = None,
     ) -> "Choice":
         """As users write it: one layer or several, a width such as 16384 or "16k"."""
@@ -72,9 +72,8 @@ class Choice:
                 raise InputError(f"layers={list(layers)} are no layers; give distinct numbers from 0.")
         if l0 is not None and not 0 < l0 < math.inf:
             raise InputError(f"l0={l0} is no number of active features; give a positive number.")
-        return cls(
-            id=id, layers=layers, site=site, width=None if width is None else width_of(width), l0=l0, variant=variant
-        )
+        features, active = None if width is None else width_of(width), None if l0 is None else float(l0)
+        return cls(id=id, layers=layers, site=site, width=features, l0=active, variant=variant)
 
     @property
     def stated(self) -> dict[str, Any]:
