@@ -1,7 +1,7 @@
 """Models and dictionaries by name: those of `transcoders`, and the embedded pocket ones."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 
@@ -9,6 +9,7 @@ import transcoders
 from circuitsae.pocket import MODEL_DIR, POCKET_DICTIONARIES, dictionary_folder
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import DictionaryError
+from transcoders.formats.registry import Wanted
 from transcoders.language_model import LanguageModel
 from transcoders.precision import Precision
 
@@ -36,20 +37,15 @@ def load_model(
     return model
 
 
-def load_dictionaries(
-    name: str | Path = POCKET,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: Precision | None = None,
-    decoders: Literal["memory", "mapped"] = "memory",
-) -> DictionarySet:
-    """Dictionaries from a folder or by hub name; the pocket model has `"pocket"` (CLT), `"pocket-plt"`, `"pocket-sae"`.
+def load_dictionaries(name: str | Path = POCKET, **wanted: Unpack[Wanted]) -> DictionarySet:
+    """Dictionaries of any community by name; the pocket model has `"pocket"` (CLT), `"pocket-plt"`, `"pocket-sae"`.
 
-    With `decoders="mapped"` the decoders stay in the file, and only the rows of active features are read.
-    Raises `FileFormatError` for files that are no dictionaries.
+    Names and choices are those of `transcoders.load_dictionaries`.
+    Raises `FileFormatError` for files that are no dictionaries, and `InputError` where a choice is missing.
     """
-    path = dictionary_folder(name) if str(name) in POCKET_DICTIONARIES else name
-    return transcoders.load_dictionaries(path, device=device, dtype=dtype, decoders=decoders)
+    return transcoders.load_dictionaries(
+        dictionary_folder(name) if str(name) in POCKET_DICTIONARIES else name, **wanted
+    )
 
 
 def dictionaries_for(model: str, dictionaries: str | None) -> str:

@@ -98,7 +98,6 @@ def _evaluate(
     text = None if corpus is None else open_corpus(corpus)
     language_model = load_language_model(model, device, dtype, weights)
     loaded = load_dictionaries(dictionaries, device=language_model.device, dtype=dtype)
-    loaded.check_fits(language_model)
     language_model = reading_as_trained(language_model, loaded.provenance, bos)
     length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
     separator = separator if separator is not None else _recorded(loaded, "separator", None)

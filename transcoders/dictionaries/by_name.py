@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
+from transcoders._lazy import public
 from transcoders.errors import DictionaryError
 
 Kind = TypeVar("Kind")
@@ -11,9 +12,7 @@ Kind = TypeVar("Kind")
 
 def load_set(kind: type[Kind], name: str | Path, how: dict[str, Any]) -> Kind:
     """`load_dictionaries(name, **how)`, which must be of this kind."""
-    from transcoders.formats import load_dictionaries
-
-    found = load_dictionaries(name, **how)
+    found = public("transcoders.load_dictionaries")(name, **how)
     if not isinstance(found, kind):
         raise DictionaryError(
             f"{name} holds a {type(found).__name__}, not a {kind.__name__}; load_dictionaries takes either."
@@ -23,10 +22,10 @@ def load_set(kind: type[Kind], name: str | Path, how: dict[str, Any]) -> Kind:
 
 def load_one(kind: type[Kind], release: str | Path, sae_id: str | None, how: dict[str, Any]) -> Kind:
     """The only dictionary of what `load_dictionaries(release, sae_id=sae_id)` finds, which must be of this kind."""
-    from transcoders.formats import load_dictionaries
-
-    found: Any = load_dictionaries(release, **(how if sae_id is None else {**how, "sae_id": sae_id}))
-    held = [each for each in getattr(found, "layers", (found,)) if each is not None]
+    found: Any = public("transcoders.load_dictionaries")(
+        release, **(how if sae_id is None else {**how, "sae_id": sae_id})
+    )
+    held = [each for each in getattr(found, "layers", (found,)) if not getattr(each, "is_absent", False)]
     if len(held) != 1:
         raise DictionaryError(
             f"{release} holds {len(held)} dictionaries; name one with sae_id, or load all: load_dictionaries."

@@ -12,6 +12,7 @@ from transcoders.dictionaries.activations import Activation
 from transcoders.dictionaries.by_name import Kind, load_set
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
@@ -52,6 +53,7 @@ class CrossLayerTranscoder(nn.Module):
                 f"The decoders of {n_layers} layers must have shapes [feature, L − l, d_model] = {expected}; "
                 f"got {[tuple(w.shape) for w in W_dec]}."
             )
+        activation.require(n_features)
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec = nn.ParameterList(nn.Parameter(w) for w in W_dec)
         self.b_dec = nn.Parameter(b_dec)
@@ -175,8 +177,16 @@ class CrossLayerTranscoder(nn.Module):
         require_layer(layer, self.n_layers)
         return None if self.W_skip is None else self.W_skip[layer]
 
+    def norm(self, layer: int) -> TokenNorm | None:
+        return None
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        return y if (skip := self.skip(layer)) is None else y + self._require_reads(read) @ skip
+
     def check_fits(self, model: LanguageModel) -> None:
-        check_fits(self.provenance, self.n_layers, self.d_model, model)
+        check_fits(self.provenance, self.n_layers, self.d_model, model, self.reads[0])
 
     def _require_reads(self, reads: Tensor | None) -> Tensor:
         if reads is None:

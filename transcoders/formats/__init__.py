@@ -1,5 +1,10 @@
-"""Files of dictionaries: one module for each format, and a registry that sniffs which one a folder is in."""
+"""Files of dictionaries: one module for each format, and a registry that sniffs which one a source is in.
 
-from transcoders.formats.registry import load_dictionaries, save_dictionaries
+`source` says where dictionaries lie (a folder, a file, a repository of the hub), `offers` which of what is there is
+meant; `hooks` what others call our sites, `weights` and `files` how their files are read, `building` how their
+conventions become ours.
+"""
 
-__all__ = ["load_dictionaries", "save_dictionaries"]
+from transcoders.formats.registry import list_dictionaries, load_dictionaries, save_dictionaries
+
+__all__ = ["list_dictionaries", "load_dictionaries", "save_dictionaries"]

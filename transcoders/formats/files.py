@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from transcoders.errors import FileFormatError
 from transcoders.files import new_file
+from transcoders.hub import first_line
 
 DecoderPlace = Literal["memory", "mapped"]
 """`memory`: decoders are loaded. `mapped`: they stay in the file, and the rows asked for are read from there."""
@@ -90,13 +91,13 @@ def _parsed(path: Path, language: str, largest: int, parse: Callable[[str], Any]
         raise FileFormatError(f"Cannot read {path} as {language} ({reason}); download or save it again.") from error
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in a safetensors file, judged by its header; all but `k` must be floating."""
+def tensor_shapes(path: Path, *, integers: bool = False) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, by its header; all but `k` are floating, or `integers`."""
     with _opened(path) as file:
         shapes: dict[str, tuple[int, ...]] = {}
         for name in file.keys():  # noqa: SIM118 - not a mapping
             stored = file.get_slice(name)
-            if not stored.get_dtype().startswith(("F", "BF")) and name != "k":
+            if not integers and not stored.get_dtype().startswith(("F", "BF")) and name != "k":
                 raise FileFormatError(
                     f"{path} has {name} in {stored.get_dtype()}; expected floating-point numbers, so download or save "
                     "it again."
@@ -112,17 +113,19 @@ def read_tensors(
     device: str | torch.device = "cpu",
     mapped: Callable[[str], bool] = lambda name: False,
     weights: bool = False,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file (floating ones converted to `dtype`) and its metadata.
+    """The tensors of a safetensors file (floating ones converted to `dtype`) and its metadata.
 
     Those whose names are `mapped` stay in the file, in its precision: reading them reads the file. The others must be
     what their checksums say, where the file has them. `weights`: they must be finite, and of a size that weights have.
+    `wanted`: names of the tensors to read, if not all.
     """
     tensors: dict[str, Tensor] = {}
     with _opened(path) as file:
         metadata = file.metadata() or {}
         sums = _checksums(path, metadata)
-        for name in file.keys():  # noqa: SIM118 - not a mapping
+        for name in filter(wanted, file.keys()):
             stored = file.get_tensor(name)
             if mapped(name):
                 tensors[name] = stored
@@ -131,7 +134,7 @@ def read_tensors(
                 raise FileFormatError(f"{path} is damaged: {name} is not what was saved; download or save it again.")
             tensors[name] = stored.to(device, dtype if stored.is_floating_point() else None)
             if weights:
-                _require_weights(path, name, tensors[name])
+                require_finite(path, name, tensors[name])
     return tensors, metadata
 
 
@@ -165,10 +168,12 @@ def require_shapes(
     found: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int | str, ...]],
     sizes: dict[str, int] | None = None,
+    may_be_empty: Container[int | str] = (),
 ) -> None:
     """Raises `FileFormatError` unless tensors have the expected shapes; a name in a shape stands for one size.
 
-    `sizes`: those that the names stand for, as far as known; the others are added.
+    `sizes`: those that the names stand for, as far as known; the others are added. `may_be_empty`: names of sizes that
+    may be 0.
     """
     if missing := [name for name in expected if name not in found]:
         raise FileFormatError(
@@ -179,7 +184,8 @@ def require_shapes(
     for name, shape in expected.items():
         fits = len(found[name]) == len(shape)
         for size, wanted in zip(found[name], shape, strict=False):
-            fits &= size > 0 and size == (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size))
+            is_filled = size > 0 or wanted in may_be_empty
+            fits &= is_filled and size == (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size))
         if not fits:
             known = ", ".join(str(sizes.get(n, n)) if isinstance(n, str) else str(n) for n in shape)
             raise FileFormatError(
@@ -195,7 +201,8 @@ def _opened(path: Path) -> Any:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
         raise FileFormatError(
-            f"{path} is not a safetensors file ({error}); it may have been cut off, so download or save it again."
+            f"{path} is not a safetensors file ({first_line(error)[:200]}); it may have been cut off, so download or "
+            "save it again."
         ) from error
 
 
@@ -207,12 +214,12 @@ def _checksum(tensor: Tensor) -> str:
 
 def _checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     try:
-        return dict(json.loads(metadata.get(_CHECKSUMS, "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
+        return {str(name): str(checksum) for name, checksum in json.loads(metadata.get(_CHECKSUMS, "{}")).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged: its checksums cannot be read; download or save it again.") from error
 
 
-def _require_weights(path: Path, name: str, tensor: Tensor) -> None:
+def require_finite(path: Path, name: str, tensor: Tensor) -> None:
     """Raises `FileFormatError` for NaN, infinity and what no network has."""
     if tensor.numel() and tensor.is_floating_point():
         least, most = (float(value) for value in tensor.aminmax())
@@ -224,5 +231,5 @@ def _require_weights(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def _listed(names: Mapping[str, Any] | list[str]) -> str:
-    names = list(names)
+    names = [" ".join(name.split())[:80] or "''" for name in names]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

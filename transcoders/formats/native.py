@@ -5,8 +5,9 @@ the layer's number. The two files carry the same id, so that a folder overwritte
 """
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jsonschema import Draft202012Validator
@@ -18,6 +19,7 @@ from transcoders.dictionaries import (
     CrossLayerTranscoder,
     DictionaryProvenance,
     DictionarySet,
+    GroupMax,
     JumpReLU,
     MappedDictionaries,
     ReLU,
@@ -27,11 +29,11 @@ from transcoders.dictionaries import (
     Transcoder,
     TranscoderSet,
 )
+from transcoders.dictionaries.token_norm import TokenNorm, TokenNormName
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_json
 from transcoders.formats.files import (
     MOST_LAYERS,
-    DecoderPlace,
     is_decoder,
     read_json,
     read_tensors,
@@ -41,20 +43,25 @@ from transcoders.formats.files import (
     tensor_shapes,
     write_tensors,
 )
+from transcoders.formats.format import Format, whole
+from transcoders.formats.offers import Offer
+from transcoders.formats.source import Source, fetch_one
+from transcoders.formats.weights import Reading
+from transcoders.hub import first_line
 from transcoders.sites import Site
 
 _ACTIVATION = {
     "type": "object",
     "required": ["name"],
     "properties": {
-        "name": {"enum": ["relu", "jumprelu", "topk"]},
+        "name": {"enum": ["relu", "jumprelu", "topk", "groupmax"]},
         "bandwidth": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
         "k": {"type": "integer", "minimum": 1, "maximum": 2**31},
         "over_layers": {"type": "boolean"},
     },
     "allOf": [
         {"if": {"properties": {"name": {"const": name}}}, "then": {"required": needed}}
-        for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]))
+        for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]), ("groupmax", ["k"]))
     ],
 }
 _SITES = {"type": "array", "minItems": 1, "maxItems": MOST_LAYERS, "items": {"type": "string", "maxLength": 40}}
@@ -69,6 +76,8 @@ _PROVENANCE = {
         "frame": {"type": "object", "properties": {"name": {"enum": ["raw", "folded"]}}, "additionalProperties": False},
         "corpus": {"type": ["string", "null"]},
         "tokens": {"type": "integer", "minimum": 0},
+        "d_vocab": {"type": ["integer", "null"], "minimum": 1},
+        "first": {"type": "integer", "minimum": 0, "maximum": 2**31},
         "seed": {"type": ["integer", "null"]},
         "versions": {"type": "object", "additionalProperties": {"type": "string"}},
         "config": {"type": "object"},
@@ -92,20 +101,20 @@ _SETTINGS = Draft202012Validator(
             "properties": {
                 "activation": {"type": "array", "items": _ACTIVATION},
                 "centred": {"type": "array", "items": {"type": "boolean"}},
+                "norm": {"type": "array", "items": {"enum": [None, *get_args(TokenNormName)]}},
             }
         },
     }
 )
 
-FORMAT = "transcoders"
+_NAME = "transcoders"
 VERSION = 1
 _CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
 _THRESHOLD = "activation.threshold"
 
 
-def is_native(folder: Path) -> bool:
-    path = folder / _CONFIG
-    return path.is_file() and read_json(path).get("format") == FORMAT
+def is_native(source: Source) -> bool:
+    return _CONFIG in source.names and read_json(fetch_one(source, _CONFIG)).get("format") == _NAME
 
 
 def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtype: torch.dtype | None = None) -> None:
@@ -118,13 +127,15 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         config = {"activation": [_describe(d.activation) for d in dictionaries.layers]}
         if isinstance(dictionaries, SAESet):
             config["centred"] = [sae.centred for sae in dictionaries.layers]
+        if any(d.norm is not None for d in dictionaries.layers):
+            config["norm"] = [None if d.norm is None else d.norm.name for d in dictionaries.layers]
     else:
         raise DictionaryError(f"A {type(dictionaries).__name__} has no native form; save a CLT, transcoders or SAEs.")
     if storage_dtype is not None:
         tensors = {name: _stored(name, tensor, storage_dtype) for name, tensor in tensors.items()}
     identity = uuid.uuid4().hex
     record = {
-        "format": FORMAT,
+        "format": _NAME,
         "version": VERSION,
         "id": identity,
         "kind": dictionaries.kind,
@@ -139,32 +150,29 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         write_json(temporary / _CONFIG, record)
 
 
-def load_native(
-    folder: Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    decoders: DecoderPlace = "memory",
-) -> DictionarySet:
-    """The set that `save_native` wrote, in `dtype` or, by default, in float32."""
+def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> DictionarySet:
+    """The set that `save_native` wrote."""
+    folder = source.fetch([_CONFIG, _WEIGHTS])[0].parent
     record = read_json(folder / _CONFIG)
     if record.get("version") != VERSION:
         raise FileFormatError(
-            f"{folder / _CONFIG} is of version {record.get('version')!r}, but this release reads version {VERSION}; "
-            "update the package."
+            f"{folder / _CONFIG} is of version {repr(record.get('version'))[:40]}, but this release reads version "
+            f"{VERSION}; update the package."
         )
     require_settings(folder / _CONFIG, record, _SETTINGS)
     path = folder / _WEIGHTS
     shapes, expected = tensor_shapes(path), _expected(record)
     optional = {name: shape for name, shape in _skips(record).items() if name in shapes}
-    require_shapes(path, shapes, expected | optional)
+    # A layer without a dictionary has no features.
+    empty = {_feature(i) for i in range(record["n_layers"])}
+    require_shapes(path, shapes, expected | optional, may_be_empty=empty)
     if unknown := sorted(shapes.keys() - expected.keys() - optional.keys()):
         raise FileFormatError(
             f"{path} has {unknown[0]}, which its {_CONFIG} does not speak of; save the dictionaries again."
         )
-    dtype, mapped = dtype or torch.float32, decoders == "mapped"
+    mapped = reading.decoders == "mapped"
     tensors, metadata = read_tensors(
-        path, dtype=dtype, device=device, mapped=lambda name: mapped and is_decoder(name), weights=True
+        path, dtype=reading.dtype, device=reading.device, mapped=lambda name: mapped and is_decoder(name), weights=True
     )
     if metadata.get("id") != record.get("id"):
         raise FileFormatError(f"{path} and {folder / _CONFIG} were not saved together; save the dictionaries again.")
@@ -172,11 +180,11 @@ def load_native(
         if not mapped:
             return _build(record, tensors)
         names = [name for name in expected if is_decoder(name)]
-        W_dec = take_decoders(in_order := {name: tensors[name] for name in names}, dtype)
+        W_dec = take_decoders(in_order := {name: tensors[name] for name in names}, reading.dtype)
         return MappedDictionaries(_build(record, tensors | in_order), W_dec)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise FileFormatError(
-            f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {error}); "
+            f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {first_line(error)[:200]}); "
             "save the dictionaries again."
         ) from error
 
@@ -197,11 +205,15 @@ def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
         return shapes | ({_THRESHOLD: (n, "feature")} if sigma["name"] == "jumprelu" else {})
     shapes = {}
     for i in layers:
-        feature = f"feature of layer {i}"
+        feature = _feature(i)
         shapes |= {f"{i}.W_enc": ("d_model", feature), f"{i}.b_enc": (feature,)}
         shapes |= {f"{i}.W_dec": (feature, "d_model"), f"{i}.b_dec": ("d_model",)}
         shapes |= {f"{i}.{_THRESHOLD}": (feature,)} if sigma[i]["name"] == "jumprelu" else {}
     return shapes
+
+
+def _feature(layer: int) -> str:
+    return f"feature of layer {layer}"
 
 
 def _skips(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
@@ -209,7 +221,7 @@ def _skips(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
     n = record["n_layers"]
     if record["kind"] == "clt":
         return {"W_skip": (n, "d_model", "d_model")}
-    return {f"{i}.W_skip": ("d_model", "d_model") for i in range(n)} if record["kind"] == "plt" else {}
+    return {f"{i}.W_skip": ("d_model", "d_model") for i in range(n)}
 
 
 def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet | SAESet | CrossLayerTranscoder:
@@ -229,14 +241,15 @@ def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet 
             W_skip=tensors.get("W_skip"),
         ).requires_grad_(False)
     layers: list[SparseDictionary] = []
+    norms = [None if name is None else TokenNorm(name) for name in record.get("norm", [None] * n_layers)]
     for i in range(n_layers):
         weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         sigma = _activation(record["activation"][i], tensors, f"{i}.")
+        common = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
         if kind == "sae":
-            layers.append(SAE(**weights, activation=sigma, site=reads[i], centred=record["centred"][i]))
+            layers.append(SAE(**common, site=reads[i], centred=record["centred"][i]))
         else:
-            skip = tensors.get(f"{i}.W_skip")
-            layers.append(Transcoder(**weights, activation=sigma, read=reads[i], write=writes[i], W_skip=skip))
+            layers.append(Transcoder(**common, read=reads[i], write=writes[i]))
     if kind == "sae":
         return SAESet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     return TranscoderSet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
@@ -248,6 +261,8 @@ def _describe(activation: Activation) -> dict[str, Any]:
         return {"name": "jumprelu", "bandwidth": activation.bandwidth}
     if isinstance(activation, TopK):
         return {"name": "topk", "k": activation.k, "over_layers": activation.over_layers}
+    if isinstance(activation, GroupMax):
+        return {"name": "groupmax", "k": activation.k}
     return {"name": activation.name}
 
 
@@ -257,6 +272,8 @@ def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str)
         return JumpReLU(tensors[f"{prefix}{_THRESHOLD}"], record["bandwidth"])
     if name == "topk":
         return TopK(record["k"], over_layers=record["over_layers"])
+    if name == "groupmax":
+        return GroupMax(record["k"])
     if name == "relu":
         return ReLU()
     raise FileFormatError(f"The dictionary has the activation {name!r}, which this release cannot read.")
@@ -265,3 +282,15 @@ def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str)
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     # Matrices only: rounding a threshold or a bias moves features on and off, and saves nothing.
     return tensor.to(dtype) if "W_" in name else tensor
+
+
+FORMAT = Format(
+    name="native",
+    community="this package",
+    marker='config.json with "format": "transcoders"',
+    recognises=is_native,
+    offers=whole,
+    load=load_native,
+    save=save_native,
+    maps_decoders=True,
+)

@@ -1,73 +1,123 @@
-"""Which format a folder is in, and the way to each format's reader and writer."""
+"""Which format a folder or repository is in, and the way to each format's reader and writer."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TypedDict, Unpack
 
 import torch
 
 from transcoders.dictionaries import DictionarySet, MappedDictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
-from transcoders.formats import circuit_tracer, native
+from transcoders.formats import (
+    circuit_tracer,
+    clt_forge,
+    clt_training,
+    crosslayer_transcoder,
+    native,
+    saelens,
+    sparsify,
+)
 from transcoders.formats.files import DecoderPlace
-from transcoders.hub import first_line, folder_or_name
+from transcoders.formats.format import Format, FormatName
+from transcoders.formats.offers import Choice, Offer, choose
+from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source
+from transcoders.formats.weights import Reading
 from transcoders.precision import Precision, as_dtype
 
-FormatName = Literal["native", "circuit-tracer"]
-
-
-@dataclass(frozen=True)
-class Format:
-    """One way to store dictionaries."""
-
-    recognises: Callable[[Path], bool]
-    """Whether a folder claims to be in this format."""
-    marker: str
-    """What it is recognised by, for messages."""
-    load: Callable[..., DictionarySet]
-    save: Callable[..., None]
-
+logger = logging.getLogger(__name__)
 
 FORMATS: dict[FormatName, Format] = {
-    "native": Format(
-        native.is_native, 'config.json with "format": "transcoders"', native.load_native, native.save_native
-    ),
-    "circuit-tracer": Format(
-        circuit_tracer.is_circuit_tracer,
-        "config.yaml with model_kind",
-        circuit_tracer.load_circuit_tracer,
-        circuit_tracer.save_circuit_tracer,
-    ),
-}
+    form.name: form
+    for form in (
+        native.FORMAT, circuit_tracer.FORMAT, saelens.FORMAT, clt_training.FORMAT, sparsify.FORMAT, clt_forge.FORMAT,
+        crosslayer_transcoder.FORMAT,
+    )
+}  # fmt: skip
+"""In the order in which a source is asked."""
 
 
-def load_dictionaries(
-    path: Path | str,
-    *,
-    dtype: Precision | None = None,
-    device: str | torch.device = "cpu",
-    decoders: DecoderPlace = "memory",
-) -> DictionarySet:
-    """The dictionaries in a local folder, or in a repository of the Hugging Face hub.
+class Wanted(TypedDict, total=False):
+    """What of a source is meant, and how it is wanted."""
 
-    `dtype`: precision of the loaded weights, whatever that of the file; float32 by default. `decoders`: with
-    `"mapped"` they stay in the file, and only the rows of active features are read, for decoders larger than memory.
-    Raises `FileFormatError` where the folder is in no known format, or is not what it claims to be.
+    sae_id: str | None
+    """The folder or file inside of the source."""
+    layers: int | Iterable[int] | None
+    site: str | None
+    """A kind of site that is read, such as `resid_post`."""
+    width: int | str | None
+    """Features of a layer: 16384 or "16k"."""
+    l0: float | None
+    """Active features of a token; the nearest is taken."""
+    variant: str | None
+    """What else tells dictionaries apart, as their author calls it."""
+    revision: str | None
+    """Of a repository of the hub."""
+    dtype: Precision | None
+    """Precision of the loaded weights, whatever that of the file."""
+    device: str | torch.device
+    decoders: DecoderPlace
+    """`mapped`: they stay in the file, and only the rows of active features are read."""
+
+
+def load_dictionaries(path: Path | str, **wanted: Unpack[Wanted]) -> DictionarySet:
+    """Dictionaries of any community: from a local folder or file, or from a repository of the Hugging Face hub.
+
+    `path`: a folder, a file, `OWNER/NAME[@REVISION][/SUB/FOLDER]`, `hf://…`, circuit-tracer's short names (`gemma`,
+    `llama`) or a release of SAELens'. Where it offers more than one dictionary for a layer, `sae_id` (its folder),
+    `layers`, `site`, `width` (16384 or "16k"), `l0` (the nearest is taken) and `variant` say which is meant, and
+    `revision` which version of a repository. `dtype`: precision of the loaded weights, whatever that of the file;
+    float32 by default. `decoders`: with `"mapped"` they stay in the file, and only the rows of active features are
+    read, for decoders larger than memory.
+    Raises `FileFormatError` where nothing is there, where it is in no known format, or is not what it claims to be,
+    and `InputError` with the options where a choice is missing.
     """
+    decoders, dtype = wanted.get("decoders", "memory"), wanted.get("dtype")
     if decoders not in ("memory", "mapped"):
         raise InputError(
             f"Unknown place for decoders {decoders!r}; they are kept in 'memory', or 'mapped' to the file."
         )
-    precision = None if dtype is None else as_dtype(dtype)
-    folder = _local_folder(path)
-    for name, form in FORMATS.items():
-        if form.recognises(folder):
-            logging.getLogger(__name__).info("loading %s dictionaries from %s", name, folder)
-            return form.load(folder, dtype=precision, device=device, decoders=decoders)
-    expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
-    raise FileFormatError(f"{folder} holds no dictionaries in a known format; expected one of ({expected}).")
+    reading = Reading(
+        dtype=torch.float32 if dtype is None else as_dtype(dtype),
+        device=wanted.get("device", "cpu"),
+        decoders=decoders,
+    )
+    choice = Choice.of(
+        id=wanted.get("sae_id"),
+        layers=wanted.get("layers"),
+        site=wanted.get("site"),
+        width=wanted.get("width"),
+        l0=wanted.get("l0"),
+        variant=wanted.get("variant"),
+    )
+    source = open_source(path, wanted.get("revision"))
+    if isinstance(source, ReleaseFolder) and choice.id is not None:
+        source = source.only(choice.id)
+    form = format_of(source)
+    if decoders == "mapped" and not form.maps_decoders:
+        able = ", ".join(name for name, other in FORMATS.items() if other.maps_decoders)
+        raise InputError(
+            f"Decoders of {source.label} cannot stay in their files, which are in the format {form.name!r}; load them "
+            f"into memory, or convert them to one of ({able}) first."
+        )
+    offers = form.offers(source)
+    by_release = isinstance(source, ReleaseFolder)
+    chosen = (source.release.choose if by_release else choose)(offers, choice, source.label)
+    logger.info("loading %s dictionaries from %s", form.name, source.label)
+    return form.load(source, chosen, reading)
+
+
+def list_dictionaries(path: Path | str, *, revision: str | None = None) -> tuple[str, list[Offer]]:
+    """The format, and what a folder or repository offers, by names and settings: no weights are read or downloaded.
+
+    Of a release of SAELens' it is what SAELens' list of releases tells, and the hub is not asked; the format is then
+    SAELens' name for it.
+    """
+    source = open_source(path, revision)
+    if isinstance(source, ReleaseFolder):
+        return source.release.conversion or "saelens", source.release.offers()
+    form = format_of(source)
+    return form.name, form.offers(source)
 
 
 def save_dictionaries(
@@ -87,30 +137,15 @@ def save_dictionaries(
         )
     precision, folder = None if storage_dtype is None else as_dtype(storage_dtype), Path(path).expanduser()
     for name, other in FORMATS.items():
-        if name != format and folder.is_dir() and other.recognises(folder):
+        if name != format and folder.is_dir() and other.recognises(LocalFolder(folder)):
             raise InputError(f"{folder} holds dictionaries in the format {name!r}; save these to another folder.")
     FORMATS[format].save(dictionaries, folder, storage_dtype=precision)
 
 
-def _local_folder(path: Path | str) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise FileFormatError(f"{folder} is a file; give the folder of the dictionaries that holds it.")
-    if isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
-        raise FileFormatError(f"There is no folder {folder}; give a folder of dictionaries, or a hub name OWNER/NAME.")
-    return _download(str(path))
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    instead = "check the name and the network, or give a local folder"
-    found = folder_or_name(name, f"The dictionaries {name!r}", FileFormatError, instead)
-    if isinstance(found, Path):
-        return found
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.yaml", "*.safetensors"]))
-    except Exception as error:  # the hub client raises many kinds, of its own and of its HTTP library
-        raise FileFormatError(f"Could not download {name!r} from the hub ({first_line(error)}); {instead}.") from error
+def format_of(source: Source) -> Format:
+    """The first format that a source claims to be in."""
+    for form in FORMATS.values():
+        if form.recognises(source):
+            return form
+    expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
+    raise FileFormatError(f"{source.label} holds no dictionaries in a known format; expected one of ({expected}).")

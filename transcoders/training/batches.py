@@ -46,6 +46,7 @@ class Source(Protocol):
     frame: Frame
     n_layers: int
     d_model: int
+    d_vocab: int | None
     device: torch.device
 
     def fingerprint(self) -> str | None:
@@ -74,7 +75,9 @@ class ModelSource:
         self.model = model = model.with_bos(config.bos)
         self.config = config
         self.name, self.origin, self.frame, self.device = model.name, model.origin, model.frame, model.device
-        self.n_layers, self.d_model, self.fingerprint = model.n_layers, model.d_model, model.fingerprint
+        self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
+        self.d_model = model.width(self.sites(config)[0][0])
+        self.d_vocab: int | None = model.d_vocab
         self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
         self.bos: bool | None = model.adds_bos
         if isinstance(corpus, Tensor):
@@ -116,6 +119,7 @@ class VectorSource:
     name, corpus, frame = "vectors", VECTORS, Frame()
     origin: Mapping[str, str]
     bos: bool | None = None
+    d_vocab: int | None = None
 
     def __init__(self, reads: Vectors, writes: Vectors | None, *, seed: int) -> None:
         self._reads, self._writes, self.seed, self.origin = reads, writes, seed, {}

@@ -170,6 +170,7 @@ class Trainer:
                 seed=config.seed,
                 versions=library_versions(),
                 config=config.to_json(),
+                d_vocab=self.source.d_vocab,
             )
             results.append(run.export(*self.source.sites(config), provenance))
         with alone_in(self.out):
