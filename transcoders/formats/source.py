@@ -3,17 +3,19 @@
 FOLDER or FILE                          on this machine
 OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… or @REVISION at its end too
 gemma, llama                            circuit-tracer's short names
+RELEASE[@REVISION]                      a release of SAELens', such as gpt2-small-res-jb
 """
 
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs
 
 from transcoders.errors import FileFormatError
+from transcoders.formats.releases import Release, near_releases, release_named
 from transcoders.hub import downloaded, first_line, hub_problem
 
 logger = logging.getLogger(__name__)
@@ -167,12 +169,47 @@ class HubFolder:
         return HubFolder(self.repo, self.revision, f"{self.path}/{folder}" if self.path else folder)
 
 
+@dataclass(frozen=True)
+class ReleaseFolder(HubFolder):
+    """What a release of SAELens' has in its repository."""
+
+    release: Release = field(kw_only=True)
+
+    @property
+    def label(self) -> str:
+        return f"{self.release.name} ({super().label})"
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        return tuple(name for name in super().names if self.release.holds(name))
+
+    def only(self, id: str) -> "ReleaseFolder":
+        """One dictionary of it."""
+        return replace(self, release=self.release.only(id))
+
+
 Source = LocalFolder | HubFolder
 
 
 def fetch_one(source: Source, name: str) -> Path:
     """Where one file of a source lies on this machine."""
     return source.fetch([name])[0]
+
+
+def full_name(source: Source, name: str) -> str:
+    """The whole path of one of its files, for what the folders above say."""
+    if isinstance(source, LocalFolder):
+        return (source.folder.absolute() / name).as_posix()
+    return source.label if source.path.endswith(name) and source.names == (name,) else f"{source.label}/{name}"
+
+
+def around(source: Source) -> Source:
+    """The folder of a source that is one file; any other source itself."""
+    if isinstance(source, LocalFolder):
+        return LocalFolder(source.folder)
+    is_file = source.path != "" and source.names == (PurePosixPath(source.path).name,)
+    folder = str(PurePosixPath(source.path).parent) if is_file else source.path
+    return HubFolder(source.repo, source.revision, "" if folder == "." else folder) if is_file else source
 
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
@@ -185,7 +222,28 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     text = SHORT_NAMES.get(str(name), str(name))
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text:
         raise FileFormatError(f"There is no folder {path}; give a folder of dictionaries, or a hub name OWNER/NAME.")
-    return hub_source(text, revision)
+    return _release_source(text, revision) or hub_source(text, revision)
+
+
+def _release_source(name: str, revision: str | None) -> ReleaseFolder | None:
+    """The repository of a release; None for names that none can have, or that are not known."""
+    text, _, stated = name.partition("@")
+    if "/" in name:
+        return None
+    if (release := release_named(text)) is None:
+        if near := near_releases(text):
+            raise FileFormatError(
+                f"There is no folder {name}, and it is no hub name and no release of SAELens'; releases of "
+                f"like names are {', '.join(near)}."
+            )
+        return None
+    if stated and revision is not None and stated != revision:
+        raise _two_revisions(name, stated, revision)
+    return ReleaseFolder(release.repo, stated or revision, release=release)
+
+
+def _two_revisions(name: str, *revisions: str) -> FileFormatError:
+    return FileFormatError(f"{name} is asked for in two revisions ({', '.join(sorted(revisions))}); give one.")
 
 
 def hub_source(name: str, revision: str | None = None) -> HubFolder:
@@ -195,12 +253,12 @@ def hub_source(name: str, revision: str | None = None) -> HubFolder:
     if found is None:
         raise FileFormatError(
             f"There is no folder {name}, and it is no hub name; expected OWNER/NAME, with @REVISION and /SUB/FOLDER "
-            "after it where needed."
+            "after it where needed, or a release of SAELens'."
         )
     asked = parse_qs(query).get("revision", [None])[0]
     stated = {text for text in (found["revision"], found["late"], asked, revision) if text is not None}
     if len(stated) > 1:
-        raise FileFormatError(f"{name} is asked for in two revisions ({', '.join(sorted(stated))}); give one.")
+        raise _two_revisions(name, *stated)
     parts = [part for part in found["path"].split("/") if part]
     if ".." in "/".join([found["repo"], *parts, *stated]).split("/"):
         raise FileFormatError(f"{name} leads out of its repository by '..'; give a folder inside.")
