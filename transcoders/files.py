@@ -92,14 +92,15 @@ def new_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
             written = sorted(path for path in temporary.rglob("*") if path.is_file())
             for file in written:
                 _force(file)
+            places = [folder / file.relative_to(temporary) for file in written]
             with _locked(folder, shared=False):
                 for name in without:
                     (folder / name).unlink(missing_ok=True)
-                for file in written:
-                    place = folder / file.relative_to(temporary)
+                for file, place in zip(written, places, strict=True):
                     place.parent.mkdir(parents=True, exist_ok=True)
                     file.replace(place)
-            _force_names(folder)
+            for inner in {folder, *(place.parent for place in places)}:
+                _force_names(inner)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,12 +3,14 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transcoders._lazy import public
 from transcoders.bridge import TransformerBridge, fit_precision, prepare, remembered
 from transcoders.errors import ModelError, PromptError
 from transcoders.files import short_hash
@@ -46,19 +48,38 @@ class LanguageModel:
     Holds no hooks between calls; its weights do not require gradients.
     """
 
+    origin: Mapping[str, str]
+    """What `name` leaves out of where the weights come from: their `revision`, an `adapter`, their `quantisation`."""
     _bos: bool | None = None
     """Whether texts get BOS first, where `with_bos` said so."""
 
-    def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame(), *, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        name: str,
+        frame: Frame = Frame(),
+        *,
+        tokenizer: Any = None,
+        origin: Mapping[str, str] | None = None,
+    ) -> None:
         """`tokenizer`: the model's own; the bridge's, which is used without, is made to add BOS."""
         self.bridge = bridge
         self._tokenizer = tokenizer
         self.name = name
+        self.origin = dict(origin or {})
         self.frame = frame
         bridge.eval()
         bridge.requires_grad_(False)
         prepare(bridge)
         self.parts = ModelParts(bridge)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path | None = None, **how: Any) -> "LanguageModel":
+        """`transcoders.load_model(name, **how)`, under the name that users of TransformerLens know."""
+        return public("transcoders.load_model")(name, **how)
+
+    boot_transformers = from_pretrained
+    """TransformerLens' newer name for the same."""
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
     n_heads = property(lambda self: int(self.bridge.cfg.n_heads), doc="Attention heads of a block.")
@@ -209,7 +230,10 @@ class LanguageModel:
 
     def _encode(self, text: str) -> list[int]:
         if not self.has_tokenizer:
-            raise PromptError(f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}.")
+            raise PromptError(
+                f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}, or load the model "
+                "with tokenizer=…."
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -73,8 +73,11 @@ class Site:
     def parse(cls, text: str) -> "Site":
         """The site that `str(site)` names, such as `"3.mlp_in"`."""
         layer, _, kind = text.partition(".")
-        if not layer.isdigit():
-            raise InputError(f"Cannot read site {text!r}; expected LAYER.KIND such as '3.mlp_in'.")
+        if not layer.isdecimal() or kind not in get_args(SiteKind):
+            raise InputError(
+                f"Cannot read site {text!r}; expected LAYER.KIND such as '3.mlp_in', of the "
+                f"kinds {', '.join(get_args(SiteKind))}."
+            )
         return cls(int(layer), kind)  # pyright: ignore[reportArgumentType]
 
 

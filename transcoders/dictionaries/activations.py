@@ -158,8 +158,7 @@ class GroupMax(Activation):
     def require(self, n_features: int) -> None:
         if n_features % self.k or not n_features:
             raise DictionaryError(
-                f"GroupMax takes the largest of each of k groups of one size; {n_features} features are no k = {self.k} "
-                "such groups."
+                f"GroupMax takes the largest of each of {self.k} groups of one size; {n_features} features make none."
             )
 
     def forward(self, h: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:

@@ -1,12 +1,15 @@
 """The cross-layer transcoder: features read one MLP's input and write the outputs of its own and all later MLPs."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transcoders.dictionaries.activations import Activation
+from transcoders.dictionaries.by_name import Kind, load_set
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
 from transcoders.dictionaries.token_norm import TokenNorm
@@ -50,6 +53,7 @@ class CrossLayerTranscoder(nn.Module):
                 f"The decoders of {n_layers} layers must have shapes [feature, L − l, d_model] = {expected}; "
                 f"got {[tuple(w.shape) for w in W_dec]}."
             )
+        activation.require(n_features)
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec = nn.ParameterList(nn.Parameter(w) for w in W_dec)
         self.b_dec = nn.Parameter(b_dec)
@@ -58,6 +62,11 @@ class CrossLayerTranscoder(nn.Module):
         self.provenance = provenance
         self.reads = tuple(reads or (Site(layer, "mlp_in") for layer in range(n_layers)))
         self.writes = tuple(writes or (Site(layer, "mlp_out") for layer in range(n_layers)))
+
+    @classmethod
+    def from_pretrained(cls: type[Kind], name: str | Path, **how: Any) -> Kind:
+        """`load_dictionaries(name, **how)`; raises `DictionaryError` for a set of another kind."""
+        return load_set(cls, name, how)
 
     @property
     def n_layers(self) -> int:

@@ -1,12 +1,14 @@
 """One dictionary for each layer: sets of transcoders and of SAEs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transcoders.dictionaries.by_name import Kind, load_set
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
 from transcoders.dictionaries.sparse_dictionary import SAE, SparseDictionary, Transcoder
@@ -42,6 +44,11 @@ class _PerLayerSet(nn.Module, Generic[D]):
     def _absent(self, layer: int) -> D:
         """What stands for the dictionary of a layer that has none, at the sites of the last layer."""
         raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls: type[Kind], name: str | Path, **how: Any) -> Kind:
+        """`load_dictionaries(name, **how)`; raises `DictionaryError` for a set of another kind."""
+        return load_set(cls, name, how)
 
     def __getitem__(self, layer: int) -> D:
         require_layer(layer, len(self.dictionaries))

@@ -23,6 +23,8 @@ class DictionaryProvenance:
 
     model: str
     """Name of the language model."""
+    model_origin: Mapping[str, str] = field(default_factory=dict)
+    """`LanguageModel.origin`: the revision, adapter and quantisation of its weights, where they had one."""
     fingerprint: str | None = None
     """`LanguageModel.fingerprint()` of its weights; None in files of other tools, which do not record it."""
     frame: Frame = field(default_factory=Frame)
@@ -52,11 +54,13 @@ class DictionaryProvenance:
             raise DictionaryError(f"The first position with features counts from 0; got first={self.first}.")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record = asdict(self)
+        return record if self.model_origin else {key: record[key] for key in record if key != "model_origin"}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DictionaryProvenance":
-        return cls(**{**record, "frame": Frame(**record.get("frame", {}))})
+        factors = {side: [float(x) for x in values] for side, values in record.get("normalisation", {}).items()}
+        return cls(**{**record, "frame": Frame(**record.get("frame", {})), "normalisation": factors})
 
     def trained_with_bos(self, model: LanguageModel) -> bool | None:
         """Whether rows of training text began with BOS, as this or another tool's settings say; None if they do not."""

@@ -1,12 +1,14 @@
 """One dictionary of one layer: the SAE and the transcoder."""
 
-from typing import TypedDict
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from transcoders.dictionaries.activations import Activation, ReLU
+from transcoders.dictionaries.by_name import Kind, load_one
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.sites import Site, SiteKind
@@ -56,6 +58,14 @@ class SparseDictionary(nn.Module):
         self.read = read
         self.writes = (write,)
         self.norm = norm
+
+    @classmethod
+    def from_pretrained(cls: type[Kind], release: str | Path, sae_id: str | None = None, **how: Any) -> Kind:
+        """`load_dictionaries(release, sae_id=sae_id, **how)`, of which it is the only one: SAELens' name for it.
+
+        Raises `DictionaryError` where there are several, and for a dictionary of another kind.
+        """
+        return load_one(cls, release, sae_id, how)
 
     @property
     def n_features(self) -> int:

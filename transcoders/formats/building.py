@@ -6,16 +6,19 @@ Each of these is exact: the dictionary has the same features, activations and re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import (
     SAE,
     Activation,
+    CrossLayerTranscoder,
     DictionaryProvenance,
+    DictionarySet,
     JumpReLU,
-    ReLU,
     SAESet,
+    SparseDictionary,
     Transcoder,
     TranscoderSet,
 )
@@ -73,6 +76,40 @@ def rescaled(weights: LayerWeights) -> LayerWeights:
     return replace(weights, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec)
 
 
+def threshold_of(dictionary: SparseDictionary | CrossLayerTranscoder, community: str) -> Tensor:
+    """The thresholds of a JumpReLU, of which a ReLU is the one with θ = 0; `DictionaryError` for any other."""
+    activation = dictionary.activation
+    if isinstance(activation, JumpReLU):
+        return activation.threshold
+    if isinstance(activation, ReLU):
+        return torch.zeros_like(dictionary.b_enc)
+    raise DictionaryError(
+        f"{community} holds dictionaries with JumpReLU or ReLU, not {type(activation).__name__}; turn TopK into a "
+        "JumpReLU by `transcoders.training.fold_topk`, or use the native format."
+    )
+
+
+def present(dictionaries: DictionarySet, community: str) -> Sequence[SAE | Transcoder]:
+    """The dictionaries of the layers that have one; `DictionaryError` unless there is one for each layer."""
+    if not isinstance(dictionaries, SAESet | TranscoderSet):
+        raise DictionaryError(
+            f"{community} holds one dictionary for each layer, not {dictionaries.kind!r} dictionaries; use the native "
+            "format."
+        )
+    found = [dictionary for dictionary in dictionaries.layers if dictionary.n_features]
+    if not found:
+        raise DictionaryError(f"There is no dictionary to save as {community}: no layer has features.")
+    return found
+
+
+def without(dictionary: SAE | Transcoder, community: str, *, norm: bool = True, skip: bool = True) -> None:
+    """Raises `DictionaryError` for a dictionary with a norm, or a skip term, that a format cannot hold."""
+    what = "a norm of each token" if norm and dictionary.norm is not None else None
+    what = "a skip term" if skip and getattr(dictionary, "W_skip", None) is not None else what
+    if what is not None:
+        raise DictionaryError(f"{community} cannot hold {what} (layer {dictionary.read.layer}); use the native format.")
+
+
 def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, label: str) -> SAESet | TranscoderSet:
     """The set of one dictionary a layer, in any order; layers below the last that have none get one without features.
 
@@ -95,6 +132,36 @@ def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, l
     except (DictionaryError, RuntimeError, ValueError) as error:
         raise FileFormatError(f"{label} holds no dictionaries that fit together: {error}") from error
     return whole.requires_grad_(False)
+
+
+def assemble_cross_layer(
+    label: str,
+    *,
+    W_enc: Sequence[Float[Tensor, "d_model feature"]],
+    b_enc: Sequence[Float[Tensor, "feature"]],
+    W_dec: Sequence[Float[Tensor, "feature _ d_model"]],
+    b_dec: Sequence[Float[Tensor, "d_model"]],
+    activation: Activation,
+    provenance: DictionaryProvenance,
+    reads: Sequence[Site],
+    writes: Sequence[Site],
+    W_skip: Sequence[Float[Tensor, "d_model d_out"]] | None = None,
+) -> CrossLayerTranscoder:
+    """The cross-layer transcoder of these layers; `FileFormatError` where they do not fit together."""
+    try:
+        return CrossLayerTranscoder(
+            W_enc=torch.stack(list(W_enc)),
+            b_enc=torch.stack(list(b_enc)),
+            W_dec=W_dec,
+            b_dec=torch.stack(list(b_dec)),
+            activation=activation,
+            provenance=provenance,
+            reads=reads,
+            writes=writes,
+            W_skip=None if W_skip is None else torch.stack(list(W_skip)),
+        ).requires_grad_(False)
+    except (DictionaryError, RuntimeError, ValueError) as error:
+        raise FileFormatError(f"{label} holds no cross-layer transcoder: {error}") from error
 
 
 def _made(weights: LayerWeights, is_sae: bool) -> SAE | Transcoder:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from transcoders.errors import FileFormatError
 from transcoders.files import new_file
+from transcoders.hub import first_line
 
 DecoderPlace = Literal["memory", "mapped"]
 """`memory`: decoders are loaded. `mapped`: they stay in the file, and the rows asked for are read from there."""
@@ -200,7 +201,8 @@ def _opened(path: Path) -> Any:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
         raise FileFormatError(
-            f"{path} is not a safetensors file ({error}); it may have been cut off, so download or save it again."
+            f"{path} is not a safetensors file ({first_line(error)[:200]}); it may have been cut off, so download or "
+            "save it again."
         ) from error
 
 
@@ -212,8 +214,8 @@ def _checksum(tensor: Tensor) -> str:
 
 def _checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     try:
-        return dict(json.loads(metadata.get(_CHECKSUMS, "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
+        return {str(name): str(checksum) for name, checksum in json.loads(metadata.get(_CHECKSUMS, "{}")).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged: its checksums cannot be read; download or save it again.") from error
 
 
@@ -229,5 +231,5 @@ def require_finite(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def _listed(names: Mapping[str, Any] | list[str]) -> str:
-    names = list(names)
+    names = [" ".join(name.split())[:80] or "''" for name in names]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -9,7 +9,9 @@ from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source
 from transcoders.formats.weights import Reading
 
-FormatName = Literal["native", "circuit-tracer", "saelens"]
+FormatName = Literal[
+    "native", "circuit-tracer", "saelens", "clt-training", "sparsify", "clt-forge", "crosslayer-transcoder",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

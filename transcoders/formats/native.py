@@ -47,6 +47,7 @@ from transcoders.formats.format import Format, whole
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one
 from transcoders.formats.weights import Reading
+from transcoders.hub import first_line
 from transcoders.sites import Site
 
 _ACTIVATION = {
@@ -70,6 +71,7 @@ _PROVENANCE = {
     "required": ["model"],
     "properties": {
         "model": {"type": "string"},
+        "model_origin": {"type": "object", "additionalProperties": {"type": "string"}},
         "fingerprint": {"type": ["string", "null"]},
         "frame": {"type": "object", "properties": {"name": {"enum": ["raw", "folded"]}}, "additionalProperties": False},
         "corpus": {"type": ["string", "null"]},
@@ -154,8 +156,8 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
     record = read_json(folder / _CONFIG)
     if record.get("version") != VERSION:
         raise FileFormatError(
-            f"{folder / _CONFIG} is of version {record.get('version')!r}, but this release reads version {VERSION}; "
-            "update the package."
+            f"{folder / _CONFIG} is of version {repr(record.get('version'))[:40]}, but this release reads version "
+            f"{VERSION}; update the package."
         )
     require_settings(folder / _CONFIG, record, _SETTINGS)
     path = folder / _WEIGHTS
@@ -182,7 +184,7 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
         return MappedDictionaries(_build(record, tensors | in_order), W_dec)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise FileFormatError(
-            f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {error}); "
+            f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {first_line(error)[:200]}); "
             "save the dictionaries again."
         ) from error
 

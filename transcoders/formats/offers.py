@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from transcoders.errors import FileFormatError, InputError
 
@@ -32,6 +32,8 @@ class Offer:
     """What else tells it from its neighbours, as its author calls it."""
     stated: Mapping[str, Any] = field(default_factory=dict)
     """Settings that somebody states beside its files, and that replace theirs."""
+    asks: tuple[Literal["site", "layer"], ...] = ()
+    """What neither names nor settings say, so that a choice has to."""
 
     def row(self) -> dict[str, Any]:
         return {
@@ -101,6 +103,7 @@ def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
 
     Raises `FileFormatError` where nothing fits, and `InputError`, with the options, where more than one does.
     """
+    offers = [_completed(offer, choice) for offer in offers]
     left = [offer for offer in offers if _fits(offer, choice)]
     if not left:
         asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
@@ -113,6 +116,13 @@ def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
                 if name != "kind"
                 else f"{label} holds dictionaries of more than one kind ({_options(name, options)}); give the folder "
                 "of one of them."
+            )
+    for name in ("site", "layer"):
+        if open_ := next((offer for offer in left if name in offer.asks), None):
+            example = f"layers=… (--{name}s)" if name == "layer" else f"{name}=… (--{name})"
+            raise InputError(
+                f"Neither the names nor the settings of {label} say which {name} {open_.id or 'it'} reads; say it with "
+                f"{example}."
             )
     by_layer = [
         (layer, list(group)) for layer, group in groupby(sorted(left, key=_by_layer), key=lambda offer: offer.layer)
@@ -136,13 +146,22 @@ def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
     return [group[0] for _, group in by_layer]
 
 
+def _completed(offer: Offer, choice: Choice) -> Offer:
+    """An offer with what it leaves open, and the choice states."""
+    if "site" in offer.asks and choice.site is not None:
+        offer = replace(offer, site=choice.site, asks=tuple(name for name in offer.asks if name != "site"))
+    if "layer" in offer.asks and choice.layers is not None and len(choice.layers) == 1:
+        offer = replace(offer, layer=choice.layers[0], asks=tuple(name for name in offer.asks if name != "layer"))
+    return offer
+
+
 def _by_layer(offer: Offer) -> int:
     return -1 if offer.layer is None else offer.layer
 
 
 def _several_a_layer(offers: Sequence[Offer]) -> bool:
     layers = [offer.layer for offer in offers]
-    return len(set(layers)) < len(layers)
+    return len(set(layers)) < len(layers) or (None in layers and len(layers) > 1)
 
 
 def _fits(offer: Offer, choice: Choice) -> bool:

@@ -9,7 +9,15 @@ import torch
 
 from transcoders.dictionaries import DictionarySet, MappedDictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
-from transcoders.formats import circuit_tracer, native, saelens
+from transcoders.formats import (
+    circuit_tracer,
+    clt_forge,
+    clt_training,
+    crosslayer_transcoder,
+    native,
+    saelens,
+    sparsify,
+)
 from transcoders.formats.files import DecoderPlace
 from transcoders.formats.format import Format, FormatName
 from transcoders.formats.offers import Choice, Offer, choose
@@ -19,7 +27,13 @@ from transcoders.precision import Precision, as_dtype
 
 logger = logging.getLogger(__name__)
 
-FORMATS: dict[FormatName, Format] = {form.name: form for form in (native.FORMAT, circuit_tracer.FORMAT, saelens.FORMAT)}
+FORMATS: dict[FormatName, Format] = {
+    form.name: form
+    for form in (
+        native.FORMAT, circuit_tracer.FORMAT, saelens.FORMAT, clt_training.FORMAT, sparsify.FORMAT, clt_forge.FORMAT,
+        crosslayer_transcoder.FORMAT,
+    )
+}  # fmt: skip
 """In the order in which a source is asked."""
 
 

@@ -1,7 +1,7 @@
 """Where dictionaries lie: a local folder or file, or a repository of the hub, of which only what is needed is fetched.
 
 FOLDER or FILE                          on this machine
-OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… too
+OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… or @REVISION at its end too
 gemma, llama                            circuit-tracer's short names
 RELEASE[@REVISION]                      a release of SAELens', such as gpt2-small-res-jb
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs
 
 from transcoders.errors import FileFormatError
 from transcoders.formats.releases import Release, near_releases, release_named
@@ -19,14 +20,16 @@ from transcoders.hub import downloaded, first_line, hub_problem
 
 logger = logging.getLogger(__name__)
 
-SHORT_NAMES = {"gemma": "mntss/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}
+SHORT_NAMES = {"gemma": "mwhanna/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}
 """circuit-tracer's names for two repositories."""
 MOST_FILES = 100_000
 _INSTEAD = "check the name and the network, or give a local folder"
 _NAME = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[^/@?]+))?(?P<path>(/+[^/@?]+)*)/*"
-    r"(@(?P<late>[^/@?]+)|\?revision=(?P<query>[^&?]+))?"
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)"
+    r"(@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?P<path>(/+[^/@]+)*)/*"
+    r"(@(?P<late>[^@]*[^/@])/*)?"
 )
+"""A revision at the end may have slashes; one before a path may not, but for the hub's own such as `refs/pr/7`."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,22 @@ def fetch_one(source: Source, name: str) -> Path:
     return source.fetch([name])[0]
 
 
+def full_name(source: Source, name: str) -> str:
+    """The whole path of one of its files, for what the folders above say."""
+    if isinstance(source, LocalFolder):
+        return (source.folder.absolute() / name).as_posix()
+    return source.label if source.path.endswith(name) and source.names == (name,) else f"{source.label}/{name}"
+
+
+def around(source: Source) -> Source:
+    """The folder of a source that is one file; any other source itself."""
+    if isinstance(source, LocalFolder):
+        return LocalFolder(source.folder)
+    is_file = source.path != "" and source.names == (PurePosixPath(source.path).name,)
+    folder = str(PurePosixPath(source.path).parent) if is_file else source.path
+    return HubFolder(source.repo, source.revision, "" if folder == "." else folder) if is_file else source
+
+
 def open_source(name: str | Path, revision: str | None = None) -> Source:
     """The source of this name, unread; `FileFormatError` where it is neither here nor a name of the hub's."""
     path = Path(name).expanduser()
@@ -229,17 +248,19 @@ def _two_revisions(name: str, *revisions: str) -> FileFormatError:
 
 def hub_source(name: str, revision: str | None = None) -> HubFolder:
     """The repository, revision and folder that a hub name such as `hf://OWNER/NAME@REVISION/FOLDER` speaks of."""
-    found = _NAME.fullmatch(name.removeprefix("hf://"))
+    place, _, query = name.removeprefix("hf://").partition("?")
+    found = _NAME.fullmatch(place)
     if found is None:
         raise FileFormatError(
             f"There is no folder {name}, and it is no hub name; expected OWNER/NAME, with @REVISION and /SUB/FOLDER "
             "after it where needed, or a release of SAELens'."
         )
-    stated = {text for text in (found["revision"], found["late"], found["query"], revision) if text is not None}
+    asked = parse_qs(query).get("revision", [None])[0]
+    stated = {text for text in (found["revision"], found["late"], asked, revision) if text is not None}
     if len(stated) > 1:
         raise _two_revisions(name, *stated)
     parts = [part for part in found["path"].split("/") if part]
-    if ".." in parts:
+    if ".." in "/".join([found["repo"], *parts, *stated]).split("/"):
         raise FileFormatError(f"{name} leads out of its repository by '..'; give a folder inside.")
     return HubFolder(found["repo"], next(iter(stated), None), "/".join(parts))
 
