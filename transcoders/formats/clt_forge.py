@@ -11,11 +11,12 @@
     y_t = Σ_{l ≤ t} (a_l W_dec[l, t] + b_dec[l, t]) / s_out_t
 
 Here the scales are folded into the weights and the biases of a target added up. The transcoders read
-`ln2.hook_normalized` and write `hook_mlp_out` of a TransformerLens model whose weights are not folded, loaded by SAELens'
-`load_model`; texts begin with BOS, which is left out of training. Files also hold what training counts: `feature_count`
-and `layer_mask`. A threshold is stored as its logarithm, by which it is rounded.
+`ln2.hook_normalized` and write `hook_mlp_out` of a TransformerLens model whose weights are not folded, loaded by
+SAELens' `load_model`; texts begin with BOS, which is left out of training. Files also hold what training counts:
+`feature_count` and `layer_mask`. A threshold is stored as its logarithm, by which it is rounded.
 
-Source: LLM-Interp/CLT-Forge dcf4cc8 (clt.py, config/clt_config.py, training/activations_store.py, attribution/loading.py).
+Source: LLM-Interp/CLT-Forge dcf4cc8 (clt.py, config/clt_config.py, training/activations_store.py and
+attribution/loading.py).
 """
 
 import math
@@ -74,7 +75,9 @@ def is_clt_forge(source: Source) -> bool:
 def _settings(source: Source) -> dict[str, Any]:
     settings = read_json(path := fetch_one(source, _SETTINGS))
     require_settings(path, settings, _SCHEMA)
-    return settings
+    return settings | {
+        name: int(settings[name]) for name in ("d_in", "d_latent", "n_layers")
+    }  # 3.0 is an integer of JSON's
 
 
 def _shards(source: Source, settings: dict[str, Any]) -> list[str]:
@@ -208,7 +211,10 @@ def _tensors(dictionaries: DictionarySet) -> dict[str, Tensor]:
     else:
         raise DictionaryError(f"{_COMMUNITY} holds transcoders, not {dictionaries.kind!r} dictionaries.")
     model = dictionaries.provenance.model
-    expected, found = (normalised_site(model), added_site(model)), (dictionaries.reads[0].kind, dictionaries.writes[0].kind)
+    expected, found = (
+        (normalised_site(model), added_site(model)),
+        (dictionaries.reads[0].kind, dictionaries.writes[0].kind),
+    )
     if found != expected:
         raise DictionaryError(
             f"{_COMMUNITY} holds transcoders that read {expected[0]} and write {expected[1]} in {model}, not ones that "
@@ -218,7 +224,11 @@ def _tensors(dictionaries: DictionarySet) -> dict[str, Tensor]:
     tiny = torch.finfo(tensors["threshold"].dtype).tiny
     tensors["log_threshold"] = tensors.pop("threshold").clamp(min=tiny).log()
     ones = torch.ones(n_layers)
-    return tensors | {_INTO: ones, _OUT: ones.clone(), "feature_count": torch.zeros(n_layers, n_features, dtype=torch.long)}
+    return tensors | {
+        _INTO: ones,
+        _OUT: ones.clone(),
+        "feature_count": torch.zeros(n_layers, n_features, dtype=torch.long),
+    }
 
 
 def _cross_layer(clt: CrossLayerTranscoder) -> dict[str, Tensor]:
@@ -245,7 +255,9 @@ def _per_layer(transcoders: TranscoderSet) -> dict[str, Tensor]:
     if odd := next((layer for layer in layers if layer.W_skip is not None or layer.norm is not None), None):
         what = "a skip term" if odd.W_skip is not None else "a norm of each token"
         raise DictionaryError(f"{_COMMUNITY} cannot hold {what} ({odd.read}); use the native format.")
-    stacked = {name: torch.stack([getattr(layer, name) for layer in layers]) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    stacked = {
+        name: torch.stack([getattr(layer, name) for layer in layers]) for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+    }
     return stacked | {"threshold": torch.stack([threshold_of(layer, _COMMUNITY) for layer in layers])}
 
 

@@ -53,7 +53,11 @@ _BEFORE_MLP: dict[tuple[str, str], SiteKind] = {
 """In models without norms after attention, which give this name to those."""
 _ATTENTION = {"self_attn": "attn", "attention": "attn", "self_attention": "attn"}
 _NORMS_AFTER = re.compile(r"gemma-?[23]|olmo-?[23]|exaone-?4|glm-?4", re.IGNORECASE)
-_BLOCKS = (("neox|pythia", "layers"), ("gpt-?2|gpt-?j|gpt-?neo|bloom|codegen|falcon|mpt", "h"), ("opt-", "decoder.layers"))
+_BLOCKS = (
+    ("neox|pythia", "layers"),
+    ("gpt-?2|gpt-?j|gpt-?neo|bloom|codegen|falcon|mpt", "h"),
+    ("opt-", "decoder.layers"),
+)
 _RMS_NORMS = re.compile(
     "llama|gemma|mi[sx]tral|ministral|qwen|phi-?[34]|olmo-?[23]|smollm|yi-|deepseek|vicuna|granite|glm|gpt-oss|apertus",
     re.IGNORECASE,
@@ -97,9 +101,7 @@ def added_site(model: str) -> SiteKind:
     return "mlp_added" if _NORMS_AFTER.search(model) else "mlp_out"
 
 
-def site_of_module(
-    name: str, side: Literal["in", "out"] = "out", layer: int | None = None, model: str = ""
-) -> Site:
+def site_of_module(name: str, side: Literal["in", "out"] = "out", layer: int | None = None, model: str = "") -> Site:
     """The site that transformers' module such as `model.layers.5.mlp` reads (`in`) or writes (`out`).
 
     `model`: its name, where it is known: families differ in what they call a module.
