@@ -17,6 +17,7 @@ from transcoders.dictionaries import (
     DictionaryProvenance,
     DictionarySet,
     JumpReLU,
+    ReLU,
     SAESet,
     SparseDictionary,
     Transcoder,
