@@ -6,16 +6,20 @@ Each of these is exact: the dictionary has the same features, activations and re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import (
     SAE,
     Activation,
+    CrossLayerTranscoder,
     DictionaryProvenance,
+    DictionarySet,
     JumpReLU,
     ReLU,
     SAESet,
+    SparseDictionary,
     Transcoder,
     TranscoderSet,
 )
@@ -71,6 +75,47 @@ def rescaled(weights: LayerWeights) -> LayerWeights:
         raise DictionaryError("A decoder that activations are scaled by has a feature of norm 0.")
     W_enc, b_enc, W_dec = weights.W_enc * norm, weights.b_enc * norm, weights.W_dec / norm[:, None]
     return replace(weights, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec)
+
+
+def threshold_of(dictionary: SparseDictionary | CrossLayerTranscoder, community: str) -> Tensor:
+    """The thresholds of a JumpReLU, of which a ReLU is the one with θ = 0; `DictionaryError` for any other."""
+    activation = dictionary.activation
+    if isinstance(activation, JumpReLU):
+        return activation.threshold
+    if isinstance(activation, ReLU):
+        return torch.zeros_like(dictionary.b_enc)
+    raise DictionaryError(
+        f"{community} holds dictionaries with JumpReLU or ReLU, not {type(activation).__name__}; turn TopK into a "
+        "JumpReLU by `transcoders.training.fold_topk`, or use the native format."
+    )
+
+
+def centred_bias(dictionary: SAE | Transcoder) -> Float[Tensor, "feature"]:
+    """b_enc of the same dictionary with an encoder that reads `x − b_dec`."""
+    if getattr(dictionary, "centred", False):
+        return dictionary.b_enc
+    return dictionary.b_enc + dictionary.b_dec @ dictionary.W_enc
+
+
+def present(dictionaries: DictionarySet, community: str) -> Sequence[SAE | Transcoder]:
+    """The dictionaries of the layers that have one; `DictionaryError` unless there is one for each layer."""
+    if not isinstance(dictionaries, SAESet | TranscoderSet):
+        raise DictionaryError(
+            f"{community} holds one dictionary for each layer, not {dictionaries.kind!r} dictionaries; use the native "
+            "format."
+        )
+    found = [dictionary for dictionary in dictionaries.layers if dictionary.n_features]
+    if not found:
+        raise DictionaryError(f"There is no dictionary to save as {community}: no layer has features.")
+    return found
+
+
+def without(dictionary: SAE | Transcoder, community: str, *, norm: bool = True, skip: bool = True) -> None:
+    """Raises `DictionaryError` for a dictionary with a norm, or a skip term, that a format cannot hold."""
+    what = "a norm of each token" if norm and dictionary.norm is not None else None
+    what = "a skip term" if skip and getattr(dictionary, "W_skip", None) is not None else what
+    if what is not None:
+        raise DictionaryError(f"{community} cannot hold {what} (layer {dictionary.read.layer}); use the native format.")
 
 
 def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, label: str) -> SAESet | TranscoderSet:

@@ -9,7 +9,7 @@ from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source
 from transcoders.formats.weights import Reading
 
-FormatName = Literal["native", "circuit-tracer"]
+FormatName = Literal["native", "circuit-tracer", "gemma-scope", "gemma-scope-2", "openai", "dictionary_learning"]
 
 
 @dataclass(frozen=True, kw_only=True)

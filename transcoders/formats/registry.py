@@ -9,7 +9,7 @@ import torch
 
 from transcoders.dictionaries import DictionarySet, MappedDictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
-from transcoders.formats import circuit_tracer, native
+from transcoders.formats import circuit_tracer, dictionary_learning, gemma_scope, gemma_scope_2, native, openai
 from transcoders.formats.files import DecoderPlace
 from transcoders.formats.format import Format, FormatName
 from transcoders.formats.offers import Choice, Offer, choose
@@ -19,7 +19,10 @@ from transcoders.precision import Precision, as_dtype
 
 logger = logging.getLogger(__name__)
 
-FORMATS: dict[FormatName, Format] = {form.name: form for form in (native.FORMAT, circuit_tracer.FORMAT)}
+FORMATS: dict[FormatName, Format] = {
+    module.FORMAT.name: module.FORMAT
+    for module in (native, circuit_tracer, gemma_scope, gemma_scope_2, openai, dictionary_learning)
+}
 """In the order in which a source is asked."""
 
 

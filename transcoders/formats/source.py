@@ -188,6 +188,14 @@ def around(source: Source) -> Source:
     return HubFolder(source.repo, source.revision, "" if folder == "." else folder) if is_file else source
 
 
+def above(source: Source) -> Source:
+    """The folder that a folder lies in, as far as it belongs to the same source."""
+    if isinstance(source, LocalFolder):
+        return LocalFolder(source.folder.absolute().parent)
+    folder = str(PurePosixPath(source.path).parent)
+    return HubFolder(source.repo, source.revision, "" if folder == "." else folder)
+
+
 def open_source(name: str | Path, revision: str | None = None) -> Source:
     """The source of this name, unread; `FileFormatError` where it is neither here nor a name of the hub's."""
     path = Path(name).expanduser()

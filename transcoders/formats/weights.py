@@ -68,6 +68,16 @@ class Weights:
             return found
         return {name: self._converted(name, reading) for name in names}
 
+    def floating(self, names: Iterable[str], reading: Reading) -> dict[str, Tensor]:
+        """As `read`, of tensors that must be of floating point."""
+        found = self.read(names, reading)
+        if odd := next((name for name, value in found.items() if not value.is_floating_point()), None):
+            raise FileFormatError(
+                f"{self.path} has {odd} in {found[odd].dtype}; expected floating-point numbers, so download or save it "
+                "again."
+            )
+        return found
+
     def _converted(self, name: str, reading: Reading) -> Tensor:
         assert self._load is not None
         try:
@@ -96,7 +106,7 @@ def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise DictionaryError(f"NumPy's files hold no {odd}; store the weights in float32 or float16.")
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     with new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:
