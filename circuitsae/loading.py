@@ -1,7 +1,7 @@
 """Models and dictionaries by name: those of `transcoders`, and the embedded pocket ones."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 
@@ -17,15 +17,22 @@ POCKET = "pocket"
 
 
 def load_model(
-    name: str | Path = POCKET, *, device: str | torch.device = "cpu", dtype: Precision = torch.float32
+    name: str | Path | None = None,
+    *,
+    hf_model: Any = None,
+    device: str | torch.device | None = None,
+    dtype: Precision | None = None,
+    **how: Any,
 ) -> LanguageModel:
-    """A model by hub name, from a local Hugging Face folder, or the embedded one (`"pocket"`).
+    """A model by hub name, from a local Hugging Face folder, around `hf_model` of transformers, or the embedded one.
 
-    Raises `ModelError` where there is none.
+    The embedded one is `"pocket"`, and what there is without a name. `how`: the other arguments of
+    `transcoders.load_model`, `tokenizer`, `revision`, `trust_remote_code`, `device_map`, `quantization_config`,
+    `adapter`. Raises `ModelError` where there is no such model, or it cannot be used.
     """
-    if name != POCKET:
-        return transcoders.load_model(name, device=device, dtype=dtype)
-    model = transcoders.load_model(MODEL_DIR, device=device, dtype=dtype)
+    if hf_model is not None or name not in (None, POCKET):
+        return transcoders.load_model(name, hf_model=hf_model, device=device, dtype=dtype, **how)
+    model = transcoders.load_model(MODEL_DIR, device=device, dtype=dtype, **how)
     model.name = POCKET
     return model
 

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from circuitsae.commands.shared import Bos, Dtype, Wide, load_language_model, say
+from circuitsae.commands.shared import Bos, Dtype, WeightOptions, Weights, Wide, load_language_model, say
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import CheckFailedError, InputError
 
@@ -36,6 +36,7 @@ def reproduce(
     device: str = "cpu",
     dtype: Dtype = "float32",
     wide: Wide = False,
+    weights: WeightOptions = Weights(),
 ) -> None:
     """Reproduce a circuit: behaviour, heads and MLPs, features, published figures; exit code 1 if a bar fails.
 
@@ -55,6 +56,7 @@ def reproduce(
         bos: Begin each prompt with the beginning-of-text token; default, as in the dictionaries' training.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
+        weights: Which weights of the model.
     """
     from circuitsae.reproduce import TASKS, Settings
     from circuitsae.reproduce import reproduce as run
@@ -65,14 +67,14 @@ def reproduce(
     if prompts is not None:
         settings = settings.capped(prompts)
     with console.status("loading") as status:
-        loaded = load_language_model(model, device, dtype).with_bos(bos)
-        own, audit_with = _dictionaries(model, dictionaries, device)
+        loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
+        own, audit_with = _dictionaries(model, dictionaries, str(loaded.device))
         found = []
         for name in TASKS if task == "all" else (task,):
             found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=status.update))
             show(console, found[-1])
     sizes = {"--prompts": prompts, "--rescore": rescore, "--seed": seed or None}
-    command = _command(task, model, dictionaries, quick, bos, sizes, docs)
+    command = _command(task, model, dictionaries, quick, bos, sizes, docs, weights)
     folder = out or Path("reports") / f"{Path(model).name}-{task}"
     _write(found, folder, docs, command)
     failed = [claim for report in found for claim in report.failed]
@@ -136,6 +138,7 @@ def _command(
     bos: bool | None,
     sizes: dict[str, int | None],
     docs: Path | None,
+    weights: Weights,
 ) -> str:
     words = ["circuitsae", "reproduce", task]
     words += ["--model", model] if model != "pocket" else []
@@ -144,4 +147,5 @@ def _command(
     words += [] if bos is None else ["--bos" if bos else "--no-bos"]
     words += [word for name, value in sizes.items() if value is not None for word in (name, str(value))]
     words += ["--docs", str(docs)] if docs else []
+    words += weights.words()
     return shlex.join(words)

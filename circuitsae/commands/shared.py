@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
@@ -34,28 +35,73 @@ Bos = Annotated[bool | None, tyro.conf.DisallowNone]
 Wide = Annotated[bool, tyro.conf.arg(help="Keep every column of the tables, however narrow the terminal is.")]
 
 
-def load_language_model(name: str, device: str, dtype: str = "float32") -> "LanguageModel":
+@dataclass(frozen=True)
+class Weights:
+    """Which weights of the model are loaded, and where to."""
+
+    revision: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Of a model of the hub: a branch, a tag or a commit."""
+    adapter: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """A folder or hub name of peft's, merged into the model."""
+    device_map: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Spread the model over devices: auto, balanced or sequential, instead of --device."""
+    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run the Python code that the model's repository brings, which you have read."""
+
+    def stated(self) -> dict[str, str]:
+        """What a graph keeps of it; never whether code may be run."""
+        named = {"revision": self.revision, "adapter": None if self.adapter is None else lasting(self.adapter)}
+        return {key: value for key, value in named.items() if value is not None}
+
+    def words(self) -> list[str]:
+        """As on the command line."""
+        values = {"--revision": self.revision, "--adapter": self.adapter, "--device-map": self.device_map}
+        given = [word for option, value in values.items() if value is not None for word in (option, value)]
+        return given + ["--trust-remote-code"] * self.trust_remote_code
+
+
+WeightOptions = Annotated[Weights, tyro.conf.arg(name=""), tyro.conf.DisallowNone]
+DEFAULT_WEIGHTS = Weights()
+
+
+def load_language_model(
+    name: str, device: str, dtype: str = "float32", weights: Weights = DEFAULT_WEIGHTS
+) -> "LanguageModel":
     """A model by its name on the command line."""
     from transcoders.hub import model_source
 
     if name != "pocket":
-        model_source(name)  # a wrong name is refused before torch takes its seconds
+        model_source(name, weights.revision)  # a wrong name is refused before torch takes its seconds
     from circuitsae.loading import load_model
 
-    return load_model(name, device=device, dtype=dtype)
+    one = None if weights.device_map is not None and device == "cpu" else device  # which nobody asked for then
+    return load_model(
+        name, device=one, dtype=dtype, revision=weights.revision, trust_remote_code=weights.trust_remote_code,
+        device_map=weights.device_map, adapter=weights.adapter,
+    )  # fmt: skip
 
 
 def load_replacement(
-    model: str, dictionaries: str | None, device: str, dtype: str, bos: bool | None = None
+    model: str,
+    dictionaries: str | None,
+    device: str,
+    dtype: str,
+    bos: bool | None = None,
+    weights: Weights = DEFAULT_WEIGHTS,
 ) -> "ReplacementModel":
     """A model with its dictionaries; the pocket model has its own."""
     from circuitsae.loading import dictionaries_for, load_dictionaries
     from circuitsae.replacement import ReplacementModel
 
     with Console(stderr=True).status("loading"):
-        language_model = load_language_model(model, device, dtype)
+        language_model = load_language_model(model, device, dtype, weights)
         name = dictionaries_for(model, dictionaries)
-        return ReplacementModel(language_model, load_dictionaries(name, device=device), bos=bos)
+        return ReplacementModel(language_model, load_dictionaries(name, device=language_model.device), bos=bos)
+
+
+def lasting(name: str) -> str:
+    """A local folder by its full path, so that it is found from anywhere; a hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def corpus_for(model: str, corpus: str | None, own: "Corpus") -> "Corpus":
@@ -83,6 +129,8 @@ class Source(NamedTuple):
 
     model: str | None
     dictionaries: str | None
+    revision: str | None = None
+    adapter: str | None = None
 
 
 def source_of(graph: "AttributionGraph") -> Source:

@@ -17,7 +17,6 @@ from transcoders.dictionaries import (
     DictionaryProvenance,
     DictionarySet,
     JumpReLU,
-    ReLU,
     SAESet,
     SparseDictionary,
     Transcoder,
@@ -26,6 +25,8 @@ from transcoders.dictionaries import (
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.sites import Site
+
+_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,10 @@ def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, l
                 f"{label} holds dictionaries that read {first.read} and write {first.write}, and such that read "
                 f"{weights.read} and write {weights.write}; give the folder of one of them."
             )
+    if (last := max(by_layer)) >= _MOST_LAYERS:
+        raise FileFormatError(
+            f"{label} speaks of layer {last}, but no model has {_MOST_LAYERS:,} layers; check its name."
+        )
     is_sae = first.read == first.write
     try:
         made = [_made(by_layer[i], is_sae) if i in by_layer else _absent(first, i) for i in range(max(by_layer) + 1)]
@@ -142,30 +147,51 @@ def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, l
     return whole.requires_grad_(False)
 
 
+def assemble_cross_layer(
+    label: str,
+    *,
+    W_enc: Sequence[Float[Tensor, "d_model feature"]],
+    b_enc: Sequence[Float[Tensor, "feature"]],
+    W_dec: Sequence[Float[Tensor, "feature _ d_model"]],
+    b_dec: Sequence[Float[Tensor, "d_model"]],
+    activation: Activation,
+    provenance: DictionaryProvenance,
+    reads: Sequence[Site],
+    writes: Sequence[Site],
+    W_skip: Sequence[Float[Tensor, "d_model d_out"]] | None = None,
+) -> CrossLayerTranscoder:
+    """The cross-layer transcoder of these layers; `FileFormatError` where they do not fit together."""
+    try:
+        return CrossLayerTranscoder(
+            W_enc=torch.stack(list(W_enc)),
+            b_enc=torch.stack(list(b_enc)),
+            W_dec=W_dec,
+            b_dec=torch.stack(list(b_dec)),
+            activation=activation,
+            provenance=provenance,
+            reads=reads,
+            writes=writes,
+            W_skip=None if W_skip is None else torch.stack(list(W_skip)),
+        ).requires_grad_(False)
+    except (DictionaryError, RuntimeError, ValueError) as error:
+        raise FileFormatError(f"{label} holds no cross-layer transcoder: {error}") from error
+
+
 def _made(weights: LayerWeights, is_sae: bool) -> SAE | Transcoder:
     if weights.centred and not is_sae:  # a transcoder's encoder has one constant
         weights = replace(weights, b_enc=weights.b_enc - weights.b_dec @ weights.W_enc, centred=False)
     common = {name: getattr(weights, name).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    common |= {"activation": weights.activation, "norm": weights.norm}
+    skip = None if weights.W_skip is None else weights.W_skip.contiguous()
+    common |= {"activation": weights.activation, "W_skip": skip, "norm": weights.norm}
     if is_sae:
         return SAE(**common, site=weights.read, centred=weights.centred)
-    return Transcoder(**common, read=weights.read, write=weights.write, W_skip=weights.W_skip)
+    return Transcoder(**common, read=weights.read, write=weights.write)
 
 
 def _absent(like: LayerWeights, layer: int) -> SAE | Transcoder:
-    """A dictionary of a layer that has none: it has no features and writes nothing."""
-    d_in, d_out = like.W_enc.shape[0], like.W_dec.shape[1]
-    nothing = replace(
-        like,
-        W_enc=like.W_enc.new_zeros(d_in, 0),
-        b_enc=like.b_enc.new_zeros(0),
-        W_dec=like.W_dec.new_zeros(0, d_out),
-        b_dec=like.b_dec.new_zeros(d_out),
-        activation=ReLU(),
-        read=Site(layer, like.read.kind),
-        write=Site(layer, like.write.kind),
-        centred=False,
-        W_skip=None,
-        norm=None,
-    )
-    return _made(nothing, like.read == like.write)
+    width, dtype = len(like.b_dec), like.b_dec.dtype
+    if like.read == like.write:
+        absent = SAE.absent(layer, width, like.read.kind, dtype)
+    else:
+        absent = Transcoder.absent(layer, width, like.read.kind, like.write.kind, dtype)
+    return absent.to(like.b_dec.device)

@@ -373,7 +373,7 @@ def _described(d: SAE | Transcoder, dtype: torch.dtype | None) -> tuple[str, dic
 
 
 FORMAT = Format(
-    name="dictionary_learning",
+    name="dictionary-learning",
     community="dictionary_learning",
     marker="ae.pt, beside config.json",
     recognises=is_dictionary_learning,

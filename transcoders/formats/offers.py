@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,8 @@ class Offer:
     """Active features of a token, as its author measured them."""
     variant: str | None = None
     """What else tells it from its neighbours, as its author calls it."""
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that somebody states beside its files, and that replace theirs."""
     asks: tuple[Literal["site", "layer"], ...] = ()
     """What neither names nor settings say, so that a choice has to."""
 

@@ -220,7 +220,7 @@ def test_the_hub_s_repository_is_listed_and_chosen_from(tmp_path, monkeypatch):
     (home / "refs" / "main").write_text("abc")
     contents = sweep(home / "snapshots" / "abc")
     name, offers = list_dictionaries("someone/saes")
-    assert name == "dictionary_learning"
+    assert name == "dictionary-learning"
     assert {(o.layer, o.variant, o.width, o.l0, o.site, o.kind) for o in offers} == {
         (layer, f"trainer_{trainer}", N, 32 * (trainer + 1), "resid_post", "sae")
         for layer in (3, 7) for trainer in (0, 1)
@@ -304,7 +304,7 @@ def test_edges_add_up_to_what_is_read(tmp_path, name):
 def test_what_is_saved_comes_back(tmp_path, case, activation):
     original = random_dictionaries(**case, activation=activation, n_layers=2, d_model=D, features=N, k=K)
     original.requires_grad_(False)
-    save_dictionaries(original, tmp_path, format="dictionary_learning")
+    save_dictionaries(original, tmp_path, format="dictionary-learning")
     loaded = load_dictionaries(tmp_path)
     assert (loaded.kind, loaded.reads, loaded.writes) == (original.kind, original.reads, original.writes)
     assert loaded.provenance.model == "random"
@@ -321,7 +321,7 @@ def test_what_is_saved_comes_back(tmp_path, case, activation):
 )
 def test_what_they_cannot_hold_is_refused(tmp_path, case, message):
     with pytest.raises(DictionaryError, match=message):
-        save_dictionaries(random_dictionaries(**case, d_model=D), tmp_path / "out", format="dictionary_learning")
+        save_dictionaries(random_dictionaries(**case, d_model=D), tmp_path / "out", format="dictionary-learning")
     assert not (tmp_path / "out").exists()
 
 
