@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
+from transcoders.sites import SiteKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Choice:
         layers: int | Iterable[int] | None = None,
         site: str | None = None,
         width: int | str | None = None,
-        l0: float | None = None,
+        l0: float | int | None = None,
         variant: str | None = None,
     ) -> "Choice":
         """As users write it: one layer or several, a width such as 16384 or "16k"."""
@@ -72,8 +73,15 @@ class Choice:
                 raise InputError(f"layers={list(layers)} are no layers; give distinct numbers from 0.")
         if l0 is not None and not 0 < l0 < math.inf:
             raise InputError(f"l0={l0} is no number of active features; give a positive number.")
+        if site is not None and site not in get_args(SiteKind):
+            raise InputError(f"Unknown site {site!r}; the sites are {', '.join(get_args(SiteKind))}.")
         return cls(
-            id=id, layers=layers, site=site, width=None if width is None else width_of(width), l0=l0, variant=variant
+            id=id,
+            layers=layers,
+            site=site,
+            width=None if width is None else width_of(width),
+            l0=None if l0 is None else float(l0),
+            variant=variant,
         )
 
     @property
