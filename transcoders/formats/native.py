@@ -258,7 +258,7 @@ def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet 
     for i in range(n_layers):
         weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         sigma = _activation(record["activation"][i], tensors, f"{i}.")
-        common = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
+        common: dict[str, Any] = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
         if kind == "sae":
             layers.append(SAE(**common, site=reads[i], centred=record["centred"][i]))
         else:

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
+from transcoders.sites import SiteKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,16 @@ class Choice:
                 raise InputError(f"layers={list(layers)} are no layers; give distinct numbers from 0.")
         if l0 is not None and not 0 < l0 < math.inf:
             raise InputError(f"l0={l0} is no number of active features; give a positive number.")
-        features, active = None if width is None else width_of(width), None if l0 is None else float(l0)
-        return cls(id=id, layers=layers, site=site, width=features, l0=active, variant=variant)
+        if site is not None and site not in get_args(SiteKind):
+            raise InputError(f"Unknown site {site!r}; the sites are {', '.join(get_args(SiteKind))}.")
+        return cls(
+            id=id,
+            layers=layers,
+            site=site,
+            width=None if width is None else width_of(width),
+            l0=None if l0 is None else float(l0),
+            variant=variant,
+        )
 
     @property
     def stated(self) -> dict[str, Any]:
