@@ -25,7 +25,7 @@ from transcoders.formats import (
 from transcoders.formats.files import DecoderPlace
 from transcoders.formats.format import Format, FormatName
 from transcoders.formats.offers import Choice, Offer, choose
-from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source
+from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source, some
 from transcoders.formats.weights import Reading
 from transcoders.precision import Precision, as_dtype
 
@@ -152,5 +152,7 @@ def format_of(source: Source) -> Format:
     for form in FORMATS.values():
         if form.recognises(source):
             return form
-    expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
-    raise FileFormatError(f"{source.label} holds no dictionaries in a known format; expected one of ({expected}).")
+    raise FileFormatError(
+        f"{source.label} holds no dictionaries in a known format (its files: {some(source.names, 6) or 'none'}); the "
+        f"formats are {', '.join(FORMATS)}, and docs/dictionaries.md says what each is recognised by."
+    )
