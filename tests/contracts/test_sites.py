@@ -8,7 +8,7 @@ import torch
 
 from transcoders.errors import ModelError
 from transcoders.loading import random_model
-from transcoders.random_models import random_module
+from transcoders.random_models import Family, random_module
 from transcoders.sites import Site, SiteKind
 
 SIZES = {
@@ -50,7 +50,13 @@ PARALLEL = {kind: place for kind, place in GPT2.items() if kind != "resid_mid"} 
     "mlp_neurons": ("mlp.fc_out", IN),
     "attn_z": ("attn.out_proj", IN),
 }
-MODULES = {"gpt2": GPT2, "llama": LLAMA, "gemma2": GEMMA, "gemma3": GEMMA, "gptj": PARALLEL}
+MODULES: dict[Family, dict[SiteKind, tuple[str, str]]] = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "gemma2": GEMMA,
+    "gemma3": GEMMA,
+    "gptj": PARALLEL,
+}
 NORMS = {
     "gpt2": "ln_2", "llama": "post_attention_layernorm", "gemma2": "pre_feedforward_layernorm",
     "gemma3": "pre_feedforward_layernorm", "gptj": "ln_1",
