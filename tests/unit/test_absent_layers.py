@@ -251,3 +251,23 @@ def test_more_layers_than_the_model_has_are_refused_whatever_its_name():
     clt.provenance = DictionaryProvenance(model="random-gpt2-0")
     with pytest.raises(DictionaryError, match="2 layers"):
         ReplacementModel(random_model("gpt2", **SIZES), clt)
+
+
+# positions without features
+
+
+def test_cards_are_of_the_positions_with_features():
+    plt = random_dictionaries("plt", **SIZES, features=8)
+    plt.provenance = replace(plt.provenance, first=4)
+    lm = random_model("gpt2", **SIZES)
+    cards = collect(lm, plt, ROWS, CollectConfig(tokens=36, context=10, before=3))
+    reads = torch.stack([x[:, 4:] for x in lm.activations(ROWS, plt.reads).values()])
+    active = plt[1].encode(reads[1])
+    feature = int((active > 0).sum((0, 1)).argmax())
+    card = cards.card(1, feature)
+    assert card is not None
+    assert card.firing_rate == pytest.approx(float((active[..., feature] > 0).double().mean()))
+    assert card.max_activation == pytest.approx(float(active[..., feature].max()))
+    assert card.examples
+    with pytest.raises(InputError, match="Rows of 4 tokens have no position with features, which start at 4"):
+        collect(lm, plt, ROWS[:, :4], CollectConfig(tokens=36))
