@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from transcoders import random_dictionaries, random_model
-from transcoders.dictionaries import SAE, CrossLayerTranscoder, JumpReLU, ReLU, TopK, Transcoder, TranscoderSet
+from transcoders.dictionaries import (
+    SAE,
+    CrossLayerTranscoder,
+    DictionaryProvenance,
+    JumpReLU,
+    ReLU,
+    TopK,
+    Transcoder,
+    TranscoderSet,
+)
 from transcoders.errors import DictionaryError
 from transcoders.sites import Frame, Site
 
@@ -139,7 +148,7 @@ def test_a_cross_layer_transcoder_needs_a_decoder_for_every_later_layer():
         )  # fmt: skip
 
 
-def test_dictionaries_of_another_frame_or_other_weights_are_refused():
+def test_dictionaries_of_another_frame_are_refused_and_of_other_weights_named(caplog):
     model = random_model()
     plt = random_dictionaries("plt")
     assert isinstance(plt, TranscoderSet)
@@ -147,10 +156,19 @@ def test_dictionaries_of_another_frame_or_other_weights_are_refused():
     with pytest.raises(DictionaryError, match="'folded' frame"):
         plt.check_fits(model)
     plt.provenance = replace(plt.provenance, frame=model.frame, fingerprint="0123456789abcdef")
-    with pytest.raises(DictionaryError, match="weights 0123456789abcdef"):
-        plt.check_fits(model)
+    plt.check_fits(model)
+    assert (
+        f"weights 0123456789abcdef; {model.name} has the same sizes, but weights {model.fingerprint()}" in caplog.text
+    )
+    caplog.clear()
     plt.provenance = replace(plt.provenance, fingerprint=model.fingerprint())
     plt.check_fits(model)
+    assert not caplog.text
+
+
+def test_the_first_position_with_features_counts_from_zero():
+    with pytest.raises(DictionaryError, match="first=-1"):
+        DictionaryProvenance(model="x", first=-1)
 
 
 @pytest.mark.parametrize("layer", [-1, 2])
