@@ -193,8 +193,8 @@ class Model:
             return held + added.get(layer, 0)
 
         for layer in self.layers:
-            hooks[Site(layer, "mlp_out").hook] = lambda value, layer=layer: mlp_out(value, layer)
-        names = [Site(layer, "mlp_in").hook for layer in self.layers]
+            hooks[Site(layer, "mlp_out").hooks[0]] = lambda value, layer=layer: mlp_out(value, layer)
+        names = [Site(layer, "mlp_in").hooks[0] for layer in self.layers]
         logits, cache = self.model.model.run_hooked(self.trace.tokens[None], read=names, write=hooks)
         return {layer: cache[name][0] for layer, name in zip(self.layers, names, strict=True)}, logits[0, -1]
 

@@ -13,11 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.errors import ModelError
-from transcoders.language_model import Hook, LanguageModel
+from transcoders.language_model import Hook, LanguageModel, vectors
 from transcoders.sites import Site
 
 _EMBED, _POSITION, _FINAL, _RAW = "embed.hook_out", "pos_embed.hook_out", "unembed.hook_in", "unembed.hook_out"
-_AFTER_FIRST = Site(0, "resid_post").hook
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,15 @@ class Writes:
     embed: Float[Tensor, "pos d_model"]
     position: Float[Tensor, "pos d_model"] | None
     mlp_out: Float[Tensor, "layer pos d_model"]
+    """What each layer's MLP gives, at the site that its dictionary writes."""
 
 
 @dataclass(frozen=True)
 class Reads:
     """Everything that is read from the residual stream: the outputs of the linear map."""
 
-    mlp_in: Float[Tensor, "layer pos d_model"]
+    by_layer: Float[Tensor, "layer pos d_model"]
+    """What each layer's dictionary reads."""
     final: Float[Tensor, "pos d_model"]
     """After the final norm; logits = final W_U (+ b_U)."""
 
@@ -43,7 +44,8 @@ class FrozenModel:
 
     `logit_scale` is what stands between the unembedding and the logits of the last position (1, or a soft cap's
     `c tanh(z/c) / z`), one constant for each token.
-    `skips[l]` is W_skip of layer l: a linear path through the MLP, `mlp_out += mlp_in W_skip`, live at every position.
+    `reads[l]` and `writes[l]` are the sites that the dictionary of layer l reads and writes, by default the MLP's ends.
+    `skips[l]` is its W_skip: a linear path past the MLP, `write += read W_skip`, live at every position.
     """
 
     def __init__(
@@ -51,12 +53,18 @@ class FrozenModel:
         model: LanguageModel,
         tokens: Int[Tensor, "pos"],
         skips: Sequence[Float[Tensor, "d_in d_out"] | None] = (),
+        *,
+        reads: Sequence[Site] = (),
+        writes: Sequence[Site] = (),
     ) -> None:
         self.model = model
         self.tokens = tokens
         self.skips = list(skips) or [None] * model.n_layers
-        self._read_names = [Site(layer, "mlp_in").hook for layer in range(model.n_layers)]
-        self._write_names = [Site(layer, "mlp_out").hook for layer in range(model.n_layers)]
+        layers = range(model.n_layers)
+        self.read_sites = tuple(reads) or tuple(Site(layer, "mlp_in") for layer in layers)
+        self.write_sites = tuple(writes) or tuple(Site(layer, "mlp_out") for layer in layers)
+        self._read_names = [model.hook(site) for site in self.read_sites]
+        self._write_names = [model.hook(site) for site in self.write_sites]
         self._record()
 
     def _record(self) -> None:
@@ -66,7 +74,8 @@ class FrozenModel:
         names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *patterns, *constants]
         has_position = self.model.has_hook(_POSITION)
         self._check_calls(names, self.model.hook_names)
-        optional = [_AFTER_FIRST] * self.model.has_hook(_AFTER_FIRST) + [_POSITION] * has_position
+        after_first = Site(0, "resid_post").hooks[0]
+        optional = [after_first] * self.model.has_hook(after_first) + [_POSITION] * has_position
         logits, cache = self._clean_run([*names, *optional])
         self._check_calls(names, cache)
         for name in (_EMBED, _FINAL):
@@ -75,7 +84,7 @@ class FrozenModel:
                     f"{self.model.name} has {cache[name].shape[-1]} dimensions at {name} and {self.model.d_model} in "
                     "its residual stream; attribution does not support a projection between them."
                 )
-        if _AFTER_FIRST in cache and torch.equal(cache[self._write_names[0]], cache[_AFTER_FIRST]):
+        if after_first in cache and torch.equal(cache[self._write_names[0]], cache[after_first]):
             raise ModelError(
                 f"The MLPs of {self.model.name} return the residual stream and not what they add to it; "
                 "its architecture is not supported."
@@ -85,13 +94,17 @@ class FrozenModel:
         raw = cache[_RAW][0, -1]
         self.logit_scale: Float[Tensor, "d_vocab"] = torch.where(raw == 0, 1, self.logits[-1] / raw)
         position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
-        self.writes = Writes(cache[_EMBED][0], position, torch.stack([cache[n][0] for n in self._write_names]))
-        self.reads = Reads(torch.stack([cache[n][0] for n in self._read_names]), cache[_FINAL][0])
+        read, written = (
+            torch.cat([vectors(cache[name], self.tokens[None]) for name in names])
+            for names in (self._read_names, self._write_names)
+        )
+        self.writes = Writes(cache[_EMBED][0], position, written)
+        self.reads = Reads(read, cache[_FINAL][0])
         self._check_finite()
 
     def _check_finite(self) -> None:
         in_order = [("The embedding", self.writes.embed)]
-        for layer, (read, written) in enumerate(zip(self.reads.mlp_in, self.writes.mlp_out, strict=True)):
+        for layer, (read, written) in enumerate(zip(self.reads.by_layer, self.writes.mlp_out, strict=True)):
             in_order += [(f"What MLP {layer} reads", read), (f"What MLP {layer} writes", written)]
         in_order += [("What the unembedding reads", self.reads.final)]
         for what, values in in_order:
@@ -131,24 +144,24 @@ class FrozenModel:
 
         `writes.mlp_out` excludes the skip term, which is computed from the reads of the same run.
         """
-        mlp_in: list[Tensor] = []
+        read: list[Tensor] = []
         edits: dict[str, Hook] = {name: _constant(value) for name, value in self.constants.items()}
         edits[_EMBED] = _constant(writes.embed[None])
         if writes.position is not None:
             edits[_POSITION] = _constant(writes.position[None])
         for layer, name in enumerate(self._write_names):
-            edits[self._read_names[layer]] = lambda value: mlp_in.append(value)
-            edits[name] = lambda value, layer=layer: (writes.mlp_out[layer] + self._skip(layer, mlp_in[layer][0]))[None]
+            edits[self._read_names[layer]] = lambda value: read.append(vectors(value, self.tokens[None])[0])
+            edits[name] = lambda value, layer=layer: (writes.mlp_out[layer] + self._skip(layer, read[layer]))[None]
         _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
-        return Reads(torch.cat(mlp_in), cache[_FINAL][0])
+        return Reads(torch.stack(read), cache[_FINAL][0])
 
-    def skip_out(self, mlp_in: Float[Tensor, "layer pos d_model"]) -> Float[Tensor, "layer pos d_model"]:
-        """What the skip terms write, given what the MLPs read."""
-        return torch.stack([self._skip(layer, value) for layer, value in enumerate(mlp_in)])
+    def skip_out(self, read: Float[Tensor, "layer pos d_model"]) -> Float[Tensor, "layer pos d_model"]:
+        """What the skip terms write, given what the dictionaries read."""
+        return torch.stack([self._skip(layer, value) for layer, value in enumerate(read)])
 
-    def _skip(self, layer: int, mlp_in: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+    def _skip(self, layer: int, read: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         W_skip = self.skips[layer]
-        return torch.zeros_like(mlp_in) if W_skip is None else mlp_in @ W_skip
+        return torch.zeros_like(read) if W_skip is None else read @ W_skip
 
 
 def check_finite(what: str, values: Float[Tensor, "pos _"], tokens: Int[Tensor, "pos"]) -> None:

@@ -1,31 +1,42 @@
 """A language model whose MLPs are written as features plus errors, and one prompt seen that way."""
 
 import copy
+import logging
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.frozen import FrozenModel
-from transcoders.dictionaries import DictionarySet, SparseFeatures
-from transcoders.dictionaries.provenance import reading_as_trained
-from transcoders.errors import CheckFailedError, DictionaryError
+from transcoders._lazy import public
+from transcoders.dictionaries import DictionarySet, SparseFeatures, fitted, present_layers
+from transcoders.dictionaries.provenance import has_other_weights, reading_as_trained
+from transcoders.errors import CheckFailedError, DictionaryError, InputError, ModelError
+from transcoders.evaluation.statistics import unexplained
 from transcoders.language_model import Hook, LanguageModel
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
 
-FIRST = 1
-"""First position with features. Position 0 is an attention sink with outlier activations in most models."""
+logger = logging.getLogger(__name__)
+
+READS: tuple[SiteKind, ...] = ("mlp_in", "mlp_normed", "resid_mid")
+WRITES: tuple[SiteKind, ...] = ("mlp_out", "mlp_added")
+"""What dictionaries may read and write in the place of an MLP."""
+
+BAD_FVU = 0.9
+"""Dictionaries that leave this much unexplained hardly explain anything: they expect other numbers than they read."""
 
 
 @dataclass(frozen=True)
 class Trace:
     """One prompt through the local replacement model.
 
-    At positions from `FIRST` on, `mlp_out_l = Σ features + b_dec_l (+ mlp_in_l W_skip) + errors_l`. Position 0 has no
-    features: there `errors_l` is all of the MLP's output but the skip term, which is a path wherever it starts; after
-    BOS it is the same for every prompt.
+    At positions from `first` on, `write_l = Σ features + b_dec_l (+ read_l W_skip) + errors_l`, where `write_l` is what
+    the MLP gives at the site that its dictionary writes. Positions before have no features: there `errors_l` is all of
+    the MLP's output but the skip term, which is a path wherever it starts. At BOS it is the same for every prompt.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -35,32 +46,71 @@ class Trace:
     errors: Float[Tensor, "layer pos d_model"]
     frozen: FrozenModel
     logits: Float[Tensor, "pos d_vocab"]
+    first: int = 1
+    """The first position with features."""
 
     @property
     def n_positions(self) -> int:
         return len(self.tokens)
 
 
-class ReplacementModel:
-    """A language model together with transcoders for all of its MLPs.
+@dataclass(frozen=True)
+class Fit:
+    """How dictionaries fit one prompt, over the positions with features, as means over the layers that have one."""
 
+    l0: float
+    """Active features per token of a layer."""
+    fvu: float
+    """`Σ ‖error‖² / Σ ‖write − mean write‖²`; NaN where there are fewer than two positions."""
+
+
+class ReplacementModel:
+    """A language model together with transcoders for its MLPs.
+
+    They read `mlp_in`, `mlp_normed` or `resid_mid` of a layer, and write `mlp_out` or `mlp_added`. A layer may be
+    absent: then all of its MLP's output is error.
     `bos`: whether texts get BOS first; by default as in the dictionaries' training, or, where that is not known, as the
     model's own tokenizer does. `model` is the language model that reads them so.
-    Raises `DictionaryError` for dictionaries of another model, width or frame, and for sets that are no transcoders.
+    Raises `DictionaryError` for dictionaries of another size or frame, and for sets that are no transcoders.
     """
 
     def __init__(self, model: LanguageModel, dictionaries: DictionarySet, *, bos: bool | None = None) -> None:
-        layers = range(dictionaries.n_layers)
-        mlp_in, mlp_out = (tuple(Site(i, "mlp_in") for i in layers), tuple(Site(i, "mlp_out") for i in layers))
-        if (dictionaries.reads, dictionaries.writes) != (mlp_in, mlp_out):
-            raise DictionaryError(
-                f"Attribution needs transcoders, which read mlp_in and write mlp_out of every layer; these read "
-                f"{dictionaries.reads[0]} and write {dictionaries.writes[0]}. Train with kind 'clt' or 'plt'."
-            )
-        dictionaries.check_fits(model)
+        _check_sites(dictionaries, model)
+        dictionaries = fitted(dictionaries, model)
         self.model = reading_as_trained(model, dictionaries.provenance, bos)
         same = dictionaries.decoder_bias(0).dtype is model.dtype
         self.dictionaries = dictionaries if same else copy.deepcopy(dictionaries).to(model.dtype)
+        self.read_hooks = tuple(model.hook(site) for site in dictionaries.reads)
+        """Of each layer, the hook that its dictionary reads."""
+        self.write_hooks = tuple(model.hook(site) for site in dictionaries.writes)
+        """Of each layer, the hook of the MLP's output that its dictionary reconstructs."""
+
+    @property
+    def first(self) -> int:
+        """The first position with features; what MLPs write before it is exact."""
+        return self.dictionaries.provenance.first
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str | Path,
+        transcoder_set: str | Path,
+        *,
+        backend: str = "transformerlens",
+        lazy_decoder: bool = False,
+        bos: bool | None = None,
+        **how: Any,
+    ) -> "ReplacementModel":
+        """`load_model(model_name, **how)` with `load_dictionaries(transcoder_set)`, as users of circuit-tracer call it.
+
+        `lazy_decoder`: decoders stay in their file. Raises `InputError` for another `backend` than TransformerLens.
+        """
+        if backend != "transformerlens":
+            raise InputError(f"There is no backend {backend!r}; models run through 'transformerlens'.")
+        model = public("circuitsae.load_model")(model_name, **how)
+        decoders = "mapped" if lazy_decoder else "memory"
+        dictionaries = public("circuitsae.load_dictionaries")(transcoder_set, device=model.device, decoders=decoders)
+        return cls(model, dictionaries, bos=bos)
 
     def with_bos(self, bos: bool | None) -> "ReplacementModel":
         """This model, with texts read with BOS first or without; None leaves it as it is."""
@@ -83,9 +133,9 @@ class ReplacementModel:
         tokens = self.tokens(prompt, bos=bos)
         dictionaries = self.dictionaries
         skips = [dictionaries.skip(layer) for layer in range(self.model.n_layers)]
-        frozen = FrozenModel(self.model, tokens, skips)
-        active = dictionaries.encode(frozen.reads.mlp_in)
-        keep = active.index[:, 1] >= FIRST
+        frozen = FrozenModel(self.model, tokens, skips, reads=dictionaries.reads, writes=dictionaries.writes)
+        active = dictionaries.encode(frozen.reads.by_layer)
+        keep = active.index[:, 1] >= self.first
         features = SparseFeatures(active.index[keep], active.value[keep])
         _check_active(features)
         return Trace(
@@ -96,6 +146,7 @@ class ReplacementModel:
             errors=self._errors(frozen, features),
             frozen=frozen,
             logits=frozen.logits,
+            first=self.first,
         )
 
     @torch.no_grad()
@@ -105,9 +156,36 @@ class ReplacementModel:
         return replace(trace, features=features, errors=self._errors(trace.frozen, features))
 
     def _errors(self, frozen: FrozenModel, features: SparseFeatures) -> Float[Tensor, "layer pos d_model"]:
-        reconstruction = self.dictionaries.reconstruct(features, frozen.reads.mlp_in)
-        reconstruction[:, :FIRST] = frozen.skip_out(frozen.reads.mlp_in)[:, :FIRST]
+        reads, first = frozen.reads.by_layer, self.first
+        reconstruction = self.dictionaries.reconstruct(features, reads)
+        reconstruction[:, :first] = frozen.skip_out(reads)[:, :first]
         return frozen.writes.mlp_out - reconstruction
+
+    @torch.no_grad()
+    def fit(self, trace: Trace) -> Fit:
+        """L0 and FVU of the dictionaries on a prompt, layers without one left out."""
+        present = present_layers(self.dictionaries)
+        written, errors = (x[present, self.first :] for x in (trace.frozen.writes.mlp_out, trace.errors))
+        n = written.shape[1]
+        fvu = float(unexplained(written, errors).mean()) if n > 1 and present else math.nan
+        return Fit(l0=len(trace.features.value) / max(1, n * len(present)), fvu=fvu)
+
+    def check_fit(self, trace: Trace) -> Fit:
+        """`fit`, with a line of the log where the weights are not known to be those of the dictionaries' training."""
+        fit, other = self.fit(trace), has_other_weights(self.dictionaries.provenance, self.model)
+        name, source = self.model.name, self.dictionaries.provenance
+        if other:
+            logger.warning(
+                "The dictionaries of %s have L0 %.1f and FVU %.3f on this prompt in %s, whose weights are others.",
+                source.model, fit.l0, fit.fvu, name,
+            )  # fmt: skip
+        if other is not False and fit.fvu > BAD_FVU:
+            logger.warning(
+                "The dictionaries leave %.2f of the variance of what the MLPs of %s write unexplained on this prompt: "
+                "they are likely made for other weights or another scaling than the %r frame that was assumed.",
+                fit.fvu, name, source.frame.name,
+            )  # fmt: skip
+        return fit
 
     @torch.no_grad()
     def run(
@@ -116,7 +194,7 @@ class ReplacementModel:
         """Logits with every MLP replaced by its features, computed layer by layer from the stream that results.
 
         With the `errors` of the prompt's trace these are the model's own logits; without, those of the dictionaries
-        alone (position 0 keeps the model's MLP output).
+        alone (the positions before `first`, and layers without a dictionary, keep the model's MLP output).
         """
         logits, _ = self.model.run(tokens[None], edits=self.edits(errors))
         return logits[0]
@@ -141,27 +219,55 @@ class ReplacementModel:
     def edits(self, errors: Float[Tensor, "layer pos d_model"] | None = None) -> dict[Site, Hook]:
         """Hooks for one forward pass that put features (and `errors`) in the place of every MLP's output."""
         written: dict[int, Tensor] = {}
-        dictionaries = self.dictionaries
+        dictionaries, first = self.dictionaries, self.first
 
         def read(layer: int) -> Hook:
-            def encode(mlp_in: Tensor) -> None:
-                decoded = dictionaries.decode_layer(layer, dictionaries.activations(layer, mlp_in))
+            def encode(value: Tensor) -> None:
+                decoded = dictionaries.decode_layer(layer, dictionaries.activations(layer, value))
                 for at, layer_out in zip(dictionaries.write_layers(layer), decoded.unbind(-2), strict=True):
                     written[at] = written.get(at, dictionaries.decoder_bias(at)) + layer_out
                 if (skip := dictionaries.skip(layer)) is not None:
-                    written[layer] = written[layer] + mlp_in @ skip
+                    written[layer] = written[layer] + value @ skip
 
             return encode
 
         def write(layer: int) -> Hook:
             def replace(mlp_out: Tensor) -> Tensor:
                 out = written[layer] if errors is None else written[layer] + errors[layer]
-                return torch.cat([mlp_out[:, :FIRST], out[:, FIRST:]], dim=1)
+                return torch.cat([mlp_out[:, :first], out[:, first:]], dim=1)
 
             return replace
 
-        layers = range(self.model.n_layers)
-        return {Site(i, "mlp_in"): read(i) for i in layers} | {Site(i, "mlp_out"): write(i) for i in layers}
+        layers = range(self.model.n_layers) if errors is not None else present_layers(dictionaries)
+        edits = {dictionaries.reads[i]: read(i) for i in layers}
+        return edits | {dictionaries.writes[i]: write(i) for i in layers}
+
+
+def _check_sites(dictionaries: DictionarySet, model: LanguageModel) -> None:
+    """Raises `DictionaryError` unless each layer's dictionary stands for the layer's MLP, at sites the model has."""
+    sides = (("read", dictionaries.reads, READS), ("write", dictionaries.writes, WRITES))
+    for side, sites, kinds in sides:
+        for layer, site in enumerate(sites):
+            if site.kind not in kinds or site.layer != layer:
+                raise DictionaryError(
+                    f"Attribution needs transcoders, which read {', '.join(READS)} and write {' or '.join(WRITES)} of "
+                    f"each layer; those of layer {layer} {side} {site}. Train with kind 'clt' or 'plt'."
+                )
+            if layer < model.n_layers:
+                _require_site(side, site, model)
+    for layer in range(dictionaries.n_layers):
+        if (norm := dictionaries.norm(layer)) is not None:
+            raise DictionaryError(
+                f"The transcoder of layer {layer} reads each token in units of its own ({norm}), which is not linear in "
+                "the residual stream; attribution needs transcoders without such a norm."
+            )
+
+
+def _require_site(side: str, site: Site, model: LanguageModel) -> None:
+    try:
+        model.hook(site)
+    except ModelError as error:
+        raise DictionaryError(f"The dictionaries {side} {site}, but {error}") from error
 
 
 def _check_active(active: SparseFeatures) -> None:

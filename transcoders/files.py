@@ -79,7 +79,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
-    """A temporary folder; at the end of the block its files are moved into `folder`, which keeps its other files.
+    """A temporary folder; at the end of the block its files, at any depth, are moved into `folder`, which keeps others.
 
     Of those it loses the ones named by `without`, which belong to files that are replaced. Nothing is moved before all
     is on the disk, and two processes do not move theirs at the same time.
@@ -89,15 +89,18 @@ def new_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
-            written = sorted(temporary.iterdir())
+            written = sorted(path for path in temporary.rglob("*") if path.is_file())
             for file in written:
                 _force(file)
+            places = [folder / file.relative_to(temporary) for file in written]
             with _locked(folder, shared=False):
                 for name in without:
                     (folder / name).unlink(missing_ok=True)
-                for file in written:
-                    file.replace(folder / file.name)
-            _force_names(folder)
+                for file, place in zip(written, places, strict=True):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(place)
+            for inner in {folder, *(place.parent for place in places)}:
+                _force_names(inner)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,23 +3,31 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transcoders._lazy import public
 from transcoders.bridge import TransformerBridge, fit_precision, prepare, remembered
-from transcoders.errors import PromptError
+from transcoders.errors import ModelError, PromptError
 from transcoders.files import short_hash
 from transcoders.model_parts import ModelParts
 from transcoders.precision import Precision, as_dtype
-from transcoders.sites import Frame, Site
+from transcoders.sites import Frame, Site, SiteKind
 from transcoders.token_text import token_text, with_characters
 
 Hook = Callable[[Tensor], Tensor | None]
 
 _FINGERPRINT_VALUES = 4096
+_MISSING: dict[SiteKind, str] = {
+    "resid_mid": "its attention and MLP run side by side",
+    "mlp_normed": "no norm stands before its MLP",
+    "mlp_neurons": "its MLP is a mixture of experts",
+}
+"""Why a model may lack a site."""
 
 
 def _sampled(weights: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | str]:
@@ -40,19 +48,38 @@ class LanguageModel:
     Holds no hooks between calls; its weights do not require gradients.
     """
 
+    origin: Mapping[str, str]
+    """What `name` leaves out of where the weights come from: their `revision`, an `adapter`, their `quantisation`."""
     _bos: bool | None = None
     """Whether texts get BOS first, where `with_bos` said so."""
 
-    def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame(), *, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        name: str,
+        frame: Frame = Frame(),
+        *,
+        tokenizer: Any = None,
+        origin: Mapping[str, str] | None = None,
+    ) -> None:
         """`tokenizer`: the model's own; the bridge's, which is used without, is made to add BOS."""
         self.bridge = bridge
         self._tokenizer = tokenizer
         self.name = name
+        self.origin = dict(origin or {})
         self.frame = frame
         bridge.eval()
         bridge.requires_grad_(False)
         prepare(bridge)
         self.parts = ModelParts(bridge)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path | None = None, **how: Any) -> "LanguageModel":
+        """`transcoders.load_model(name, **how)`, under the name that users of TransformerLens know."""
+        return public("transcoders.load_model")(name, **how)
+
+    boot_transformers = from_pretrained
+    """TransformerLens' newer name for the same."""
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
     n_heads = property(lambda self: int(self.bridge.cfg.n_heads), doc="Attention heads of a block.")
@@ -203,7 +230,10 @@ class LanguageModel:
 
     def _encode(self, text: str) -> list[int]:
         if not self.has_tokenizer:
-            raise PromptError(f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}.")
+            raise PromptError(
+                f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}, or load the model "
+                "with tokenizer=…."
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -219,30 +249,51 @@ class LanguageModel:
         tokens: Int[Tensor, "batch pos"],
         sites: Iterable[Site] = (),
         edits: Mapping[Site, Hook] | None = None,
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[Site, Float[Tensor, "batch pos d_model"]]]:
-        """Logits and the activations at `sites`, with the activations at `edits` replaced by what the hooks return."""
-        hooks = {site.hook: hook for site, hook in (edits or {}).items()}
-        by_name = {site.hook: site for site in sites}
-        logits, cache = self.run_hooked(tokens, read=by_name, write=hooks)
-        return logits, {by_name[name]: value for name, value in cache.items()}
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[Site, Float[Tensor, "batch pos _"]]]:
+        """Logits and the activations at `sites`, with the activations at `edits` replaced by what the hooks return.
+
+        Hooks, too, take and give one vector per token (heads side by side); what is written at `resid_mid` stays in
+        the stream. Raises `ModelError` as `hook` does.
+        """
+        read, edits = list(sites), edits or {}
+        write: dict[str, Hook] = {}
+        # A stream in the middle is changed last, by what attention adds once that has been changed itself.
+        for site, edit in sorted(edits.items(), key=lambda item: item[0].kind == "resid_mid"):
+            for name, hook in self._writing(site, edit).items():
+                hook = _by_token(hook, tokens)
+                write[name] = hook if name not in write else _after(write[name], hook)
+        names = {site: self.hook(site) for site in read}
+        logits, cache = self.run_hooked(tokens, read=dict.fromkeys(names.values()), write=write)
+        return logits, {site: vectors(cache[name], tokens) for site, name in names.items()}
 
     def activations(
         self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]
-    ) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
+    ) -> dict[Site, Float[Tensor, "batch pos _"]]:
         """The activations at `sites`; nothing after the last of them is computed."""
-        found: dict[Site, Tensor] = {}
-        by_name = {site.hook: site for site in sites}
+        found: dict[str, Tensor] = {}
+        home = self.device
+        names = {site: self.hook(site) for site in sites}
+        wanted = set(names.values())
 
         def store(value: Tensor, hook: Any) -> None:
-            found[by_name[hook.name]] = value
-            if len(found) == len(by_name):
+            found[hook.name] = value.to(home)
+            if len(found) == len(wanted):
                 raise _AllFound
 
-        if by_name:
-            hooks: list[tuple[Any, Any]] = [(name, store) for name in by_name]
+        if wanted:
+            hooks: list[tuple[Any, Any]] = [(name, store) for name in wanted]
             with contextlib.suppress(_AllFound):
                 self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
-        return found
+        return {site: vectors(found[name], tokens) for site, name in names.items()}
+
+    def _writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
+        """The hooks that edit a site."""
+        if site.kind != "resid_mid":
+            return {self.hook(site): edit}
+        self.hook(site)  # parallel blocks have none
+        before, added = (self.hook(Site(site.layer, kind)) for kind in ("resid_pre", "attn_added"))
+        note, change = in_the_middle(edit)
+        return {before: note, added: change}
 
     def run_hooked(
         self,
@@ -254,28 +305,59 @@ class LanguageModel:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`run` in terms of TransformerBridge hook names; writes are applied before reads.
 
+        Of a model that is spread over devices, what is read and what edits get is on the one of the unembedding.
         `past` (of `new_cache`) holds the keys and values of earlier positions, and takes those of `tokens`.
         """
         cache: dict[str, Tensor] = {}
+        home = self.device
 
         def reader(name: str) -> Callable[..., None]:
             def store(value: Tensor, hook: Any) -> None:
-                cache[name] = value
+                cache[name] = value.to(home)
 
             return store
 
         def writer(edit: Hook) -> Callable[..., Tensor | None]:
-            return lambda value, hook: edit(value)
+            def change(value: Tensor, hook: Any) -> Tensor | None:
+                changed = edit(value.to(home))
+                return None if changed is None else changed.to(value.device)
+
+            return change
 
         hooks: list[tuple[Any, Any]] = [(name, writer(edit)) for name, edit in (write or {}).items()]
         hooks += [(name, reader(name)) for name in read]
         kept = {} if past is None else {"past_key_values": past, "use_cache": True}
         logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
-        return logits, cache
+        return logits.to(home), cache
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values for `run_hooked`."""
         return self.parts.new_cache()
+
+    def hook(self, site: Site) -> str:
+        """TransformerBridge's name of the hook that carries a site; one name where two sites are one place.
+
+        Raises `ModelError` where the model has no such site.
+        """
+        hooks = self.bridge.hook_dict
+        for name in site.hooks:
+            if name in hooks:
+                return str(hooks[name].name)
+        if site.layer >= self.n_layers:
+            raise ModelError(f"There is no site {site}; {self.name} has layers 0 to {self.n_layers - 1}.")
+        kinds = [kind for kind in get_args(SiteKind) if self.has_site(Site(site.layer, kind))]
+        reason = _MISSING.get(site.kind, f"TransformerLens' bridge has no {site.hooks[0]}")
+        raise ModelError(f"{self.name} has no site {site} ({reason}); its sites there are {', '.join(kinds)}.")
+
+    def has_site(self, site: Site) -> bool:
+        return any(self.has_hook(name) for name in site.hooks)
+
+    def width(self, site: Site) -> int:
+        """Length of the vectors at a site; raises `ModelError` as `hook` does."""
+        if site.kind not in ("attn_z", "mlp_neurons"):
+            return self.d_model
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        return self.activations(token, [site])[site].shape[-1]
 
     def has_hook(self, name: str) -> bool:
         return name in self.bridge.hook_dict
@@ -292,3 +374,45 @@ class LanguageModel:
         follows the blocks (`ln_final`, `unembed`), and as layer -1 a norm of the embeddings (`embed_ln`).
         """
         return self.parts.bias_groups()
+
+
+def vectors(value: Tensor, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos _"]:
+    """What a hook carries as one vector per token: heads side by side, and OPT's one axis of all tokens taken apart."""
+    return value.reshape(*tokens.shape, -1)
+
+
+def in_the_middle(edit: Hook) -> tuple[Hook, Hook]:
+    """Hooks for `resid_pre` and `attn_added` by which `edit` changes the stream between them, `resid_mid`.
+
+    That place itself is only seen by the MLP's norm; what is written there would not stay in the stream.
+    """
+    before: list[Tensor] = []
+
+    def note(resid_pre: Tensor) -> None:
+        before[:] = [resid_pre]
+
+    def change(added: Tensor) -> Tensor | None:
+        stream = before[0] + added
+        changed = edit(stream)
+        return None if changed is None else added + (changed - stream)
+
+    return note, change
+
+
+def _by_token(edit: Hook, tokens: Tensor) -> Hook:
+    """`edit`, which sees one vector per token, in the hook's own shape."""
+
+    def reshaped(value: Tensor) -> Tensor | None:
+        changed = edit(vectors(value, tokens))
+        return None if changed is None else changed.reshape(value.shape)
+
+    return reshaped
+
+
+def _after(first: Hook, second: Hook) -> Hook:
+    def both(value: Tensor) -> Tensor | None:
+        changed = first(value)
+        again = second(value if changed is None else changed)
+        return changed if again is None else again
+
+    return both

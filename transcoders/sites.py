@@ -19,18 +19,18 @@ SiteKind = Literal[
     "attn_added",
 ]
 
-_HOOKS: dict[SiteKind, str] = {
-    "resid_pre": "hook_in",
-    "resid_mid": "ln2.hook_in",
-    "resid_post": "hook_out",
-    "mlp_in": "mlp.hook_in",
-    "mlp_normed": "ln2.hook_normalized",
-    "mlp_neurons": "mlp.out.hook_in",
-    "mlp_out": "mlp.hook_out",
-    "mlp_added": "mlp.hook_out",
-    "attn_z": "attn.o.hook_in",
-    "attn_out": "attn.hook_out",
-    "attn_added": "attn.hook_out",
+_HOOKS: dict[SiteKind, tuple[str, ...]] = {
+    "resid_pre": ("hook_in",),
+    "resid_mid": ("hook_resid_mid",),
+    "resid_post": ("hook_out",),
+    "mlp_in": ("mlp.hook_in",),
+    "mlp_normed": ("ln2.hook_normalized", "ln1.hook_normalized"),  # one norm for attention and MLP: GPT-J, Phi, Cohere
+    "mlp_neurons": ("mlp.out.hook_in",),
+    "mlp_out": ("mlp.hook_out",),
+    "mlp_added": ("hook_mlp_out",),
+    "attn_z": ("attn.o.hook_in",),
+    "attn_out": ("attn.hook_out",),
+    "attn_added": ("hook_attn_out",),
 }
 
 
@@ -38,7 +38,18 @@ _HOOKS: dict[SiteKind, str] = {
 class Site:
     """One activation vector per token: `layer` counts from 0, `kind` names the place in the block.
 
-    `mlp_in` is what the MLP reads, after its norm; `mlp_out` what it adds to the residual stream.
+    | kind | what | TransformerLens 2 |
+    |---|---|---|
+    | `resid_pre`, `resid_post` | the residual stream before and after the block | `hook_resid_pre`, `hook_resid_post` |
+    | `resid_mid` | the stream between attention and MLP; parallel blocks have none | `hook_resid_mid` |
+    | `mlp_in` | what the MLP reads, after its norm | |
+    | `mlp_normed` | what the MLP's norm gives before its weight and bias | `ln2.hook_normalized` |
+    | `mlp_neurons` | what the MLP's last matrix reads (width d_mlp) | `mlp.hook_post` |
+    | `mlp_out`, `attn_out` | what MLP and attention give, before any norm of their own | |
+    | `mlp_added`, `attn_added` | what they add to the stream: after that norm | `hook_mlp_out`, `hook_attn_out` |
+    | `attn_z` | what W_O reads: all heads side by side (width n_heads · d_head) | `attn.hook_z` |
+
+    Only where a norm (Gemma 2 and 3, OLMo 2) or a factor (Granite) follows do `mlp_out` and `mlp_added` differ.
     """
 
     layer: int
@@ -51,9 +62,9 @@ class Site:
             raise InputError(f"A site's layer counts from 0; got {self.layer}.")
 
     @property
-    def hook(self) -> str:
-        """Name of the TransformerBridge hook that carries this site."""
-        return f"blocks.{self.layer}.{_HOOKS[self.kind]}"
+    def hooks(self) -> tuple[str, ...]:
+        """TransformerBridge's names for this site; a model's is the first of them that it has."""
+        return tuple(f"blocks.{self.layer}.{name}" for name in _HOOKS[self.kind])
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.kind}"
@@ -62,8 +73,11 @@ class Site:
     def parse(cls, text: str) -> "Site":
         """The site that `str(site)` names, such as `"3.mlp_in"`."""
         layer, _, kind = text.partition(".")
-        if not layer.isdigit():
-            raise InputError(f"Cannot read site {text!r}; expected LAYER.KIND such as '3.mlp_in'.")
+        if not layer.isdecimal() or kind not in get_args(SiteKind):
+            raise InputError(
+                f"Cannot read site {text!r}; expected LAYER.KIND such as '3.mlp_in', of the "
+                f"kinds {', '.join(get_args(SiteKind))}."
+            )
         return cls(int(layer), kind)  # pyright: ignore[reportArgumentType]
 
 

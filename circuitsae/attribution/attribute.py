@@ -5,6 +5,7 @@ weights, or `autograd`, which it is checked against. `expansion` says which rows
 """
 
 import logging
+import math
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -317,13 +318,16 @@ def _strongest(expansion: Expansion, at_most: int) -> tuple[Endpoints, RowBlock 
 
 
 def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    fit = model.check_fit(trace)
     return {
         "model": model.model.name,
+        **({"model_origin": dict(model.model.origin)} if model.model.origin else {}),
         "fingerprint": model.model.fingerprint(),
         "frame": model.model.frame.name,
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "dictionaries": {"kind": model.dictionaries.kind, **model.dictionaries.provenance.to_json()},
         "dictionary_fingerprint": _dictionary_fingerprint(model),
+        "fit": {"l0": fit.l0, "fvu": fit.fvu if math.isfinite(fit.fvu) else None},
         "prompt": prompt,
         "bos": trace.starts_with_bos,
         "settings": settings,

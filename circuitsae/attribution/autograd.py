@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitsae.attribution.nodes import Endpoints, TargetVectors, bias_keys, first_error, to_numpy
 from circuitsae.frozen import Writes
-from circuitsae.replacement import FIRST, ReplacementModel, Trace
+from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import ModelError
 
 GRADIENT_BYTES = 256 * 2**20
@@ -51,7 +51,7 @@ def autograd_rows(model: ReplacementModel, trace: Trace) -> Iterator[RowsOf]:
     """A function from targets to their rows of the adjacency, one column for each of `source_nodes`."""
     frozen, groups = trace.frozen, trace.frozen.model.bias_groups()
     biases = [parameter for group in groups.values() for parameter in group]
-    writes = _leaves(replace(frozen.writes, mlp_out=frozen.writes.mlp_out - frozen.skip_out(frozen.reads.mlp_in)))
+    writes = _leaves(replace(frozen.writes, mlp_out=frozen.writes.mlp_out - frozen.skip_out(frozen.reads.by_layer)))
     inputs = [w for w in (writes.embed, writes.position, writes.mlp_out) if w is not None] + biases
     for parameter in biases:
         parameter.requires_grad_(True)
@@ -63,7 +63,7 @@ def autograd_rows(model: ReplacementModel, trace: Trace) -> Iterator[RowsOf]:
             wanted = torch.zeros(len(targets.layer), model.model.n_layers + 1, *reads.final.shape, **_like(reads.final))
             wanted[torch.arange(len(wanted)), targets.layer, targets.pos] = targets.vector
             found = torch.autograd.grad(
-                [reads.mlp_in, reads.final],
+                [reads.by_layer, reads.final],
                 inputs,
                 [wanted[:, :-1], wanted[:, -1]],
                 retain_graph=True,
@@ -104,7 +104,7 @@ def _score(model: ReplacementModel, trace: Trace, gradients: _Gradients) -> Floa
         columns.append(torch.einsum("tpd,pd->tp", gradients.position, writes.position))
     columns.append(to_errors[:, :, :first].flatten(1))
     decoder_biases = [model.dictionaries.decoder_bias(layer).detach() for layer in range(model.model.n_layers)]
-    columns.append(torch.einsum("tlpd,ld->tl", gradients.mlp_out[:, :, FIRST:], torch.stack(decoder_biases)))
+    columns.append(torch.einsum("tlpd,ld->tl", gradients.mlp_out[:, :, trace.first :], torch.stack(decoder_biases)))
     columns += [gradients.bias[key][:, None] for key in bias_keys(model)]
     return torch.cat(columns, dim=1)
 
@@ -129,7 +129,7 @@ def _check_complete(model: ReplacementModel, trace: Trace, rows_of: RowsOf) -> N
     They do not where a step is left unfrozen (its gradient is no linear map of what was written), or where
     something else writes into the stream. Raises `ModelError` then.
     """
-    reads = torch.cat([trace.frozen.reads.mlp_in, trace.frozen.reads.final[None]])
+    reads = torch.cat([trace.frozen.reads.by_layer, trace.frozen.reads.final[None]])
     layer = torch.arange(len(reads), device=reads.device)
     found = rows_of(TargetVectors(layer, torch.full_like(layer, trace.n_positions - 1), reads[:, -1]))
     expected = (reads[:, -1] ** 2).sum(-1)
@@ -163,7 +163,7 @@ def _gradients(found: tuple, inputs: list[Tensor], batch: int, has_position: boo
     mlp_out = next(filled)
     zero = torch.zeros(batch, **_like(embed))
     bias = {
-        key: sum((torch.einsum("b...,...->b", next(filled), p.detach()) for p in group), zero)
+        key: sum((torch.einsum("b...,...->b", next(filled), p.detach()).to(zero.device) for p in group), zero)
         for key, group in groups.items()
     }
     return _Gradients(embed, position, mlp_out, bias)

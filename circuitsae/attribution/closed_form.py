@@ -126,7 +126,7 @@ class ClosedForm:
         return carried.A
 
     def _read(self, carried: "_CarriedTargets", layer: int, through_skip: Tensor | None = None) -> None:
-        """What the MLP of `layer` (or the unembedding) reads: for targets above through its skip, for its own by W_enc.
+        """What is read at `layer` (or by the unembedding): for targets above through its skip, for its own by W_enc.
 
         Those of its own join here: `G_t = normᵀ(W_enc[:, t])` at their position, where also the norm's bias is read.
         """
@@ -136,7 +136,7 @@ class ClosedForm:
         if joined > carried.joined:
             here = slice(carried.joined, joined)
             vectors, pos = carried.targets.vector[here], carried.targets.pos[here]
-            norm = self.linear.final if layer == self.n_layers else self.linear.blocks[layer].before_mlp
+            norm = self.linear.final if layer == self.n_layers else self.linear.blocks[layer].read
             rows = torch.arange(carried.joined, joined, device=vectors.device)
             carried.G[rows, pos] += norm.transpose_at(vectors, pos)
             self._score_read_bias(carried.A[here], vectors, layer)
@@ -147,8 +147,8 @@ class ClosedForm:
         if skip is None or not carried.joined:
             return None
         G = carried.G[: carried.joined]
-        written = G if block.after_mlp is None else block.after_mlp.transpose(G)
-        return block.before_mlp.transpose(written @ skip.T)
+        written = G if block.write is None else block.write.transpose(G)
+        return block.read.transpose(written @ skip.T)
 
     # sources, upwards
 
@@ -197,8 +197,8 @@ class ClosedForm:
     def _write_skip(self, sources: "_CarriedSources", layer: int, read: Float[Tensor, "row pos d_model"]) -> None:
         skip, block = self._skips[layer], self.linear.blocks[layer]
         if skip is not None and sources.joined:
-            written = block.before_mlp.forward(read[: sources.joined], sources.first) @ skip
-            written = written if block.after_mlp is None else block.after_mlp.forward(written, sources.first)
+            written = block.read.forward(read[: sources.joined], sources.first) @ skip
+            written = written if block.write is None else block.write.forward(written, sources.first)
             sources.X[: sources.joined] += written
 
     def _score_reads(
@@ -207,7 +207,7 @@ class ClosedForm:
         """Rows of targets at one place, of what the sources below have written there."""
         vector = targets.vector[torch.from_numpy(numbers).to(targets.vector.device)].to(self.linear.dtype)
         here = torch.full((len(numbers),), pos, device=vector.device)
-        G = self.linear.blocks[layer].before_mlp.transpose_at(vector, here)
+        G = self.linear.blocks[layer].read.transpose_at(vector, here)
         A = vector.new_zeros(len(numbers), self.sources.n_columns)
         for sources, X in zip(self._below or [], read, strict=True):
             if sources.first <= pos and sources.joined:

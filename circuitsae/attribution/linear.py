@@ -6,7 +6,7 @@ weights are folded into `W_V` and `W_O` and whose scales into the patterns. What
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitsae.frozen import FrozenModel, Reads
 from transcoders.errors import ModelError
 from transcoders.model_parts import AttentionPart, NormPart
+from transcoders.sites import SiteKind
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,15 @@ class Attention:
 
 @dataclass(frozen=True)
 class Block:
-    """One block. The MLP reads the stream after attention, or in `parallel` blocks the one before it."""
+    """One block. Its dictionary reads the stream after attention, or in `parallel` blocks the one before it."""
 
     attention: Attention
-    before_mlp: Norm
-    after_mlp: Norm | None
-    """What the MLP's output passes before it is added to the stream: a norm, a constant factor, or nothing."""
+    read: Norm
+    """From the stream to what the dictionary reads: the MLP's norm, that without its weight and bias, or nothing."""
+    write: Norm | None
+    """What is written passes this before it is added to the stream: a norm, a constant factor, or nothing."""
     mlp_norm: str
-    """The component that `before_mlp` is, where it has a bias."""
+    """The component that `read` is, where it has a bias."""
     parallel: bool
 
 
@@ -185,11 +187,18 @@ def _block(frozen: FrozenModel, layer: int) -> Block:
             before=norms.get("ln1", nothing),
             after=norms.get("ln1_post", after),
         ),
-        before_mlp=norms.get(block.mlp_norm, nothing),
-        after_mlp=norms.get("ln2_post", after),
+        read=_read(frozen.read_sites[layer].kind, norms.get(block.mlp_norm, nothing), nothing),
+        write=None if frozen.write_sites[layer].kind == "mlp_added" else norms.get("ln2_post", after),
         mlp_norm=block.mlp_norm,
         parallel=block.parallel,
     )
+
+
+def _read(kind: SiteKind, norm: Norm, nothing: Norm) -> Norm:
+    """From the stream to a site of the MLP's."""
+    if kind == "resid_mid":
+        return nothing
+    return norm if kind == "mlp_in" else replace(norm, weight=torch.ones_like(norm.weight), bias=None)
 
 
 def _factor(frozen: FrozenModel, value: float) -> Norm:
@@ -248,8 +257,8 @@ def _check(model: LinearModel, frozen: FrozenModel) -> None:
     reads = reads_of(model, frozen)
     for name, ours, theirs in (
         *(
-            (f"the MLP of layer {i}", a, b)
-            for i, (a, b) in enumerate(zip(reads.mlp_in, frozen.reads.mlp_in, strict=True))
+            (f"the dictionary of layer {i}", a, b)
+            for i, (a, b) in enumerate(zip(reads.by_layer, frozen.reads.by_layer, strict=True))
         ),
         ("the unembedding", reads.final, frozen.reads.final),
     ):
@@ -267,16 +276,16 @@ def reads_of(model: LinearModel, frozen: FrozenModel) -> Reads:
     """What is read on the clean prompt, from the clean writes: the map run forward."""
     stream, norm = model.embed[None], model.after_embed
     stream = stream if norm is None else _with_bias(norm.forward(stream), norm)
-    mlp_in = []
+    by_layer = []
     for layer, block in enumerate(model.blocks):
         middle = stream + block.attention.forward(stream)
         for written in block.attention.bias_writes.values():
             middle = middle + written
-        read = block.before_mlp.forward(stream if block.parallel else middle)
-        mlp_in.append(_with_bias(read, block.before_mlp)[0])
+        read = block.read.forward(stream if block.parallel else middle)
+        by_layer.append(_with_bias(read, block.read)[0])
         written = frozen.writes.mlp_out[layer].to(stream)[None]
-        stream = middle + (written if block.after_mlp is None else block.after_mlp.forward(written))
-    return Reads(torch.stack(mlp_in), _with_bias(model.final.forward(stream), model.final)[0])
+        stream = middle + (written if block.write is None else block.write.forward(written))
+    return Reads(torch.stack(by_layer), _with_bias(model.final.forward(stream), model.final)[0])
 
 
 def _with_bias(read: Tensor, norm: Norm) -> Tensor:

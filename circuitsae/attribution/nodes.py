@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitsae.attribution.linear import LinearModel
 from circuitsae.graph import Node, NodeKind
-from circuitsae.replacement import FIRST, ReplacementModel, Trace
+from circuitsae.replacement import ReplacementModel, Trace
 
 UNEMBED = "unembed"
 
@@ -30,7 +30,7 @@ CACHE_BYTES = 128 * 2**20
 class TargetVectors(NamedTuple):
     """A batch of target vectors. A target's value is `vector · read`, with the read at (layer, pos).
 
-    `layer` l < L reads the input of MLP l; `layer` L reads the final norm's output.
+    `layer` l < L reads what the dictionary of layer l reads; `layer` L reads the final norm's output.
     """
 
     layer: Int[Tensor, "target"]
@@ -102,7 +102,7 @@ def source_nodes(model: ReplacementModel, trace: Trace, features: Sequence[Node]
 
 def first_error(trace: Trace) -> int:
     """The first position with error nodes: what MLPs write at BOS is the same for every prompt, a bias."""
-    return FIRST if trace.starts_with_bos else 0
+    return min(trace.first, 1) if trace.starts_with_bos else 0
 
 
 def bias_keys(model: ReplacementModel) -> list[tuple[int, str]]:
@@ -117,7 +117,7 @@ def feature_nodes(model: ReplacementModel, trace: Trace, targets: TargetVectors)
     for layer in range(model.model.n_layers):
         here = targets.layer == layer
         bias[here] = model.dictionaries.encoder_biases(layer, index[here, 2]).detach()
-    h = torch.einsum("nd,nd->n", targets.vector, trace.frozen.reads.mlp_in[targets.layer, targets.pos]) + bias
+    h = torch.einsum("nd,nd->n", targets.vector, trace.frozen.reads.by_layer[targets.layer, targets.pos]) + bias
     columns = zip(index.tolist(), value.tolist(), h.tolist(), bias.tolist(), strict=True)
     return [
         Node(NodeKind.FEATURE, layer, pos, number, activation=a, pre_activation=pre, bias=constant)
@@ -239,16 +239,16 @@ class SourceVectors:
             rows = torch.from_numpy(self.columns[columns[mask]]).to(device)
             decoders = self.dictionaries.decoder_rows(written_by, trace.features.index[rows, 2], layer).detach()
             out[where(mask)] = decoders.to(out) * trace.features.value[rows, None].to(out)
-        norm = self.linear.blocks[layer].after_mlp
+        norm = self.linear.blocks[layer].write
         return out if norm is None else norm.forward_at(out, pos)
 
     def read_bias(self, layer: int) -> tuple[int, Float[Tensor, "d_model"]] | None:
-        """The column and the vector of the bias in what the MLP of `layer` (or the unembedding) reads."""
+        """The column and the vector of the bias in what is read at `layer` (or by the unembedding)."""
         if layer == len(self.linear.blocks):
             component, norm = "ln_final", self.linear.final
         else:
             block = self.linear.blocks[layer]
-            component, norm = block.mlp_norm, block.before_mlp
+            component, norm = block.mlp_norm, block.read
         return None if norm.bias is None else (self._broadcast[layer, f"{component}.b"], norm.bias)
 
     def _column_range(self, pos: int, layers: range) -> tuple[int, int]:
@@ -261,13 +261,13 @@ class SourceVectors:
         block = self.linear.blocks[layer]
         columns = [self._broadcast[layer, "b_dec"]]
         written = [self.dictionaries.decoder_bias(layer).detach()]
-        skip, bias = self.dictionaries.skip(layer), block.before_mlp.bias
+        skip, bias = self.dictionaries.skip(layer), block.read.bias
         if skip is not None and bias is not None:
             columns.append(self._broadcast[layer, f"{block.mlp_norm}.b"])
             written.append(bias @ skip.detach().to(bias))
         vectors = torch.stack(written).to(self.linear.dtype)[:, None].repeat(1, self.trace.n_positions, 1)
-        vectors[0, :FIRST] = 0  # b_dec stands in for no MLP there; a skip term does
-        return self._at_columns(columns, vectors if block.after_mlp is None else block.after_mlp.forward(vectors))
+        vectors[0, : self.trace.first] = 0  # b_dec stands in for no MLP there; a skip term does
+        return self._at_columns(columns, vectors if block.write is None else block.write.forward(vectors))
 
     def _broadcast_attention(self, layer: int) -> BroadcastSources:
         writes = self.linear.blocks[layer].attention.bias_writes

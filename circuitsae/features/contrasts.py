@@ -14,10 +14,9 @@ from torch import Tensor
 from circuitsae.interventions import Add, Feature, Features, Intervention, Prompt, PromptLike
 from circuitsae.interventions.controls import matched_features, written_vectors
 from circuitsae.interventions.prompts import Library, Recording
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import SparseFeatures
 from transcoders.errors import InputError
-from transcoders.sites import Site
 
 _ROWS = 64
 
@@ -58,12 +57,12 @@ def activations_at(model: ReplacementModel, prompts: Sequence[PromptLike], at: i
         raise InputError("There are no prompts to read features on; give at least one.")
     library, lm = Library(model), model.model
     tokens = [library.tokens(prompt) for prompt in prompts]
-    places = [_position(prompt, at, len(row)) for prompt, row in zip(prompts, tokens, strict=True)]
+    places = [_position(prompt, at, len(row), model.first) for prompt, row in zip(prompts, tokens, strict=True)]
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(tokens):
         by_length[len(row)].append(number)
     reads = torch.zeros(lm.n_layers, len(prompts), lm.d_model, dtype=lm.dtype, device=lm.device)
-    sites = [Site(layer, "mlp_in") for layer in range(lm.n_layers)]
+    sites = model.dictionaries.reads
     for numbers in by_length.values():
         for start in range(0, len(numbers), _ROWS):
             here = numbers[start : start + _ROWS]
@@ -74,7 +73,7 @@ def activations_at(model: ReplacementModel, prompts: Sequence[PromptLike], at: i
     return Activations(model.dictionaries.encode(reads), len(prompts), widths)
 
 
-def _position(prompt: PromptLike, at: int | str, length: int) -> int:
+def _position(prompt: PromptLike, at: int | str, length: int, first: int) -> int:
     roles = prompt.roles if isinstance(prompt, Prompt) else {}
     if isinstance(at, str):
         if at not in roles:
@@ -83,8 +82,8 @@ def _position(prompt: PromptLike, at: int | str, length: int) -> int:
             )
         at = roles[at]
     pos = at + length if at < 0 else at
-    if not FIRST <= pos < length:
-        raise InputError(f"Position {at} of a prompt of {length} tokens has no features; take {FIRST} to {length - 1}.")
+    if not first <= pos < length:
+        raise InputError(f"Position {at} of a prompt of {length} tokens has no features; take {first} to {length - 1}.")
     return pos
 
 

@@ -23,7 +23,7 @@ from circuitsae.interventions import (
 from circuitsae.interventions.controls import matched_features
 from circuitsae.interventions.prompts import Library, Recording
 from circuitsae.interventions.steering import SteeringReport, steer
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError
 
 AGREE = 0.8
@@ -121,7 +121,8 @@ class _Tester:
 
     def _contexts(self, tokens: torch.Tensor) -> list[str]:
         strings = self.model.model.token_strings(tokens)
-        return ["".join(strings[max(FIRST, pos - BEFORE) : pos + 1]) for pos in range(FIRST, len(strings))]
+        first = self.model.first
+        return ["".join(strings[max(first, pos - BEFORE) : pos + 1]) for pos in range(first, len(strings))]
 
     # what it does
 

@@ -12,9 +12,8 @@ from circuitsae.features.contrasts import FeatureGroup
 from circuitsae.interventions import Feature, PromptLike
 from circuitsae.interventions.controls import written_vectors
 from circuitsae.interventions.prompts import Library
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError
-from transcoders.sites import Site
 
 BEFORE, AFTER = 12, 4
 """Tokens of context that an example shows."""
@@ -39,7 +38,8 @@ def token_activations(
 ) -> list[Float[Tensor, "pos"]]:
     """How active the features are at every position of every text, one forward pass each.
 
-    One feature: its activation. Several: `Σ a_f ‖W_dec,f‖`, what they write. Position 0 has no features: 0 there.
+    One feature: its activation. Several: `Σ a_f ‖W_dec,f‖`, what they write. Positions before the first with
+    features: 0.
     """
     if not texts or not features:
         raise InputError(f"Examples need features and texts; got {len(features)} and {len(texts)}.")
@@ -50,12 +50,12 @@ def token_activations(
     found = []
     for text in texts:
         tokens = library.tokens(text)
-        reads = model.model.activations(tokens[None], [Site(layer, "mlp_in") for layer in layers])
+        reads = model.model.activations(tokens[None], [model.dictionaries.reads[layer] for layer in layers])
         total = torch.zeros(len(tokens), dtype=model.model.dtype, device=model.model.device)
         for layer in layers:
-            active = model.dictionaries.activations(layer, reads[Site(layer, "mlp_in")][0])[:, index[layer]]
+            active = model.dictionaries.activations(layer, reads[model.dictionaries.reads[layer]][0])[:, index[layer]]
             total += active[:, 0] if one else active @ weight[layer]
-        total[:FIRST] = 0
+        total[: model.first] = 0
         found.append(total)
     return found
 
@@ -70,7 +70,10 @@ def examples(
     made = []
     for activation, text, pos in sorted(places, key=lambda place: -place[0])[:n]:
         strings = model.model.token_strings(library.tokens(texts[text]))
-        before, after = "".join(strings[max(FIRST, pos - BEFORE) : pos]), "".join(strings[pos + 1 : pos + 1 + AFTER])
+        before, after = (
+            "".join(strings[max(model.first, pos - BEFORE) : pos]),
+            "".join(strings[pos + 1 : pos + 1 + AFTER]),
+        )
         made.append(Example(text, pos, activation, strings[pos], before, after))
     return made
 

@@ -20,7 +20,6 @@ from circuitsae.interventions.forward import Forward, layer_of
 from circuitsae.interventions.prompts import Recording, z_hook
 from transcoders.errors import CheckFailedError
 from transcoders.language_model import Hook
-from transcoders.sites import Site
 
 PATTERN, NORM, MLP_OUT = "attention pattern", "norm scale", "MLP output"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -41,7 +40,7 @@ class Audit:
         self.patterns = [n for n in patterns if self.held_heads[n]]
         self.scales = [n for n in constants if n.endswith("hook_scale") and self.regime.holds(n)]
         held = [layer for layer in range(self.model.n_layers) if self.regime.mlp(layer) == "constant"]
-        self.mlps = {layer: Site(layer, "mlp_out").hook for layer in held}
+        self.mlps = {layer: forward.model.write_hooks[layer] for layer in held}
 
     def _held_heads(self, name: str, count: int) -> list[int]:
         live = self.regime.live_heads(layer_of(name))
@@ -100,8 +99,7 @@ class Audit:
         """Positions whose whole output was set on purpose are left out."""
         expected = clean[self.mlps[layer]] + self.forward.declared[layer][row]
         if (skip := self.forward.model.dictionaries.skip(layer)) is not None:
-            read = self.forward.mlp_in[layer][row]
-            expected = expected + (read - clean[Site(layer, "mlp_in").hook]) @ skip
+            expected = expected + (self.forward.read[layer][row] - clean[self.forward.model.read_hooks[layer]]) @ skip
         kept = torch.ones(len(out), dtype=torch.bool, device=out.device)
         for table in self.forward.vectors.get(self.mlps[layer], ()):
             kept[table.pos[table.row == row]] = False
@@ -115,7 +113,7 @@ def reference_names(recording: Recording) -> list[str]:
     names = list(constants)
     for name in constants:
         names += [_value_hook(name), z_hook(layer_of(name))] if name.endswith("pattern") else _norm_names(name)
-    names += [Site(layer, kind).hook for layer in range(model.n_layers) for kind in ("mlp_in", "mlp_out")]
+    names += [*recording.model.read_hooks, *recording.model.write_hooks]
     return [name for name in dict.fromkeys(names) if model.has_hook(name)]
 
 

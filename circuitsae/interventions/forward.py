@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsae.interventions.changes import Contribution, Intervention
-from circuitsae.interventions.hooks import Edits, FeatureTable, feature_tables, vector_tables
-from circuitsae.interventions.prompts import Recording, error_place
-from circuitsae.replacement import FIRST, ReplacementModel, Trace
+from circuitsae.interventions.hooks import Edits, FeatureTable, VectorTable, feature_tables, vector_tables
+from circuitsae.interventions.prompts import ERRORS, MIDDLE, Recording, error_place
+from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import DictionaryError, InputError
-from transcoders.language_model import Hook
+from transcoders.language_model import Hook, in_the_middle
 from transcoders.sites import Site
 
 RegimeName = Literal[
@@ -38,7 +38,8 @@ class Regime:
     norms: Held | frozenset[str] = "live"
     """Norm scales, the final norm's included; or the ones (hooks) that are live, all others held."""
     first: Held = "live"
-    """With the model's own MLPs: their outputs at position 0, which a graph holds (a skip term stays live)."""
+    """With the model's own MLPs: their outputs before the first position with features, which a graph holds (a skip
+    term stays live)."""
     until: int | None = None
     """With features: they stand in for the MLPs of layers below this one; from it on the model's own MLPs run."""
 
@@ -119,10 +120,11 @@ class Forward:
         self.model, self.prompts, self.regime = model, prompts, regime
         self.features, self.vectors = feature_tables(edits), vector_tables(edits)
         self.declared: dict[int, Tensor] = {}
-        """By layer, what was added to the MLP's output on purpose."""
+        """By layer, what was added to the MLP's output (where its dictionary writes) on purpose."""
         self._written: dict[int, list[Tensor]] = defaultdict(list)
         self._sparse: dict[int, list[tuple[FeatureTable, int, Tensor]]] = defaultdict(list)
-        self.mlp_in: dict[int, Tensor] = {}
+        self.read: dict[int, Tensor] = {}
+        """By layer, what its dictionary reads."""
 
     def hooks(self, peek: Mapping[str, Hook] | None = None) -> dict[str, Hook]:
         """One hook for each place where something is held, read or changed; those of `peek` come before all others."""
@@ -131,16 +133,15 @@ class Forward:
             live = self.regime.live_heads(layer_of(name)) if name.endswith("hook_pattern") else []
             steps[name].append(_constant_but(live, value))
         for layer in range(self.model.model.n_layers):
-            mlp_out = Site(layer, "mlp_out").hook
-            steps[mlp_out].append(self._write(layer))
-        mids = {Site(layer, "resid_mid").hook: layer for layer in range(self.model.model.n_layers)}
+            steps[self.model.write_hooks[layer]].append(self._write(layer))
         for place, rounds in self.vectors.items():
-            if place not in mids and not place.startswith("errors."):
+            if not place.startswith((ERRORS, MIDDLE)):
                 steps[place] += [table.apply for table in rounds]
-        for place in mids.keys() & self.vectors.keys():
-            self._change_mid(steps, mids[place])
+        for place, rounds in self.vectors.items():
+            if place.startswith(MIDDLE):
+                self._change_middle(steps, layer_of(place), rounds)
         for layer in range(self.model.model.n_layers):
-            steps[Site(layer, "mlp_in").hook].append(self._encode(layer))
+            steps[self.model.read_hooks[layer]].append(self._encode(layer))
         return {name: _chain(several) for name, several in steps.items()}
 
     # what is held
@@ -166,17 +167,17 @@ class Forward:
     # features
 
     def _encode(self, layer: int) -> Hook:
-        """At the MLP's input: which of this layer's features change by how much, and what they write later."""
+        """Where its dictionary reads: which of this layer's features change by how much, and what they write later."""
         dictionaries, mode = self.model.dictionaries, self.regime.mlp(layer)
         table = self.features.get(layer)
 
-        def encode(mlp_in: Tensor) -> None:
-            self.mlp_in[layer] = mlp_in
+        def encode(carried: Tensor) -> None:
+            read = self._noted(layer, carried)
             active = None
             if mode == "linear":
-                self._answer(layer, mlp_in)
+                self._answer(layer, read)
             if mode == "features":
-                active = dictionaries.activations(layer, mlp_in)
+                active = dictionaries.activations(layer, read)
                 written = dictionaries.decode_layer(layer, active).unbind(-2)
                 for at, out in zip(dictionaries.write_layers(layer), written, strict=True):
                     self._written[at].append(out)
@@ -184,16 +185,21 @@ class Forward:
                 if active is not None:
                     value = active[table.row, table.pos, table.index]
                 else:
-                    value = self._values(layer, table, mlp_in, mode)
+                    value = self._values(layer, table, read, mode)
                 for at in dictionaries.write_layers(layer):
                     self._sparse[at].append((table, layer, table.changed(value) - value))
 
         return encode
 
-    def _answer(self, layer: int, mlp_in: Tensor) -> None:
+    def _noted(self, layer: int, carried: Tensor) -> Float[Tensor, "row pos d_model"]:
+        """What a layer's dictionary reads in this pass, kept for its skip term."""
+        self.read[layer] = carried.reshape(len(self.prompts), -1, carried.shape[-1])
+        return self.read[layer]
+
+    def _answer(self, layer: int, read: Tensor) -> None:
         """What the active features of a layer write later for what they read beyond the clean run's."""
         dictionaries = self.model.dictionaries
-        moved = mlp_in - self.by_row(lambda p: p.trace.frozen.reads.mlp_in[layer])
+        moved = read - self.by_row(lambda p: p.trace.frozen.reads.by_layer[layer])
         written = {at: torch.zeros_like(moved) for at in dictionaries.write_layers(layer)}
         for trace, rows in self._by_prompt:
             _, pos, feature = trace.features.index[trace.features.index[:, 0] == layer].unbind(1)
@@ -215,11 +221,11 @@ class Forward:
             rows.setdefault(id(prompt.trace), (prompt.trace, []))[1].append(row)
         return list(rows.values())
 
-    def _values(self, layer: int, table: FeatureTable, mlp_in: Tensor, mode: str) -> Float[Tensor, "n"]:
+    def _values(self, layer: int, table: FeatureTable, read: Tensor, mode: str) -> Float[Tensor, "n"]:
         """The activations that the changes start from: clean ones, or those of this run."""
         if mode == "live" and self._encodes_by_layer:
             tokens, which = torch.stack([table.row, table.pos], dim=1).unique(dim=0, return_inverse=True)
-            active = self.model.dictionaries.activations(layer, mlp_in[tokens[:, 0], tokens[:, 1]])
+            active = self.model.dictionaries.activations(layer, read[tokens[:, 0], tokens[:, 1]])
             return active[which, table.index]
         value = torch.zeros_like(table.scale)
         for row in table.row.unique().tolist():
@@ -251,11 +257,11 @@ class Forward:
 
     def _stand_in(self, layer: int, mlp_out: Tensor) -> Tensor:
         """What the regime puts in the place of the MLP's output, before anything is changed."""
-        mode, dictionaries = self.regime.mlp(layer), self.model.dictionaries
+        mode, dictionaries, first = self.regime.mlp(layer), self.model.dictionaries, self.model.first
         if mode == "live" and self.regime.first == "live":
             return mlp_out
         if mode == "live":
-            return torch.cat([self._clean(layer)[:, :FIRST], mlp_out[:, FIRST:]], dim=1)
+            return torch.cat([self._clean(layer)[:, :first], mlp_out[:, first:]], dim=1)
         if mode == "constant":
             return self._clean(layer)
         if mode == "linear":
@@ -263,16 +269,16 @@ class Forward:
         skip = dictionaries.skip(layer)
         out = dictionaries.decoder_bias(layer) + sum(self._written[layer])
         if skip is not None:
-            out = out + self.mlp_in[layer] @ skip
+            out = out + self.read[layer] @ skip
         out = out + self.by_row(lambda p: p.trace.errors[layer])
-        return torch.cat([mlp_out[:, :FIRST], out[:, FIRST:]], dim=1)
+        return torch.cat([mlp_out[:, :first], out[:, first:]], dim=1)
 
     def _clean(self, layer: int) -> Tensor:
         """The clean MLP output; a skip term is a path, and stays live."""
         out = self.by_row(lambda p: p.trace.frozen.writes.mlp_out[layer])
         if (skip := self.model.dictionaries.skip(layer)) is None:
             return out
-        return out + (self.mlp_in[layer] - self.by_row(lambda p: p.trace.frozen.reads.mlp_in[layer])) @ skip
+        return out + (self.read[layer] - self.by_row(lambda p: p.trace.frozen.reads.by_layer[layer])) @ skip
 
     def _add_features(self, layer: int, out: Tensor) -> Tensor:
         for table, read_layer, change in self._sparse[layer]:
@@ -289,25 +295,16 @@ class Forward:
             changed = table.apply(changed)
         return out + changed - clean
 
-    def _change_mid(self, steps: dict[str, list[Hook]], layer: int) -> None:
-        """The stream after attention is only seen by the MLP's norm; to change it, change what attention adds."""
-        before: list[Tensor] = []
-        pre, mid, out = (Site(layer, kind).hook for kind in ("resid_pre", "resid_mid", "attn_out"))
-
-        def change(attn_out: Tensor) -> Tensor:
-            stream = before[-1] + attn_out
-            changed = stream
-            for table in self.vectors[mid]:
-                changed = table.apply(changed)
-            return attn_out + changed - stream
-
-        steps[pre].append(before.append)
-        steps[out].append(change)
+    def _change_middle(self, steps: dict[str, list[Hook]], layer: int, rounds: Sequence[VectorTable]) -> None:
+        before, added = (self.model.model.hook(Site(layer, kind)) for kind in ("resid_pre", "attn_added"))
+        note, change = in_the_middle(_chain([table.apply for table in rounds]))
+        steps[before].append(note)
+        steps[added].append(change)
 
 
 def layer_of(name: str, otherwise: int = -1) -> int:
     """The block that a hook belongs to; `otherwise` for one outside the blocks (the final norm)."""
-    return int(name.split(".")[1]) if name.startswith("blocks.") else otherwise
+    return int(name.split(".")[1]) if name.startswith(("blocks.", MIDDLE)) else otherwise
 
 
 def _constant_but(live: Sequence[int], clean: Tensor) -> Hook:

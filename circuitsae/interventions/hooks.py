@@ -25,11 +25,10 @@ from circuitsae.interventions.changes import (
     Value,
     Zero,
 )
-from circuitsae.interventions.prompts import EMBED, Library, Recording, error_place, z_hook
+from circuitsae.interventions.prompts import EMBED, Library, Recording, error_place, site_place, z_hook
 from circuitsae.interventions.targets import MLP, Error, Feature, Features, Head, Places, Stream, Target, Token
-from circuitsae.replacement import FIRST
 from transcoders.errors import InputError
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
 
 On = Literal["all", "prompt", "new"]
 
@@ -112,7 +111,7 @@ class _Compiler:
     def contribution(self, added: Contribution) -> None:
         pos = torch.tensor([added.pos], device=self.like.device)
         for layer, vector in zip(added.layers, added.vectors.to(self.like), strict=True):
-            place = EMBED if layer < 0 else _mlp(layer)
+            place = EMBED if layer < 0 else self.model.write_hooks[layer]
             self.edits.vectors.append(VectorEdit(place, pos, 1.0, vector[None]))
 
     def _features(self, target: Feature | Features, operation: Operation) -> None:
@@ -152,10 +151,10 @@ class _Compiler:
 
     def _vector(self, target: Error | Token | Head | MLP | Stream, operation: Operation) -> None:
         place, head = self._place(target)
-        chosen = self._positions(target, FIRST if isinstance(target, Error) else 0)
+        chosen = self._positions(target, self.model.first if isinstance(target, Error) else 0)
         if not chosen:
             return
-        width = self.model.model.d_model if head < 0 else self._d_head(place)
+        width = self._width(place)
         scale, shift = 0.0, self.like.new_zeros(len(chosen), width)
         if isinstance(operation, Scale):
             scale = operation.factor
@@ -176,7 +175,7 @@ class _Compiler:
         assert isinstance(target, Head)
         if isinstance(operation, Set):
             self._vector(target, Zero())
-        self._add_vector(Site(target.layer, "attn_out").hook, chosen, 1.0, shift)
+        self._add_vector(self.model.model.hook(Site(target.layer, "attn_out")), chosen, 1.0, shift)
 
     # values
 
@@ -243,30 +242,34 @@ class _Compiler:
     # places
 
     def _place(self, target: Error | Token | Head | MLP | Stream) -> tuple[str, int]:
+        if isinstance(target, Token):
+            return EMBED, -1
+        self._check_layer(target.layer)
         match target:
-            case Token():
-                return EMBED, -1
             case Error(layer):
-                place, head = error_place(layer), -1
-            case Head(layer, head):
-                place, n_heads = z_hook(layer), self.model.model.n_heads
-                if not 0 <= head < n_heads:
-                    raise InputError(f"There is no head {head}; {self.model.model.name} has 0 to {n_heads - 1}.")
+                return error_place(layer), -1
             case MLP(layer):
-                place, head = _mlp(layer), -1
-            case Stream(layer):
-                place, head = target.site.hook, -1
-        self._check_layer(layer)
-        if isinstance(target, Stream) and target.kind == "resid_mid":
+                return self.model.write_hooks[layer], -1
+            case Head(layer, head):
+                if not 0 <= head < (n_heads := self.model.model.n_heads):
+                    raise InputError(f"There is no head {head}; {self.model.model.name} has 0 to {n_heads - 1}.")
+                return z_hook(layer), head
+            case Stream(layer, kind):
+                return self._stream(target, layer, kind), -1
+
+    def _stream(self, target: Stream, layer: int, kind: SiteKind) -> str:
+        if kind == "attn_z":
+            raise InputError(f"{target}: heads are changed one by one; take Head({layer}, HEAD).")
+        if kind == "resid_mid":
             self.prompt.check_mid(layer)
-        return place, head
+        return site_place(self.model.model, target.site)
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.model.model.n_layers:
             last = self.model.model.n_layers - 1
             raise InputError(f"There is no layer {layer}; {self.model.model.name} has layers 0 to {last}.")
 
-    def _d_head(self, place: str) -> int:
+    def _width(self, place: str) -> int:
         return self.prompt.vector(place).shape[-1]
 
     def _positions(self, target: Feature | Error | Token | Head | MLP | Stream, first: int) -> list[int]:
@@ -290,7 +293,7 @@ class _Compiler:
             index, at = target.index.to(device), None
             index = index[(index[:, 1] >= self.window.start) & (index[:, 1] < self.window.stop)]
         else:
-            rows = [(target.layer, pos, target.index) for pos in self._positions(target, FIRST)]
+            rows = [(target.layer, pos, target.index) for pos in self._positions(target, self.model.first)]
             index, at = torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, 3), target.at
         if not len(index):
             return index, at
@@ -299,8 +302,8 @@ class _Compiler:
             n_features, last = self.model.dictionaries.n_features(layer), int(index[index[:, 0] == layer][:, 2].max())
             if not 0 <= last < n_features:
                 raise InputError(f"There is no feature {layer}.{last}; layer {layer} has 0 to {n_features - 1}.")
-        if int(index[:, 1].min()) < FIRST:
-            raise InputError(f"{target}: position 0 has no features; choose positions from {FIRST} on.")
+        if (pos := int(index[:, 1].min())) < (first := self.model.first):
+            raise InputError(f"{target}: position {pos} has no features; choose positions from {first} on.")
         return index, at
 
     def _add_features(self, index: Int[Tensor, "n 3"], scale: float, shift: Float[Tensor, "n"]) -> None:
@@ -310,10 +313,6 @@ class _Compiler:
     def _add_vector(self, place: str, chosen: list[int], scale: float, shift: Tensor, head: int = -1) -> None:
         pos = torch.tensor(chosen, device=self.like.device) - self.window.start
         self.edits.vectors.append(VectorEdit(place, pos, scale, shift.to(self.like), head))
-
-
-def _mlp(layer: int) -> str:
-    return Site(layer, "mlp_out").hook
 
 
 def _names_roles(at: Places) -> bool:

@@ -27,7 +27,7 @@ from circuitsae.interventions.outcome import BatchReads, Outcome
 from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
-from transcoders.sites import Site
+from transcoders.language_model import vectors
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def intervene(
     `interventions` is one alternative (a list of changes, all made in one run) or several (a list of such lists). Every
     alternative is run on every prompt; a forward pass carries as many as fit into about `memory` bytes. All prompts
     have one number of tokens. `logits_at` is the position whose logits are kept (None: every one); without `reads`
-    what the MLPs and the unembedding read is dropped. `audit` proves that what the regime holds did not move.
+    what the dictionaries and the unembedding read is dropped. `audit` proves that what the regime holds did not move.
 
     Raises `InputError` for what the model, the dictionaries or a prompt do not have, `CheckFailedError` if an audit
     finds something moved.
@@ -61,12 +61,12 @@ def intervene(
     alternatives = alternatives_of(interventions)
     rows = [(recording, alternative) for recording in recordings for alternative in alternatives]
     at = slice(None) if logits_at is None else _kept(logits_at, len(recordings[0]))
-    logits, mlp_in, final, moved = [], [], [], []
+    logits, by_layer, final, moved = [], [], [], []
     for chunk in run_alternatives(model, rows, chosen, memory=memory, audit=audit, library=library):
         logits.append(chunk.logits[:, at].clone())
         moved += chunk.moved
         if reads:
-            mlp_in.append(chunk.mlp_in)
+            by_layer.append(chunk.by_layer)
             final.append(chunk.final)
     shape = (len(recordings), len(alternatives))
     clean = [r.trace.frozen.reads for r in recordings]
@@ -77,8 +77,8 @@ def intervene(
         regime=chosen,
         clean=torch.stack([r.trace.logits[at] for r in recordings]),
         changed=torch.cat(logits).unflatten(0, shape),
-        clean_reads=BatchReads(torch.stack([c.mlp_in for c in clean]), torch.stack([c.final for c in clean])),
-        changed_reads=BatchReads(*(torch.cat(x).unflatten(0, shape) for x in (mlp_in, final))) if reads else None,
+        clean_reads=BatchReads(torch.stack([c.by_layer for c in clean]), torch.stack([c.final for c in clean])),
+        changed_reads=BatchReads(*(torch.cat(x).unflatten(0, shape) for x in (by_layer, final))) if reads else None,
         audit=_audit_frame(moved, len(alternatives)) if audit else None,
     )
 
@@ -110,13 +110,13 @@ def reads_after(
     *,
     memory: int = MEMORY,
 ) -> list[Reads]:
-    """What every MLP and the unembedding read once each change (one at a time) was made."""
+    """What every dictionary and the unembedding read once each change (one at a time) was made."""
     recording = Recording(model, trace)
     rows = [(recording, [change] if isinstance(change, Contribution) else change) for change in changes]
     return [
         Reads(*pair)
         for chunk in run_alternatives(model, rows, regime, memory=memory)
-        for pair in zip(chunk.mlp_in, chunk.final, strict=True)
+        for pair in zip(chunk.by_layer, chunk.final, strict=True)
     ]
 
 
@@ -159,7 +159,7 @@ class Chunk:
 
     start: int
     stop: int
-    mlp_in: Float[Tensor, "batch layer pos d_model"]
+    by_layer: Float[Tensor, "batch layer pos d_model"]
     final: Float[Tensor, "batch pos d_model"]
     """After the final norm."""
     logits: Float[Tensor, "batch pos d_vocab"]
@@ -198,11 +198,12 @@ def run_alternatives(
         forward = Forward(model, here, edits, chosen)
         checks = Audit(forward) if audit else None
         tokens = torch.stack([p.trace.tokens for p in here])
-        read = [Site(layer, "mlp_in").hook for layer in range(model.model.n_layers)]
+        read = list(model.read_hooks)
         names, hooks = [*read, FINAL], forward.hooks(checks and checks.peek)
         logits, cache = model.model.run_hooked(tokens, read=[*names, *(checks.names if checks else ())], write=hooks)
         moved = checks.check(cache) if checks else []
-        chunk = Chunk(start, stop, torch.stack([cache[name] for name in read], dim=1), cache[FINAL], logits, moved)
+        reads = torch.stack([vectors(cache[name], tokens) for name in read], dim=1)
+        chunk = Chunk(start, stop, reads, cache[FINAL], logits, moved)
         del forward, checks, hooks, cache, logits, edits  # nothing of this pass but the chunk is alive in the next
         yield chunk
         del chunk

@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.forward import Regime
 from circuitsae.interventions.prompts import Recording
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError
 from transcoders.token_text import join_tokens
 
@@ -22,9 +22,9 @@ Metric = Callable[[Float[Tensor, "*batch d_vocab"]], Float[Tensor, "*batch"]]
 
 @dataclass(frozen=True, eq=False)
 class BatchReads:
-    """What the MLPs and the unembedding read."""
+    """What the dictionaries and the unembedding read."""
 
-    mlp_in: Float[Tensor, "*batch layer pos d_model"]
+    by_layer: Float[Tensor, "*batch layer pos d_model"]
     final: Float[Tensor, "*batch pos d_model"]
 
 
@@ -80,22 +80,22 @@ class Outcome:
         return (before.exp() * (before - self.changed.log_softmax(-1))).sum(-1)
 
     def features(self, layer: int) -> Float[Tensor, "prompt alternative pos feature"]:
-        """All activations of a layer, as the dictionary reads the changed stream (0 at position 0).
+        """All activations of a layer, as the dictionary reads the changed stream (0 where there are no features).
 
         What is read, not what was set: a feature that was put in by hand shows only if the stream makes it active.
         """
-        return self._encode(layer, self._reads().mlp_in)
+        return self._encode(layer, self._reads().by_layer)
 
     def activation(
         self, layer: int, index: int
     ) -> tuple[Float[Tensor, "prompt pos"], Float[Tensor, "prompt alternative pos"]]:
         """One feature's activations in the clean runs and in the changed ones."""
-        return self._encode(layer, self.clean_reads.mlp_in)[..., index], self.features(layer)[..., index]
+        return self._encode(layer, self.clean_reads.by_layer)[..., index], self.features(layer)[..., index]
 
     @torch.no_grad()
-    def _encode(self, layer: int, mlp_in: Float[Tensor, "*batch layer pos d_model"]) -> Tensor:
-        active = self.model.dictionaries.activations(layer, mlp_in[..., layer, :, :])
-        active[..., :FIRST, :] = 0
+    def _encode(self, layer: int, read: Float[Tensor, "*batch layer pos d_model"]) -> Tensor:
+        active = self.model.dictionaries.activations(layer, read[..., layer, :, :])
+        active[..., : self.model.first, :] = 0
         return active
 
     def _reads(self) -> BatchReads:

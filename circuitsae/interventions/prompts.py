@@ -3,18 +3,21 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.interventions.targets import Places
-from circuitsae.replacement import FIRST, ReplacementModel, Trace
+from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError, ModelError
+from transcoders.language_model import LanguageModel, vectors
 from transcoders.sites import Site, SiteKind
 
 EMBED = "embed.hook_out"
+ERRORS, MIDDLE = "errors.", "middle."
+"""Places that are no hooks of the model's; a layer's number follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,16 @@ def z_hook(layer: int) -> str:
 
 def error_place(layer: int) -> str:
     """The place of an error node's vector: no hook of the model's, but a part of what the MLP's hook returns."""
-    return f"errors.{layer}"
+    return f"{ERRORS}{layer}"
+
+
+def site_place(model: LanguageModel, site: Site) -> str:
+    """The place of a site: its hook, but `resid_mid`, which is changed by what attention adds (`in_the_middle`).
+
+    Raises `ModelError` where the model has no such site.
+    """
+    hook = model.hook(site)
+    return f"{MIDDLE}{site.layer}" if site.kind == "resid_mid" else hook
 
 
 class Recording:
@@ -103,24 +115,24 @@ class Recording:
         writes, reads = self.trace.frozen.writes, self.trace.frozen.reads
         if place == EMBED:
             return writes.embed
-        part, _, rest = place.partition(".")
-        if part == "errors":
-            return self.trace.errors[int(rest)]
-        layer, name = rest.split(".", 1)
-        if name == "mlp.hook_out":
-            return writes.mlp_out[int(layer)]
-        return reads.mlp_in[int(layer)] if name == "mlp.hook_in" else self._others[place]
+        if place.startswith(ERRORS):
+            return self.trace.errors[int(place.removeprefix(ERRORS))]
+        if place in self.model.write_hooks:
+            return writes.mlp_out[self.model.write_hooks.index(place)]
+        if place in self.model.read_hooks:
+            return reads.by_layer[self.model.read_hooks.index(place)]
+        return self._others[place]
 
     @cached_property
     def _others(self) -> dict[str, Tensor]:
-        """Head outputs and the sites of the residual stream, from a run of their own."""
-        layers = range(self.model.model.n_layers)
-        kinds = ("resid_pre", "resid_mid", "resid_post", "attn_out")
-        names = [name for i in layers for name in (z_hook(i), *(Site(i, kind).hook for kind in kinds))]
-        names = [name for name in names if self.model.model.has_hook(name)]
+        """Head outputs and what the dictionaries neither read nor write, from a run of their own."""
+        model, layers = self.model.model, range(self.model.model.n_layers)
+        hooks = {place: model.hook(site) for i in layers for place, site in _sites(model, i).items()}
+        heads = [name for name in map(z_hook, layers) if model.has_hook(name)]
         with torch.no_grad():
-            _, cache = self.model.model.run_hooked(self.trace.tokens[None], read=names)
-        return {name: value[0] for name, value in cache.items()}
+            _, cache = model.run_hooked(self.trace.tokens[None], read=dict.fromkeys([*hooks.values(), *heads]))
+        found = {place: vectors(cache[name], self.trace.tokens[None])[0] for place, name in hooks.items()}
+        return found | {name: cache[name][0] for name in heads}
 
     def clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
         """What hooks carry in a run that nothing was written into; read once."""
@@ -132,15 +144,13 @@ class Recording:
 
     def check_mid(self, layer: int) -> None:
         """Raises `ModelError` where `resid_mid` is not the block's input plus its attention's output."""
-        pre, mid, out = (Site(layer, kind).hook for kind in ("resid_pre", "resid_mid", "attn_out"))
-        if mid in self._others:
-            sum_ = self._others[pre] + self._others[out]
-            if torch.allclose(sum_, self._others[mid], rtol=1e-3, atol=1e-3 * float(sum_.abs().max())):
-                return
-        raise ModelError(
-            f"The stream of {self.model.model.name} between attention and MLP of layer {layer} is not the sum of the "
-            "block's input and the attention's output; change resid_pre or attn_out instead."
-        )
+        kinds: tuple[SiteKind, ...] = ("resid_pre", "attn_added", "resid_mid")
+        pre, added, mid = (self.vector(site_place(self.model.model, Site(layer, kind))) for kind in kinds)
+        if not torch.allclose(pre + added, mid, rtol=1e-3, atol=1e-3 * float(mid.abs().max())):
+            raise ModelError(
+                f"The stream of {self.model.model.name} between attention and MLP of layer {layer} is not the sum of "
+                "the block's input and what attention adds; change resid_pre or attn_added instead."
+            )
 
 
 class Library:
@@ -169,7 +179,6 @@ class Library:
 By = Literal["role", "position", "corpus"]
 Group = tuple[str, str | int]
 
-_SITES: tuple[SiteKind, ...] = ("resid_pre", "resid_mid", "resid_post", "mlp_in", "mlp_out", "attn_out")
 _START, _OTHER, _ANY = "(first position)", "(no role)", "(any position)"
 
 
@@ -178,8 +187,8 @@ class Means:
     """Means over the positions of prompts that belong together.
 
     `by`: positions belong together that have the same template and role (those without a role together), the same
-    template and position, or (`corpus`) all of them. Position 0, an outlier in most models, is always on its own but
-    for `position`.
+    template and position, or (`corpus`) all of them. Positions before the first with features, outliers in most
+    models, stand apart but for `position`.
     """
 
     by: By
@@ -222,7 +231,7 @@ class Means:
         """What the position of a prompt belongs to: its template, and its role or number."""
         if self.by == "position":
             return prompt.template, pos
-        if pos < FIRST:
+        if pos < prompt.model.first:
             return ("" if self.by == "corpus" else prompt.template), _START
         if self.by == "corpus":
             return "", _ANY
@@ -261,5 +270,11 @@ def _dense(recording: Recording) -> Float[Tensor, "layer pos feature"]:
 def _places(recording: Recording) -> list[str]:
     model = recording.model.model
     layers = range(model.n_layers)
-    hooks = [z_hook(i) for i in layers] + [Site(i, kind).hook for i in layers for kind in _SITES]
-    return [EMBED, *(error_place(i) for i in layers), *(name for name in hooks if model.has_hook(name))]
+    heads = [name for name in map(z_hook, layers) if model.has_hook(name)]
+    return [EMBED, *(error_place(i) for i in layers), *heads, *(place for i in layers for place in _sites(model, i))]
+
+
+def _sites(model: LanguageModel, layer: int) -> dict[str, Site]:
+    """The places of a layer's sites that the model has, heads apart."""
+    sites = [Site(layer, kind) for kind in get_args(SiteKind) if kind != "attn_z"]
+    return {site_place(model, site): site for site in sites if model.has_site(site)}

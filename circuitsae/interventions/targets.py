@@ -1,6 +1,6 @@
 """What an intervention acts on: features, error nodes, tokens, heads, MLPs, and sites of the residual stream.
 
-`at` says where: None is every position (features and errors: those from `FIRST` on, for position 0 has no features),
+`at` says where: None is every position (features and errors: those from the first one with features on),
 an integer is a position (a negative one counts from the prompt's end), a text the name of one of the prompt's roles;
 a tuple holds several.
 """
@@ -64,7 +64,7 @@ class Head:
 
 @dataclass(frozen=True)
 class MLP:
-    """The output of one MLP, whatever stands in its place in the regime."""
+    """The output of one MLP, whatever stands in its place in the regime, where its dictionary writes."""
 
     layer: int
     at: Places = None

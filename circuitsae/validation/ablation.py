@@ -12,8 +12,8 @@ is moved:
 
 * `replacement`: features and the clean run's errors in the place of the MLPs, with attention and norms live;
 * `model`: the model's own MLPs, everything live;
-* `graph`: the model's own MLPs, with attention patterns and norm scales held. Nothing is ablated at position 0, which
-  sees no other, so that its MLP outputs are the clean ones.
+* `graph`: the model's own MLPs, with attention patterns and norm scales held. Nothing is ablated before the first
+  position with features (position 0 sees no other), where MLP outputs are the clean ones.
 
 v is what the dictionary reads in this run, layer by layer; where layers cannot be encoded one at a time (TopK over
 layers), and where MLP outputs are constant, it is the clean activation. e is the clean run's in every regime: where the
@@ -36,7 +36,7 @@ from circuitsae.interventions import REGIMES, Error, Means, Recording, Regime, R
 from circuitsae.interventions.forward import MEMORY, SCORES, Forward, regime_named
 from circuitsae.interventions.hooks import Edits
 from circuitsae.interventions.prompts import By, error_place
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.circuits import Circuit, CircuitNode
 from circuitsae.validation.tasks import Cases
 from transcoders.errors import InputError
@@ -176,11 +176,12 @@ class Ablated:
 
     @staticmethod
     def _look_up(recording: Recording, node: CircuitNode) -> Sequence[int]:
+        first = recording.model.first
         if node.at is None:
-            return range(FIRST, len(recording))
+            return range(first, len(recording))
         places, size = node.at if isinstance(node.at, tuple) else (node.at,), len(recording)
         here = tuple(p for p in places if (p in recording.roles if isinstance(p, str) else -size <= p < size))
-        return [pos for pos in recording.positions(here) or [] if FIRST <= pos < len(recording)]
+        return [pos for pos in recording.positions(here) or [] if first <= pos < len(recording)]
 
     def _feature_mask(
         self, layer: int, inside: Sequence[tuple[Tensor, Tensor]], kept: Sequence[Kept], length: int
@@ -258,22 +259,22 @@ class _Outside(Forward):
         self._moved: dict[int, list[Tensor]] = defaultdict(list)
 
     def _encode(self, layer: int) -> Hook:
-        """At the MLP's input: what this layer's features, those outside ablated, write later.
+        """Where its dictionary reads: what this layer's features, those outside ablated, write later.
 
         Where features stand in for an MLP they are written as they are then; where it runs itself, the change is added.
         """
         dictionaries, mode = self.model.dictionaries, self.regime.mlp(layer)
-        read = super()._encode(layer)
+        encode_all = super()._encode(layer)
         replaced = {at for at in dictionaries.write_layers(layer) if self.regime.mlp(at) == "features"}
 
-        def encode(mlp_in: Tensor) -> None:
+        def encode(carried: Tensor) -> None:
             if mode == "features":
-                self.mlp_in[layer] = mlp_in  # `read` would write the features that are to be ablated
+                self._noted(layer, carried)  # `encode_all` would write the features that are to be ablated
             else:
-                read(mlp_in)
+                encode_all(carried)
             keep, fill = self._outside_features(layer)
-            keep[:, :FIRST] = True
-            value = self._in_this_run(layer, mlp_in, mode)
+            keep[:, : self.model.first] = True
+            value = self._in_this_run(layer, self.read[layer], mode)
             put = torch.where(keep, value, fill)
             if replaced:
                 self._write_later(layer, put, self._written, replaced)
@@ -282,10 +283,10 @@ class _Outside(Forward):
 
         return encode
 
-    def _in_this_run(self, layer: int, mlp_in: Tensor, mode: str) -> Float[Tensor, "row pos feature"]:
+    def _in_this_run(self, layer: int, read: Tensor, mode: str) -> Float[Tensor, "row pos feature"]:
         """The activations that a circuit leaves as they are."""
         if mode == "features" or (mode == "live" and self._encodes_by_layer):
-            return self.model.dictionaries.activations(layer, mlp_in)
+            return self.model.dictionaries.activations(layer, read)
         width = self.model.dictionaries.n_features(layer)
         return self.by_row(lambda prompt: dense_features(prompt, layer, width))
 
@@ -300,5 +301,5 @@ class _Outside(Forward):
 
     def _add_errors(self, layer: int, out: Tensor) -> Tensor:
         keep, fill = self._outside_errors(layer)
-        keep[:, :FIRST] = True
+        keep[:, : self.model.first] = True
         return out + torch.where(keep, 0, fill - self.by_row(lambda prompt: prompt.trace.errors[layer]))

@@ -37,7 +37,7 @@ from scipy import stats
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.graph.notes import Claim
 from circuitsae.interventions import Contribution, Recording, RegimeName, node_change
-from circuitsae.replacement import FIRST, ReplacementModel, Trace
+from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.claims import PREDICTED_BY, Pairs, Settings, judge
 from circuitsae.validation.measuring import Targets, effects, traced, values_of
@@ -216,7 +216,7 @@ class _Case:
         places = {(node.layer, node.pos): node for node in drawn}
         features = [places[place] for place in sorted(places)]
         chosen = [features[i] for i in self.rng.permutation(len(features))[: self.plants]]
-        return chosen + [node for node in self.graph.top_logits()[:1] if node.pos >= FIRST]
+        return chosen + [node for node in self.graph.top_logits()[:1] if node.pos >= self.trace.first]
 
     def _median(self, claim: Claim, target: Node) -> float:
         """|prediction| of the median tested edge into a feature, or into a logit."""

@@ -88,7 +88,7 @@ class Targets:
         self.vectors = TargetVectors.join(features, logits)
         place = torch.stack([self.vectors.layer, self.vectors.pos], dim=1)
         self._places, self._place_of = place.unique(dim=0, return_inverse=True)
-        self.clean = self.read(trace.frozen.reads.mlp_in[None], trace.frozen.reads.final[None])[0]
+        self.clean = self.read(trace.frozen.reads.by_layer[None], trace.frozen.reads.final[None])[0]
 
     @staticmethod
     def _features(model: ReplacementModel, trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> TargetVectors:
@@ -104,13 +104,13 @@ class Targets:
 
     @torch.no_grad()
     def read(
-        self, mlp_in: Float[Tensor, "batch layer pos d_model"], final: Float[Tensor, "batch pos d_model"]
+        self, by_layer: Float[Tensor, "batch layer pos d_model"], final: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch target"]:
         """The value of every target in every run; one matrix product for each place that is read."""
-        values = mlp_in.new_empty(len(mlp_in), len(self.vectors.layer))
+        values = by_layer.new_empty(len(by_layer), len(self.vectors.layer))
         for number, (layer, pos) in enumerate(self._places.tolist()):
             here = self._place_of == number
-            read = final[:, pos] if layer == mlp_in.shape[1] else mlp_in[:, layer, pos]
+            read = final[:, pos] if layer == by_layer.shape[1] else by_layer[:, layer, pos]
             values[:, here] = read @ self.vectors.vector[here].T
         return values[:, self.order.to(values.device)]
 
@@ -130,7 +130,7 @@ def effects(
     """
     rows = [(prompt, alternative) for alternative in alternatives]
     moved = [
-        (targets.read(chunk.mlp_in, chunk.final) - targets.clean).double().cpu().numpy()
+        (targets.read(chunk.by_layer, chunk.final) - targets.clean).double().cpu().numpy()
         for chunk in run_alternatives(model, rows, regime, memory=memory)
     ]
     return np.concatenate([*moved, np.zeros((0, len(targets.clean)))])

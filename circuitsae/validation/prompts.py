@@ -20,7 +20,7 @@ from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.graph.notes import Claim
 from circuitsae.interventions import Prompt, PromptLike, Recording
 from circuitsae.interventions.prompts import Library
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.claims import Pairs, Settings, judge
 from circuitsae.validation.measuring import node_row, reading_like, values_of
 from circuitsae.validation.statistics import LEVEL, slopes
@@ -123,7 +123,7 @@ class _Counterparts:
             pos = node.pos
         else:
             return None
-        return None if node.kind is NodeKind.FEATURE and pos < FIRST else replace(node, pos=pos)
+        return None if node.kind is NodeKind.FEATURE and pos < self.prompt.model.first else replace(node, pos=pos)
 
     def is_on(self, node: Node) -> bool:
         return node.kind is not NodeKind.FEATURE or (node.layer, node.pos, node.index) in self.active

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from circuitsae.interventions import Error, Feature, Regime
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from circuitsae.validation import PromptExample, PromptTask
 from circuitsae.validation.ablation import Ablated, Kept
 from circuitsae.validation.tasks import Cases
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
+
+FIRST = 1
 
 LAYERS, FEATURES, VOCAB = 3, 12, 64
 KINDS: dict[str, Any] = {

@@ -115,7 +115,7 @@ class Plain:
 
     def __init__(self, model: ReplacementModel) -> None:
         self.model, self.trace = model, model.trace(TOKENS)
-        self.sites = [(Site(layer, "mlp_in").hook, Site(layer, "mlp_out").hook) for layer in range(LAYERS)]
+        self.sites = [tuple(Site(layer, kind).hooks[0] for kind in ("mlp_in", "mlp_out")) for layer in range(LAYERS)]
         self.patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(LAYERS)]
         self.scales = [n for n in model.model.hook_names if n.endswith("hook_scale") and n.startswith(("b", "ln"))]
         self.clean: dict[str, torch.Tensor] = {}

@@ -1,6 +1,7 @@
-"""circuit-tracer's own graphs of a random GPT-2 and Gemma 2, whose dictionaries read and write at various sites.
+"""circuit-tracer's own graphs, in float64, of a random GPT-2 and Gemma 2 with dictionaries at various sites.
 
-Written by benchmarks/interop/peer_circuit_tracer_graph.py in circuit-tracer's own environment, in float64.
+Written by benchmarks/interop/peer_circuit_tracer_graph.py; rows are targets, in its order: features, errors layer by
+layer, tokens, logits.
 """
 
 from pathlib import Path
@@ -13,45 +14,35 @@ from circuitsae.attribution import attribute
 from circuitsae.replacement import ReplacementModel
 from transcoders import load_dictionaries, load_model
 
-CASES = Path(__file__).parent / "attribution"
+ROOT = Path(__file__).parent / "attribution"
+FAMILIES = ("gpt2", "gemma2")
+CASES = {family: sorted(path.parent.name for path in (ROOT / family).glob("*/attribution.npz")) for family in FAMILIES}
 
 
-NAMES = sorted(path.parent.relative_to(CASES).as_posix() for path in CASES.glob("*/*/attribution.npz"))
+@pytest.fixture(scope="module")
+def models():
+    return {family: load_model(ROOT / family / "model", dtype=torch.float64) for family in FAMILIES}
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def case(request):
-    folder = CASES / request.param
-    reference = np.load(folder / "attribution.npz", allow_pickle=False)
-    model = load_model(folder.parent / "model", dtype="float64")
-    replaced = ReplacementModel(model, load_dictionaries(folder / "transcoders", dtype="float64"))
-    return attribute(replaced, torch.tensor(reference["tokens"])), reference
-
-
-def test_the_same_features_are_active(case):
-    graph, reference = case
-    ours = {node.id: node.activation for node in graph.nodes if node.kind == "feature"}
-    theirs = [f"{layer}.{feature}@{position}" for layer, position, feature in reference["active_features"]]
-    assert ours.keys() == set(theirs)
-    np.testing.assert_allclose([ours[name] for name in theirs], reference["activation_values"], atol=1e-6)
-
-
-def test_the_same_logits_are_chosen(case):
-    graph, reference = case
-    chosen = graph.top_logits()
-    assert [node.index for node in chosen] == reference["logit_ids"].tolist()
-    np.testing.assert_allclose([node.probability for node in chosen], reference["logit_probs"], atol=1e-6)
-
-
-def test_adjacency_agrees(case):
-    """Rows are targets. At position 0 circuit-tracer has empty errors; what the MLP writes there is our bias."""
-    graph, reference = case
+@pytest.mark.parametrize("decoders", ["memory", "mapped"])
+@pytest.mark.parametrize("case", [f"{family}/{case}" for family, cases in CASES.items() for case in cases])
+def test_adjacency_is_circuit_tracers(models, case, decoders):
+    model = models[case.partition("/")[0]]
+    reference = np.load(ROOT / case / "attribution.npz", allow_pickle=False)
+    loaded = load_dictionaries(ROOT / case / "transcoders", dtype=torch.float64, decoders=decoders)
+    graph = attribute(ReplacementModel(model, loaded), torch.tensor(reference["tokens"]))
     last = len(reference["tokens"]) - 1
-    features = [f"{layer}.{feature}@{position}" for layer, position, feature in reference["active_features"]]
-    errors = [f"{layer}.err@{position}" for layer in range(3) for position in range(last + 1)]
-    tokens = [f"tok@{position}" for position in range(last + 1)]
+    features = [f"{layer}.{feature}@{pos}" for layer, pos, feature in reference["active_features"]]
+    errors = [f"{layer}.err@{pos}" for layer in range(model.n_layers) for pos in range(last + 1)]
     logits = [f"logit.{token}@{last}" for token in reference["logit_ids"]]
-    rows = [graph.position.get(name, -1) for name in (*features, *errors, *tokens, *logits)]
+    ids = [*features, *errors, *(f"tok@{pos}" for pos in range(last + 1)), *logits]
+    ours = {node.id: node.activation for node in graph.nodes if node.kind == "feature"}
+    assert ours.keys() == set(features)
+    activations = [ours[name] for name in features]
+    np.testing.assert_allclose(activations, reference["activation_values"], atol=1e-5, rtol=1e-5)
+    assert [node.index for node in graph.top_logits()] == reference["logit_ids"].tolist()
+    # Their errors at position 0 are empty nodes; ours is part of the bias.
     dense = np.pad(graph.weights.toarray(), ((0, 1), (0, 1)))
-    assert abs(reference["adjacency"]).max() > 1
+    rows = [graph.position.get(name, -1) for name in ids]
     assert abs(dense[np.ix_(rows, rows)] - reference["adjacency"]).max() <= 1e-5
+    assert abs(graph.residual()).max() < 1e-9

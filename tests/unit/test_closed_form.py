@@ -104,7 +104,7 @@ def test_linear_model_reads_what_the_model_reads(family):
     with torch.no_grad():
         frozen = replacement(family).trace(TOKENS).frozen
         reads = reads_of(linear_model(frozen), frozen)
-    torch.testing.assert_close(reads.mlp_in, frozen.reads.mlp_in, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reads.by_layer, frozen.reads.by_layer, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(reads.final, frozen.reads.final, rtol=1e-12, atol=1e-12)
 
 

@@ -68,14 +68,14 @@ def test_model_regime_is_the_model_with_the_sum_written_in(model, trace, nodes):
     edits = {Site(i, "mlp_out"): (lambda v, i=i: v + out[i]) for i in layers}
     _, at = model.model.run(TOKENS[None], [Site(i, "mlp_in") for i in layers], edits)
     (reads,) = reads_after(model, trace, [change], "model")
-    torch.testing.assert_close(reads.mlp_in, torch.cat([at[Site(i, "mlp_in")] for i in layers]))
+    torch.testing.assert_close(reads.by_layer, torch.cat([at[Site(i, "mlp_in")] for i in layers]))
 
 
 @pytest.mark.parametrize("regime", ["frozen", "linear", "graph", "direct", "replacement", "model"])
 def test_no_change_changes_nothing(model, trace, nodes, regime):
     nothing = 0.0 * node_change(model, trace, nodes[NodeKind.FEATURE])
     (reads,) = reads_after(model, trace, [nothing], regime)
-    torch.testing.assert_close(reads.mlp_in, trace.frozen.reads.mlp_in)
+    torch.testing.assert_close(reads.by_layer, trace.frozen.reads.by_layer)
     torch.testing.assert_close(reads.final, trace.frozen.reads.final)
 
 

@@ -51,7 +51,7 @@ def _effect(model, trace, source: Node, target: Node, regime) -> float:
         logits = (after.final[-1] - trace.frozen.reads.final[-1]) @ model.model.W_U
         return float(logits[target.index] - logits.mean())
     row = model.dictionaries.encoder_rows(target.layer, torch.tensor([target.index]))[0].detach()
-    return float((after.mlp_in - trace.frozen.reads.mlp_in)[target.layer, target.pos] @ row)
+    return float((after.by_layer - trace.frozen.reads.by_layer)[target.layer, target.pos] @ row)
 
 
 def _node(graph, name: str) -> Node:

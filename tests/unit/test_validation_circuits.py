@@ -24,7 +24,7 @@ from circuitsae.interventions import (
     intervene,
     logit_diff,
 )
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from circuitsae.validation import (
     Circuit,
     PromptExample,
@@ -46,6 +46,8 @@ from circuitsae.validation.tasks import Cases, as_prompt
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError
 from transcoders.loading import random_model
+
+FIRST = 1
 
 KINDS: dict[str, Any] = {"gpt2": ("clt", False), "llama": ("plt", True)}
 LAYERS, FEATURES = 3, 12

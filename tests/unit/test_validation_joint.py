@@ -43,7 +43,7 @@ def _effect(model, tokens, nodes, target, regime) -> float:
         after, before = outcome.changed[0, 0, -1], outcome.clean[0, -1]
         return float((after - after.mean())[target.index] - (before - before.mean())[target.index])
     row = model.dictionaries.encoder_rows(target.layer, torch.tensor([target.index]))[0].detach()
-    after, before = outcome.changed_reads.mlp_in[0, 0], outcome.clean_reads.mlp_in[0]
+    after, before = outcome.changed_reads.by_layer[0, 0], outcome.clean_reads.by_layer[0]
     return float((after - before)[target.layer, target.pos] @ row)
 
 

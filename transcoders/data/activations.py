@@ -27,17 +27,17 @@ class ActivationBatch(NamedTuple):
 
 @torch.no_grad()
 def sites_of(
-    model: LanguageModel, rows: Int[Tensor, "row pos"], reads: Sequence[Site], writes: Sequence[Site]
+    model: LanguageModel, rows: Int[Tensor, "row pos"], reads: Sequence[Site], writes: Sequence[Site], *, first: int = 1
 ) -> ActivationBatch:
-    """Activations at all sites from one forward pass per group of rows, all positions but the first.
+    """Activations at all sites from one forward pass per group of rows, at the positions from `first` on.
 
-    The first position is left out: its activations are outliers in most models. Layers after the last site are not
+    Position 0 is left out by default: its activations are outliers in most models. Layers after the last site are not
     computed.
     """
     batches = []
     for group in rows.split(max(1, _TOKENS_AT_ONCE // rows.shape[1])):
         cache = model.activations(group, {*reads, *writes})
-        tensors = [_side([cache[s][:, 1:].flatten(0, 1) for s in sites], model) for sites in (reads, writes)]
+        tensors = [_side([cache[s][:, first:].flatten(0, 1) for s in sites], model) for sites in (reads, writes)]
         batches.append(tensors)
     return ActivationBatch(*(torch.cat(side) for side in zip(*batches, strict=True)))
 
@@ -47,6 +47,9 @@ def _side(
 ) -> Float[Tensor, "token layer d_model"]:
     if not activations:
         return torch.empty(0, 0, model.d_model, device=model.device, dtype=model.dtype)
+    widths = sorted({x.shape[-1] for x in activations})
+    if len(widths) > 1:
+        raise InputError(f"Sites that are read together have one width; got widths {widths}. Take them one by one.")
     return torch.stack(list(activations), dim=1)
 
 

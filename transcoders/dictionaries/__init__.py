@@ -2,14 +2,15 @@
 
 `activations` holds the sparsifying functions, `sparse_dictionary` the single-site SAE and transcoder, `per_layer` one
 of them for each layer, `cross_layer` the cross-layer transcoder, `mapped` a set whose decoders stay in their file,
-`normalisation` factors folded into weights, `provenance` where a set comes from, `fingerprint` which weights it has,
-`random` seeded sets for tests.
+`fitting` layers without a dictionary, `normalisation` factors folded into weights, `provenance` where a set comes from,
+`fingerprint` which weights it has, `random` seeded sets for tests.
 Attribution knows nothing of them beyond the protocol.
 """
 
-from transcoders.dictionaries.activations import Activation, JumpReLU, ReLU, TopK
+from transcoders.dictionaries.activations import Activation, GroupMax, JumpReLU, ReLU, TopK
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
-from transcoders.dictionaries.dictionary_set import DictionarySet, SparseFeatures
+from transcoders.dictionaries.dictionary_set import DictionarySet, SparseFeatures, present_layers
+from transcoders.dictionaries.fitting import fitted
 from transcoders.dictionaries.mapped import MappedDictionaries
 from transcoders.dictionaries.normalisation import fold_normalisation, unfold_normalisation
 from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
@@ -23,6 +24,7 @@ __all__ = [
     "CrossLayerTranscoder",
     "DictionaryProvenance",
     "DictionarySet",
+    "GroupMax",
     "JumpReLU",
     "MappedDictionaries",
     "ReLU",
@@ -32,7 +34,9 @@ __all__ = [
     "TopK",
     "Transcoder",
     "TranscoderSet",
+    "fitted",
     "fold_normalisation",
+    "present_layers",
     "random_dictionaries",
     "unfold_normalisation",
 ]

@@ -14,13 +14,21 @@ from transcoders.errors import DictionaryError
 
 
 class Activation(nn.Module):
-    """σ of one dictionary. `pointwise`: a feature's activation depends on its own pre-activation only."""
+    """σ of one dictionary.
+
+    `pointwise`: a feature's activation depends on its own pre-activation only. `over_layers`: it depends on those of
+    all layers of a cross-layer transcoder, which then cannot be evaluated one layer at a time.
+    """
 
     name: str
     pointwise: bool = True
+    over_layers: bool = False
 
     def forward(self, h: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
         raise NotImplementedError
+
+    def require(self, n_features: int) -> None:
+        """Raises `DictionaryError` where a layer of so many features cannot have it."""
 
     def at_layer(self, layer: int) -> "Activation":
         """The function that one layer of a cross-layer transcoder applies to its own pre-activations."""
@@ -121,6 +129,8 @@ class TopK(Activation):
         return torch.zeros_like(flat).scatter(-1, index, torch.relu(value)).reshape(h.shape)
 
     def at_layer(self, layer: int) -> Activation:
+        if not self.over_layers:
+            return self
         raise DictionaryError(
             f"TopK ranks the features of all layers together (k = {self.k}), so layer {layer} alone has none; "
             "encode all layers at once, or replace TopK by a JumpReLU with `transcoders.training.fold_topk`."
@@ -128,3 +138,38 @@ class TopK(Activation):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, over_layers={self.over_layers}"
+
+
+class GroupMax(Activation):
+    """a = max(h, 0) for the largest h of each of k groups of consecutive features, 0 for the rest.
+
+    Source: EleutherAI's sparsify, which trains with it in the place of TopK.
+    """
+
+    name = "groupmax"
+    pointwise = False
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        if k < 1:
+            raise DictionaryError(f"GroupMax has at least one group; got k = {k}.")
+        self.k = int(k)
+
+    def require(self, n_features: int) -> None:
+        if n_features % self.k or not n_features:
+            raise DictionaryError(
+                f"GroupMax takes the largest of each of k groups of one size; {n_features} features are no k = "
+                f"{self.k} such groups."
+            )
+
+    def forward(self, h: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
+        self.require(h.shape[-1])
+        grouped = h.unflatten(-1, (self.k, -1))
+        value, index = grouped.max(dim=-1, keepdim=True)
+        return torch.zeros_like(grouped).scatter(-1, index, torch.relu(value)).reshape(h.shape)
+
+    def at_layer(self, layer: int) -> Activation:
+        return self
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}"

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.dictionaries.provenance import DictionaryProvenance
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
@@ -50,10 +51,11 @@ def require_layer(layer: int, n_layers: int) -> None:
 
 @runtime_checkable
 class DictionarySet(Protocol):
-    """Dictionaries for every layer of one model.
+    """Dictionaries for the layers of one model.
 
     Sizes: a feature is named by its layer and its number in the layer; `pos` are the positions of one prompt.
-    `d_model` is the width of what is read and of what is written.
+    `d_model` is the width of what is read and of what is written. Layers may have different numbers of features; one
+    without a dictionary has none (`present_layers`).
     """
 
     kind: str
@@ -90,7 +92,7 @@ class DictionarySet(Protocol):
         ...
 
     def pre_activations(self, layer: int, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch feature"]:
-        """h of one layer: `read @ encoder_rows.T + encoder_biases`."""
+        """h of one layer: `read @ encoder_rows.T + encoder_biases`, of the read in its `norm` where there is one."""
         ...
 
     def activations(self, layer: int, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch feature"]:
@@ -123,6 +125,19 @@ class DictionarySet(Protocol):
         """`W_skip` in `y = … + read @ W_skip`, or None."""
         ...
 
+    def norm(self, layer: int) -> TokenNorm | None:
+        """What one layer's encoder reads its input through, or None."""
+        ...
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What is written at a layer, of the sum `y` of its bias and of what features write there.
+
+        The skip term is added, and a norm taken back; `DictionaryError` where these need `read` and it is None.
+        """
+        ...
+
     def to(self, dtype: torch.dtype) -> Any:
         """This set, converted in place to another precision."""
         ...
@@ -130,3 +145,14 @@ class DictionarySet(Protocol):
     def check_fits(self, model: LanguageModel) -> None:
         """Raises `DictionaryError` where the set does not belong to the model (width, layers, frame, weights)."""
         ...
+
+
+def present_layers(dictionaries: DictionarySet) -> list[int]:
+    """The layers that have a dictionary: features, a skip term, or at least a bias."""
+    return [
+        layer
+        for layer in range(dictionaries.n_layers)
+        if dictionaries.n_features(layer)
+        or dictionaries.skip(layer) is not None
+        or bool(dictionaries.decoder_bias(layer).any())
+    ]

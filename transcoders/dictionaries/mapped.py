@@ -15,6 +15,7 @@ from torch import Tensor
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
 from transcoders.dictionaries.dictionary_set import SparseFeatures, count_positions
 from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 
@@ -82,23 +83,17 @@ class MappedDictionaries:
         n_positions, layers = count_positions(features, reads), range(self.n_layers)
         y = torch.stack([self.decoder_bias(layer).repeat(n_positions, 1) for layer in layers])
         for layer in layers:
-            if (skip := self.skip(layer)) is not None:
-                if reads is None:
-                    raise DictionaryError(
-                        f"Layer {layer} has a skip term; reconstruct(features, reads) needs the reads."
-                    )
-                y[layer] += reads[layer] @ skip
             _, pos, feature = (active := features.of_layer(layer)).index.unbind(1)
             for write_layer in self.write_layers(layer):
                 rows = self.decoder_rows(layer, feature, write_layer)
                 y[write_layer].index_add_(0, pos, rows * active.value[:, None])
-        return y
+        return torch.stack([self.finished(i, y[i], None if reads is None else reads[i]) for i in layers])
 
     def decode_layer(
         self, layer: int, activations: Float[Tensor, "*batch feature"]
     ) -> Float[Tensor, "*batch write d_model"]:
         a, W_dec = activations.flatten(0, -2), self._W_dec[layer]
-        y = a.new_zeros(len(a), W_dec[0].numel())
+        y = a.new_zeros(len(a), math.prod(W_dec.shape[1:]))
         active = (a != 0).any(0).nonzero()[:, 0]
         for feature in active.split(max(1, _SLICE_BYTES // (8 * y.shape[1]))):
             y += a[:, feature] @ self._rows(W_dec, feature).flatten(1)
@@ -127,6 +122,21 @@ class MappedDictionaries:
 
     def skip(self, layer: int) -> Float[Tensor, "d_model d_out"] | None:
         return self._held.skip(layer)
+
+    def norm(self, layer: int) -> TokenNorm | None:
+        return self._held.norm(layer)
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        return self._held.finished(layer, y, read)
+
+    def padded(self, n_layers: int) -> "MappedDictionaries":
+        """This set and, up to `n_layers`, absent layers after its own; `DictionaryError` for cross-layer ones."""
+        if isinstance(self._held, CrossLayerTranscoder):
+            raise DictionaryError(f"A cross-layer transcoder of {self.n_layers} layers cannot be made {n_layers}.")
+        W_dec = [torch.zeros(0, self.d_model) for _ in range(self.n_layers, n_layers)]
+        return MappedDictionaries(self._held.padded(n_layers), [*self._W_dec, *W_dec]) if W_dec else self
 
     def to(self, dtype: torch.dtype) -> "MappedDictionaries":
         self._held.to(dtype)

@@ -66,6 +66,5 @@ def _scale(dictionaries: TranscoderSet | CrossLayerTranscoder | SAESet, s: list[
         dictionary.W_enc *= s[layer]
         dictionary.W_dec /= t[layer]
         dictionary.b_dec /= t[layer]
-        W_skip = getattr(dictionary, "W_skip", None)
-        if W_skip is not None:
-            W_skip *= s[layer] / t[layer]
+        if dictionary.W_skip is not None:
+            dictionary.W_skip *= s[layer] / t[layer]

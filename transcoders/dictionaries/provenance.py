@@ -9,7 +9,7 @@ import torch
 
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
-from transcoders.sites import Frame
+from transcoders.sites import Frame, Site
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ class DictionaryProvenance:
 
     model: str
     """Name of the language model."""
+    model_origin: Mapping[str, str] = field(default_factory=dict)
+    """`LanguageModel.origin`: the revision, adapter and quantisation of its weights, where they had one."""
     fingerprint: str | None = None
     """`LanguageModel.fingerprint()` of its weights; None in files of other tools, which do not record it."""
     frame: Frame = field(default_factory=Frame)
@@ -41,13 +43,24 @@ class DictionaryProvenance:
     """The training configuration, or the configuration file of another tool."""
     normalisation: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Factors of the `read` and `write` of each layer that are folded into the weights; empty where there are none."""
+    d_vocab: int | None = None
+    """Tokens of the model's vocabulary, which tells a tuned sibling from another model; None where it is not known."""
+    first: int = 1
+    """The first position with features. What is before it was left out in training, and is exact: attention sinks with
+    outlier activations (position 0 in most models), or a chat prefix."""
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise DictionaryError(f"The first position with features counts from 0; got first={self.first}.")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record = asdict(self)
+        return record if self.model_origin else {key: record[key] for key in record if key != "model_origin"}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DictionaryProvenance":
-        return cls(**{**record, "frame": Frame(**record.get("frame", {}))})
+        factors = {side: [float(x) for x in values] for side, values in record.get("normalisation", {}).items()}
+        return cls(**{**record, "frame": Frame(**record.get("frame", {})), "normalisation": factors})
 
     def trained_with_bos(self, model: LanguageModel) -> bool | None:
         """Whether rows of training text began with BOS, as this or another tool's settings say; None if they do not."""
@@ -89,27 +102,38 @@ def reading_as_trained(
     return model.with_bos(trained)
 
 
-def check_fits(provenance: DictionaryProvenance, n_layers: int, d_model: int, model: LanguageModel) -> None:
-    """Raises `DictionaryError` unless dictionaries of these sizes and this origin belong to `model`."""
-    if d_model != model.d_model:
-        raise DictionaryError(
-            f"The dictionaries read vectors of width {d_model}, but {model.name} has d_model = {model.d_model}; "
-            f"load dictionaries trained on {model.name}."
-        )
-    if n_layers != model.n_layers:
-        raise DictionaryError(
-            f"The dictionaries cover {n_layers} layers, but {model.name} has {model.n_layers}; "
-            f"load dictionaries trained on {model.name}."
-        )
+def check_fits(provenance: DictionaryProvenance, n_layers: int, width: int, model: LanguageModel, read: Site) -> None:
+    """Raises `DictionaryError` unless dictionaries of these sizes and this origin can be used with `model`.
+
+    `width`: of what is read, at `read` and its like. Other weights in a model of the same layers, width and (where it
+    is recorded) vocabulary, such as a tuned one's, are no error; a line of the log names them.
+    """
+    sizes = (
+        (f"{read.kind} of width {{}}", width, model.width(read)),
+        ("{} layers", n_layers, model.n_layers),
+        ("a vocabulary of {} tokens", provenance.d_vocab or model.d_vocab, model.d_vocab),
+    )
+    for size, ours, theirs in sizes:
+        if ours != theirs:
+            raise DictionaryError(
+                f"The dictionaries, trained on {provenance.model}, are for {size.format(ours)}, but {model.name} has "
+                f"{size.format(theirs)}; load dictionaries trained on {model.name}."
+            )
     if provenance.frame != model.frame:
         raise DictionaryError(
             f"The dictionaries were trained in the {provenance.frame.name!r} frame, but {model.name} is loaded in "
             f"the {model.frame.name!r} frame; load the model in the {provenance.frame.name!r} frame."
         )
+    if has_other_weights(provenance, model):
+        logger.warning(
+            "The dictionaries were trained on %s with weights %s; %s has the same sizes, but weights %s. They are used "
+            "as they are; how well they fit is told by L0 and FVU.",
+            provenance.model, provenance.fingerprint, model.name, model.fingerprint(),
+        )  # fmt: skip
+
+
+def has_other_weights(provenance: DictionaryProvenance, model: LanguageModel) -> bool | None:
+    """Whether dictionaries were trained on other weights than the model's; None where that cannot be told."""
     # A fingerprint of rounded weights differs from the one of the weights it was rounded from.
     exact = model.dtype in (torch.float32, torch.float64)
-    if provenance.fingerprint is not None and exact and provenance.fingerprint != model.fingerprint():
-        raise DictionaryError(
-            f"The dictionaries were trained on {provenance.model} with weights {provenance.fingerprint}, but "
-            f"{model.name} has weights {model.fingerprint()}; load the model they were trained on."
-        )
+    return provenance.fingerprint != model.fingerprint() if provenance.fingerprint is not None and exact else None

@@ -12,7 +12,7 @@ from transcoders.dictionaries.provenance import DictionaryProvenance
 from transcoders.dictionaries.sparse_dictionary import SAE, Transcoder
 from transcoders.errors import DictionaryError
 from transcoders.precision import Precision, as_dtype
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
 
 ActivationName = Literal["relu", "jumprelu", "topk"]
 
@@ -27,6 +27,8 @@ class Options(TypedDict, total=False):
     k: int  # 8
     skip: bool  # False; plt and clt
     centred: bool  # False; sae
+    read: SiteKind  # mlp_in; plt and clt
+    write: SiteKind  # mlp_out; plt and clt
     seed: int  # 0
     dtype: Precision  # float32
 
@@ -47,6 +49,8 @@ def random_dictionaries(
     k: int = 8,
     skip: bool = False,
     centred: bool = False,
+    read: SiteKind = "mlp_in",
+    write: SiteKind = "mlp_out",
     seed: int = 0,
     dtype: Precision = torch.float32,
 ) -> TranscoderSet | CrossLayerTranscoder | SAESet:
@@ -88,8 +92,8 @@ def random_dictionaries(
                 **encoder(),
                 **decoder(),
                 activation=sigma(features),
-                read=Site(i, "mlp_in"),
-                write=Site(i, "mlp_out"),
+                read=Site(i, read),
+                write=Site(i, write),
                 W_skip=draw(d_model, d_model, scale=d_model**-0.5) if skip else None,
                 norm=None,
             )
@@ -104,6 +108,8 @@ def random_dictionaries(
             b_dec=draw(n_layers, d_model, scale=0.3),
             activation=sigma(n_layers, features),
             provenance=provenance,
+            reads=[Site(i, read) for i in layers],
+            writes=[Site(i, write) for i in layers],
             W_skip=draw(n_layers, d_model, d_model, scale=d_model**-0.5) if skip else None,
         )
     raise DictionaryError(f"Unknown kind {kind!r}; dictionaries come as 'plt', 'clt' or 'sae'.")

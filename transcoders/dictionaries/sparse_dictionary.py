@@ -1,24 +1,30 @@
 """One dictionary of one layer: the SAE and the transcoder."""
 
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transcoders.dictionaries.activations import Activation
+from transcoders.dictionaries.activations import Activation, ReLU
+from transcoders.dictionaries.by_name import Kind, load_one
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
 
 
 class SparseDictionary(nn.Module):
-    """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec`.
+    """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec (+ x W_skip)`.
 
-    With a `norm`, encoder and decoder work in units of each token: they see `norm(x)`, and y is taken back.
+    With a `norm`, the encoder sees `norm(x)`, and y is taken back to the units of x unless the norm is one `_in` only.
     """
 
     W_enc: Float[Tensor, "d_in feature"]
     b_enc: Float[Tensor, "feature"]
     W_dec: Float[Tensor, "feature d_out"]
     b_dec: Float[Tensor, "d_out"]
+    W_skip: Float[Tensor, "d_in d_out"] | None
 
     def __init__(
         self,
@@ -30,6 +36,7 @@ class SparseDictionary(nn.Module):
         activation: Activation,
         read: Site,
         write: Site,
+        W_skip: Float[Tensor, "_ _"] | None = None,
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__()
@@ -39,12 +46,26 @@ class SparseDictionary(nn.Module):
                 "The weights disagree: expected W_enc [d_in, feature], b_enc [feature], W_dec [feature, d_out], "
                 f"b_dec [d_out]; got {', '.join(f'{name} {list(w.shape)}' for name, w in shapes.items())}."
             )
+        if W_skip is not None and W_skip.shape != (len(W_enc), len(b_dec)):
+            raise DictionaryError(
+                f"W_skip must be [d_in, d_out] = {[len(W_enc), len(b_dec)]}; got {list(W_skip.shape)}."
+            )
+        activation.require(len(b_enc))
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec, self.b_dec = nn.Parameter(W_dec), nn.Parameter(b_dec)
+        self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
         self.activation = activation
         self.read = read
         self.writes = (write,)
         self.norm = norm
+
+    @classmethod
+    def from_pretrained(cls: type[Kind], release: str | Path, sae_id: str | None = None, **how: Any) -> Kind:
+        """`load_dictionaries(release, sae_id=sae_id, **how)`, of which it is the only one: SAELens' name for it.
+
+        Raises `DictionaryError` where there are several, and for a dictionary of another kind.
+        """
+        return load_one(cls, release, sae_id, how)
 
     @property
     def n_features(self) -> int:
@@ -57,6 +78,11 @@ class SparseDictionary(nn.Module):
     @property
     def d_out(self) -> int:
         return self.W_dec.shape[1]
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether it stands for no dictionary: it has no features, no skip term, and writes nothing."""
+        return self.n_features == 0 and self.W_skip is None and not bool(self.b_dec.any())
 
     @property
     def encoder_bias(self) -> Float[Tensor, "feature"]:
@@ -79,17 +105,18 @@ class SparseDictionary(nn.Module):
         self, y: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_in"] | None
     ) -> Float[Tensor, "*batch d_out"]:
         """What is written, of what the features and b_dec sum up to: with the skip term, in the model's units."""
-        W_skip = getattr(self, "W_skip", None)
-        if W_skip is None and self.norm is None:
+        norm = self.norm if self.norm is not None and self.norm.is_undone else None
+        if self.W_skip is None and norm is None:
             return y
         if x is None:
-            what = "skip term" if self.norm is None else "norm"
+            what = "skip term" if norm is None else "norm"
             raise DictionaryError(
                 f"The dictionary of {self.read} has a {what} and needs its input: decode(a, x), "
                 "reconstruct(features, reads)."
             )
-        y = y if W_skip is None else y + self._normed(x) @ W_skip
-        return y if self.norm is None else self.norm.inverse(y, x)
+        if self.W_skip is not None:
+            y = y + (x if norm is None else norm(x)) @ self.W_skip
+        return y if norm is None else norm.inverse(y, x)
 
     def _normed(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return x if self.norm is None else self.norm(x)
@@ -102,9 +129,9 @@ class SparseDictionary(nn.Module):
 
 
 class SAE(SparseDictionary):
-    """A sparse autoencoder: reads and writes the same site.
+    """A sparse autoencoder: reads and writes the same site: `y = a W_dec + b_dec (+ x W_skip)`.
 
-    With `centred`, the encoder reads `x − b_dec`: `h = (x − b_dec) W_enc + b_enc`.
+    With `centred`, the encoder reads `x − b_dec`: `h = (x − b_dec) W_enc + b_enc`; a skip term reads x itself.
     """
 
     def __init__(
@@ -117,12 +144,19 @@ class SAE(SparseDictionary):
         activation: Activation,
         site: Site,
         centred: bool = False,
+        W_skip: Float[Tensor, "_ _"] | None = None,
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=site, write=site, norm=norm
-        )
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=site, write=site,
+            W_skip=W_skip, norm=norm,
+        )  # fmt: skip
         self.centred = centred
+
+    @classmethod
+    def absent(cls, layer: int, d_model: int, site: SiteKind, dtype: torch.dtype = torch.float32) -> "SAE":
+        """What stands for the SAE of a layer that has none: no features, and zeros for a reconstruction."""
+        return cls(**_nothing(d_model, dtype), activation=ReLU(), site=Site(layer, site)).requires_grad_(False)
 
     @property
     def encoder_bias(self) -> Float[Tensor, "feature"]:
@@ -138,8 +172,6 @@ class Transcoder(SparseDictionary):
     Paulo et al. 2025, *Transcoders Beat Sparse Autoencoders for Interpretability*.
     """
 
-    W_skip: Float[Tensor, "d_in d_out"] | None
-
     def __init__(
         self,
         *,
@@ -154,10 +186,36 @@ class Transcoder(SparseDictionary):
         norm: TokenNorm | None = None,
     ) -> None:
         super().__init__(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write, norm=norm
-        )
-        if W_skip is not None and W_skip.shape != (self.d_in, self.d_out):
-            raise DictionaryError(
-                f"W_skip must be [d_in, d_out] = {[self.d_in, self.d_out]}; got {list(W_skip.shape)}."
-            )
-        self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write,
+            W_skip=W_skip, norm=norm,
+        )  # fmt: skip
+
+    @classmethod
+    def absent(
+        cls,
+        layer: int,
+        d_model: int,
+        read: SiteKind = "mlp_in",
+        write: SiteKind = "mlp_out",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Transcoder":
+        """What stands for the transcoder of a layer that has none: no features; all that the MLP writes is error."""
+        return cls(
+            **_nothing(d_model, dtype), activation=ReLU(), read=Site(layer, read), write=Site(layer, write)
+        ).requires_grad_(False)
+
+
+class _Weights(TypedDict):
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+def _nothing(d_model: int, dtype: torch.dtype) -> _Weights:
+    """The weights of a dictionary without features."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    return {"W_enc": zeros(d_model, 0), "b_enc": zeros(0), "W_dec": zeros(0, d_model), "b_dec": zeros(d_model)}

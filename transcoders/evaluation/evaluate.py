@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.data.activations import sites_of
-from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet
+from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet, fitted, present_layers
 from transcoders.errors import InputError
 from transcoders.evaluation.result import Evaluation, LayerEvaluation, ReplacedModel
 from transcoders.evaluation.statistics import Statistics, alignment, reconstruct_dense
@@ -23,13 +23,15 @@ class Splice:
     """Edits that replace the writes of some layers by what the dictionaries make of the edited model's own stream.
 
     A cross-layer transcoder's write at layer l' sums what the features of all layers l ≤ l' send there, each computed
-    in the same pass. The first position keeps the model's own write. One `Splice` serves one forward pass at a time.
+    in the same pass. Positions before the first with features keep the model's own write, and so do layers without a
+    dictionary. One `Splice` serves one forward pass at a time.
     """
 
     def __init__(self, dictionaries: DictionarySet, layers: Collection[int] | None = None) -> None:
         self.dictionaries = dictionaries
-        self.layers = set(range(dictionaries.n_layers) if layers is None else layers)
+        self.layers = set(present_layers(dictionaries) if layers is None else layers)
         self._pending: dict[int, Tensor] = {}
+        self._reads: dict[int, Tensor] = {}
 
     def edits(self) -> dict[Site, Hook]:
         """For `LanguageModel.run`."""
@@ -72,42 +74,44 @@ class Splice:
         for target in targets:
             part = parts[..., target - first, :]
             self._pending[target] = self._pending[target] + part if target in self._pending else part
-        if (skip := self.dictionaries.skip(layer)) is not None and layer in self.layers:
-            self._pending[layer] = self._pending[layer] + read @ skip
+        if layer in self.layers:
+            self._reads[layer] = read
 
     def _emit(self, layer: int, value: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
         if layer not in self.layers:
             return None
-        replacement = self._pending.pop(layer) + self.dictionaries.decoder_bias(layer)
-        return keep_first(value, replacement)
+        y = self._pending.pop(layer) + self.dictionaries.decoder_bias(layer)
+        replacement = self.dictionaries.finished(layer, y, self._reads.pop(layer))
+        return keep_first(value, replacement, self.dictionaries.provenance.first)
 
 
 class Fixed:
-    """Edits that replace the writes of some layers by given ones; the first position keeps the model's own."""
+    """Edits that replace the writes of some layers by given ones; the first positions keep the model's own."""
 
     def __init__(
         self, dictionaries: DictionarySet, writes: Float[Tensor, "layer batch pos d_model"], layers: Collection[int]
     ) -> None:
         self.edited = {dictionaries.writes[layer]: writes[layer] for layer in layers}
+        self.first = dictionaries.provenance.first
 
     def edits(self) -> dict[Site, Hook]:
         """For `LanguageModel.run`."""
         return {site: self._writer(replacement) for site, replacement in self.edited.items()}
 
     def _writer(self, replacement: Float[Tensor, "batch pos d_model"]) -> Hook:
-        return lambda value: keep_first(value, replacement)
+        return lambda value: keep_first(value, replacement, self.first)
 
 
 def keep_first(
-    value: Float[Tensor, "batch pos d_model"], replacement: Float[Tensor, "*any d_model"]
+    value: Float[Tensor, "batch pos d_model"], replacement: Float[Tensor, "*any d_model"], first: int
 ) -> Float[Tensor, "batch pos d_model"]:
-    """`replacement` at all positions but the first."""
-    return torch.cat([value[:, :1], replacement.expand_as(value)[:, 1:]], dim=1)
+    """`replacement` at the positions from `first` on."""
+    return torch.cat([value[:, :first], replacement.expand_as(value)[:, first:]], dim=1)
 
 
-def constant(vector: Float[Tensor, "d_model"]) -> Callable[[Tensor], Tensor]:
-    """An edit that writes the same vector at all positions but the first."""
-    return lambda value: keep_first(value, vector)
+def constant(vector: Float[Tensor, "d_model"], first: int) -> Callable[[Tensor], Tensor]:
+    """An edit that writes the same vector at the positions from `first` on."""
+    return lambda value: keep_first(value, vector, first)
 
 
 Groups = Sequence[Int[Tensor, "_ pos"]]
@@ -119,8 +123,9 @@ def evaluate(
 ) -> Evaluation:
     """Sparsity and reconstruction of every layer, and what the model loses when its writes are replaced.
 
-    `rows`: tokens the dictionaries were not trained on. The first position of every row is left out of all figures,
-    and keeps the model's own writes. Losses are measured with each layer replaced alone, and with all of them.
+    `rows`: tokens the dictionaries were not trained on. The first position of every row is left out of all figures;
+    positions before the first with features keep the model's own writes, and are left out of L0 and FVU. Losses are
+    measured with each layer replaced alone, and with all of them. Layers without a dictionary are left out.
 
     Loss recovered is `(L_ablated − L_spliced) / (L_ablated − L)` with zeros or the mean write as ablation; agreement
     compares `argmax` of the next-token distributions p (original) and q (replaced), and KL is `Σ p log(p / q)`.
@@ -129,26 +134,29 @@ def evaluate(
 
     Source: Bricken et al. 2023, *Towards Monosemanticity* (loss recovered); Karvonen et al. 2025, *SAEBench*.
     """
-    dictionaries.check_fits(model)
-    if rows.shape[1] < 3:
-        raise InputError(f"Rows of {rows.shape[1]} tokens have nothing to measure; give at least three tokens a row.")
+    dictionaries = fitted(dictionaries, model)
+    layers, least = present_layers(dictionaries), max(3, dictionaries.provenance.first + 1)
+    if not layers:
+        raise InputError("No layer has a dictionary, so there is nothing to measure; give at least one.")
+    if rows.shape[1] < least:
+        raise InputError(f"Rows of {rows.shape[1]} tokens have nothing to measure; give at least {least} tokens a row.")
     groups = rows.to(model.device).split(batch_rows)
     statistics = Statistics(dictionaries)
     for group in groups:
-        statistics.update(*sites_of(model, group, dictionaries.reads, dictionaries.writes))
+        first = dictionaries.provenance.first
+        statistics.update(*sites_of(model, group, dictionaries.reads, dictionaries.writes, first=first))
     means = statistics.mean.to(model.device, model.dtype)
     loss = _mean_loss(model, groups, {})
-    layers = [
-        _evaluate_layer(model, dictionaries, groups, layer, loss, means[layer], statistics)
-        for layer in range(dictionaries.n_layers)
+    evaluated = [
+        _evaluate_layer(model, dictionaries, groups, layer, loss, means[layer], statistics) for layer in layers
     ]
     replaced = _evaluate_replaced(model, dictionaries, groups, loss, means)
-    return Evaluation(tokens=statistics.tokens, loss=loss, layers=tuple(layers), replaced=replaced)
+    return Evaluation(tokens=statistics.tokens, loss=loss, layers=tuple(evaluated), replaced=replaced)
 
 
 def _sequential(dictionaries: DictionarySet) -> bool:
     """Whether a layer's features are known before the later layers have run."""
-    return not isinstance(dictionaries, CrossLayerTranscoder) or dictionaries.activation.pointwise
+    return not isinstance(dictionaries, CrossLayerTranscoder) or not dictionaries.activation.over_layers
 
 
 def _evaluate_layer(
@@ -160,9 +168,9 @@ def _evaluate_layer(
     mean: Float[Tensor, "d_model"],
     statistics: Statistics,
 ) -> LayerEvaluation:
-    site = dictionaries.writes[layer]
-    zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(mean))})
-    averaged = _mean_loss(model, groups, {site: constant(mean)})
+    site, first = dictionaries.writes[layer], dictionaries.provenance.first
+    zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(mean), first)})
+    averaged = _mean_loss(model, groups, {site: constant(mean, first)})
     spliced = _compare(model, dictionaries, groups, [layer])
     return LayerEvaluation(
         layer=layer,
@@ -191,10 +199,11 @@ def _evaluate_replaced(
     loss: float,
     means: Float[Tensor, "layer d_model"],
 ) -> ReplacedModel:
-    sites = dictionaries.writes
-    zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(means[0])) for site in sites})
-    averaged = _mean_loss(model, groups, {site: constant(mean) for site, mean in zip(sites, means, strict=True)})
-    spliced = _compare(model, dictionaries, groups, range(dictionaries.n_layers))
+    layers, first = present_layers(dictionaries), dictionaries.provenance.first
+    sites = {dictionaries.writes[layer]: means[layer] for layer in layers}
+    zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(mean), first) for site, mean in sites.items()})
+    averaged = _mean_loss(model, groups, {site: constant(mean, first) for site, mean in sites.items()})
+    spliced = _compare(model, dictionaries, groups, layers)
     return ReplacedModel(
         features="replaced" if _sequential(dictionaries) else "original",
         loss=spliced.loss,

@@ -110,8 +110,7 @@ class Statistics:
     @property
     def fvu(self) -> list[float]:
         """`Σ ‖y − ŷ‖² / Σ ‖y − μ‖²`."""
-        variance = self._squares - self.tokens * self.mean.square().sum(dim=1)
-        return (self._squared_error / variance).tolist()
+        return _unexplained(self._squared_error, self._squares, self._sum, self.tokens).tolist()
 
     @property
     def cosine(self) -> list[float]:
@@ -158,6 +157,24 @@ class Statistics:
         return [FiringHistogram.of(rate.tolist()) for rate in self.rates]
 
 
+def unexplained(
+    writes: Float[Tensor, "layer token d_model"], errors: Float[Tensor, "layer token d_model"]
+) -> Float[Tensor, "layer"]:
+    """FVU of each layer, `Σ ‖e‖² / Σ ‖y − μ‖²`, from what is written and what of it is not reconstructed."""
+    y, e = writes.double(), errors.double()
+    return _unexplained(e.square().sum((1, 2)), y.square().sum((1, 2)), y.sum(1), y.shape[1])
+
+
+def _unexplained(
+    squared_error: Float[Tensor, "layer"],
+    squares: Float[Tensor, "layer"],
+    total: Float[Tensor, "layer d_model"],
+    tokens: int,
+) -> Float[Tensor, "layer"]:
+    """The same from sums over tokens: `Σ ‖e‖²`, `Σ ‖y‖²` and `Σ y`."""
+    return squared_error / (squares - (total / tokens).square().sum(1) * tokens)
+
+
 def reconstruct_dense(
     dictionaries: DictionarySet, reads: Float[Tensor, "layer token d_model"]
 ) -> tuple[list[Float[Tensor, "token _"]], Float[Tensor, "layer token d_model"]]:
@@ -171,6 +188,5 @@ def reconstruct_dense(
         targets = dictionaries.write_layers(layer)
         for target, part in zip(targets, dictionaries.decode_layer(layer, a).unbind(-2), strict=True):
             writes[target] = writes[target] + part
-        if (skip := dictionaries.skip(layer)) is not None:
-            writes[layer] = writes[layer] + reads[layer] @ skip
+    writes = [dictionaries.finished(layer, y, read) for layer, (y, read) in enumerate(zip(writes, reads, strict=True))]
     return activations, torch.stack(writes)

@@ -6,22 +6,28 @@ Each of these is exact: the dictionary has the same features, activations and re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import (
     SAE,
     Activation,
+    CrossLayerTranscoder,
     DictionaryProvenance,
+    DictionarySet,
     JumpReLU,
     ReLU,
     SAESet,
+    SparseDictionary,
     Transcoder,
     TranscoderSet,
 )
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.sites import Site
+
+_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,47 @@ def rescaled(weights: LayerWeights) -> LayerWeights:
     return replace(weights, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec)
 
 
+def threshold_of(dictionary: SparseDictionary | CrossLayerTranscoder, community: str) -> Tensor:
+    """The thresholds of a JumpReLU, of which a ReLU is the one with θ = 0; `DictionaryError` for any other."""
+    activation = dictionary.activation
+    if isinstance(activation, JumpReLU):
+        return activation.threshold
+    if isinstance(activation, ReLU):
+        return torch.zeros_like(dictionary.b_enc)
+    raise DictionaryError(
+        f"{community} holds dictionaries with JumpReLU or ReLU, not {type(activation).__name__}; turn TopK into a "
+        "JumpReLU by `transcoders.training.fold_topk`, or use the native format."
+    )
+
+
+def centred_bias(dictionary: SAE | Transcoder) -> Float[Tensor, "feature"]:
+    """b_enc of the same dictionary with an encoder that reads `x − b_dec`."""
+    if getattr(dictionary, "centred", False):
+        return dictionary.b_enc
+    return dictionary.b_enc + dictionary.b_dec @ dictionary.W_enc
+
+
+def present(dictionaries: DictionarySet, community: str) -> Sequence[SAE | Transcoder]:
+    """The dictionaries of the layers that have one; `DictionaryError` unless there is one for each layer."""
+    if not isinstance(dictionaries, SAESet | TranscoderSet):
+        raise DictionaryError(
+            f"{community} holds one dictionary for each layer, not {dictionaries.kind!r} dictionaries; use the native "
+            "format."
+        )
+    found = [dictionary for dictionary in dictionaries.layers if dictionary.n_features]
+    if not found:
+        raise DictionaryError(f"There is no dictionary to save as {community}: no layer has features.")
+    return found
+
+
+def without(dictionary: SAE | Transcoder, community: str, *, norm: bool = True, skip: bool = True) -> None:
+    """Raises `DictionaryError` for a dictionary with a norm, or a skip term, that a format cannot hold."""
+    what = "a norm of each token" if norm and dictionary.norm is not None else None
+    what = "a skip term" if skip and getattr(dictionary, "W_skip", None) is not None else what
+    if what is not None:
+        raise DictionaryError(f"{community} cannot hold {what} (layer {dictionary.read.layer}); use the native format.")
+
+
 def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, label: str) -> SAESet | TranscoderSet:
     """The set of one dictionary a layer, in any order; layers below the last that have none get one without features.
 
@@ -88,6 +135,10 @@ def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, l
                 f"{label} holds dictionaries that read {first.read} and write {first.write}, and such that read "
                 f"{weights.read} and write {weights.write}; give the folder of one of them."
             )
+    if (last := max(by_layer)) >= _MOST_LAYERS:
+        raise FileFormatError(
+            f"{label} speaks of layer {last}, but no model has {_MOST_LAYERS:,} layers; check its name."
+        )
     is_sae = first.read == first.write
     try:
         made = [_made(by_layer[i], is_sae) if i in by_layer else _absent(first, i) for i in range(max(by_layer) + 1)]
@@ -97,30 +148,51 @@ def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, l
     return whole.requires_grad_(False)
 
 
+def assemble_cross_layer(
+    label: str,
+    *,
+    W_enc: Sequence[Float[Tensor, "d_model feature"]],
+    b_enc: Sequence[Float[Tensor, "feature"]],
+    W_dec: Sequence[Float[Tensor, "feature _ d_model"]],
+    b_dec: Sequence[Float[Tensor, "d_model"]],
+    activation: Activation,
+    provenance: DictionaryProvenance,
+    reads: Sequence[Site],
+    writes: Sequence[Site],
+    W_skip: Sequence[Float[Tensor, "d_model d_out"]] | None = None,
+) -> CrossLayerTranscoder:
+    """The cross-layer transcoder of these layers; `FileFormatError` where they do not fit together."""
+    try:
+        return CrossLayerTranscoder(
+            W_enc=torch.stack(list(W_enc)),
+            b_enc=torch.stack(list(b_enc)),
+            W_dec=W_dec,
+            b_dec=torch.stack(list(b_dec)),
+            activation=activation,
+            provenance=provenance,
+            reads=reads,
+            writes=writes,
+            W_skip=None if W_skip is None else torch.stack(list(W_skip)),
+        ).requires_grad_(False)
+    except (DictionaryError, RuntimeError, ValueError) as error:
+        raise FileFormatError(f"{label} holds no cross-layer transcoder: {error}") from error
+
+
 def _made(weights: LayerWeights, is_sae: bool) -> SAE | Transcoder:
     if weights.centred and not is_sae:  # a transcoder's encoder has one constant
         weights = replace(weights, b_enc=weights.b_enc - weights.b_dec @ weights.W_enc, centred=False)
     common = {name: getattr(weights, name).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    common |= {"activation": weights.activation, "norm": weights.norm}
+    skip = None if weights.W_skip is None else weights.W_skip.contiguous()
+    common |= {"activation": weights.activation, "W_skip": skip, "norm": weights.norm}
     if is_sae:
         return SAE(**common, site=weights.read, centred=weights.centred)
-    return Transcoder(**common, read=weights.read, write=weights.write, W_skip=weights.W_skip)
+    return Transcoder(**common, read=weights.read, write=weights.write)
 
 
 def _absent(like: LayerWeights, layer: int) -> SAE | Transcoder:
-    """A dictionary of a layer that has none: it has no features and writes nothing."""
-    d_in, d_out = like.W_enc.shape[0], like.W_dec.shape[1]
-    nothing = replace(
-        like,
-        W_enc=like.W_enc.new_zeros(d_in, 0),
-        b_enc=like.b_enc.new_zeros(0),
-        W_dec=like.W_dec.new_zeros(0, d_out),
-        b_dec=like.b_dec.new_zeros(d_out),
-        activation=ReLU(),
-        read=Site(layer, like.read.kind),
-        write=Site(layer, like.write.kind),
-        centred=False,
-        W_skip=None,
-        norm=None,
-    )
-    return _made(nothing, like.read == like.write)
+    width, dtype = len(like.b_dec), like.b_dec.dtype
+    if like.read == like.write:
+        absent = SAE.absent(layer, width, like.read.kind, dtype)
+    else:
+        absent = Transcoder.absent(layer, width, like.read.kind, like.write.kind, dtype)
+    return absent.to(like.b_dec.device)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from transcoders.errors import FileFormatError
 from transcoders.files import new_file
+from transcoders.hub import first_line
 
 DecoderPlace = Literal["memory", "mapped"]
 """`memory`: decoders are loaded. `mapped`: they stay in the file, and the rows asked for are read from there."""
@@ -167,10 +168,12 @@ def require_shapes(
     found: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int | str, ...]],
     sizes: dict[str, int] | None = None,
+    may_be_empty: Container[int | str] = (),
 ) -> None:
     """Raises `FileFormatError` unless tensors have the expected shapes; a name in a shape stands for one size.
 
-    `sizes`: those that the names stand for, as far as known; the others are added.
+    `sizes`: those that the names stand for, as far as known; the others are added. `may_be_empty`: names of sizes that
+    may be 0.
     """
     if missing := [name for name in expected if name not in found]:
         raise FileFormatError(
@@ -181,7 +184,8 @@ def require_shapes(
     for name, shape in expected.items():
         fits = len(found[name]) == len(shape)
         for size, wanted in zip(found[name], shape, strict=False):
-            fits &= size > 0 and size == (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size))
+            is_filled = size > 0 or wanted in may_be_empty
+            fits &= is_filled and size == (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size))
         if not fits:
             known = ", ".join(str(sizes.get(n, n)) if isinstance(n, str) else str(n) for n in shape)
             raise FileFormatError(
@@ -197,7 +201,8 @@ def _opened(path: Path) -> Any:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
         raise FileFormatError(
-            f"{path} is not a safetensors file ({error}); it may have been cut off, so download or save it again."
+            f"{path} is not a safetensors file ({first_line(error)[:200]}); it may have been cut off, so download or "
+            "save it again."
         ) from error
 
 
@@ -209,8 +214,8 @@ def _checksum(tensor: Tensor) -> str:
 
 def _checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     try:
-        return dict(json.loads(metadata.get(_CHECKSUMS, "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
+        return {str(name): str(checksum) for name, checksum in json.loads(metadata.get(_CHECKSUMS, "{}")).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged: its checksums cannot be read; download or save it again.") from error
 
 
@@ -226,5 +231,5 @@ def require_finite(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def _listed(names: Mapping[str, Any] | list[str]) -> str:
-    names = list(names)
+    names = [" ".join(name.split())[:80] or "''" for name in names]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

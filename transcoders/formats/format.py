@@ -9,7 +9,10 @@ from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source
 from transcoders.formats.weights import Reading
 
-FormatName = Literal["native", "circuit-tracer"]
+FormatName = Literal[
+    "native", "circuit-tracer", "saelens", "clt-training", "sparsify", "clt-forge", "crosslayer-transcoder",
+    "gemma-scope", "gemma-scope-2", "openai", "dictionary-learning",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

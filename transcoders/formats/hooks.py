@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from transcoders.errors import FileFormatError
+from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.sites import Site, SiteKind
 
 _TRANSFORMER_LENS: dict[str, SiteKind] = {
@@ -39,11 +39,29 @@ _MODULES: dict[tuple[str, str], SiteKind] = {
     ("mlp", "in"): "mlp_in",
     ("mlp", "out"): "mlp_out",
     ("attn", "out"): "attn_out",
+    ("self_attn.o_proj", "in"): "attn_z",
     ("post_feedforward_layernorm", "out"): "mlp_added",
     ("pre_feedforward_layernorm", "out"): "mlp_in",
     ("pre_feedforward_layernorm", "in"): "resid_mid",
+    ("ln_2", "in"): "resid_mid",
+    ("ln_2", "out"): "mlp_in",
 }
-_ATTENTION = {"self_attn": "attn", "attention": "attn"}
+_BEFORE_MLP: dict[tuple[str, str], SiteKind] = {
+    ("post_attention_layernorm", "in"): "resid_mid",
+    ("post_attention_layernorm", "out"): "mlp_in",
+}
+"""In models without norms after attention, which give this name to those."""
+_ATTENTION = {"self_attn": "attn", "attention": "attn", "self_attention": "attn"}
+_NORMS_AFTER = re.compile(r"gemma-?[23]|olmo-?[23]|exaone-?4|glm-?4", re.IGNORECASE)
+_BLOCKS = (
+    ("neox|pythia", "layers"),
+    ("gpt-?2|gpt-?j|gpt-?neo|bloom|codegen|falcon|mpt", "h"),
+    ("opt-", "decoder.layers"),
+)
+_RMS_NORMS = re.compile(
+    "llama|gemma|mi[sx]tral|ministral|qwen|phi-?[34]|olmo-?[23]|smollm|yi-|deepseek|vicuna|granite|glm|gpt-oss|apertus",
+    re.IGNORECASE,
+)
 
 
 def site_of_hook(name: str, layer: int | None = None) -> Site:
@@ -64,23 +82,70 @@ def site_of_hook(name: str, layer: int | None = None) -> Site:
     return Site(number, kind)
 
 
+def hook_in(text: str) -> str | None:
+    """The first TransformerLens hook that a name such as `gpt2_blocks.5.hook_resid_pre_768` speaks of, if any."""
+    for found in re.finditer(r"blocks\.\d{1,5}\.([a-z][a-z0-9_]*\.)*hook_[a-z]+(_[a-z]+)*", text):
+        if found[0].split(".", 2)[2] in _TRANSFORMER_LENS:
+            return found[0]
+    return None
+
+
 def hook_of_site(site: Site | SiteKind) -> str:
     """TransformerLens' name of a site, with its block, or of a kind of site, without."""
     return _WRITTEN[site] if isinstance(site, str) else f"blocks.{site.layer}.{_WRITTEN[site.kind]}"
 
 
-def site_of_module(name: str, side: Literal["in", "out"] = "out", layer: int | None = None) -> Site:
+def normalised_site(model: str) -> SiteKind:
+    """What `ln2.hook_normalized` of TransformerLens 2 carries in a model of this name whose weights are not folded.
+
+    Its LayerNorm calls the hook after weight and bias, which is what the MLP reads; its RMSNorm calls it before.
+    Source: TransformerLens 2, components/layer_norm.py and components/rms_norm.py.
+    """
+    return "mlp_normed" if _RMS_NORMS.search(model) else "mlp_in"
+
+
+def added_site(model: str) -> SiteKind:
+    """What `hook_mlp_out` of TransformerLens carries: the MLP's output, or what a norm after it makes of it."""
+    return "mlp_added" if _NORMS_AFTER.search(model) else "mlp_out"
+
+
+def site_of_module(name: str, side: Literal["in", "out"] = "out", layer: int | None = None, model: str = "") -> Site:
     """The site that transformers' module such as `model.layers.5.mlp` reads (`in`) or writes (`out`).
 
+    `model`: its name, where it is known: families differ in what they call a module.
     Raises `FileFormatError` for modules that carry none of our sites.
     """
     found = re.fullmatch(r"(?:.*?(?:layers|h|blocks|block)\.(\d{1,5})(?:\.|$))?(.*)", name.strip(), re.DOTALL)
     part = name if found is None else found[2]
     number = layer if found is None or found[1] is None else int(found[1])
-    kind = _MODULES.get((_ATTENTION.get(part, part), side))
+    modules = _MODULES if _NORMS_AFTER.search(model) else _MODULES | _BEFORE_MLP
+    kind = modules.get((_ATTENTION.get(part, part), side))
     if kind is None or number is None:
         raise FileFormatError(
             f"The {side}put of the module {name[:80]!r} is no place this package reads; it reads blocks, their mlp and "
             "their attention, such as 'model.layers.5.mlp'."
         )
     return Site(number, kind)
+
+
+def module_of_site(site: Site, model: str, side: Literal["in", "out"] = "out") -> str:
+    """The module of transformers' base model, of this name, that reads (`in`) or writes (`out`) a site.
+
+    Raises `DictionaryError` for sites that no module of a block reads or writes.
+    """
+    blocks = next((path for names, path in _BLOCKS if re.search(names, model, re.IGNORECASE)), "layers")
+    block = f"{blocks}.{site.layer}"
+    if (site.kind, side) in (("resid_pre", "in"), ("resid_post", "out")):
+        return block
+    if (site.kind, side) in (("mlp_in", "in"), ("mlp_out", "out")):
+        return f"{block}.mlp"
+    if site.kind == "attn_out" and side == "out":
+        neox = re.search("neox|pythia", model, re.IGNORECASE)
+        return f"{block}.{'attention' if neox else 'attn' if blocks == 'h' else 'self_attn'}"
+    if _NORMS_AFTER.search(model) and (site.kind, side) in (("resid_mid", "in"), ("mlp_added", "out")):
+        return f"{block}.{'pre' if side == 'in' else 'post'}_feedforward_layernorm"
+    if (site.kind, side) == ("resid_mid", "in"):
+        return f"{block}.{'ln_2' if blocks == 'h' else 'post_attention_layernorm'}"
+    raise DictionaryError(
+        f"No module of transformers' {model} {'reads' if side == 'in' else 'writes'} {site}; use the native format."
+    )

@@ -19,6 +19,7 @@ from transcoders.dictionaries import (
     CrossLayerTranscoder,
     DictionaryProvenance,
     DictionarySet,
+    GroupMax,
     JumpReLU,
     MappedDictionaries,
     ReLU,
@@ -42,24 +43,25 @@ from transcoders.formats.files import (
     tensor_shapes,
     write_tensors,
 )
-from transcoders.formats.format import Format, whole
+from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one
 from transcoders.formats.weights import Reading
+from transcoders.hub import first_line
 from transcoders.sites import Site
 
 _ACTIVATION = {
     "type": "object",
     "required": ["name"],
     "properties": {
-        "name": {"enum": ["relu", "jumprelu", "topk"]},
+        "name": {"enum": ["relu", "jumprelu", "topk", "groupmax"]},
         "bandwidth": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
         "k": {"type": "integer", "minimum": 1, "maximum": 2**31},
         "over_layers": {"type": "boolean"},
     },
     "allOf": [
         {"if": {"properties": {"name": {"const": name}}}, "then": {"required": needed}}
-        for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]))
+        for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]), ("groupmax", ["k"]))
     ],
 }
 _SITES = {"type": "array", "minItems": 1, "maxItems": MOST_LAYERS, "items": {"type": "string", "maxLength": 40}}
@@ -69,10 +71,13 @@ _PROVENANCE = {
     "required": ["model"],
     "properties": {
         "model": {"type": "string"},
+        "model_origin": {"type": "object", "additionalProperties": {"type": "string"}},
         "fingerprint": {"type": ["string", "null"]},
         "frame": {"type": "object", "properties": {"name": {"enum": ["raw", "folded"]}}, "additionalProperties": False},
         "corpus": {"type": ["string", "null"]},
         "tokens": {"type": "integer", "minimum": 0},
+        "d_vocab": {"type": ["integer", "null"], "minimum": 1},
+        "first": {"type": "integer", "minimum": 0, "maximum": 2**31},
         "seed": {"type": ["integer", "null"]},
         "versions": {"type": "object", "additionalProperties": {"type": "string"}},
         "config": {"type": "object"},
@@ -145,20 +150,24 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         write_json(temporary / _CONFIG, record)
 
 
+def offers_native(source: Source) -> list[Offer]:
+    """The one set that a folder holds."""
+    record = _settings(fetch_one(source, _CONFIG))
+    kinds = {Site.parse(site).kind for site in record["reads"]}
+    site = next(iter(kinds)) if len(kinds) == 1 else None
+    return [Offer(id="", files=(_CONFIG, _WEIGHTS), kind=record["kind"], site=site)]
+
+
 def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> DictionarySet:
     """The set that `save_native` wrote."""
     folder = source.fetch([_CONFIG, _WEIGHTS])[0].parent
-    record = read_json(folder / _CONFIG)
-    if record.get("version") != VERSION:
-        raise FileFormatError(
-            f"{folder / _CONFIG} is of version {record.get('version')!r}, but this release reads version {VERSION}; "
-            "update the package."
-        )
-    require_settings(folder / _CONFIG, record, _SETTINGS)
+    record = _settings(folder / _CONFIG)
     path = folder / _WEIGHTS
     shapes, expected = tensor_shapes(path), _expected(record)
     optional = {name: shape for name, shape in _skips(record).items() if name in shapes}
-    require_shapes(path, shapes, expected | optional)
+    # A layer without a dictionary has no features.
+    empty = {_feature(i) for i in range(record["n_layers"])}
+    require_shapes(path, shapes, expected | optional, may_be_empty=empty)
     if unknown := sorted(shapes.keys() - expected.keys() - optional.keys()):
         raise FileFormatError(
             f"{path} has {unknown[0]}, which its {_CONFIG} does not speak of; save the dictionaries again."
@@ -177,9 +186,20 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
         return MappedDictionaries(_build(record, tensors | in_order), W_dec)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise FileFormatError(
-            f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {error}); "
+            f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {first_line(error)[:200]}); "
             "save the dictionaries again."
         ) from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    if record.get("version") != VERSION:
+        raise FileFormatError(
+            f"{path} is of version {repr(record.get('version'))[:40]}, but this release reads version {VERSION}; "
+            "update the package."
+        )
+    require_settings(path, record, _SETTINGS)
+    return record
 
 
 def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
@@ -198,11 +218,15 @@ def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
         return shapes | ({_THRESHOLD: (n, "feature")} if sigma["name"] == "jumprelu" else {})
     shapes = {}
     for i in layers:
-        feature = f"feature of layer {i}"
+        feature = _feature(i)
         shapes |= {f"{i}.W_enc": ("d_model", feature), f"{i}.b_enc": (feature,)}
         shapes |= {f"{i}.W_dec": (feature, "d_model"), f"{i}.b_dec": ("d_model",)}
         shapes |= {f"{i}.{_THRESHOLD}": (feature,)} if sigma[i]["name"] == "jumprelu" else {}
     return shapes
+
+
+def _feature(layer: int) -> str:
+    return f"feature of layer {layer}"
 
 
 def _skips(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
@@ -210,7 +234,7 @@ def _skips(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
     n = record["n_layers"]
     if record["kind"] == "clt":
         return {"W_skip": (n, "d_model", "d_model")}
-    return {f"{i}.W_skip": ("d_model", "d_model") for i in range(n)} if record["kind"] == "plt" else {}
+    return {f"{i}.W_skip": ("d_model", "d_model") for i in range(n)}
 
 
 def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet | SAESet | CrossLayerTranscoder:
@@ -234,13 +258,11 @@ def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet 
     for i in range(n_layers):
         weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         sigma = _activation(record["activation"][i], tensors, f"{i}.")
+        common: dict[str, Any] = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
         if kind == "sae":
-            layers.append(SAE(**weights, activation=sigma, site=reads[i], centred=record["centred"][i], norm=norms[i]))
+            layers.append(SAE(**common, site=reads[i], centred=record["centred"][i]))
         else:
-            skip = tensors.get(f"{i}.W_skip")
-            layers.append(
-                Transcoder(**weights, activation=sigma, read=reads[i], write=writes[i], W_skip=skip, norm=norms[i])
-            )
+            layers.append(Transcoder(**common, read=reads[i], write=writes[i]))
     if kind == "sae":
         return SAESet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     return TranscoderSet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
@@ -252,6 +274,8 @@ def _describe(activation: Activation) -> dict[str, Any]:
         return {"name": "jumprelu", "bandwidth": activation.bandwidth}
     if isinstance(activation, TopK):
         return {"name": "topk", "k": activation.k, "over_layers": activation.over_layers}
+    if isinstance(activation, GroupMax):
+        return {"name": "groupmax", "k": activation.k}
     return {"name": activation.name}
 
 
@@ -261,6 +285,8 @@ def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str)
         return JumpReLU(tensors[f"{prefix}{_THRESHOLD}"], record["bandwidth"])
     if name == "topk":
         return TopK(record["k"], over_layers=record["over_layers"])
+    if name == "groupmax":
+        return GroupMax(record["k"])
     if name == "relu":
         return ReLU()
     raise FileFormatError(f"The dictionary has the activation {name!r}, which this release cannot read.")
@@ -276,7 +302,7 @@ FORMAT = Format(
     community="this package",
     marker='config.json with "format": "transcoders"',
     recognises=is_native,
-    offers=whole,
+    offers=offers_native,
     load=load_native,
     save=save_native,
     maps_decoders=True,

@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
+from transcoders.sites import SiteKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,10 @@ class Offer:
     """Active features of a token, as its author measured them."""
     variant: str | None = None
     """What else tells it from its neighbours, as its author calls it."""
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that somebody states beside its files, and that replace theirs."""
+    asks: tuple[Literal["site", "layer"], ...] = ()
+    """What neither names nor settings say, so that a choice has to."""
 
     def row(self) -> dict[str, Any]:
         return {
@@ -58,7 +63,7 @@ class Choice:
         layers: int | Iterable[int] | None = None,
         site: str | None = None,
         width: int | str | None = None,
-        l0: float | None = None,
+        l0: float | int | None = None,
         variant: str | None = None,
     ) -> "Choice":
         """As users write it: one layer or several, a width such as 16384 or "16k"."""
@@ -68,8 +73,15 @@ class Choice:
                 raise InputError(f"layers={list(layers)} are no layers; give distinct numbers from 0.")
         if l0 is not None and not 0 < l0 < math.inf:
             raise InputError(f"l0={l0} is no number of active features; give a positive number.")
+        if site is not None and site not in get_args(SiteKind):
+            raise InputError(f"Unknown site {site!r}; the sites are {', '.join(get_args(SiteKind))}.")
         return cls(
-            id=id, layers=layers, site=site, width=None if width is None else width_of(width), l0=l0, variant=variant
+            id=id,
+            layers=layers,
+            site=site,
+            width=None if width is None else width_of(width),
+            l0=None if l0 is None else float(l0),
+            variant=variant,
         )
 
     @property
@@ -94,15 +106,24 @@ def width_text(width: int) -> str:
     return str(width)
 
 
+def fitting(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
+    """The offers with what is stated; the L0 is left to `choose`. `FileFormatError` where there are none."""
+    if not offers:
+        raise FileFormatError(f"{label} offers no dictionaries; check the name and what lies there.")
+    offers = [_completed(offer, choice) for offer in offers]
+    left = [offer for offer in offers if _fits(offer, choice)]
+    if not left:
+        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
+        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}.")
+    return left
+
+
 def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
     """The offers that are meant: one set of all layers, or one dictionary for each layer, alike.
 
     Raises `FileFormatError` where nothing fits, and `InputError`, with the options, where more than one does.
     """
-    left = [offer for offer in offers if _fits(offer, choice)]
-    if not left:
-        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
-        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {_summary(offers)}.")
+    left = fitting(offers, choice, label)
     for name in ("kind", "site", "width", "variant"):
         if len(options := {getattr(offer, name) for offer in left}) > 1 and _several_a_layer(left):
             raise InputError(
@@ -111,6 +132,13 @@ def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
                 if name != "kind"
                 else f"{label} holds dictionaries of more than one kind ({_options(name, options)}); give the folder "
                 "of one of them."
+            )
+    for name in ("site", "layer"):
+        if open_ := next((offer for offer in left if name in offer.asks), None):
+            example = f"layers=… (--{name}s)" if name == "layer" else f"{name}=… (--{name})"
+            raise InputError(
+                f"Neither the names nor the settings of {label} say which {name} {open_.id or 'it'} reads; say it with "
+                f"{example}."
             )
     by_layer = [
         (layer, list(group)) for layer, group in groupby(sorted(left, key=_by_layer), key=lambda offer: offer.layer)
@@ -134,13 +162,22 @@ def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
     return [group[0] for _, group in by_layer]
 
 
+def _completed(offer: Offer, choice: Choice) -> Offer:
+    """An offer with what it leaves open, and the choice states."""
+    if "site" in offer.asks and choice.site is not None:
+        offer = replace(offer, site=choice.site, asks=tuple(name for name in offer.asks if name != "site"))
+    if "layer" in offer.asks and choice.layers is not None and len(choice.layers) == 1:
+        offer = replace(offer, layer=choice.layers[0], asks=tuple(name for name in offer.asks if name != "layer"))
+    return offer
+
+
 def _by_layer(offer: Offer) -> int:
     return -1 if offer.layer is None else offer.layer
 
 
 def _several_a_layer(offers: Sequence[Offer]) -> bool:
     layers = [offer.layer for offer in offers]
-    return len(set(layers)) < len(layers)
+    return len(set(layers)) < len(layers) or (None in layers and len(layers) > 1)
 
 
 def _fits(offer: Offer, choice: Choice) -> bool:
@@ -163,7 +200,8 @@ def _options(name: str, options: Iterable[Any]) -> str:
     return ", ".join(_text(name, option) for option in known) + (" or none" if None in options else "")
 
 
-def _summary(offers: Sequence[Offer]) -> str:
+def summary_of(offers: Sequence[Offer]) -> str:
+    """What the offers differ in, such as `layer 0, 1; width 16k, 65k`."""
     found: Mapping[str, set[Any]] = {
         name: {getattr(offer, name) for offer in offers} - {None}
         for name in ("layer", "site", "width", "l0", "variant")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transcoders.errors import FileFormatError
+from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.files import new_file
 from transcoders.formats.files import (
     DecoderPlace,
     read_tensors,
@@ -25,6 +26,7 @@ from transcoders.formats.files import (
 from transcoders.hub import first_line
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
+_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,16 @@ class Weights:
             return found
         return {name: self._converted(name, reading) for name in names}
 
+    def floating(self, names: Iterable[str], reading: Reading) -> dict[str, Tensor]:
+        """As `read`, of tensors that must be of floating point."""
+        found = self.read(names, reading)
+        if odd := next((name for name, value in found.items() if not value.is_floating_point()), None):
+            raise FileFormatError(
+                f"{self.path} has {odd} in {found[odd].dtype}; expected floating-point numbers, so download or save it "
+                "again."
+            )
+        return found
+
     def _converted(self, name: str, reading: Reading) -> Tensor:
         assert self._load is not None
         try:
@@ -84,6 +96,24 @@ def open_weights(path: Path) -> Weights:
     if path.suffix in _TORCH:
         return _open_torch(path)
     return Weights(path, tensor_shapes(path, integers=True))
+
+
+def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write NumPy's archive of arrays, whole or not at all; `DictionaryError` for a precision that NumPy has not."""
+    import numpy as np
+
+    if odd := next((t.dtype for t in tensors.values() if t.dtype not in _NUMPY), None):
+        raise DictionaryError(f"NumPy's files hold no {odd}; store the weights in float32 or float16.")
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def write_torch(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a state dict by `torch.save`, whole or not at all; views are written without what they are views of."""
+    own = {name: v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in content.items()}
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(own, file)
 
 
 def _open_npz(path: Path) -> Weights:

@@ -140,10 +140,16 @@ def fold_topk(dictionaries: Folded, reads: Float[Tensor, "layer token d_model"])
     """
     if isinstance(dictionaries, CrossLayerTranscoder):
         k = _k(dictionaries.activation)
-        threshold = _threshold(dictionaries.pre_activations_dense(reads), k * reads.shape[1])
-        dictionaries.activation = JumpReLU(torch.full_like(dictionaries.b_enc, threshold)).requires_grad_(False)
+        h, count = dictionaries.pre_activations_dense(reads), k * reads.shape[1]
+        cuts = (
+            [_threshold(h, count)] if dictionaries.activation.over_layers else [_threshold(each, count) for each in h]
+        )
+        thresholds = torch.tensor(cuts).to(dictionaries.b_enc)[:, None].expand_as(dictionaries.b_enc).clone()
+        dictionaries.activation = JumpReLU(thresholds).requires_grad_(False)
         return dictionaries
     for layer, dictionary in enumerate(dictionaries.layers):
+        if dictionary.n_features == 0:  # a layer that has none
+            continue
         k = _k(dictionary.activation)
         threshold = _threshold(dictionaries.pre_activations(layer, reads[layer]), k * reads.shape[1])
         dictionary.activation = JumpReLU(torch.full_like(dictionary.b_enc, threshold)).requires_grad_(False)

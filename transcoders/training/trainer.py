@@ -161,6 +161,7 @@ class Trainer:
             run.require_finite(f"The dictionary {name}")
             provenance = DictionaryProvenance(
                 model=self.source.name,
+                model_origin=self.source.origin,
                 fingerprint=self.source.fingerprint(),
                 frame=self.source.frame,
                 corpus=self.source.corpus,
@@ -169,6 +170,7 @@ class Trainer:
                 seed=config.seed,
                 versions=library_versions(),
                 config=config.to_json(),
+                d_vocab=self.source.d_vocab,
             )
             results.append(run.export(*self.source.sites(config), provenance))
         with alone_in(self.out):

@@ -21,7 +21,7 @@ from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.language_model import LanguageModel
 
 _POST_NORMS = {"mlp_out": "ln2_post", "attn_out": "ln1_post"}
-_DIRECT = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
+_DIRECT = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "mlp_added", "attn_out", "attn_added")
 _ROWS = 512
 _ALL_LAYERS_UP_TO = 65_536
 """Features of all layers together up to which each is compared with all others, not only with its own layer's."""

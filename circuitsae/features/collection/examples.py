@@ -135,8 +135,6 @@ def mixed(values: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
         return z ^ (z >> np.uint64(31))
 
 
-FIRST = 1
-"""The first position that has features; the one before is an outlier in most models."""
 NO_TOKEN = -1
 """In the place of a token beyond either end of a row."""
 
@@ -151,13 +149,15 @@ class Chunk:
     firing: Firing
     before: int
     after: int
+    first: int = 1
+    """The first position with features."""
 
     @cached_property
     def windows(self) -> Int[np.ndarray, "token window"]:
-        """Token ids `before` to `after` each token of the chunk; `NO_TOKEN` beyond the row, and for position 0."""
+        """Token ids `before` to `after` each token of the chunk; `NO_TOKEN` beyond the row, and before `first`."""
         n_rows, context = self.rows.shape
         padded = np.full((n_rows, self.before + context + self.after), NO_TOKEN, np.int32)
-        padded[:, self.before + FIRST : self.before + context] = self.rows[:, FIRST:]
+        padded[:, self.before + self.first : self.before + context] = self.rows[:, self.first :]
         width = self.before + 1 + self.after
         return np.lib.stride_tricks.sliding_window_view(padded, width, axis=1).reshape(-1, width)
 

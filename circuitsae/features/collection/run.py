@@ -16,12 +16,12 @@ from torch import Tensor
 from circuitsae.features.cards import FeatureCards
 from circuitsae.features.collection.assemble import assemble
 from circuitsae.features.collection.config import CollectConfig
-from circuitsae.features.collection.examples import FIRST, Chunk
+from circuitsae.features.collection.examples import Chunk
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
 from transcoders.data import pack_rows
 from transcoders.data.tokens import CorpusSource, open_corpus
-from transcoders.dictionaries import DictionarySet, SparseFeatures
+from transcoders.dictionaries import DictionarySet, SparseFeatures, fitted
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError, InputError
@@ -54,9 +54,9 @@ def collect(
 
     Rates, means, histograms, top and stratified examples and (up to 8,192 features) co-firing are exact: what a dense
     pass that keeps every activation would say. Of more features, co-firing comes from sketches. Memory does not grow
-    with the number of tokens. Position 0 of each row is left out, as everywhere. Of a corpus, the documents that
-    `train` holds out are not read, so that labels read off the cards can be tested on them; rows of token ids are read
-    as they are. `bos`: whether each row of text begins with BOS; default, as in the dictionaries' training.
+    with the number of tokens. Positions before the first with features are left out, as everywhere. Of a corpus, the
+    documents that `train` holds out are not read, so that labels read off the cards can be tested on them; rows of
+    token ids are read as they are. `bos`: whether each row of text begins with BOS; default, as in training.
 
     `out` gets the cards (`<dictionary>/cards` is where everything looks for them), and every `save_every` tokens the
     state: a run that was killed goes on from there, and ends with the same numbers to the last bit.
@@ -65,14 +65,19 @@ def collect(
     are not above 0; `InputError` for a corpus without a single row, for token ids that the model does not have, and
     where `out` holds the state of a run with other settings or of another corpus.
     """
-    dictionaries.check_fits(model)
+    dictionaries = fitted(dictionaries, model)
+    first = dictionaries.provenance.first
     if not isinstance(corpus, Tensor):
         model = reading_as_trained(model, dictionaries.provenance, bos)
     context = min(config.context, model.context)
     if isinstance(corpus, Tensor):
         _check_rows(model, corpus)
         context = corpus.shape[1]
-    rows, name, source = _rows(model, corpus, context, separator, math.ceil(config.tokens / (context - FIRST)))
+    if context <= first:
+        raise InputError(
+            f"Rows of {context} tokens have no position with features, which start at {first}; give longer ones."
+        )
+    rows, name, source = _rows(model, corpus, context, separator, math.ceil(config.tokens / (context - first)))
     n = sum(dictionaries.n_features(layer) for layer in range(dictionaries.n_layers))
     window = config.before + 1 + config.after
     collected = Collected(
@@ -104,7 +109,8 @@ def _read(
     progress: bool,
 ) -> None:
     """Count the corpus chunk by chunk, from where `collected` stands."""
-    with_features = context - FIRST
+    first = dictionaries.provenance.first
+    with_features = context - first
     n_rows = math.ceil(config.tokens / with_features)
     at_once = _rows_at_once(len(collected.statistics.count), context)
     rows = islice(rows, collected.rows, n_rows)
@@ -114,7 +120,7 @@ def _read(
         while batch := list(islice(rows, at_once)):
             tokens = torch.tensor(batch, device=model.device)
             firing = encode_rows(model, dictionaries, tokens)
-            chunk = Chunk(tokens.cpu().numpy(), collected.rows, firing, config.before, config.after)
+            chunk = Chunk(tokens.cpu().numpy(), collected.rows, firing, config.before, config.after, first)
             collected.update(chunk, len(batch) * with_features)
             bar.update(task, completed=collected.rows)
             if folder is not None and collected.tokens - saved >= config.save_every and collected.rows < n_rows:
@@ -127,15 +133,16 @@ def _read(
 
 
 def encode_rows(model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"]) -> Firing:
-    """What fires where on rows of tokens, all layers together; nothing at position 0."""
+    """What fires where on rows of tokens, all layers together; nothing before the first position with features."""
+    start = dictionaries.provenance.first
     found = model.activations(rows, dict.fromkeys(dictionaries.reads))
-    reads = torch.stack([found[site][:, FIRST:].flatten(0, 1) for site in dictionaries.reads])
+    reads = torch.stack([found[site][:, start:].flatten(0, 1) for site in dictionaries.reads])
     features = dictionaries.encode(reads)
     layer, place, feature = (column.cpu().numpy() for column in features.index.unbind(1))
     widths = [dictionaries.n_features(i) for i in range(dictionaries.n_layers)]
     first = np.concatenate([[0], np.cumsum(widths)])
-    body = rows.shape[1] - FIRST
-    token = place // body * rows.shape[1] + place % body + FIRST
+    body = rows.shape[1] - start
+    token = place // body * rows.shape[1] + place % body + start
     return Firing(first[layer] + feature, token, _positive(features))
 
 

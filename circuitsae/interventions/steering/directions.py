@@ -13,7 +13,7 @@ from circuitsae.interventions.changes import Add, Intervention, Scale, Set
 from circuitsae.interventions.controls import matched_features
 from circuitsae.interventions.prompts import PromptLike, Recording
 from circuitsae.interventions.targets import Feature, Places, Stream, target_id
-from circuitsae.replacement import FIRST, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError
 from transcoders.sites import Site, SiteKind
 
@@ -181,7 +181,7 @@ def difference_of_prompts(
             recording = Recording(model, prompt)
             value = model.model.activations(recording.trace.tokens[None], [site])[site][0]
             chosen = None if read_at is None else recording.positions(read_at)
-            sums[side].append(value[FIRST:].mean(0) if chosen is None else value[chosen[0]])
+            sums[side].append(value[model.first :].mean(0) if chosen is None else value[chosen[0]])
     ours, theirs = (torch.stack(sums[side]).mean(0) for side in (0, 1))
     name = f"difference of {len(prompts)} and {len(against)} prompts at {layer}.{kind}"
     return Direction(layer, kind, ours - theirs, at, name)

@@ -1,0 +1,436 @@
+"""sparsify's layout: a folder for each hookpoint, named as a module of transformers' base model is.
+
+    config.json                     of the run, which may be missing: `model`, `dataset`, `hookpoints`
+    layers.5.mlp/cfg.json           d_in, num_latents (0: d_in · expansion_factor), k, activation, transcode,
+                                    skip_connection
+    layers.5.mlp/sae.safetensors    encoder.weight [feature, d_in], encoder.bias, W_dec [feature, d_in], b_dec;
+                                    W_skip [d_in, d_in] with a skip connection
+
+Folders below one (`layers.5.mlp/seed1`) or above it (`best/layers.5.mlp`) are variants. An autoencoder reads and writes
+its module's output, a transcoder (`transcode`) reads the module's input and writes its output:
+
+    a = σ((x − b_dec) Wᵀ + b)       of an autoencoder; a transcoder reads x itself
+    y = a W_dec + b_dec + x W_skipᵀ
+
+σ is `topk`, the k largest of ReLU(h), or `groupmax`, the largest of each of k groups of consecutive features. The other
+settings are of training. EleutherAI's fork clt-training writes dictionaries of one layer in the same folders and adds
+`normalize_io` (buffers in_norm, out_norm [1]: x √d / in_norm is read, y out_norm / √d written), `post_enc`, a number
+that each active feature is raised by, and `post_enc_scale`, one that it is then multiplied by; its cross-layer
+transcoders are `clt_training`'s. The fork's `hookpoints_in` name modules whose input is read in the place of the
+hookpoint's own.
+
+Transcoders that sparsify trained before February 2025 (pull request 49) had b_dec subtracted from their input; their
+files do not say so, and sparsify itself now reads them without.
+
+Source: EleutherAI/sparsify 1.3.3 (sparse_coder.py, config.py, fused_encoder.py, trainer.py), clt-training cf9821f.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from jsonschema import Draft202012Validator
+from torch import Tensor
+
+from transcoders.dictionaries import (
+    SAE,
+    Activation,
+    DictionaryProvenance,
+    DictionarySet,
+    GroupMax,
+    ReLU,
+    TopK,
+    Transcoder,
+)
+from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.files import new_files, write_json
+from transcoders.formats.building import LayerWeights, assemble, present, without
+from transcoders.formats.files import read_json, require_settings, write_tensors
+from transcoders.formats.format import Format
+from transcoders.formats.hooks import module_of_site, site_of_module
+from transcoders.formats.offers import Offer
+from transcoders.formats.source import LocalFolder, Source, full_name
+from transcoders.formats.weights import Reading, Weights, open_weights
+from transcoders.sites import Site, SiteKind
+
+logger = logging.getLogger(__name__)
+
+SETTINGS, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
+_HOOKPOINT = re.compile(r"(.*\.)?(layers|h|blocks|block)\.[0-9]{1,3}(\..+)?")
+Shapes = dict[str, tuple[int | str, ...]]
+_COUNT = {"type": "integer", "maximum": 2**31}
+_NUMBERS = ("n_targets", "n_sources", "num_latents", "d_in", "k", "expansion_factor")
+_MAY_BE_NONE = ("n_targets", "n_sources", "num_latents")
+_SWITCHES = (
+    "transcode", "skip_connection", "normalize_io", "post_encoder_scale", "signed", "divide_cross_layer",
+    "per_source_tied", "secondary_target_tied", "topk_coalesced",
+)  # fmt: skip
+_SCHEMA = Draft202012Validator(
+    {
+        "type": "object",
+        "required": ["d_in", "k"],
+        "properties": {
+            **{name: _COUNT | {"minimum": 0 if name in _MAY_BE_NONE else 1} for name in _NUMBERS},
+            **{name: {"type": "boolean"} for name in _SWITCHES},
+            "activation": {"type": "string"},
+            "coalesce_topk": {"type": "string"},
+        },
+    }
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the training that wrote a folder says of itself."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        return self._text("model") or "unknown"
+
+    @property
+    def corpus(self) -> str | None:
+        return self._text("dataset")
+
+    def _text(self, name: str) -> str | None:
+        value = self.settings.get(name)
+        return value if isinstance(value, str) else None
+
+    def input_of(self, module: str) -> str | None:
+        """The module whose input is read in the place of a hookpoint's own."""
+        every, inputs = self.settings.get("hookpoints"), self.settings.get("hookpoints_in")
+        if isinstance(every, list) and isinstance(inputs, list) and module in every:
+            at = every.index(module)
+            return str(inputs[at]) if at < len(inputs) else None
+        return None
+
+    def sites(self, module: str, transcode: bool) -> tuple[Site, Site]:
+        """What the coder of a module reads and writes; `FileFormatError` where that is no site of ours."""
+        write = site_of_module(module, "out", model=self.model)
+        if not transcode:
+            return write, write
+        return site_of_module(self.input_of(module) or module, "in", model=self.model), write
+
+
+@dataclass(frozen=True)
+class Coder:
+    """One folder with settings and weights."""
+
+    folder: str
+    settings: Mapping[str, Any]
+    run: Run
+    module: str | None
+    """The hookpoint that its path names."""
+    variant: str | None
+
+    @property
+    def files(self) -> tuple[str, str]:
+        return inside(self.folder, SETTINGS), inside(self.folder, WEIGHTS)
+
+    @property
+    def width(self) -> int:
+        return self.settings.get("num_latents", 0) or self.settings["d_in"] * self.settings.get("expansion_factor", 32)
+
+    @property
+    def transcode(self) -> bool:
+        return self.settings.get("transcode", False)
+
+    @property
+    def is_cross_layer(self) -> bool:
+        return self.transcode and self.settings.get("n_targets", 0) > 0
+
+    def sites(self) -> tuple[Site, Site] | None:
+        """What it reads and writes; None where its path names no place of ours."""
+        try:
+            return None if self.module is None else self.run.sites(self.module, self.transcode)
+        except FileFormatError as problem:
+            logger.info("%s is left out: %s", self.folder, problem)
+            return None
+
+
+def inside(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def folders(source: Source) -> list[str]:
+    """The folders that hold settings and weights."""
+    names = set(source.names)
+    holders = (name.removesuffix(WEIGHTS) for name in names if PurePosixPath(name).name == WEIGHTS)
+    return sorted(holder.rstrip("/") for holder in holders if f"{holder}{SETTINGS}" in names)
+
+
+def coders(source: Source) -> list[Coder]:
+    """What the folders hold, by paths and settings; `FileFormatError` for settings that are none."""
+    every = folders(source)
+    runs = _runs(source, every)
+    found = []
+    for folder, path in zip(every, source.fetch(inside(folder, SETTINGS) for folder in every), strict=True):
+        settings = read_json(path)
+        require_settings(path, settings, _SCHEMA)
+        settings |= {name: int(settings[name]) for name in _NUMBERS if name in settings}  # 3.0 is an integer of JSON's
+        module, variant = _named(source, folder)
+        found.append(Coder(folder, settings, runs[folder], module, variant))
+    return found
+
+
+def _runs(source: Source, every: Sequence[str]) -> dict[str, Run]:
+    """The run of each folder: that of the nearest folder at or above it that has one."""
+    names = set(source.names)
+    above = {
+        folder: next((name for parent in _upwards(folder) if (name := inside(parent, RUN)) in names), None)
+        for folder in every
+    }
+    wanted = sorted({name for name in above.values() if name is not None})
+    read = (
+        {name: Run(read_json(path)) for name, path in zip(wanted, source.fetch(wanted), strict=True)} if wanted else {}
+    )
+    return {folder: Run() if name is None else read[name] for folder, name in above.items()}
+
+
+def _upwards(folder: str) -> list[str]:
+    path = PurePosixPath(folder)
+    return ["" if str(parent) == "." else str(parent) for parent in (path, *path.parents)]
+
+
+def _named(source: Source, folder: str) -> tuple[str | None, str | None]:
+    """The hookpoint that a folder's path names, or one of the two folders above, and what else it names."""
+    parts = PurePosixPath(folder).parts
+    for at in reversed(range(len(parts))):
+        if _HOOKPOINT.fullmatch(parts[at]):
+            return parts[at], "/".join(parts[:at] + parts[at + 1 :]) or None
+    above = PurePosixPath(full_name(source, "x")).parent.parts[-2:]
+    return next((part for part in reversed(above) if _HOOKPOINT.fullmatch(part)), None), "/".join(parts) or None
+
+
+def is_sparsify(source: Source) -> bool:
+    return bool(folders(source))
+
+
+def offers(source: Source) -> list[Offer]:
+    found, asking = [], []
+    for coder in coders(source):
+        kind, width = "plt" if coder.transcode else "sae", coder.width
+        common: dict[str, Any] = {"id": coder.folder, "files": coder.files, "kind": kind, "width": width}
+        if (sites := coder.sites()) is None:
+            asking.append(Offer(**common, asks=("site", "layer")))
+        else:
+            found.append(Offer(**common, layer=sites[0].layer, site=sites[0].kind, variant=coder.variant))
+    return found or asking
+
+
+_WRITTEN: dict[str, SiteKind] = {"mlp_in": "mlp_out", "resid_mid": "mlp_out", "resid_pre": "resid_post"}
+"""What a transcoder whose path does not say its module writes, by what it is said to read."""
+
+
+def load(source: Source, chosen: Sequence[Offer], reading: Reading) -> DictionarySet:
+    """The autoencoders or transcoders of some hookpoints."""
+    by_folder = {coder.folder: coder for coder in coders(source)}
+    layers = [_layer(source, by_folder[offer.id], offer, reading) for offer in chosen]
+    first = by_folder[chosen[0].id]
+    config = {**first.run.settings, "sae": dict(first.settings)}
+    provenance = DictionaryProvenance(model=first.run.model, corpus=first.run.corpus, config=config)
+    return assemble(layers, provenance, source.label)
+
+
+def _layer(source: Source, coder: Coder, offer: Offer, reading: Reading) -> LayerWeights:
+    settings_path, path = source.fetch(coder.files)
+    if coder.is_cross_layer:
+        raise FileFormatError(
+            f"{settings_path} is of a cross-layer transcoder (n_targets {coder.settings['n_targets']}), but others "
+            "beside it are not; give the folder of one kind."
+        )
+    if (sites := coder.sites()) is None:
+        read = Site.parse(f"{offer.layer}.{offer.site}")
+        if coder.transcode and read.kind not in _WRITTEN:
+            raise FileFormatError(
+                f"{settings_path} is of a transcoder, and none is known that reads {read.kind}; expected one of "
+                f"{', '.join(_WRITTEN)}, or a folder named after the module, such as layers.5.mlp."
+            )
+        sites = read, Site(read.layer, _WRITTEN[read.kind]) if coder.transcode else read
+    weights = opened(path, coder)
+    tensors = read_coder(weights, coder, _shapes(weights, coder), reading)
+    into, out = scales(path, tensors, coder)
+    W_enc, b_enc, b_dec = tensors["encoder.weight"].T, tensors["encoder.bias"], tensors["b_dec"]
+    W_dec = tensors["W_dec"] * post_encoder(path, tensors, "post_enc")
+    centred = not coder.transcode
+    if (into, out) != (1.0, 1.0):
+        b_enc = b_enc - b_dec @ W_enc if centred else b_enc
+        W_enc, W_dec, b_dec, centred = W_enc * into, W_dec * out, b_dec * out, False
+    skip = tensors["W_skip"].T * (into * out) if "W_skip" in tensors else None
+    return LayerWeights(
+        W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation_of(settings_path, coder),
+        read=sites[0], write=sites[1], centred=centred, W_skip=skip,
+    )  # fmt: skip
+
+
+def _shapes(weights: Weights, coder: Coder) -> Shapes:
+    shapes: Shapes = {"W_dec": ("feature", "d_in"), "b_dec": ("d_in",)}
+    shapes |= {"W_skip": ("d_in", "d_in")} if coder.settings.get("skip_connection") else {}
+    return shapes | post_encoder_shapes(weights, coder, "post_enc")
+
+
+# what a fork's cross-layer transcoders share
+
+
+def opened(path: Path, coder: Coder) -> Weights:
+    """The weights of a coder, once its encoder has the shape that its settings state."""
+    weights = open_weights(path)
+    weights.require({"encoder.weight": (coder.width, coder.settings["d_in"]), "encoder.bias": (coder.width,)})
+    return weights
+
+
+def read_coder(weights: Weights, coder: Coder, shapes: Shapes, reading: Reading) -> dict[str, Tensor]:
+    """The encoder and the tensors of these shapes, with the norms that the settings speak of."""
+    wanted = {"encoder.weight": ("feature", "d_in"), "encoder.bias": ("feature",)} | shapes
+    if coder.settings.get("normalize_io"):
+        wanted |= {"in_norm": (1,), "out_norm": (1,)}
+    weights.require(wanted, {"d_in": coder.settings["d_in"], "feature": coder.width})
+    return weights.floating(wanted, reading)
+
+
+def scales(path: Path, tensors: Mapping[str, Tensor], coder: Coder) -> tuple[float, float]:
+    """What x is multiplied by when it is read, and y when it is written."""
+    if not coder.settings.get("normalize_io"):
+        return 1.0, 1.0
+    into, out = (float(tensors[name]) for name in ("in_norm", "out_norm"))
+    if not (into > 1e-15 and out > 0):
+        raise FileFormatError(f"{path} has the norms {into} and {out}, which are positive in trained files.")
+    root = coder.settings["d_in"] ** 0.5
+    return root / into, out / root
+
+
+def post_encoder_shapes(weights: Weights, coder: Coder, name: str) -> Shapes:
+    """`post_enc`, which early files lack, and the scale that the settings speak of."""
+    shapes: Shapes = {name: ("feature",)} if name in weights.shapes else {}
+    return shapes | ({_scale_of(name): ("feature",)} if coder.settings.get("post_encoder_scale") else {})
+
+
+def post_encoder(path: Path, tensors: Mapping[str, Tensor], name: str) -> Float[Tensor, "feature 1"] | float:
+    """What each feature is multiplied by before it is written; `FileFormatError` where it is raised by something."""
+    if name in tensors and bool(tensors[name].any()):
+        raise FileFormatError(
+            f"{path} raises each active feature by a number of its own ({name}, at most "
+            f"{float(tensors[name].abs().max()):.3g}), which no dictionary of this package can; expected one that was "
+            "trained with train_post_encoder=False."
+        )
+    scale = tensors.get(_scale_of(name))
+    return 1.0 if scale is None else scale[:, None]
+
+
+def _scale_of(name: str) -> str:
+    """post_enc_scale of post_enc, post_enc_scales.2 of post_encs.2"""
+    return re.sub(r"^post_enc", "post_enc_scale", name)
+
+
+def activation_of(path: Path, coder: Coder) -> Activation:
+    """σ of a coder; where k takes all features it is a ReLU."""
+    name, k = coder.settings.get("activation", "topk"), coder.settings["k"]
+    if coder.settings.get("signed"):
+        raise FileFormatError(f"{path} has signed true, with features below 0; supported are those with signed false.")
+    if name not in ("topk", "groupmax"):
+        why = ", whose threshold it does not store" if name == "batchtopk" else ""
+        raise FileFormatError(f"{path} has the activation {name[:40]!r}{why}; supported are topk and groupmax.")
+    if k >= coder.width:
+        return ReLU()
+    return TopK(int(k)) if name == "topk" else GroupMax(int(k))
+
+
+# writing
+
+
+def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtype | None = None) -> None:
+    """Write autoencoders or transcoders; `DictionaryError` for what the layout cannot hold."""
+    model, files, settings = dictionaries.provenance.model, {}, {}
+    layers = present(dictionaries, "sparsify's layout")
+    for layer in layers:
+        without(layer, "sparsify's layout", skip=False)
+        module = hookpoint(layer.read, layer.writes[0], model)
+        files[module], settings[module] = _tensors(layer), _settings(layer)
+    write_run(dictionaries, folder, files, settings, [layer.read for layer in layers], storage_dtype)
+
+
+def hookpoint(read: Site, write: Site, model: str) -> str:
+    """The module that a coder of these sites is named after."""
+    module = module_of_site(write, model)
+    if read.layer != write.layer:
+        raise DictionaryError(f"sparsify's layout holds no dictionary that reads {read} and writes {write}.")
+    return module
+
+
+def write_run(
+    dictionaries: DictionarySet,
+    folder: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    settings: Mapping[str, Mapping[str, Any]],
+    reads: Sequence[Site],
+    storage_dtype: torch.dtype | None,
+) -> None:
+    """Write the folders of all hookpoints, in the place of those that were there."""
+    model, modules = dictionaries.provenance.model, list(files)
+    run: dict[str, Any] = {"model": model, "hookpoints": modules}
+    if dictionaries.kind != "sae":
+        inputs = [module_of_site(read, model, "in") for read in reads]
+        run |= {"hookpoints_in": inputs} if inputs != modules else {}
+    if dictionaries.provenance.corpus is not None:
+        run["dataset"] = dictionaries.provenance.corpus
+    earlier = folders(LocalFolder(folder)) if folder.is_dir() else []
+    stale = [inside(old, name) for old in earlier if old not in files for name in (SETTINGS, WEIGHTS)]
+    with new_files(folder, stale) as temporary:
+        for module, tensors in files.items():
+            stored = {name: _stored(name, tensor, storage_dtype) for name, tensor in tensors.items()}
+            write_tensors(temporary / module / WEIGHTS, stored)
+            write_json(temporary / module / SETTINGS, settings[module])
+        write_json(temporary / RUN, run)
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and (name.startswith("W_") or name == "encoder.weight") else tensor
+
+
+def _tensors(layer: SAE | Transcoder) -> dict[str, Tensor]:
+    b_enc = layer.b_enc
+    if isinstance(layer, SAE) and not layer.centred:
+        b_enc = b_enc + layer.b_dec @ layer.W_enc  # sparsify's always reads x − b_dec
+    tensors = {"encoder.weight": layer.W_enc.T, "encoder.bias": b_enc, "W_dec": layer.W_dec, "b_dec": layer.b_dec}
+    return tensors if layer.W_skip is None else tensors | {"W_skip": layer.W_skip.T}
+
+
+def _settings(layer: SAE | Transcoder) -> dict[str, Any]:
+    return coder_settings(layer.activation, layer.d_in, layer.n_features, layer.W_skip is not None) | {
+        "transcode": isinstance(layer, Transcoder)
+    }
+
+
+def coder_settings(activation: Activation, d_in: int, n_features: int, skip: bool) -> dict[str, Any]:
+    """cfg.json of a coder; a ReLU is TopK of all features. `DictionaryError` for an activation it cannot state."""
+    if activation.over_layers or not isinstance(activation, ReLU | TopK | GroupMax):
+        what = "TopK over all layers" if activation.over_layers else type(activation).__name__
+        raise DictionaryError(
+            f"sparsify's layout holds dictionaries with TopK of each layer, GroupMax or ReLU, not {what}; use the "
+            "native format."
+        )
+    return {
+        "activation": "groupmax" if isinstance(activation, GroupMax) else "topk",
+        "num_latents": n_features,
+        "k": n_features if isinstance(activation, ReLU) else min(activation.k, n_features),
+        "normalize_decoder": False,
+        "skip_connection": skip,
+        "d_in": d_in,
+    }
+
+
+FORMAT = Format(
+    name="sparsify",
+    community="EleutherAI's sparsify",
+    marker=f"folders with {SETTINGS} and {WEIGHTS}",
+    recognises=is_sparsify,
+    offers=offers,
+    load=load,
+    save=save,
+)
