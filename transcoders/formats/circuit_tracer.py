@@ -241,7 +241,7 @@ def _load_cross_layer(found: TracerSet, reading: Reading) -> DictionarySet:
 FORMAT = Format(
     name="circuit-tracer",
     community="circuit-tracer",
-    marker="config.yaml with model_kind, or W_enc_0.safetensors and W_dec_0.safetensors",
+    marker="config.yaml with model_kind, or W_enc_0.safetensors",
     recognises=is_circuit_tracer,
     offers=offer_circuit_tracer,
     load=load_circuit_tracer,
