@@ -318,7 +318,11 @@ def _written(
         )
     name, tensors, more = _architecture(dictionary)
     tensors |= {key: getattr(dictionary, key) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    if is_transcoder and dictionary.W_skip is not None:
+    if dictionary.W_skip is not None:
+        if not is_transcoder:
+            raise DictionaryError(
+                f"SAELens' format has no autoencoder with a skip term ({dictionary.read}); use the native format."
+            )
         name, tensors["W_skip"] = name.replace("transcoder", "skip_transcoder"), dictionary.W_skip.T
     if is_transcoder:
         more["d_out"] = dictionary.d_out

@@ -187,6 +187,7 @@ class Settings:
             _refuse(path, "hook_name_out", flat["hook_name_out"], f"a site of layer {read.layer}, which is read")
         if kind.is_transcoder and flat.get("apply_b_dec_to_input"):
             _refuse(path, "apply_b_dec_to_input", True, "false for transcoders")
+        model = str(flat.get("model_name", "unknown"))
         centres = _loses_mean(flat) and read.kind in _IN_STREAM
         return cls(
             architecture=name,
@@ -202,7 +203,7 @@ class Settings:
             write=write,
             centre_encoder=centres and kind.is_transcoder,
             frame=_frame(path, flat, read, write),
-            model=_NAMES.get(name := str(flat.get("model_name", "unknown")), name),
+            model=_NAMES.get(model, model),
             bos=flat.get("prepend_bos"),
             corpus=flat.get("dataset_path"),
         )

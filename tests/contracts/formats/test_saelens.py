@@ -17,6 +17,8 @@ from transcoders import load_dictionaries, random_dictionaries, save_dictionarie
 from transcoders.dictionaries import SAESet, TranscoderSet
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import CircuitsaeError, DictionaryError, FileFormatError, InputError
+from transcoders.evaluation.evaluate import Splice
+from transcoders.evaluation.statistics import reconstruct_dense
 from transcoders.formats import list_dictionaries, source
 from transcoders.formats.releases import release_named, release_names
 from transcoders.loading import random_model
@@ -493,7 +495,40 @@ def test_releases_are_listed_without_asking_anybody(monkeypatch):
         list_dictionaries("nothing-of-the-kind")
 
 
-# attribution
+# what else is made of them
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_taken_back_in_the_running_model(tmp_path, norm):
+    """Each layer's stream is replaced by the reconstruction of what it then is, but at the first position."""
+    changed = {"normalize_activations": norm} | ({} if norm == "constant_norm_rescale" else CENTRED)
+    loaded = load_dictionaries(write_layers(tmp_path, "jumprelu", **changed), dtype="float64")
+    assert isinstance(loaded, SAESet)
+    model = random_model("gpt2", n_layers=3, d_model=D, n_heads=2, d_vocab=64, dtype=torch.float64)
+    tokens, sites = torch.tensor([[0, 11, 22, 33]]), [Site(layer, "resid_post") for layer in range(3)]
+
+    def by_hand(layer):
+        return lambda x: torch.cat([x[:, :1], loaded[layer](x)[:, 1:]], dim=1)
+
+    expected, reads = model.run(tokens, sites, {site: by_hand(site.layer) for site in sites})
+    spliced, _ = model.run(tokens, edits=Splice(loaded).edits())
+    torch.testing.assert_close(spliced, expected, rtol=1e-10, atol=1e-10)
+    read = torch.stack([reads[site][0] for site in sites]) + 0.1
+    a, y = reconstruct_dense(loaded, read)
+    for layer in range(3):
+        torch.testing.assert_close(a[layer], loaded[layer].encode(read[layer]))
+        torch.testing.assert_close(y[layer], loaded[layer](read[layer]), rtol=1e-10, atol=1e-10)
+
+
+def test_transcoders_in_units_of_each_token_are_not_attributed(tmp_path):
+    hooks = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.mlp.hook_out"}
+    settings = settings_of("transcoder", normalize_activations="layer_norm", **hooks)
+    loaded = load_dictionaries(write(tmp_path / "d", settings, tensors_of("transcoder")))
+    with pytest.raises(
+        DictionaryError, match=r"layer 1 reads each token in units of its own \(TokenNorm\('layer_norm_in'"
+    ):
+        ReplacementModel(random_model("gpt2", n_layers=2, d_model=D, n_heads=2, d_vocab=64), loaded)
+
 
 TRANSCODER_HOOKS = {"hook_name_out": "blocks.{}.mlp.hook_out", "hook_name": "blocks.{}.mlp.hook_in"}
 
@@ -578,6 +613,13 @@ def test_absent_layers_are_not_written_and_shorter_sets_replace_longer_ones(tmp_
     assert load_dictionaries(tmp_path / "d").n_layers == 4
     save_dictionaries(random_dictionaries("sae", n_layers=2, d_model=D, features=N), tmp_path / "d", format="saelens")
     assert load_dictionaries(tmp_path / "d").n_layers == 2
+
+
+def test_autoencoders_with_a_skip_term_are_refused(tmp_path):
+    made = random_dictionaries("sae", d_model=D, features=N)
+    made[0].W_skip = torch.nn.Parameter(torch.eye(D))
+    with pytest.raises(DictionaryError, match="no autoencoder with a skip term"):
+        save_dictionaries(made, tmp_path / "d", format="saelens")
 
 
 @pytest.mark.parametrize(
