@@ -11,6 +11,7 @@ from transcoders.formats.weights import Reading
 
 FormatName = Literal[
     "native", "circuit-tracer", "saelens", "clt-training", "sparsify", "clt-forge", "crosslayer-transcoder",
+    "gemma-scope", "gemma-scope-2", "openai", "dictionary-learning",
 ]  # fmt: skip
 
 

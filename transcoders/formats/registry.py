@@ -14,7 +14,11 @@ from transcoders.formats import (
     clt_forge,
     clt_training,
     crosslayer_transcoder,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
     native,
+    openai,
     saelens,
     sparsify,
 )
@@ -31,7 +35,8 @@ FORMATS: dict[FormatName, Format] = {
     form.name: form
     for form in (
         native.FORMAT, circuit_tracer.FORMAT, saelens.FORMAT, clt_training.FORMAT, sparsify.FORMAT, clt_forge.FORMAT,
-        crosslayer_transcoder.FORMAT,
+        crosslayer_transcoder.FORMAT, gemma_scope.FORMAT, gemma_scope_2.FORMAT,
+        dictionary_learning.FORMAT, openai.FORMAT,
     )
 }  # fmt: skip
 """In the order in which a source is asked."""

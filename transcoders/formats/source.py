@@ -200,7 +200,8 @@ def full_name(source: Source, name: str) -> str:
     """The whole path of one of its files, for what the folders above say."""
     if isinstance(source, LocalFolder):
         return (source.folder.absolute() / name).as_posix()
-    return source.label if source.path.endswith(name) and source.names == (name,) else f"{source.label}/{name}"
+    inside = source.path if PurePosixPath(source.path).name == name == source.names[0] else f"{source.path}/{name}"
+    return f"{source.repo}/{inside.lstrip('/')}"
 
 
 def around(source: Source) -> Source:
@@ -210,6 +211,14 @@ def around(source: Source) -> Source:
     is_file = source.path != "" and source.names == (PurePosixPath(source.path).name,)
     folder = str(PurePosixPath(source.path).parent) if is_file else source.path
     return HubFolder(source.repo, source.revision, "" if folder == "." else folder) if is_file else source
+
+
+def above(source: Source) -> Source:
+    """The folder that a folder lies in, as far as it belongs to the same source."""
+    if isinstance(source, LocalFolder):
+        return LocalFolder(source.folder.absolute().parent)
+    folder = str(PurePosixPath(source.path).parent)
+    return HubFolder(source.repo, source.revision, "" if folder == "." else folder)
 
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
