@@ -118,6 +118,12 @@ def load_saelens(source: Source, offers: Sequence[Offer], reading: Reading) -> D
         settings.append(Settings.of(path[_CONFIG], written[offer.id], {**_factor(path), **offer.stated}))
         layers.append(_read(path[_WEIGHTS], settings[-1], reading))
     first = settings[0]
+    if unknown := [offer.id for offer, s in zip(offers, settings, strict=True) if s.lacks_factor]:
+        logger.warning(
+            "Of %d dictionaries of %s, such as %s, it is not known whether the factor of the activations in training "
+            "(expected_average_only_in) is in the weights; they are used as if it were.",
+            len(unknown), source.label, unknown[0] or "its only one",
+        )  # fmt: skip
     if frames := sorted({s.frame.name for s in settings} - {first.frame.name}):
         raise FileFormatError(
             f"{source.label} holds dictionaries of the frames {first.frame.name} and {frames[0]}; give the folder of "

@@ -154,6 +154,8 @@ class Settings:
     norm: TokenNormName | None
     factor: float | None
     """Of the activations in training, where it is known and not folded into the weights."""
+    lacks_factor: bool
+    """There was one, and it is not known whether it is folded in."""
     by_decoder_norm: bool
     read: Site
     write: Site
@@ -187,6 +189,7 @@ class Settings:
             _refuse(path, "hook_name_out", flat["hook_name_out"], f"a site of layer {read.layer}, which is read")
         if kind.is_transcoder and flat.get("apply_b_dec_to_input"):
             _refuse(path, "apply_b_dec_to_input", True, "false for transcoders")
+        has_factor = flat["normalize_activations"] == _FACTOR
         model = str(flat.get("model_name", "unknown"))
         centres = _loses_mean(flat) and read.kind in _IN_STREAM
         return cls(
@@ -197,7 +200,8 @@ class Settings:
             k=_k(path, flat) if kind.has_k else None,
             centred=not kind.is_transcoder and flat.get("apply_b_dec_to_input", True),
             norm=_norm(path, flat, centres, kind.is_transcoder),
-            factor=flat.get("norm_scaling_factor") if flat["normalize_activations"] == _FACTOR else None,
+            factor=flat.get("norm_scaling_factor") if has_factor else None,
+            lacks_factor=has_factor and "norm_scaling_factor" not in flat,
             by_decoder_norm=flat.get("rescale_acts_by_decoder_norm", False),
             read=read,
             write=write,

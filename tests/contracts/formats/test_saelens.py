@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -473,6 +474,57 @@ def test_a_release_says_what_its_folders_are_and_which_factor_is_not_folded_in(h
     a, y = published(settings_of("standard"), tensors_of("standard"), s * (x - mean))
     torch.testing.assert_close(loaded[3].encode(x), a, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(loaded[3](x), y / s + mean, rtol=1e-10, atol=1e-10)
+
+
+def test_a_release_may_be_in_another_communitys_layout(hub):
+    release = release_named("gemma-scope-2b-pt-res-canonical")
+    assert release is not None
+    made: dict[str, Any] = {name: t.float().numpy() for name, t in tensors_of("jumprelu").items()}
+    root = hub(release.repo) / "layer_20" / "width_16k"
+    for folder in ("average_l0_71", "average_l0_38"):  # the first is the canonical one
+        (root / folder).mkdir(parents=True)
+        np.savez(root / folder / "params.npz", **made)
+    loaded = load_dictionaries(release.name, sae_id="layer_20/width_16k/canonical", dtype="float64")
+    assert isinstance(loaded, SAESet)
+    x = inputs()
+    a, y = published(settings_of("jumprelu", apply_b_dec_to_input=False), tensors_of("jumprelu"), x)
+    torch.testing.assert_close(loaded[20].encode(x), a, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(loaded[20](x), y, rtol=1e-10, atol=1e-10)
+    assert loaded.reads[20] == Site(20, "resid_post")
+    assert load_dictionaries(release.name).n_layers == 21
+
+
+def test_a_layout_that_only_saelens_converts_is_named(hub):
+    release = release_named("qwen-scope-3-8b-base-w64k-l50")
+    assert release is not None
+    place = hub(release.repo)
+    place.mkdir(parents=True)
+    (place / "layer0.sae.pt").write_bytes(b"")
+    with pytest.raises(
+        FileFormatError, match="a layout that SAELens converts by 'qwen_scope' and this package does not"
+    ):
+        load_dictionaries(release.name)
+
+
+def test_a_release_that_is_one_set_has_no_parts(hub):
+    release = release_named("mntss-gemma-2-2b-2.5m-clt-as-per-layer")
+    assert release is not None
+    clt = random_dictionaries("clt", n_layers=3, d_model=D, features=N)
+    save_dictionaries(clt, hub(release.repo), format="circuit-tracer")
+    assert load_dictionaries(release.name).kind == "clt"
+    with pytest.raises(FileFormatError, match="holds all layers in one set; load it without sae_id='layer_1'"):
+        load_dictionaries(release.name, sae_id="layer_1")
+
+
+def test_a_factor_that_is_not_known_is_spoken_of(tmp_path, caplog):
+    settings = settings_of("standard", normalize_activations="expected_average_only_in")
+    folder = write(tmp_path / "d", settings, tensors_of("standard"))
+    load_dictionaries(folder)
+    assert "it is not known whether the factor of the activations in training" in caplog.text
+    caplog.clear()
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.5}')
+    load_dictionaries(folder)
+    assert not caplog.text
 
 
 def test_releases_are_listed_without_asking_anybody(monkeypatch):
