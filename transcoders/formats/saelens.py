@@ -55,7 +55,7 @@ from transcoders.formats.files import read_json, require_finite, require_setting
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import hook_in, hook_of_site, site_of_hook
 from transcoders.formats.offers import Offer
-from transcoders.formats.saelens_settings import ARCHITECTURES, Settings
+from transcoders.formats.saelens_settings import ARCHITECTURES, Settings, UnsupportedError
 from transcoders.formats.source import Source
 from transcoders.formats.weights import Reading, Weights
 
@@ -86,7 +86,10 @@ def is_saelens(source: Source) -> bool:
 
 
 def offers(source: Source) -> list[Offer]:
-    """A dictionary for each folder, by its settings; by their names where there are many and all tell."""
+    """A dictionary for each folder, by its settings; by their names where there are many and all tell.
+
+    What is sound but not read is left out, with a line of the log, unless there is nothing else.
+    """
     present = set(source.names)
     folders = [name.removesuffix(_WEIGHTS) for name in source.names if _file_of(name) == _WEIGHTS]
     if missing := [folder for folder in folders if folder + _CONFIG not in present]:
@@ -99,7 +102,7 @@ def offers(source: Source) -> list[Offer]:
     for folder, path in zip(folders, source.fetch(folder + _CONFIG for folder in folders), strict=True):
         try:
             found.append(_by_settings(folder, Settings.of(path, read_json(path), {}), present))
-        except FileFormatError as error:
+        except UnsupportedError as error:
             wrong.append(error)
     if not found:
         raise wrong[0]

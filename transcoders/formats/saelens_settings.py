@@ -73,6 +73,11 @@ ARCHITECTURES = {
 }
 """`batchtopk` and its matryoshka are checkpoints of training: their one threshold is `topk_threshold`."""
 
+
+class UnsupportedError(FileFormatError):
+    """Settings that are sound, but of something this package does not read."""
+
+
 MOST_LAYERS = 1000
 _RENAMED = {
     "hook_point": "hook_name",
@@ -174,7 +179,8 @@ class Settings:
     def of(cls, path: Path, written: Mapping[str, Any], stated: Mapping[str, Any]) -> "Settings":
         """The settings `written` in a file, with those that are `stated` elsewhere in their place.
 
-        Raises `FileFormatError` for what this package does not read, naming the key and its value.
+        Raises `UnsupportedError` for what this package does not read, naming the key and its value, and
+        `FileFormatError` for what is no settings.
         """
         require_settings(path, written, _NESTED)
         flat = _with_defaults({**written.get("metadata", {}), **written, **stated})
@@ -283,7 +289,7 @@ def _site(path: Path, flat: Mapping[str, Any], key: str) -> Site:
         else:
             _refuse(path, "model_class_name", by, "HookedTransformer, TransformerBridge, AutoModelForCausalLM")
     except FileFormatError as error:
-        raise FileFormatError(f"{path} has {key}={hook!r}: {error}") from error
+        raise UnsupportedError(f"{path} has {key}={hook!r}: {error}") from error
     if site.layer >= MOST_LAYERS:
         _refuse(path, key, hook, f"a layer below {MOST_LAYERS}")
     folded = _processing(flat, "fold_ln")
@@ -331,6 +337,6 @@ def _version(text: Any) -> tuple[int, ...]:
 
 
 def _refuse(path: Path, key: str, value: Any, supported: str) -> NoReturn:
-    raise FileFormatError(
+    raise UnsupportedError(
         f"{path} has {key}={str(value)[:80]!r}, which this package does not read; it reads {supported}."
     )

@@ -413,6 +413,9 @@ def test_a_dictionary_that_cannot_be_read_does_not_keep_the_others(tmp_path, cap
     write(tmp_path / "d" / "other", settings_of("standard") | {"architecture": "temporal"}, tensors_of("standard"))
     assert load_dictionaries(tmp_path / "d").n_layers == 3
     assert "architecture='temporal'" in caplog.text
+    (tmp_path / "d" / "other" / "cfg.json").write_text("{")  # which may have been one of the set
+    with pytest.raises(FileFormatError, match="as JSON"):
+        load_dictionaries(tmp_path / "d")
 
 
 @pytest.fixture
