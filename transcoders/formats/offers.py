@@ -31,7 +31,7 @@ class Offer:
     """Active features of a token, as its author measured them."""
     variant: str | None = None
     """What else tells it from its neighbours, as its author calls it."""
-    stated: Mapping[str, Any] = field(default_factory=dict)
+    stated: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Settings that somebody states beside its files, and that replace theirs."""
     asks: tuple[Literal["site", "layer"], ...] = ()
     """What neither names nor settings say, so that a choice has to."""
