@@ -8,7 +8,7 @@ PROMPT ?= The capital of the state containing Dallas is
 export OMP_WAIT_POLICY ?= passive
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: trace test test-slow pythons lowest check format bench gpu docs cli pocket clean mutants fuzz
+.PHONY: trace test test-slow pythons lowest check format bench interop gpu docs cli pocket clean mutants fuzz
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -54,6 +54,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev  ## every claim about speed, as a ratio measured in one run
 	@for script in $(filter-out benchmarks/machine.py benchmarks/kinds.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script || exit 1; done
+
+interop: $(VENV)/.installed-dev  ## other communities' packages, in environments of their own (8 GB), against ours
+	$(BIN)/python -m benchmarks.interop.run
 
 cli: $(VENV)/.installed  ## write the page of the command line again
 	$(BIN)/python docs/write_cli.py

@@ -1,7 +1,7 @@
 """What the commands print: tables of a graph, of a validation and of an evaluation."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -81,6 +81,16 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
         f"Replacement score {graph.scores.replacement:.3f}, completeness score {graph.scores.completeness:.3f}",
         highlight=False,
     )
+    if (fit := _fit(graph)) is not None:
+        console.print(f"Dictionaries on this prompt: {fit}", highlight=False)
+
+
+def _fit(graph: "AttributionGraph") -> str | None:
+    """L0 and FVU of the dictionaries on the prompt, as far as a graph, which a stranger may have written, has them."""
+    found = graph.provenance.get("fit")
+    fit = found if isinstance(found, Mapping) else {}
+    named = (("L0", fit.get("l0"), ".1f"), ("FVU", fit.get("fvu"), ".3f"))
+    return ", ".join(f"{name} {value:{form}}" for name, value, form in named if isinstance(value, float)) or None
 
 
 def show_validation(console: Console, check: "Validation", graph: "AttributionGraph", rows: int = 10) -> None:

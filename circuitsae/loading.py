@@ -1,7 +1,7 @@
 """Models and dictionaries by name: those of `transcoders`, and the embedded pocket ones."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 
@@ -9,6 +9,8 @@ import transcoders
 from circuitsae.pocket import MODEL_DIR, POCKET_DICTIONARIES, dictionary_folder
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import DictionaryError
+from transcoders.formats.format import FormatName
+from transcoders.formats.offers import Offer
 from transcoders.formats.registry import Wanted
 from transcoders.language_model import LanguageModel
 from transcoders.precision import Precision
@@ -17,15 +19,22 @@ POCKET = "pocket"
 
 
 def load_model(
-    name: str | Path = POCKET, *, device: str | torch.device = "cpu", dtype: Precision = torch.float32
+    name: str | Path | None = None,
+    *,
+    hf_model: Any = None,
+    device: str | torch.device | None = None,
+    dtype: Precision | None = None,
+    **how: Any,
 ) -> LanguageModel:
-    """A model by hub name, from a local Hugging Face folder, or the embedded one (`"pocket"`).
+    """A model by hub name, from a local Hugging Face folder, around `hf_model` of transformers, or the embedded one.
 
-    Raises `ModelError` where there is none.
+    The embedded one is `"pocket"`, and what there is without a name. `how`: the other arguments of
+    `transcoders.load_model`, `tokenizer`, `revision`, `trust_remote_code`, `device_map`, `quantization_config`,
+    `adapter`. Raises `ModelError` where there is no such model, or it cannot be used.
     """
-    if name != POCKET:
-        return transcoders.load_model(name, device=device, dtype=dtype)
-    model = transcoders.load_model(MODEL_DIR, device=device, dtype=dtype)
+    if hf_model is not None or name not in (None, POCKET):
+        return transcoders.load_model(name, hf_model=hf_model, device=device, dtype=dtype, **how)
+    model = transcoders.load_model(MODEL_DIR, device=device, dtype=dtype, **how)
     model.name = POCKET
     return model
 
@@ -36,9 +45,19 @@ def load_dictionaries(name: str | Path = POCKET, **wanted: Unpack[Wanted]) -> Di
     Names and choices are those of `transcoders.load_dictionaries`.
     Raises `FileFormatError` for files that are no dictionaries, and `InputError` where a choice is missing.
     """
-    return transcoders.load_dictionaries(
-        dictionary_folder(name) if str(name) in POCKET_DICTIONARIES else name, **wanted
-    )
+    return transcoders.load_dictionaries(_place(name), **wanted)
+
+
+def list_dictionaries(name: str | Path = POCKET, *, revision: str | None = None) -> tuple[FormatName, list[Offer]]:
+    """The format of what a name stands for, and the dictionaries it offers; no weights are read or downloaded.
+
+    Raises `FileFormatError` where there are none.
+    """
+    return transcoders.list_dictionaries(_place(name), revision=revision)
+
+
+def _place(name: str | Path) -> str | Path:
+    return dictionary_folder(name) if str(name) in POCKET_DICTIONARIES else name
 
 
 def dictionaries_for(model: str, dictionaries: str | None) -> str:

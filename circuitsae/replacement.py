@@ -4,15 +4,18 @@ import copy
 import logging
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.frozen import FrozenModel
+from transcoders._lazy import public
 from transcoders.dictionaries import DictionarySet, SparseFeatures, fitted, present_layers
 from transcoders.dictionaries.provenance import has_other_weights, reading_as_trained
-from transcoders.errors import CheckFailedError, DictionaryError, ModelError
+from transcoders.errors import CheckFailedError, DictionaryError, InputError, ModelError
 from transcoders.evaluation.statistics import unexplained
 from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site, SiteKind
@@ -86,6 +89,28 @@ class ReplacementModel:
     def first(self) -> int:
         """The first position with features; what MLPs write before it is exact."""
         return self.dictionaries.provenance.first
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str | Path,
+        transcoder_set: str | Path,
+        *,
+        backend: str = "transformerlens",
+        lazy_decoder: bool = False,
+        bos: bool | None = None,
+        **how: Any,
+    ) -> "ReplacementModel":
+        """`load_model(model_name, **how)` with `load_dictionaries(transcoder_set)`, as users of circuit-tracer call it.
+
+        `lazy_decoder`: decoders stay in their file. Raises `InputError` for another `backend` than TransformerLens.
+        """
+        if backend != "transformerlens":
+            raise InputError(f"There is no backend {backend!r}; models run through 'transformerlens'.")
+        model = public("circuitsae.load_model")(model_name, **how)
+        decoders = "mapped" if lazy_decoder else "memory"
+        dictionaries = public("circuitsae.load_dictionaries")(transcoder_set, device=model.device, decoders=decoders)
+        return cls(model, dictionaries, bos=bos)
 
     def with_bos(self, bos: bool | None) -> "ReplacementModel":
         """This model, with texts read with BOS first or without; None leaves it as it is."""
@@ -230,6 +255,12 @@ def _check_sites(dictionaries: DictionarySet, model: LanguageModel) -> None:
                 )
             if layer < model.n_layers:
                 _require_site(side, site, model)
+    for layer in range(dictionaries.n_layers):
+        if (norm := dictionaries.norm(layer)) is not None:
+            raise DictionaryError(
+                f"The transcoder of layer {layer} reads each token in units of its own ({norm}), which is not linear in "
+                "the residual stream; attribution needs transcoders without such a norm."
+            )
 
 
 def _require_site(side: str, site: Site, model: LanguageModel) -> None:

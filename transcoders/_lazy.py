@@ -30,3 +30,12 @@ def lazy_exports(
         return getattr(import_module(home[name]), name)
 
     return get, sorted(home)
+
+
+def public(name: str) -> Any:
+    """What a package exports as `name` (`transcoders.load_model`), found when it is called.
+
+    For `from_pretrained`, which users type on a class that lies below what loads it.
+    """
+    package, _, attribute = name.rpartition(".")
+    return getattr(import_module(package), attribute)

@@ -16,14 +16,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.config.transformer_bridge_config import TransformerBridgeConfig
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import AttentionBridge, NormalizationBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources import build_bridge_from_module, native
+from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+from transformer_lens.utilities.attn_implementation import force_eager_attention
 from transformer_lens.utilities.hf_utils import autotokenizer_with_special_token_compat
 from transformers.utils import logging as logging_of_transformers
 
 from transcoders.errors import ModelError
+from transcoders.hf_models import Loading
 
 _EDITABLE = "editable-pattern"
 _PROBE = 8
@@ -36,15 +40,34 @@ _COARSE = 0.25
 # built
 
 
-def boot(source: str, device: str | torch.device, dtype: torch.dtype) -> tuple[TransformerBridge, Any]:
+def boot(
+    source: str, device: str | torch.device | None, dtype: torch.dtype, how: Loading = Loading()
+) -> tuple[TransformerBridge, Any]:
     """The model of a folder or of the hub, and its tokenizer as it was saved.
 
     The bridge's own tokenizer adds BOS, and has EOS in its place where there is none.
     """
-    with _no_bars():
-        bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)
+    placed: Any = {"device": device} if how.device_map is None else {"device_map": how.device_map}
+    code = how.trust_remote_code
+    with no_bars():
+        bridge = TransformerBridge.boot_transformers(
+            source, dtype=dtype, revision=how.revision, trust_remote_code=code, **placed
+        )
     changed: Any = bridge.tokenizer
-    return bridge, autotokenizer_with_special_token_compat(changed.name_or_path, use_fast=changed.is_fast)
+    revision = how.revision if changed.name_or_path == source else None
+    return bridge, saved_tokenizer(
+        changed.name_or_path, revision=revision, use_fast=changed.is_fast, trust_remote_code=code
+    )
+
+
+def saved_tokenizer(source: str, **how: Any) -> Any:
+    """The tokenizer of a folder or of the hub, as it was saved."""
+    return autotokenizer_with_special_token_compat(source, **how)
+
+
+def has_bridge(architecture: str) -> bool:
+    """Whether TransformerLens knows a class of transformers by its name."""
+    return architecture in SUPPORTED_ARCHITECTURES
 
 
 def unsupported_architecture(message: str) -> str | None:
@@ -56,6 +79,14 @@ def unsupported_architecture(message: str) -> str | None:
 def around(module: Any, architecture: str, name: str) -> TransformerBridge:
     """A bridge around a model of transformers' class `architecture`."""
     return build_bridge_from_module(module, architecture, hf_config=module.config, model_name=name)
+
+
+def around_any(module: Any, name: str) -> TransformerBridge:
+    """A bridge around a model of any class of transformers that has one, or of a class derived from such."""
+    known = (kind.__name__ for kind in type(module).__mro__ if has_bridge(kind.__name__))
+    architecture = next(known, None) or determine_architecture_from_hf_config(module.config)
+    force_eager_attention(module)  # others have no patterns to read and edit
+    return around(module, architecture, name)
 
 
 def native_bridge(
@@ -89,7 +120,7 @@ def native_bridge(
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Weights are read from the disk without a progress bar; downloads, the hub client's, keep theirs."""
     earlier = logging_of_transformers.set_tqdm_hook(
         lambda make, args, settings: make(*args, **{**settings, "disable": True})
@@ -236,7 +267,7 @@ def check_logits(bridge: TransformerBridge, name: str) -> None:
     tokens = tokens[None].to(next(bridge.original_model.parameters()).device)
     try:
         ours = bridge(tokens, return_type="logits", prepend_bos=False)
-        theirs = own_logits(bridge, tokens)
+        theirs = own_logits(bridge, tokens).to(ours.device)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AttributeError, TypeError, ValueError, NotImplementedError) as error:

@@ -79,10 +79,9 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
-    """A temporary folder; at the end of the block its files are moved into `folder`, which keeps its other files.
+    """A temporary folder; at the end of the block its files, at any depth, are moved into `folder`, which keeps others.
 
-    Files in folders inside of it are moved to the same places. Of those that `folder` holds it loses the ones named by
-    `without`, which belong to files that are replaced. Nothing is moved before all
+    Of those it loses the ones named by `without`, which belong to files that are replaced. Nothing is moved before all
     is on the disk, and two processes do not move theirs at the same time.
     """
     with _place(folder) as folder, _parents(folder):

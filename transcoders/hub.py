@@ -18,23 +18,36 @@ PATIENCE = 4.0
 """Seconds to wait for the hub's first answer, unless HF_HUB_ETAG_TIMEOUT gives it more."""
 
 
-def model_source(name: str | Path) -> str:
+def model_source(name: str | Path, revision: str | None = None) -> str:
     """Where a model is loaded from: a local folder, or its hub name; imports no torch.
 
-    Raises `ModelError` where there is no such folder, and where the hub cannot be asked for what is not here.
+    Raises `ModelError` where there is no such folder, for a revision of a folder, and where the hub cannot be asked for
+    what is not here.
     """
     folder = Path(name).expanduser()
     if folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+        if revision is not None:
+            raise ModelError(
+                f"{folder} is a folder, of which there is no revision {revision!r}; leave the revision out."
+            )
         return _model_folder(folder)
     instead = "check the name and the network, or give a folder in Hugging Face layout"
-    return str(folder_or_name(str(name), f"The model {str(name)!r}", ModelError, instead))
+    what = f"The model {str(name)!r}" if revision is None else f"The revision {revision!r} of the model {str(name)!r}"
+    return str(folder_or_name(str(name), what, ModelError, instead, revision=revision))
 
 
-def folder_or_name(name: str, what: str, error: type[InputError], instead: str, kind: Kind = "model") -> Path | str:
+def folder_or_name(
+    name: str,
+    what: str,
+    error: type[InputError],
+    instead: str,
+    kind: Kind = "model",
+    revision: str | None = None,
+) -> Path | str:
     """The hub name where the hub answers, else the folder it was downloaded to; raises `error` where it was not."""
     if (problem := hub_problem()) is None:
         return name
-    if (folder := downloaded(name, kind)) is not None:
+    if (folder := downloaded(name, kind, revision)) is not None:
         return folder
     raise error(f"{what} is not on this machine, and the hub cannot be asked ({problem}); {instead}.")
 
@@ -43,6 +56,11 @@ def _model_folder(folder: Path) -> str:
     if not folder.is_dir():
         raise ModelError(f"There is no model folder at {folder}; give a folder that holds config.json, or a hub name.")
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{folder} holds an adapter, not a model; give the model it was made for, and adapter={str(folder)!r} "
+                "(--adapter)."
+            )
         raise ModelError(
             f"{folder} holds no config.json; expected a folder in Hugging Face layout "
             "(config.json, model.safetensors, tokenizer.json)."

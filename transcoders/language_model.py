@@ -3,12 +3,14 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transcoders._lazy import public
 from transcoders.bridge import TransformerBridge, fit_precision, prepare, remembered
 from transcoders.errors import ModelError, PromptError
 from transcoders.files import short_hash
@@ -20,6 +22,12 @@ from transcoders.token_text import token_text, with_characters
 Hook = Callable[[Tensor], Tensor | None]
 
 _FINGERPRINT_VALUES = 4096
+_MISSING: dict[SiteKind, str] = {
+    "resid_mid": "its attention and MLP run side by side",
+    "mlp_normed": "no norm stands before its MLP",
+    "mlp_neurons": "its MLP is a mixture of experts",
+}
+"""Why a model may lack a site."""
 
 
 def _sampled(weights: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | str]:
@@ -40,19 +48,38 @@ class LanguageModel:
     Holds no hooks between calls; its weights do not require gradients.
     """
 
+    origin: Mapping[str, str]
+    """What `name` leaves out of where the weights come from: their `revision`, an `adapter`, their `quantisation`."""
     _bos: bool | None = None
     """Whether texts get BOS first, where `with_bos` said so."""
 
-    def __init__(self, bridge: TransformerBridge, name: str, frame: Frame = Frame(), *, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        name: str,
+        frame: Frame = Frame(),
+        *,
+        tokenizer: Any = None,
+        origin: Mapping[str, str] | None = None,
+    ) -> None:
         """`tokenizer`: the model's own; the bridge's, which is used without, is made to add BOS."""
         self.bridge = bridge
         self._tokenizer = tokenizer
         self.name = name
+        self.origin = dict(origin or {})
         self.frame = frame
         bridge.eval()
         bridge.requires_grad_(False)
         prepare(bridge)
         self.parts = ModelParts(bridge)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path | None = None, **how: Any) -> "LanguageModel":
+        """`transcoders.load_model(name, **how)`, under the name that users of TransformerLens know."""
+        return public("transcoders.load_model")(name, **how)
+
+    boot_transformers = from_pretrained
+    """TransformerLens' newer name for the same."""
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
     n_heads = property(lambda self: int(self.bridge.cfg.n_heads), doc="Attention heads of a block.")
@@ -203,7 +230,10 @@ class LanguageModel:
 
     def _encode(self, text: str) -> list[int]:
         if not self.has_tokenizer:
-            raise PromptError(f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}.")
+            raise PromptError(
+                f"{self.name} has no tokenizer; give token ids instead of the text {text[:40]!r}, or load the model "
+                "with tokenizer=…."
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -241,11 +271,12 @@ class LanguageModel:
     ) -> dict[Site, Float[Tensor, "batch pos _"]]:
         """The activations at `sites`; nothing after the last of them is computed."""
         found: dict[str, Tensor] = {}
+        home = self.device
         names = {site: self.hook(site) for site in sites}
         wanted = set(names.values())
 
         def store(value: Tensor, hook: Any) -> None:
-            found[hook.name] = value
+            found[hook.name] = value.to(home)
             if len(found) == len(wanted):
                 raise _AllFound
 
@@ -274,24 +305,30 @@ class LanguageModel:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`run` in terms of TransformerBridge hook names; writes are applied before reads.
 
+        Of a model that is spread over devices, what is read and what edits get is on the one of the unembedding.
         `past` (of `new_cache`) holds the keys and values of earlier positions, and takes those of `tokens`.
         """
         cache: dict[str, Tensor] = {}
+        home = self.device
 
         def reader(name: str) -> Callable[..., None]:
             def store(value: Tensor, hook: Any) -> None:
-                cache[name] = value
+                cache[name] = value.to(home)
 
             return store
 
         def writer(edit: Hook) -> Callable[..., Tensor | None]:
-            return lambda value, hook: edit(value)
+            def change(value: Tensor, hook: Any) -> Tensor | None:
+                changed = edit(value.to(home))
+                return None if changed is None else changed.to(value.device)
+
+            return change
 
         hooks: list[tuple[Any, Any]] = [(name, writer(edit)) for name, edit in (write or {}).items()]
         hooks += [(name, reader(name)) for name in read]
         kept = {} if past is None else {"past_key_values": past, "use_cache": True}
         logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
-        return logits, cache
+        return logits.to(home), cache
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values for `run_hooked`."""
@@ -308,14 +345,19 @@ class LanguageModel:
                 return str(hooks[name].name)
         if site.layer >= self.n_layers:
             raise ModelError(f"There is no site {site}; {self.name} has layers 0 to {self.n_layers - 1}.")
-        kinds = [kind for kind in get_args(SiteKind) if any(name in hooks for name in Site(site.layer, kind).hooks)]
-        raise ModelError(
-            f"{self.name} has no site {site.kind} (its blocks have no {' or '.join(_in_block(site))}); "
-            f"its sites are {', '.join(kinds)}."
-        )
+        kinds = [kind for kind in get_args(SiteKind) if self.has_site(Site(site.layer, kind))]
+        reason = _MISSING.get(site.kind, f"TransformerLens' bridge has no {site.hooks[0]}")
+        raise ModelError(f"{self.name} has no site {site} ({reason}); its sites there are {', '.join(kinds)}.")
 
     def has_site(self, site: Site) -> bool:
         return any(self.has_hook(name) for name in site.hooks)
+
+    def width(self, site: Site) -> int:
+        """Length of the vectors at a site; raises `ModelError` as `hook` does."""
+        if site.kind not in ("attn_z", "mlp_neurons"):
+            return self.d_model
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        return self.activations(token, [site])[site].shape[-1]
 
     def has_hook(self, name: str) -> bool:
         return name in self.bridge.hook_dict
@@ -374,7 +416,3 @@ def _after(first: Hook, second: Hook) -> Hook:
         return changed if again is None else again
 
     return both
-
-
-def _in_block(site: Site) -> list[str]:
-    return [name.split(".", 2)[2] for name in site.hooks]

@@ -321,6 +321,7 @@ def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, setti
     fit = model.check_fit(trace)
     return {
         "model": model.model.name,
+        **({"model_origin": dict(model.model.origin)} if model.model.origin else {}),
         "fingerprint": model.model.fingerprint(),
         "frame": model.model.frame.name,
         "dtype": str(model.model.dtype).removeprefix("torch."),

@@ -12,10 +12,15 @@ from rich.console import Console
 from circuitsae.commands.compare import show_folder
 from circuitsae.commands.shared import (
     Bos,
+    ChoiceOptions,
+    Choices,
     Dtype,
+    WeightOptions,
+    Weights,
     Wide,
     begins_with_bos,
     free_folder,
+    lasting,
     load_replacement,
     say,
     say_next,
@@ -54,6 +59,8 @@ def trace(
     device: str = "cpu",
     dtype: Dtype = "float32",
     wide: Wide = False,
+    weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Trace a prompt: attribution graph, validation of its edges, and one offline HTML page.
 
@@ -73,6 +80,8 @@ def trace(
         overwrite: Write over the graph that the folder holds.
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
+        weights: Which weights of the model.
+        choices: Which of the dictionaries that the name offers.
     """
     from circuitsae.console import show_graph
     from circuitsae.sentences import of_graph
@@ -80,10 +89,12 @@ def trace(
     _refuse_impossible_shares(nodes=nodes, edges=edges)
     console = open_console(wide)
     with free_folder(out or Path("graphs") / slug(prompt), overwrite) as folder:
-        replacement = load_replacement(model, dictionaries, device, dtype, bos)
+        replacement = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
         settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
         graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
-        graph = _with_source(graph, nodes, edges, {"model": model, "dictionaries": dictionaries})
+        named = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries)}
+        named |= weights.stated() | choices.stated()
+        graph = replace(graph, provenance={**graph.provenance, "source": named, "pruned": [nodes, edges]})
         show_graph(console, graph, full)
         check = _validate(console, replacement, graph, edges=validate) if validate > 0 else None
         graph = graph if check is None else check.annotate(graph)
@@ -112,6 +123,8 @@ def validate(
     seed: int = 0,
     device: str = "cpu",
     wide: Wide = False,
+    weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Test the claims of a graph's edges in the model, and write what was found beside the graph and into its HTML.
 
@@ -132,6 +145,8 @@ def validate(
             confirmed; 40 say enough.
         seed: Of the controls.
         device: cpu, cuda, cuda:1, mps.
+        weights: Which weights of the model; default, those that the graph names.
+        choices: Which of the dictionaries that the name offers; default, those that the graph names.
     """
     from circuitsae.graph import load_graph
     from circuitsae.sentences import of_graph
@@ -144,7 +159,12 @@ def validate(
     loaded = load_graph(graph)
     source, dtype = source_of(loaded), _dtype_of(loaded)
     name = model or source.model or str(loaded.provenance.get("model") or "pocket")
-    replacement = load_replacement(name, dictionaries or source.dictionaries, device, dtype, begins_with_bos(loaded))
+    if model is None and weights.revision is None and weights.adapter is None:
+        weights = replace(weights, revision=source.revision, adapter=source.adapter)
+    if dictionaries is None and choices == Choices():
+        choices = Choices.of_source(source)
+    own, bos = dictionaries or source.dictionaries, begins_with_bos(loaded)
+    replacement = load_replacement(name, own, device, dtype, bos, weights, choices)
     settings = {"claims": claims or get_args(Claim), "controls": controls, "delta": delta, "seed": seed}
     others = _other_prompts(replacement, loaded, prompts, task)
     check = _validate(
@@ -202,14 +222,6 @@ def _attribute(
     found = attribute_pruned(replacement, prompt, targets=chosen, **settings, progress=True)
     release_freed_memory()  # what attribution took and validation cannot use
     return found
-
-
-def _with_source(
-    graph: "AttributionGraph", nodes: float, edges: float, source: dict[str, str | None]
-) -> "AttributionGraph":
-    """The graph with what it was made with, as `validate` and pages look for it."""
-    lasting = {key: name and _lasting(name) for key, name in source.items()}
-    return replace(graph, provenance={**graph.provenance, "source": lasting, "pruned": [nodes, edges]})
 
 
 def _validate(console: Console, replacement: Any, graph: Any, **settings: Any) -> Any:
@@ -285,11 +297,6 @@ def _dtype_of(graph: "AttributionGraph") -> str:
             f"The graph names the precision {ascii(dtype)[:40]}; expected {', '.join(_DTYPES)}; trace the prompt again."
         )
     return str(dtype)
-
-
-def _lasting(name: str) -> str:
-    """A local folder by its full path, so that `validate` finds it from anywhere; a hub name as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def slug(prompt: str) -> str:

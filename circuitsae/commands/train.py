@@ -1,12 +1,13 @@
 """`circuitsae train`: dictionaries for all layers of a model, evaluated on held-out text."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from circuitsae.commands.shared import Wide, corpus_for, load_language_model, say, say_next
+from circuitsae.commands.shared import WeightOptions, Weights, Wide, corpus_for, load_language_model, say, say_next
 from circuitsae.tables import open_console
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig, config_of
@@ -26,6 +27,7 @@ def train(
     evaluate_tokens: int = 20_000,
     device: str = "cpu",
     wide: Wide = False,
+    weights: WeightOptions = Weights(),
     settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.DisallowNone] = TrainConfig(),
 ) -> None:
     """Train dictionaries for all layers of a model, evaluate them on held-out text, and save them.
@@ -41,6 +43,7 @@ def train(
         resume: Go on from the latest checkpoint in the folder. Without it the checkpoints there are removed.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         device: cpu, cuda, cuda:1, mps.
+        weights: Which weights of the model.
         settings: How to train.
     """
     own = {"skip": skip, "site": site, "centred": centred}
@@ -57,7 +60,7 @@ def train(
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
     text = corpus_for(model, corpus, TRAINING)
-    language_model = load_language_model(model, device).with_bos(config.bos)
+    language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
     if evaluate_tokens:
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
@@ -66,4 +69,5 @@ def train(
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
     say(console, f"Dictionaries: {out}")
     if kind != "sae":
-        say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}')
+        how = " ".join(["", *map(shlex.quote, weights.words())])
+        say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}{how}')

@@ -5,6 +5,7 @@ The oracle is the frozen model itself: it is run again with one source doubled, 
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +14,11 @@ from circuitsae.attribution.nodes import TargetVectors, centred_columns, feature
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import Recording, node_change, run_alternatives
 from circuitsae.loading import load_dictionaries, load_model
-from circuitsae.replacement import ReplacementModel
+from circuitsae.replacement import READS, WRITES, ReplacementModel
 from transcoders.dictionaries import random_dictionaries
+from transcoders.errors import DictionaryError
 from transcoders.loading import random_model
+from transcoders.sites import Site
 
 KINDS = {
     "plt": {"kind": "plt"},
@@ -25,6 +28,10 @@ KINDS = {
     "clt": {"kind": "clt"},
     "clt-jumprelu": {"kind": "clt", "activation": "jumprelu"},
     "clt-skip": {"kind": "clt", "skip": True},
+}
+SITES = {
+    "plt-normed": {"kind": "plt", "read": "mlp_normed", "write": "mlp_added", "skip": True},
+    "clt-mid": {"kind": "clt", "read": "resid_mid", "write": "mlp_added", "skip": True},
 }
 WITH_BOS = torch.tensor([0, 11, 22, 33, 11])
 WITHOUT_BOS = torch.tensor([7, 11, 22, 33, 11])
@@ -39,6 +46,7 @@ OTHERS = (
 """The families of `benchmarks/results/families.md` beyond these pass tests/contracts/test_families.py."""
 CASES = [(family, kind) for family in THOROUGH for kind in KINDS]
 CASES += [(family, kind) for family in OTHERS for kind in ("plt", "clt", "clt-skip")]
+CASES += [("gpt2", "plt-normed"), ("gemma2", "plt-normed"), ("gemma3", "clt-mid"), ("llama", "clt-mid")]
 CASES += [("pocket", "clt"), ("pocket", "plt")]
 
 
@@ -50,10 +58,14 @@ def model(request):
         return ReplacementModel(load_model("pocket", dtype=torch.float64), loaded)
     language_model = random_model(family, n_layers=3, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
     features = 24 if family in THOROUGH else 8
-    dictionaries = random_dictionaries(
-        **KINDS[kind], n_layers=3, d_model=16, features=features, dtype=torch.float64, seed=1
-    )
-    return ReplacementModel(language_model, dictionaries)
+    options = (KINDS | SITES)[kind]
+    return ReplacementModel(language_model, _random(**options, features=features, first=2 if kind in SITES else 1))
+
+
+def _random(first=1, **options):
+    dictionaries = random_dictionaries(**{"n_layers": 3, "d_model": 16, "dtype": torch.float64, "seed": 1} | options)
+    dictionaries.provenance = replace(dictionaries.provenance, first=first)
+    return dictionaries
 
 
 @pytest.fixture(scope="module", params=[WITH_BOS, WITHOUT_BOS], ids=["bos", "no-bos"])
@@ -73,6 +85,10 @@ def trace(model, tokens):
 
 @pytest.fixture(scope="module")
 def values(model, trace, graph):
+    return _values(model, trace, graph)
+
+
+def _values(model, trace, graph):
     """The pre-activation of every target of the graph, in the order of its nodes, as a function of what is read.
 
     Of many runs at once, `[run target]`: one matrix product for each place that is read.
@@ -123,6 +139,10 @@ def test_pre_activations_are_the_models(model, trace, graph, values):
 
 
 def test_doubling_any_source_moves_every_target_by_its_edge(model, trace, graph, values):
+    _assert_exact(model, trace, graph, values)
+
+
+def _assert_exact(model, trace, graph, values):
     rows = _target_rows(graph)
     weights = torch.from_numpy(graph.weights.toarray()[rows])
     before = _values_of(values, trace.frozen.reads)
@@ -182,7 +202,11 @@ def test_replacement_with_errors_is_the_model(model, trace):
     torch.testing.assert_close(model.run(trace.tokens, trace.errors), trace.logits, rtol=1e-9, atol=1e-9)
 
 
-def test_position_zero_has_no_features(model, graph, tokens):
+def test_the_first_positions_have_no_features(model, trace, graph, tokens):
+    active = model.dictionaries.encode(trace.frozen.reads.by_layer).index
+    assert {tuple(row) for row in active.tolist() if row[1] >= model.first} == {
+        (node.layer, node.pos, node.index) for node in graph.nodes if node.kind is NodeKind.FEATURE
+    }
     assert all(node.pos >= model.first for node in graph.nodes if node.kind is NodeKind.FEATURE)
     errors = {node.pos for node in graph.nodes if node.kind is NodeKind.ERROR}
     starts = [node for node in graph.nodes if node.kind is NodeKind.BIAS and node.text == "mlp"]
@@ -237,3 +261,86 @@ def test_a_skip_term_is_a_path_from_the_first_token_too(engine, kind, tokens):
         moved = centred({"embed.hook_out": doubled}) - centred({})
         edges = torch.from_numpy(graph.weights.toarray()[logits, graph.position[f"tok@{pos}"]])
         torch.testing.assert_close(moved, edges, rtol=1e-9, atol=1e-9)
+
+
+FAMILIES = ("gpt2", "llama", "gemma2", "gemma3")
+COMBINATIONS = [
+    pytest.param(family, read, write, options, id=f"{family}-{read}-{write}-{'-'.join(map(str, options.values()))}")
+    for family in FAMILIES
+    for read in READS
+    for write in WRITES
+    for options in (
+        {"kind": "plt"}, {"kind": "plt", "skip": True, "first": 3}, {"kind": "clt"},
+        {"kind": "clt", "skip": True, "first": 0},
+    )
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def families():
+    sizes = {"n_layers": 3, "d_model": 16, "n_heads": 4, "d_vocab": 64, "dtype": torch.float64}
+    return {family: random_model(family, **sizes) for family in FAMILIES}
+
+
+@pytest.mark.parametrize(("family", "read", "write", "options"), COMBINATIONS)
+def test_every_read_and_write_site_conserves_and_is_exact(families, family, read, write, options):
+    model = ReplacementModel(families[family], _random(**options, read=read, write=write, features=8))
+    tokens = WITH_BOS if read == "mlp_normed" else WITHOUT_BOS
+    graph, trace = attribute(model, tokens, targets=TARGETS, engine="closed_form"), model.trace(tokens)
+    test_rows_sum_to_the_pre_activation(graph)
+    test_both_engines_agree(model, tokens, graph)
+    _assert_exact(model, trace, graph, _values(model, trace, graph))
+    test_replacement_with_errors_is_the_model(model, trace)
+    assert {node.pos for node in graph.nodes if node.kind is NodeKind.FEATURE} == set(range(model.first, len(tokens)))
+
+
+def test_what_is_written_before_or_after_a_norm_of_its_own_differs_in_gemma_alone(families):
+    """The decoder of a feature that writes before the norm passes it, one that writes after does not."""
+    edges = {}
+    for family in ("llama", "gemma2"):
+        for write in WRITES:
+            model = ReplacementModel(families[family], _random(kind="plt", write=write, features=8))
+            graph = attribute(model, WITH_BOS, targets=TARGETS)
+            edges[family, write] = graph.weights[:, graph.mask(NodeKind.FEATURE)].toarray()
+    assert np.array_equal(edges["llama", "mlp_out"], edges["llama", "mlp_added"])
+    assert not np.allclose(edges["gemma2", "mlp_out"], edges["gemma2", "mlp_added"])
+
+
+def test_layers_may_read_and_write_each_a_site_of_its_own(families):
+    plt = _random(kind="plt", skip=True, features=8)
+    for layer, (read, write) in enumerate(zip(READS, ("mlp_added", "mlp_out", "mlp_added"), strict=True)):
+        plt[layer].read, plt[layer].writes = Site(layer, read), (Site(layer, write),)
+    model = ReplacementModel(families["gemma2"], plt)
+    graph, trace = attribute(model, WITH_BOS, targets=TARGETS), model.trace(WITH_BOS)
+    test_rows_sum_to_the_pre_activation(graph)
+    test_both_engines_agree(model, WITH_BOS, graph)
+    _assert_exact(model, trace, graph, _values(model, trace, graph))
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("gptj", {"read": "resid_mid"}, r"read 0.resid_mid, but random-gptj-0 has no site .*side by side"),
+        ("gpt2", {"read": "resid_post"}, r"read mlp_in, mlp_normed, resid_mid .* layer 0 read 0.resid_post"),
+        ("gpt2", {"write": "attn_added"}, r"write mlp_out or mlp_added .* layer 0 write 0.attn_added"),
+    ],
+)
+def test_other_sites_are_refused_in_a_sentence(family, options, message):
+    with pytest.raises(DictionaryError, match=message):
+        ReplacementModel(random_model(family, n_layers=3, d_model=16), _random(kind="plt", **options, dtype="float32"))
+
+
+@pytest.mark.parametrize("tokens", [WITH_BOS, WITHOUT_BOS], ids=["bos", "no-bos"])
+@pytest.mark.parametrize("first", [0, 1, 4, 9])
+def test_what_is_written_at_the_first_positions_is_error_and_exact(families, tokens, first):
+    model = ReplacementModel(families["gpt2"], _random(kind="clt", skip=True, features=8, first=first))
+    trace = model.trace(tokens)
+    graph = attribute(model, tokens, targets=TARGETS)
+    test_rows_sum_to_the_pre_activation(graph)
+    early = slice(min(first, len(tokens)))
+    written = trace.frozen.writes.mlp_out - trace.frozen.skip_out(trace.frozen.reads.by_layer)
+    assert torch.equal(trace.errors[:, early], written[:, early])
+    assert all(node.pos >= first for node in graph.nodes if node.kind is NodeKind.FEATURE)
+    constant = {node.pos for node in graph.nodes if node.kind is NodeKind.BIAS and node.text == "mlp"}
+    assert constant == ({0} if int(tokens[0]) == 0 and first > 0 else set())
+    assert {node.pos for node in graph.nodes if node.kind is NodeKind.ERROR} == set(range(len(tokens))) - constant

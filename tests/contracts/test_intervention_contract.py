@@ -4,6 +4,8 @@ The oracle knows nothing of the engine: it hooks the bridge itself, one alternat
 with the dictionaries' own weights.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -32,13 +34,13 @@ from circuitsae.validation.measuring import Targets, effects
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
 
-FIRST = 1
-
 KINDS = {
     "gpt2-topk": ("gpt2", {"kind": "plt", "activation": "topk"}),
     "gpt2-clt": ("gpt2", {"kind": "clt"}),
     "llama-plt": ("llama", {"kind": "plt"}),
     "llama-skip": ("llama", {"kind": "clt", "activation": "jumprelu", "skip": True}),
+    "gpt2-normed": ("gpt2", {"kind": "plt", "read": "mlp_normed"}),
+    "gemma2-mid": ("gemma2", {"kind": "clt", "skip": True, "read": "resid_mid", "write": "mlp_added"}),
 }
 REGIMES = {
     "frozen": Regime(mlps="constant", patterns="frozen", norms="frozen"),
@@ -54,6 +56,18 @@ REGIMES = {
     "model": Regime(),
 }
 TOKENS = torch.tensor([0, 11, 22, 33, 11])
+SIDES = (
+    {"mlp_in": "mlp.hook_in", "mlp_normed": "ln2.hook_normalized", "resid_mid": "ln2.hook_in"},
+    {"mlp_out": "mlp.hook_out", "mlp_added": "ln2_post.hook_out"},
+)
+"""Hooks of what the dictionaries read and write; `mlp_added` as Gemma has it."""
+
+
+def _hooks(model, layer):
+    """What the dictionary of a layer reads, and what it writes."""
+    D = model.dictionaries
+    sites = (D.reads[layer], D.writes[layer])
+    return tuple(f"blocks.{layer}.{names[site.kind]}" for names, site in zip(SIDES, sites, strict=True))
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "pocket"])
@@ -64,6 +78,7 @@ def model(request):
     family, kind = KINDS[request.param]
     language_model = random_model(family, n_layers=3, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
     dictionaries = random_dictionaries(**kind, n_layers=3, d_model=16, features=24, dtype=torch.float64, seed=1)
+    dictionaries.provenance = replace(dictionaries.provenance, first=2 if family == "gemma2" else 1)
     return ReplacementModel(language_model, dictionaries)
 
 
@@ -78,7 +93,7 @@ def clean(model):
     names = [
         n
         for n in model.model.bridge.hook_dict
-        if n.endswith((".hook_pattern", ".hook_scale", "mlp.hook_in", "mlp.hook_out")) and not n.startswith("hook")
+        if n.endswith((".hook_pattern", ".hook_scale", *SIDES[0].values(), *SIDES[1].values()))
     ]
     model.model.bridge.run_with_hooks(TOKENS[None], fwd_hooks=[(n, keep) for n in names], prepend_bos=False)
     return kept
@@ -115,16 +130,20 @@ def _held(regime, name, value, clean):
 
 def _oracle(model, clean, regime, features=(), hooks=None):
     """Logits and MLP reads of one run; `features`: (layer, pos, index, function of the activation)."""
-    n_layers, D = model.model.n_layers, model.dictionaries
+    n_layers, D, first = model.model.n_layers, model.dictionaries, model.dictionaries.provenance.first
     # features read by the clean run, from which the errors follow
-    a_clean = {layer: _active(model, layer, clean[f"blocks.{layer}.mlp.hook_in"][0]) for layer in range(n_layers)}
+    a_clean = {layer: _active(model, layer, clean[_hooks(model, layer)[0]][0]) for layer in range(n_layers)}
     errors = {}
     for layer in range(n_layers):
-        prefix = f"blocks.{layer}.mlp"
-        y = _features_out(model, layer, a_clean, clean[f"{prefix}.hook_in"][0])
-        errors[layer] = clean[f"{prefix}.hook_out"][0] - y
+        read_hook, write_hook = _hooks(model, layer)
+        y = _features_out(model, layer, a_clean, clean[read_hook][0])
+        errors[layer] = clean[write_hook][0] - y
     recomputed, reads, delta = {}, {}, {}
-    own = [(n, lambda v, hook: _held(regime, hook.name, v, clean[hook.name])) for n in clean if "mlp" not in n]
+    own = [
+        (n, lambda v, hook: _held(regime, hook.name, v, clean[hook.name]))
+        for n in clean
+        if n.endswith(("pattern", "scale"))
+    ]
 
     def read(layer):
         def hook(value, hook):
@@ -146,14 +165,14 @@ def _oracle(model, clean, regime, features=(), hooks=None):
             if mode == "constant":
                 out = clean[hook.name].clone()
                 if (skip := D.skip(layer)) is not None:
-                    moved = (reads[layer] - clean[f"blocks.{layer}.mlp.hook_in"][0]) @ skip
+                    moved = (reads[layer] - clean[_hooks(model, layer)[0]][0]) @ skip
                     out[0] += moved
             elif mode == "live" and regime.first == "frozen":
-                out[0, 0] = clean[hook.name][0, 0]
+                out[0, :first] = clean[hook.name][0, :first]
                 if (skip := D.skip(layer)) is not None:
-                    out[0, 0] += (reads[layer] - clean[f"blocks.{layer}.mlp.hook_in"][0])[0] @ skip
+                    out[0, :first] += (reads[layer] - clean[_hooks(model, layer)[0]][0])[:first] @ skip
             elif mode == "features":
-                out[0, FIRST:] = (_features_out(model, layer, recomputed, reads[layer]) + errors[layer])[FIRST:]
+                out[0, first:] = (_features_out(model, layer, recomputed, reads[layer]) + errors[layer])[first:]
             for (source, pos, index), d in delta.items():
                 if layer in D.write_layers(source):
                     out[0, pos] += d * D.decoder_rows(source, torch.tensor([index]), layer)[0]
@@ -162,10 +181,10 @@ def _oracle(model, clean, regime, features=(), hooks=None):
         return hook
 
     for layer in range(n_layers):
-        own += [(f"blocks.{layer}.mlp.hook_out", write(layer))]
+        own += [(_hooks(model, layer)[1], write(layer))]
     own += [(name, lambda v, hook, f=f: f(v.clone())) for name, f in (hooks or {}).items()]
     for layer in range(n_layers):
-        own += [(f"blocks.{layer}.mlp.hook_in", read(layer))]
+        own += [(_hooks(model, layer)[0], read(layer))]
     logits = model.model.bridge.run_with_hooks(TOKENS[None], fwd_hooks=own, prepend_bos=False)
     return logits[0], torch.stack([reads[layer] for layer in range(n_layers)])
 
@@ -223,13 +242,27 @@ def test_heads_mlps_streams_and_tokens(model, clean, regime):
     hooks = {
         "embed.hook_out": at(3, lambda x: 0.5 * x),
         "blocks.1.attn.hook_z": head,
-        "blocks.1.mlp.hook_out": at([1, 2], lambda x: 0 * x),
+        _hooks(model, 1)[1]: at([1, 2], lambda x: 0 * x),
         "blocks.2.hook_in": at(4, lambda x: w),
         "blocks.0.attn.hook_out": at(4, lambda x: x + v),
         "blocks.1.mlp.hook_in": at(3, lambda x: x + v),
     }
     outcome = intervene(model, TOKENS, interventions, regime=REGIMES[regime], logits_at=None)
     _close(outcome, _oracle(model, clean, REGIMES[regime], hooks=hooks))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_stream_in_the_middle_is_changed_by_what_attention_adds(model, clean, regime):
+    v = torch.randn(model.model.d_model, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def hook(value):
+        value[0, 2] += v
+        return value
+
+    added = "ln1_post.hook_out" if model.model.has_hook("blocks.1.ln1_post.hook_out") else "attn.hook_out"
+    interventions = [Intervention(Stream(1, "resid_mid", 2), Add(v))]
+    outcome = intervene(model, TOKENS, interventions, regime=REGIMES[regime], logits_at=None)
+    _close(outcome, _oracle(model, clean, REGIMES[regime], hooks={f"blocks.1.{added}": hook}))
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -241,7 +274,7 @@ def test_an_error_node_is_a_vector_of_the_mlps_output(model, clean, regime):
         return value
 
     outcome = intervene(model, TOKENS, [Intervention(Error(1, 2), Zero())], regime=REGIMES[regime], logits_at=None)
-    _close(outcome, _oracle(model, clean, REGIMES[regime], hooks={"blocks.1.mlp.hook_out": hook}))
+    _close(outcome, _oracle(model, clean, REGIMES[regime], hooks={_hooks(model, 1)[1]: hook}))
 
 
 @pytest.mark.parametrize("regime", REGIMES)

@@ -47,6 +47,9 @@ def _side(
 ) -> Float[Tensor, "token layer d_model"]:
     if not activations:
         return torch.empty(0, 0, model.d_model, device=model.device, dtype=model.dtype)
+    widths = sorted({x.shape[-1] for x in activations})
+    if len(widths) > 1:
+        raise InputError(f"Sites that are read together have one width; got widths {widths}. Take them one by one.")
     return torch.stack(list(activations), dim=1)
 
 

@@ -1,14 +1,18 @@
 """The cross-layer transcoder: features read one MLP's input and write the outputs of its own and all later MLPs."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transcoders.dictionaries.activations import Activation
+from transcoders.dictionaries.by_name import Kind, load_set
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
@@ -58,6 +62,11 @@ class CrossLayerTranscoder(nn.Module):
         self.provenance = provenance
         self.reads = tuple(reads or (Site(layer, "mlp_in") for layer in range(n_layers)))
         self.writes = tuple(writes or (Site(layer, "mlp_out") for layer in range(n_layers)))
+
+    @classmethod
+    def from_pretrained(cls: type[Kind], name: str | Path, **how: Any) -> Kind:
+        """`load_dictionaries(name, **how)`; raises `DictionaryError` for a set of another kind."""
+        return load_set(cls, name, how)
 
     @property
     def n_layers(self) -> int:
@@ -168,8 +177,16 @@ class CrossLayerTranscoder(nn.Module):
         require_layer(layer, self.n_layers)
         return None if self.W_skip is None else self.W_skip[layer]
 
+    def norm(self, layer: int) -> TokenNorm | None:
+        return None
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        return y if (skip := self.skip(layer)) is None else y + self._require_reads(read) @ skip
+
     def check_fits(self, model: LanguageModel) -> None:
-        check_fits(self.provenance, self.n_layers, self.d_model, model)
+        check_fits(self.provenance, self.n_layers, self.d_model, model, self.reads[0])
 
     def _require_reads(self, reads: Tensor | None) -> Tensor:
         if reads is None:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.dictionaries.provenance import DictionaryProvenance
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
@@ -91,7 +92,7 @@ class DictionarySet(Protocol):
         ...
 
     def pre_activations(self, layer: int, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch feature"]:
-        """h of one layer: `read @ encoder_rows.T + encoder_biases`."""
+        """h of one layer: `read @ encoder_rows.T + encoder_biases`, of the read in its `norm` where there is one."""
         ...
 
     def activations(self, layer: int, read: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch feature"]:
@@ -122,6 +123,19 @@ class DictionarySet(Protocol):
 
     def skip(self, layer: int) -> Float[Tensor, "d_model d_out"] | None:
         """`W_skip` in `y = … + read @ W_skip`, or None."""
+        ...
+
+    def norm(self, layer: int) -> TokenNorm | None:
+        """What one layer's encoder reads its input through, or None."""
+        ...
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What is written at a layer, of the sum `y` of its bias and of what features write there.
+
+        The skip term is added, and a norm taken back; `DictionaryError` where these need `read` and it is None.
+        """
         ...
 
     def to(self, dtype: torch.dtype) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
 from transcoders.dictionaries.dictionary_set import SparseFeatures, count_positions
 from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 
@@ -82,17 +83,11 @@ class MappedDictionaries:
         n_positions, layers = count_positions(features, reads), range(self.n_layers)
         y = torch.stack([self.decoder_bias(layer).repeat(n_positions, 1) for layer in layers])
         for layer in layers:
-            if (skip := self.skip(layer)) is not None:
-                if reads is None:
-                    raise DictionaryError(
-                        f"Layer {layer} has a skip term; reconstruct(features, reads) needs the reads."
-                    )
-                y[layer] += reads[layer] @ skip
             _, pos, feature = (active := features.of_layer(layer)).index.unbind(1)
             for write_layer in self.write_layers(layer):
                 rows = self.decoder_rows(layer, feature, write_layer)
                 y[write_layer].index_add_(0, pos, rows * active.value[:, None])
-        return y
+        return torch.stack([self.finished(i, y[i], None if reads is None else reads[i]) for i in layers])
 
     def decode_layer(
         self, layer: int, activations: Float[Tensor, "*batch feature"]
@@ -127,6 +122,14 @@ class MappedDictionaries:
 
     def skip(self, layer: int) -> Float[Tensor, "d_model d_out"] | None:
         return self._held.skip(layer)
+
+    def norm(self, layer: int) -> TokenNorm | None:
+        return self._held.norm(layer)
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        return self._held.finished(layer, y, read)
 
     def padded(self, n_layers: int) -> "MappedDictionaries":
         """This set and, up to `n_layers`, absent layers after its own; `DictionaryError` for cross-layer ones."""

@@ -1,15 +1,18 @@
 """One dictionary for each layer: sets of transcoders and of SAEs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transcoders.dictionaries.by_name import Kind, load_set
 from transcoders.dictionaries.dictionary_set import SparseFeatures, collect_active, count_positions, require_layer
 from transcoders.dictionaries.provenance import DictionaryProvenance, check_fits
 from transcoders.dictionaries.sparse_dictionary import SAE, SparseDictionary, Transcoder
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
@@ -41,6 +44,11 @@ class _PerLayerSet(nn.Module, Generic[D]):
     def _absent(self, layer: int) -> D:
         """What stands for the dictionary of a layer that has none, at the sites of the last layer."""
         raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls: type[Kind], name: str | Path, **how: Any) -> Kind:
+        """`load_dictionaries(name, **how)`; raises `DictionaryError` for a set of another kind."""
+        return load_set(cls, name, how)
 
     def __getitem__(self, layer: int) -> D:
         require_layer(layer, len(self.dictionaries))
@@ -80,7 +88,7 @@ class _PerLayerSet(nn.Module, Generic[D]):
             _, pos, feature = (active := features.of_layer(layer)).index.unbind(1)
             y = self.decoder_bias(layer).repeat(count_positions(features, reads), 1)
             y = y.index_add(0, pos, self.decoder_rows(layer, feature, layer) * active.value[:, None])
-            y = self[layer].finished(y, None if reads is None else reads[layer])
+            y = self.finished(layer, y, None if reads is None else reads[layer])
             writes.append(y)
         return torch.stack(writes)
 
@@ -104,11 +112,6 @@ class _PerLayerSet(nn.Module, Generic[D]):
     def decode_layer(
         self, layer: int, activations: Float[Tensor, "*batch feature"]
     ) -> Float[Tensor, "*batch write d_model"]:
-        if self[layer].norm is not None:
-            raise DictionaryError(
-                f"The dictionary of {self[layer].read} writes in units of each token ({self[layer].norm}); decode with "
-                "its input, by `reconstruct(features, reads)`."
-            )
         return (activations @ self[layer].W_dec).unsqueeze(-2)
 
     def write_layers(self, layer: int) -> range:
@@ -120,8 +123,16 @@ class _PerLayerSet(nn.Module, Generic[D]):
     def skip(self, layer: int) -> Float[Tensor, "d_model d_out"] | None:
         return self[layer].W_skip
 
+    def norm(self, layer: int) -> TokenNorm | None:
+        return self[layer].norm
+
+    def finished(
+        self, layer: int, y: Float[Tensor, "*batch d_model"], read: Float[Tensor, "*batch d_model"] | None
+    ) -> Float[Tensor, "*batch d_model"]:
+        return self[layer].finished(y, read)
+
     def check_fits(self, model: LanguageModel) -> None:
-        check_fits(self.provenance, self.n_layers, self.d_model, model)
+        check_fits(self.provenance, self.n_layers, self.d_model, model, self.reads[0])
 
 
 class TranscoderSet(_PerLayerSet[Transcoder]):

@@ -9,7 +9,7 @@ import torch
 
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
-from transcoders.sites import Frame
+from transcoders.sites import Frame, Site
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ class DictionaryProvenance:
 
     model: str
     """Name of the language model."""
+    model_origin: Mapping[str, str] = field(default_factory=dict)
+    """`LanguageModel.origin`: the revision, adapter and quantisation of its weights, where they had one."""
     fingerprint: str | None = None
     """`LanguageModel.fingerprint()` of its weights; None in files of other tools, which do not record it."""
     frame: Frame = field(default_factory=Frame)
@@ -52,7 +54,8 @@ class DictionaryProvenance:
             raise DictionaryError(f"The first position with features counts from 0; got first={self.first}.")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record = asdict(self)
+        return record if self.model_origin else {key: record[key] for key in record if key != "model_origin"}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DictionaryProvenance":
@@ -99,13 +102,14 @@ def reading_as_trained(
     return model.with_bos(trained)
 
 
-def check_fits(provenance: DictionaryProvenance, n_layers: int, d_model: int, model: LanguageModel) -> None:
+def check_fits(provenance: DictionaryProvenance, n_layers: int, width: int, model: LanguageModel, read: Site) -> None:
     """Raises `DictionaryError` unless dictionaries of these sizes and this origin can be used with `model`.
 
-    Other weights in a model of the same sizes, such as a tuned one's, are no error; a line of the log names them.
+    `width`: of what is read, at `read` and its like. Other weights in a model of the same layers, width and (where it
+    is recorded) vocabulary, such as a tuned one's, are no error; a line of the log names them.
     """
     sizes = (
-        ("vectors of width {}", d_model, model.d_model),
+        (f"{read.kind} of width {{}}", width, model.width(read)),
         ("{} layers", n_layers, model.n_layers),
         ("a vocabulary of {} tokens", provenance.d_vocab or model.d_vocab, model.d_vocab),
     )

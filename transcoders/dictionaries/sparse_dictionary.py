@@ -1,12 +1,14 @@
 """One dictionary of one layer: the SAE and the transcoder."""
 
-from typing import TypedDict
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from transcoders.dictionaries.activations import Activation, ReLU
+from transcoders.dictionaries.by_name import Kind, load_one
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.sites import Site, SiteKind
@@ -15,7 +17,7 @@ from transcoders.sites import Site, SiteKind
 class SparseDictionary(nn.Module):
     """Encoder `h = x W_enc + b_enc`, activation `a = σ(h)`, decoder `y = a W_dec + b_dec (+ x W_skip)`.
 
-    With a `norm`, encoder and decoder work in units of each token: they see `norm(x)`, and y is taken back.
+    With a `norm`, the encoder sees `norm(x)`, and y is taken back to the units of x unless the norm is one `_in` only.
     """
 
     W_enc: Float[Tensor, "d_in feature"]
@@ -57,6 +59,14 @@ class SparseDictionary(nn.Module):
         self.writes = (write,)
         self.norm = norm
 
+    @classmethod
+    def from_pretrained(cls: type[Kind], release: str | Path, sae_id: str | None = None, **how: Any) -> Kind:
+        """`load_dictionaries(release, sae_id=sae_id, **how)`, of which it is the only one: SAELens' name for it.
+
+        Raises `DictionaryError` where there are several, and for a dictionary of another kind.
+        """
+        return load_one(cls, release, sae_id, how)
+
     @property
     def n_features(self) -> int:
         return self.W_enc.shape[1]
@@ -95,16 +105,18 @@ class SparseDictionary(nn.Module):
         self, y: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_in"] | None
     ) -> Float[Tensor, "*batch d_out"]:
         """What is written, of what the features and b_dec sum up to: with the skip term, in the model's units."""
-        if self.W_skip is None and self.norm is None:
+        norm = self.norm if self.norm is not None and self.norm.is_undone else None
+        if self.W_skip is None and norm is None:
             return y
         if x is None:
-            what = "skip term" if self.norm is None else "norm"
+            what = "skip term" if norm is None else "norm"
             raise DictionaryError(
                 f"The dictionary of {self.read} has a {what} and needs its input: decode(a, x), "
                 "reconstruct(features, reads)."
             )
-        y = y if self.W_skip is None else y + self._normed(x) @ self.W_skip
-        return y if self.norm is None else self.norm.inverse(y, x)
+        if self.W_skip is not None:
+            y = y + (x if norm is None else norm(x)) @ self.W_skip
+        return y if norm is None else norm.inverse(y, x)
 
     def _normed(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return x if self.norm is None else self.norm(x)

@@ -31,6 +31,7 @@ class Splice:
         self.dictionaries = dictionaries
         self.layers = set(present_layers(dictionaries) if layers is None else layers)
         self._pending: dict[int, Tensor] = {}
+        self._reads: dict[int, Tensor] = {}
 
     def edits(self) -> dict[Site, Hook]:
         """For `LanguageModel.run`."""
@@ -73,13 +74,14 @@ class Splice:
         for target in targets:
             part = parts[..., target - first, :]
             self._pending[target] = self._pending[target] + part if target in self._pending else part
-        if (skip := self.dictionaries.skip(layer)) is not None and layer in self.layers:
-            self._pending[layer] = self._pending[layer] + read @ skip
+        if layer in self.layers:
+            self._reads[layer] = read
 
     def _emit(self, layer: int, value: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
         if layer not in self.layers:
             return None
-        replacement = self._pending.pop(layer) + self.dictionaries.decoder_bias(layer)
+        y = self._pending.pop(layer) + self.dictionaries.decoder_bias(layer)
+        replacement = self.dictionaries.finished(layer, y, self._reads.pop(layer))
         return keep_first(value, replacement, self.dictionaries.provenance.first)
 
 

@@ -188,6 +188,5 @@ def reconstruct_dense(
         targets = dictionaries.write_layers(layer)
         for target, part in zip(targets, dictionaries.decode_layer(layer, a).unbind(-2), strict=True):
             writes[target] = writes[target] + part
-        if (skip := dictionaries.skip(layer)) is not None:
-            writes[layer] = writes[layer] + reads[layer] @ skip
+    writes = [dictionaries.finished(layer, y, read) for layer, (y, read) in enumerate(zip(writes, reads, strict=True))]
     return activations, torch.stack(writes)

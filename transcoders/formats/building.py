@@ -27,6 +27,8 @@ from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.sites import Site
 
+_MOST_LAYERS = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
@@ -90,6 +92,13 @@ def threshold_of(dictionary: SparseDictionary | CrossLayerTranscoder, community:
     )
 
 
+def centred_bias(dictionary: SAE | Transcoder) -> Float[Tensor, "feature"]:
+    """b_enc of the same dictionary with an encoder that reads `x − b_dec`."""
+    if getattr(dictionary, "centred", False):
+        return dictionary.b_enc
+    return dictionary.b_enc + dictionary.b_dec @ dictionary.W_enc
+
+
 def present(dictionaries: DictionarySet, community: str) -> Sequence[SAE | Transcoder]:
     """The dictionaries of the layers that have one; `DictionaryError` unless there is one for each layer."""
     if not isinstance(dictionaries, SAESet | TranscoderSet):
@@ -126,6 +135,10 @@ def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, l
                 f"{label} holds dictionaries that read {first.read} and write {first.write}, and such that read "
                 f"{weights.read} and write {weights.write}; give the folder of one of them."
             )
+    if (last := max(by_layer)) >= _MOST_LAYERS:
+        raise FileFormatError(
+            f"{label} speaks of layer {last}, but no model has {_MOST_LAYERS:,} layers; check its name."
+        )
     is_sae = first.read == first.write
     try:
         made = [_made(by_layer[i], is_sae) if i in by_layer else _absent(first, i) for i in range(max(by_layer) + 1)]

@@ -10,7 +10,8 @@ from transcoders.formats.source import Source
 from transcoders.formats.weights import Reading
 
 FormatName = Literal[
-    "native", "circuit-tracer", "sparsify", "clt-training", "clt-forge", "crosslayer-transcoder",
+    "native", "circuit-tracer", "saelens", "clt-training", "sparsify", "clt-forge", "crosslayer-transcoder",
+    "gemma-scope", "gemma-scope-2", "openai", "dictionary-learning",
 ]  # fmt: skip
 
 

@@ -82,6 +82,14 @@ def site_of_hook(name: str, layer: int | None = None) -> Site:
     return Site(number, kind)
 
 
+def hook_in(text: str) -> str | None:
+    """The first TransformerLens hook that a name such as `gpt2_blocks.5.hook_resid_pre_768` speaks of, if any."""
+    for found in re.finditer(r"blocks\.\d{1,5}\.([a-z][a-z0-9_]*\.)*hook_[a-z]+(_[a-z]+)*", text):
+        if found[0].split(".", 2)[2] in _TRANSFORMER_LENS:
+            return found[0]
+    return None
+
+
 def hook_of_site(site: Site | SiteKind) -> str:
     """TransformerLens' name of a site, with its block, or of a kind of site, without."""
     return _WRITTEN[site] if isinstance(site, str) else f"blocks.{site.layer}.{_WRITTEN[site.kind]}"

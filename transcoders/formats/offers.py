@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
+from transcoders.sites import SiteKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Offer:
     """Active features of a token, as its author measured them."""
     variant: str | None = None
     """What else tells it from its neighbours, as its author calls it."""
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that somebody states beside its files, and that replace theirs."""
     asks: tuple[Literal["site", "layer"], ...] = ()
     """What neither names nor settings say, so that a choice has to."""
 
@@ -60,7 +63,7 @@ class Choice:
         layers: int | Iterable[int] | None = None,
         site: str | None = None,
         width: int | str | None = None,
-        l0: float | None = None,
+        l0: float | int | None = None,
         variant: str | None = None,
     ) -> "Choice":
         """As users write it: one layer or several, a width such as 16384 or "16k"."""
@@ -70,8 +73,15 @@ class Choice:
                 raise InputError(f"layers={list(layers)} are no layers; give distinct numbers from 0.")
         if l0 is not None and not 0 < l0 < math.inf:
             raise InputError(f"l0={l0} is no number of active features; give a positive number.")
+        if site is not None and site not in get_args(SiteKind):
+            raise InputError(f"Unknown site {site!r}; the sites are {', '.join(get_args(SiteKind))}.")
         return cls(
-            id=id, layers=layers, site=site, width=None if width is None else width_of(width), l0=l0, variant=variant
+            id=id,
+            layers=layers,
+            site=site,
+            width=None if width is None else width_of(width),
+            l0=None if l0 is None else float(l0),
+            variant=variant,
         )
 
     @property
@@ -96,16 +106,24 @@ def width_text(width: int) -> str:
     return str(width)
 
 
+def fitting(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
+    """The offers with what is stated; the L0 is left to `choose`. `FileFormatError` where there are none."""
+    if not offers:
+        raise FileFormatError(f"{label} offers no dictionaries; check the name and what lies there.")
+    offers = [_completed(offer, choice) for offer in offers]
+    left = [offer for offer in offers if _fits(offer, choice)]
+    if not left:
+        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
+        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}.")
+    return left
+
+
 def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
     """The offers that are meant: one set of all layers, or one dictionary for each layer, alike.
 
     Raises `FileFormatError` where nothing fits, and `InputError`, with the options, where more than one does.
     """
-    offers = [_completed(offer, choice) for offer in offers]
-    left = [offer for offer in offers if _fits(offer, choice)]
-    if not left:
-        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
-        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {_summary(offers)}.")
+    left = fitting(offers, choice, label)
     for name in ("kind", "site", "width", "variant"):
         if len(options := {getattr(offer, name) for offer in left}) > 1 and _several_a_layer(left):
             raise InputError(
@@ -182,7 +200,8 @@ def _options(name: str, options: Iterable[Any]) -> str:
     return ", ".join(_text(name, option) for option in known) + (" or none" if None in options else "")
 
 
-def _summary(offers: Sequence[Offer]) -> str:
+def summary_of(offers: Sequence[Offer]) -> str:
+    """What the offers differ in, such as `layer 0, 1; width 16k, 65k`."""
     found: Mapping[str, set[Any]] = {
         name: {getattr(offer, name) for offer in offers} - {None}
         for name in ("layer", "site", "width", "l0", "variant")

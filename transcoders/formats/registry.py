@@ -9,11 +9,23 @@ import torch
 
 from transcoders.dictionaries import DictionarySet, MappedDictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
-from transcoders.formats import circuit_tracer, clt_forge, clt_training, crosslayer_transcoder, native, sparsify
+from transcoders.formats import (
+    circuit_tracer,
+    clt_forge,
+    clt_training,
+    crosslayer_transcoder,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    native,
+    openai,
+    saelens,
+    sparsify,
+)
 from transcoders.formats.files import DecoderPlace
 from transcoders.formats.format import Format, FormatName
 from transcoders.formats.offers import Choice, Offer, choose
-from transcoders.formats.source import LocalFolder, Source, open_source
+from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source
 from transcoders.formats.weights import Reading
 from transcoders.precision import Precision, as_dtype
 
@@ -22,8 +34,9 @@ logger = logging.getLogger(__name__)
 FORMATS: dict[FormatName, Format] = {
     form.name: form
     for form in (
-        native.FORMAT, circuit_tracer.FORMAT, clt_training.FORMAT, sparsify.FORMAT, clt_forge.FORMAT,
-        crosslayer_transcoder.FORMAT,
+        native.FORMAT, circuit_tracer.FORMAT, saelens.FORMAT, clt_training.FORMAT, sparsify.FORMAT, clt_forge.FORMAT,
+        crosslayer_transcoder.FORMAT, gemma_scope.FORMAT, gemma_scope_2.FORMAT,
+        dictionary_learning.FORMAT, openai.FORMAT,
     )
 }  # fmt: skip
 """In the order in which a source is asked."""
@@ -83,6 +96,8 @@ def load_dictionaries(path: Path | str, **wanted: Unpack[Wanted]) -> DictionaryS
         variant=wanted.get("variant"),
     )
     source = open_source(path, wanted.get("revision"))
+    if isinstance(source, ReleaseFolder) and choice.id is not None:
+        source = source.only(choice.id)
     form = format_of(source)
     if decoders == "mapped" and not form.maps_decoders:
         able = ", ".join(name for name, other in FORMATS.items() if other.maps_decoders)
@@ -90,14 +105,22 @@ def load_dictionaries(path: Path | str, **wanted: Unpack[Wanted]) -> DictionaryS
             f"Decoders of {source.label} cannot stay in their files, which are in the format {form.name!r}; load them "
             f"into memory, or convert them to one of ({able}) first."
         )
-    chosen = choose(form.offers(source), choice, source.label)
+    offers = form.offers(source)
+    by_release = isinstance(source, ReleaseFolder)
+    chosen = (source.release.choose if by_release else choose)(offers, choice, source.label)
     logger.info("loading %s dictionaries from %s", form.name, source.label)
     return form.load(source, chosen, reading)
 
 
-def list_dictionaries(path: Path | str, *, revision: str | None = None) -> tuple[FormatName, list[Offer]]:
-    """What a folder or repository offers, by its names and settings: no weights are read or downloaded."""
+def list_dictionaries(path: Path | str, *, revision: str | None = None) -> tuple[str, list[Offer]]:
+    """The format, and what a folder or repository offers, by names and settings: no weights are read or downloaded.
+
+    Of a release of SAELens' it is what SAELens' list of releases tells, and the hub is not asked; the format is then
+    SAELens' name for it.
+    """
     source = open_source(path, revision)
+    if isinstance(source, ReleaseFolder):
+        return source.release.conversion or "saelens", source.release.offers()
     form = format_of(source)
     return form.name, form.offers(source)
 

@@ -1,30 +1,35 @@
 """Where dictionaries lie: a local folder or file, or a repository of the hub, of which only what is needed is fetched.
 
 FOLDER or FILE                          on this machine
-OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… too
+OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… or @REVISION at its end too
 gemma, llama                            circuit-tracer's short names
+RELEASE[@REVISION]                      a release of SAELens', such as gpt2-small-res-jb
 """
 
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs
 
 from transcoders.errors import FileFormatError
+from transcoders.formats.releases import Release, near_releases, release_named
 from transcoders.hub import downloaded, first_line, hub_problem
 
 logger = logging.getLogger(__name__)
 
-SHORT_NAMES = {"gemma": "mntss/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}
+SHORT_NAMES = {"gemma": "mwhanna/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}
 """circuit-tracer's names for two repositories."""
 MOST_FILES = 100_000
 _INSTEAD = "check the name and the network, or give a local folder"
 _NAME = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[^/@?]+))?(?P<path>(/+[^/@?]+)*)/*"
-    r"(@(?P<late>[^/@?]+)|\?revision=(?P<query>[^&?]+))?"
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)"
+    r"(@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?P<path>(/+[^/@]+)*)/*"
+    r"(@(?P<late>[^@]*[^/@])/*)?"
 )
+"""A revision at the end may have slashes; one before a path may not, but for the hub's own such as `refs/pr/7`."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,25 @@ class HubFolder:
         return HubFolder(self.repo, self.revision, f"{self.path}/{folder}" if self.path else folder)
 
 
+@dataclass(frozen=True)
+class ReleaseFolder(HubFolder):
+    """What a release of SAELens' has in its repository."""
+
+    release: Release = field(kw_only=True)
+
+    @property
+    def label(self) -> str:
+        return f"{self.release.name} ({super().label})"
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        return tuple(name for name in super().names if self.release.holds(name))
+
+    def only(self, id: str) -> "ReleaseFolder":
+        """One dictionary of it."""
+        return replace(self, release=self.release.only(id))
+
+
 Source = LocalFolder | HubFolder
 
 
@@ -176,7 +200,8 @@ def full_name(source: Source, name: str) -> str:
     """The whole path of one of its files, for what the folders above say."""
     if isinstance(source, LocalFolder):
         return (source.folder.absolute() / name).as_posix()
-    return source.label if source.path.endswith(name) and source.names == (name,) else f"{source.label}/{name}"
+    inside = source.path if PurePosixPath(source.path).name == name == source.names[0] else f"{source.path}/{name}"
+    return f"{source.repo}/{inside.lstrip('/')}"
 
 
 def around(source: Source) -> Source:
@@ -186,6 +211,14 @@ def around(source: Source) -> Source:
     is_file = source.path != "" and source.names == (PurePosixPath(source.path).name,)
     folder = str(PurePosixPath(source.path).parent) if is_file else source.path
     return HubFolder(source.repo, source.revision, "" if folder == "." else folder) if is_file else source
+
+
+def above(source: Source) -> Source:
+    """The folder that a folder lies in, as far as it belongs to the same source."""
+    if isinstance(source, LocalFolder):
+        return LocalFolder(source.folder.absolute().parent)
+    folder = str(PurePosixPath(source.path).parent)
+    return HubFolder(source.repo, source.revision, "" if folder == "." else folder)
 
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
@@ -198,22 +231,45 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     text = SHORT_NAMES.get(str(name), str(name))
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text:
         raise FileFormatError(f"There is no folder {path}; give a folder of dictionaries, or a hub name OWNER/NAME.")
-    return hub_source(text, revision)
+    return _release_source(text, revision) or hub_source(text, revision)
+
+
+def _release_source(name: str, revision: str | None) -> ReleaseFolder | None:
+    """The repository of a release; None for names that none can have, or that are not known."""
+    text, _, stated = name.partition("@")
+    if "/" in name:
+        return None
+    if (release := release_named(text)) is None:
+        if near := near_releases(text):
+            raise FileFormatError(
+                f"There is no folder {name}, and it is no hub name and no release of SAELens'; releases of "
+                f"like names are {', '.join(near)}."
+            )
+        return None
+    if stated and revision is not None and stated != revision:
+        raise _two_revisions(name, stated, revision)
+    return ReleaseFolder(release.repo, stated or revision, release=release)
+
+
+def _two_revisions(name: str, *revisions: str) -> FileFormatError:
+    return FileFormatError(f"{name} is asked for in two revisions ({', '.join(sorted(revisions))}); give one.")
 
 
 def hub_source(name: str, revision: str | None = None) -> HubFolder:
     """The repository, revision and folder that a hub name such as `hf://OWNER/NAME@REVISION/FOLDER` speaks of."""
-    found = _NAME.fullmatch(name.removeprefix("hf://"))
+    place, _, query = name.removeprefix("hf://").partition("?")
+    found = _NAME.fullmatch(place)
     if found is None:
         raise FileFormatError(
             f"There is no folder {name}, and it is no hub name; expected OWNER/NAME, with @REVISION and /SUB/FOLDER "
-            "after it where needed."
+            "after it where needed, or a release of SAELens'."
         )
-    stated = {text for text in (found["revision"], found["late"], found["query"], revision) if text is not None}
+    asked = parse_qs(query).get("revision", [None])[0]
+    stated = {text for text in (found["revision"], found["late"], asked, revision) if text is not None}
     if len(stated) > 1:
-        raise FileFormatError(f"{name} is asked for in two revisions ({', '.join(sorted(stated))}); give one.")
+        raise _two_revisions(name, *stated)
     parts = [part for part in found["path"].split("/") if part]
-    if ".." in parts:
+    if ".." in "/".join([found["repo"], *parts, *stated]).split("/"):
         raise FileFormatError(f"{name} leads out of its repository by '..'; give a folder inside.")
     return HubFolder(found["repo"], next(iter(stated), None), "/".join(parts))
 

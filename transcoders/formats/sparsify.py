@@ -338,7 +338,7 @@ def activation_of(path: Path, coder: Coder) -> Activation:
         raise FileFormatError(f"{path} has the activation {name[:40]!r}{why}; supported are topk and groupmax.")
     if k >= coder.width:
         return ReLU()
-    return TopK(k) if name == "topk" else GroupMax(k)
+    return TopK(int(k)) if name == "topk" else GroupMax(int(k))
 
 
 # writing

@@ -106,7 +106,7 @@ def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise DictionaryError(f"NumPy's files hold no {odd}; store the weights in float32 or float16.")
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     with new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:

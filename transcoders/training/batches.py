@@ -1,6 +1,6 @@
 """Where training data come from: a language model reading text, or vectors that are there already."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -38,6 +38,8 @@ class Source(Protocol):
     """Everything a run needs to know of its data."""
 
     name: str
+    origin: Mapping[str, str]
+    """`LanguageModel.origin`."""
     corpus: str
     bos: bool | None
     """Whether rows of tokens begin with BOS; None where there are none."""
@@ -72,8 +74,9 @@ class ModelSource:
     ) -> None:
         self.model = model = model.with_bos(config.bos)
         self.config = config
-        self.name, self.frame, self.device = model.name, model.frame, model.device
-        self.n_layers, self.d_model, self.fingerprint = model.n_layers, model.d_model, model.fingerprint
+        self.name, self.origin, self.frame, self.device = model.name, model.origin, model.frame, model.device
+        self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
+        self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
         self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
         self.bos: bool | None = model.adds_bos
@@ -114,11 +117,12 @@ class VectorSource:
     """Vectors without a language model: `reads`, and `writes` where a transcoder is to map the ones to the others."""
 
     name, corpus, frame = "vectors", VECTORS, Frame()
+    origin: Mapping[str, str]
     bos: bool | None = None
     d_vocab: int | None = None
 
     def __init__(self, reads: Vectors, writes: Vectors | None, *, seed: int) -> None:
-        self._reads, self._writes, self.seed = reads, writes, seed
+        self._reads, self._writes, self.seed, self.origin = reads, writes, seed, {}
         first, written = self._chunk(0)
         if writes is not None and first.shape != written.shape:
             raise InputError(

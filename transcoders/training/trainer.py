@@ -161,6 +161,7 @@ class Trainer:
             run.require_finite(f"The dictionary {name}")
             provenance = DictionaryProvenance(
                 model=self.source.name,
+                model_origin=self.source.origin,
                 fingerprint=self.source.fingerprint(),
                 frame=self.source.frame,
                 corpus=self.source.corpus,
