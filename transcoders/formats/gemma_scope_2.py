@@ -13,7 +13,7 @@
 transcoders read what the MLP reads, after the norm and its weight, and predict what the MLP adds. `config.json` says it
 by modules of transformers (`hf_hook_point_in`: `model.layers.5.pre_feedforward_layernorm.output`, with `{all}` for the
 layer of a `clt`), with `model_name`, `architecture: jump_relu`, `l0`, `width`, `affine_connection` and `type`.
-Features of instruction-tuned models start after the chat's first four tokens.
+Transcoders of instruction-tuned models have no features at a chat's first four tokens (circuit-tracer).
 
 Sources: the model cards; SAELens 6 and circuit-tracer 0.5, which read these files.
 """
@@ -81,6 +81,8 @@ _SETTINGS = Draft202012Validator(
         },
     }
 )
+_CHAT_PREFIX = 4
+"""Tokens of `<bos><start_of_turn>user\n`, at which transcoders of tuned models have no features."""
 _VECTORS: dict[str, tuple[int | str, ...]] = {
     "w_enc": ("d", "feature"),
     "b_enc": ("feature",),
@@ -298,7 +300,8 @@ def _provenance(source: Source, offer: Offer, config: dict[str, Any], of_mlp: bo
     model = re.sub(r"^(google/)?gemma-v?3-", "google/gemma-3-", model)
     model = {"google/gemma-3-270m-pt": "google/gemma-3-270m"}.get(model, model)  # as the hub calls it
     bos = True if model.startswith("google/gemma-3-") else None
-    return DictionaryProvenance(model=model, bos=bos, config={"folders": config})
+    first = _CHAT_PREFIX if of_mlp and bos and model.endswith("-it") else 1
+    return DictionaryProvenance(model=model, bos=bos, first=first, config={"folders": config})
 
 
 # writing

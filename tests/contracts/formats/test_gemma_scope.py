@@ -297,9 +297,10 @@ def test_what_is_chosen_from_a_repository(hub):
     chosen = load("google/gemma-scope-2-1b-it", site="mlp_in", variant="transcoder_all/big_affine")
     for layer in (0, 1):
         assert_is(chosen[layer], stored[f"transcoder_all/layer_{layer}_width_16k_l0_big_affine"])
-    assert chosen.provenance.model == "google/gemma-3-1b-it"
+    assert (chosen.provenance.model, chosen.provenance.first) == ("google/gemma-3-1b-it", 4)
     chosen = load("google/gemma-scope-2-1b-it/resid_post_all", width="262k")
     assert_is(chosen[1], stored["resid_post_all/layer_1_width_262k_l0_small"])
+    assert chosen.provenance.first == 1
     chosen = load("google/gemma-scope-2-1b-it/transcoder_all", variant="big", layers=1)
     assert_is(chosen[1], stored["transcoder_all/layer_1_width_16k_l0_big"])
     with pytest.raises(InputError, match=r"more than one kind \(plt, sae\)"):
@@ -380,7 +381,7 @@ def test_a_crosscoder_is_refused_by_name(tmp_path):
     ("changes", "message"),
     [
         ({"architecture": "topk"}, "architecture: 'jump_relu' was expected"),
-        ({"hf_hook_point_in": "model.layers.1.post_attention_layernorm.output"}, "no place this package reads"),
+        ({"hf_hook_point_in": "model.layers.1.mlp.gate_proj.output"}, "no place this package reads"),
         ({"hf_hook_point_in": 3}, "hf_hook_point_in"),
         ({"hf_hook_point_in": "model.layers.2.pre_feedforward_layernorm.output"}, r"folder of 1\.mlp_in.*2\.mlp_in"),
         ({"affine_connection": True}, "lacks affine_skip_connection"),
@@ -392,6 +393,12 @@ def test_wrong_settings_are_refused(tmp_path, changes, message):
     with pytest.raises(FileFormatError, match=message) as raised:
         load(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_layer_that_no_model_has_is_refused(tmp_path):
+    npz(tmp_path, "res/layer_99999/width_16k/average_l0_9")
+    with pytest.raises(FileFormatError, match="layer 99999, but no model has 1000 layers"):
+        load(tmp_path)
 
 
 # attribution
