@@ -210,15 +210,8 @@ def sweep(root):
     return contents
 
 
-def test_the_hub_s_repository_is_listed_and_chosen_from(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    home = tmp_path / "models--someone--saes"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text("abc")
-    contents = sweep(home / "snapshots" / "abc")
+def test_the_hub_s_repository_is_listed_and_chosen_from(hub):
+    contents = sweep(hub("someone/saes"))
     name, offers = list_dictionaries("someone/saes")
     assert name == "dictionary-learning"
     assert {(o.layer, o.variant, o.width, o.l0, o.site, o.kind) for o in offers} == {
