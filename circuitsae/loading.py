@@ -9,6 +9,8 @@ import transcoders
 from circuitsae.pocket import MODEL_DIR, POCKET_DICTIONARIES, dictionary_folder
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import DictionaryError
+from transcoders.formats.format import FormatName
+from transcoders.formats.offers import Offer
 from transcoders.formats.registry import Wanted
 from transcoders.language_model import LanguageModel
 from transcoders.precision import Precision
@@ -43,9 +45,19 @@ def load_dictionaries(name: str | Path = POCKET, **wanted: Unpack[Wanted]) -> Di
     Names and choices are those of `transcoders.load_dictionaries`.
     Raises `FileFormatError` for files that are no dictionaries, and `InputError` where a choice is missing.
     """
-    return transcoders.load_dictionaries(
-        dictionary_folder(name) if str(name) in POCKET_DICTIONARIES else name, **wanted
-    )
+    return transcoders.load_dictionaries(_place(name), **wanted)
+
+
+def list_dictionaries(name: str | Path = POCKET, *, revision: str | None = None) -> tuple[FormatName, list[Offer]]:
+    """The format of what a name stands for, and the dictionaries it offers; no weights are read or downloaded.
+
+    Raises `FileFormatError` where there are none.
+    """
+    return transcoders.list_dictionaries(_place(name), revision=revision)
+
+
+def _place(name: str | Path) -> str | Path:
+    return dictionary_folder(name) if str(name) in POCKET_DICTIONARIES else name
 
 
 def dictionaries_for(model: str, dictionaries: str | None) -> str:

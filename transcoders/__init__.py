@@ -35,7 +35,12 @@ if TYPE_CHECKING:
         unfold_normalisation,
     )
     from transcoders.evaluation import Evaluation, evaluate
-    from transcoders.formats import load_dictionaries, save_dictionaries
+    from transcoders.formats import (
+        list_dictionaries,
+        load_dictionaries,
+        save_dictionaries,
+        upload_dictionaries,
+    )
     from transcoders.language_model import LanguageModel
     from transcoders.loading import load_model, random_model
     from transcoders.sites import Frame, Site
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
         SAEConfig,
         TrainConfig,
         TranscoderConfig,
+        calibrate_topk,
         config_from_json,
         fold_topk,
         train,
@@ -75,7 +81,12 @@ __getattr__, __all__ = lazy_exports(
             "unfold_normalisation",
         ),
         "transcoders.evaluation": ("Evaluation", "evaluate"),
-        "transcoders.formats": ("load_dictionaries", "save_dictionaries"),
+        "transcoders.formats": (
+            "list_dictionaries",
+            "load_dictionaries",
+            "save_dictionaries",
+            "upload_dictionaries",
+        ),
         "transcoders.language_model": ("LanguageModel",),
         "transcoders.loading": ("load_model", "random_model"),
         "transcoders.sites": ("Frame", "Site"),
@@ -84,6 +95,7 @@ __getattr__, __all__ = lazy_exports(
             "SAEConfig",
             "TrainConfig",
             "TranscoderConfig",
+            "calibrate_topk",
             "config_from_json",
             "fold_topk",
             "train",

@@ -267,7 +267,7 @@ def check_logits(bridge: TransformerBridge, name: str) -> None:
     tokens = tokens[None].to(next(bridge.original_model.parameters()).device)
     try:
         ours = bridge(tokens, return_type="logits", prepend_bos=False)
-        theirs = own_logits(bridge, tokens)
+        theirs = own_logits(bridge, tokens).to(ours.device)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AttributeError, TypeError, ValueError, NotImplementedError) as error:

@@ -52,43 +52,56 @@ def own_code(settings: Mapping[str, Any]) -> str | None:
     return None if place is None else str(place)
 
 
-def load_module(source: str, device: str | torch.device, dtype: torch.dtype, how: Loading, quantised: bool) -> Any:
-    """A checkpoint as a model of transformers."""
+def load_module(
+    source: str, device: str | torch.device, dtype: torch.dtype, how: Loading, stored: Mapping[str, Any] | None
+) -> Any:
+    """A checkpoint as a model of transformers; `stored`: what it says of how its weights are quantised."""
     from transformers import AutoModelForCausalLM
 
+    quantised = how.quantization_config is not None or stored is not None
     placed: dict[str, Any] = {} if how.device_map is None else {"device_map": how.device_map}
     if quantised and not placed:
         placed = {"device_map": {"": str(device)}}  # some are quantised, or unpacked, on the device they are loaded to
-    if how.quantization_config is not None:
-        placed["quantization_config"] = how.quantization_config
+    if (config := how.quantization_config or _written_out(stored)) is not None:
+        placed["quantization_config"] = config
     module: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.float32 if quantised else dtype,  # bitsandbytes takes no float64
         revision=how.revision or "main", trust_remote_code=how.trust_remote_code,
         attn_implementation="eager", **placed,
     )  # fmt: skip
+    if quantised_by(module) is None:
+        _cast(module, dtype)
     return module if placed else module.to(device)
 
 
 def copy_around(model: Any) -> Any:
     """A model with modules and settings of its own around the same weights: no memory, and nothing done to it is seen.
 
-    Weights that are changed in place, as optimisers do, change in both; quantised ones are copied. Raises `ModelError`
-    for what is no causal language model of transformers, or of peft around one.
+    Weights that are changed in place, as optimisers do, change in both; quantised ones are copied, and hooks are left
+    behind. Raises `ModelError` for what is no causal language model of transformers, or of peft around one.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     _require_language_model(model)
     shared: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in model.parameters():
         if type(tensor) is nn.Parameter:
             shared[id(tensor)] = nn.Parameter(tensor.detach(), requires_grad=False)
-        elif type(tensor) is Tensor:
-            shared[id(tensor)] = tensor.detach()
+    for tensor in model.buffers():
+        shared[id(tensor)] = tensor.detach().clone()  # small, and bridges write into some
     try:
-        return copy.deepcopy(model, shared)
+        return _without_hooks(copy.deepcopy(model, shared))
     except (RuntimeError, TypeError) as error:
         raise ModelError(
             f"hf_model cannot be copied ({first_line(error)}); save it with save_pretrained() and give the folder."
         ) from error
+
+
+def _without_hooks(model: Any) -> Any:
+    for part in model.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            hooks.clear()
+        part.__dict__.pop("_output_capturing_hooks_installed", None)  # transformers' own come back when they are needed
+    return model
 
 
 def _require_language_model(model: Any) -> None:
@@ -104,15 +117,28 @@ def _require_language_model(model: Any) -> None:
         raise ModelError(f"hf_model holds no weights for {empty[0]} (device 'meta'); load it onto a device.")
 
 
-def quantisation(module: Any) -> str | None:
-    """How the weights of a model of transformers are quantised, such as `"bitsandbytes 4-bit"`; None for plain ones."""
-    if not getattr(module, "is_quantized", False):
+def _written_out(stored: Mapping[str, Any] | None) -> Any:
+    """Of the kinds that can only be written out while they are loaded, the configuration that says so."""
+    import transformers
+
+    kinds = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+    kind = None if stored is None else kinds.get(str(stored.get("quant_method")))
+    return None if kind is None else getattr(transformers, kind)(dequantize=True)
+
+
+def quantisation(config: Any) -> str | None:
+    """How weights are quantised by a configuration, such as `"bitsandbytes 4-bit"`; None where there is none."""
+    if config is None:
         return None
-    config = module.config.quantization_config
     stated = config if isinstance(config, Mapping) else vars(config)
     method = getattr(stated.get("quant_method"), "value", stated.get("quant_method"))
     bits = next((n for n in (4, 8) if stated.get(f"_load_in_{n}bit") or stated.get(f"load_in_{n}bit")), None)
     return str(method) if bits is None else f"{method} {bits}-bit"
+
+
+def quantised_by(module: Any) -> Any:
+    """The configuration by which the weights of a model of transformers are quantised; None for plain ones."""
+    return module.config.quantization_config if getattr(module, "is_quantized", False) else None
 
 
 def with_plain_weights(module: Any, dtype: torch.dtype, adapter: str | Path | None) -> Any:
@@ -125,8 +151,8 @@ def with_plain_weights(module: Any, dtype: torch.dtype, adapter: str | Path | No
     module, adapters = take_off(module) if has_adapters(module) else (module, [])
     if adapter is not None:
         adapters = [*adapters, read_adapter(adapter)]
-    if (method := quantisation(module)) is not None:
-        module = _dequantised(module, method, dtype)
+    if (config := quantised_by(module)) is not None:
+        module = _dequantised(module, str(quantisation(config)), dtype)
     for each in adapters:
         module = merge(module, each)
     for name, weight in _not_plain(module):
@@ -156,10 +182,15 @@ def _dequantised(module: Any, method: str, dtype: torch.dtype) -> Any:
             f"The weights are quantised by {method}, which transformers cannot undo; give the model without "
             "quantisation, or quantised by bitsandbytes."
         ) from error
+    _cast(module, dtype)
+    return module
+
+
+def _cast(module: Any, dtype: torch.dtype) -> None:
+    """Weights alone: buffers, such as rotary frequencies, keep their precision."""
     for weight in module.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.to(dtype)
-    return module
 
 
 def _not_plain(module: Any) -> Iterator[tuple[str, Tensor]]:

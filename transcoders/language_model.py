@@ -271,11 +271,12 @@ class LanguageModel:
     ) -> dict[Site, Float[Tensor, "batch pos _"]]:
         """The activations at `sites`; nothing after the last of them is computed."""
         found: dict[str, Tensor] = {}
+        home = self.device
         names = {site: self.hook(site) for site in sites}
         wanted = set(names.values())
 
         def store(value: Tensor, hook: Any) -> None:
-            found[hook.name] = value
+            found[hook.name] = value.to(home)
             if len(found) == len(wanted):
                 raise _AllFound
 
@@ -304,24 +305,30 @@ class LanguageModel:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`run` in terms of TransformerBridge hook names; writes are applied before reads.
 
+        Of a model that is spread over devices, what is read and what edits get is on the one of the unembedding.
         `past` (of `new_cache`) holds the keys and values of earlier positions, and takes those of `tokens`.
         """
         cache: dict[str, Tensor] = {}
+        home = self.device
 
         def reader(name: str) -> Callable[..., None]:
             def store(value: Tensor, hook: Any) -> None:
-                cache[name] = value
+                cache[name] = value.to(home)
 
             return store
 
         def writer(edit: Hook) -> Callable[..., Tensor | None]:
-            return lambda value, hook: edit(value)
+            def change(value: Tensor, hook: Any) -> Tensor | None:
+                changed = edit(value.to(home))
+                return None if changed is None else changed.to(value.device)
+
+            return change
 
         hooks: list[tuple[Any, Any]] = [(name, writer(edit)) for name, edit in (write or {}).items()]
         hooks += [(name, reader(name)) for name in read]
         kept = {} if past is None else {"past_key_values": past, "use_cache": True}
         logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
-        return logits, cache
+        return logits.to(home), cache
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values for `run_hooked`."""

@@ -118,14 +118,14 @@ def _by_name(
     with _one_sentence(str(name)):
         settings = hf_models.settings_of(source, how.revision)
         _require_trust(str(name), settings, how.trust_remote_code)
-        quantised = how.quantization_config is not None or bool(settings.get("quantization_config"))
+        stored = settings.get("quantization_config") or None
+        origin |= _quantisation(stored or how.quantization_config)
         saved = tokenizer is None and _holds_tokenizer(source)
-        if saved and not quantised and adapter is None and _is_bridged(settings):
+        if saved and "quantisation" not in origin and adapter is None and _is_bridged(settings):
             bridge, tokenizer = boot(source, device, dtype, how)
         else:
             with no_bars():
-                module = hf_models.load_module(source, device, dtype, how, quantised)
-            origin |= _quantisation(module)
+                module = hf_models.load_module(source, device, dtype, how, stored)
             bridge = around_any(hf_models.with_plain_weights(module, dtype, adapter), str(name))
             if saved:
                 tokenizer = saved_tokenizer(source, revision=how.revision, trust_remote_code=how.trust_remote_code)
@@ -184,7 +184,7 @@ def _in_memory(
             )
     module = hf_models.copy_around(hf_model)
     called = _called(name or getattr(module.config, "_name_or_path", "") or type(module).__name__)
-    origin, own = _origin(how, adapter) | _quantisation(module), module.dtype
+    origin, own = _origin(how, adapter) | _quantisation(hf_models.quantised_by(module)), module.dtype
     if dtype is not None and dtype != own and "quantisation" not in origin:
         raise ModelError(
             f"hf_model holds {_bare(own)} weights, but dtype is {_bare(dtype)}; leave dtype out, or convert it first: "
@@ -247,8 +247,8 @@ def _origin(how: Loading, adapter: str | Path | None) -> dict[str, str]:
     return {key: value for key, value in stated.items() if value is not None}
 
 
-def _quantisation(module: Any) -> dict[str, str]:
-    method = hf_models.quantisation(module)
+def _quantisation(config: Any) -> dict[str, str]:
+    method = hf_models.quantisation(config)
     return {} if method is None else {"quantisation": method}
 
 

@@ -24,19 +24,20 @@ class NormPart:
 
     _module: Any
     eps: float
+    _home: torch.device
 
     def __call__(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        return self._module(x)
+        return self._module(_to(x, self._module)).to(x.device)
 
     def weight(self, dtype: torch.dtype | None = None) -> Float[Tensor, "d_model"]:
         """What it multiplies by (in Gemma's families one more than the parameter), computed in `dtype`."""
-        weight = self._module.weight.detach().to(dtype)
+        weight = self._module.weight.detach().to(self._home, dtype)
         return weight + 1 if self._module.uses_weight_offset else weight
 
     @property
     def bias(self) -> Float[Tensor, "d_model"] | None:
         bias = getattr(self._module.original_component, "bias", None)
-        return None if bias is None else bias.detach()
+        return None if bias is None else bias.detach().to(self._home)
 
     @property
     def centres(self) -> bool:
@@ -62,23 +63,25 @@ class AttentionPart:
     """Attention, run by the model's own module."""
 
     _module: Any
+    _home: torch.device
 
     def weight(self, kind: str) -> Float[Tensor, "head _ _"]:
         """`W_Q`, `W_K` or `W_V` `[head d_model d_head]`, or `W_O` `[head d_head d_model]`, by its last letter."""
-        return getattr(self._module, f"W_{kind}").detach()
+        return getattr(self._module, f"W_{kind}").detach().to(self._home)
 
     def bias(self, kind: str) -> Float[Tensor, "..."] | None:
         """`b_Q`, `b_K` or `b_V` `[head d_head]`, or `b_O` `[d_model]`, if there is one."""
         bias = getattr(self._module, f"b_{kind}", None)
-        return None if bias is None else bias.detach()
+        return None if bias is None else bias.detach().to(self._home)
 
     def run(self, normed: Float[Tensor, "batch pos d_model"], call: Call) -> Float[Tensor, "batch pos d_model"]:
         """What attention writes."""
+        home, normed = normed.device, _to(normed, self._module)
         named, mask = call.named, call.named.get("attention_mask")
         if isinstance(mask, Tensor):
             named = named | {"attention_mask": mask.expand(len(normed), *mask.shape[1:])}
         out = self._module(hidden_states=normed, **named) if call.by_name else self._module(normed, **named)
-        return out[0] if isinstance(out, tuple) else out
+        return (out[0] if isinstance(out, tuple) else out).to(home)
 
     def mixed(self, call: Call, like: Float[Tensor, "batch pos d_model"], **inputs: Tensor) -> Tensor:
         """What `W_O` reads where queries, keys and values (before rotary positions) are `q`, `k` and `v`."""
@@ -86,10 +89,10 @@ class AttentionPart:
         with ExitStack() as hooks:
             for kind, value in inputs.items():
                 point = getattr(self._module, kind).hook_out
-                hooks.enter_context(_hooked(point, lambda out, value=value: value.reshape(out.shape)))
+                hooks.enter_context(_hooked(point, lambda out, value=value: value.reshape(out.shape).to(out.device)))
             hooks.enter_context(_hooked(self._module.o.hook_in, found.append))
             self.run(like, call)
-        return found[0]
+        return found[0].to(like.device)
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,17 @@ class BlockPart:
 
     _module: Any
     _config: Any
+    _home: torch.device
 
     def norm(self, name: str) -> NormPart | None:
         """Its norm of this name, if it has one."""
-        return NormPart(getattr(self._module, name), self._config.eps) if name in self._module.submodules else None
+        if name not in self._module.submodules:
+            return None
+        return NormPart(getattr(self._module, name), self._config.eps, self._home)
 
     @property
     def attention(self) -> AttentionPart:
-        return AttentionPart(self._module.attn)
+        return AttentionPart(self._module.attn, self._home)
 
     @property
     def mlp_norm(self) -> str:
@@ -125,19 +131,23 @@ class BlockPart:
 
     def mlp(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP writes, given what it reads after its norm."""
-        mlp = self._module.mlp
+        mlp, read = self._module.mlp, _to(normed, self._module)
         if getattr(mlp, "name", "") is None:  # OPT: no module of its own, its two layers lie in the block
-            hidden = self._module.original_component.activation_fn(getattr(mlp, "in")(normed))
-            return mlp.out(hidden).reshape(normed.shape)
-        out = mlp(normed)
-        return (out[0] if isinstance(out, tuple) else out).reshape(normed.shape)
+            hidden = self._module.original_component.activation_fn(getattr(mlp, "in")(read))
+            return mlp.out(hidden).reshape(normed.shape).to(normed.device)
+        out = mlp(read)
+        return (out[0] if isinstance(out, tuple) else out).reshape(normed.shape).to(normed.device)
 
 
 class ModelParts:
-    """The parts of a bridged model."""
+    """The parts of a bridged model; what they give is on the device of the unembedding, or of what they are given."""
 
     def __init__(self, bridge: TransformerBridge) -> None:
         self._bridge: Any = bridge
+
+    @property
+    def _home(self) -> torch.device:
+        return self._bridge.unembed.W_U.device
 
     @property
     def config(self) -> Any:
@@ -146,7 +156,7 @@ class ModelParts:
 
     @cached_property
     def blocks(self) -> tuple[BlockPart, ...]:
-        return tuple(BlockPart(block, self._bridge.cfg) for block in self._bridge.blocks)
+        return tuple(BlockPart(block, self._bridge.cfg, self._home) for block in self._bridge.blocks)
 
     @property
     def embedding_norm(self) -> NormPart | None:
@@ -158,10 +168,10 @@ class ModelParts:
 
     def _norm(self, name: str) -> NormPart | None:
         norm = getattr(self._bridge, name, None)
-        return None if norm is None else NormPart(norm, self._bridge.cfg.eps)
+        return None if norm is None else NormPart(norm, self._bridge.cfg.eps, self._home)
 
     def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        return self._bridge.embed(tokens)
+        return self._bridge.embed(_to(tokens, self._bridge.embed)).to(tokens.device)
 
     def unembed(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits of what the final norm gives, through a soft cap if there is one."""
@@ -213,6 +223,12 @@ class ModelParts:
         owners += [(layer, name, getattr(self._bridge, name, None)) for name, layer in around.items()]
         groups = {(layer, name): _biases(component) for layer, name, component in owners}
         return {key: parameters for key, parameters in groups.items() if parameters}
+
+
+def _to(x: Tensor, module: Any) -> Tensor:
+    """`x` on the device of a module's weights, where it has any."""
+    weight = next(module.parameters(), None)
+    return x if weight is None else x.to(weight.device)
 
 
 def _biases(component: Any) -> list[Tensor]:

@@ -67,6 +67,8 @@ def theirs(peer: Peer, folders: dict[str, tuple[Path, Tensor]]) -> dict[str, Ans
             shutil.copytree(folder, place / "files")
             if (others := folder.parent / "others").is_dir():
                 shutil.copytree(others, place / "others")
+            if (said := folder.parent / "truth.json").is_file():
+                shutil.copy(said, place)
             save_file({"x": x.contiguous()}, place / "x.safetensors")
         peer.run("answer", temporary)
         return {name: _answer(Path(temporary) / name) for name in folders}

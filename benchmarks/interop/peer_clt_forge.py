@@ -90,13 +90,13 @@ def _sharded(root: Path, variant: str) -> None:
     _fill(whole, _numbers(variant, across=True), slice(None))
     with TemporaryDirectory() as one:
         whole.save_model(one)
-        _finish(root, variant, Path(one))
+        _finish(root, variant, Path(one), note="CLT-Forge's loader refuses its own shards; its truth is of one file.")
 
 
-def _finish(root: Path, variant: str, files: Path) -> None:
+def _finish(root: Path, variant: str, files: Path, **more: str) -> None:
     x = inputs(variant, LAYERS)
     hooks = {"feature_input_hook": "ln2.hook_normalized", "feature_output_hook": "hook_mlp_out"}
-    write_truth(root, variant, x, read(files, x.double()), PACKAGE, layers=LAYERS, **hooks)
+    write_truth(root, variant, x, read(files, x.double()), PACKAGE, layers=LAYERS, **hooks, **more)
 
 
 def write(root: Path) -> None:

@@ -100,7 +100,7 @@ def _one(root: Path, variant: str, kind: str, standard: str | None, *, across: b
     files = fresh(root, variant)
     made.save_pretrained(files, fold_standardizers=fold)
     x = inputs(variant, LAYERS)
-    write_truth(root, variant, x, read(files, x.double()), PACKAGE, layers=LAYERS, site="input of ln_2 (resid_mid)")
+    write_truth(root, variant, x, read(files, x.double()), PACKAGE, layers=LAYERS, reads="the input of ln_2")
 
 
 def write(root: Path) -> None:

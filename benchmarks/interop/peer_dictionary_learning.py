@@ -80,7 +80,9 @@ def _finish(root: Path, variant: str, files: Path) -> None:
     x = inputs(variant)
     folder = files.relative_to(root / variant / "files")
     raw = _raw(files, x.double()) if variant == "standard_april" else {}
-    write_truth(root, variant, x, read(files, x.double()), PACKAGE, folders=[str(folder)], layer=LAYER, **raw)
+    write_truth(
+        root, variant, x, read(files, x.double()), PACKAGE, folders=[str(folder)], layer=LAYER, site="resid_post", **raw
+    )
 
 
 def _new(root: Path, variant: str) -> None:

@@ -33,20 +33,20 @@ HOOKS["trans"] = "{}.pre_feedforward_layernorm.output"
 
 
 def read(files: Path, x: torch.Tensor) -> Computed:
-    """Features and reconstruction by SAELens' loader of the repository that `files/<owner>/<name>` stands for."""
+    """Features and reconstruction by SAELens' loader of the repository that truth.json names beside the files."""
     from sae_lens.loading import pretrained_sae_loaders as loaders
     from sae_lens.registry import get_sae_class
 
     (path,) = files.rglob("params.*")
-    folder = path.parent.relative_to(files)
-    repository, inside = "/".join(folder.parts[:2]), "/".join(folder.parts[2:])
+    said = json.loads((files.parent / "truth.json").read_text())
+    repository, inside = said["repository"], said["folder"]
 
-    def local(repo_id: str, filename: str, subfolder: str = "", **_: Any) -> str:
-        return str(files / repo_id / subfolder / filename)
+    def local(repo_id: str, filename: str, **_: Any) -> str:
+        return str(path.parent / Path(filename).name)
 
     loaders.hf_hub_download = local
-    loaders.get_safetensors_tensor_shapes = lambda repo, name: {
-        key: list(value.shape) for key, value in load_file(files / repo / name).items()
+    loaders.get_safetensors_tensor_shapes = lambda *_: {
+        key: list(value.shape) for key, value in load_file(path).items()
     }
     sizes: dict[str, Any] = {"dtype": "float32"}
     if path.suffix == ".npz":  # its widths are those of the real Gemma 2
@@ -102,8 +102,11 @@ def _two(root: Path, variant: str) -> None:
 
 def _finish(root: Path, variant: str, repository: str, folder: str) -> None:
     x = inputs(variant)
-    computed = read(root / variant / "files", x.double())
-    write_truth(root, variant, x, computed, PACKAGE, repository=repository, folder=folder)
+    names = {"repository": repository, "folder": folder}
+    if variant == "one_embedding":
+        names["note"] = "SAELens multiplies W_dec by √d, as the embedding is, but not b_dec; here both are."
+    (root / variant / "truth.json").write_text(json.dumps(names))
+    write_truth(root, variant, x, read(root / variant / "files", x.double()), PACKAGE, **names)
 
 
 def write(root: Path) -> None:

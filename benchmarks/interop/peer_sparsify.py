@@ -50,7 +50,8 @@ def _one(root: Path, variant: str, **options: Any) -> None:
     files = fresh(root, variant)
     _coder(variant, **options).save_to_disk(files)
     x = inputs(variant)
-    write_truth(root, variant, x, read(files, x.double()), PACKAGE, folders=["."])
+    site = "mlp_in" if options.get("transcode") else "resid_post"  # the folder's name would say it
+    write_truth(root, variant, x, read(files, x.double()), PACKAGE, folders=["."], site=site)
 
 
 def _many(root: Path, variant: str, name: str, **options: Any) -> None:

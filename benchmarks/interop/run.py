@@ -113,7 +113,7 @@ def each(known: dict[str, Variant], do: Callable[[str, Variant], float | None]) 
 
 def read_here(name: str, variant: Variant) -> float:
     """Our answer against the peer's."""
-    dictionaries = load_dictionaries(variant.folder, dtype="float64")
+    dictionaries = load_dictionaries(variant.folder, dtype="float64", site=variant.said.get("site"))
     return ours(dictionaries, variant.x, layered=variant.layered).difference(variant.truth)
 
 
@@ -122,13 +122,15 @@ def write_here(known: dict[str, Variant], to: Path) -> Check:
 
     def again(name: str, variant: Variant) -> None:
         form, _ = list_dictionaries(variant.folder)
-        save_dictionaries(load_dictionaries(variant.folder), to / name / "files", format=form)
+        dictionaries = load_dictionaries(variant.folder, site=variant.said.get("site"))
+        save_dictionaries(dictionaries, to / name / "files", format=form)
+        shutil.copy(variant.folder.parent / "truth.json", to / name)
 
     return each(known, again)
 
 
 def check(community: str, peer: Peer) -> tuple[list[str], list[str]]:
-    """A row of the table, and the sentences of what was refused."""
+    """A row of the table, and sentences of what is peculiar and what was refused."""
     known = variants(community)
     said = next(iter(known.values())).said
     itself = read_by(peer, {name: variant.folder for name, variant in known.items()}, known)
@@ -140,12 +142,13 @@ def check(community: str, peer: Peer) -> tuple[list[str], list[str]]:
         back = Check(back.differences, back.refused | again.refused)
     row = [community, f"{said['peer']} {said['version']}", *(one.cell() for one in (itself, here, back))]
     ways = {"reads its own": itself, "is read here": here, "reads ours": back}
+    notes = [f"{community}, {name}: {one.said['note']}" for name, one in known.items() if "note" in one.said]
     sentences = [
         f"{community}, {way}, {name}: {' '.join(text.split())[:300]}"
         for way, one in ways.items()
         for name, text in sorted(one.refused.items())
     ]
-    return row, sentences
+    return row, notes + sentences
 
 
 def write_provenance() -> None:
@@ -179,7 +182,7 @@ def main(options: Options) -> None:
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row, _ in found]
     refused = [f"* {sentence}" for _, sentences in found for sentence in sentences]
-    lines += ["", "Refused:", "", *refused] if refused else []
+    lines += ["", "Peculiar, or refused:", "", *refused] if refused else []
     RESULTS.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

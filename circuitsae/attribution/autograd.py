@@ -163,7 +163,7 @@ def _gradients(found: tuple, inputs: list[Tensor], batch: int, has_position: boo
     mlp_out = next(filled)
     zero = torch.zeros(batch, **_like(embed))
     bias = {
-        key: sum((torch.einsum("b...,...->b", next(filled), p.detach()) for p in group), zero)
+        key: sum((torch.einsum("b...,...->b", next(filled), p.detach()).to(zero.device) for p in group), zero)
         for key, group in groups.items()
     }
     return _Gradients(embed, position, mlp_out, bias)

@@ -10,6 +10,8 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from circuitsae.commands.compare import compare
+from circuitsae.commands.convert import convert
+from circuitsae.commands.dictionaries import dictionaries
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
 from circuitsae.commands.features import features
@@ -26,6 +28,8 @@ app = tyro.extras.SubcommandApp()
 for command in (trace, validate, show, compare, train, evaluate, intervene, steer, reproduce):
     app.command(command)
 app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
+app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe and upload them.")
+app.command(convert)
 app.command(name="import")(import_graph)
 app.command(name="export")(export_graph)
 

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from circuitsae.commands.shared import Bos, Dtype, WeightOptions, Weights, Wide, load_language_model, say
+from circuitsae.commands.shared import (
+    Bos,
+    ChoiceOptions,
+    Choices,
+    Dtype,
+    WeightOptions,
+    Weights,
+    Wide,
+    load_language_model,
+    say,
+)
 from circuitsae.tables import open_console
 from transcoders.errors import CheckFailedError, InputError
 
@@ -38,6 +48,7 @@ def evaluate(
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Evaluate dictionaries on held-out text: sparsity, reconstruction, and what the model loses with them in place.
 
@@ -57,6 +68,7 @@ def evaluate(
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model and of the dictionaries.
         weights: Which weights of the model.
+        choices: Which of the dictionaries that the name offers.
     """
     if tokens < 1:
         raise InputError(f"--tokens {tokens} leaves nothing to measure; give at least 1.")
@@ -65,7 +77,9 @@ def evaluate(
         raise InputError(f"--out {out} is a folder; give the name of a JSON file.")
     console = open_console(wide)
     with console.status("evaluating"):
-        evaluation = _evaluate(model, dictionaries, corpus, tokens, context, separator, bos, device, dtype, weights)
+        evaluation = _evaluate(
+            model, dictionaries, corpus, tokens, context, separator, bos, device, dtype, weights, choices
+        )
     from circuitsae.console import show_evaluation
 
     show_evaluation(console, evaluation)
@@ -87,6 +101,7 @@ def _evaluate(
     device: str,
     dtype: str,
     weights: Weights,
+    choices: Choices,
 ) -> "Evaluation":
     from circuitsae.loading import POCKET, load_dictionaries
     from transcoders.data import open_corpus
@@ -97,7 +112,7 @@ def _evaluate(
         raise InputError(f"No text was named to evaluate on; give --corpus FILE, what {model} should read.")
     text = None if corpus is None else open_corpus(corpus)
     language_model = load_language_model(model, device, dtype, weights)
-    loaded = load_dictionaries(dictionaries, device=language_model.device, dtype=dtype)
+    loaded = load_dictionaries(dictionaries, device=language_model.device, dtype=dtype, **choices.wanted())
     language_model = reading_as_trained(language_model, loaded.provenance, bos)
     length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
     separator = separator if separator is not None else _recorded(loaded, "separator", None)

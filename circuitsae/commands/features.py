@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.shared import Bos, WeightOptions, Weights, Wide, corpus_for, load_language_model, say, say_next
+from circuitsae.commands.shared import (
+    Bos,
+    ChoiceOptions,
+    Choices,
+    WeightOptions,
+    Weights,
+    Wide,
+    corpus_for,
+    load_language_model,
+    say,
+    say_next,
+)
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
 
@@ -38,6 +49,7 @@ def collect(
     device: str = "cpu",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Collect feature cards of all layers in one pass over a corpus; a run that was killed goes on.
 
@@ -57,6 +69,7 @@ def collect(
         bos: Begin each row with the beginning-of-text token; default, as in the dictionaries' training.
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model.
+        choices: Which of the dictionaries that the name offers.
     """
     from circuitsae.features.collection import collect
     from circuitsae.loading import dictionaries_for, load_dictionaries
@@ -68,7 +81,7 @@ def collect(
     config = _settings(model, context, asked)
     source = corpus_for(model, corpus, UNSEEN)
     language_model = load_language_model(model, device, "float32", weights)
-    loaded = load_dictionaries(name, device=language_model.device)
+    loaded = load_dictionaries(name, device=language_model.device, **choices.wanted())
     how: dict[str, Any] = {"separator": separator, "bos": bos, "resume": resume, "progress": True}
     cards = collect(language_model, loaded, source, config, out=target, **how)
     console = open_console(wide)

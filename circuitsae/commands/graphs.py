@@ -12,6 +12,8 @@ from rich.console import Console
 from circuitsae.commands.compare import show_folder
 from circuitsae.commands.shared import (
     Bos,
+    ChoiceOptions,
+    Choices,
     Dtype,
     WeightOptions,
     Weights,
@@ -58,6 +60,7 @@ def trace(
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Trace a prompt: attribution graph, validation of its edges, and one offline HTML page.
 
@@ -78,6 +81,7 @@ def trace(
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
         weights: Which weights of the model.
+        choices: Which of the dictionaries that the name offers.
     """
     from circuitsae.console import show_graph
     from circuitsae.sentences import of_graph
@@ -85,10 +89,11 @@ def trace(
     _refuse_impossible_shares(nodes=nodes, edges=edges)
     console = open_console(wide)
     with free_folder(out or Path("graphs") / slug(prompt), overwrite) as folder:
-        replacement = load_replacement(model, dictionaries, device, dtype, bos, weights)
+        replacement = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
         settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
         graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
-        named = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries), **weights.stated()}
+        named = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries)}
+        named |= weights.stated() | choices.stated()
         graph = replace(graph, provenance={**graph.provenance, "source": named, "pruned": [nodes, edges]})
         show_graph(console, graph, full)
         check = _validate(console, replacement, graph, edges=validate) if validate > 0 else None
@@ -119,6 +124,7 @@ def validate(
     device: str = "cpu",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Test the claims of a graph's edges in the model, and write what was found beside the graph and into its HTML.
 
@@ -140,6 +146,7 @@ def validate(
         seed: Of the controls.
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model; default, those that the graph names.
+        choices: Which of the dictionaries that the name offers; default, those that the graph names.
     """
     from circuitsae.graph import load_graph
     from circuitsae.sentences import of_graph
@@ -154,8 +161,10 @@ def validate(
     name = model or source.model or str(loaded.provenance.get("model") or "pocket")
     if model is None and weights.revision is None and weights.adapter is None:
         weights = replace(weights, revision=source.revision, adapter=source.adapter)
+    if dictionaries is None and choices == Choices():
+        choices = Choices.of_source(source)
     own, bos = dictionaries or source.dictionaries, begins_with_bos(loaded)
-    replacement = load_replacement(name, own, device, dtype, bos, weights)
+    replacement = load_replacement(name, own, device, dtype, bos, weights, choices)
     settings = {"claims": claims or get_args(Claim), "controls": controls, "delta": delta, "seed": seed}
     others = _other_prompts(replacement, loaded, prompts, task)
     check = _validate(

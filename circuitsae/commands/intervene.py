@@ -7,7 +7,17 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from circuitsae.commands.shared import Bos, Dtype, WeightOptions, Weights, Wide, load_replacement, say
+from circuitsae.commands.shared import (
+    Bos,
+    ChoiceOptions,
+    Choices,
+    Dtype,
+    WeightOptions,
+    Weights,
+    Wide,
+    load_replacement,
+    say,
+)
 from circuitsae.report.text import visible
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
@@ -42,6 +52,7 @@ def intervene(
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Change features (or other parts) on a prompt, all at once, and print the model's answer before and after.
 
@@ -71,6 +82,7 @@ def intervene(
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
         weights: Which weights of the model.
+        choices: Which of the dictionaries that the name offers.
     """
     if not feature:
         raise InputError("Nothing was named to change; give --feature LAYER.INDEX@POSITION, such as 2.713@5.")
@@ -83,7 +95,7 @@ def intervene(
 
     chosen = _interventions(feature, {"zero": zero or None, "scale": scale, "set": set, "add": add, "replace": replace})
     console = open_console(wide)
-    loaded = load_replacement(model, dictionaries, device, dtype, bos, weights)
+    loaded = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
     outcome = module.intervene(loaded, prompt, chosen, regime=regime, until=until, audit=audit, reads=False)
     written = module.generate(loaded, prompt, chosen, n=generate) if generate else None
     name, metric = _metric(loaded, outcome, target, against)

@@ -9,7 +9,17 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from circuitsae.commands.shared import Bos, Dtype, WeightOptions, Weights, Wide, load_language_model, say
+from circuitsae.commands.shared import (
+    Bos,
+    ChoiceOptions,
+    Choices,
+    Dtype,
+    WeightOptions,
+    Weights,
+    Wide,
+    load_language_model,
+    say,
+)
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import CheckFailedError, InputError
 
@@ -37,6 +47,7 @@ def reproduce(
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Reproduce a circuit: behaviour, heads and MLPs, features, published figures; exit code 1 if a bar fails.
 
@@ -57,6 +68,7 @@ def reproduce(
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
         weights: Which weights of the model.
+        choices: Which of the dictionaries that the name offers.
     """
     from circuitsae.reproduce import TASKS, Settings
     from circuitsae.reproduce import reproduce as run
@@ -68,13 +80,13 @@ def reproduce(
         settings = settings.capped(prompts)
     with console.status("loading") as status:
         loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
-        own, audit_with = _dictionaries(model, dictionaries, str(loaded.device))
+        own, audit_with = _dictionaries(model, dictionaries, str(loaded.device), choices)
         found = []
         for name in TASKS if task == "all" else (task,):
             found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=status.update))
             show(console, found[-1])
     sizes = {"--prompts": prompts, "--rescore": rescore, "--seed": seed or None}
-    command = _command(task, model, dictionaries, quick, bos, sizes, docs, weights)
+    command = _command(task, model, dictionaries, quick, bos, sizes, docs, weights, choices)
     folder = out or Path("reports") / f"{Path(model).name}-{task}"
     _write(found, folder, docs, command)
     failed = [claim for report in found for claim in report.failed]
@@ -102,7 +114,7 @@ def show(console: Console, report: "Reproduction") -> None:
 
 
 def _dictionaries(
-    model: str, named: str | None, device: str
+    model: str, named: str | None, device: str, choices: Choices
 ) -> "tuple[DictionarySet | None, dict[str, DictionarySet]]":
     """The dictionaries of the feature stages, and those that the audit compares."""
     from circuitsae.loading import POCKET, load_dictionaries
@@ -110,7 +122,7 @@ def _dictionaries(
     if model == POCKET and named is None:
         both = {name: load_dictionaries(name, device=device) for name in ("pocket", "pocket-plt")}
         return both["pocket"], {"CLT": both["pocket"], "PLT": both["pocket-plt"]}
-    return (None if named is None else load_dictionaries(named, device=device)), {}
+    return (None if named is None else load_dictionaries(named, device=device, **choices.wanted())), {}
 
 
 def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command: str) -> None:
@@ -139,6 +151,7 @@ def _command(
     sizes: dict[str, int | None],
     docs: Path | None,
     weights: Weights,
+    choices: Choices,
 ) -> str:
     words = ["circuitsae", "reproduce", task]
     words += ["--model", model] if model != "pocket" else []
@@ -147,5 +160,5 @@ def _command(
     words += [] if bos is None else ["--bos" if bos else "--no-bos"]
     words += [word for name, value in sizes.items() if value is not None for word in (name, str(value))]
     words += ["--docs", str(docs)] if docs else []
-    words += weights.words()
+    words += [*choices.words(), *weights.words()]
     return shlex.join(words)

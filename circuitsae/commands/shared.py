@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 from rich.console import Console
@@ -60,6 +60,61 @@ class Weights:
         return given + ["--trust-remote-code"] * self.trust_remote_code
 
 
+@dataclass(frozen=True)
+class Choices:
+    """Which of the dictionaries that a folder or repository offers is meant."""
+
+    sae_id: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Of the dictionaries: their folder or file, or what SAELens calls them in a release."""
+    layers: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Of the dictionaries: layers, such as 12 or 0-5,8."""
+    site: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Of the dictionaries: what they read, such as resid_post."""
+    width: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Of the dictionaries: features of a layer, 16384 or 16k."""
+    l0: Annotated[float | None, tyro.conf.DisallowNone] = None
+    """Of the dictionaries: active features of a token; the nearest is taken."""
+    variant: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Of the dictionaries: what else tells them apart, as `dictionaries list` prints it."""
+
+    @classmethod
+    def of_source(cls, source: "Source") -> "Choices":
+        """Those that a graph names; `InputError` where a stranger wrote what makes no sense."""
+        try:
+            return cls(**source.choices, l0=None if source.l0 is None else float(source.l0))
+        except ValueError as error:
+            raise InputError(f"The graph names the L0 {source.l0!a:.40}; trace the prompt again.") from error
+
+    def wanted(self) -> dict[str, Any]:
+        """As `load_dictionaries` takes them."""
+        layers = None if self.layers is None else layers_of(self.layers)
+        return {
+            "sae_id": self.sae_id, "layers": layers, "site": self.site, "width": self.width, "l0": self.l0,
+            "variant": self.variant,
+        }  # fmt: skip
+
+    def stated(self) -> dict[str, str]:
+        """What a graph keeps of it."""
+        return {name: str(value) for name, value in vars(self).items() if value is not None}
+
+    def words(self) -> list[str]:
+        """As on the command line."""
+        return [word for name, value in self.stated().items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def layers_of(text: str) -> list[int]:
+    """The layers that "12" or "0-5,8" names."""
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,5})(?:\s*[-–]\s*(\d{1,5}))?\s*", part)
+        if ends is None or int(ends[1]) > int(ends[2] or ends[1]):
+            raise InputError(f"--layers {text!r} names no layers; write them like 12 or 0-5,8.")
+        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    return found
+
+
+ChoiceOptions = Annotated[Choices, tyro.conf.arg(name=""), tyro.conf.DisallowNone]
+NO_CHOICE = Choices()
 WeightOptions = Annotated[Weights, tyro.conf.arg(name=""), tyro.conf.DisallowNone]
 DEFAULT_WEIGHTS = Weights()
 
@@ -88,6 +143,7 @@ def load_replacement(
     dtype: str,
     bos: bool | None = None,
     weights: Weights = DEFAULT_WEIGHTS,
+    choices: Choices = NO_CHOICE,
 ) -> "ReplacementModel":
     """A model with its dictionaries; the pocket model has its own."""
     from circuitsae.loading import dictionaries_for, load_dictionaries
@@ -96,7 +152,8 @@ def load_replacement(
     with Console(stderr=True).status("loading"):
         language_model = load_language_model(model, device, dtype, weights)
         name = dictionaries_for(model, dictionaries)
-        return ReplacementModel(language_model, load_dictionaries(name, device=language_model.device), bos=bos)
+        loaded = load_dictionaries(name, device=language_model.device, **choices.wanted())
+        return ReplacementModel(language_model, loaded, bos=bos)
 
 
 def lasting(name: str) -> str:
@@ -131,6 +188,17 @@ class Source(NamedTuple):
     dictionaries: str | None
     revision: str | None = None
     adapter: str | None = None
+    sae_id: str | None = None
+    layers: str | None = None
+    site: str | None = None
+    width: str | None = None
+    l0: str | None = None
+    variant: str | None = None
+
+    @property
+    def choices(self) -> dict[str, str | None]:
+        """Which of the dictionaries, but for the L0, which is a number."""
+        return {name: getattr(self, name) for name in ("sae_id", "layers", "site", "width", "variant")}
 
 
 def source_of(graph: "AttributionGraph") -> Source:

@@ -10,7 +10,17 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from circuitsae.commands.shared import Bos, Dtype, WeightOptions, Weights, Wide, load_replacement, say
+from circuitsae.commands.shared import (
+    Bos,
+    ChoiceOptions,
+    Choices,
+    Dtype,
+    WeightOptions,
+    Weights,
+    Wide,
+    load_replacement,
+    say,
+)
 from circuitsae.report.text import visible
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
@@ -52,6 +62,7 @@ def steer(
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
+    choices: ChoiceOptions = Choices(),
 ) -> None:
     """Push a feature, several, or a difference of prompts with many strengths: what it does, and what random ones do.
 
@@ -86,6 +97,7 @@ def steer(
         device: cpu, cuda, cuda:1, mps.
         dtype: Precision of the model.
         weights: Which weights of the model.
+        choices: Which of the dictionaries that the name offers.
     """
     import json as json_
 
@@ -95,7 +107,7 @@ def steer(
     from circuitsae.interventions import steering
 
     console = open_console(wide)
-    loaded = load_replacement(model, dictionaries, device, dtype, bos, weights)
+    loaded = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
     lm = loaded.model
     right = lm.token_id(target) if target is not None else _first_choice(loaded, prompts[0])
     wrong = None if against is None else lm.token_id(against)

@@ -282,6 +282,48 @@ def test_quantised_weights_are_the_numbers_they_stand_for(folder, bits):
     assert "bitsandbytes" in type(given.model.layers[0].mlp.up_proj).__module__, "the model that was given was changed"
 
 
+def test_eight_bit_floats_are_the_numbers_they_stand_for(folder):
+    """Blocks of 32 × 32 with a scale each, `W = q · s`; needs no package."""
+    from safetensors.torch import save_file
+
+    state, expected = base(folder).state_dict(), {}
+    for name in [name for name in state if name.endswith("proj.weight")]:
+        blocks = state[name].unflatten(1, (-1, 32)).unflatten(0, (-1, 32))
+        scales = blocks.abs().amax((1, 3)) / 448
+        q = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+        expected[name] = (q.float() * scales[:, None, :, None]).reshape(state[name].shape)
+        state |= {name: q.reshape(state[name].shape), name.replace("weight", "weight_scale_inv"): scales}
+    save_file(
+        {name: weight.contiguous() for name, weight in state.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    config = json.loads((folder / "config.json").read_text())
+    stored = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
+    model = load_model(folder, dtype="float64")
+    assert model.origin == {"quantisation": "fp8"}
+    ours = {name.replace("._original_component", ""): weight for name, weight in model.parts.weights()}
+    assert len(expected) == 14
+    for name, weight in expected.items():
+        torch.testing.assert_close(ours[name], weight.double(), rtol=1e-6, atol=1e-7)
+
+
+def test_weights_that_cannot_be_written_out_are_refused(folder):
+    class Packed:
+        def dequantize(self, model: Any, dtype: Any) -> Any:
+            raise NotImplementedError
+
+    given = base(folder)
+    given.is_quantized, given.hf_quantizer = True, Packed()
+    given.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(ModelError, match="quantised by gptq, which transformers cannot undo; give the model without"):
+        load_model(hf_model=given)
+    narrow = base(folder)
+    part = narrow.model.layers[0].mlp.up_proj
+    part.weight = torch.nn.Parameter(part.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ModelError, match=r"mlp.up_proj.weight is stored as float8_e4m3fn values, which cannot be read"):
+        load_model(hf_model=narrow)
+
+
 @needs_bitsandbytes
 def test_four_bits_that_were_reordered_are_refused(folder):
     given = base(folder, quantization_config=quantised(4)).requires_grad_(False).eval()

@@ -122,6 +122,23 @@ def test_weights_are_shared_so_that_training_shows():
     assert all(weight.grad is None for _, weight in model.parts.parameters())
 
 
+def test_hooks_of_a_model_in_memory_are_left_with_it():
+    given, seen = module(dtype=torch.float32), []
+    given.enable_input_require_grads()  # as for training adapters: a hook on the embedding
+    given.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    given.model.layers[0].register_forward_pre_hook(lambda *_: seen.append(1))
+    own = given(TOKENS, output_hidden_states=True)
+    assert len(seen) == 2
+    model = load_model(hf_model=given)
+    logits, _ = model.run(TOKENS)
+    assert len(seen) == 2
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, own.logits, rtol=1e-5, atol=1e-5)
+    again = given(TOKENS, output_hidden_states=True)
+    assert len(seen) == 4
+    assert all(map(torch.equal, own.hidden_states, again.hidden_states))
+
+
 def test_converting_ours_leaves_theirs():
     given = module(dtype=torch.float32)
     model = load_model(hf_model=given).to("float64")

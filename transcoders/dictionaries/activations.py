@@ -158,7 +158,8 @@ class GroupMax(Activation):
     def require(self, n_features: int) -> None:
         if n_features % self.k or not n_features:
             raise DictionaryError(
-                f"GroupMax takes the largest of each of {self.k} groups of one size; {n_features} features make none."
+                f"GroupMax takes the largest of each of k groups of one size; {n_features} features are no k = "
+                f"{self.k} such groups."
             )
 
     def forward(self, h: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:

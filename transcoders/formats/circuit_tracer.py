@@ -30,7 +30,7 @@ Files (transcoder/single_layer_transcoder.py, cross_layer_transcoder.py); n feat
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -168,7 +168,7 @@ class _Set:
         if len(entries) < len(items):
             wrong = next((item for item in items if not (_is_layer(item[0]) and _is_entry(item[1]))), items[-1])
             raise FileFormatError(
-                f"{self.path} lists {str(wrong[1])[:100]!r} for layer {str(wrong[0])[:20]}; expected for each layer "
+                f"{self.path} lists {str(wrong[1])[:60]!r} for layer {str(wrong[0])[:20]}; expected for each layer "
                 "one file inside of the folder, or hf://OWNER/NAME/FILE."
             )
         return dict(sorted(entries.items()))
@@ -184,9 +184,19 @@ class _Set:
             paths |= dict(zip(named, place.fetch(named.values()), strict=True))
         return paths
 
+    def across(self) -> list[str]:
+        """The files of a cross-layer transcoder: as listed, or by their names."""
+        if self.config.get("transcoders") is not None:
+            return list(self.entries().values())
+        return [name for kind in ("enc", "dec") for name in self.numbered(_across(kind)).values()]
+
+    def within(self, entry: str) -> str:
+        """The name that a file of this folder has in the source."""
+        return (PurePosixPath(self.folder) / entry).as_posix()
+
     def _place(self, entry: str) -> tuple[Source, str]:
         if not entry.startswith("hf://"):
-            return self.source, (PurePosixPath(self.folder) / entry).as_posix()
+            return self.source, self.within(entry)
         hub = hub_source(entry)
         if not hub.path:
             raise FileFormatError(f"{self.path} lists {entry}, which names no file; expected hf://OWNER/NAME/FILE.")
@@ -201,6 +211,11 @@ class _Set:
             config=_plain(dict(self.config)),
             first=int(self.config.get("zero_positions", _first(model))),
         )
+
+
+def _across(kind: str) -> str:
+    """The names of files of encoders or decoders."""
+    return rf"W_{kind}_([0-9]{{1,5}})\.safetensors"
 
 
 def _first(model: str) -> int:
@@ -222,7 +237,7 @@ def _is_layer(value: Any) -> bool:
 
 def _is_entry(value: Any) -> bool:
     """Whether it names a file inside of the folder or on the hub."""
-    if not isinstance(value, str) or not 0 < len(value) <= 1000 or "\0" in value:
+    if not isinstance(value, str) or not 0 < len(value) <= 1000 or not value.isprintable():
         return False
     inside = not value.startswith(("/", "\\")) and ".." not in value and "://" not in value
     return value.startswith("hf://") or inside
@@ -255,10 +270,10 @@ def _offers(found: _Set) -> list[Offer]:
         "id": found.folder, "kind": found.kind, "site": found.sites[0], "variant": found.folder or None,
     }  # fmt: skip
     if found.kind == "clt":
-        return [Offer(files=(), width=_width(found.folder), **common)]
+        return [Offer(files=tuple(_within(found, found.across())), width=_width(found.folder), **common)]
     return [
         Offer(
-            files=() if entry.startswith("hf://") else (entry,),
+            files=tuple(_within(found, [entry])),
             layer=layer,
             width=_width(f"{found.folder}/{entry}"),
             l0=_l0(entry),
@@ -266,6 +281,11 @@ def _offers(found: _Set) -> list[Offer]:
         )
         for layer, entry in found.entries().items()
     ]
+
+
+def _within(found: _Set, entries: Iterable[str]) -> list[str]:
+    """Those of some files that lie in the source itself."""
+    return [found.within(entry) for entry in entries if not entry.startswith("hf://")]
 
 
 def _width(path: str) -> int | None:
@@ -294,13 +314,7 @@ def _sets(source: Source) -> list[_Set]:
             require_settings(path, config, _SCHEMA)
             folder = PurePosixPath(name).parent.as_posix()
             found.append(_Set(source, "" if folder == "." else folder, path, config))
-    if not found:
-        logger.warning(
-            "%s has no %s: it is taken for a cross-layer transcoder that reads %s and writes %s, as circuit-tracer "
-            "takes it.", source.label, _CONFIG, _UNSAID["feature_input_hook"], _UNSAID["feature_output_hook"],
-        )  # fmt: skip
-        found = [_Set(source, "", None, _UNSAID)]
-    return found
+    return found or [_Set(source, "", None, _UNSAID)]
 
 
 # reading
@@ -315,9 +329,15 @@ def load_circuit_tracer(source: Source, offers: Sequence[Offer], reading: Readin
             f"{source.label} holds {len(chosen)} sets in ({', '.join(sorted(folders))}); say which with sae_id=… "
             "(--sae-id)."
         )
-    if chosen[0].kind == "clt":
-        return _load_cross_layer(chosen[0], reading)
-    return _load_layers(chosen[0], [offer.layer for offer in offers if offer.layer is not None], reading)
+    (found,) = chosen
+    if found.path is None:
+        logger.warning(
+            "%s has no %s: it is taken for a cross-layer transcoder that reads %s and writes %s, as circuit-tracer "
+            "takes it.", source.label, _CONFIG, _UNSAID["feature_input_hook"], _UNSAID["feature_output_hook"],
+        )  # fmt: skip
+    if found.kind == "clt":
+        return _load_cross_layer(found, reading)
+    return _load_layers(found, [offer.layer for offer in offers if offer.layer is not None], reading)
 
 
 def _load_layers(found: _Set, layers: Sequence[int], reading: Reading) -> DictionarySet:
@@ -565,7 +585,7 @@ def _cross_layer_files(found: _Set, reading: Reading) -> Sequence[_CrossLayerFil
         layers = _all_layers(found, entries, "under 'transcoders'")
         paths = found.fetched(entries)
         return [_LayerFile.of(paths[layer], reading, writes=len(layers)) for layer in layers]
-    names = found.numbered(r"W_enc_([0-9]{1,5})\.safetensors"), found.numbered(r"W_dec_([0-9]{1,5})\.safetensors")
+    names = found.numbered(_across("enc")), found.numbered(_across("dec"))
     layers = _all_layers(found, names[0], "as W_enc_I.safetensors")
     _all_layers(found, names[1], "as W_dec_I.safetensors", len(layers))
     encoders, decoders = (found.fetched(of_layer) for of_layer in names)

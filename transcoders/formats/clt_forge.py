@@ -11,11 +11,12 @@
     y_t = Σ_{l ≤ t} (a_l W_dec[l, t] + b_dec[l, t]) / s_out_t
 
 Here the scales are folded into the weights and the biases of a target added up. The transcoders read
-`ln2.hook_normalized` and write `hook_mlp_out` of a TransformerLens model whose weights are not folded, loaded by SAELens'
-`load_model`; texts begin with BOS, which is left out of training. Files also hold what training counts: `feature_count`
-and `layer_mask`. A threshold is stored as its logarithm, by which it is rounded.
+`ln2.hook_normalized` and write `hook_mlp_out` of a TransformerLens model whose weights are not folded, loaded by
+SAELens' `load_model`; texts begin with BOS, which is left out of training. Files also hold what training counts:
+`feature_count` and `layer_mask`. A threshold is stored as its logarithm, by which it is rounded.
 
-Source: LLM-Interp/CLT-Forge dcf4cc8 (clt.py, config/clt_config.py, training/activations_store.py, attribution/loading.py).
+Source: LLM-Interp/CLT-Forge dcf4cc8 (clt.py, config/clt_config.py, training/activations_store.py and
+attribution/loading.py).
 """
 
 import math
@@ -74,7 +75,9 @@ def is_clt_forge(source: Source) -> bool:
 def _settings(source: Source) -> dict[str, Any]:
     settings = read_json(path := fetch_one(source, _SETTINGS))
     require_settings(path, settings, _SCHEMA)
-    return settings
+    return settings | {
+        name: int(settings[name]) for name in ("d_in", "d_latent", "n_layers")
+    }  # 3.0 is an integer of JSON's
 
 
 def _shards(source: Source, settings: dict[str, Any]) -> list[str]:

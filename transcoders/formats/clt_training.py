@@ -1,24 +1,24 @@
 """The cross-layer transcoders of clt-training, EleutherAI's fork of sparsify, in sparsify's folders.
 
-Layer l has the folder of its hookpoint, such as `layers.5.mlp`. `n_targets` of its cfg.json says for how many layers
-from its own on its features write, J = 0 … n_targets − 1; sae.safetensors holds, beside encoder.weight and encoder.bias:
+Layer l has the folder of its hookpoint, such as `layers.5.mlp`. `n_targets` of its cfg.json says how many layers from
+its own on its features write to, J = 0 … n_targets − 1; sae.safetensors holds, beside encoder.weight and encoder.bias:
 
-    untied                          W_decs.J [feature, d_in], b_decs.J, W_skips.J, of the target l + J
-    per_source_tied                 W_dec [feature, d_in], for all of them, b_decs.J, W_skips.J
-    coalesce_topk concat            W_dec [feature, d_in], b_dec, W_skip of the target l: feature i of any layer reads row i
-    coalesce_topk per-layer         W_dec [sources · feature, d_in], b_dec, W_skip of the target l, the sources in order
-    all                             post_encs.J, post_enc_scales.J [feature], in_norm, out_norm [1], as in `sparsify`
+    untied                      W_decs.J [feature, d_in], b_decs.J, W_skips.J, of the target l + J
+    per_source_tied             W_dec [feature, d_in], for all of them, b_decs.J, W_skips.J
+    coalesce_topk concat        W_dec [feature, d_in], b_dec, W_skip of the target l: row i for feature i of any source
+    coalesce_topk per-layer     W_dec [sources · feature, d_in], b_dec, W_skip of the target l, the sources in order
+    all                         post_encs.J, post_enc_scales.J [feature], in_norm, out_norm [1], as in `sparsify`
 
     a_l = TopK(x̂_l W_lᵀ + b_l)      x̂ = x √d / in_norm_l
     y_t = (out_norm_t / √d) · Σ_{l ≤ t} g_lt (a_l D_lt + b_decs_l.J + x̂_l W_skips_l.Jᵀ)        J = t − l
 
 with the decoder D_lt of the table, whose rows are multiplied by post_enc_scales_l.J, and g_lt = 1, or, with
-`divide_cross_layer`, one over the number of other sources for l < t. With `coalesce_topk` bias and skip term are those of
-t alone, once. TopK ranks the features of each layer by themselves. Files may hold W_dec, b_dec and W_skip beside W_decs,
-as copies of W_decs.0.
+`divide_cross_layer`, one over the number of other sources for l < t. With `coalesce_topk` bias and skip term are those
+of t alone, once. TopK ranks the features of each layer by themselves. Files may hold W_dec, b_dec and W_skip beside
+W_decs, as copies of W_decs.0.
 
-What is no cross-layer transcoder of this package is refused by name: features raised by `post_encs`, skip terms from one
-layer to another, a second TopK over sources (`topk_coalesced`), `secondary_target_tied`, and k that differ.
+What is no cross-layer transcoder of this package is refused by name: features raised by `post_encs`, skip terms from
+one layer to another, a second TopK over sources (`topk_coalesced`), `secondary_target_tied`, and k that differ.
 
 Source: EleutherAI/clt-training cf9821f (sparse_coder.py, runner.py, trainer.py), which EleutherAI/attribute reads.
 """
@@ -214,8 +214,9 @@ def _read(source: Source, coder: Coder, layer: int, reading: Reading) -> _Part:
         ([f"W_skips.{j}" for j in targets] if apart else ["W_skip"]) if coder.settings.get("skip_connection") else []
     )
     rows: int | str = coder.settings.get("n_sources", 0) * coder.width if coalesce == "per-layer" else "feature"
-    shapes: Shapes = dict.fromkeys(decoders, (rows, "d_in")) | dict.fromkeys(biases, ("d_in",))
-    shapes |= dict.fromkeys(skips, ("d_in", "d_in"))
+    shapes: Shapes = {}
+    for names, shape in ((decoders, (rows, "d_in")), (biases, ("d_in",)), (skips, ("d_in", "d_in"))):
+        shapes |= dict.fromkeys(names, shape)
     for j in targets:
         shapes |= post_encoder_shapes(weights, coder, f"post_encs.{j}")
     tensors = read_coder(weights, coder, shapes, reading)
@@ -239,7 +240,7 @@ def _read(source: Source, coder: Coder, layer: int, reading: Reading) -> _Part:
 
 
 def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtype | None = None) -> None:
-    """Write a cross-layer transcoder with a decoder for each target; `DictionaryError` for what the layout cannot hold."""
+    """Write a cross-layer transcoder, a decoder for each target; `DictionaryError` for what the layout cannot hold."""
     if not isinstance(dictionaries, CrossLayerTranscoder):
         raise DictionaryError(
             f"clt-training's layout holds cross-layer transcoders, not {dictionaries.kind!r} dictionaries; save "

@@ -1,8 +1,8 @@
 """crosslayer-transcoder's folders: cross-layer or per-layer transcoders, with the statistics that standardise them.
 
-    config.yaml                     `model`: {class_path, init_args}, with such a pair for encoder, decoder, nonlinearity,
-                                    input_standardizer and output_standardizer; a training's own settings nest it once more
-    checkpoint.safetensors          of `save_pretrained`; or a checkpoint of Lightning, *.ckpt, under `state_dict.model.`
+    config.yaml                 `model`: {class_path, init_args}, with such a pair for encoder, decoder, nonlinearity,
+                                input_standardizer and output_standardizer; a training's settings nest it once more
+    checkpoint.safetensors      of `save_pretrained`; or a checkpoint of Lightning, *.ckpt, under `state_dict.model.`
 
     encoder.W [layer, d_model, feature], encoder.b [layer, feature]
     decoder.W_0, decoder.W_1, …     CrosslayerDecoder, by target: [sources, feature, d_model]
@@ -10,21 +10,24 @@
     decoder.b [layer, d_model]
     nonlinearity.theta [1, layer, feature]      JumpReLU
     nonlinearity.threshold          BatchTopK [1] and PerLayerBatchTopK [layer]
-    input_standardizer.mean, .std, output_standardizer.mean, .std       [layer, d_model] Dimensionwise…, [layer] Layerwise…
+    input_standardizer.mean, .std, output_standardizer.mean, .std
+                                    [layer, d_model] Dimensionwise…, [layer] Layerwise…
 
     a_l = σ(((x_l − μ_in) / σ_in) W + b)        y_t = (Σ_{l ≤ t} a_l W_t[l] + b_t) σ_out + μ_out
 
-A folder that was saved with the statistics folded in has none (`is_folded`); here they are always folded in. σ is JumpReLU,
-ReLU, PerLayerTopK, or BatchTopK at inference, a JumpReLU with the threshold it kept; classes are told by the last part of
-their path and never imported. A standardisation by each token's own statistics (Samplewise…) is refused.
+A folder that was saved with the statistics folded in has none (`is_folded`); here they are always folded in. σ is
+JumpReLU, ReLU, PerLayerTopK, or BatchTopK at inference, a JumpReLU with the threshold it kept; classes are told by the
+last part of their path and never imported. A standardisation by each token's own statistics (Samplewise…) is refused.
 
-The transcoders read the input of GPT-2's `ln_2`, before the norm, and write the MLP's output; each text begins with BOS.
-The settings name the model only where they are those of a training.
+The package's transcoders read the input of GPT-2's `ln_2`, before the norm, and write the MLP's output; each text
+begins with BOS. Its files name neither, and the model only where their settings are those of a training; other sites
+and the model are written beside `model`, under `sites`, which the package leaves unread.
 
 Source: Goreg12345/crosslayer-transcoder ae29e75 (model/clt.py, standardize.py, topk.py, jumprelu.py,
 serializable_module.py, data/activation_sources.py, data/generation_loop.py).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +56,14 @@ from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one
 from transcoders.formats.weights import Reading, Weights, open_weights
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
+
+logger = logging.getLogger(__name__)
 
 _SETTINGS, _WEIGHTS = "config.yaml", "checkpoint.safetensors"
 _PACKAGE = "crosslayer_transcoder."
 _COMMUNITY = "crosslayer-transcoder's layout"
+_SITES: tuple[SiteKind, SiteKind] = ("resid_mid", "mlp_out")
 _DECODERS = {"CrosslayerDecoder": "clt", "Decoder": "plt"}
 _STANDARDISERS = {"Standardizer": (), "Dimensionwise": ("layer", "d_model"), "Layerwise": ("layer",)}
 """The shapes of what they hold, by the beginnings of their names."""
@@ -76,9 +82,7 @@ _SCHEMA = Draft202012Validator(
                 "required": ["encoder", "decoder", "nonlinearity"],
                 "properties": {
                     **dict.fromkeys(("encoder", "decoder", "nonlinearity"), _PART),
-                    **dict.fromkeys(
-                        ("input_standardizer", "output_standardizer"), {"anyOf": [{"type": "null"}, _PART]}
-                    ),
+                    **{f"{side}_standardizer": {"anyOf": [{"type": "null"}, _PART]} for side in ("input", "output")},
                 },
             }
         },
@@ -114,7 +118,21 @@ class _Settings:
         return _DECODERS[decoder]
 
     @property
+    def sites(self) -> tuple[SiteKind, SiteKind]:
+        """What is read and written."""
+        stated = self.whole.get("sites", {})
+        if not isinstance(stated, Mapping):
+            raise FileFormatError(f"{self.path} has sites that are no mapping; expected read and write.")
+        read, write = stated.get("read", _SITES[0]), stated.get("write", _SITES[1])
+        if not isinstance(read, str) or not isinstance(write, str):
+            raise FileFormatError(f"{self.path} has sites that are no names; expected such as {' and '.join(_SITES)}.")
+        return Site.parse(f"0.{read}").kind, Site.parse(f"0.{write}").kind
+
+    @property
     def model(self) -> str:
+        stated = self.whole.get("sites")
+        if isinstance(stated, Mapping) and isinstance(stated.get("model"), str):
+            return stated["model"]
         data = self.whole.get("data")
         arguments = data.get("init_args") if isinstance(data, Mapping) else None
         name = arguments.get("model_name") if isinstance(arguments, Mapping) else None
@@ -162,11 +180,10 @@ def _file(source: Source) -> str:
 
 def offers(source: Source) -> list[Offer]:
     settings = _settings(source)
-    width = settings.arguments("encoder").get("d_features")
+    stated = settings.arguments("encoder").get("d_features")
+    width = stated if isinstance(stated, int) and not isinstance(stated, bool) else None
     files = (_SETTINGS, _file(source))
-    return [
-        Offer(id="", files=files, kind=settings.kind, site="resid_mid", width=width if isinstance(width, int) else None)
-    ]
+    return [Offer(id="", files=files, kind=settings.kind, site=settings.sites[0], width=width)]
 
 
 def load(source: Source, chosen: Sequence[Offer], reading: Reading) -> DictionarySet:
@@ -182,14 +199,14 @@ def load(source: Source, chosen: Sequence[Offer], reading: Reading) -> Dictionar
     activations = _activations(settings, read, read["encoder.b"])
     encoders = [_standardised(read["encoder.W"][i], read["encoder.b"][i], *(s[i] for s in read_by)) for i in layers]
     b_dec = [read["decoder.b"][i] * written[1][i] + written[0][i] for i in layers]
-    reads, writes = [Site(i, "resid_mid") for i in layers], [Site(i, "mlp_out") for i in layers]
+    reads, writes = ([Site(i, kind) for i in layers] for kind in settings.sites)
     provenance = DictionaryProvenance(model=settings.model, bos=True, config=dict(settings.whole))
     if settings.kind == "plt":
         return assemble(
             [
                 LayerWeights(
-                    W_enc=encoders[i][0], b_enc=encoders[i][1], W_dec=read["decoder.W"][i] * written[1][i], b_dec=b_dec[i],
-                    activation=activations[i], read=reads[i], write=writes[i],
+                    W_enc=encoders[i][0], b_enc=encoders[i][1], W_dec=read["decoder.W"][i] * written[1][i],
+                    b_dec=b_dec[i], activation=activations[i], read=reads[i], write=writes[i],
                 )
                 for i in layers
             ],
@@ -225,8 +242,8 @@ class _Stored:
         found = [name for name in weights.shapes if name == ending or name.endswith(f".{ending}")]
         if len(found) != 1:
             raise FileFormatError(
-                f"{weights.path} holds {len(found)} tensors named {ending}; expected one, so check that this is the right "
-                "file."
+                f"{weights.path} holds {len(found)} tensors named {ending}; expected one, so check that this is the "
+                "right file."
             )
         return cls(weights, found[0].removesuffix(ending))
 
@@ -315,7 +332,7 @@ def _activations(
         return [JumpReLU(threshold.clone()) for threshold in thresholds]
     if name == "PerLayerTopK":
         require_settings(settings.path, settings.arguments("nonlinearity"), _K)
-        k = settings.arguments("nonlinearity")["k"]
+        k = int(settings.arguments("nonlinearity")["k"])
         return [TopK(k) if k < like.shape[1] else ReLU() for _ in like]
     if name == "ReLU":
         return [ReLU() for _ in like]
@@ -335,11 +352,16 @@ def _stacked(activations: Sequence[Activation]) -> Activation:
 def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtype | None = None) -> None:
     """Write transcoders or a cross-layer transcoder; `DictionaryError` for what the layout cannot hold."""
     tensors, activation = _tensors(dictionaries)
-    if (found := (dictionaries.reads[0].kind, dictionaries.writes[0].kind)) != ("resid_mid", "mlp_out"):
-        raise DictionaryError(
-            f"{_COMMUNITY} holds transcoders that read resid_mid and write mlp_out, not ones that read {found[0]} and "
-            f"write {found[1]}; use the native format."
-        )
+    sites = {
+        "read": dictionaries.reads[0].kind,
+        "write": dictionaries.writes[0].kind,
+        "model": dictionaries.provenance.model,
+    }
+    if tuple(sites.values())[:2] != _SITES:
+        logger.warning(
+            "These transcoders read %s and write %s, but crosslayer-transcoder itself runs all of its own as if they "
+            "read %s and wrote %s.", sites["read"], sites["write"], *_SITES,
+        )  # fmt: skip
     n_layers, d_model, n_features = tensors["encoder.W"].shape
     sizes = {"d_acts": d_model, "d_features": n_features, "n_layers": n_layers}
     decoder = "CrosslayerDecoder" if dictionaries.kind == "clt" else "Decoder"
@@ -355,7 +377,7 @@ def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtyp
         every = tensors | kept
         stored = {name: t.to(storage_dtype) if storage_dtype and ".W" in name else t for name, t in every.items()}
         write_tensors(temporary / _WEIGHTS, stored)
-        write_file(temporary / _SETTINGS, yaml.safe_dump({"model": model}))
+        write_file(temporary / _SETTINGS, yaml.safe_dump({"model": model, "sites": sites}))
 
 
 def _part(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

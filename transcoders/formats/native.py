@@ -43,7 +43,7 @@ from transcoders.formats.files import (
     tensor_shapes,
     write_tensors,
 )
-from transcoders.formats.format import Format, whole
+from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one
 from transcoders.formats.weights import Reading
@@ -150,16 +150,18 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         write_json(temporary / _CONFIG, record)
 
 
+def offers_native(source: Source) -> list[Offer]:
+    """The one set that a folder holds."""
+    record = _settings(fetch_one(source, _CONFIG))
+    kinds = {Site.parse(site).kind for site in record["reads"]}
+    site = next(iter(kinds)) if len(kinds) == 1 else None
+    return [Offer(id="", files=(_CONFIG, _WEIGHTS), kind=record["kind"], site=site)]
+
+
 def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> DictionarySet:
     """The set that `save_native` wrote."""
     folder = source.fetch([_CONFIG, _WEIGHTS])[0].parent
-    record = read_json(folder / _CONFIG)
-    if record.get("version") != VERSION:
-        raise FileFormatError(
-            f"{folder / _CONFIG} is of version {repr(record.get('version'))[:40]}, but this release reads version "
-            f"{VERSION}; update the package."
-        )
-    require_settings(folder / _CONFIG, record, _SETTINGS)
+    record = _settings(folder / _CONFIG)
     path = folder / _WEIGHTS
     shapes, expected = tensor_shapes(path), _expected(record)
     optional = {name: shape for name, shape in _skips(record).items() if name in shapes}
@@ -187,6 +189,17 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
             f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {first_line(error)[:200]}); "
             "save the dictionaries again."
         ) from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    if record.get("version") != VERSION:
+        raise FileFormatError(
+            f"{path} is of version {repr(record.get('version'))[:40]}, but this release reads version {VERSION}; "
+            "update the package."
+        )
+    require_settings(path, record, _SETTINGS)
+    return record
 
 
 def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
@@ -245,7 +258,7 @@ def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet 
     for i in range(n_layers):
         weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         sigma = _activation(record["activation"][i], tensors, f"{i}.")
-        common = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
+        common: dict[str, Any] = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
         if kind == "sae":
             layers.append(SAE(**common, site=reads[i], centred=record["centred"][i]))
         else:
@@ -289,7 +302,7 @@ FORMAT = Format(
     community="this package",
     marker='config.json with "format": "transcoders"',
     recognises=is_native,
-    offers=whole,
+    offers=offers_native,
     load=load_native,
     save=save_native,
     maps_decoders=True,

@@ -106,16 +106,24 @@ def width_text(width: int) -> str:
     return str(width)
 
 
+def fitting(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
+    """The offers with what is stated; the L0 is left to `choose`. `FileFormatError` where there are none."""
+    if not offers:
+        raise FileFormatError(f"{label} offers no dictionaries; check the name and what lies there.")
+    offers = [_completed(offer, choice) for offer in offers]
+    left = [offer for offer in offers if _fits(offer, choice)]
+    if not left:
+        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
+        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}.")
+    return left
+
+
 def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
     """The offers that are meant: one set of all layers, or one dictionary for each layer, alike.
 
     Raises `FileFormatError` where nothing fits, and `InputError`, with the options, where more than one does.
     """
-    offers = [_completed(offer, choice) for offer in offers]
-    left = [offer for offer in offers if _fits(offer, choice)]
-    if not left:
-        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
-        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {_summary(offers)}.")
+    left = fitting(offers, choice, label)
     for name in ("kind", "site", "width", "variant"):
         if len(options := {getattr(offer, name) for offer in left}) > 1 and _several_a_layer(left):
             raise InputError(
@@ -192,7 +200,8 @@ def _options(name: str, options: Iterable[Any]) -> str:
     return ", ".join(_text(name, option) for option in known) + (" or none" if None in options else "")
 
 
-def _summary(offers: Sequence[Offer]) -> str:
+def summary_of(offers: Sequence[Offer]) -> str:
+    """What the offers differ in, such as `layer 0, 1; width 16k, 65k`."""
     found: Mapping[str, set[Any]] = {
         name: {getattr(offer, name) for offer in offers} - {None}
         for name in ("layer", "site", "width", "l0", "variant")

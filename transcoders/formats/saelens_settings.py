@@ -202,7 +202,7 @@ class Settings:
             write=write,
             centre_encoder=centres and kind.is_transcoder,
             frame=_frame(path, flat, read, write),
-            model=_NAMES.get(flat.get("model_name", "unknown"), flat.get("model_name", "unknown")),
+            model=_NAMES.get(name := str(flat.get("model_name", "unknown")), name),
             bos=flat.get("prepend_bos"),
             corpus=flat.get("dataset_path"),
         )

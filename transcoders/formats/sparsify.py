@@ -1,7 +1,8 @@
 """sparsify's layout: a folder for each hookpoint, named as a module of transformers' base model is.
 
     config.json                     of the run, which may be missing: `model`, `dataset`, `hookpoints`
-    layers.5.mlp/cfg.json           d_in, num_latents (0: d_in · expansion_factor), k, activation, transcode, skip_connection
+    layers.5.mlp/cfg.json           d_in, num_latents (0: d_in · expansion_factor), k, activation, transcode,
+                                    skip_connection
     layers.5.mlp/sae.safetensors    encoder.weight [feature, d_in], encoder.bias, W_dec [feature, d_in], b_dec;
                                     W_skip [d_in, d_in] with a skip connection
 
@@ -13,9 +14,10 @@ its module's output, a transcoder (`transcode`) reads the module's input and wri
 
 σ is `topk`, the k largest of ReLU(h), or `groupmax`, the largest of each of k groups of consecutive features. The other
 settings are of training. EleutherAI's fork clt-training writes dictionaries of one layer in the same folders and adds
-`normalize_io` (buffers in_norm, out_norm [1]: x √d / in_norm is read, y out_norm / √d written), `post_enc`, a number that
-each active feature is raised by, and `post_enc_scale`, one that it is then multiplied by; its cross-layer transcoders
-are `clt_training`'s. The fork's `hookpoints_in` name modules whose input is read in the place of the hookpoint's own.
+`normalize_io` (buffers in_norm, out_norm [1]: x √d / in_norm is read, y out_norm / √d written), `post_enc`, a number
+that each active feature is raised by, and `post_enc_scale`, one that it is then multiplied by; its cross-layer
+transcoders are `clt_training`'s. The fork's `hookpoints_in` name modules whose input is read in the place of the
+hookpoint's own.
 
 Transcoders that sparsify trained before February 2025 (pull request 49) had b_dec subtracted from their input; their
 files do not say so, and sparsify itself now reads them without.
@@ -42,10 +44,8 @@ from transcoders.dictionaries import (
     DictionarySet,
     GroupMax,
     ReLU,
-    SAESet,
     TopK,
     Transcoder,
-    TranscoderSet,
 )
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_json
@@ -63,8 +63,9 @@ logger = logging.getLogger(__name__)
 SETTINGS, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 _HOOKPOINT = re.compile(r"(.*\.)?(layers|h|blocks|block)\.[0-9]{1,3}(\..+)?")
 Shapes = dict[str, tuple[int | str, ...]]
-_COUNT = {"type": "integer", "minimum": 0, "maximum": 2**31}
-_NUMBERS = ("n_targets", "n_sources", "num_latents")
+_COUNT = {"type": "integer", "maximum": 2**31}
+_NUMBERS = ("n_targets", "n_sources", "num_latents", "d_in", "k", "expansion_factor")
+_MAY_BE_NONE = ("n_targets", "n_sources", "num_latents")
 _SWITCHES = (
     "transcode", "skip_connection", "normalize_io", "post_encoder_scale", "signed", "divide_cross_layer",
     "per_source_tied", "secondary_target_tied", "topk_coalesced",
@@ -74,9 +75,8 @@ _SCHEMA = Draft202012Validator(
         "type": "object",
         "required": ["d_in", "k"],
         "properties": {
-            **{name: _COUNT for name in _NUMBERS},
+            **{name: _COUNT | {"minimum": 0 if name in _MAY_BE_NONE else 1} for name in _NUMBERS},
             **{name: {"type": "boolean"} for name in _SWITCHES},
-            **{name: _COUNT | {"minimum": 1} for name in ("d_in", "k", "expansion_factor")},
             "activation": {"type": "string"},
             "coalesce_topk": {"type": "string"},
         },
@@ -173,6 +173,7 @@ def coders(source: Source) -> list[Coder]:
     for folder, path in zip(every, source.fetch(inside(folder, SETTINGS) for folder in every), strict=True):
         settings = read_json(path)
         require_settings(path, settings, _SCHEMA)
+        settings |= {name: int(settings[name]) for name in _NUMBERS if name in settings}  # 3.0 is an integer of JSON's
         module, variant = _named(source, folder)
         found.append(Coder(folder, settings, runs[folder], module, variant))
     return found
@@ -245,7 +246,7 @@ def _layer(source: Source, coder: Coder, offer: Offer, reading: Reading) -> Laye
             "beside it are not; give the folder of one kind."
         )
     if (sites := coder.sites()) is None:
-        read = Site(offer.layer or 0, offer.site)  # pyright: ignore[reportArgumentType]
+        read = Site.parse(f"{offer.layer}.{offer.site}")
         if coder.transcode and read.kind not in _WRITTEN:
             raise FileFormatError(
                 f"{settings_path} is of a transcoder, and none is known that reads {read.kind}; expected one of "
@@ -337,7 +338,7 @@ def activation_of(path: Path, coder: Coder) -> Activation:
         raise FileFormatError(f"{path} has the activation {name[:40]!r}{why}; supported are topk and groupmax.")
     if k >= coder.width:
         return ReLU()
-    return TopK(k) if name == "topk" else GroupMax(k)
+    return TopK(int(k)) if name == "topk" else GroupMax(int(k))
 
 
 # writing
@@ -411,8 +412,8 @@ def coder_settings(activation: Activation, d_in: int, n_features: int, skip: boo
     if activation.over_layers or not isinstance(activation, ReLU | TopK | GroupMax):
         what = "TopK over all layers" if activation.over_layers else type(activation).__name__
         raise DictionaryError(
-            f"sparsify's layout holds dictionaries with TopK of each layer, GroupMax or ReLU, not {what}; use the native "
-            "format."
+            f"sparsify's layout holds dictionaries with TopK of each layer, GroupMax or ReLU, not {what}; use the "
+            "native format."
         )
     return {
         "activation": "groupmax" if isinstance(activation, GroupMax) else "topk",

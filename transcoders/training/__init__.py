@@ -6,7 +6,8 @@ for any number of dictionaries at once, `entry` the one function above it.
 
 Below `step`: `parameters` (all layers stacked, activations normalised) with their first values (`initialise`), `codes`
 (which features are active, by dense or by sparse kernels), `sparsity` (penalties, rates, the controller of L0) and
-`revival` of dead latents. Beside the loop: `metrics` writes figures, `export` makes what is used of what was trained.
+`revival` of dead latents. Beside the loop: `metrics` writes figures, `export` makes what is used of what was trained,
+and `calibration` puts thresholds in the place of TopK.
 """
 
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from transcoders.training.batches import ModelSource, VectorSource
+    from transcoders.training.calibration import CalibratedLayer, calibrate_topk
     from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, config_from_json
     from transcoders.training.entry import train, train_many, train_many_on, train_on
     from transcoders.training.export import fold_topk
@@ -24,6 +26,7 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "transcoders.training.batches": ("ModelSource", "VectorSource"),
+        "transcoders.training.calibration": ("CalibratedLayer", "calibrate_topk"),
         "transcoders.training.config": (
             "CLTConfig",
             "SAEConfig",

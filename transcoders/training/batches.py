@@ -117,6 +117,7 @@ class VectorSource:
     """Vectors without a language model: `reads`, and `writes` where a transcoder is to map the ones to the others."""
 
     name, corpus, frame = "vectors", VECTORS, Frame()
+    origin: Mapping[str, str]
     bos: bool | None = None
     d_vocab: int | None = None
 

@@ -148,6 +148,8 @@ def fold_topk(dictionaries: Folded, reads: Float[Tensor, "layer token d_model"])
         dictionaries.activation = JumpReLU(thresholds).requires_grad_(False)
         return dictionaries
     for layer, dictionary in enumerate(dictionaries.layers):
+        if dictionary.n_features == 0:  # a layer that has none
+            continue
         k = _k(dictionary.activation)
         threshold = _threshold(dictionaries.pre_activations(layer, reads[layer]), k * reads.shape[1])
         dictionary.activation = JumpReLU(torch.full_like(dictionary.b_enc, threshold)).requires_grad_(False)

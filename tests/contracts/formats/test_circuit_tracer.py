@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from circuitsae.attribution import attribute
 from circuitsae.replacement import ReplacementModel
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
-from transcoders.dictionaries import CrossLayerTranscoder, MappedDictionaries, Transcoder, TranscoderSet
+from transcoders.dictionaries import CrossLayerTranscoder, MappedDictionaries, TopK, Transcoder, TranscoderSet
 from transcoders.errors import CircuitsaeError, DictionaryError, FileFormatError, InputError
 from transcoders.formats.registry import list_dictionaries
 from transcoders.loading import random_model
@@ -31,19 +32,20 @@ OWN, ALICE, BOB = "carol/set", "alice/first", "bob/second"
 class Layout:
     """A set on disk, in one repository or several, with what it computes by definition."""
 
-    settings: dict | None
-    files: dict[str, dict] = field(default_factory=dict)
+    settings: dict[str, Any]
+    """Empty where there is no config.yaml."""
+    files: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     """Of the set's own folder."""
-    others: dict[tuple[str, str], dict[str, dict]] = field(default_factory=dict)
+    others: dict[tuple[str, str], dict[str, dict[str, torch.Tensor]]] = field(default_factory=dict)
     """Of other repositories, by name and revision."""
-    truth: Callable = lambda x: (x, x)
+    truth: Callable[[torch.Tensor], tuple[list[torch.Tensor], torch.Tensor]] = lambda x: ([x], x)
     """Features and reconstruction `[layer, token, …]` of reads."""
     decoders_stay: bool = True
 
 
 def write(folder, settings, files):
     folder.mkdir(parents=True, exist_ok=True)
-    if settings is not None:
+    if settings:
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     for name, tensors in files.items():
         path = folder / name
@@ -129,7 +131,8 @@ def across_truth(weights, sigma, *, skip=False):
         ws = [{n: t.double() for n, t in w.items()} for w in weights]
         a = [active(read @ w["W_enc"].T + w["b_enc"], sigma, w["threshold"]) for read, w in zip(x, ws, strict=True)]
         decoded = [
-            sum((a[layer] @ ws[layer]["W_dec"][:, target] for layer in range(target + 1)), ws[target]["b_dec"])
+            ws[target]["b_dec"]
+            + torch.stack([a[layer] @ ws[layer]["W_dec"][:, target] for layer in range(target + 1)]).sum(0)
             + (x[target] @ ws[target]["W_skip"] if skip else 0)
             for target in range(LAYERS)
         ]
@@ -225,7 +228,7 @@ def across(sigma="relu", *, skip=False, stated=None, settled=True):
         files[f"W_enc_{i}.safetensors"] = {f"{name}_{i}": w[name] for name in names}
         files[f"W_dec_{i}.safetensors"] = {f"W_dec_{i}": w["W_dec"][:, i:]}
     config = settings("cross_layer_transcoder", "hook_resid_mid", "hook_mlp_out", **(stated or {}))
-    return Layout(config if settled else None, files, truth=across_truth(weights, sigma, skip=skip))
+    return Layout(config if settled else {}, files, truth=across_truth(weights, sigma, skip=skip))
 
 
 LAYOUTS = {
@@ -292,7 +295,7 @@ def assert_computes(loaded, truth):
 def test_a_local_folder_computes_what_its_definition_says(layout, tmp_path, cache):
     write(tmp_path / "set", layout.settings, layout.files)
     for (repository, revision), files in layout.others.items():
-        publish(cache, repository, None, files, revision)
+        publish(cache, repository, {}, files, revision)
     loaded = load_dictionaries(tmp_path / "set", dtype=torch.float64)
     assert_computes(loaded, layout.truth)
     said = layout.settings or settings(reads="hook_resid_mid", writes="hook_mlp_out")
@@ -301,7 +304,7 @@ def test_a_local_folder_computes_what_its_definition_says(layout, tmp_path, cach
     assert [site.kind for site in loaded.reads] == [kinds[said["feature_input_hook"]]] * LAYERS
     assert [site.kind for site in loaded.writes] == [kinds[said["feature_output_hook"]]] * LAYERS
     assert [site.layer for site in loaded.reads] == list(range(LAYERS))
-    if layout.settings is not None:
+    if layout.settings:
         assert loaded.provenance.model == "someone/gpt2-like"
         json.dumps(loaded.provenance.to_json())
 
@@ -309,7 +312,7 @@ def test_a_local_folder_computes_what_its_definition_says(layout, tmp_path, cach
 def test_a_repository_does_so_too(layout, cache):
     publish(cache, OWN, layout.settings, layout.files)
     for (repository, revision), files in layout.others.items():
-        publish(cache, repository, None, files, revision)
+        publish(cache, repository, {}, files, revision)
     assert_computes(load_dictionaries(OWN, dtype=torch.float64), layout.truth)
 
 
@@ -333,7 +336,7 @@ def test_a_repository_goes_by_several_names(cache, where, revision):
 def test_decoders_stay_in_their_files(layout, tmp_path, cache):
     write(tmp_path / "set", layout.settings, layout.files)
     for (repository, revision), files in layout.others.items():
-        publish(cache, repository, None, files, revision)
+        publish(cache, repository, {}, files, revision)
     if not layout.decoders_stay:
         with pytest.raises(InputError, match=r"params\.npz cannot stay in an npz file"):
             load_dictionaries(tmp_path / "set", decoders="mapped")
@@ -350,7 +353,7 @@ def test_only_what_is_listed_is_fetched(cache, monkeypatch):
     layout = listed(list)
     publish(cache, OWN, layout.settings, layout.files)
     for (repository, revision), files in layout.others.items():
-        publish(cache, repository, None, files, revision)
+        publish(cache, repository, {}, files, revision)
     asked = []
     fetch = source.HubFolder.fetch
     monkeypatch.setattr(
@@ -419,7 +422,7 @@ def test_prompts_begin_with_a_special_token_unless_settings_say_otherwise(tmp_pa
 
 
 def test_without_settings_a_line_says_what_is_assumed(tmp_path, caplog):
-    write(tmp_path, None, across().files)
+    write(tmp_path, {}, across().files)
     with caplog.at_level(logging.WARNING):
         load_dictionaries(tmp_path)
     assert "has no config.yaml: it is taken for a cross-layer transcoder that reads hook_resid_mid" in caplog.text
@@ -431,7 +434,7 @@ def test_k_of_a_known_set_that_leaves_it_out(cache):
     publish(cache, "facebook/crv-8b-instruct-transcoders", layout.settings, layout.files)
     loaded = load_dictionaries("facebook/crv-8b-instruct-transcoders")
     assert isinstance(loaded, TranscoderSet)
-    assert [layer.activation.k for layer in loaded.layers] == [128] * LAYERS
+    assert [layer.activation.k for layer in loaded.layers if isinstance(layer.activation, TopK)] == [128] * LAYERS
 
 
 @pytest.mark.parametrize("short", ["gemma", "llama"])
@@ -589,13 +592,17 @@ def _norm(x, norm, scale=None):
 
 
 @pytest.mark.parametrize(
-    ("kind", "case"),
-    [(kind, {"activation": sigma}) for kind in ("plt", "clt") for sigma in ("relu", "jumprelu")]
-    + [("plt", {"activation": "topk", "skip": True}), ("plt", {"read": "mlp_normed", "write": "mlp_added"})]
-    + [("clt", {"read": "resid_mid", "write": "mlp_added"})],
+    "case",
+    [
+        *({"kind": kind, "activation": sigma} for kind in ("plt", "clt") for sigma in ("relu", "jumprelu")),
+        {"kind": "plt", "activation": "topk", "skip": True},
+        {"kind": "plt", "read": "mlp_normed", "write": "mlp_added"},
+        {"kind": "clt", "read": "resid_mid", "write": "mlp_added"},
+    ],
+    ids=lambda case: "-".join(map(str, case.values())),
 )
-def test_what_is_written_is_read_again(tmp_path, kind, case):
-    original = random_dictionaries(kind, n_layers=3, d_model=D, features=N, k=4, **case).requires_grad_(False)
+def test_what_is_written_is_read_again(tmp_path, case):
+    original = random_dictionaries(**case, n_layers=3, d_model=D, features=N, k=4).requires_grad_(False)
     save_dictionaries(original, tmp_path, format="circuit-tracer")
     loaded = load_dictionaries(tmp_path)
     x = reads().float()
@@ -619,11 +626,13 @@ def test_written_files_are_those_of_the_layout(tmp_path):
     }  # fmt: skip
     with torch.no_grad():
         assert torch.equal(tensors["W_enc"], original[1].W_enc.T)
+        assert original[1].W_skip is not None
         assert torch.equal(tensors["W_skip"], original[1].W_skip.T)
 
 
 def test_files_of_an_earlier_set_do_not_stay(tmp_path):
-    for n_layers, kind in ((4, "plt"), (2, "plt"), (3, "clt"), (2, "clt"), (2, "plt")):
+    kinds: list[tuple[int, Any]] = [(4, "plt"), (2, "plt"), (3, "clt"), (2, "clt"), (2, "plt")]
+    for n_layers, kind in kinds:
         save_dictionaries(
             random_dictionaries(kind, n_layers=n_layers, d_model=D, features=N), tmp_path, format="circuit-tracer"
         )
@@ -648,7 +657,8 @@ def test_absent_layers_get_no_file(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         save_dictionaries(made, tmp_path, format="circuit-tracer")
     assert "Layers 1 have no transcoder" in caplog.text
-    assert [layer.is_absent for layer in load_dictionaries(tmp_path).layers] == [False, True, False]
+    loaded = load_dictionaries(tmp_path)
+    assert [loaded.n_features(layer) for layer in range(3)] == [N, 0, N]
 
 
 def test_skip_terms_of_some_layers_are_zeros_in_the_others(tmp_path):
@@ -823,7 +833,7 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, cache, case):
     spoil(layout := build())
     write(tmp_path / "set", layout.settings, layout.files)
     for (repository, revision), files in layout.others.items():
-        publish(cache, repository, None, files, revision)
+        publish(cache, repository, {}, files, revision)
     with pytest.raises((FileFormatError, InputError), match=message) as raised:
         load_dictionaries(tmp_path / "set")
     assert "\n" not in str(raised.value)
@@ -843,7 +853,7 @@ def test_damaged_files_are_refused(tmp_path, cache, name):
     layout = LAYOUTS[name]()
     write(tmp_path / "set", layout.settings, layout.files)
     for (repository, revision), files in layout.others.items():
-        publish(cache, repository, None, files, revision)
+        publish(cache, repository, {}, files, revision)
     paths = [
         p for place in (tmp_path / "set", cache) for p in place.rglob("*") if p.suffix in (".yaml", ".safetensors")
     ]
@@ -875,7 +885,7 @@ def test_what_the_peer_wrote_computes_what_the_peer_says(tmp_path, cache, case):
     folder = GOLDEN / case
     for other in sorted((folder / "others").glob("*")) if (folder / "others").is_dir() else []:
         repository, _, revision = other.name.partition("@")
-        publish(cache, repository.replace("--", "/"), None, {}, revision)
+        publish(cache, repository.replace("--", "/"), {}, {}, revision)
         commit = (cache / f"models--{repository}" / "refs" / revision).read_text()
         shutil.copytree(other, cache / f"models--{repository}" / "snapshots" / commit, dirs_exist_ok=True)
     truth = {name: t.double() for name, t in load_file(folder / "truth.safetensors").items()}

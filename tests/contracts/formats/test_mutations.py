@@ -2,44 +2,65 @@
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.contracts.formats.mutations import OVERHEAD, _Code, assert_refused_or_same, mutated
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
-from transcoders.dictionaries import DictionarySet
+from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet, SAESet, TranscoderSet
 from transcoders.errors import DictionaryError
 from transcoders.formats.registry import FORMATS
+from transcoders.sites import Site, SiteKind
 
 CASES, SEED = int(os.environ.get("FUZZ_CASES", "300")), int(os.environ.get("FUZZ_FIRST", "0"))
-SAMPLES: list[dict[str, Any]] = [
-    {"kind": kind, "activation": activation}
-    for kind in ("sae", "plt", "clt")
-    for activation in ("jumprelu", "topk", "relu")
-]
+SITES: dict[str, list[tuple[SiteKind, SiteKind]]] = {
+    "sae": [("resid_post", "resid_post"), ("mlp_out", "mlp_out"), ("mlp_added", "mlp_added"), ("attn_z", "attn_z")],
+    "plt": [("mlp_in", "mlp_out"), ("resid_mid", "mlp_out"), ("mlp_in", "mlp_added"), ("mlp_normed", "mlp_out")],
+    "clt": [("mlp_in", "mlp_out"), ("resid_mid", "mlp_out"), ("resid_mid", "mlp_added"), ("mlp_normed", "mlp_out")],
+}
+
+
+def candidates(kind: str) -> Iterator[TranscoderSet | SAESet | CrossLayerTranscoder]:
+    """Sets of a kind, of which a format may hold some."""
+    for n_layers, sites, activation in itertools.product((2, 1), SITES[kind], ("jumprelu", "topk", "relu")):
+        made = random_dictionaries(
+            kind,
+            activation=activation,
+            n_layers=n_layers,
+            d_model=8,
+            features=12,
+            k=3,  # pyright: ignore
+        )
+        read, write = ([Site(layer, site) for layer in range(n_layers)] for site in sites)
+        if isinstance(made, CrossLayerTranscoder):
+            made.reads, made.writes = tuple(read), tuple(write)
+        else:
+            for layer, dictionary in enumerate(made.layers):
+                dictionary.read, dictionary.writes = read[layer], (write[layer],)
+        yield made.requires_grad_(False)
 
 
 def samples(name: str, place: Path) -> list[tuple[Path, DictionarySet]]:
-    """Folders of what a format can hold: at most one of each kind."""
-    found: dict[str, tuple[Path, DictionarySet]] = {}
-    for number, case in enumerate(SAMPLES):
-        made = random_dictionaries(**case, n_layers=2, d_model=8, features=12, k=3, seed=number).requires_grad_(False)
-        folder = place / f"{number}"
-        try:
-            save_dictionaries(made, folder, format=name)  # pyright: ignore[reportArgumentType]
-        except DictionaryError:
-            continue
-        found.setdefault(case["kind"], (folder, made))
-    return list(found.values())
+    """Folders of what a format holds: one of each kind."""
+    found: list[tuple[Path, DictionarySet]] = []
+    for kind in SITES:
+        for number, made in enumerate(candidates(kind)):
+            try:
+                save_dictionaries(made, place / f"{kind}-{number}", format=name)  # pyright: ignore[reportArgumentType]
+            except DictionaryError:
+                continue
+            found.append((place / f"{kind}-{number}", made))
+            break
+    return found
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_faults_are_refused_in_a_sentence(tmp_path, name):
     folders = samples(name, tmp_path)
-    assert folders, f"{name} saves none of {SAMPLES}"
+    assert folders, f"{name} saves none of the candidates"
     for seed, (folder, truth) in enumerate(folders):
         assert_refused_or_same(load_dictionaries, folder, truth, n=CASES // len(folders), seed=SEED + seed)
 

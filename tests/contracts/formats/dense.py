@@ -1,0 +1,115 @@
+"""What the tests of formats share: sets against dense float64 truths, on a model, on the hub, and of files of peers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.replacement import ReplacementModel
+from transcoders import load_dictionaries
+from transcoders.dictionaries import DictionarySet
+from transcoders.random_models import Family, random_model
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden/dictionaries"
+
+
+class Draw:
+    """Seeded float32 tensors."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(shape, generator=self.generator)
+
+
+def load64(path, **choice) -> DictionarySet:
+    return load_dictionaries(path, dtype=torch.float64, **choice)
+
+
+def inputs(n_layers: int, d_model: int) -> Tensor:
+    return Draw(99)(n_layers, 6, d_model).double()
+
+
+def dense(dictionaries: DictionarySet, reads: Tensor) -> list[Tensor]:
+    """Activations of each layer."""
+    features = dictionaries.encode(reads)
+    made = [reads.new_zeros(reads.shape[1], dictionaries.n_features(i)) for i in range(dictionaries.n_layers)]
+    for (layer, pos, feature), value in zip(features.index.tolist(), features.value, strict=True):
+        made[layer][pos, feature] = value
+    return made
+
+
+def assert_is(dictionaries: DictionarySet, reads: Tensor, encoded, decoded, tolerance: float = 1e-12) -> None:
+    """The set has these activations and reconstructions, `[layer][pos, …]`, of which some are on."""
+    active = torch.cat([layer.flatten() for layer in encoded]) > 0
+    assert 0.05 < active.double().mean() < 0.95
+    for found, expected in zip(dense(dictionaries, reads), encoded, strict=True):
+        torch.testing.assert_close(found, expected.double(), atol=tolerance, rtol=0)
+    written = dictionaries.reconstruct(dictionaries.encode(reads), reads)
+    torch.testing.assert_close(written, torch.stack(list(decoded)).double(), atol=tolerance, rtol=0)
+
+
+def assert_equal(found: DictionarySet, expected: DictionarySet, tolerance: float = 1e-12) -> None:
+    """Both sets read, write, encode and reconstruct the same."""
+    assert (found.kind, found.reads, found.writes) == (expected.kind, expected.reads, expected.writes)
+    reads = inputs(expected.n_layers, expected.d_model)
+    written = expected.reconstruct(expected.encode(reads), reads)
+    assert_is(found, reads, dense(expected, reads), written, tolerance)
+
+
+def assert_attributes(dictionaries: DictionarySet, family: Family) -> None:
+    """The graph of a matching random model sums up to the pre-activations."""
+    model = random_model(
+        family, n_layers=dictionaries.n_layers, d_model=dictionaries.d_model, n_heads=2, d_vocab=40, dtype=torch.float64
+    )
+    replacement = ReplacementModel(model, dictionaries)
+    graph = attribute(replacement, torch.tensor([0, 11, 22, 33, 11]), targets=LogitTargets([3, 5]))
+    assert sum(str(node.kind).lower().endswith("feature") for node in graph.nodes) > 3
+    size = max(abs(node.pre_activation) for node in graph.nodes if node.is_target)
+    assert abs(graph.residual()).max() <= 1e-9 * size
+
+
+def golden(community: str) -> list[Path]:
+    """The folders of variants that a peer wrote."""
+    return [path.parent for path in sorted((GOLDEN / community).glob("*/truth.json"))]
+
+
+def assert_golden(variant: Path, **choice) -> DictionarySet:
+    """The peer's files have the activations and reconstructions that it says."""
+    truth = load_file(variant / "truth.safetensors")
+    one = truth["x"].ndim == 2
+    reads, encoded, decoded = (
+        t.double()[None] if one else t.double() for t in (truth[k] for k in ("x", "encoded", "decoded"))
+    )
+    loaded = load64(variant / "files", **choice)
+    assert_is(loaded, reads, encoded, decoded, tolerance=1e-5)
+    return loaded
+
+
+def golden_settings(variant: Path) -> dict:
+    return json.loads((variant / "truth.json").read_text())
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A cache of the hub, without a network: `hub("org/name")` is the folder of a repository that was downloaded."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+    def repository(name: str) -> Path:
+        root = cache / f"models--{name.replace('/', '--')}"
+        (root / "refs").mkdir(parents=True)
+        (root / "refs/main").write_text("0123abc")
+        snapshot = root / "snapshots/0123abc"
+        snapshot.mkdir(parents=True)
+        return snapshot
+
+    return repository
