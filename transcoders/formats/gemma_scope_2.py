@@ -268,7 +268,10 @@ def _load_cross_layer(source: Source, offer: Offer, reading: Reading) -> Diction
         )
     settings = _settings(source, PurePosixPath(offer.files[0]).parent)
     paths, sizes = source.fetch([numbered[i] for i in range(n_layers)]), {}
-    layers = [_read(path, reading, ("feature", n_layers, "d"), sizes) for path in paths]
+    layers = []
+    for i, path in enumerate(paths):
+        layers.append(_read(path, reading, ("feature", n_layers, "d"), sizes))
+        layers[i].weights["w_dec"] = layers[i].weights["w_dec"][:, i:].contiguous()  # the rest is not kept
     skips = [layer.weights[_SKIP] for layer in layers if _SKIP in layer.weights]
     if len(skips) not in (0, n_layers):
         raise FileFormatError(f"{source.label} has {_SKIP} in {len(skips)} of {n_layers} files; expected all or none.")
@@ -281,7 +284,7 @@ def _load_cross_layer(source: Source, offer: Offer, reading: Reading) -> Diction
     loaded = CrossLayerTranscoder(
         W_enc=stacked("w_enc"),
         b_enc=(b_enc := stacked("b_enc")),
-        W_dec=[layer.weights["w_dec"][:, i:].contiguous() for i, layer in enumerate(layers)],
+        W_dec=[layer.weights["w_dec"] for layer in layers],
         b_dec=stacked("b_dec"),
         activation=JumpReLU(stacked("threshold").clamp_min(0).to(b_enc)),
         provenance=_provenance(source, offer, {offer.id: settings}, True),
