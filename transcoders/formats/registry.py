@@ -152,6 +152,11 @@ def format_of(source: Source) -> Format:
     for form in FORMATS.values():
         if form.recognises(source):
             return form
+    if isinstance(source, ReleaseFolder) and (conversion := source.release.conversion) is not None:
+        raise FileFormatError(
+            f"{source.label} is in a layout that SAELens converts by {conversion!r} and this package does not read; "
+            "load it with SAELens, save it as SAELens does, and load that folder."
+        )
     raise FileFormatError(
         f"{source.label} holds no dictionaries in a known format (its files: {some(source.names, 6) or 'none'}); the "
         f"formats are {', '.join(FORMATS)}, and docs/dictionaries.md says what each is recognised by."

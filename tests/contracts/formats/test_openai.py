@@ -100,15 +100,8 @@ def test_what_is_chosen(tmp_path):
         load(tmp_path)
 
 
-def test_the_hub_s_repository(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    home = tmp_path / "models--someone--sparse-autoencoder"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text("abc")
-    content = write(home / "snapshots" / "abc", "resid_post_attn_v5_32k", 1, state(1, "TopK"))
+def test_the_hub_s_repository(hub):
+    content = write(hub("someone/sparse-autoencoder"), "resid_post_attn_v5_32k", 1, state(1, "TopK"))
     assert_is(load("someone/sparse-autoencoder")[1], content)
     assert_is(load("someone/sparse-autoencoder/gpt2-small/resid_post_attn_v5_32k/autoencoders/1.pt")[1], content)
 
