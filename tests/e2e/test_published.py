@@ -42,17 +42,14 @@ def cache(tmp_path_factory):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL_DIR)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True,
+        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.2,
     )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(place / "model")
     for path in MODEL_DIR.glob("*token*"):
         shutil.copy(path, place / "model")
     made = random_dictionaries("plt", n_layers=2, d_model=32, features=48, activation="jumprelu", seed=4)
-    for transcoder in made.requires_grad_(False).layers:  # of the size of what a model of random weights writes
-        transcoder.W_dec *= 1e-3
-        transcoder.b_dec *= 1e-3
-    save_dictionaries(made, place / "transcoders", format="circuit-tracer")
+    save_dictionaries(made.requires_grad_(False), place / "transcoders", format="circuit-tracer")
     cache_repository(place / "cache", MODEL, place / "model")
     cache_repository(place / "cache", DICTIONARIES, place / "transcoders")
     return place / "cache"
