@@ -234,3 +234,15 @@ def test_what_they_cannot_hold_is_refused(tmp_path, case, message):
     with pytest.raises(DictionaryError, match=message):
         save_dictionaries(build(**case), tmp_path / "out", format="gemma-scope")
     assert not (tmp_path / "out").exists()
+
+
+def test_arrays_that_are_larger_than_their_file_are_refused(tmp_path):
+    stored = npz(tmp_path, "res/layer_0/width_16k/average_l0_9", d=32, n=64)
+    path = tmp_path / "res/layer_0/width_16k/average_l0_9/params.npz"
+    np.savez_compressed(path, **stored)
+    assert_is(load(tmp_path)[0], stored)
+    np.savez_compressed(
+        path, **stored | {"W_dec": np.zeros((64, 32), np.float32), "W_enc": np.zeros((32, 64), np.float32)}
+    )
+    with pytest.raises(FileFormatError, match=r"claims tensors of [\d,]+ bytes"):
+        load(tmp_path)
