@@ -1,6 +1,7 @@
 """Gemma Scope's files, written here by their published layout, against the definition in dense float64."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,9 +213,9 @@ def test_a_second_set_takes_the_place_of_the_first(tmp_path):
 
 
 def test_matrices_are_stored_as_asked_for(tmp_path):
-    original = build(kind="sae", activation="jumprelu")
+    original: Any = build(kind="sae", activation="jumprelu")
     save_dictionaries(original, tmp_path / "half", format="gemma-scope", storage_dtype=torch.float16)
-    loaded = load_dictionaries(tmp_path / "half")
+    loaded: Any = load_dictionaries(tmp_path / "half")
     assert torch.equal(loaded[1].activation.threshold, original[1].activation.threshold)
     torch.testing.assert_close(loaded[1].W_dec, original[1].W_dec, atol=1e-3, rtol=1e-3)
     with pytest.raises(DictionaryError, match=r"NumPy's files hold no torch\.bfloat16"):
@@ -241,8 +242,7 @@ def test_arrays_that_are_larger_than_their_file_are_refused(tmp_path):
     path = tmp_path / "res/layer_0/width_16k/average_l0_9/params.npz"
     np.savez_compressed(path, **stored)
     assert_is(load(tmp_path)[0], stored)
-    np.savez_compressed(
-        path, **stored | {"W_dec": np.zeros((64, 32), np.float32), "W_enc": np.zeros((32, 64), np.float32)}
-    )
+    nothing: Any = {name: np.zeros_like(stored[name]) for name in ("W_enc", "W_dec")}
+    np.savez_compressed(path, **(stored | nothing))
     with pytest.raises(FileFormatError, match=r"claims tensors of [\d,]+ bytes"):
         load(tmp_path)
