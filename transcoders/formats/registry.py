@@ -158,6 +158,6 @@ def format_of(source: Source) -> Format:
             "load it with SAELens, save it as SAELens does, and load that folder."
         )
     raise FileFormatError(
-        f"{source.label} holds no dictionaries in a known format (its files: {some(source.names, 6) or 'none'}); the "
-        f"formats are {', '.join(FORMATS)}, and docs/dictionaries.md says what each is recognised by."
+        f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); its files are "
+        f"{some(source.names, 6) or 'none'}, and docs/dictionaries.md names those of each format."
     )
