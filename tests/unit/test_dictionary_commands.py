@@ -230,11 +230,12 @@ def test_choices_reach_the_loader(refused, asked, command):
 
 
 def test_trace_keeps_the_choices_with_the_graph(call):
-    call(
-        "trace", "a b c", "--validate", "0", "--max-features", "3", "--out", "g", "--site", "mlp_in", "--layers", "0-3"
-    )
-    source = load_graph("g").provenance["source"]
-    assert source == {"model": "pocket", "dictionaries": None, "layers": "0-3", "site": "mlp_in"}
+    options = ["--validate", "0", "--max-features", "5", "--out", "g", "--site", "mlp_in", "--layers", "1-2"]
+    call("trace", "The capital of the state containing", "--dictionaries", "pocket-plt", *options)
+    graph = load_graph("g")
+    kept = {"model": "pocket", "dictionaries": "pocket-plt", "layers": "1-2", "site": "mlp_in"}
+    assert graph.provenance["source"] == kept
+    assert {node.layer for node in graph.nodes if node.kind.value == "feature"} <= {1, 2}
 
 
 def test_validate_takes_the_choices_of_the_graph(refused, asked, tmp_path):

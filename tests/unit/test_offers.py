@@ -4,7 +4,9 @@ import math
 import re
 
 import pytest
+import torch
 
+from circuitsae import load_dictionaries
 from transcoders.errors import FileFormatError, InputError
 from transcoders.formats.offers import Choice, Offer, choose, fitting, summary_of, width_of, width_text
 
@@ -103,6 +105,7 @@ def test_an_id_is_enough_and_its_slashes_do_not_matter():
         ({"site": "mlp_out"}, "offers nothing with site=mlp_out; it offers layer 0, 1, 2; site attn_z, resid_post; "),
         ({"width": "1m"}, "offers nothing with width=1m; it offers"),
         ({"layers": 7}, "offers nothing with layers=(7,); it offers layer 0, 1, 2"),
+        ({"site": "attn_z", "layers": [1, 5, 8]}, "offers nothing of layer 5, 8; it offers layer 0, 1, 2"),
         ({"variant": "canonical"}, "offers nothing with variant=canonical"),
     ],
 )
@@ -157,3 +160,16 @@ def test_the_summary_of_many_offers_is_short():
 
 def test_fitting_leaves_the_l0_open():
     assert len(fitting(GRID, Choice.of(site="attn_z", l0=5), "org/repo")) == 18
+
+
+def test_layers_of_a_set_that_is_stored_as_one():
+    whole, some = load_dictionaries("pocket-sae"), load_dictionaries("pocket-sae", layers=[1, 3])
+    assert [some.n_features(layer) for layer in range(4)] == [0, whole.n_features(1), 0, whole.n_features(3)]
+    reads = torch.randn(4, 5, 128, generator=torch.Generator().manual_seed(0))
+    kept = whole.encode(reads).of_layer(3)
+    assert torch.equal(some.encode(reads).of_layer(3).index, kept.index)
+    assert some.reads == whole.reads
+    with pytest.raises(InputError, match="has layers 0 to 3, not 7"):
+        load_dictionaries("pocket-sae", layers=7)
+    with pytest.raises(InputError, match=r"cannot be taken apart \(CrossLayerTranscoder\); leave out layers=…"):
+        load_dictionaries("pocket", layers=2)

@@ -1,6 +1,6 @@
 """One dictionary for each layer: sets of transcoders and of SAEs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -40,6 +40,11 @@ class _PerLayerSet(nn.Module, Generic[D]):
         """This set and, up to `n_layers`, absent layers after its own; it shares its dictionaries with this one."""
         absent = [self._absent(layer) for layer in range(self.n_layers, n_layers)]
         return type(self)([*self.layers, *absent], self.provenance) if absent else self
+
+    def only(self: S, layers: Collection[int]) -> S:
+        """This set with absent layers in the place of all but some; it shares its dictionaries with this one."""
+        kept = [d if layer in layers else self._absent(layer) for layer, d in enumerate(self.layers)]
+        return type(self)(kept, self.provenance).requires_grad_(False)
 
     def _absent(self, layer: int) -> D:
         """What stands for the dictionary of a layer that has none, at the sites of the last layer."""

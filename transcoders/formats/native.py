@@ -153,7 +153,7 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
 def offers_native(source: Source) -> list[Offer]:
     """The one set that a folder holds."""
     record = _settings(fetch_one(source, _CONFIG))
-    kinds = {Site.parse(site).kind for site in record["reads"]}
+    kinds = {site.partition(".")[2] for site in record["reads"]}
     site = next(iter(kinds)) if len(kinds) == 1 else None
     return [Offer(id="", files=(_CONFIG, _WEIGHTS), kind=record["kind"], site=site)]
 

@@ -118,6 +118,11 @@ def fitting(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
     if not left:
         asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
         raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}.")
+    found = {offer.layer for offer in left}
+    if None not in found and (missing := sorted(set(choice.layers or ()) - found)):
+        raise FileFormatError(
+            f"{label} offers nothing of layer {_some(map(str, missing))}; it offers {summary_of(offers)}."
+        )
     return left
 
 

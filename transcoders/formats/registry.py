@@ -1,13 +1,13 @@
 """Which format a folder or repository is in, and the way to each format's reader and writer."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
 
-from transcoders.dictionaries import DictionarySet, MappedDictionaries
+from transcoders.dictionaries import DictionarySet, MappedDictionaries, SAESet, TranscoderSet
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import (
     circuit_tracer,
@@ -109,7 +109,9 @@ def load_dictionaries(path: Path | str, **wanted: Unpack[Wanted]) -> DictionaryS
     by_release = isinstance(source, ReleaseFolder)
     chosen = (source.release.choose if by_release else choose)(offers, choice, source.label)
     logger.info("loading %s dictionaries from %s", form.name, source.label)
-    return form.load(source, chosen, reading)
+    loaded = form.load(source, chosen, reading)
+    is_whole = any(offer.layer is None for offer in chosen)
+    return loaded if choice.layers is None or not is_whole else _layers_of(loaded, choice.layers, source.label)
 
 
 def list_dictionaries(path: Path | str, *, revision: str | None = None) -> tuple[str, list[Offer]]:
@@ -145,6 +147,20 @@ def save_dictionaries(
         if name != format and folder.is_dir() and other.recognises(LocalFolder(folder)):
             raise InputError(f"{folder} holds dictionaries in the format {name!r}; save these to another folder.")
     FORMATS[format].save(dictionaries, folder, storage_dtype=precision)
+
+
+def _layers_of(dictionaries: DictionarySet, layers: Sequence[int], label: str) -> DictionarySet:
+    """Some layers of a set that is stored as one; the others have no features."""
+    if set(layers) == set(range(dictionaries.n_layers)):
+        return dictionaries
+    if not isinstance(dictionaries, TranscoderSet | SAESet):
+        raise InputError(
+            f"{label} holds one set whose layers cannot be taken apart ({type(dictionaries).__name__}); leave out "
+            "layers=… (--layers)."
+        )
+    if max(layers) >= dictionaries.n_layers:
+        raise InputError(f"{label} has layers 0 to {dictionaries.n_layers - 1}, not {max(layers)}.")
+    return dictionaries.only(layers)
 
 
 def format_of(source: Source) -> Format:
