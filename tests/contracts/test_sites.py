@@ -3,6 +3,8 @@
 The oracle hooks the modules of a model that has no bridge around it.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,7 +54,7 @@ PARALLEL = {kind: place for kind, place in GPT2.items() if kind != "resid_mid"} 
     "mlp_neurons": ("mlp.fc_out", IN),
     "attn_z": ("attn.out_proj", IN),
 }
-MODULES: dict[Family, dict[SiteKind, tuple[str, str]]] = {
+MODULES: dict[Family, Any] = {
     "gpt2": GPT2,
     "llama": LLAMA,
     "gemma2": GEMMA,
@@ -171,7 +173,7 @@ def test_an_sae_trains_on_heads_and_neurons_and_is_put_in_their_place(kind):
     model = random_model("gemma2", n_layers=2, d_model=16, n_heads=4, d_vocab=64)
     rows = torch.randint(0, 64, (60, 12), generator=torch.Generator().manual_seed(0))
     config = SAEConfig(site=kind, features=16, tokens=256, batch=32, activation="topk", k=4)
-    saes = train(model, rows[:40], config, progress=False)
+    saes: Any = train(model, rows[:40], config, progress=False)
     assert saes.d_model == model.width(Site(0, kind)) == 32
     found = evaluate(model, saes, rows[40:])
     reads = model.activations(rows[40:], saes.reads)
