@@ -25,7 +25,8 @@ from benchmarks.interop.compare import TOLERANCE, Answer, hub_of, ours, theirs
 from benchmarks.interop.environments import FROM_CHECKOUTS, PEERS, Peer, with_checkouts
 from transcoders import load_dictionaries, save_dictionaries
 from transcoders.errors import CircuitsaeError
-from transcoders.formats.registry import Wanted, list_dictionaries
+from transcoders.formats.registry import Wanted, format_of
+from transcoders.formats.source import open_source
 
 TESTS = Path(__file__).parents[2] / "tests" / "golden"
 RESULTS = Path(__file__).parents[1] / "results" / "interop.md"
@@ -125,7 +126,8 @@ def each(known: dict[str, Variant], do: Callable[[str, Variant], float | None]) 
 
 def read_here(name: str, variant: Variant) -> float:
     """Our answer against the peer's."""
-    dictionaries = load_dictionaries(variant.folder, dtype="float64", **variant.choice)
+    wanted: Wanted = {**variant.choice, "dtype": "float64"}
+    dictionaries = load_dictionaries(variant.folder, **wanted)
     return ours(dictionaries, variant.x, layered=variant.layered).difference(variant.truth)
 
 
@@ -133,7 +135,7 @@ def write_here(known: dict[str, Variant], to: Path) -> Check:
     """Every variant read and written again in its own format; no difference is found here, but a refusal may be."""
 
     def again(name: str, variant: Variant) -> None:
-        form, _ = list_dictionaries(variant.folder)
+        form = format_of(open_source(variant.folder)).name
         dictionaries = load_dictionaries(variant.folder, **variant.choice)
         save_dictionaries(dictionaries, to / name / "files", format=form)
         shutil.copy(variant.folder.parent / "truth.json", to / name)
