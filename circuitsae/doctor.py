@@ -14,6 +14,8 @@ from circuitsae.tables import Column, show_table
 
 _PACKAGES = ("circuitsae", "torch", "transformer-lens", "transformers", "safetensors", "networkx", "plotly", "pandas")
 _OPTIONAL = {
+    "peft": "models with an adapter (`pip install peft`)",
+    "bitsandbytes": "models quantised to 8 or 4 bits",
     "playwright": "the viewer's tests (`pip install 'circuitsae[tests]'`)",
 }
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -258,8 +258,8 @@ def _check_sites(dictionaries: DictionarySet, model: LanguageModel) -> None:
     for layer in range(dictionaries.n_layers):
         if (norm := dictionaries.norm(layer)) is not None:
             raise DictionaryError(
-                f"The transcoder of layer {layer} reads each token in units of its own ({norm}), which is not linear in "
-                "the residual stream; attribution needs transcoders without such a norm."
+                f"The transcoder of layer {layer} reads each token in units of its own ({norm}), which attribution "
+                "does not carry through; it needs transcoders without such a norm."
             )
 
 

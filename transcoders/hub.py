@@ -103,7 +103,10 @@ def downloaded(name: str, kind: Kind = "model", revision: str | None = None) -> 
 
     try:
         return Path(snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    except LocalEntryNotFoundError as error:
+        in_part: str | None = getattr(error, "snapshot_path", None)  # known to lack files, of which none may be needed
+        return None if in_part is None else Path(in_part)
+    except HFValidationError:
         return None
 
 

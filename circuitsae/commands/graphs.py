@@ -159,8 +159,9 @@ def validate(
     loaded = load_graph(graph)
     source, dtype = source_of(loaded), _dtype_of(loaded)
     name = model or source.model or str(loaded.provenance.get("model") or "pocket")
-    if model is None and weights.revision is None and weights.adapter is None:
-        weights = replace(weights, revision=source.revision, adapter=source.adapter)
+    if model is None:
+        revision, adapter = weights.revision or source.revision, weights.adapter or source.adapter
+        weights = replace(weights, revision=revision, adapter=adapter)
     if dictionaries is None and choices == Choices():
         choices = Choices.of_source(source)
     own, bos = dictionaries or source.dictionaries, begins_with_bos(loaded)

@@ -301,7 +301,8 @@ class _Compiler:
             self._check_layer(layer)
             n_features, last = self.model.dictionaries.n_features(layer), int(index[index[:, 0] == layer][:, 2].max())
             if not 0 <= last < n_features:
-                raise InputError(f"There is no feature {layer}.{last}; layer {layer} has 0 to {n_features - 1}.")
+                there = f"0 to {n_features - 1}" if n_features else "none"
+                raise InputError(f"There is no feature {layer}.{last}; layer {layer} has {there}.")
         if (pos := int(index[:, 1].min())) < (first := self.model.first):
             raise InputError(f"{target}: position {pos} has no features; choose positions from {first} on.")
         return index, at

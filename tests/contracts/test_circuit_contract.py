@@ -4,6 +4,7 @@ The oracle knows nothing of the engine: it hooks the bridge itself, one prompt a
 every feature and error node by itself.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,14 +18,13 @@ from circuitsae.validation.tasks import Cases
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
 
-FIRST = 1
-
 LAYERS, FEATURES, VOCAB = 3, 12, 64
 KINDS: dict[str, Any] = {
     "gpt2-clt": ("gpt2", {"kind": "clt"}),
     "gpt2-topk": ("gpt2", {"kind": "plt", "activation": "topk"}),
     "gpt2-clt-topk": ("gpt2", {"kind": "clt", "activation": "topk"}),
     "llama-skip": ("llama", {"kind": "plt", "skip": True}),
+    "gemma2-mid": ("gemma2", {"kind": "clt", "skip": True, "read": "resid_mid", "write": "mlp_added"}),
     "opt-clt-skip": ("opt", {"kind": "clt", "activation": "jumprelu", "skip": True}),
 }
 REGIMES = {
@@ -48,7 +48,19 @@ def model(request):
     dictionaries = random_dictionaries(
         **kind, n_layers=LAYERS, d_model=16, features=FEATURES, dtype=torch.float64, seed=1
     )
+    dictionaries.provenance = replace(dictionaries.provenance, first=2 if family == "gemma2" else 1)
     return ReplacementModel(language_model, dictionaries)
+
+
+def _hook(model, layer, side):
+    """What the dictionary of a layer reads or writes, in the bridge's words; `mlp_added` as Gemma has it."""
+    names = {
+        "mlp_in": "mlp.hook_in",
+        "resid_mid": "ln2.hook_in",
+        "mlp_out": "mlp.hook_out",
+        "mlp_added": "ln2_post.hook_out",
+    }
+    return f"blocks.{layer}.{names[getattr(model.dictionaries, side)[layer].kind]}"
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +83,17 @@ def _clean_run(model, tokens):
     def keep(value, hook):
         kept[hook.name] = value.clone()
 
-    ends = (".hook_pattern", ".hook_scale", "mlp.hook_in", "mlp.hook_out")
+    ends = (".hook_pattern", ".hook_scale", "mlp.hook_in", "mlp.hook_out", "ln2.hook_in", "ln2_post.hook_out")
     names = [n for n in model.model.bridge.hook_dict if n.endswith(ends) and not n.startswith("hook")]
     model.model.bridge.run_with_hooks(tokens[None], fwd_hooks=[(n, keep) for n in names], prepend_bos=False)
-    reads = [kept[f"blocks.{layer}.mlp.hook_in"][0] for layer in range(LAYERS)]
+    reads = [kept[_hook(model, layer, "reads")][0] for layer in range(LAYERS)]
     index, value = model.dictionaries.encode(torch.stack(reads))
     a = torch.zeros(LAYERS, len(tokens), FEATURES, dtype=torch.float64)
     a[tuple(index.T)] = value
-    a[:, :FIRST] = 0
+    a[:, : model.dictionaries.provenance.first] = 0
     kept["a"] = a
     kept["e"] = [
-        kept[f"blocks.{layer}.mlp.hook_out"][0] - _reconstruction(model, layer, a, reads[layer])
+        kept[_hook(model, layer, "writes")][0] - _reconstruction(model, layer, a, reads[layer])
         for layer in range(LAYERS)
     ]
     return kept
@@ -107,18 +119,20 @@ def _fill(clean, ablation, number):
     return (own["a"] + other["a"]) / 2, (errors + theirs) / 2
 
 
-def _inside(kept, length):
+def _inside(kept, first, length):
     """(layer, pos, feature) and (layer, pos) of what stays."""
     features, errors = set(), set()
     for node in kept.nodes:
-        for pos in range(FIRST, length) if node.at is None else [node.at % length]:
+        for pos in range(first, length) if node.at is None else [node.at % length]:
+            if pos < first:
+                continue
             if isinstance(node, Feature):
                 features.add((node.layer, pos, node.index))
             else:
                 errors.add((node.layer, pos))
     if not kept.all_but:
         return features, errors
-    everything = [(layer, pos) for layer in range(LAYERS) for pos in range(FIRST, length)]
+    everything = [(layer, pos) for layer in range(LAYERS) for pos in range(first, length)]
     whole = {(*place, index) for place in everything for index in range(FEATURES)}
     return whole - features, set(everything) - errors
 
@@ -126,8 +140,8 @@ def _inside(kept, length):
 @torch.no_grad()
 def _oracle(model, tokens, clean, regime, kept, fill):
     """Logits of the last position of one prompt with all outside of one circuit ablated."""
-    D, length = model.dictionaries, len(tokens)
-    features, errors = _inside(kept, length)
+    D, length, first = model.dictionaries, len(tokens), model.dictionaries.provenance.first
+    features, errors = _inside(kept, first, length)
     value, reads = {}, {}
 
     def read(layer):
@@ -146,19 +160,19 @@ def _oracle(model, tokens, clean, regime, kept, fill):
             if mode == "constant":
                 out = clean[hook.name].clone()
                 if D.skip(layer) is not None:
-                    out[0] += (reads[layer] - clean[f"blocks.{layer}.mlp.hook_in"][0]) @ D.skip(layer)
+                    out[0] += (reads[layer] - clean[_hook(model, layer, "reads")][0]) @ D.skip(layer)
             if mode == "features":
                 padded = [value.get(source, clean["a"][source]) for source in range(LAYERS)]
-                out[0, FIRST:] = (_reconstruction(model, layer, padded, reads[layer]) + clean["e"][layer])[FIRST:]
+                out[0, first:] = (_reconstruction(model, layer, padded, reads[layer]) + clean["e"][layer])[first:]
             for source in range(layer + 1):
                 if layer not in D.write_layers(source):
                     continue
                 rows = D.decoder_rows(source, torch.arange(FEATURES), layer)
-                for pos in range(FIRST, length):
+                for pos in range(first, length):
                     for index in range(FEATURES):
                         if (source, pos, index) not in features:
                             out[0, pos] += (fill[0][source, pos, index] - value[source][pos, index]) * rows[index]
-            for pos in range(FIRST, length):
+            for pos in range(first, length):
                 if (layer, pos) not in errors:
                     out[0, pos] += fill[1][layer, pos] - clean["e"][layer][pos]
             return out
@@ -171,8 +185,8 @@ def _oracle(model, tokens, clean, regime, kept, fill):
         if (name.endswith("pattern") and regime.patterns == "frozen")
         or (name.endswith("scale") and regime.norms == "frozen")
     ]
-    hooks = [(f"blocks.{layer}.mlp.hook_in", read(layer)) for layer in range(LAYERS)]
-    hooks += [(f"blocks.{layer}.mlp.hook_out", write(layer)) for layer in range(LAYERS)]
+    hooks = [(_hook(model, layer, "reads"), read(layer)) for layer in range(LAYERS)]
+    hooks += [(_hook(model, layer, "writes"), write(layer)) for layer in range(LAYERS)]
     return model.model.bridge.run_with_hooks(tokens[None], fwd_hooks=held + hooks, prepend_bos=False)[0, -1]
 
 

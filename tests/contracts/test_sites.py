@@ -6,10 +6,12 @@ The oracle hooks the modules of a model that has no bridge around it.
 import pytest
 import torch
 
-from transcoders.errors import ModelError
+from transcoders.errors import DictionaryError, ModelError
+from transcoders.evaluation import evaluate
 from transcoders.loading import random_model
-from transcoders.random_models import random_module
+from transcoders.random_models import Family, random_module
 from transcoders.sites import Site, SiteKind
+from transcoders.training import SAEConfig, train
 
 SIZES = {
     "n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_mlp": None, "d_vocab": 64,
@@ -50,7 +52,13 @@ PARALLEL = {kind: place for kind, place in GPT2.items() if kind != "resid_mid"} 
     "mlp_neurons": ("mlp.fc_out", IN),
     "attn_z": ("attn.out_proj", IN),
 }
-MODULES = {"gpt2": GPT2, "llama": LLAMA, "gemma2": GEMMA, "gemma3": GEMMA, "gptj": PARALLEL}
+MODULES: dict[Family, dict[SiteKind, tuple[str, str]]] = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "gemma2": GEMMA,
+    "gemma3": GEMMA,
+    "gptj": PARALLEL,
+}
 NORMS = {
     "gpt2": "ln_2", "llama": "post_attention_layernorm", "gemma2": "pre_feedforward_layernorm",
     "gemma3": "pre_feedforward_layernorm", "gptj": "ln_1",
@@ -156,3 +164,21 @@ def test_a_site_that_a_model_has_not_is_refused_in_a_sentence(family, kind, reas
 def test_a_layer_that_a_model_has_not_is_refused(models):
     with pytest.raises(ModelError, match=r"no site 2\.mlp_in; random-gpt2-0 has layers 0 to 1"):
         models["gpt2"].activations(TOKENS, [Site(2, "mlp_in")])
+
+
+@pytest.mark.parametrize("kind", ["attn_z", "mlp_neurons"])
+def test_an_sae_trains_on_heads_and_neurons_and_is_put_in_their_place(kind):
+    model = random_model("gemma2", n_layers=2, d_model=16, n_heads=4, d_vocab=64)
+    rows = torch.randint(0, 64, (60, 12), generator=torch.Generator().manual_seed(0))
+    config = SAEConfig(site=kind, features=16, tokens=256, batch=32, activation="topk", k=4)
+    saes = train(model, rows[:40], config, progress=False)
+    assert saes.d_model == model.width(Site(0, kind)) == 32
+    found = evaluate(model, saes, rows[40:])
+    reads = model.activations(rows[40:], saes.reads)
+    held = {site: saes[site.layer](value) for site, value in reads.items()}
+    first = {site: lambda value, put=put: torch.cat([value[:, :1], put[:, 1:]], dim=1) for site, put in held.items()}
+    logits, _ = model.run(rows[40:], edits={Site(0, kind): first[Site(0, kind)]})
+    loss = torch.nn.functional.cross_entropy(logits[:, 1:-1].flatten(0, 1), rows[40:, 2:].flatten())
+    assert found.layers[0].loss_spliced == pytest.approx(float(loss), rel=1e-4)
+    with pytest.raises(DictionaryError, match=rf"{kind} of width 32, but random-gemma2-0 has {kind} of width"):
+        saes.check_fits(random_model("gemma2", n_layers=2, d_model=32))

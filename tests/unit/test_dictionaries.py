@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from transcoders import random_dictionaries, random_model
-from transcoders.dictionaries import SAE, CrossLayerTranscoder, JumpReLU, ReLU, TopK, Transcoder, TranscoderSet
+from transcoders.dictionaries import (
+    SAE,
+    CrossLayerTranscoder,
+    DictionaryProvenance,
+    GroupMax,
+    JumpReLU,
+    ReLU,
+    TopK,
+    Transcoder,
+    TranscoderSet,
+)
 from transcoders.errors import DictionaryError
 from transcoders.sites import Frame, Site
 
@@ -86,12 +96,42 @@ def test_topk_over_layers_ranks_all_layers_of_a_token_together():
     assert torch.equal(TopK(2)(h), torch.tensor([[[9.0, 8.0, 0.0], [0.0, 2.0, 3.0]]]))
 
 
-def test_topk_gradient_reaches_only_what_was_kept():
+@pytest.mark.parametrize("sigma", [TopK(3), GroupMax(3)], ids=["topk", "groupmax"])
+def test_gradients_reach_only_what_was_kept(sigma):
     h = pre_activations(6, 9).abs().requires_grad_(True)
-    a = TopK(2)(h)
+    a = sigma(h)
     a.sum().backward()
     assert h.grad is not None
     assert torch.equal(h.grad, (a > 0).double())
+
+
+def test_topk_of_each_layer_needs_no_other():
+    clt = random_dictionaries("clt", n_layers=3, d_model=6, features=12, activation="topk", k=4, dtype=torch.float64)
+    reads = pre_activations(3, 5, 6)
+    for sigma in (TopK(4), GroupMax(4)):
+        clt.activation = sigma
+        together = clt.encode_dense(reads)
+        assert (together > 0).any(dim=-1).all()
+        for layer in range(3):
+            torch.testing.assert_close(clt.activations(layer, reads[layer]), together[layer])
+    with pytest.raises(DictionaryError, match="ranks the features of all layers together"):
+        TopK(4, over_layers=True).at_layer(1)
+
+
+def test_groupmax_keeps_the_largest_of_each_group():
+    h = torch.tensor([[1.0, 3.0, 2.0, -1.0, -3.0, -2.0], [5.0, 5.0, 0.0, 0.0, 0.0, 0.5]])
+    a = GroupMax(2)(h)
+    assert torch.equal(a[0], torch.tensor([0, 3.0, 0, 0, 0, 0]))
+    assert sorted(a[1].tolist()) == [0, 0, 0, 0, 0.5, 5.0]
+    assert torch.equal(GroupMax(6)(h), torch.relu(h))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_groups_are_of_one_size(k):
+    with pytest.raises(DictionaryError, match=rf"k = {k}"):
+        random_dictionaries("plt", features=12, activation="groupmax", k=k)
+    with pytest.raises(DictionaryError, match=rf"k = {k}"):
+        random_dictionaries("clt", features=12, activation="groupmax", k=k)
 
 
 def test_an_sae_that_centres_reads_the_difference_from_its_bias():
@@ -139,7 +179,7 @@ def test_a_cross_layer_transcoder_needs_a_decoder_for_every_later_layer():
         )  # fmt: skip
 
 
-def test_dictionaries_of_another_frame_or_other_weights_are_refused():
+def test_dictionaries_of_another_frame_are_refused_and_of_other_weights_named(caplog):
     model = random_model()
     plt = random_dictionaries("plt")
     assert isinstance(plt, TranscoderSet)
@@ -147,10 +187,19 @@ def test_dictionaries_of_another_frame_or_other_weights_are_refused():
     with pytest.raises(DictionaryError, match="'folded' frame"):
         plt.check_fits(model)
     plt.provenance = replace(plt.provenance, frame=model.frame, fingerprint="0123456789abcdef")
-    with pytest.raises(DictionaryError, match="weights 0123456789abcdef"):
-        plt.check_fits(model)
+    plt.check_fits(model)
+    assert (
+        f"weights 0123456789abcdef; {model.name} has the same sizes, but weights {model.fingerprint()}" in caplog.text
+    )
+    caplog.clear()
     plt.provenance = replace(plt.provenance, fingerprint=model.fingerprint())
     plt.check_fits(model)
+    assert not caplog.text
+
+
+def test_the_first_position_with_features_counts_from_zero():
+    with pytest.raises(DictionaryError, match="first=-1"):
+        DictionaryProvenance(model="x", first=-1)
 
 
 @pytest.mark.parametrize("layer", [-1, 2])

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def refused(call, capsys):
     return run
 
 
-def made(kind="plt", **options):
+def made(kind: Any = "plt", **options: Any) -> Any:
     return random_dictionaries(kind, n_layers=4, d_model=128, features=40, seed=3, **options).requires_grad_(False)
 
 
@@ -157,7 +158,7 @@ def test_convert_calibrates_topk_and_prints_the_difference(call, tmp_path):
     assert sum(row[1] for row in rows) == pytest.approx(30, abs=0.3)  # TopK over the features of all layers
     assert sum(row[2] for row in rows) == pytest.approx(30, rel=0.1)
     assert all(row[3] > 0 and row[4] > 0 for row in rows)
-    assert load_dictionaries(tmp_path / "out").activation.name == "jumprelu"
+    assert json.loads(call("dictionaries", "info", "out", "--json"))["activation"] == "jumprelu"
 
 
 # graphs

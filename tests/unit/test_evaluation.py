@@ -232,9 +232,26 @@ def test_reconstructions_of_half_the_size_have_half_the_shrinkage(model, rows):
     assert statistics.fvu[0] == pytest.approx(0.25)
 
 
+def test_positions_before_the_first_with_features_keep_the_models_own_writes(model, rows):
+    plt = random_dictionaries("plt", n_layers=N_LAYERS, d_model=D_MODEL, features=24, dtype=torch.float64)
+    plt.provenance = replace(plt.provenance, first=4)
+    found = evaluate(model, plt, rows).layers[1]
+    at = model.activations(rows, [plt.reads[1], plt.writes[1]])
+    read, written = at[plt.reads[1]], at[plt.writes[1]]
+    put = plt[1](read).detach()
+    y, error = written[:, 4:].flatten(0, 1), (written - put)[:, 4:].flatten(0, 1)
+    assert found.fvu == pytest.approx(float(error.square().sum() / (y - y.mean(0)).square().sum()))
+    assert found.l0 == pytest.approx(float((plt[1].encode(read[:, 4:]) > 0).double().sum(-1).mean()))
+    spliced = torch.cat([written[:, :4], put[:, 4:]], dim=1)
+    for value, loss in ((spliced, found.loss_spliced), (y.mean(0), found.loss_mean), (0 * y[0], found.loss_zero)):
+        whole = torch.cat([written[:, :4], value.expand_as(written)[:, 4:]], dim=1)
+        logits, _ = model.run(rows, edits={plt.writes[1]: lambda _, whole=whole: whole})
+        assert loss == pytest.approx(loss_of(logits, rows), rel=1e-10)
+
+
 def test_what_does_not_fit_is_refused(model, rows):
     with pytest.raises(DictionaryError, match="width 8"):
         evaluate(model, random_dictionaries("plt", n_layers=N_LAYERS, d_model=8), rows)
     plt = random_dictionaries("plt", n_layers=N_LAYERS, d_model=D_MODEL, dtype=torch.float64)
-    with pytest.raises(InputError, match="at least three tokens"):
+    with pytest.raises(InputError, match="at least 3 tokens"):
         evaluate(model, plt, rows[:, :2])

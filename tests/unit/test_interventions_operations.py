@@ -178,6 +178,31 @@ def test_the_stream_between_attention_and_mlp(model):
     torch.testing.assert_close(whole, _run(model, OTHER))
 
 
+@pytest.mark.parametrize("kind", ["mlp_normed", "mlp_neurons", "mlp_added", "attn_added"])
+def test_every_site_is_changed_by_its_own_vectors(model, kind):
+    lm, site = model.model, Site(1, kind)
+    v = torch.randn(lm.width(site), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def doubled(value):
+        return torch.cat([value[:, :3], 2 * value[:, 3:4], value[:, 4:] + v], dim=1)
+
+    changes = [Intervention(parse_target(f"1.{kind}@3"), Scale(2.0)), Intervention(Stream(1, kind, 4), Add(v))]
+    expected, _ = lm.run(TOKENS[None], edits={site: doubled})
+    torch.testing.assert_close(_logits(model, *changes), expected[0])
+    patched = _logits(model, Intervention(Stream(1, kind), Patch(OTHER)))
+    theirs = lm.activations(OTHER[None], [site])[site]
+    torch.testing.assert_close(patched, lm.run(TOKENS[None], edits={site: lambda _: theirs})[0][0])
+    means = Means.over(model, [TOKENS, OTHER], by="position")
+    averaged = _logits(model, Intervention(Stream(1, kind), Mean(means)))
+    mean = (theirs + lm.activations(TOKENS[None], [site])[site]) / 2
+    torch.testing.assert_close(averaged, lm.run(TOKENS[None], edits={site: lambda _: mean})[0][0])
+
+
+def test_heads_side_by_side_are_changed_one_by_one(model):
+    with pytest.raises(InputError, match=r"one by one; take Head\(1, HEAD\)"):
+        _logits(model, Intervention(Stream(1, "attn_z", 2), Zero()))
+
+
 def test_a_vector_of_d_model_is_a_heads_output(model):
     v = torch.randn(16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     changed = _logits(model, Intervention(Head(0, 1, 3), Set(v)))

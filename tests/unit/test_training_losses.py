@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from transcoders import CLTConfig, SAEConfig, TranscoderConfig, fold_topk, random_dictionaries
+from transcoders import CLTConfig, SAEConfig, TopK, TranscoderConfig, fold_topk, random_dictionaries
 from transcoders.dictionaries import DictionaryProvenance, JumpReLU
 from transcoders.errors import DictionaryError
 from transcoders.sites import Site
@@ -217,3 +217,14 @@ def test_folding_topk_keeps_k_features_on_average(kind):
     folded.activations(0, reads[0])
     with pytest.raises(DictionaryError, match="'jumprelu'"):
         fold_topk(folded, reads)
+
+
+def test_folding_topk_of_each_layer_keeps_k_in_each():
+    clt = random_dictionaries("clt", n_layers=3, d_model=16, features=40, activation="topk")
+    clt.activation = TopK(9)
+    clt.b_enc.data += torch.tensor([0.0, 5.0, -1.0])[:, None]
+    reads = torch.randn(3, 200, 16, generator=torch.Generator().manual_seed(0))
+    features = fold_topk(clt, reads).encode(reads)
+    for layer, most in enumerate((9, 9, None)):
+        count = len(features.of_layer(layer).value) / 200
+        assert count == pytest.approx(9, abs=0.05) if most else count <= 9

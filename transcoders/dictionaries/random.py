@@ -5,7 +5,7 @@ from typing import Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from transcoders.dictionaries.activations import Activation, JumpReLU, ReLU, TopK
+from transcoders.dictionaries.activations import Activation, GroupMax, JumpReLU, ReLU, TopK
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
 from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
 from transcoders.dictionaries.provenance import DictionaryProvenance
@@ -14,7 +14,7 @@ from transcoders.errors import DictionaryError
 from transcoders.precision import Precision, as_dtype
 from transcoders.sites import Site, SiteKind
 
-ActivationName = Literal["relu", "jumprelu", "topk"]
+ActivationName = Literal["relu", "jumprelu", "topk", "groupmax"]
 
 
 class Options(TypedDict, total=False):
@@ -25,7 +25,7 @@ class Options(TypedDict, total=False):
     features: int  # 64
     activation: ActivationName  # relu
     k: int  # 8
-    skip: bool  # False; plt and clt
+    skip: bool  # False
     centred: bool  # False; sae
     read: SiteKind  # mlp_in; plt and clt
     write: SiteKind  # mlp_out; plt and clt
@@ -63,7 +63,9 @@ def random_dictionaries(
     def sigma(*shape: int) -> Activation:
         if activation == "jumprelu":
             return JumpReLU(0.2 + draw(*shape, scale=0.2).abs())
-        return TopK(k, over_layers=len(shape) == 2) if activation == "topk" else ReLU()
+        if activation == "topk":
+            return TopK(k, over_layers=len(shape) == 2)
+        return GroupMax(k) if activation == "groupmax" else ReLU()
 
     def encoder() -> dict[str, Tensor]:
         return {"W_enc": draw(d_model, features, scale=d_model**-0.5), "b_enc": draw(features, scale=0.3)}
@@ -81,6 +83,7 @@ def random_dictionaries(
                 activation=sigma(features),
                 site=Site(i, "resid_post"),
                 centred=centred,
+                W_skip=draw(d_model, d_model, scale=d_model**-0.5) if skip else None,
                 norm=None,
             )
             for i in layers

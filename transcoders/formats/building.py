@@ -137,7 +137,7 @@ def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, l
             )
     if (last := max(by_layer)) >= _MOST_LAYERS:
         raise FileFormatError(
-            f"{label} speaks of layer {last}, but no model has {_MOST_LAYERS:,} layers; check its name."
+            f"{label} speaks of layer {last}, but no model has {_MOST_LAYERS} layers; check its names."
         )
     is_sae = first.read == first.write
     try:

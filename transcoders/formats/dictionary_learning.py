@@ -157,13 +157,13 @@ def _place(source: Source, name: str) -> str | None:
 def _offer(source: Source, name: str, settings: dict[str, Any]) -> Offer:
     trainer, io = settings.get("trainer", {}), (settings.get("buffer") or {}).get("io") or "out"
     path, full = PurePosixPath(name), PurePosixPath(full_name(source, name))
-    texts = [trainer.get("submodule_name") or "", *reversed(full.parent.parts)]
+    texts = [trainer.get("submodule_name") or "", *(part for part in reversed(full.parent.parts) if _layer(part))]
     site = next((site for text in texts if (site := _site(text, io)) is not None), None)
     layer = trainer.get("layer")
     if layer is None:
-        layer = next((number for text in texts if (number := _layer(text)) is not None), None)
+        layer = next((int(number) for text in texts if (number := _layer(text))), None)
     folder = path.parent if path.name == _FILE else path.with_suffix("")
-    varying = [part for part in folder.parts if _layer(part) is None]
+    varying = [part for part in folder.parts if not _layer(part)]
     return Offer(
         id="" if str(folder) == "." else str(folder),
         files=(name,),
@@ -188,9 +188,10 @@ def _site(text: str, io: str) -> SiteKind | None:
         return None
 
 
-def _layer(text: str) -> int | None:
+def _layer(text: str) -> str | None:
+    """The digits of the layer that a text speaks of."""
     found = _LAYER.search(text) or re.search(r"(?:layers|h|blocks)\.(\d{1,5})(?!\d)", text)
-    return None if found is None else int(found[1])
+    return None if found is None else found[1]
 
 
 # reading

@@ -72,7 +72,8 @@ def offers_of(source: Source) -> list[Offer]:
 
 def _offer(source: Source, name: str, several: set[str]) -> Offer:
     full = full_name(source, name)
-    found, place = _PLACE.search(full), _place(full)
+    found = _PLACE.search(full)
+    place = _place(full, str(PurePosixPath(full).parent) if found is None else full[: found.start()])
     site: SiteKind | None = None if place is None else _SITES[place][0]
     folder = PurePosixPath(name).parent
     if found is None:
@@ -97,11 +98,12 @@ def _offer(source: Source, name: str, several: set[str]) -> Offer:
     )
 
 
-def _place(full: str) -> str | None:
-    """Where the dictionaries read, in the words of the repositories' names."""
+def _place(full: str, tree: str) -> str | None:
+    """Where the dictionaries read, in the words of the repositories' names: of one, or of the tree's own folder."""
     if found := list(_REPOSITORY.finditer(full)):
         return found[-1]["place"]
-    return next((part for part in reversed(full.split("/")) if part in _SITES), None)
+    name = PurePosixPath(tree).name
+    return name if name in _SITES else None
 
 
 def _kind(site: str) -> str:

@@ -13,7 +13,7 @@
 transcoders read what the MLP reads, after the norm and its weight, and predict what the MLP adds. `config.json` says it
 by modules of transformers (`hf_hook_point_in`: `model.layers.5.pre_feedforward_layernorm.output`, with `{all}` for the
 layer of a `clt`), with `model_name`, `architecture: jump_relu`, `l0`, `width`, `affine_connection` and `type`.
-Features of instruction-tuned models start after the chat's first four tokens.
+Transcoders of instruction-tuned models have no features at a chat's first four tokens (circuit-tracer).
 
 Sources: the model cards; SAELens 6 and circuit-tracer 0.5, which read these files.
 """
@@ -81,6 +81,8 @@ _SETTINGS = Draft202012Validator(
         },
     }
 )
+_CHAT_PREFIX = 4
+"""Tokens of `<bos><start_of_turn>user\n`, at which transcoders of tuned models have no features."""
 _VECTORS: dict[str, tuple[int | str, ...]] = {
     "w_enc": ("d", "feature"),
     "b_enc": ("feature",),
@@ -266,7 +268,10 @@ def _load_cross_layer(source: Source, offer: Offer, reading: Reading) -> Diction
         )
     settings = _settings(source, PurePosixPath(offer.files[0]).parent)
     paths, sizes = source.fetch([numbered[i] for i in range(n_layers)]), {}
-    layers = [_read(path, reading, ("feature", n_layers, "d"), sizes) for path in paths]
+    layers = []
+    for i, path in enumerate(paths):
+        layers.append(_read(path, reading, ("feature", n_layers, "d"), sizes))
+        layers[i].weights["w_dec"] = layers[i].weights["w_dec"][:, i:].contiguous()  # the rest is not kept
     skips = [layer.weights[_SKIP] for layer in layers if _SKIP in layer.weights]
     if len(skips) not in (0, n_layers):
         raise FileFormatError(f"{source.label} has {_SKIP} in {len(skips)} of {n_layers} files; expected all or none.")
@@ -279,7 +284,7 @@ def _load_cross_layer(source: Source, offer: Offer, reading: Reading) -> Diction
     loaded = CrossLayerTranscoder(
         W_enc=stacked("w_enc"),
         b_enc=(b_enc := stacked("b_enc")),
-        W_dec=[layer.weights["w_dec"][:, i:].contiguous() for i, layer in enumerate(layers)],
+        W_dec=[layer.weights["w_dec"] for layer in layers],
         b_dec=stacked("b_dec"),
         activation=JumpReLU(stacked("threshold").clamp_min(0).to(b_enc)),
         provenance=_provenance(source, offer, {offer.id: settings}, True),
@@ -298,7 +303,8 @@ def _provenance(source: Source, offer: Offer, config: dict[str, Any], of_mlp: bo
     model = re.sub(r"^(google/)?gemma-v?3-", "google/gemma-3-", model)
     model = {"google/gemma-3-270m-pt": "google/gemma-3-270m"}.get(model, model)  # as the hub calls it
     bos = True if model.startswith("google/gemma-3-") else None
-    return DictionaryProvenance(model=model, bos=bos, config={"folders": config})
+    first = _CHAT_PREFIX if of_mlp and bos and model.endswith("-it") else 1
+    return DictionaryProvenance(model=model, bos=bos, first=first, config={"folders": config})
 
 
 # writing

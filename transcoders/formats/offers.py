@@ -31,7 +31,7 @@ class Offer:
     """Active features of a token, as its author measured them."""
     variant: str | None = None
     """What else tells it from its neighbours, as its author calls it."""
-    stated: Mapping[str, Any] = field(default_factory=dict)
+    stated: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Settings that somebody states beside its files, and that replace theirs."""
     asks: tuple[Literal["site", "layer"], ...] = ()
     """What neither names nor settings say, so that a choice has to."""
@@ -107,11 +107,14 @@ def width_text(width: int) -> str:
 
 
 def fitting(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
-    """The offers with what is stated; the L0 is left to `choose`. `FileFormatError` where there are none."""
+    """The offers with what is stated; the L0 is left to `choose`. `FileFormatError` where there are none.
+
+    Those that leave something open are meant only where no others are.
+    """
     if not offers:
         raise FileFormatError(f"{label} offers no dictionaries; check the name and what lies there.")
-    offers = [_completed(offer, choice) for offer in offers]
-    left = [offer for offer in offers if _fits(offer, choice)]
+    left = [offer for offer in offers if not offer.asks and _fits(offer, choice)]
+    left = left or [offer for offer in (_completed(offer, choice) for offer in offers) if _fits(offer, choice)]
     if not left:
         asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
         raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}.")

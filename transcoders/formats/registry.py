@@ -152,5 +152,12 @@ def format_of(source: Source) -> Format:
     for form in FORMATS.values():
         if form.recognises(source):
             return form
-    expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
-    raise FileFormatError(f"{source.label} holds no dictionaries in a known format; expected one of ({expected}).")
+    if isinstance(source, ReleaseFolder) and (conversion := source.release.conversion) is not None:
+        raise FileFormatError(
+            f"{source.label} is in a layout that SAELens converts by {conversion!r} and this package does not read; "
+            "load it with SAELens, save it as SAELens does, and load that folder."
+        )
+    raise FileFormatError(
+        f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); check the folder, whose files "
+        "docs/dictionaries.md names for each format."
+    )

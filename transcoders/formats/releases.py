@@ -11,7 +11,7 @@ import json
 import lzma
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ class Listed:
     id: str
     folder: str
     l0: float | None
-    stated: Mapping[str, Any]
+    stated: Mapping[str, Any] = field(hash=False)
     """Settings in the place of those of its files."""
 
     def offer(self) -> Offer:
@@ -92,7 +92,9 @@ class Release:
         """Those of a format's offers that are meant, under the ids and with the settings of the release."""
         at = {place: offer for offer in offers for place in _places(offer)}
         named = {listed.id: (listed, at[listed.folder]) for listed in self.dictionaries if listed.folder in at}
-        if not named:  # all layers in one set
+        if not named:
+            if choice.id is not None:
+                raise FileFormatError(f"{label} holds all layers in one set; load it without sae_id={choice.id!r}.")
             return choose(offers, choice, label)
         choices = [
             replace(offer, id=id, l0=listed.offer().l0 if offer.l0 is None else offer.l0)

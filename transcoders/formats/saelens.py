@@ -55,7 +55,7 @@ from transcoders.formats.files import read_json, require_finite, require_setting
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import hook_in, hook_of_site, site_of_hook
 from transcoders.formats.offers import Offer
-from transcoders.formats.saelens_settings import ARCHITECTURES, Settings
+from transcoders.formats.saelens_settings import ARCHITECTURES, Settings, UnsupportedError
 from transcoders.formats.source import Source
 from transcoders.formats.weights import Reading, Weights
 
@@ -86,7 +86,10 @@ def is_saelens(source: Source) -> bool:
 
 
 def offers(source: Source) -> list[Offer]:
-    """A dictionary for each folder, by its settings; by their names where there are many and all tell."""
+    """A dictionary for each folder, by its settings; by their names where there are many and all tell.
+
+    What is sound but not read is left out, with a line of the log, unless there is nothing else.
+    """
     present = set(source.names)
     folders = [name.removesuffix(_WEIGHTS) for name in source.names if _file_of(name) == _WEIGHTS]
     if missing := [folder for folder in folders if folder + _CONFIG not in present]:
@@ -99,7 +102,7 @@ def offers(source: Source) -> list[Offer]:
     for folder, path in zip(folders, source.fetch(folder + _CONFIG for folder in folders), strict=True):
         try:
             found.append(_by_settings(folder, Settings.of(path, read_json(path), {}), present))
-        except FileFormatError as error:
+        except UnsupportedError as error:
             wrong.append(error)
     if not found:
         raise wrong[0]
@@ -118,6 +121,12 @@ def load_saelens(source: Source, offers: Sequence[Offer], reading: Reading) -> D
         settings.append(Settings.of(path[_CONFIG], written[offer.id], {**_factor(path), **offer.stated}))
         layers.append(_read(path[_WEIGHTS], settings[-1], reading))
     first = settings[0]
+    if unknown := [offer.id for offer, s in zip(offers, settings, strict=True) if s.lacks_factor]:
+        logger.warning(
+            "Of %d dictionaries of %s, such as %s, it is not known whether the factor of the activations in training "
+            "(expected_average_only_in) is in the weights; they are used as if it were.",
+            len(unknown), source.label, unknown[0] or "its only one",
+        )  # fmt: skip
     if frames := sorted({s.frame.name for s in settings} - {first.frame.name}):
         raise FileFormatError(
             f"{source.label} holds dictionaries of the frames {first.frame.name} and {frames[0]}; give the folder of "
@@ -318,7 +327,11 @@ def _written(
         )
     name, tensors, more = _architecture(dictionary)
     tensors |= {key: getattr(dictionary, key) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    if is_transcoder and dictionary.W_skip is not None:
+    if dictionary.W_skip is not None:
+        if not is_transcoder:
+            raise DictionaryError(
+                f"SAELens' format has no autoencoder with a skip term ({dictionary.read}); use the native format."
+            )
         name, tensors["W_skip"] = name.replace("transcoder", "skip_transcoder"), dictionary.W_skip.T
     if is_transcoder:
         more["d_out"] = dictionary.d_out

@@ -73,6 +73,11 @@ ARCHITECTURES = {
 }
 """`batchtopk` and its matryoshka are checkpoints of training: their one threshold is `topk_threshold`."""
 
+
+class UnsupportedError(FileFormatError):
+    """Settings that are sound, but of something this package does not read."""
+
+
 MOST_LAYERS = 1000
 _RENAMED = {
     "hook_point": "hook_name",
@@ -154,6 +159,8 @@ class Settings:
     norm: TokenNormName | None
     factor: float | None
     """Of the activations in training, where it is known and not folded into the weights."""
+    lacks_factor: bool
+    """There was one, and it is not known whether it is folded in."""
     by_decoder_norm: bool
     read: Site
     write: Site
@@ -172,7 +179,8 @@ class Settings:
     def of(cls, path: Path, written: Mapping[str, Any], stated: Mapping[str, Any]) -> "Settings":
         """The settings `written` in a file, with those that are `stated` elsewhere in their place.
 
-        Raises `FileFormatError` for what this package does not read, naming the key and its value.
+        Raises `UnsupportedError` for what this package does not read, naming the key and its value, and
+        `FileFormatError` for what is no settings.
         """
         require_settings(path, written, _NESTED)
         flat = _with_defaults({**written.get("metadata", {}), **written, **stated})
@@ -187,6 +195,8 @@ class Settings:
             _refuse(path, "hook_name_out", flat["hook_name_out"], f"a site of layer {read.layer}, which is read")
         if kind.is_transcoder and flat.get("apply_b_dec_to_input"):
             _refuse(path, "apply_b_dec_to_input", True, "false for transcoders")
+        has_factor = flat["normalize_activations"] == _FACTOR
+        model = str(flat.get("model_name", "unknown"))
         centres = _loses_mean(flat) and read.kind in _IN_STREAM
         return cls(
             architecture=name,
@@ -196,13 +206,14 @@ class Settings:
             k=_k(path, flat) if kind.has_k else None,
             centred=not kind.is_transcoder and flat.get("apply_b_dec_to_input", True),
             norm=_norm(path, flat, centres, kind.is_transcoder),
-            factor=flat.get("norm_scaling_factor") if flat["normalize_activations"] == _FACTOR else None,
+            factor=flat.get("norm_scaling_factor") if has_factor else None,
+            lacks_factor=has_factor and "norm_scaling_factor" not in flat,
             by_decoder_norm=flat.get("rescale_acts_by_decoder_norm", False),
             read=read,
             write=write,
             centre_encoder=centres and kind.is_transcoder,
             frame=_frame(path, flat, read, write),
-            model=_NAMES.get(name := str(flat.get("model_name", "unknown")), name),
+            model=_NAMES.get(model, model),
             bos=flat.get("prepend_bos"),
             corpus=flat.get("dataset_path"),
         )
@@ -278,7 +289,7 @@ def _site(path: Path, flat: Mapping[str, Any], key: str) -> Site:
         else:
             _refuse(path, "model_class_name", by, "HookedTransformer, TransformerBridge, AutoModelForCausalLM")
     except FileFormatError as error:
-        raise FileFormatError(f"{path} has {key}={hook!r}: {error}") from error
+        raise UnsupportedError(f"{path} has {key}={hook!r}: {error}") from error
     if site.layer >= MOST_LAYERS:
         _refuse(path, key, hook, f"a layer below {MOST_LAYERS}")
     folded = _processing(flat, "fold_ln")
@@ -326,6 +337,6 @@ def _version(text: Any) -> tuple[int, ...]:
 
 
 def _refuse(path: Path, key: str, value: Any, supported: str) -> NoReturn:
-    raise FileFormatError(
+    raise UnsupportedError(
         f"{path} has {key}={str(value)[:80]!r}, which this package does not read; it reads {supported}."
     )

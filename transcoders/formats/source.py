@@ -154,11 +154,21 @@ class HubFolder:
             return self.path
         return f"{self.path}/{name}" if self.path else name
 
+    @cached_property
+    def _commit(self) -> str:
+        """Which commit the revision is now."""
+        from huggingface_hub import HfApi
+
+        return str(HfApi().model_info(self.repo, revision=self.revision).sha)
+
     def _download(self, names: list[str]) -> Path:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download, try_to_load_from_cache
 
         literal = [re.sub(r"([*?\[])", r"[\1]", name) for name in names]  # the client takes patterns
         try:
+            here = [try_to_load_from_cache(self.repo, name, revision=self._commit) for name in names]
+            if all(isinstance(path, str) for path in here):  # without the client's bars
+                return Path(str(here[0])).parents[names[0].count("/")]
             return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=literal))
         except Exception as error:  # as above
             raise FileFormatError(

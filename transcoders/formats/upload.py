@@ -126,7 +126,7 @@ dictionaries = load_dictionaries("{repo}")
 
 
 def _cell(value: Any) -> str:
-    return re.sub(r"[|\s<>`]+", " ", str(value))[:200]
+    return re.sub(r"[|\s<>`]+", " ", str(value))[:200].strip()
 
 
 def _kinds_of(sites: Any) -> str:

@@ -148,8 +148,8 @@ def _no_such(feature: Feature, widths: Sequence[int]) -> str:
     layer = min(max(feature.layer, 0), len(widths) - 1)
     return (
         f"There is no feature {feature.layer}.{feature.index}: these dictionaries have layers 0 to {len(widths) - 1} "
-        f"with {there}, numbered from 0; give LAYER.INDEX, in layer {layer} from {layer}.0 to "
-        f"{layer}.{widths[layer] - 1}."
+        f"with {there}, numbered from 0; give LAYER.INDEX, in layer {layer} "
+        + (f"from {layer}.0 to {layer}.{widths[layer] - 1}." if widths[layer] else "there are none.")
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def matrices(seed, d=D):
             "W_dec": draw(seed + 1, N, d), "b_dec": draw(seed + 3, d)}  # fmt: skip
 
 
-def state(name, seed=0, d=D):
+def state(name, seed=0, d=D) -> Any:
     bias = {"encoder.bias": draw(seed + 2, N, scale=0.3)}
     topk = {"k": torch.tensor(K, dtype=torch.int), "threshold": torch.tensor(0.35)}
     match name:
@@ -52,9 +53,10 @@ def state(name, seed=0, d=D):
             return matrices(seed, d) | topk | {"group_sizes": torch.tensor([4, 12])}
 
 
-def oracle(name, content, x):
+def oracle(name, content, x) -> Any:
     w = {key: value.double() for key, value in content.items()}
-    W, D_ = w.get("encoder.weight"), w.get("decoder.weight")
+    W: Any = w.get("encoder.weight")
+    D_: Any = w.get("decoder.weight")
     match name:
         case "AutoEncoder":
             norms = D_.norm(dim=0)
@@ -117,7 +119,7 @@ def assert_is(dictionary, name, content):
     torch.testing.assert_close(dictionary(x), y, atol=1e-12, rtol=1e-12)
 
 
-def load(path, **choice):
+def load(path, **choice) -> Any:
     return load_dictionaries(path, dtype=torch.float64, **choice)
 
 
@@ -198,6 +200,18 @@ def test_what_nothing_names_is_asked_about(tmp_path):
     assert (str(loaded.reads[2]), str(loaded.writes[2])) == ("2.mlp_normed", "2.mlp_added")
 
 
+def test_what_nothing_names_does_not_stand_in_the_way_of_the_rest(tmp_path):
+    contents = [write(tmp_path, f"resid_out_layer{layer}/10_32768", "AutoEncoder", layer) for layer in (0, 1)]
+    embedded = write(tmp_path, "embed/10_32768", "AutoEncoder", 7)
+    for chosen in ({}, {"site": "resid_post"}, {"layers": [0, 1]}):
+        for layer, content in enumerate(contents):
+            assert_is(load(tmp_path, **chosen)[layer], "AutoEncoder", content)
+    with pytest.raises(InputError, match="which site embed/10_32768 reads"):
+        load(tmp_path, sae_id="embed/10_32768")
+    loaded = load(tmp_path, sae_id="embed/10_32768", site="resid_pre", layers=0)
+    assert_is(loaded[0], "AutoEncoder", embedded)
+
+
 def sweep(root):
     contents = {}
     for layer in (3, 7):
@@ -210,15 +224,8 @@ def sweep(root):
     return contents
 
 
-def test_the_hub_s_repository_is_listed_and_chosen_from(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    home = tmp_path / "models--someone--saes"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text("abc")
-    contents = sweep(home / "snapshots" / "abc")
+def test_the_hub_s_repository_is_listed_and_chosen_from(hub):
+    contents = sweep(hub("someone/saes"))
     name, offers = list_dictionaries("someone/saes")
     assert name == "dictionary-learning"
     assert {(o.layer, o.variant, o.width, o.l0, o.site, o.kind) for o in offers} == {

@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,17 +24,10 @@ SITES: dict[str, list[tuple[SiteKind, SiteKind]]] = {
 }
 
 
-def candidates(kind: str) -> Iterator[TranscoderSet | SAESet | CrossLayerTranscoder]:
+def candidates(kind: Any) -> Iterator[TranscoderSet | SAESet | CrossLayerTranscoder]:
     """Sets of a kind, of which a format may hold some."""
     for n_layers, sites, activation in itertools.product((2, 1), SITES[kind], ("jumprelu", "topk", "relu")):
-        made = random_dictionaries(
-            kind,
-            activation=activation,
-            n_layers=n_layers,
-            d_model=8,
-            features=12,
-            k=3,  # pyright: ignore
-        )
+        made = random_dictionaries(kind, activation=activation, n_layers=n_layers, d_model=8, features=12, k=3)
         read, write = ([Site(layer, site) for layer in range(n_layers)] for site in sites)
         if isinstance(made, CrossLayerTranscoder):
             made.reads, made.writes = tuple(read), tuple(write)

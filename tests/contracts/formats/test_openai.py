@@ -1,6 +1,7 @@
 """OpenAI's autoencoders, written here as their `state_dict` is, against the definition in dense float64."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def assert_is(dictionary, content):
     torch.testing.assert_close(dictionary(x), y, atol=1e-12, rtol=1e-12)
 
 
-def load(path, **choice):
+def load(path, **choice) -> Any:
     return load_dictionaries(path, dtype=torch.float64, **choice)
 
 
@@ -100,15 +101,8 @@ def test_what_is_chosen(tmp_path):
         load(tmp_path)
 
 
-def test_the_hub_s_repository(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    home = tmp_path / "models--someone--sparse-autoencoder"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text("abc")
-    content = write(home / "snapshots" / "abc", "resid_post_attn_v5_32k", 1, state(1, "TopK"))
+def test_the_hub_s_repository(hub):
+    content = write(hub("someone/sparse-autoencoder"), "resid_post_attn_v5_32k", 1, state(1, "TopK"))
     assert_is(load("someone/sparse-autoencoder")[1], content)
     assert_is(load("someone/sparse-autoencoder/gpt2-small/resid_post_attn_v5_32k/autoencoders/1.pt")[1], content)
 

@@ -6,7 +6,9 @@ The oracle, `published`, is written from the definitions and knows nothing of ou
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +19,8 @@ from transcoders import load_dictionaries, random_dictionaries, save_dictionarie
 from transcoders.dictionaries import SAESet, TranscoderSet
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import CircuitsaeError, DictionaryError, FileFormatError, InputError
+from transcoders.evaluation.evaluate import Splice
+from transcoders.evaluation.statistics import reconstruct_dense
 from transcoders.formats import list_dictionaries, source
 from transcoders.formats.releases import release_named, release_names
 from transcoders.loading import random_model
@@ -270,7 +274,7 @@ HOOKS = {
 def test_hooks_of_both_transformer_lenses_are_sites(tmp_path, hook):
     z = {"reshape_activations": "hook_z"} if "hook_z" in hook else {}
     folder = write(tmp_path / "d", settings_of("standard", hook_name=hook, **z), tensors_of("standard"))
-    assert load_dictionaries(folder).reads[-1] == Site(2, HOOKS[hook])
+    assert load_dictionaries(folder).reads[-1] == Site.parse(f"2.{HOOKS[hook]}")
 
 
 @pytest.mark.parametrize(
@@ -409,6 +413,9 @@ def test_a_dictionary_that_cannot_be_read_does_not_keep_the_others(tmp_path, cap
     write(tmp_path / "d" / "other", settings_of("standard") | {"architecture": "temporal"}, tensors_of("standard"))
     assert load_dictionaries(tmp_path / "d").n_layers == 3
     assert "architecture='temporal'" in caplog.text
+    (tmp_path / "d" / "other" / "cfg.json").write_text("{")  # which may have been one of the set
+    with pytest.raises(FileFormatError, match="as JSON"):
+        load_dictionaries(tmp_path / "d")
 
 
 @pytest.fixture
@@ -472,6 +479,57 @@ def test_a_release_says_what_its_folders_are_and_which_factor_is_not_folded_in(h
     torch.testing.assert_close(loaded[3](x), y / s + mean, rtol=1e-10, atol=1e-10)
 
 
+def test_a_release_may_be_in_another_communitys_layout(hub):
+    release = release_named("gemma-scope-2b-pt-res-canonical")
+    assert release is not None
+    made: dict[str, Any] = {name: t.float().numpy() for name, t in tensors_of("jumprelu").items()}
+    root = hub(release.repo) / "layer_20" / "width_16k"
+    for folder in ("average_l0_71", "average_l0_38"):  # the first is the canonical one
+        (root / folder).mkdir(parents=True)
+        np.savez(root / folder / "params.npz", **made)
+    loaded = load_dictionaries(release.name, sae_id="layer_20/width_16k/canonical", dtype="float64")
+    assert isinstance(loaded, SAESet)
+    x = inputs()
+    a, y = published(settings_of("jumprelu", apply_b_dec_to_input=False), tensors_of("jumprelu"), x)
+    torch.testing.assert_close(loaded[20].encode(x), a, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(loaded[20](x), y, rtol=1e-10, atol=1e-10)
+    assert loaded.reads[20] == Site(20, "resid_post")
+    assert load_dictionaries(release.name).n_layers == 21
+
+
+def test_a_layout_that_only_saelens_converts_is_named(hub):
+    release = release_named("qwen-scope-3-8b-base-w64k-l50")
+    assert release is not None
+    place = hub(release.repo)
+    place.mkdir(parents=True)
+    (place / "layer0.sae.pt").write_bytes(b"")
+    with pytest.raises(
+        FileFormatError, match="a layout that SAELens converts by 'qwen_scope' and this package does not"
+    ):
+        load_dictionaries(release.name)
+
+
+def test_a_release_that_is_one_set_has_no_parts(hub):
+    release = release_named("mntss-gemma-2-2b-2.5m-clt-as-per-layer")
+    assert release is not None
+    clt = random_dictionaries("clt", n_layers=3, d_model=D, features=N)
+    save_dictionaries(clt, hub(release.repo), format="circuit-tracer")
+    assert load_dictionaries(release.name).kind == "clt"
+    with pytest.raises(FileFormatError, match="holds all layers in one set; load it without sae_id='layer_1'"):
+        load_dictionaries(release.name, sae_id="layer_1")
+
+
+def test_a_factor_that_is_not_known_is_spoken_of(tmp_path, caplog):
+    settings = settings_of("standard", normalize_activations="expected_average_only_in")
+    folder = write(tmp_path / "d", settings, tensors_of("standard"))
+    load_dictionaries(folder)
+    assert "it is not known whether the factor of the activations in training" in caplog.text
+    caplog.clear()
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.5}')
+    load_dictionaries(folder)
+    assert not caplog.text
+
+
 def test_releases_are_listed_without_asking_anybody(monkeypatch):
     monkeypatch.setattr(source, "hub_problem", lambda: pytest.fail("the hub was asked"))
     assert len(release_names()) > 150
@@ -493,7 +551,40 @@ def test_releases_are_listed_without_asking_anybody(monkeypatch):
         list_dictionaries("nothing-of-the-kind")
 
 
-# attribution
+# what else is made of them
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_taken_back_in_the_running_model(tmp_path, norm):
+    """Each layer's stream is replaced by the reconstruction of what it then is, but at the first position."""
+    changed: dict[str, Any] = {"normalize_activations": norm} | ({} if norm == "constant_norm_rescale" else CENTRED)
+    loaded = load_dictionaries(write_layers(tmp_path, "jumprelu", **changed), dtype="float64")
+    assert isinstance(loaded, SAESet)
+    model = random_model("gpt2", n_layers=3, d_model=D, n_heads=2, d_vocab=64, dtype=torch.float64)
+    tokens, sites = torch.tensor([[0, 11, 22, 33]]), [Site(layer, "resid_post") for layer in range(3)]
+
+    def by_hand(layer):
+        return lambda x: torch.cat([x[:, :1], loaded[layer](x)[:, 1:]], dim=1)
+
+    expected, reads = model.run(tokens, sites, {site: by_hand(site.layer) for site in sites})
+    spliced, _ = model.run(tokens, edits=Splice(loaded).edits())
+    torch.testing.assert_close(spliced, expected, rtol=1e-10, atol=1e-10)
+    read = torch.stack([reads[site][0] for site in sites]) + 0.1
+    a, y = reconstruct_dense(loaded, read)
+    for layer in range(3):
+        torch.testing.assert_close(a[layer], loaded[layer].encode(read[layer]))
+        torch.testing.assert_close(y[layer], loaded[layer](read[layer]), rtol=1e-10, atol=1e-10)
+
+
+def test_transcoders_in_units_of_each_token_are_not_attributed(tmp_path):
+    hooks = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.mlp.hook_out"}
+    settings = settings_of("transcoder", normalize_activations="layer_norm", **hooks)
+    loaded = load_dictionaries(write(tmp_path / "d", settings, tensors_of("transcoder")))
+    with pytest.raises(
+        DictionaryError, match=r"layer 1 reads each token in units of its own \(TokenNorm\('layer_norm_in'"
+    ):
+        ReplacementModel(random_model("gpt2", n_layers=2, d_model=D, n_heads=2, d_vocab=64), loaded)
+
 
 TRANSCODER_HOOKS = {"hook_name_out": "blocks.{}.mlp.hook_out", "hook_name": "blocks.{}.mlp.hook_in"}
 
@@ -526,7 +617,7 @@ SAVED = [
 
 @pytest.mark.parametrize("case", SAVED, ids=lambda case: "-".join(map(str, case.values())))
 @pytest.mark.parametrize("norm", [None, "rescale", "layer_norm", "centre"])
-def test_round_trip(tmp_path, case, norm):
+def test_round_trip(tmp_path, case, norm: Any):
     if norm is not None and case["kind"] == "plt":
         norm = None if norm == "centre" else f"{norm}_in"
     original = random_dictionaries(**case, n_layers=3, d_model=D, features=N, k=K, seed=7).requires_grad_(False)
@@ -566,7 +657,9 @@ def test_what_is_written_is_what_saelens_reads(tmp_path):
         "W_enc": ((D, N), torch.bfloat16), "W_dec": ((N, D), torch.bfloat16), "W_skip": ((D, D), torch.bfloat16),
         "b_enc": ((N,), torch.float32), "b_dec": ((D,), torch.float32), "threshold": ((N,), torch.float32),
     }  # fmt: skip
-    assert torch.equal(tensors["W_skip"], original[1].W_skip.T.bfloat16())
+    W_skip = original.skip(1)
+    assert W_skip is not None
+    assert torch.equal(tensors["W_skip"], W_skip.T.bfloat16())
 
 
 def test_absent_layers_are_not_written_and_shorter_sets_replace_longer_ones(tmp_path):
@@ -578,6 +671,13 @@ def test_absent_layers_are_not_written_and_shorter_sets_replace_longer_ones(tmp_
     assert load_dictionaries(tmp_path / "d").n_layers == 4
     save_dictionaries(random_dictionaries("sae", n_layers=2, d_model=D, features=N), tmp_path / "d", format="saelens")
     assert load_dictionaries(tmp_path / "d").n_layers == 2
+
+
+def test_autoencoders_with_a_skip_term_are_refused(tmp_path):
+    made = random_dictionaries("sae", d_model=D, features=N)
+    made[0].W_skip = torch.nn.Parameter(torch.eye(D))
+    with pytest.raises(DictionaryError, match="no autoencoder with a skip term"):
+        save_dictionaries(made, tmp_path / "d", format="saelens")
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_a_folder_that_names_no_module_asks(tmp_path):
     loaded = load64(tmp_path / "mine", site="mlp_out", layers=0)
     assert str(loaded.writes[0]) == "0.mlp_out"
     assert_are(loaded, [coder])
-    with pytest.raises(InputError, match="Cannot read site"):
+    with pytest.raises(InputError, match="nowhere"):
         load64(tmp_path / "mine", site="nowhere", layers=0)
     write(tmp_path / "other", settings={"transcode": True})
     with pytest.raises(FileFormatError, match="none is known that reads mlp_out"):
