@@ -157,5 +157,8 @@ def format_of(source: Source) -> Format:
             f"{source.label} is in a layout that SAELens converts by {conversion!r} and this package does not read; "
             "load it with SAELens, save it as SAELens does, and load that folder."
         )
-    expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
-    raise FileFormatError(f"{source.label} holds no dictionaries in a known format; expected one of ({expected}).")
+    found = ", ".join(source.names[:3]) + (f" and {len(source.names) - 3:,} more" if len(source.names) > 3 else "")
+    raise FileFormatError(
+        f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); its files are "
+        f"({found[:200] or 'none'}), so check that this is the right folder, and that it is whole."
+    )

@@ -440,6 +440,14 @@ def test_a_repository_of_the_hub(hub):
     assert load_dictionaries("hf://some/saes@main/deep", layers=1).n_layers == 2
 
 
+def test_a_part_of_a_repository_in_the_cache_is_enough(hub):
+    root = write_layers(hub("some/saes"))
+    for layer in (0, 2):  # as after `layers=1`, for which all settings were fetched
+        (root / f"blocks.{layer}.hook_resid_post" / "sae_weights.safetensors").unlink()
+    loaded = load_dictionaries("some/saes", layers=1)
+    assert [loaded.n_features(i) for i in range(loaded.n_layers)] == [0, N]
+
+
 def test_a_release_is_loaded_by_its_name(hub):
     root = write_layers(hub("jbloom/GPT2-Small-SAEs-Reformatted"), layers=range(12), hook="hook_resid_pre")
     write_layers(root, layers=[11])
@@ -766,3 +774,7 @@ def test_incomplete_folders_say_what_is_missing(tmp_path):
         load_dictionaries(folder)
     with pytest.raises(CircuitsaeError):
         load_dictionaries(tmp_path / "nothing")
+    write_layers(tmp_path / "three")
+    (tmp_path / "three" / "blocks.1.hook_resid_post" / "sae_weights.safetensors").unlink()
+    with pytest.raises(FileFormatError, match=r"has no blocks\.1\.hook_resid_post/sae_weights\.safetensors beside"):
+        load_dictionaries(tmp_path / "three")
