@@ -69,7 +69,8 @@ _SCALING = ("scaling_factor", "finetuning_scaling_factor")
 _SCALER_SETTINGS = Draft202012Validator(
     {"properties": {"scaling_factor": {"type": ["number", "null"], "exclusiveMinimum": 1e-10, "maximum": 1e10}}}
 )
-_VERSION = "6.0.0"
+_VERSION = "6.54.12"
+"""Whose layout is written, and whose TransformerLens names the hooks."""
 _NORMALIZE: dict[str | None, str] = {
     None: "none",
     "centre": "none",
