@@ -160,5 +160,5 @@ def format_of(source: Source) -> Format:
     found = ", ".join(source.names[:3]) + (f" and {len(source.names) - 3:,} more" if len(source.names) > 3 else "")
     raise FileFormatError(
         f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); its files are "
-        f"({found[:200] or 'none'}), so check that this is the right folder, and that it is whole."
+        f"({found[:200] or 'none'}), those of each format are named in docs/dictionaries.md."
     )
