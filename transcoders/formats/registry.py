@@ -157,7 +157,8 @@ def format_of(source: Source) -> Format:
             f"{source.label} is in a layout that SAELens converts by {conversion!r} and this package does not read; "
             "load it with SAELens, save it as SAELens does, and load that folder."
         )
+    found = ", ".join(source.names[:3]) + (f" and {len(source.names) - 3:,} more" if len(source.names) > 3 else "")
     raise FileFormatError(
-        f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); check the folder, whose files "
-        "docs/dictionaries.md names for each format."
+        f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); its files are "
+        f"({found[:200] or 'none'}), those of each format are named in docs/dictionaries.md."
     )
