@@ -157,5 +157,7 @@ def format_of(source: Source) -> Format:
             f"{source.label} is in a layout that SAELens converts by {conversion!r} and this package does not read; "
             "load it with SAELens, save it as SAELens does, and load that folder."
         )
-    expected = "; ".join(f"{name}: {form.marker}" for name, form in FORMATS.items())
-    raise FileFormatError(f"{source.label} holds no dictionaries in a known format; expected one of ({expected}).")
+    raise FileFormatError(
+        f"{source.label} holds no dictionaries in a known format; expected one of ({', '.join(FORMATS)}), or the folder "
+        "inside of it that is."
+    )
