@@ -9,7 +9,6 @@ import transcoders
 from circuitsae.pocket import MODEL_DIR, POCKET_DICTIONARIES, dictionary_folder
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import DictionaryError
-from transcoders.formats.format import FormatName
 from transcoders.formats.offers import Offer
 from transcoders.formats.registry import Wanted
 from transcoders.language_model import LanguageModel
@@ -48,7 +47,7 @@ def load_dictionaries(name: str | Path = POCKET, **wanted: Unpack[Wanted]) -> Di
     return transcoders.load_dictionaries(_place(name), **wanted)
 
 
-def list_dictionaries(name: str | Path = POCKET, *, revision: str | None = None) -> tuple[FormatName, list[Offer]]:
+def list_dictionaries(name: str | Path = POCKET, *, revision: str | None = None) -> tuple[str, list[Offer]]:
     """The format of what a name stands for, and the dictionaries it offers; no weights are read or downloaded.
 
     Raises `FileFormatError` where there are none.

@@ -158,6 +158,6 @@ def format_of(source: Source) -> Format:
             "load it with SAELens, save it as SAELens does, and load that folder."
         )
     raise FileFormatError(
-        f"{source.label} holds no dictionaries in a known format; expected one of ({', '.join(FORMATS)}), or the "
-        "folder inside of it that is."
+        f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); check the folder, whose files "
+        "docs/dictionaries.md names for each format."
     )

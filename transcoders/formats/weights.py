@@ -135,12 +135,11 @@ def _open_npz(path: Path) -> Weights:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            shapes = {
-                member.filename.removesuffix(".npy"): _npy_shape(archive, member) for member in archive.infolist()
-            }
+            members = archive.infolist()
+            shapes = {member.filename.removesuffix(".npy"): _npy_shape(archive, member) for member in members}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise _damaged(path, error) from error
-    _require_size(path, (math.prod(shape) for shape in shapes.values()))
+    _require_size(path, (member.file_size for member in members))
     return Weights(path, shapes, _load=load)
 
 
@@ -181,7 +180,7 @@ def _open_torch(path: Path) -> Weights:
     _flatten(content, "", tensors, extra, depth=0)
     if not tensors:
         raise FileFormatError(f"{path} holds no tensors; check that this is the right file.")
-    _require_size(path, (value.numel() for value in tensors.values()))
+    _require_size(path, (value.numel() * value.element_size() for value in tensors.values()))
     return Weights(path, {name: tuple(value.shape) for name, value in tensors.items()}, extra, tensors.__getitem__)
 
 
@@ -197,11 +196,11 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor], extra: dict[str,
         extra[name] = value
 
 
-def _require_size(path: Path, counts: Iterable[int]) -> None:
+def _require_size(path: Path, sizes: Iterable[int]) -> None:
     """Views and compression can make a short file claim endless tensors."""
-    if (claimed := sum(counts)) > 2 * path.stat().st_size:
+    if (claimed := sum(sizes)) > 2 * path.stat().st_size:
         raise FileFormatError(
-            f"{path} claims {claimed:,} numbers in {path.stat().st_size:,} bytes; download or save it again."
+            f"{path} claims tensors of {claimed:,} bytes in {path.stat().st_size:,}; download or save it again."
         )
 
 

@@ -1,5 +1,7 @@
 """JumpReLU dictionaries with the names and shapes of Gemma Scope's, and their definition in float64."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -49,7 +51,7 @@ def assert_is(dictionary, stored, x=None):
     torch.testing.assert_close(dictionary(x), y, atol=1e-12, rtol=0)
 
 
-def load(path, **choice):
+def load(path, **choice) -> Any:
     return load_dictionaries(path, dtype=torch.float64, **choice)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def matrices(seed, d=D):
             "W_dec": draw(seed + 1, N, d), "b_dec": draw(seed + 3, d)}  # fmt: skip
 
 
-def state(name, seed=0, d=D):
+def state(name, seed=0, d=D) -> Any:
     bias = {"encoder.bias": draw(seed + 2, N, scale=0.3)}
     topk = {"k": torch.tensor(K, dtype=torch.int), "threshold": torch.tensor(0.35)}
     match name:
@@ -52,9 +53,10 @@ def state(name, seed=0, d=D):
             return matrices(seed, d) | topk | {"group_sizes": torch.tensor([4, 12])}
 
 
-def oracle(name, content, x):
+def oracle(name, content, x) -> Any:
     w = {key: value.double() for key, value in content.items()}
-    W, D_ = w.get("encoder.weight"), w.get("decoder.weight")
+    W: Any = w.get("encoder.weight")
+    D_: Any = w.get("decoder.weight")
     match name:
         case "AutoEncoder":
             norms = D_.norm(dim=0)
@@ -117,7 +119,7 @@ def assert_is(dictionary, name, content):
     torch.testing.assert_close(dictionary(x), y, atol=1e-12, rtol=1e-12)
 
 
-def load(path, **choice):
+def load(path, **choice) -> Any:
     return load_dictionaries(path, dtype=torch.float64, **choice)
 
 

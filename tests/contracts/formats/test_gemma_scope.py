@@ -1,6 +1,7 @@
 """Gemma Scope's files, written here by their published layout, against the definition in dense float64."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,9 +213,9 @@ def test_a_second_set_takes_the_place_of_the_first(tmp_path):
 
 
 def test_matrices_are_stored_as_asked_for(tmp_path):
-    original = build(kind="sae", activation="jumprelu")
+    original: Any = build(kind="sae", activation="jumprelu")
     save_dictionaries(original, tmp_path / "half", format="gemma-scope", storage_dtype=torch.float16)
-    loaded = load_dictionaries(tmp_path / "half")
+    loaded: Any = load_dictionaries(tmp_path / "half")
     assert torch.equal(loaded[1].activation.threshold, original[1].activation.threshold)
     torch.testing.assert_close(loaded[1].W_dec, original[1].W_dec, atol=1e-3, rtol=1e-3)
     with pytest.raises(DictionaryError, match=r"NumPy's files hold no torch\.bfloat16"):
@@ -234,3 +235,14 @@ def test_what_they_cannot_hold_is_refused(tmp_path, case, message):
     with pytest.raises(DictionaryError, match=message):
         save_dictionaries(build(**case), tmp_path / "out", format="gemma-scope")
     assert not (tmp_path / "out").exists()
+
+
+def test_arrays_that_are_larger_than_their_file_are_refused(tmp_path):
+    stored = npz(tmp_path, "res/layer_0/width_16k/average_l0_9", d=32, n=64)
+    path = tmp_path / "res/layer_0/width_16k/average_l0_9/params.npz"
+    np.savez_compressed(path, **stored)
+    assert_is(load(tmp_path)[0], stored)
+    nothing: Any = {name: np.zeros_like(stored[name]) for name in ("W_enc", "W_dec")}
+    np.savez_compressed(path, **(stored | nothing))
+    with pytest.raises(FileFormatError, match=r"claims tensors of [\d,]+ bytes"):
+        load(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -259,9 +260,9 @@ def test_a_second_set_takes_the_place_of_the_first(tmp_path):
 
 
 def test_matrices_are_stored_as_asked_for(tmp_path):
-    original = build(kind="clt", activation="jumprelu")
+    original: Any = build(kind="clt", activation="jumprelu")
     save_dictionaries(original, tmp_path, format="gemma-scope-2", storage_dtype=torch.bfloat16)
-    loaded = load_dictionaries(tmp_path)
+    loaded: Any = load_dictionaries(tmp_path)
     assert torch.equal(loaded.activation.threshold, original.activation.threshold)
     torch.testing.assert_close(loaded.W_dec[1], original.W_dec[1], atol=1e-2, rtol=1e-2)
 

@@ -1,6 +1,7 @@
 """OpenAI's autoencoders, written here as their `state_dict` is, against the definition in dense float64."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def assert_is(dictionary, content):
     torch.testing.assert_close(dictionary(x), y, atol=1e-12, rtol=1e-12)
 
 
-def load(path, **choice):
+def load(path, **choice) -> Any:
     return load_dictionaries(path, dtype=torch.float64, **choice)
 
 
