@@ -25,7 +25,7 @@ from transcoders.formats import (
 from transcoders.formats.files import DecoderPlace
 from transcoders.formats.format import Format, FormatName
 from transcoders.formats.offers import Choice, Offer, choose
-from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source
+from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source, some
 from transcoders.formats.weights import Reading
 from transcoders.precision import Precision, as_dtype
 
@@ -157,8 +157,7 @@ def format_of(source: Source) -> Format:
             f"{source.label} is in a layout that SAELens converts by {conversion!r} and this package does not read; "
             "load it with SAELens, save it as SAELens does, and load that folder."
         )
-    found = ", ".join(source.names[:3]) + (f" and {len(source.names) - 3:,} more" if len(source.names) > 3 else "")
     raise FileFormatError(
         f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); its files are "
-        f"({found[:200] or 'none'}), those of each format are named in docs/dictionaries.md."
+        f"({some(source.names, 3)[:200] or 'none'}), those of each format are named in docs/dictionaries.md."
     )
