@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.errors import ModelError
-from transcoders.language_model import Hook, LanguageModel, vectors
+from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
 
 _EMBED, _POSITION, _FINAL, _RAW = "embed.hook_out", "pos_embed.hook_out", "unembed.hook_in", "unembed.hook_out"
@@ -94,10 +94,7 @@ class FrozenModel:
         raw = cache[_RAW][0, -1]
         self.logit_scale: Float[Tensor, "d_vocab"] = torch.where(raw == 0, 1, self.logits[-1] / raw)
         position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
-        read, written = (
-            torch.cat([vectors(cache[name], self.tokens[None]) for name in names])
-            for names in (self._read_names, self._write_names)
-        )
+        read, written = (torch.cat([cache[name] for name in names]) for names in (self._read_names, self._write_names))
         self.writes = Writes(cache[_EMBED][0], position, written)
         self.reads = Reads(read, cache[_FINAL][0])
         self._check_finite()
@@ -150,7 +147,7 @@ class FrozenModel:
         if writes.position is not None:
             edits[_POSITION] = _constant(writes.position[None])
         for layer, name in enumerate(self._write_names):
-            edits[self._read_names[layer]] = lambda value: read.append(vectors(value, self.tokens[None])[0])
+            edits[self._read_names[layer]] = lambda value: read.append(value[0])
             edits[name] = lambda value, layer=layer: (writes.mlp_out[layer] + self._skip(layer, read[layer]))[None]
         _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
         return Reads(torch.stack(read), cache[_FINAL][0])

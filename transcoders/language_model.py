@@ -260,11 +260,11 @@ class LanguageModel:
         # A stream in the middle is changed last, by what attention adds once that has been changed itself.
         for site, edit in sorted(edits.items(), key=lambda item: item[0].kind == "resid_mid"):
             for name, hook in self._writing(site, edit).items():
-                hook = _by_token(hook, tokens)
+                hook = _by_token(hook)
                 write[name] = hook if name not in write else _after(write[name], hook)
         names = {site: self.hook(site) for site in read}
         logits, cache = self.run_hooked(tokens, read=dict.fromkeys(names.values()), write=write)
-        return logits, {site: vectors(cache[name], tokens) for site, name in names.items()}
+        return logits, {site: cache[name].flatten(2) for site, name in names.items()}
 
     def activations(
         self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]
@@ -284,7 +284,7 @@ class LanguageModel:
             hooks: list[tuple[Any, Any]] = [(name, store) for name in wanted]
             with contextlib.suppress(_AllFound):
                 self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
-        return {site: vectors(found[name], tokens) for site, name in names.items()}
+        return {site: _apart(found[name], tokens).flatten(2) for site, name in names.items()}
 
     def _writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
         """The hooks that edit a site."""
@@ -305,7 +305,9 @@ class LanguageModel:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`run` in terms of TransformerBridge hook names; writes are applied before reads.
 
-        Of a model that is spread over devices, what is read and what edits get is on the one of the unembedding.
+        Values are the bridge's, heads apart; only where it has one axis of all tokens (OPT's second norm, routers of
+        experts) it is taken apart into batch and position. Of a model that is spread over devices, what is read and
+        what edits get is on the one of the unembedding.
         `past` (of `new_cache`) holds the keys and values of earlier positions, and takes those of `tokens`.
         """
         cache: dict[str, Tensor] = {}
@@ -313,13 +315,15 @@ class LanguageModel:
 
         def reader(name: str) -> Callable[..., None]:
             def store(value: Tensor, hook: Any) -> None:
-                cache[name] = value.to(home)
+                cache[name] = _apart(value, tokens).to(home)
 
             return store
 
         def writer(edit: Hook) -> Callable[..., Tensor | None]:
             def change(value: Tensor, hook: Any) -> Tensor | None:
-                changed = edit(value.to(home))
+                changed = edit((apart := _apart(value, tokens)).to(home))
+                if changed is not None and apart is not value:
+                    changed = changed.reshape(value.shape)
                 return None if changed is None else changed.to(value.device)
 
             return change
@@ -376,9 +380,8 @@ class LanguageModel:
         return self.parts.bias_groups()
 
 
-def vectors(value: Tensor, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos _"]:
-    """What a hook carries as one vector per token: heads side by side, and OPT's one axis of all tokens taken apart."""
-    return value.reshape(*tokens.shape, -1)
+def _apart(value: Tensor, tokens: Int[Tensor, "batch pos"]) -> Tensor:
+    return value.unflatten(0, tokens.shape) if value.ndim == 2 and len(value) == tokens.numel() else value
 
 
 def in_the_middle(edit: Hook) -> tuple[Hook, Hook]:
@@ -399,11 +402,11 @@ def in_the_middle(edit: Hook) -> tuple[Hook, Hook]:
     return note, change
 
 
-def _by_token(edit: Hook, tokens: Tensor) -> Hook:
+def _by_token(edit: Hook) -> Hook:
     """`edit`, which sees one vector per token, in the hook's own shape."""
 
     def reshaped(value: Tensor) -> Tensor | None:
-        changed = edit(vectors(value, tokens))
+        changed = edit(value.flatten(2))
         return None if changed is None else changed.reshape(value.shape)
 
     return reshaped

@@ -82,7 +82,8 @@ class Audit:
             found[PATTERN, layer_of(name)] = far
         for name in self.scales:
             key = (NORM, layer_of(name, self.model.n_layers))
-            far = max(_share(here[name], clean[name]), _norm_use(name, here, clean))
+            on_purpose = _norm_names(name)[1] in self.forward.vectors  # what the norm gives was changed itself
+            far = max(_share(here[name], clean[name]), 0.0 if on_purpose else _norm_use(name, here, clean))
             found[key] = max(found.get(key, 0.0), far)
         for layer, name in self.mlps.items():
             found[MLP_OUT, layer] = self._mlp_moved(row, layer, here[name], clean)

@@ -149,13 +149,8 @@ class Forward:
     def held(self) -> dict[str, Tensor]:
         """The clean patterns and norm scales that the regime holds, by hook."""
         constants = self.prompts[0].trace.frozen.constants
-        return {name: self._held_by_row(name) for name in constants if self.regime.holds(name)}
-
-    def _held_by_row(self, name: str) -> Tensor:
-        # OPT's second norm sees batch and positions as one axis.
-        if self.prompts[0].trace.frozen.constants[name].ndim == 2:
-            return self.by_row(lambda p: p.trace.frozen.constants[name]).flatten(0, 1)
-        return self.by_row(lambda p: p.trace.frozen.constants[name][0])
+        held = [name for name in constants if self.regime.holds(name)]
+        return {name: self.by_row(lambda p, name=name: p.trace.frozen.constants[name][0]) for name in held}
 
     def by_row(self, value: Callable[[Recording], Tensor]) -> Tensor:
         """A value of each row's prompt, stacked; not copied where all rows have one prompt."""
@@ -171,8 +166,8 @@ class Forward:
         dictionaries, mode = self.model.dictionaries, self.regime.mlp(layer)
         table = self.features.get(layer)
 
-        def encode(carried: Tensor) -> None:
-            read = self._noted(layer, carried)
+        def encode(read: Tensor) -> None:
+            self.read[layer] = read
             active = None
             if mode == "linear":
                 self._answer(layer, read)
@@ -190,11 +185,6 @@ class Forward:
                     self._sparse[at].append((table, layer, table.changed(value) - value))
 
         return encode
-
-    def _noted(self, layer: int, carried: Tensor) -> Float[Tensor, "row pos d_model"]:
-        """What a layer's dictionary reads in this pass, kept for its skip term."""
-        self.read[layer] = carried.reshape(len(self.prompts), -1, carried.shape[-1])
-        return self.read[layer]
 
     def _answer(self, layer: int, read: Tensor) -> None:
         """What the active features of a layer write later for what they read beyond the clean run's."""

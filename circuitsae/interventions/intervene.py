@@ -27,7 +27,6 @@ from circuitsae.interventions.outcome import BatchReads, Outcome
 from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
-from transcoders.language_model import vectors
 
 
 @torch.no_grad()
@@ -202,7 +201,7 @@ def run_alternatives(
         names, hooks = [*read, FINAL], forward.hooks(checks and checks.peek)
         logits, cache = model.model.run_hooked(tokens, read=[*names, *(checks.names if checks else ())], write=hooks)
         moved = checks.check(cache) if checks else []
-        reads = torch.stack([vectors(cache[name], tokens) for name in read], dim=1)
+        reads = torch.stack([cache[name] for name in read], dim=1)
         chunk = Chunk(start, stop, reads, cache[FINAL], logits, moved)
         del forward, checks, hooks, cache, logits, edits  # nothing of this pass but the chunk is alive in the next
         yield chunk

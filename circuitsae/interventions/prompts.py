@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitsae.interventions.targets import Places
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError, ModelError
-from transcoders.language_model import LanguageModel, vectors
+from transcoders.language_model import LanguageModel
 from transcoders.sites import Site, SiteKind
 
 EMBED = "embed.hook_out"
@@ -131,8 +131,7 @@ class Recording:
         heads = [name for name in map(z_hook, layers) if model.has_hook(name)]
         with torch.no_grad():
             _, cache = model.run_hooked(self.trace.tokens[None], read=dict.fromkeys([*hooks.values(), *heads]))
-        found = {place: vectors(cache[name], self.trace.tokens[None])[0] for place, name in hooks.items()}
-        return found | {name: cache[name][0] for name in heads}
+        return {place: cache[name][0] for place, name in (hooks | dict(zip(heads, heads, strict=True))).items()}
 
     def clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
         """What hooks carry in a run that nothing was written into; read once."""

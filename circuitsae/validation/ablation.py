@@ -267,14 +267,14 @@ class _Outside(Forward):
         encode_all = super()._encode(layer)
         replaced = {at for at in dictionaries.write_layers(layer) if self.regime.mlp(at) == "features"}
 
-        def encode(carried: Tensor) -> None:
+        def encode(read: Tensor) -> None:
             if mode == "features":
-                self._noted(layer, carried)  # `encode_all` would write the features that are to be ablated
+                self.read[layer] = read  # `encode_all` would write the features that are to be ablated
             else:
-                encode_all(carried)
+                encode_all(read)
             keep, fill = self._outside_features(layer)
             keep[:, : self.model.first] = True
-            value = self._in_this_run(layer, self.read[layer], mode)
+            value = self._in_this_run(layer, read, mode)
             put = torch.where(keep, value, fill)
             if replaced:
                 self._write_later(layer, put, self._written, replaced)

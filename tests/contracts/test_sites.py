@@ -3,6 +3,8 @@
 The oracle hooks the modules of a model that has no bridge around it.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,7 +54,7 @@ PARALLEL = {kind: place for kind, place in GPT2.items() if kind != "resid_mid"} 
     "mlp_neurons": ("mlp.fc_out", IN),
     "attn_z": ("attn.out_proj", IN),
 }
-MODULES: dict[Family, dict[SiteKind, tuple[str, str]]] = {
+MODULES: dict[Family, Any] = {
     "gpt2": GPT2,
     "llama": LLAMA,
     "gemma2": GEMMA,
@@ -171,7 +173,7 @@ def test_an_sae_trains_on_heads_and_neurons_and_is_put_in_their_place(kind):
     model = random_model("gemma2", n_layers=2, d_model=16, n_heads=4, d_vocab=64)
     rows = torch.randint(0, 64, (60, 12), generator=torch.Generator().manual_seed(0))
     config = SAEConfig(site=kind, features=16, tokens=256, batch=32, activation="topk", k=4)
-    saes = train(model, rows[:40], config, progress=False)
+    saes: Any = train(model, rows[:40], config, progress=False)
     assert saes.d_model == model.width(Site(0, kind)) == 32
     found = evaluate(model, saes, rows[40:])
     reads = model.activations(rows[40:], saes.reads)
@@ -182,3 +184,30 @@ def test_an_sae_trains_on_heads_and_neurons_and_is_put_in_their_place(kind):
     assert found.layers[0].loss_spliced == pytest.approx(float(loss), rel=1e-4)
     with pytest.raises(DictionaryError, match=rf"{kind} of width 32, but random-gemma2-0 has {kind} of width"):
         saes.check_fits(random_model("gemma2", n_layers=2, d_model=32))
+
+
+def test_a_norm_that_sees_all_tokens_on_one_axis_is_read_and_edited_by_token():
+    """OPT's second norm."""
+    model, site = (
+        random_model("opt", n_layers=2, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64),
+        Site(1, "mlp_normed"),
+    )
+    shift = torch.randn(16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    norm = model.parts.blocks[1].norm("ln2")
+    assert norm is not None
+
+    def at_one_token(value):
+        value = value.clone()
+        value[1, 3] += shift
+        return value
+
+    logits, at = model.run(TOKENS, [site], edits={site: at_one_token})
+    into_mlp = {Site(1, "mlp_in"): lambda value: at_one_token(value) - 0 * value}
+    clean = model.run(TOKENS, [site, Site(1, "resid_mid")])[1]
+    stream = clean[Site(1, "resid_mid")]
+    centred = stream - stream.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    torch.testing.assert_close(clean[site], expected)
+    torch.testing.assert_close(at[site] - clean[site], at_one_token(0 * stream))
+    shift = shift * norm.weight()
+    torch.testing.assert_close(logits, model.run(TOKENS, edits=into_mlp)[0])

@@ -189,9 +189,11 @@ def offers(source: Source) -> list[Offer]:
 def load(source: Source, chosen: Sequence[Offer], reading: Reading) -> DictionarySet:
     """The cross-layer transcoder, or the transcoders."""
     settings = _settings(source)
-    stored = _Stored.of(open_weights(fetch_one(source, _file(source))))
-    n_layers, d_model, _ = sizes = stored.sizes()
-    read = stored.read(_shapes(settings, sizes), reading)
+    weights = _opened(fetch_one(source, _file(source)))
+    sizes = weights.require({"encoder.W": ("layer", "d_model", "feature"), "encoder.b": ("layer", "feature")})
+    n_layers, d_model = sizes["layer"], sizes["d_model"]
+    weights.require(shapes := _shapes(settings, sizes))
+    read = weights.floating(shapes, reading)
     layers = range(n_layers)
     read_by, written = (
         _statistics(settings, read, f"{side}put_standardizer", n_layers, d_model) for side in ("in", "out")
@@ -229,45 +231,21 @@ def load(source: Source, chosen: Sequence[Offer], reading: Reading) -> Dictionar
     )
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A file of weights whose names may begin with where a training keeps its model."""
-
-    weights: Weights
-    prefix: str
-
-    @classmethod
-    def of(cls, weights: Weights) -> "_Stored":
-        ending = "encoder.W"
-        found = [name for name in weights.shapes if name == ending or name.endswith(f".{ending}")]
-        if len(found) != 1:
-            raise FileFormatError(
-                f"{weights.path} holds {len(found)} tensors named {ending}; expected one, so check that this is the "
-                "right file."
-            )
-        return cls(weights, found[0].removesuffix(ending))
-
-    def sizes(self) -> tuple[int, int, int]:
-        """Layers, d_model and features."""
-        sizes = self.weights.require(
-            {
-                f"{self.prefix}encoder.W": ("layer", "d_model", "feature"),
-                f"{self.prefix}encoder.b": ("layer", "feature"),
-            }
+def _opened(path: Path) -> Weights:
+    """A file of weights, whose names may begin with where a training keeps its model."""
+    weights, ending = open_weights(path), "encoder.W"
+    found = [name for name in weights.shapes if name == ending or name.endswith(f".{ending}")]
+    if len(found) != 1:
+        raise FileFormatError(
+            f"{path} holds {len(found)} tensors named {ending}; expected one, so check that this is the right file."
         )
-        return sizes["layer"], sizes["d_model"], sizes["feature"]
-
-    def read(self, shapes: Mapping[str, tuple[int, ...]], reading: Reading) -> dict[str, Tensor]:
-        wanted = {f"{self.prefix}{name}": shape for name, shape in shapes.items()}
-        self.weights.require(wanted)
-        found = self.weights.floating(wanted, reading)
-        return {name.removeprefix(self.prefix): tensor for name, tensor in found.items()}
+    return weights.below(found[0].removesuffix(ending))
 
 
-def _shapes(settings: _Settings, sizes: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+def _shapes(settings: _Settings, sizes: Mapping[str, int]) -> dict[str, tuple[int | str, ...]]:
     """Of the tensors that the settings speak of."""
-    layer, d_model, feature = sizes
-    shapes: dict[str, tuple[int, ...]] = {
+    layer, d_model, feature = sizes["layer"], sizes["d_model"], sizes["feature"]
+    shapes: dict[str, tuple[int | str, ...]] = {
         "encoder.W": (layer, d_model, feature), "encoder.b": (layer, feature), "decoder.b": (layer, d_model),
     }  # fmt: skip
     if settings.kind == "clt":
@@ -281,7 +259,7 @@ def _shapes(settings: _Settings, sizes: tuple[int, int, int]) -> dict[str, tuple
     if (found := kept.get(settings.name("nonlinearity") or "")) is not None:
         shapes[f"nonlinearity.{found[0]}"] = found[1]
     for part in ("input_standardizer", "output_standardizer"):
-        if shape := tuple({"layer": layer, "d_model": d_model}[name] for name in _standardiser(settings, part)):
+        if shape := tuple(sizes[name] for name in _standardiser(settings, part)):
             shapes |= {f"{part}.mean": shape, f"{part}.std": shape}
     return shapes
 

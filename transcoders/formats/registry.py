@@ -175,5 +175,5 @@ def format_of(source: Source) -> Format:
         )
     raise FileFormatError(
         f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); its files are "
-        f"{some(source.names, 6) or 'none'}, and docs/dictionaries.md names those of each format."
+        f"({some(source.names, 3)[:200] or 'none'}), those of each format are named in docs/dictionaries.md."
     )

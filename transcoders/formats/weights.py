@@ -56,6 +56,16 @@ class Weights:
         require_shapes(self.path, self.shapes, expected, sizes)
         return sizes
 
+    def below(self, prefix: str) -> "Weights":
+        """The tensors whose names begin so, by the rest of their names."""
+        shapes = {name.removeprefix(prefix): s for name, s in self.shapes.items() if name.startswith(prefix)}
+        return Weights(self.path, shapes, self.extra, lambda name: self._stored(prefix + name)) if prefix else self
+
+    def _stored(self, name: str) -> Tensor:
+        if self._load is not None:
+            return self._load(name)
+        return read_tensors(self.path, wanted=lambda other: other == name)[0][name]
+
     def read(self, names: Iterable[str], reading: Reading) -> dict[str, Tensor]:
         """Some of the tensors, floating ones as wanted; `FileFormatError` where one is missing or not finite."""
         names = list(names)
