@@ -106,7 +106,7 @@ def foreign(tmp_path_factory):
     pocket = load_model()
     narrow = random_dictionaries("clt", n_layers=pocket.n_layers, d_model=16, features=8)
     save_dictionaries(narrow, folder / "narrow")
-    shallow = random_dictionaries("plt", n_layers=1, d_model=pocket.d_model, features=8)
+    shallow = random_dictionaries("plt", n_layers=2, d_model=pocket.d_model, features=8)
     save_dictionaries(shallow, folder / "shallow")
     saes = random_dictionaries("sae", n_layers=pocket.n_layers, d_model=pocket.d_model, features=8)
     save_dictionaries(saes, folder / "saes")
@@ -126,7 +126,7 @@ def foreign(tmp_path_factory):
         (["trace", PROMPT, "--nodes", "1.5"], "is not a share"),
         (["trace", PROMPT, "--dictionaries", "./nowhere"], "nowhere"),
         (["trace", PROMPT, "--dictionaries", "{foreign}/narrow"], "width 16"),
-        (["trace", PROMPT, "--dictionaries", "{foreign}/shallow"], "cover 1 layers"),
+        (["trace", PROMPT, "--dictionaries", "{foreign}/shallow"], "for 2 layers, but pocket has 4"),
         (["trace", PROMPT, "--dictionaries", "{foreign}/saes"], "Attribution needs transcoders"),
         (["trace", PROMPT, "--dictionaries", "{foreign}/liar"], "liar"),
         (["show", "./nowhere"], "There is no graph"),
