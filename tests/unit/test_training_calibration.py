@@ -1,5 +1,7 @@
 """Thresholds in the place of TopK: what stays, what is measured, and against what."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ def sets():
 
 def test_the_dictionaries_given_stay_and_absent_layers_are_left_out(pocket, sets):
     partial = sets.only([0, 2])
+    folded: Any
     folded, layers = calibrate_topk(pocket, partial, TEXT, tokens=500, context=50)
     assert [isinstance(d.activation, TopK) for d in partial.layers] == [True, False, True, False]
     assert [isinstance(d.activation, JumpReLU) for d in folded.layers] == [True, False, True, False]
@@ -30,6 +33,7 @@ def test_the_dictionaries_given_stay_and_absent_layers_are_left_out(pocket, sets
 
 
 def test_what_is_measured_is_what_a_dense_run_counts(pocket, sets):
+    folded: Any
     folded, layers = calibrate_topk(pocket, sets, TEXT, tokens=400, context=50)
     rows = held_out_rows(pocket.with_bos(True), TEXT, tokens=400, context=50)
     reads, writes = sites_of(pocket, rows, sets.reads, sets.writes)
