@@ -37,7 +37,9 @@ def read_adapter(place: str | Path) -> Adapter:
 
     folder = _folder(place)
     try:
-        return Adapter(f"The adapter {str(place)!r}", PeftConfig.from_pretrained(folder), load_file(folder / _WEIGHTS))
+        return Adapter(
+            f"The adapter {str(place)!r}", PeftConfig.from_pretrained(str(folder)), load_file(folder / _WEIGHTS)
+        )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"The adapter {str(place)!r} cannot be read ({first_line(error)}); save it again with save_pretrained()."

@@ -1,23 +1,26 @@
 """Encode and decode with a peer and with this package, and say by how much they differ.
 
-    python -m benchmarks.interop.compare PEER FOLDER [NAME@VERSION=CHECKOUT]
+    python -m benchmarks.interop.compare PEER FOLDER
 
 FOLDER holds dictionaries in the peer's layout, whoever wrote them; exit code 1 where a number differs by more than
-1e-5, relative to the largest. PEER is a name of environments.PEERS or FROM_CHECKOUTS.
+1e-5, relative to the largest.
 """
 
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import huggingface_hub.constants as hub
 import torch
+import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tyro.conf import Positional
 
 from benchmarks.interop.environments import Peer, with_checkouts
 from transcoders import load_dictionaries
@@ -101,23 +104,37 @@ def hub_of(others: Path) -> Iterator[None]:
                 setattr(hub, name, value)
 
 
-def main() -> None:
-    name, folder, *checkouts = sys.argv[1:]
-    peers = with_checkouts(checkouts)
-    if name not in peers:
-        raise SystemExit(f"There is no peer {name!r} that can be run; there are {', '.join(peers)}.")
-    dictionaries = load_dictionaries(folder, dtype="float64").to(torch.float64)
+@dataclass
+class Options:
+    """What to compare."""
+
+    peer: Positional[str]
+    """A name of environments.PEERS or FROM_CHECKOUTS."""
+    folder: Positional[Path]
+    checkouts: list[str] = field(default_factory=list)
+    """`NAME@VERSION=FOLDER` of peers that are on no package index."""
+    site: str | None = None
+    """Where the folder does not say which site is read."""
+    layer: int | None = None
+    """Where the folder does not say which layer is read."""
+
+
+def main(options: Options) -> None:
+    peers = with_checkouts(options.checkouts)
+    if options.peer not in peers:
+        raise SystemExit(f"There is no peer {options.peer!r} that can be run; there are {', '.join(peers)}.")
+    dictionaries = load_dictionaries(options.folder, dtype="float64", site=options.site, layers=options.layer)
     layers = present(dictionaries)
     layered = len(layers) > 1
     shape = (len(layers), 5, dictionaries.d_model) if layered else (5, dictionaries.d_model)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    answer = theirs(peers[name], {"it": (Path(folder), x)})["it"]
+    answer = theirs(peers[options.peer], {"it": (options.folder, x)})["it"]
     if isinstance(answer, str):
-        raise SystemExit(f"{name} does not read {folder}: {answer}")
+        raise SystemExit(f"{options.peer} does not read {options.folder}: {answer}")
     difference = ours(dictionaries, x, layered=layered).difference(answer)
-    print(f"{name} and circuitsae differ by {difference:.1e} at {folder}")
+    print(f"{options.peer} and circuitsae differ by {difference:.1e} at {options.folder}")
     sys.exit(difference > TOLERANCE)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))

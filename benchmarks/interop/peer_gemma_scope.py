@@ -104,7 +104,7 @@ def _finish(root: Path, variant: str, repository: str, folder: str) -> None:
     x = inputs(variant)
     names = {"repository": repository, "folder": folder}
     if variant == "one_embedding":
-        names["note"] = "SAELens multiplies W_dec by √d, as the embedding is, but not b_dec; here both are."
+        names["departs"] = "SAELens multiplies W_dec by √d, as the embedding is, but not b_dec; here both are"
     (root / variant / "truth.json").write_text(json.dumps(names))
     write_truth(root, variant, x, read(root / variant / "files", x.double()), PACKAGE, **names)
 

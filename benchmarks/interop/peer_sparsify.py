@@ -51,7 +51,7 @@ def _one(root: Path, variant: str, **options: Any) -> None:
     _coder(variant, **options).save_to_disk(files)
     x = inputs(variant)
     site = "mlp_in" if options.get("transcode") else "resid_post"  # the folder's name would say it
-    write_truth(root, variant, x, read(files, x.double()), PACKAGE, folders=["."], site=site)
+    write_truth(root, variant, x, read(files, x.double()), PACKAGE, folders=["."], site=site, layer=0)
 
 
 def _many(root: Path, variant: str, name: str, **options: Any) -> None:

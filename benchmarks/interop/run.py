@@ -21,11 +21,12 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
-from benchmarks.interop.compare import Answer, hub_of, ours, theirs
+from benchmarks.interop.compare import TOLERANCE, Answer, hub_of, ours, theirs
 from benchmarks.interop.environments import FROM_CHECKOUTS, PEERS, Peer, with_checkouts
 from transcoders import load_dictionaries, save_dictionaries
 from transcoders.errors import CircuitsaeError
-from transcoders.formats.registry import list_dictionaries
+from transcoders.formats.registry import Wanted, format_of
+from transcoders.formats.source import open_source
 
 TESTS = Path(__file__).parents[2] / "tests" / "golden"
 RESULTS = Path(__file__).parents[1] / "results" / "interop.md"
@@ -55,6 +56,11 @@ class Variant(NamedTuple):
     def layered(self) -> bool:
         return self.truth.encoded.ndim == 3
 
+    @property
+    def choice(self) -> Wanted:
+        """What its files may not say."""
+        return {"site": self.said.get("site"), "layers": self.said.get("layer")}
+
     @classmethod
     def read(cls, place: Path) -> "Variant":
         tensors = load_file(place / "truth.safetensors")
@@ -69,9 +75,16 @@ class Check(NamedTuple):
     refused: dict[str, str]
 
     def cell(self) -> str:
+        """How many agree, and the largest difference."""
         total = len(self.differences) + len(self.refused)
+        agree = sum(difference <= TOLERANCE for difference in self.differences.values())
         most = f", {max(self.differences.values()):.0e}" if self.differences else ""
-        return f"{len(self.differences)} of {total}{most}" if total else "–"
+        return f"{agree} of {total}{most}" if total else "–"
+
+    def sentences(self) -> list[str]:
+        """What is not as it should be."""
+        apart = [f"{name}: differs by {one:.0e}" for name, one in self.differences.items() if one > TOLERANCE]
+        return apart + [f"{name}: {' '.join(text.split())[:300]}" for name, text in sorted(self.refused.items())]
 
 
 def write(peer: Peer, community: str) -> None:
@@ -113,7 +126,8 @@ def each(known: dict[str, Variant], do: Callable[[str, Variant], float | None]) 
 
 def read_here(name: str, variant: Variant) -> float:
     """Our answer against the peer's."""
-    dictionaries = load_dictionaries(variant.folder, dtype="float64", site=variant.said.get("site"))
+    wanted: Wanted = {**variant.choice, "dtype": "float64"}
+    dictionaries = load_dictionaries(variant.folder, **wanted)
     return ours(dictionaries, variant.x, layered=variant.layered).difference(variant.truth)
 
 
@@ -121,8 +135,8 @@ def write_here(known: dict[str, Variant], to: Path) -> Check:
     """Every variant read and written again in its own format; no difference is found here, but a refusal may be."""
 
     def again(name: str, variant: Variant) -> None:
-        form, _ = list_dictionaries(variant.folder)
-        dictionaries = load_dictionaries(variant.folder, site=variant.said.get("site"))
+        form = format_of(open_source(variant.folder)).name
+        dictionaries = load_dictionaries(variant.folder, **variant.choice)
         save_dictionaries(dictionaries, to / name / "files", format=form)
         shutil.copy(variant.folder.parent / "truth.json", to / name)
 
@@ -140,14 +154,13 @@ def check(community: str, peer: Peer) -> tuple[list[str], list[str]]:
         written = {path.parent.name: path for path in Path(temporary).glob("*/files")}
         back = read_by(peer, written, known)
         back = Check(back.differences, back.refused | again.refused)
-    row = [community, f"{said['peer']} {said['version']}", *(one.cell() for one in (itself, here, back))]
     ways = {"reads its own": itself, "is read here": here, "reads ours": back}
     notes = [f"{community}, {name}: {one.said['note']}" for name, one in known.items() if "note" in one.said]
-    sentences = [
-        f"{community}, {way}, {name}: {' '.join(text.split())[:300]}"
-        for way, one in ways.items()
-        for name, text in sorted(one.refused.items())
-    ]
+    for name in [name for name, one in known.items() if "departs" in one.said]:
+        apart = here.differences.pop(name, float("nan"))
+        notes.append(f"{community}, {name}: {known[name].said['departs']} (the results differ by {apart:.0e}).")
+    row = [community, f"{said['peer']} {said['version']}", *(one.cell() for one in ways.values())]
+    sentences = [f"{community}, {way}, {sentence}" for way, one in ways.items() for sentence in one.sentences()]
     return row, notes + sentences
 
 
@@ -178,7 +191,10 @@ def main(options: Options) -> None:
     found = [check(community, peer) for community, peer in chosen.items()]
     columns = ["community", "package", "reads its own", "is read here", "reads what is written here"]
     lines = ["# interop", "", *(__doc__ or "").split("\n\n")[0].splitlines(), ""]
-    lines += ["Each cell: how many of the variants, and the largest difference relative to the largest number.", ""]
+    lines += [
+        "Each cell: how many of the variants agree to 1e-5, and the largest difference relative to the largest number.",
+        "",
+    ]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row, _ in found]
     refused = [f"* {sentence}" for _, sentences in found for sentence in sentences]

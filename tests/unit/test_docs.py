@@ -1,6 +1,7 @@
 """The pages as a site: what the reference names exists, results have a page, and the map of CONTRIBUTING is right."""
 
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -62,6 +63,45 @@ def test_every_path_in_the_map_exists():
     named = [span for span in spans if "/" in span or span.endswith((".py", ".toml", ".yml"))]
     assert len(named) > 40
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def formats():
+    """docs/write_formats.py as a module."""
+    spec = importlib.util.spec_from_file_location("write_formats", ROOT / "docs/write_formats.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_formats_is_up_to_date(formats):
+    assert formats.PAGE.read_text("utf-8") == formats.page(), "run `python docs/write_formats.py`"
+
+
+def test_every_format_and_every_file_of_a_package_is_in_the_table(formats):
+    from tests.contracts.formats.covered import COVERED
+    from transcoders.formats.registry import FORMATS
+
+    assert {row.format for row in COVERED} == set(FORMATS) - {"native"}
+    shown = [path for row in COVERED if row.peer for path in formats.golden(row.peer)]
+    assert len(shown) == len(set(shown))
+    written = {path.parent for path in formats.GOLDEN.glob("*/*/truth.json")}
+    refused = {formats.GOLDEN / "sae_lens" / "abstopk"}  # TopK of absolute values
+    assert set(shown) == written - refused
+
+
+def test_the_tests_behind_the_table_exist():
+    from tests.contracts.formats.covered import COVERED
+
+    named = {test for row in COVERED for test in (row.reads, row.writes, row.attributes) if test is not None}
+    for module, test in sorted(name.split("::") for name in named):
+        source = (ROOT / "tests/contracts/formats" / f"{module}.py").read_text("utf-8")
+        assert f"def {test}(" in source, f"{module}::{test}"
+    for module in {row.attributes.split("::")[0] for row in COVERED if row.attributes}:
+        source = (ROOT / "tests/contracts/formats" / f"{module}.py").read_text("utf-8")
+        assert "residual()" in source or "assert_attributes(" in source
 
 
 @pytest.mark.slow

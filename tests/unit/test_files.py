@@ -139,6 +139,20 @@ def test_an_interruption_leaves_what_was_there(tmp_path, stop):
     assert left == dict.fromkeys(["file", "together/a", "folder/a"], BEFORE)
 
 
+def test_files_in_folders_are_moved_together(tmp_path):
+    write_file(tmp_path / "place" / "a" / "old", BEFORE)
+    write_file(tmp_path / "place" / "b" / "stale", BEFORE)
+    with new_files(tmp_path / "place", without=["b/stale"]) as temporary:
+        write_file(temporary / "a" / "new", "after")
+        write_file(temporary / "c" / "d" / "new", "after")
+    left = {path.relative_to(tmp_path / "place").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"a/old", "a/new", "c/d/new"}
+    write_file(tmp_path / "place" / "e", BEFORE)
+    with pytest.raises(WriteError), new_files(tmp_path / "place") as temporary:  # a file has the folder's name
+        write_file(temporary / "e" / "new", "after")
+    assert (tmp_path / "place" / "e").read_text() == BEFORE
+
+
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_file_where_a_folder_should_be(tmp_path, write):
     (tmp_path / "file").write_text(BEFORE)

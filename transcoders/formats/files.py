@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from jsonschema import Draft202012Validator
+from jsonschema.validators import extend
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +29,13 @@ LARGEST_WEIGHT = 1e15
 """No network has a larger weight; its square, summed, stays finite in float32."""
 MOST_LAYERS = 10_000
 """That a file may claim."""
+_Strict = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+"""3.0 is no integer to Python."""
 _CHECKSUMS = "checksums"
 _TEXT_BYTES = 2**26
 _YAML_BYTES = 2**20
@@ -152,8 +160,17 @@ def take_decoders(tensors: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor
 
 
 def require_settings(path: Path, settings: Mapping[str, Any], schema: Draft202012Validator) -> None:
-    """Raises `FileFormatError` unless the settings in a file are what the schema asks for."""
-    error = next(iter(sorted(schema.iter_errors(settings), key=lambda e: (len(e.absolute_path), str(e.message)))), None)
+    """Raises `FileFormatError` unless the settings in a file are what the schema asks for.
+
+    Whole numbers that are written as 3.0 become what the schema says they are.
+    """
+    _whole_numbers(settings, schema.schema)
+    error = next(
+        iter(
+            sorted(_Strict(schema.schema).iter_errors(settings), key=lambda e: (len(e.absolute_path), str(e.message)))
+        ),
+        None,
+    )
     if error is not None:
         where = ".".join(map(str, error.absolute_path))
         said = error.message if len(error.message) <= 200 else f"{error.message[:100]} … {error.message[-99:]}"
@@ -161,6 +178,21 @@ def require_settings(path: Path, settings: Mapping[str, Any], schema: Draft20201
             f"{path} does not describe dictionaries ({where + ': ' if where else ''}{' '.join(said.split())}); "
             "download or save them again."
         )
+
+
+def _whole_numbers(value: Any, schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return value
+    if isinstance(value, dict):
+        for name, rule in schema.get("properties", {}).items():
+            if name in value:
+                value[name] = _whole_numbers(value[name], rule)
+    elif isinstance(value, list):
+        value[:] = [_whole_numbers(each, schema.get("items")) for each in value]
+    elif isinstance(value, float) and value.is_integer():
+        types = schema.get("type", ())
+        return int(value) if "integer" in ([types] if isinstance(types, str) else types) else value
+    return value
 
 
 def require_shapes(

@@ -25,7 +25,7 @@ from transcoders.formats import (
 from transcoders.formats.files import DecoderPlace
 from transcoders.formats.format import Format, FormatName
 from transcoders.formats.offers import Choice, Offer, choose
-from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source
+from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source, some
 from transcoders.formats.weights import Reading
 from transcoders.precision import Precision, as_dtype
 
@@ -158,6 +158,6 @@ def format_of(source: Source) -> Format:
             "load it with SAELens, save it as SAELens does, and load that folder."
         )
     raise FileFormatError(
-        f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); check the folder, whose files "
-        "docs/dictionaries.md names for each format."
+        f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); its files are "
+        f"({some(source.names, 3)[:200] or 'none'}), those of each format are named in docs/dictionaries.md."
     )

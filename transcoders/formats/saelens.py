@@ -56,7 +56,7 @@ from transcoders.formats.format import Format
 from transcoders.formats.hooks import hook_in, hook_of_site, site_of_hook
 from transcoders.formats.offers import Offer
 from transcoders.formats.saelens_settings import ARCHITECTURES, Settings, UnsupportedError
-from transcoders.formats.source import Source
+from transcoders.formats.source import LocalFolder, Source
 from transcoders.formats.weights import Reading, Weights
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,8 @@ _SCALING = ("scaling_factor", "finetuning_scaling_factor")
 _SCALER_SETTINGS = Draft202012Validator(
     {"properties": {"scaling_factor": {"type": ["number", "null"], "exclusiveMinimum": 1e-10, "maximum": 1e10}}}
 )
-_VERSION = "6.0.0"
+_VERSION = "6.54.12"
+"""Whose layout is written, and whose TransformerLens names the hooks."""
 _NORMALIZE: dict[str | None, str] = {
     None: "none",
     "centre": "none",
@@ -95,6 +96,10 @@ def offers(source: Source) -> list[Offer]:
     if missing := [folder for folder in folders if folder + _CONFIG not in present]:
         raise FileFormatError(
             f"{source.label} has no {missing[0]}{_CONFIG} beside {_WEIGHTS}; download or save the folder again."
+        )
+    if isinstance(source, LocalFolder) and (lost := _without_weights(present)):
+        raise FileFormatError(
+            f"{source.label} has no {lost[0]}{_WEIGHTS} beside {_CONFIG}; download or save the folder again."
         )
     if len(folders) > _MANY and all(hook_in(folder) for folder in folders):
         return [_by_name(folder, present) for folder in folders]
@@ -167,6 +172,12 @@ def save_saelens(dictionaries: DictionarySet, folder: Path, *, storage_dtype: to
 
 def _file_of(name: str) -> str:
     return name.rsplit("/", 1)[-1]
+
+
+def _without_weights(present: set[str]) -> list[str]:
+    """Folders named by a hook that have settings alone; in a cache of the hub it is what was not asked for."""
+    folders = [name.removesuffix(_CONFIG) for name in present if _file_of(name) == _CONFIG]
+    return sorted(folder for folder in folders if hook_in(folder) and folder + _WEIGHTS not in present)
 
 
 def _by_settings(folder: str, settings: Settings, present: set[str]) -> Offer:

@@ -119,7 +119,7 @@ class HubFolder:
         if not names:
             raise FileFormatError(
                 f"{self.repo} has nothing at {self.path or 'its root'!r} {self._where}; its files lie in "
-                f"{_some({name.split('/')[0] for name in every})}."
+                f"{some({name.split('/')[0] for name in every})}."
             )
         return tuple(names)
 
@@ -284,6 +284,7 @@ def hub_source(name: str, revision: str | None = None) -> HubFolder:
     return HubFolder(found["repo"], next(iter(stated), None), "/".join(parts))
 
 
-def _some(names: Iterable[str], most: int = 12) -> str:
-    every = sorted(names)
+def some(names: Iterable[str], most: int = 12) -> str:
+    """The first of some names, for messages."""
+    every = sorted(" ".join(name.split())[:40] for name in names)
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

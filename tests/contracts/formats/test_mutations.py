@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from circuitsae.cli import main
 from tests.contracts.formats.mutations import OVERHEAD, _Code, assert_refused_or_same, mutated
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet, SAESet, TranscoderSet
@@ -104,3 +105,23 @@ def test_the_harness_finds_what_is_wrong(tmp_path, bad):
     sound = itertools.chain([load_dictionaries], itertools.repeat(load))
     with pytest.raises(AssertionError, match=complaint):
         assert_refused_or_same(lambda path: next(sound)(path), folder, truth, n=12)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_command_line_says_so_and_ends(tmp_path, capsys, name):
+    """Exit code 2 with one sentence on stderr, or 0 with files written; never a traceback."""
+    ((folder, _), *_) = samples(name, tmp_path)
+    codes = []
+    for fault in mutated(folder, n=8, seed=5):
+        broken = fault.write(tmp_path / f"broken-{fault.number}")
+        try:
+            main(["convert", str(broken), str(tmp_path / f"out-{fault.number}")])
+            codes.append(0)
+        except SystemExit as left:
+            codes.append(left.code)
+        said = capsys.readouterr().err
+        assert "Traceback" not in said, said
+        assert (tmp_path / f"out-{fault.number}").exists() == (codes[-1] == 0), fault.what
+        assert codes[-1] == 0 or said.count("error:") == 1, said
+    assert set(codes) <= {0, 2}
+    assert 2 in codes

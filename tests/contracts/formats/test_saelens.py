@@ -6,7 +6,7 @@ The oracle, `published`, is written from the definitions and knows nothing of ou
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.replacement import ReplacementModel
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
-from transcoders.dictionaries import SAESet, TranscoderSet
+from transcoders.dictionaries import DictionaryProvenance, SAESet, TranscoderSet
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import CircuitsaeError, DictionaryError, FileFormatError, InputError
 from transcoders.evaluation.evaluate import Splice
@@ -24,7 +24,7 @@ from transcoders.evaluation.statistics import reconstruct_dense
 from transcoders.formats import list_dictionaries, source
 from transcoders.formats.releases import release_named, release_names
 from transcoders.loading import random_model
-from transcoders.sites import Frame, Site
+from transcoders.sites import Frame, Site, SiteKind
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "dictionaries" / "sae_lens"
 D, N, K = 8, 24, 5
@@ -440,6 +440,14 @@ def test_a_repository_of_the_hub(hub):
     assert load_dictionaries("hf://some/saes@main/deep", layers=1).n_layers == 2
 
 
+def test_a_part_of_a_repository_in_the_cache_is_enough(hub):
+    root = write_layers(hub("some/saes"))
+    for layer in (0, 2):  # as after `layers=1`, for which all settings were fetched
+        (root / f"blocks.{layer}.hook_resid_post" / "sae_weights.safetensors").unlink()
+    loaded = load_dictionaries("some/saes", layers=1)
+    assert [loaded.n_features(i) for i in range(loaded.n_layers)] == [0, N]
+
+
 def test_a_release_is_loaded_by_its_name(hub):
     root = write_layers(hub("jbloom/GPT2-Small-SAEs-Reformatted"), layers=range(12), hook="hook_resid_pre")
     write_layers(root, layers=[11])
@@ -635,11 +643,26 @@ def test_round_trip(tmp_path, case, norm: Any):
     assert not [path for path in (tmp_path / "d").rglob("*") if "tmp" in path.name]
 
 
+@pytest.mark.parametrize("kind", get_args(SiteKind))
+def test_every_site_travels(tmp_path, kind):
+    sites = [Site(i, kind) for i in range(2)]
+    made = random_dictionaries("sae", n_layers=2, d_model=D, features=N)
+    for layer, site in zip(made.layers, sites, strict=True):
+        layer.read, layer.writes = site, (site,)
+    made.provenance = DictionaryProvenance(model="gpt2")
+    save_dictionaries(made, tmp_path / "saes", format="saelens")
+    assert load_dictionaries(tmp_path / "saes").reads == tuple(sites)
+    if kind in ("mlp_in", "mlp_normed", "resid_mid"):
+        for write_kind in ("mlp_out", "mlp_added"):
+            made = random_dictionaries("plt", d_model=D, features=N, read=kind, write=write_kind)
+            save_dictionaries(made, tmp_path / write_kind, format="saelens")
+            loaded = load_dictionaries(tmp_path / write_kind)
+            assert (loaded.reads, loaded.writes) == (made.reads, made.writes)
+
+
 def test_what_is_written_is_what_saelens_reads(tmp_path):
     original = random_dictionaries("plt", activation="jumprelu", skip=True, n_layers=2, d_model=D, features=N)
-    original.provenance = original.provenance.__class__(
-        model="gpt2", bos=True, corpus="some/text", config={"context": 64}
-    )
+    original.provenance = DictionaryProvenance(model="gpt2", bos=True, corpus="some/text", config={"context": 64})
     save_dictionaries(original, tmp_path, format="saelens", storage_dtype="bfloat16")
     folder = tmp_path / "blocks.1.mlp.hook_in"
     settings = json.loads((folder / "cfg.json").read_text())
@@ -647,7 +670,7 @@ def test_what_is_written_is_what_saelens_reads(tmp_path):
         "architecture": "jumprelu_skip_transcoder", "d_in": D, "d_sae": N, "d_out": D, "dtype": "float32",
         "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
         "metadata": {
-            "sae_lens_version": "6.0.0", "model_name": "gpt2", "hook_name": "blocks.1.mlp.hook_in",
+            "sae_lens_version": "6.54.12", "model_name": "gpt2", "hook_name": "blocks.1.mlp.hook_in",
             "hook_name_out": "blocks.1.mlp.hook_out", "prepend_bos": True, "context_size": 64,
             "dataset_path": "some/text",
         },
@@ -766,3 +789,7 @@ def test_incomplete_folders_say_what_is_missing(tmp_path):
         load_dictionaries(folder)
     with pytest.raises(CircuitsaeError):
         load_dictionaries(tmp_path / "nothing")
+    write_layers(tmp_path / "three")
+    (tmp_path / "three" / "blocks.1.hook_resid_post" / "sae_weights.safetensors").unlink()
+    with pytest.raises(FileFormatError, match=r"has no blocks\.1\.hook_resid_post/sae_weights\.safetensors beside"):
+        load_dictionaries(tmp_path / "three")
