@@ -121,8 +121,8 @@ COVERED = (
     ),
     Covered(
         format="clt-training",
-        layout="cross-layer transcoders of the fork of sparsify: decoders of their own or tied, scaled, raised alike for "
-        "all targets, skip terms of a layer's own",
+        layout="cross-layer transcoders of the fork of sparsify: decoders of their own or tied, scaled, raised alike "
+        "for all targets, skip terms of a layer's own",
         reads=f"{_TRAINING}::test_every_kind_of_tie",
         writes=f"{_TRAINING}::test_what_it_writes_is_whole",
         attributes=f"{_TRAINING}::test_they_attribute",
