@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from transcoders import DictionarySet, random_dictionaries, random_model
-from transcoders.dictionaries import CrossLayerTranscoder, GroupMax, JumpReLU, TopK
+from transcoders.dictionaries import CrossLayerTranscoder, GroupMax, JumpReLU, JumpTopK, TopK
 from transcoders.errors import DictionaryError
 
 N_LAYERS, D_MODEL, FEATURES, POS, K = 3, 8, 12, 4, 4
@@ -12,7 +12,7 @@ N_LAYERS, D_MODEL, FEATURES, POS, K = 3, 8, 12, 4, 4
 CASES = [
     pytest.param({"kind": kind, "activation": activation, **extra}, id="-".join([kind, activation, *extra]))
     for kind in ("plt", "clt", "sae")
-    for activation in ("relu", "jumprelu", "topk", "groupmax")
+    for activation in ("relu", "jumprelu", "topk", "groupmax", "jumptopk")
     for extra in ([{}, {"centred": True}, {"centred": True, "skip": True}] if kind == "sae" else [{}, {"skip": True}])
 ]
 
@@ -65,6 +65,9 @@ def oracle_activations(dictionaries, reads):
                     keep = value > float(threshold)
                 elif isinstance(sigma, TopK):
                     keep = value > 0 and sum(rival > value for rival in rivals) < sigma.k
+                elif isinstance(sigma, JumpTopK):
+                    above = (h[layer, pos] - (sigma.threshold[layer] if over_layers else sigma.threshold)).tolist()
+                    keep = above[feature] > 0 and sum(rival > above[feature] for rival in above) < sigma.k
                 elif isinstance(sigma, GroupMax):
                     group = feature // (FEATURES // K) * (FEATURES // K)
                     keep = value > 0 and value >= max(h[layer, pos, group : group + FEATURES // K].tolist())

@@ -12,6 +12,7 @@ from transcoders.dictionaries import (
     DictionaryProvenance,
     GroupMax,
     JumpReLU,
+    JumpTopK,
     ReLU,
     TopK,
     Transcoder,
@@ -108,7 +109,7 @@ def test_gradients_reach_only_what_was_kept(sigma):
 def test_topk_of_each_layer_needs_no_other():
     clt = random_dictionaries("clt", n_layers=3, d_model=6, features=12, activation="topk", k=4, dtype=torch.float64)
     reads = pre_activations(3, 5, 6)
-    for sigma in (TopK(4), GroupMax(4)):
+    for sigma in (TopK(4), GroupMax(4), JumpTopK(4, pre_activations(3, 12, seed=4).abs() / 4)):
         clt.activation = sigma
         together = clt.encode_dense(reads)
         assert (together > 0).any(dim=-1).all()
@@ -124,6 +125,18 @@ def test_groupmax_keeps_the_largest_of_each_group():
     assert torch.equal(a[0], torch.tensor([0, 3.0, 0, 0, 0, 0]))
     assert sorted(a[1].tolist()) == [0, 0, 0, 0, 0.5, 5.0]
     assert torch.equal(GroupMax(6)(h), torch.relu(h))
+
+
+def test_jumptopk_ranks_what_is_above_the_thresholds():
+    sigma = JumpTopK(2, torch.tensor([0.0, 2.5, 0.1, 0.0]))
+    a = sigma(torch.tensor([[1.0, 3.0, 0.7, 0.5], [-1.0, 2.0, 0.1, 0.2]]))
+    assert torch.equal(a, torch.tensor([[1.0, 0, 0.7, 0], [0, 0, 0, 0.2]]))
+    h = pre_activations(30, 8)
+    assert torch.equal(JumpTopK(3, torch.zeros(8))(h), TopK(3)(h))
+    threshold = pre_activations(8, seed=3).abs()
+    assert torch.equal(JumpTopK(8, threshold)(h), JumpReLU(threshold)(h))
+    with pytest.raises(DictionaryError, match="k = 0"):
+        JumpTopK(0, threshold)
 
 
 @pytest.mark.parametrize("k", [0, 5])

@@ -7,7 +7,7 @@ of them for each layer, `cross_layer` the cross-layer transcoder, `mapped` a set
 Attribution knows nothing of them beyond the protocol.
 """
 
-from transcoders.dictionaries.activations import Activation, GroupMax, JumpReLU, ReLU, TopK
+from transcoders.dictionaries.activations import Activation, GroupMax, JumpReLU, JumpTopK, ReLU, TopK
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
 from transcoders.dictionaries.dictionary_set import DictionarySet, SparseFeatures, present_layers
 from transcoders.dictionaries.fitting import fitted
@@ -26,6 +26,7 @@ __all__ = [
     "DictionarySet",
     "GroupMax",
     "JumpReLU",
+    "JumpTopK",
     "MappedDictionaries",
     "ReLU",
     "SAESet",

@@ -173,3 +173,32 @@ class GroupMax(Activation):
 
     def extra_repr(self) -> str:
         return f"k={self.k}"
+
+
+class JumpTopK(Activation):
+    """a = h · 1[h > θ] for the k features of a layer with the largest h − θ, 0 for the rest.
+
+    What TopK keeps, each raised by its threshold: EleutherAI's clt-training writes it as an encoder of h − θ and a
+    `post_enc` of θ.
+    """
+
+    name = "jumptopk"
+    pointwise = False
+    threshold: Tensor
+
+    def __init__(self, k: int, threshold: Float[Tensor, "*layer feature"]) -> None:
+        super().__init__()
+        if k < 1:
+            raise DictionaryError(f"JumpTopK keeps at least one feature; got k = {k}.")
+        self.k = int(k)
+        self.threshold = nn.Parameter(threshold)
+
+    def forward(self, h: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
+        above, index = (h - self.threshold).topk(min(self.k, h.shape[-1]), dim=-1, sorted=False)
+        return h * torch.zeros_like(h, dtype=torch.bool).scatter(-1, index, above > 0)
+
+    def at_layer(self, layer: int) -> Activation:
+        return JumpTopK(self.k, self.threshold.detach()[layer]).requires_grad_(False)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, threshold={tuple(self.threshold.shape)}"

@@ -5,7 +5,7 @@ from typing import Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from transcoders.dictionaries.activations import Activation, GroupMax, JumpReLU, ReLU, TopK
+from transcoders.dictionaries.activations import Activation, GroupMax, JumpReLU, JumpTopK, ReLU, TopK
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
 from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
 from transcoders.dictionaries.provenance import DictionaryProvenance
@@ -14,7 +14,7 @@ from transcoders.errors import DictionaryError
 from transcoders.precision import Precision, as_dtype
 from transcoders.sites import Site, SiteKind
 
-ActivationName = Literal["relu", "jumprelu", "topk", "groupmax"]
+ActivationName = Literal["relu", "jumprelu", "topk", "groupmax", "jumptopk"]
 
 
 class Options(TypedDict, total=False):
@@ -63,6 +63,8 @@ def random_dictionaries(
     def sigma(*shape: int) -> Activation:
         if activation == "jumprelu":
             return JumpReLU(0.2 + draw(*shape, scale=0.2).abs())
+        if activation == "jumptopk":
+            return JumpTopK(k, 0.2 + draw(*shape, scale=0.2).abs())
         if activation == "topk":
             return TopK(k, over_layers=len(shape) == 2)
         return GroupMax(k) if activation == "groupmax" else ReLU()

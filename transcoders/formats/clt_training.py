@@ -17,8 +17,9 @@ with the decoder D_lt of the table, whose rows are multiplied by post_enc_scales
 of t alone, once. TopK ranks the features of each layer by themselves. Files may hold W_dec, b_dec and W_skip beside
 W_decs, as copies of W_decs.0.
 
-What is no cross-layer transcoder of this package is refused by name: features raised by `post_encs`, skip terms from
-one layer to another, a second TopK over sources (`topk_coalesced`), `secondary_target_tied`, and k that differ.
+Features that `post_encs` raise by the same θ ≥ 0 for all targets are those of a `JumpTopK`: JumpReLU is written so.
+What is no cross-layer transcoder of this package is refused by name: features raised otherwise, skip terms from one
+layer to another, a second TopK over sources (`topk_coalesced`), `secondary_target_tied`, and k that differ.
 
 Source: EleutherAI/clt-training cf9821f (sparse_coder.py, runner.py, trainer.py), which EleutherAI/attribute reads.
 """
@@ -32,7 +33,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transcoders.dictionaries import Activation, CrossLayerTranscoder, DictionaryProvenance, DictionarySet
+from transcoders.dictionaries import (
+    Activation,
+    CrossLayerTranscoder,
+    DictionaryProvenance,
+    DictionarySet,
+    JumpReLU,
+    JumpTopK,
+    ReLU,
+    TopK,
+)
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.formats.building import assemble_cross_layer
 from transcoders.formats.files import read_json
@@ -51,8 +61,9 @@ from transcoders.formats.sparsify import (
     hookpoint,
     inside,
     opened,
-    post_encoder,
     post_encoder_shapes,
+    post_scale,
+    raised,
     read_coder,
     scales,
     write_run,
@@ -91,8 +102,13 @@ def _sets(source: Source) -> dict[str, list[Coder]]:
 def load(source: Source, chosen: Sequence[Offer], reading: Reading) -> CrossLayerTranscoder:
     """The cross-layer transcoder of all hookpoints."""
     layers, sites = _ordered(source, _sets(source)[chosen[0].id])
-    activation = _common_activation(source, layers)
+    _require_alike(source, layers)
     parts = [_read(source, coder, layer, reading) for layer, coder in enumerate(layers)]
+    raises = [part.raised for part in parts]
+    threshold = torch.stack([part.b_enc * 0 if part.raised is None else part.raised for part in parts])
+    activation = activation_of(
+        fetch_one(source, layers[0].files[0]), layers[0], None if raises == [None] * len(raises) else threshold
+    )
     last = len(layers) - 1
     W_dec, b_dec = [], [part.b_dec for part in parts]
     for layer, part in enumerate(parts):
@@ -108,7 +124,7 @@ def load(source: Source, chosen: Sequence[Offer], reading: Reading) -> CrossLaye
     return assemble_cross_layer(
         source.label,
         W_enc=[part.W_enc for part in parts],
-        b_enc=[part.b_enc for part in parts],
+        b_enc=list(torch.stack([part.b_enc for part in parts]) + threshold),
         W_dec=W_dec,
         b_dec=b_dec,
         activation=activation,
@@ -136,6 +152,8 @@ class _Part:
     b_decs: Sequence[Float[Tensor, "d_model"]] | None
     b_dec: Float[Tensor, "d_model"]
     W_skip: Float[Tensor, "d_model d_model"] | None
+    raised: Float[Tensor, "feature"] | None
+    """What its active features are raised by."""
 
     def sources(self, parts: "Sequence[_Part]") -> "list[_Part]":
         """The layers that write to this one, with itself."""
@@ -183,8 +201,8 @@ def _ordered(source: Source, layers: Sequence[Coder]) -> tuple[list[Coder], list
     return [coder for coder, _ in found], [sites for _, sites in found]
 
 
-def _common_activation(source: Source, layers: Sequence[Coder]) -> Activation:
-    """σ of all layers, once their settings agree and are supported."""
+def _require_alike(source: Source, layers: Sequence[Coder]) -> None:
+    """Raises `FileFormatError` unless the settings of all layers agree and are supported."""
     first = layers[0]
     path = fetch_one(source, first.files[0])
     alike = ("k", "activation", "coalesce_topk", "divide_cross_layer", "skip_connection", "d_in")
@@ -199,7 +217,6 @@ def _common_activation(source: Source, layers: Sequence[Coder]) -> Activation:
                 raise FileFormatError(f"{fetch_one(source, coder.files[0])} has {name} true; supported is false.")
     if (tie := first.settings.get("coalesce_topk", "none")) not in _TIES:
         raise FileFormatError(f"{path} has coalesce_topk {tie[:40]!r}; supported are {', '.join(_TIES)}.")
-    return activation_of(path, first)
 
 
 def _read(source: Source, coder: Coder, layer: int, reading: Reading) -> _Part:
@@ -230,7 +247,8 @@ def _read(source: Source, coder: Coder, layer: int, reading: Reading) -> _Part:
         layer=layer, n_targets=n_targets, divided=coder.settings.get("divide_cross_layer", False), coalesce=coalesce,
         out=out, W_enc=tensors["encoder.weight"].T * into, b_enc=tensors["encoder.bias"],
         decoders=[tensors[name] for name in decoders],
-        scales=[post_encoder(path, tensors, f"post_encs.{j}") for j in targets],
+        scales=[post_scale(tensors, f"post_encs.{j}") for j in targets],
+        raised=raised(path, tensors, [f"post_encs.{j}" for j in targets]),
         b_decs=[tensors[name] for name in biases] if apart else None, b_dec=tensors[biases[0]] * out,
         W_skip=tensors[skips[0]].T * (into * out) if skips else None,
     )  # fmt: skip
@@ -252,18 +270,28 @@ def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtyp
         files[module] = _tensors(dictionaries, layer)
         skip = dictionaries.W_skip is not None
         settings[module] = {
-            **coder_settings(dictionaries.activation, dictionaries.d_model, dictionaries.n_features(layer), skip),
+            **coder_settings(_ranked(dictionaries), dictionaries.d_model, dictionaries.n_features(layer), skip),
             "transcode": True, "n_targets": dictionaries.n_layers - layer, "n_sources": layer + 1,
         }  # fmt: skip
     write_run(dictionaries, folder, files, settings, dictionaries.reads, storage_dtype)
 
 
+def _ranked(clt: CrossLayerTranscoder) -> Activation:
+    """σ without the thresholds that features are raised by."""
+    if isinstance(clt.activation, JumpTopK):
+        return TopK(clt.activation.k)
+    return ReLU() if isinstance(clt.activation, JumpReLU) else clt.activation
+
+
 def _tensors(clt: CrossLayerTranscoder, layer: int) -> Mapping[str, Tensor]:
-    tensors = {"encoder.weight": clt.W_enc[layer].T, "encoder.bias": clt.b_enc[layer]}
+    threshold = torch.zeros_like(clt.b_enc[layer])
+    if isinstance(clt.activation, JumpReLU | JumpTopK):
+        threshold = clt.activation.threshold[layer]
+    tensors = {"encoder.weight": clt.W_enc[layer].T, "encoder.bias": clt.b_enc[layer] - threshold}
     for j in range(clt.n_layers - layer):
         tensors[f"W_decs.{j}"] = clt.W_dec[layer][:, j]
         tensors[f"b_decs.{j}"] = clt.b_dec[layer] if j == 0 else torch.zeros_like(clt.b_dec[layer])
-        tensors[f"post_encs.{j}"] = torch.zeros_like(clt.b_enc[layer])
+        tensors[f"post_encs.{j}"] = threshold.clone()
         if clt.W_skip is not None:
             tensors[f"W_skips.{j}"] = clt.W_skip[layer].T if j == 0 else torch.zeros_like(clt.W_skip[layer])
     return tensors

@@ -21,6 +21,7 @@ from transcoders.dictionaries import (
     DictionarySet,
     GroupMax,
     JumpReLU,
+    JumpTopK,
     MappedDictionaries,
     ReLU,
     SAESet,
@@ -54,14 +55,19 @@ _ACTIVATION = {
     "type": "object",
     "required": ["name"],
     "properties": {
-        "name": {"enum": ["relu", "jumprelu", "topk", "groupmax"]},
+        "name": {"enum": ["relu", "jumprelu", "topk", "groupmax", "jumptopk"]},
         "bandwidth": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
         "k": {"type": "integer", "minimum": 1, "maximum": 2**31},
         "over_layers": {"type": "boolean"},
     },
     "allOf": [
         {"if": {"properties": {"name": {"const": name}}}, "then": {"required": needed}}
-        for name, needed in (("jumprelu", ["bandwidth"]), ("topk", ["k", "over_layers"]), ("groupmax", ["k"]))
+        for name, needed in (
+            ("jumprelu", ["bandwidth"]),
+            ("topk", ["k", "over_layers"]),
+            ("groupmax", ["k"]),
+            ("jumptopk", ["k"]),
+        )
     ],
 }
 _SITES = {"type": "array", "minItems": 1, "maxItems": MOST_LAYERS, "items": {"type": "string", "maxLength": 40}}
@@ -111,6 +117,7 @@ _NAME = "transcoders"
 VERSION = 1
 _CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
 _THRESHOLD = "activation.threshold"
+_WITH_THRESHOLD = ("jumprelu", "jumptopk")
 
 
 def is_native(source: Source) -> bool:
@@ -215,13 +222,13 @@ def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
         n = len(layers)
         shapes = {"W_enc": (n, "d_model", "feature"), "b_enc": (n, "feature"), "b_dec": (n, "d_model")}
         shapes |= {f"W_dec.{i}": ("feature", n - i, "d_model") for i in layers}
-        return shapes | ({_THRESHOLD: (n, "feature")} if sigma["name"] == "jumprelu" else {})
+        return shapes | ({_THRESHOLD: (n, "feature")} if sigma["name"] in _WITH_THRESHOLD else {})
     shapes = {}
     for i in layers:
         feature = _feature(i)
         shapes |= {f"{i}.W_enc": ("d_model", feature), f"{i}.b_enc": (feature,)}
         shapes |= {f"{i}.W_dec": (feature, "d_model"), f"{i}.b_dec": ("d_model",)}
-        shapes |= {f"{i}.{_THRESHOLD}": (feature,)} if sigma[i]["name"] == "jumprelu" else {}
+        shapes |= {f"{i}.{_THRESHOLD}": (feature,)} if sigma[i]["name"] in _WITH_THRESHOLD else {}
     return shapes
 
 
@@ -274,8 +281,8 @@ def _describe(activation: Activation) -> dict[str, Any]:
         return {"name": "jumprelu", "bandwidth": activation.bandwidth}
     if isinstance(activation, TopK):
         return {"name": "topk", "k": activation.k, "over_layers": activation.over_layers}
-    if isinstance(activation, GroupMax):
-        return {"name": "groupmax", "k": activation.k}
+    if isinstance(activation, GroupMax | JumpTopK):
+        return {"name": activation.name, "k": activation.k}
     return {"name": activation.name}
 
 
@@ -285,6 +292,8 @@ def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str)
         return JumpReLU(tensors[f"{prefix}{_THRESHOLD}"], record["bandwidth"])
     if name == "topk":
         return TopK(record["k"], over_layers=record["over_layers"])
+    if name == "jumptopk":
+        return JumpTopK(record["k"], tensors[f"{prefix}{_THRESHOLD}"])
     if name == "groupmax":
         return GroupMax(record["k"])
     if name == "relu":

@@ -16,8 +16,8 @@ its module's output, a transcoder (`transcode`) reads the module's input and wri
 settings are of training. EleutherAI's fork clt-training writes dictionaries of one layer in the same folders and adds
 `normalize_io` (buffers in_norm, out_norm [1]: x √d / in_norm is read, y out_norm / √d written), `post_enc`, a number
 that each active feature is raised by, and `post_enc_scale`, one that it is then multiplied by; its cross-layer
-transcoders are `clt_training`'s. The fork's `hookpoints_in` name modules whose input is read in the place of the
-hookpoint's own.
+transcoders are `clt_training`'s. Features raised by θ ≥ 0 are those of a `JumpTopK`: h + θ where that exceeds θ. The
+fork's `hookpoints_in` name modules whose input is read in the place of the hookpoint's own.
 
 Transcoders that sparsify trained before February 2025 (pull request 49) had b_dec subtracted from their input; their
 files do not say so, and sparsify itself now reads them without.
@@ -43,6 +43,8 @@ from transcoders.dictionaries import (
     DictionaryProvenance,
     DictionarySet,
     GroupMax,
+    JumpReLU,
+    JumpTopK,
     ReLU,
     TopK,
     Transcoder,
@@ -257,14 +259,15 @@ def _layer(source: Source, coder: Coder, offer: Offer, reading: Reading) -> Laye
     tensors = read_coder(weights, coder, _shapes(weights, coder), reading)
     into, out = scales(path, tensors, coder)
     W_enc, b_enc, b_dec = tensors["encoder.weight"].T, tensors["encoder.bias"], tensors["b_dec"]
-    W_dec = tensors["W_dec"] * post_encoder(path, tensors, "post_enc")
+    W_dec, threshold = tensors["W_dec"] * post_scale(tensors, "post_enc"), raised(path, tensors, ["post_enc"])
     centred = not coder.transcode
     if (into, out) != (1.0, 1.0):
         b_enc = b_enc - b_dec @ W_enc if centred else b_enc
         W_enc, W_dec, b_dec, centred = W_enc * into, W_dec * out, b_dec * out, False
     skip = tensors["W_skip"].T * (into * out) if "W_skip" in tensors else None
+    b_enc = b_enc if threshold is None else b_enc + threshold
     return LayerWeights(
-        W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation_of(settings_path, coder),
+        W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation_of(settings_path, coder, threshold),
         read=sites[0], write=sites[1], centred=centred, W_skip=skip,
     )  # fmt: skip
 
@@ -311,14 +314,29 @@ def post_encoder_shapes(weights: Weights, coder: Coder, name: str) -> Shapes:
     return shapes | ({_scale_of(name): ("feature",)} if coder.settings.get("post_encoder_scale") else {})
 
 
-def post_encoder(path: Path, tensors: Mapping[str, Tensor], name: str) -> Float[Tensor, "feature 1"] | float:
-    """What each feature is multiplied by before it is written; `FileFormatError` where it is raised by something."""
-    if name in tensors and bool(tensors[name].any()):
+def raised(path: Path, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Float[Tensor, "feature"] | None:
+    """What each active feature is raised by, the same for all targets; None where it is not.
+
+    Raises `FileFormatError` where it differs by target, or is negative: no dictionary of this package can do that.
+    """
+    found = [tensors[name] for name in names if name in tensors]
+    if not any(bool(each.any()) for each in found):
+        return None
+    if odd := next((name for name in names if not torch.equal(tensors.get(name, found[0] * 0), found[0])), None):
         raise FileFormatError(
-            f"{path} raises each active feature by a number of its own ({name}, at most "
-            f"{float(tensors[name].abs().max()):.3g}), which no dictionary of this package can; expected one that was "
-            "trained with train_post_encoder=False."
+            f"{path} raises each active feature by another number for each target ({names[0]}, {odd}), which no "
+            "dictionary of this package does; expected the same for all, as without train_post_encoder."
         )
+    if (least := float(found[0].min())) < 0:
+        raise FileFormatError(
+            f"{path} lowers active features ({names[0]} down to {least:.3g}), perhaps below 0, which no dictionary of "
+            "this package does; expected none below 0, as without train_post_encoder."
+        )
+    return found[0]
+
+
+def post_scale(tensors: Mapping[str, Tensor], name: str) -> Float[Tensor, "feature 1"] | float:
+    """What each feature is multiplied by before it is written."""
     scale = tensors.get(_scale_of(name))
     return 1.0 if scale is None else scale[:, None]
 
@@ -328,8 +346,8 @@ def _scale_of(name: str) -> str:
     return re.sub(r"^post_enc", "post_enc_scale", name)
 
 
-def activation_of(path: Path, coder: Coder) -> Activation:
-    """σ of a coder; where k takes all features it is a ReLU."""
+def activation_of(path: Path, coder: Coder, threshold: Float[Tensor, "*layer feature"] | None) -> Activation:
+    """σ of a coder, or of all layers; where k takes all features it is a ReLU, or a JumpReLU where they are raised."""
     name, k = coder.settings.get("activation", "topk"), coder.settings["k"]
     if coder.settings.get("signed"):
         raise FileFormatError(f"{path} has signed true, with features below 0; supported are those with signed false.")
@@ -337,8 +355,12 @@ def activation_of(path: Path, coder: Coder) -> Activation:
         why = ", whose threshold it does not store" if name == "batchtopk" else ""
         raise FileFormatError(f"{path} has the activation {name[:40]!r}{why}; supported are topk and groupmax.")
     if k >= coder.width:
-        return ReLU()
-    return TopK(int(k)) if name == "topk" else GroupMax(int(k))
+        return ReLU() if threshold is None else JumpReLU(threshold)
+    if threshold is None:
+        return TopK(k) if name == "topk" else GroupMax(k)
+    if name == "groupmax":
+        raise FileFormatError(f"{path} has groupmax and raises active features by post_enc; supported is topk there.")
+    return JumpTopK(k, threshold)
 
 
 # writing

@@ -121,11 +121,12 @@ COVERED = (
     ),
     Covered(
         format="clt-training",
-        layout="cross-layer transcoders of the fork of sparsify: of their own weights or tied, affine, skip",
+        layout="cross-layer transcoders of the fork of sparsify: decoders of their own or tied, scaled, raised alike "
+        "for all targets, skip terms of a layer's own",
         reads=f"{_TRAINING}::test_every_kind_of_tie",
         writes=f"{_TRAINING}::test_what_it_writes_is_whole",
         attributes=f"{_TRAINING}::test_they_attribute",
-        peer="clt_training/*",
+        peer="clt_training/{cross_layer,tied,tied_skip}",
     ),
     Covered(
         format="dictionary-learning",
@@ -156,6 +157,6 @@ COVERED = (
         reads=f"{_CROSS}::test_every_kind",
         writes=f"{_CROSS}::test_what_it_writes",
         attributes=f"{_CROSS}::test_they_attribute",
-        peer="crosslayer_transcoder/*",
+        peer="crosslayer_transcoder/{batch,jump,layer,per,relu_l,topk}*",
     ),
 )

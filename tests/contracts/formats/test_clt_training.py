@@ -12,13 +12,14 @@ from tests.contracts.formats.dense import (
     assert_equal,
     assert_golden,
     assert_is,
+    dense,
     golden,
     hub,
     inputs,
     load64,
 )
 from transcoders import random_dictionaries, save_dictionaries
-from transcoders.dictionaries import CrossLayerTranscoder, GroupMax, TopK
+from transcoders.dictionaries import CrossLayerTranscoder, GroupMax, JumpReLU, JumpTopK, TopK
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import list_dictionaries
 
@@ -26,7 +27,7 @@ __all__ = ["hub"]
 D, N, K, L = 8, 12, 4, 3
 
 
-def write(root, *, cross_layer=L, module="layers.{}.mlp", name="", aliases=False, affine=False, **common):
+def write(root, *, cross_layer=L, module="layers.{}.mlp", name="", aliases=False, affine=False, raised=False, **common):
     """A set of L layers, of which each writes to `cross_layer` from its own on; the stored tensors by layer."""
     coders = []
     for layer in range(L):
@@ -53,6 +54,8 @@ def write(root, *, cross_layer=L, module="layers.{}.mlp", name="", aliases=False
             stored |= {f"post_enc_scales.{j}": 1 + draw(N, scale=0.2) for j in targets}
         if affine:
             stored |= {f"post_encs.{j}": draw(N, scale=0.1) for j in targets}
+        if raised:
+            stored |= dict.fromkeys([f"post_encs.{j}" for j in targets], draw(N, scale=0.2).abs())
         if aliases:
             stored |= {"W_dec": stored["W_decs.0"], "b_dec": stored["b_decs.0"]}
             stored |= {f"post_encs.{j}": torch.zeros(N) for j in targets}
@@ -73,6 +76,7 @@ class Oracle:
             into = D**0.5 / coder["in_norm"] if "in_norm" in coder else 1.0
             h = torch.relu(x * into @ coder["encoder.weight"].T + coder["encoder.bias"])
             a = self.kept(h, coder["settings"])
+            a = a + (a > 0) * coder.get("post_encs.0", 0.0)
             self.encoded.append(a)
             live.append({"coder": coder, "a": a, "x": x * into, "from": layer})
             live = [mid for mid in live if layer - mid["from"] < mid["coder"]["settings"]["n_targets"]]
@@ -128,6 +132,8 @@ CASES = {
     "all": {"post_encoder_scale": True, "normalize_io": True, "skip_connection": True, "divide_cross_layer": True},
     "divided, two targets": {"divide_cross_layer": True, "cross_layer": 2},
     "groupmax": {"activation": "groupmax"},
+    "raised": {"raised": True, "post_encoder_scale": True, "coalesce_topk": "per-layer"},
+    "raised, of all features": {"raised": True, "k": N},
     "tied by source": {"per_source_tied": True, "post_encoder_scale": True, "skip_connection": True},
     "tied by target": {"coalesce_topk": "concat", "skip_connection": True, "post_encoder_scale": True},
     "tied by target, normalised": {"coalesce_topk": "concat", "skip_connection": True, "normalize_io": True},
@@ -141,7 +147,8 @@ def test_every_kind_of_tie(tmp_path, case):
     coders = write(tmp_path / "a", **case)
     loaded = load64(tmp_path / "a")
     assert isinstance(loaded, CrossLayerTranscoder)
-    assert isinstance(loaded.activation, GroupMax if "activation" in case else TopK)
+    sigma = GroupMax if "activation" in case else JumpTopK if "raised" in case else TopK
+    assert isinstance(loaded.activation, JumpReLU if case.get("k") == N else sigma)
     assert [(str(r), str(w)) for r, w in zip(loaded.reads, loaded.writes, strict=True)] == [
         (f"{i}.mlp_in", f"{i}.mlp_out") for i in range(L)
     ]
@@ -154,6 +161,23 @@ def test_every_kind_of_tie(tmp_path, case):
 def test_they_attribute(tmp_path, family):
     write(tmp_path, **CASES["all"])
     assert_attributes(load64(tmp_path), family)
+
+
+def test_jumprelu_is_written_as_features_that_are_raised(tmp_path):
+    clt = random_dictionaries("clt", activation="jumprelu", n_layers=L, d_model=D, features=N, dtype=torch.float64)
+    save_dictionaries(clt, tmp_path, format="clt-training")
+    assert_equal(load64(tmp_path), clt)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_raised_features_attribute_and_stay_in_native_files(tmp_path, family):
+    write(tmp_path / "a", raised=True)
+    loaded = load64(tmp_path / "a")
+    assert_attributes(loaded, family)
+    save_dictionaries(loaded, tmp_path / "b")
+    assert_equal(load64(tmp_path / "b"), loaded)
+    for layer, read in enumerate(inputs(L, D)):
+        torch.testing.assert_close(loaded.activations(layer, read), dense(loaded, inputs(L, D))[layer])
 
 
 def test_the_run_says_what_is_read(tmp_path):
@@ -190,7 +214,7 @@ def test_from_the_hub_in_variants(hub):
 
 
 REFUSED = {
-    "cross_layer_affine": "raises each active feature",
+    "cross_layer_affine": "raises each active feature by another number for each target",
     "cross_layer_skip": "skip term from one layer to another",
 }
 
@@ -223,7 +247,6 @@ def test_what_it_writes_is_whole(tmp_path):
     ("case", "message"),
     [
         ({"kind": "clt", "activation": "topk"}, "not TopK over all layers"),
-        ({"kind": "clt", "activation": "jumprelu"}, "not JumpReLU"),
         ({"kind": "plt"}, "save dictionaries of single layers as 'sparsify'"),
     ],
 )
@@ -235,7 +258,9 @@ def test_what_it_cannot_hold_is_refused(tmp_path, case, message):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ({"affine": True}, r"raises each active feature by a number of its own \(post_encs.0, at most 0\.\d+\)"),
+        ({"affine": True}, r"by another number for each target \(post_encs.0, post_encs.1\)"),
+        ({"affine": True, "cross_layer": 1}, r"lowers active features \(post_encs.0 down to -0\.\d+\)"),
+        ({"raised": True, "activation": "groupmax"}, "groupmax and raises active features"),
         ({"topk_coalesced": True}, "topk_coalesced true; supported is false"),
         ({"secondary_target_tied": True}, "secondary_target_tied true"),
         ({"coalesce_topk": "group"}, "coalesce_topk 'group'; supported are none, concat, per-layer"),

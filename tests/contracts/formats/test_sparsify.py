@@ -66,6 +66,7 @@ def oracle(coder, x):
             size = len(token) // k
             on = [max(range(g * size, (g + 1) * size), key=lambda i: token[i]) for g in range(k)]
         a[row, on] = token[on]
+    a = a + (a > 0) * coder.get("post_enc", 0.0)
     written = a * coder["post_enc_scale"] if settings.get("post_encoder_scale") else a
     y = written @ coder["W_dec"] + coder["b_dec"]
     return a, (y + read @ coder["W_skip"].T if "W_skip" in coder else y) * out
@@ -135,11 +136,12 @@ def test_k_of_all_features_is_a_relu(tmp_path):
     assert_are(loaded, [coder])
 
 
+@pytest.mark.parametrize("post", [0.0, 0.2])
 @pytest.mark.parametrize("transcode", [True, False])
-def test_a_forks_norms_and_scales_are_folded_in(tmp_path, transcode):
+def test_a_forks_norms_and_scales_are_folded_in(tmp_path, transcode, post):
     settings = {"transcode": transcode, "normalize_io": True, "post_encoder_scale": True, "skip_connection": True}
     extra: dict[str, Any] = {
-        "in_norm": torch.tensor([3.0]), "out_norm": torch.tensor([5.0]), "post_enc": torch.zeros(N),
+        "in_norm": torch.tensor([3.0]), "out_norm": torch.tensor([5.0]), "post_enc": Draw(6)(N, scale=post).abs(),
         "post_enc_scale": 1 + Draw(7)(N, scale=0.1),
     }  # fmt: skip
     coder = write(tmp_path / "layers.0.mlp", settings=settings, **extra)
@@ -332,7 +334,7 @@ def test_sites_that_no_module_has_are_refused(tmp_path):
         ({}, {"W_dec": torch.zeros(D, N)}, r"W_dec \[8, 16\]"),
         ({}, {"W_dec": torch.zeros(N, D).long()}, "W_dec in torch.int64"),
         ({}, {"b_dec": torch.full((D,), torch.nan)}, "not a finite number"),
-        ({}, {"post_enc": torch.ones(N)}, r"raises each active feature by a number of its own \(post_enc, at most 1\)"),
+        ({}, {"post_enc": -torch.ones(N)}, r"lowers active features \(post_enc down to -1\)"),
         ({"normalize_io": True}, {}, "lacks in_norm, out_norm"),
         ({"normalize_io": True}, {"in_norm": torch.zeros(1), "out_norm": torch.ones(1)}, r"norms 0\.0 and 1\.0"),
         ({"transcode": True, "n_targets": 2}, {}, "layers .0. .*of n_targets|n_targets 2, but there are 1 layers"),
