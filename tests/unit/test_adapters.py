@@ -51,7 +51,7 @@ def lora(folder: Path, *, saved: bool = True, **settings: Any) -> Any:
     chosen = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]} | settings
     model = get_peft_model(base(folder), LoraConfig(init_lora_weights=False, **chosen)).eval()
     if saved:
-        model.save_pretrained(folder.with_name("adapter"))
+        model.save_pretrained(str(folder.with_name("adapter")))
     return model
 
 

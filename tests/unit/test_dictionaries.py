@@ -154,7 +154,7 @@ def test_an_sae_that_centres_reads_the_difference_from_its_bias():
         "W_dec": pre_activations(6, 4),
         "b_dec": pre_activations(4),
     }
-    sae = SAE(**weights, activation=ReLU(), site=Site(0, "resid_post"), centred=True)
+    sae = SAE(**weights, activation=ReLU(), site=Site(0, "resid_post"), centred=True, norm=None)
     x = pre_activations(3, 4, seed=5)
     expected = torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
     torch.testing.assert_close(sae.encode(x), expected)
