@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
-from transcoders.sites import SiteKind
+from transcoders.sites import Site, SiteKind
 
 _NO_VARIANT = "none"
 
@@ -37,6 +37,11 @@ class Offer:
     """Settings that somebody states beside its files, and that replace theirs."""
     asks: tuple[Literal["site", "layer"], ...] = ()
     """What neither names nor settings say, so that a choice has to."""
+
+    @property
+    def read(self) -> Site:
+        """What a chosen dictionary of one layer reads."""
+        return Site.parse(f"{self.layer}.{self.site}")
 
     def row(self) -> dict[str, Any]:
         return {
@@ -90,6 +95,11 @@ class Choice:
     @property
     def stated(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def unsaid(site: str | None, layer: int | None) -> tuple[Literal["site", "layer"], ...]:
+    """`Offer.asks` for what is not known of it."""
+    return (*(("site",) if site is None else ()), *(("layer",) if layer is None else ()))
 
 
 def width_of(text: int | str) -> int:
