@@ -49,7 +49,7 @@ from transcoders.formats.building import (
     rescaled,
     without,
 )
-from transcoders.formats.files import MOST_LAYERS, read_json, require_settings
+from transcoders.formats.files import MOST_LAYERS, SOME_SIZE, SOME_TEXT, read_json, require_settings
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import site_of_module
 from transcoders.formats.offers import Offer, unsaid
@@ -62,8 +62,6 @@ _CONFIG, _FILE, _CHECKPOINTS = "config.json", "ae.pt", "checkpoints"
 _CHECKPOINT = re.compile(r"ae_\d+\.pt")
 _MOST_SETTINGS = 1000
 """Files of settings that are read to say what there is."""
-_SIZE = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31}
-_TEXT = {"type": ["string", "null"], "maxLength": 400}
 _SETTINGS = Draft202012Validator(
     {
         "type": "object",
@@ -71,8 +69,8 @@ _SETTINGS = Draft202012Validator(
             "trainer": {
                 "type": "object",
                 "properties": {
-                    **dict.fromkeys(("dict_class", "lm_name", "submodule_name"), _TEXT),
-                    **dict.fromkeys(("activation_dim", "dict_size", "k"), _SIZE),
+                    **dict.fromkeys(("dict_class", "lm_name", "submodule_name"), SOME_TEXT),
+                    **dict.fromkeys(("activation_dim", "dict_size", "k"), SOME_SIZE),
                     "layer": {"type": ["integer", "null"], "minimum": 0, "maximum": MOST_LAYERS},
                 },
             },

@@ -30,6 +30,9 @@ LARGEST_WEIGHT = 1e15
 """No network has a larger weight; its square, summed, stays finite in float32."""
 MOST_LAYERS = 1000
 """No model has as many."""
+SOME_TEXT = {"type": ["string", "null"], "maxLength": 400}
+SOME_SIZE = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31}
+"""What a format's schema says of a text or a number of features that may be null."""
 _Strict = extend(
     Draft202012Validator,
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine(

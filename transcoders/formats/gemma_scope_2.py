@@ -49,7 +49,7 @@ from transcoders.formats.building import (
     threshold_of,
     without,
 )
-from transcoders.formats.files import MOST_LAYERS, read_json, read_tensors, require_settings, write_tensors
+from transcoders.formats.files import MOST_LAYERS, SOME_TEXT, read_json, read_tensors, require_settings, write_tensors
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import site_of_module
 from transcoders.formats.offers import Offer, unsaid, width_of, width_text
@@ -78,14 +78,13 @@ _HOOKS: dict[SiteKind, str] = {
     "mlp_added": "model.layers.{}.post_feedforward_layernorm.output",
     "mlp_out": "model.layers.{}.mlp.output",
 }
-_TEXT = {"type": ["string", "null"], "maxLength": 400}
 _SETTINGS = Draft202012Validator(
     {
         "type": "object",
         "properties": {
             "architecture": {"const": "jump_relu"},
             "affine_connection": {"type": ["boolean", "null"]},
-            **dict.fromkeys(("model_name", "hf_hook_point_in", "hf_hook_point_out", "type"), _TEXT),
+            **dict.fromkeys(("model_name", "hf_hook_point_in", "hf_hook_point_out", "type"), SOME_TEXT),
         },
     }
 )

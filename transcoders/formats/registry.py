@@ -55,7 +55,7 @@ class Wanted(TypedDict, total=False):
     l0: float | None
     """Active features of a token; the nearest is taken."""
     variant: str | None
-    """What else tells dictionaries apart, as their author calls it."""
+    """What else tells dictionaries apart, as their author calls it; "none" where it is nothing."""
     revision: str | None
     """Of a repository of the hub."""
     dtype: Precision | None
