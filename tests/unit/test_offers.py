@@ -140,8 +140,8 @@ def test_every_layer_that_is_asked_for_must_be_there():
     offers = [offer(layer) for layer in (0, 1, 5)]
     with pytest.raises(FileFormatError, match=r"offers nothing for the layers \[3, 9\]; .* layer 0, 5; site"):
         choose(offers, Choice.of(layers=[0, 3, 5, 9]), "org/repo")
-    with pytest.raises(InputError, match=r"holds one set of all its layers; load it without layers=\[0\]"):
-        choose([Offer(id="", files=("a",), kind="clt")], Choice.of(layers=0), "org/repo")
+    whole = [Offer(id="", files=("a",), kind="clt")]
+    assert choose(whole, Choice.of(layers=range(4)), "org/repo") == whole
 
 
 @pytest.mark.parametrize("l0", [None, 40.0])

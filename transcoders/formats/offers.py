@@ -168,11 +168,11 @@ def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
 
 
 def _require_layers(left: Sequence[Offer], choice: Choice, label: str) -> None:
-    if choice.layers is None:
+    """Raises `FileFormatError` unless every layer that is asked for is there; a set of all layers is not asked."""
+    there = {offer.layer for offer in left}
+    if choice.layers is None or None in there:
         return
-    if any(offer.layer is None for offer in left):
-        raise InputError(f"{label} holds one set of all its layers; load it without layers={list(choice.layers)}.")
-    if missing := sorted(set(choice.layers) - {offer.layer for offer in left}):
+    if missing := sorted(set(choice.layers) - there):
         raise FileFormatError(
             f"{label} offers nothing for the layers {missing}; of those asked for, it offers {summary_of(left)}."
         )
