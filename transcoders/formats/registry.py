@@ -55,7 +55,7 @@ class Wanted(TypedDict, total=False):
     l0: float | None
     """Active features of a token; the nearest is taken."""
     variant: str | None
-    """What else tells dictionaries apart, as their author calls it."""
+    """What else tells dictionaries apart, as their author calls it; "none" where it is nothing."""
     revision: str | None
     """Of a repository of the hub."""
     dtype: Precision | None
@@ -146,6 +146,11 @@ def save_dictionaries(
     for name, other in FORMATS.items():
         if name != format and folder.is_dir() and other.recognises(LocalFolder(folder)):
             raise InputError(f"{folder} holds dictionaries in the format {name!r}; save these to another folder.")
+    if (frame := dictionaries.provenance.frame.name) != "raw" and not FORMATS[format].keeps_frame:
+        raise DictionaryError(
+            f"The format {format!r} is of models as they are published, but these dictionaries were trained in the "
+            f"{frame!r} frame; use one of ({', '.join(name for name, other in FORMATS.items() if other.keeps_frame)})."
+        )
     FORMATS[format].save(dictionaries, folder, storage_dtype=precision)
 
 

@@ -43,8 +43,8 @@ from jsonschema import Draft202012Validator
 
 from transcoders.dictionaries.token_norm import TokenNormName
 from transcoders.errors import FileFormatError
-from transcoders.formats.files import require_settings
-from transcoders.formats.hooks import site_of_hook, site_of_module
+from transcoders.formats.files import MOST_LAYERS, SOME_SIZE, SOME_TEXT, require_settings
+from transcoders.formats.hooks import has_layer_norm, site_of_hook, site_of_module
 from transcoders.sites import Frame, Site
 
 
@@ -78,7 +78,6 @@ class UnsupportedError(FileFormatError):
     """Settings that are sound, but of something this package does not read."""
 
 
-MOST_LAYERS = 1000
 _RENAMED = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",
@@ -94,11 +93,6 @@ _NORMS: dict[str, TokenNormName | None] = {
 _IN_ONLY: dict[TokenNormName, TokenNormName] = {"rescale": "rescale_in", "layer_norm": "layer_norm_in"}
 _IN_STREAM = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "mlp_added", "attn_out", "attn_added")
 """The kinds of site whose mean over the width `center_writing_weights` takes away."""
-_RMS_NORM = re.compile(
-    r"gemma|llama|mi[sx]tral|qwen|deepseek|phi-?[34]|olmo-?[23]|yi-|smollm|gpt-oss|t5", re.IGNORECASE
-)
-"""Models without LayerNorm, by name."""
-
 _NAMES = {
     "gpt2-small": "gpt2",
     "mistral-7b": "mistralai/Mistral-7B-v0.1",
@@ -106,8 +100,6 @@ _NAMES = {
 }
 """TransformerLens' names of models that another name on the hub ends with."""
 
-_TEXT = {"type": ["string", "null"], "maxLength": 300}
-_SIZE = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31}
 _OBJECT = {"type": ["object", "null"]}
 _SWITCH = {"type": ["boolean", "null"]}
 _SCHEMA = Draft202012Validator(
@@ -116,28 +108,28 @@ _SCHEMA = Draft202012Validator(
         "required": ["d_in", "hook_name"],
         "properties": {
             "architecture": {"type": "string", "maxLength": 100},
-            "d_in": {**_SIZE, "type": "integer"},
-            "d_sae": _SIZE,
-            "d_out": _SIZE,
+            "d_in": {**SOME_SIZE, "type": "integer"},
+            "d_sae": SOME_SIZE,
+            "d_out": SOME_SIZE,
             "k": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 2**31},
             "apply_b_dec_to_input": _SWITCH,
             "normalize_activations": {"type": ["boolean", "string", "null"], "maxLength": 100},
             "rescale_acts_by_decoder_norm": _SWITCH,
-            "reshape_activations": _TEXT,
-            "activation_fn": _TEXT,
+            "reshape_activations": SOME_TEXT,
+            "activation_fn": SOME_TEXT,
             "activation_fn_kwargs": _OBJECT,
             "hook_name": {"type": "string", "maxLength": 300},
-            "hook_name_out": _TEXT,
+            "hook_name_out": SOME_TEXT,
             "hook_layer": {"type": ["integer", "null"], "minimum": 0, "maximum": MOST_LAYERS},
             "hook_head_index": {"type": ["integer", "null"]},
             "hook_head_index_out": {"type": ["integer", "null"]},
-            "model_name": _TEXT,
-            "model_class_name": _TEXT,
+            "model_name": SOME_TEXT,
+            "model_class_name": SOME_TEXT,
             "model_from_pretrained_kwargs": _OBJECT,
             "prepend_bos": _SWITCH,
-            "dataset_path": _TEXT,
-            "sae_lens_version": _TEXT,
-            "sae_lens_training_version": _TEXT,
+            "dataset_path": SOME_TEXT,
+            "sae_lens_version": SOME_TEXT,
+            "sae_lens_training_version": SOME_TEXT,
             "norm_scaling_factor": {"type": "number", "exclusiveMinimum": 1e-10, "maximum": 1e10},
         },
     }
@@ -306,15 +298,11 @@ def _normalized_is_output(flat: Mapping[str, Any]) -> bool:
     SAELens allows TransformerLens 3, where it is before the weight, since its versions 6.31 to 6.35.
     """
     trained_by = flat.get("sae_lens_training_version", flat.get("sae_lens_version"))
-    return _has_layer_norm(flat) and _version(trained_by) < (6, 31)
-
-
-def _has_layer_norm(flat: Mapping[str, Any]) -> bool:
-    return _RMS_NORM.search(flat.get("model_name", "")) is None
+    return has_layer_norm(flat.get("model_name", "")) and _version(trained_by) < (6, 31)
 
 
 def _loses_mean(flat: Mapping[str, Any]) -> bool:
-    return _processing(flat, "center_writing_weights") and _has_layer_norm(flat)
+    return _processing(flat, "center_writing_weights") and has_layer_norm(flat.get("model_name", ""))
 
 
 def _processing(flat: Mapping[str, Any], name: str) -> bool:

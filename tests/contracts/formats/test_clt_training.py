@@ -14,7 +14,6 @@ from tests.contracts.formats.dense import (
     assert_is,
     dense,
     golden,
-    hub,
     inputs,
     load64,
 )
@@ -23,7 +22,6 @@ from transcoders.dictionaries import CrossLayerTranscoder, GroupMax, JumpReLU, J
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import list_dictionaries
 
-__all__ = ["hub"]
 D, N, K, L = 8, 12, 4, 3
 
 
