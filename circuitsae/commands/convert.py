@@ -58,6 +58,10 @@ def convert(
         choices: Which of the dictionaries that the name offers.
     """
     if is_graph(source):
+        of_dictionaries = {
+            "--storage-dtype": storage_dtype, "--revision": revision, "--calibrate-on": calibrate_on, "--model": model,
+        }  # fmt: skip
+        _refuse_options(source, [name for name, value in of_dictionaries.items() if value] + choices.words())
         _convert_graph(Path(source), target, format)
         return
     from circuitsae.loading import load_dictionaries
@@ -82,6 +86,11 @@ def is_graph(source: str) -> bool:
     """Whether what a user names is a graph of ours, or a file of another tool."""
     path = Path(source)
     return (path / "graph.json").is_file() or (path.is_file() and path.suffix.lower() in _GRAPHS)
+
+
+def _refuse_options(source: str, words: list[str]) -> None:
+    if words:
+        raise InputError(f"{source} is a graph, but {words[0]} is for dictionaries; leave it out.")
 
 
 def _convert_graph(source: Path, target: Path, format: str | None) -> None:

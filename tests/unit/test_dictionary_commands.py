@@ -1,7 +1,10 @@
 """`circuitsae dictionaries` and `circuitsae convert`, and the choices that every command with dictionaries takes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +16,7 @@ from circuitsae.cli import main
 from circuitsae.commands.shared import layers_of
 from circuitsae.graph import load_graph
 from circuitsae.graph.exchange import read_graph
+from tests.hub import cache_repository, use_cache
 from tests.sample_graphs import small_graph
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.errors import FileFormatError, InputError
@@ -66,6 +70,33 @@ def test_list_prints_json(call):
     assert [(row["site"], row["kind"]) for row in found["dictionaries"]] == [("mlp_in", "clt")]
 
 
+def test_notices_do_not_mix_with_the_json(tmp_path, monkeypatch):
+    """What a program reads is on standard output alone."""
+    save_dictionaries(made(), tmp_path / "d", format="circuit-tracer")
+    cache_repository(tmp_path / "cache", "me/d", tmp_path / "d")
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "circuitsae.cli", "dictionaries", "list", "me/d", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert len(json.loads(done.stdout)["dictionaries"]) == 4
+    assert "comes from this machine's cache" in " ".join(done.stderr.split())
+
+
+def test_what_may_be_done_next_names_what_was_chosen(call, tmp_path, monkeypatch):
+    save_dictionaries(made(), tmp_path / "d", format="circuit-tracer")
+    cache_repository(tmp_path / "cache", "me/d", tmp_path / "d", "v2")
+    use_cache(monkeypatch, tmp_path / "cache")
+    listed = call("dictionaries", "list", "me/d", "--revision", "v2", "--layers", "1-2")
+    assert listed.endswith("Next:  circuitsae dictionaries info me/d --revision v2 --layers 1-2\n")
+    told = call("dictionaries", "info", "me/d", "--revision", "v2", "--layers", "1-2")
+    assert told.endswith("--dictionaries me/d@v2 --layers 1-2\n")
+
+
+def test_an_activation_is_that_of_layers_that_are_there(call, tmp_path):
+    save_dictionaries(made(activation="jumprelu"), tmp_path / "d", format="circuit-tracer")
+    facts = json.loads(call("dictionaries", "info", tmp_path / "d", "--layers", "1", "--json"))
+    assert (facts["layers"], facts["activation"]) == ("1", "jumprelu")
+
+
 def test_list_reads_no_weights(call, tmp_path):
     save_dictionaries(made(), tmp_path / "d")
     (tmp_path / "d" / "weights.safetensors").write_bytes(b"")
@@ -77,6 +108,8 @@ def test_list_reads_no_weights(call, tmp_path):
     [
         (["nowhere/at/all/and/more"], "nowhere"),
         (["pocket", "--site", "attn_z"], "pocket offers nothing with site=attn_z; it offers site mlp_in"),
+        (["pocket", "--most", "-1"], "--most -1 is no number of dictionaries; give 0 for all"),
+        (["pocket", "--revision", "v2"], "lies on this machine, where there is no revision 'v2'"),
         (["pocket", "--width", "lots"], "width='lots' is no number of features"),
         (["pocket", "--layers", "5-2"], "--layers '5-2' names no layers"),
         (["pocket", "--l0", "-3"], "l0=-3.0 is no number of active features"),
@@ -98,7 +131,7 @@ def test_info_says_what_dictionaries_are(call, tmp_path):
         "skip +│ yes",
     ):
         assert re.search(fact, printed), fact
-    assert "--model random --dictionaries" in printed.replace("\n", " ")
+    assert "--model MODEL --dictionaries" in printed.replace("\n", " ")
     assert json.loads(call("dictionaries", "info", "pocket-sae", "--json"))["kind"] == "sae"
 
 
@@ -181,6 +214,17 @@ def test_convert_exports_and_imports_graphs(call, tmp_path):
 def test_convert_refuses_a_dictionary_format_for_a_graph(refused, tmp_path):
     small_graph().save(tmp_path / "g")
     assert "graphs are written as neuronpedia" in refused("convert", "g", "g.json", "--format", "native")
+
+
+@pytest.mark.parametrize(
+    "option", [("--layers", "3"), ("--storage-dtype", "bfloat16"), ("--calibrate-on", "a.txt"), ("--revision", "v2")]
+)
+def test_convert_refuses_the_options_of_dictionaries_for_a_graph(refused, tmp_path, option):
+    small_graph().save(tmp_path / "g")
+    assert f"g is a graph, but {option[0]} is for dictionaries; leave it out" in refused(
+        "convert", "g", "g.json", *option
+    )
+    assert not (tmp_path / "g.json").exists()
 
 
 # choices

@@ -99,10 +99,13 @@ def test_an_id_is_enough_and_its_slashes_do_not_matter():
             "offers 3 dictionaries of layer 0, of L0 20, 80, 300; say which with l0=…",
         ),
         ({"site": "attn_z", "width": "16k", "layers": 2}, "offers 3 dictionaries of layer 2, of L0 20, 82, 300; say"),
-        ({"id": "layer_0"}, "offers nothing with id=layer_0; it offers layer 0, 1, 2; site attn_z, resid_post; width"),
+        (
+            {"id": "layer_0"},
+            "offers nothing with sae_id=layer_0; it offers layer 0, 1, 2; site attn_z, resid_post; width",
+        ),
         ({"site": "mlp_out"}, "offers nothing with site=mlp_out; it offers layer 0, 1, 2; site attn_z, resid_post; "),
         ({"width": "1m"}, "offers nothing with width=1m; it offers"),
-        ({"layers": 7}, "offers nothing with layers=(7,); it offers layer 0, 1, 2"),
+        ({"layers": 7}, "offers nothing with layers=7; it offers layer 0, 1, 2"),
         ({"variant": "canonical"}, "offers nothing with variant=canonical"),
     ],
 )
@@ -149,11 +152,17 @@ def test_what_names_leave_open_is_asked_for_or_taken_from_the_choice():
 def test_the_summary_of_many_offers_is_short():
     many = [offer(layer, l0=float(layer)) for layer in range(1000)]
     assert summary_of(many) == (
-        "layer 0, 1, 2, 3, 4, 5, 6, 7 and 992 more; site resid_post; width 16k; l0 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, "
-        "7.0 and 992 more"
+        "layer 0, 1, 2, 3, 4, 5, 6, 7 and 992 more; site resid_post; width 16k; l0 0, 1, 2, 3, 4, 5, 6, 7 and 992 more"
     )
     assert summary_of([Offer(id="", files=())]) == "one set"
 
 
 def test_fitting_leaves_the_l0_open():
     assert len(fitting(GRID, Choice.of(site="attn_z", l0=5), "org/repo")) == 18
+
+
+def test_ids_like_one_that_there_is_not_are_named():
+    with pytest.raises(
+        FileFormatError, match=re.escape("nothing with sae_id=run_7b; it offers run_1, run_7; ids such")
+    ):
+        choose([Offer(id=f"run_{i}", files=()) for i in (1, 7)], Choice.of(id="run_7b"), "org/repo")

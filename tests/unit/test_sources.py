@@ -1,6 +1,7 @@
 """Where dictionaries lie: every form of a name, the hub's cache, and which files are fetched."""
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from transcoders.formats.source import HubFolder, LocalFolder, fetch_one, hub_so
         ("org/repo@refs/pr/7/sub", "org/repo", "refs/pr/7", "sub"),
         ("gemma", "mwhanna/gemma-scope-transcoders", None, ""),
         ("llama", "mntss/transcoder-Llama-3.2-1B", None, ""),
+        ("llama@v2", "mntss/transcoder-Llama-3.2-1B", "v2", ""),
     ],
 )
 def test_names_of_the_hub(name, repo, revision, path):
@@ -59,7 +61,8 @@ def test_a_revision_may_be_given_beside_the_name():
         ("one-word", None, "it is no hub name"),
         ("org/repo name", None, "it is no hub name"),
         ("-org/repo", None, "it is no hub name"),
-        ("", None, "."),
+        ("", None, r"name of the dictionaries is empty \(''\)"),
+        (Path(), "v2", r"\. lies on this machine, where there is no revision 'v2'; leave the revision out"),
         ("org/repo@", None, "it is no hub name"),
         ("https://huggingface.co/org/repo", None, "it is no hub name"),
     ],
@@ -106,6 +109,20 @@ def test_a_folder_names_its_files_from_its_root(tmp_path):
     assert folder.below("b/c.txt").label == str(tmp_path / "b" / "c.txt")
     with pytest.raises(FileFormatError, match=r"There is no file .*d\.txt; the folder is incomplete"):
         folder.fetch(["d.txt"])
+
+
+def test_what_may_not_be_looked_at_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "shut").symlink_to(tmp_path / "elsewhere")
+    stat = os.stat
+
+    def refuse(path, *args, **how):
+        if os.fspath(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return stat(path, *args, **how)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert open_source(tmp_path).names == ("a.txt",)
 
 
 def test_a_file_is_a_source_of_its_own(tmp_path):

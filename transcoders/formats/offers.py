@@ -4,11 +4,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from itertools import groupby
 from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
 from transcoders.sites import SiteKind
+
+_ARGUMENTS = {"id": "sae_id"}
+"""What users call a choice, where it has another name here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +120,9 @@ def fitting(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
     left = [offer for offer in offers if not offer.asks and _fits(offer, choice)]
     left = left or [offer for offer in (_completed(offer, choice) for offer in offers) if _fits(offer, choice)]
     if not left:
-        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
-        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}.")
+        asked = ", ".join(f"{_ARGUMENTS.get(n, n)}={_text(n, value)}" for n, value in choice.stated.items())
+        named = "" if choice.id is None else _near(choice.id, offers)
+        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}{named}.")
     return left
 
 
@@ -195,7 +200,18 @@ def _fits(offer: Offer, choice: Choice) -> bool:
 
 
 def _text(name: str, value: Any) -> str:
+    if name == "layers":
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return width_text(value) if name == "width" and isinstance(value, int) else str(value)
+
+
+def _near(id: str, offers: Sequence[Offer]) -> str:
+    """The ids that are most like one that there is not."""
+    every = list(dict.fromkeys(offer.id for offer in offers if offer.id))
+    near = get_close_matches(id, every, n=3, cutoff=0.3) or every[:3]
+    return f"; ids such as {', '.join(near)}" if near else ""
 
 
 def _options(name: str, options: Iterable[Any]) -> str:
