@@ -35,6 +35,7 @@ def convert(
     context: int = 128,
     bos: Bos = None,
     device: str = "cpu",
+    overwrite: bool = False,
     choices: ChoiceOptions = Choices(),
 ) -> None:
     """Convert dictionaries to the layout of another package, or a graph to the format of another tool.
@@ -55,6 +56,7 @@ def convert(
         context: With --calibrate-on: tokens of a row.
         bos: With --calibrate-on: begin rows with the beginning-of-text token; default, as in their training.
         device: With --calibrate-on: cpu, cuda, cuda:1, mps.
+        overwrite: Write dictionaries over those that the folder holds.
         choices: Which of the dictionaries that the name offers.
     """
     if is_graph(source):
@@ -70,6 +72,8 @@ def convert(
     form: Any = format or "native"
     if form not in FORMATS:
         raise InputError(f"Unknown format {format!r}; dictionaries are written as {', '.join(FORMATS)}.")
+    if not overwrite:
+        _require_empty(target)
     console = open_console()
     with Console(stderr=True).status("converting"):
         loaded = load_dictionaries(source, revision=revision, **choices.wanted())
@@ -80,6 +84,11 @@ def convert(
         _save(loaded, target, form, storage_dtype)
     say(console, f"Dictionaries: {target} ({form})")
     say_next(console, f"circuitsae dictionaries info {target}")
+
+
+def _require_empty(target: Path) -> None:
+    if target.is_dir() and any(target.iterdir()):
+        raise InputError(f"The folder {target} is not empty; write to another, or give --overwrite.")
 
 
 def is_graph(source: str) -> bool:

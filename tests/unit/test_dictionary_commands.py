@@ -1,5 +1,6 @@
 """`circuitsae dictionaries` and `circuitsae convert`, and the choices that every command with dictionaries takes."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from circuitsae.cli import main
 from circuitsae.commands.shared import layers_of
 from circuitsae.graph import load_graph
 from circuitsae.graph.exchange import read_graph
+from circuitsae.pocket import dictionary_folder
 from tests.hub import cache_repository, use_cache
 from tests.sample_graphs import small_graph
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
@@ -178,6 +180,17 @@ def test_convert_refuses_in_a_sentence_and_writes_nothing(refused, tmp_path, arg
     assert not (tmp_path / "out").exists()
 
 
+def test_convert_writes_over_nothing_unless_it_is_told_to(call, refused, tmp_path):
+    save_dictionaries(made(), tmp_path / "there")
+    before = (tmp_path / "there" / "weights.safetensors").read_bytes()
+    assert "there is not empty; write to another, or give --overwrite" in refused("convert", "pocket-plt", "there")
+    assert (tmp_path / "there" / "weights.safetensors").read_bytes() == before
+    call("convert", "pocket-plt", "there", "--overwrite")
+    assert load_dictionaries(tmp_path / "there").n_features(0) == load_dictionaries(
+        dictionary_folder("pocket-plt")
+    ).n_features(0)
+
+
 def test_convert_calibrates_topk_and_prints_the_difference(call, tmp_path):
     original = made("clt", activation="topk", k=30)
     save_dictionaries(original, tmp_path / "topk")
@@ -287,6 +300,22 @@ def test_validate_takes_the_choices_of_the_graph(refused, asked, tmp_path):
     for options in ([], ["--l0", "5"], ["--dictionaries", "other/name"]):
         assert "That will do" in refused("validate", "g", *options)
     assert asked == [WANTED, {"l0": 5.0}, {}]
+
+
+def test_validate_says_that_the_dictionaries_are_others_than_the_graphs(call, tmp_path, caplog):
+    trace = ["trace", "When John and Mary went to the store", "--out", "g", "--validate", "0", "--max-features", "5"]
+    call(*trace, "--dictionaries", "pocket-plt")
+    call("validate", "g", "--edges", "2", "--claims", "direct")
+    assert "was traced with dictionaries" not in caplog.text
+    other = load_dictionaries(dictionary_folder("pocket-plt"))
+    with torch.no_grad():
+        other.layers[3].b_enc += 1e-3
+        other.layers[3].W_enc *= 1.01
+    save_dictionaries(other, tmp_path / "other")
+    with contextlib.suppress(SystemExit):  # whatever is found, it was not of the graph's
+        call("validate", "g", "--edges", "2", "--claims", "direct", "--dictionaries", "other")
+    traced = load_graph(tmp_path / "g").provenance["dictionary_fingerprint"]
+    assert f"was traced with dictionaries {traced}, but those that were loaded are" in caplog.text
 
 
 def test_a_choice_of_a_graph_that_makes_no_sense_is_refused(refused, tmp_path):

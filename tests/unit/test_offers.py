@@ -53,13 +53,19 @@ def test_a_width_is_read_as_it_is_written(power):
 # choices
 
 
-@pytest.mark.parametrize("layers", [[], [1, 1], [-1], [0, -2]])
+@pytest.mark.parametrize("layers", [[], [1, 1], [-1], [0, -2], True, [0, True], ""])
 def test_layers_that_are_none_are_refused(layers):
     with pytest.raises(InputError, match="are no layers; give distinct numbers from 0"):
         Choice.of(layers=layers)
 
 
-@pytest.mark.parametrize("l0", [0, -1.0, math.inf, math.nan])
+def test_layers_may_come_one_by_one():
+    assert Choice.of(layers=(layer for layer in (2, 3))).layers == (2, 3)
+    assert Choice.of(layers=range(2, 4)).layers == (2, 3)
+    assert Choice.of(layers=3).layers == (3,)
+
+
+@pytest.mark.parametrize("l0", [0, -1.0, math.inf, math.nan, True])
 def test_an_l0_that_is_none_is_refused(l0):
     with pytest.raises(InputError, match="is no number of active features; give a positive number"):
         Choice.of(l0=l0)

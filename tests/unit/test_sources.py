@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import circuitsae
 from tests.hub import HubServer, cache_repository, commit_of, files_of, use_cache
 from transcoders import list_dictionaries, load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.errors import FileFormatError, InputError
@@ -123,6 +124,16 @@ def test_what_may_not_be_looked_at_is_passed_over(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "stat", refuse)
     assert open_source(tmp_path).names == ("a.txt",)
+
+
+def test_a_device_that_is_none_is_refused_before_anything_is_read():
+    with pytest.raises(InputError, match=r"The device 'zzz' cannot be used here \(.*try 'cpu'"):
+        load_dictionaries("nowhere", device="zzz")
+
+
+def test_an_argument_that_is_none_is_refused(saved):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lazers'"):
+        circuitsae.load_dictionaries(saved, lazers=3)
 
 
 def test_a_file_is_a_source_of_its_own(tmp_path):

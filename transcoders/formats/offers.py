@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import groupby
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
@@ -71,17 +72,13 @@ class Choice:
         variant: str | None = None,
     ) -> "Choice":
         """As users write it: one layer or several, a width such as 16384 or "16k"."""
-        if layers is not None:
-            layers = (layers,) if isinstance(layers, int) else tuple(layers)
-            if not layers or min(layers) < 0 or len(set(layers)) != len(layers):
-                raise InputError(f"layers={list(layers)} are no layers; give distinct numbers from 0.")
-        if l0 is not None and not 0 < l0 < math.inf:
-            raise InputError(f"l0={l0} is no number of active features; give a positive number.")
+        if l0 is not None and (not _is_number(l0, Real) or not 0 < l0 < math.inf):
+            raise InputError(f"l0={l0!r} is no number of active features; give a positive number.")
         if site is not None and site not in get_args(SiteKind):
             raise InputError(f"Unknown site {site!r}; the sites are {', '.join(get_args(SiteKind))}.")
         return cls(
             id=id,
-            layers=layers,
+            layers=None if layers is None else _layers(layers),
             site=site,
             width=None if width is None else width_of(width),
             l0=None if l0 is None else float(l0),
@@ -91,6 +88,21 @@ class Choice:
     @property
     def stated(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def _layers(given: Any) -> tuple[int, ...]:
+    layers = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if (
+        not layers
+        or not all(_is_number(layer, Integral) and layer >= 0 for layer in layers)
+        or len({*layers}) < len(layers)
+    ):
+        raise InputError(f"layers={given!r} are no layers; give distinct numbers from 0, such as 3 or range(4, 8).")
+    return layers
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def width_of(text: int | str) -> int:
