@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from circuitsae.attribution import LogitTargets, TopLogits, attribute
     from circuitsae.graph import AttributionGraph, load_graph
     from circuitsae.interventions import intervene
-    from circuitsae.loading import list_dictionaries, load_dictionaries, load_model
+    from circuitsae.loading import load_dictionaries, load_model
     from circuitsae.replacement import ReplacementModel, Trace
     from circuitsae.report import write_html
     from circuitsae.validation import Validation, faithfulness, validate
@@ -32,7 +32,7 @@ __getattr__, __all__ = lazy_exports(
         "circuitsae.attribution": ("LogitTargets", "TopLogits", "attribute"),
         "circuitsae.graph": ("AttributionGraph", "load_graph"),
         "circuitsae.interventions": ("intervene",),
-        "circuitsae.loading": ("list_dictionaries", "load_dictionaries", "load_model"),
+        "circuitsae.loading": ("load_dictionaries", "load_model"),
         "circuitsae.replacement": ("ReplacementModel", "Trace"),
         "circuitsae.report": ("write_html",),
         "circuitsae.validation": ("Validation", "faithfulness", "validate"),

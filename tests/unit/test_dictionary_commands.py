@@ -307,7 +307,7 @@ def test_validate_says_that_the_dictionaries_are_others_than_the_graphs(call, tm
     call(*trace, "--dictionaries", "pocket-plt")
     call("validate", "g", "--edges", "2", "--claims", "direct")
     assert "was traced with dictionaries" not in caplog.text
-    other = load_dictionaries(dictionary_folder("pocket-plt"))
+    other: Any = load_dictionaries(dictionary_folder("pocket-plt"))
     with torch.no_grad():
         other.layers[3].b_enc += 1e-3
         other.layers[3].W_enc *= 1.01

@@ -133,7 +133,7 @@ def test_a_device_that_is_none_is_refused_before_anything_is_read():
 
 def test_an_argument_that_is_none_is_refused(saved):
     with pytest.raises(TypeError, match="unexpected keyword argument 'lazers'"):
-        circuitsae.load_dictionaries(saved, lazers=3)
+        circuitsae.load_dictionaries(saved, lazers=3)  # pyright: ignore[reportCallIssue]
 
 
 def test_a_file_is_a_source_of_its_own(tmp_path):

@@ -91,7 +91,9 @@ class Choice:
 
 
 def _layers(given: Any) -> tuple[int, ...]:
-    layers = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    layers: tuple[Any, ...] = (given,)
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        layers = tuple(given)
     if (
         not layers
         or not all(_is_number(layer, Integral) and layer >= 0 for layer in layers)
