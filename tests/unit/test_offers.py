@@ -33,7 +33,8 @@ def chosen(offers, **choice):
 @pytest.mark.parametrize(
     ("text", "width"),
     [("16k", 2**14), ("16K", 2**14), ("65k", 2**16), ("131k", 2**17), ("262k", 2**18), ("1m", 2**20), ("1k", 2**10),
-     ("32k", 2**15), (16384, 16384), ("24576", 24576), (" 4096 ", 4096), ("524k", 2**19)],
+     ("32k", 2**15), (16384, 16384), ("24576", 24576), (" 4096 ", 4096), ("524k", 2**19),
+     ("24k", 24576), ("12k", 12288), ("2m", 2**21)],
 )  # fmt: skip
 def test_a_width_is_a_number_or_as_authors_write_it(text, width):
     assert width_of(text) == width
@@ -134,6 +135,29 @@ def test_variants_kinds_and_ids_are_asked_for():
     twins = [Offer(id=f"run_{i}", files=(), layer=3) for i in range(12)]
     with pytest.raises(InputError, match=r"12 dictionaries of layer 3 \(run_0, .*run_7 and 4 more\); say .*sae_id=…"):
         chosen(twins)
+
+
+def test_offers_without_a_variant_can_be_meant():
+    offers = [offer(layer, variant=variant) for layer in range(2) for variant in (None, "big")]
+    assert [o.variant for o in choose(offers, Choice.of(variant="none"), "org/repo")] == [None, None]
+    assert [o.variant for o in choose(offers, Choice.of(variant="big"), "org/repo")] == ["big", "big"]
+    with pytest.raises(FileFormatError, match="offers nothing with .*width=1k, variant=none"):
+        choose(offers, Choice.of(variant="none", width="1k"), "org/repo")
+
+
+def test_every_layer_that_is_asked_for_must_be_there():
+    offers = [offer(layer) for layer in (0, 1, 5)]
+    with pytest.raises(FileFormatError, match=r"offers nothing for the layers \[3, 9\]; .* layer 0, 5; site"):
+        choose(offers, Choice.of(layers=[0, 3, 5, 9]), "org/repo")
+    with pytest.raises(InputError, match=r"holds one set of all its layers; load it without layers=\[0\]"):
+        choose([Offer(id="", files=("a",), kind="clt")], Choice.of(layers=0), "org/repo")
+
+
+@pytest.mark.parametrize("l0", [None, 40.0])
+def test_an_l0_does_not_choose_among_dictionaries_of_one_l0(l0):
+    twins = [Offer(id=f"run_{i}", files=(), layer=3, l0=l0) for i in range(2)]
+    with pytest.raises(InputError, match=r"2 dictionaries of layer 3 \(run_0, run_1\); say which with sae_id=…"):
+        choose(twins, Choice.of(l0=40), "org/repo")
 
 
 def test_of_unknown_l0s_the_known_one_is_the_nearest():

@@ -52,14 +52,14 @@ _BEFORE_MLP: dict[tuple[str, str], SiteKind] = {
 }
 """In models without norms after attention, which give this name to those."""
 _ATTENTION = {"self_attn": "attn", "attention": "attn", "self_attention": "attn"}
-_NORMS_AFTER = re.compile(r"gemma-?[23]|olmo-?[23]|exaone-?4|glm-?4", re.IGNORECASE)
+_NORMS_AFTER = re.compile(r"gemma-?[23](?!b)|olmo-?[23]|exaone-?4|glm-?4", re.IGNORECASE)
 _BLOCKS = (
     ("neox|pythia", "layers"),
     ("gpt-?2|gpt-?j|gpt-?neo|bloom|codegen|falcon|mpt", "h"),
     ("opt-", "decoder.layers"),
 )
 _RMS_NORMS = re.compile(
-    "llama|gemma|mi[sx]tral|ministral|qwen|phi-?[34]|olmo-?[23]|smollm|yi-|deepseek|vicuna|granite|glm|gpt-oss|apertus",
+    "llama|gemma|mi[sx]tral|ministral|qwen|phi-?[34]|olmo-?[23]|smollm|yi-|deepseek|vicuna|granite|glm|gpt-oss|apertus|t5",
     re.IGNORECASE,
 )
 
@@ -95,13 +95,18 @@ def hook_of_site(site: Site | SiteKind) -> str:
     return _WRITTEN[site] if isinstance(site, str) else f"blocks.{site.layer}.{_WRITTEN[site.kind]}"
 
 
+def has_layer_norm(model: str) -> bool:
+    """Whether a model of this name has LayerNorms, and no RMSNorms."""
+    return _RMS_NORMS.search(model) is None
+
+
 def normalised_site(model: str) -> SiteKind:
     """What `ln2.hook_normalized` of TransformerLens 2 carries in a model of this name whose weights are not folded.
 
     Its LayerNorm calls the hook after weight and bias, which is what the MLP reads; its RMSNorm calls it before.
     Source: TransformerLens 2, components/layer_norm.py and components/rms_norm.py.
     """
-    return "mlp_normed" if _RMS_NORMS.search(model) else "mlp_in"
+    return "mlp_in" if has_layer_norm(model) else "mlp_normed"
 
 
 def added_site(model: str) -> SiteKind:

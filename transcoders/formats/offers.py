@@ -14,6 +14,7 @@ from transcoders.sites import SiteKind
 
 _ARGUMENTS = {"id": "sae_id"}
 """What users call a choice, where it has another name here."""
+_NO_VARIANT = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Choice:
     l0: float | None = None
     """The nearest of each layer is taken."""
     variant: str | None = None
+    """`none` for offers without one."""
 
     @classmethod
     def of(
@@ -108,12 +110,16 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def width_of(text: int | str) -> int:
-    """The features that "16k", "1m" or 16384 speaks of: k and m stand for the power of two nearby."""
+    """The features that "16k", "1m" or 16384 speaks of: the power of two nearby, or as many times 1024 ("24k")."""
     found = re.fullmatch(r"(\d{1,9})([km]?)", str(text).strip().lower())
     if found is None or int(found[1]) < 1:
         raise InputError(f"width={text!r} is no number of features; give one such as 16384 or '16k'.")
-    number = int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2]]
-    return 2 ** round(math.log2(number)) if found[2] else number
+    thousands = {"": 0, "k": 1, "m": 2}[found[2]]
+    number = int(found[1]) * 1000**thousands
+    power = 2 ** round(math.log2(number))
+    if thousands and abs(power - number) <= number / 20:
+        return power
+    return int(found[1]) * 1024**thousands
 
 
 def width_text(width: int) -> str:
@@ -162,26 +168,47 @@ def choose(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
                 f"Neither the names nor the settings of {label} say which {name} {open_.id or 'it'} reads; say it with "
                 f"{example}."
             )
+    _require_layers(left, choice, label)
     by_layer = [
         (layer, list(group)) for layer, group in groupby(sorted(left, key=_by_layer), key=lambda offer: offer.layer)
     ]
-    if choice.l0 is not None:
-        wanted = choice.l0
-        return [min(group, key=lambda o: abs((o.l0 or math.inf) - wanted)) for _, group in by_layer]
-    if several := next(((layer, group) for layer, group in by_layer if len(group) > 1), None):
-        layer, group = several
-        where = "" if layer is None else f" of layer {layer}"
-        if all(offer.l0 is not None for offer in group):
-            options = ", ".join(f"{offer.l0:g}" for offer in sorted(group, key=lambda o: o.l0 or 0))
-            raise InputError(
-                f"{label} offers {len(group)} dictionaries{where}, of L0 {options}; say which with l0=… (--l0), of "
-                "which the nearest is taken."
-            )
-        raise InputError(
-            f"{label} offers {len(group)} dictionaries{where} ({_some(offer.id for offer in group)}); say which with "
-            "sae_id=… (--sae-id)."
+    return [_only(_nearest(group, choice.l0), layer, label) for layer, group in by_layer]
+
+
+def _require_layers(left: Sequence[Offer], choice: Choice, label: str) -> None:
+    if choice.layers is None:
+        return
+    if any(offer.layer is None for offer in left):
+        raise InputError(f"{label} holds one set of all its layers; load it without layers={list(choice.layers)}.")
+    if missing := sorted(set(choice.layers) - {offer.layer for offer in left}):
+        raise FileFormatError(
+            f"{label} offers nothing for the layers {missing}; of those asked for, it offers {summary_of(left)}."
         )
-    return [group[0] for _, group in by_layer]
+
+
+def _nearest(group: list[Offer], l0: float | None) -> list[Offer]:
+    """Those of one layer whose L0 is the nearest to one that is stated."""
+    if l0 is None or not (known := [offer.l0 for offer in group if offer.l0 is not None]):
+        return group
+    nearest = min(known, key=lambda other: abs(other - l0))
+    return [offer for offer in group if offer.l0 == nearest]
+
+
+def _only(group: Sequence[Offer], layer: int | None, label: str) -> Offer:
+    """The one offer of a layer; `InputError`, with the options, where there are several."""
+    if len(group) == 1:
+        return group[0]
+    where = "" if layer is None else f" of layer {layer}"
+    l0s = sorted({offer.l0 for offer in group if offer.l0 is not None})
+    if len(l0s) == len(group):
+        raise InputError(
+            f"{label} offers {len(group)} dictionaries{where}, of L0 {', '.join(f'{l0:g}' for l0 in l0s)}; say which "
+            "with l0=… (--l0), of which the nearest is taken."
+        )
+    raise InputError(
+        f"{label} offers {len(group)} dictionaries{where} ({_some(offer.id for offer in group)}); say which with "
+        "sae_id=… (--sae-id)."
+    )
 
 
 def _completed(offer: Offer, choice: Choice) -> Offer:
@@ -207,10 +234,9 @@ def _fits(offer: Offer, choice: Choice) -> bool:
         return False
     if choice.layers is not None and offer.layer is not None and offer.layer not in choice.layers:
         return False
-    return all(
-        getattr(choice, name) is None or getattr(choice, name) == getattr(offer, name)
-        for name in ("site", "width", "variant")
-    )
+    if choice.variant == _NO_VARIANT and offer.variant is None:
+        return choice.site in (None, offer.site) and choice.width in (None, offer.width)
+    return all(getattr(choice, name) in (None, getattr(offer, name)) for name in ("site", "width", "variant"))
 
 
 def _text(name: str, value: Any) -> str:
@@ -230,7 +256,7 @@ def _near(id: str, offers: Sequence[Offer]) -> str:
 
 def _options(name: str, options: Iterable[Any]) -> str:
     known = sorted(option for option in options if option is not None)
-    return ", ".join(_text(name, option) for option in known) + (" or none" if None in options else "")
+    return ", ".join(_text(name, option) for option in known) + (f" or {_NO_VARIANT}" if None in options else "")
 
 
 def summary_of(offers: Sequence[Offer]) -> str:

@@ -43,8 +43,8 @@ from jsonschema import Draft202012Validator
 
 from transcoders.dictionaries.token_norm import TokenNormName
 from transcoders.errors import FileFormatError
-from transcoders.formats.files import require_settings
-from transcoders.formats.hooks import site_of_hook, site_of_module
+from transcoders.formats.files import MOST_LAYERS, require_settings
+from transcoders.formats.hooks import has_layer_norm, site_of_hook, site_of_module
 from transcoders.sites import Frame, Site
 
 
@@ -78,7 +78,6 @@ class UnsupportedError(FileFormatError):
     """Settings that are sound, but of something this package does not read."""
 
 
-MOST_LAYERS = 1000
 _RENAMED = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",
@@ -94,11 +93,6 @@ _NORMS: dict[str, TokenNormName | None] = {
 _IN_ONLY: dict[TokenNormName, TokenNormName] = {"rescale": "rescale_in", "layer_norm": "layer_norm_in"}
 _IN_STREAM = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "mlp_added", "attn_out", "attn_added")
 """The kinds of site whose mean over the width `center_writing_weights` takes away."""
-_RMS_NORM = re.compile(
-    r"gemma|llama|mi[sx]tral|qwen|deepseek|phi-?[34]|olmo-?[23]|yi-|smollm|gpt-oss|t5", re.IGNORECASE
-)
-"""Models without LayerNorm, by name."""
-
 _NAMES = {
     "gpt2-small": "gpt2",
     "mistral-7b": "mistralai/Mistral-7B-v0.1",
@@ -306,15 +300,11 @@ def _normalized_is_output(flat: Mapping[str, Any]) -> bool:
     SAELens allows TransformerLens 3, where it is before the weight, since its versions 6.31 to 6.35.
     """
     trained_by = flat.get("sae_lens_training_version", flat.get("sae_lens_version"))
-    return _has_layer_norm(flat) and _version(trained_by) < (6, 31)
-
-
-def _has_layer_norm(flat: Mapping[str, Any]) -> bool:
-    return _RMS_NORM.search(flat.get("model_name", "")) is None
+    return has_layer_norm(flat.get("model_name", "")) and _version(trained_by) < (6, 31)
 
 
 def _loses_mean(flat: Mapping[str, Any]) -> bool:
-    return _processing(flat, "center_writing_weights") and _has_layer_norm(flat)
+    return _processing(flat, "center_writing_weights") and has_layer_norm(flat.get("model_name", ""))
 
 
 def _processing(flat: Mapping[str, Any], name: str) -> bool:
