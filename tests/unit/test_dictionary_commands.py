@@ -286,12 +286,13 @@ def test_choices_reach_the_loader(refused, asked, command):
     assert asked == [WANTED]
 
 
-def test_trace_keeps_the_choices_with_the_graph(call):
-    call(
-        "trace", "a b c", "--validate", "0", "--max-features", "3", "--out", "g", "--site", "mlp_in", "--layers", "0-3"
-    )
+def test_trace_keeps_the_choices_with_the_graph(call, tmp_path):
+    call("convert", "pocket-plt", "d", "--format", "circuit-tracer")
+    choices = ("--dictionaries", "d", "--site", "mlp_in", "--layers", "0-3")
+    call("trace", "a b c", "--validate", "0", "--max-features", "3", "--out", "g", *choices)
     source = load_graph("g").provenance["source"]
-    assert source == {"model": "pocket", "dictionaries": None, "layers": "0-3", "site": "mlp_in"}
+    own = str((tmp_path / "d").resolve())
+    assert source == {"model": "pocket", "dictionaries": own, "layers": "0-3", "site": "mlp_in"}
 
 
 def test_validate_takes_the_choices_of_the_graph(refused, asked, tmp_path):

@@ -260,9 +260,10 @@ def test_nothing_is_fetched_twice(hub, capsys):
     [
         (
             "org/nothing",
-            r"The hub does not give 'org/nothing' \(.*\), and there is no such local folder; check the name",
+            r"The hub does not give 'org/nothing' \(there is no such repository, or it is private: then log in with `hf "
+            r"auth login`\), and there is no such local folder; check the name",
         ),
-        ("org/repo@v3", r"The hub does not give 'org/repo@v3'"),
+        ("org/repo@v3", r"The hub does not give 'org/repo@v3' \(it has no such revision\)"),
         (
             "org/repo/three",
             r"org/repo has nothing at 'three' on the hub; its files lie in README\.md, big\.bin, one, two",
@@ -276,6 +277,25 @@ def test_what_the_hub_does_not_have_is_said(hub, name, says):
         load_dictionaries(name)
     assert "\n" not in str(raised.value)
     assert time.monotonic() - start < 20
+
+
+def test_a_repository_that_is_gated_is_said_to_be(hub, monkeypatch):
+    def gated(self, request, *, with_body):
+        request.send_response(403)
+        request.send_header("X-Error-Code", "GatedRepo")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    answer = HubServer.answer
+    monkeypatch.setattr(
+        HubServer,
+        "answer",
+        lambda self, request, **how: (answer if request.path == "/" else gated)(self, request, **how),
+    )
+    with pytest.raises(
+        FileFormatError, match="it is gated: ask for access on its page, then log in with `hf auth login`"
+    ):
+        load_dictionaries("org/repo/one")
 
 
 def test_a_server_that_breaks_off_is_said(hub, monkeypatch, saved):

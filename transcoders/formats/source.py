@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 
 from transcoders.errors import FileFormatError
 from transcoders.formats.releases import Release, near_releases, release_named
-from transcoders.hub import downloaded, first_line, hub_problem
+from transcoders.hub import downloaded, hub_problem, hub_says
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class HubFolder:
             return HfApi().list_repo_files(self.repo, revision=self.revision)
         except Exception as error:  # the hub client raises many kinds, of its own and of its HTTP library
             raise FileFormatError(
-                f"The hub does not give {self.label!r} ({first_line(error)}), and there is no such local folder; "
+                f"The hub does not give {self.label!r} ({hub_says(error)}), and there is no such local folder; "
                 f"{_INSTEAD}."
             ) from error
 
@@ -181,7 +181,7 @@ class HubFolder:
             return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=literal))
         except Exception as error:  # as above
             raise FileFormatError(
-                f"Could not download {names[0]} of {self.label!r} ({first_line(error)}); {_INSTEAD}."
+                f"Could not download {names[0]} of {self.label!r} ({hub_says(error)}); {_INSTEAD}."
             ) from error
 
     def below(self, folder: str) -> "HubFolder":
