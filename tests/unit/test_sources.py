@@ -260,8 +260,8 @@ def test_nothing_is_fetched_twice(hub, capsys):
     [
         (
             "org/nothing",
-            r"The hub does not give 'org/nothing' \(there is no such repository, or it is private: then log in with `hf "
-            r"auth login`\), and there is no such local folder; check the name",
+            r"The hub does not give 'org/nothing' \(there is no such repository, or it is private: then log in with "
+            r"`hf auth login`\), and there is no such local folder; check the name",
         ),
         ("org/repo@v3", r"The hub does not give 'org/repo@v3' \(it has no such revision\)"),
         (

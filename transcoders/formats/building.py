@@ -5,6 +5,7 @@ Each of these is exact: the dictionary has the same features, activations and re
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -25,9 +26,8 @@ from transcoders.dictionaries import (
 )
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.formats.files import MOST_LAYERS
 from transcoders.sites import Site
-
-_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,17 @@ def gated(
     return W_enc * scale, b_mag, jump(b_mag - scale * b_gate, b_mag)
 
 
-def rescaled(weights: LayerWeights) -> LayerWeights:
-    """Features that are ranked by `h ‖W_dec‖` and decoded by unit vectors: the norms moved into the encoder."""
+def rescaled(weights: LayerWeights, path: Path) -> LayerWeights:
+    """Features that are ranked by `h ‖W_dec‖` and decoded by unit vectors: the norms moved into the encoder.
+
+    Raises `FileFormatError`, of the file at `path`, where a norm is 0.
+    """
     norm = weights.W_dec.norm(dim=1)
     if not bool((norm > 0).all()):
-        raise DictionaryError("A decoder that activations are scaled by has a feature of norm 0.")
+        raise FileFormatError(
+            f"{path} has a feature of norm 0 in its decoder, by which activations are scaled; download or "
+            "train it again."
+        )
     W_enc, b_enc, W_dec = weights.W_enc * norm, weights.b_enc * norm, weights.W_dec / norm[:, None]
     return replace(weights, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec)
 
@@ -87,7 +93,7 @@ def threshold_of(dictionary: SparseDictionary | CrossLayerTranscoder, community:
     if isinstance(activation, ReLU):
         return torch.zeros_like(dictionary.b_enc)
     raise DictionaryError(
-        f"{community} holds dictionaries with JumpReLU or ReLU, not {type(activation).__name__}; turn TopK into a "
+        f"{community} holds dictionaries with JumpReLU or ReLU, not {called(activation)}; turn TopK into a "
         "JumpReLU by `transcoders.training.fold_topk`, or use the native format."
     )
 
@@ -112,12 +118,19 @@ def present(dictionaries: DictionarySet, community: str) -> Sequence[SAE | Trans
     return found
 
 
-def without(dictionary: SAE | Transcoder, community: str, *, norm: bool = True, skip: bool = True) -> None:
-    """Raises `DictionaryError` for a dictionary with a norm, or a skip term, that a format cannot hold."""
-    what = "a norm of each token" if norm and dictionary.norm is not None else None
-    what = "a skip term" if skip and getattr(dictionary, "W_skip", None) is not None else what
+def without(dictionary: SAE | Transcoder | CrossLayerTranscoder, community: str, *, skip: bool = True) -> None:
+    """Raises `DictionaryError` for a dictionary with a norm, or (`skip`) a skip term, that a format cannot hold."""
+    is_across = isinstance(dictionary, CrossLayerTranscoder)
+    what = None if is_across or dictionary.norm is None else "a norm of each token"
+    what = "a skip term" if skip and dictionary.W_skip is not None else what
     if what is not None:
-        raise DictionaryError(f"{community} cannot hold {what} (layer {dictionary.read.layer}); use the native format.")
+        where = "" if is_across else f" (layer {dictionary.read.layer})"
+        raise DictionaryError(f"{community} cannot hold {what}{where}; use the native format.")
+
+
+def called(activation: Activation) -> str:
+    """The name of an activation function, for messages."""
+    return "TopK over all layers" if activation.over_layers else type(activation).__name__
 
 
 def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, label: str) -> SAESet | TranscoderSet:
@@ -135,9 +148,9 @@ def assemble(layers: Sequence[LayerWeights], provenance: DictionaryProvenance, l
                 f"{label} holds dictionaries that read {first.read} and write {first.write}, and such that read "
                 f"{weights.read} and write {weights.write}; give the folder of one of them."
             )
-    if (last := max(by_layer)) >= _MOST_LAYERS:
+    if (last := max(by_layer)) >= MOST_LAYERS:
         raise FileFormatError(
-            f"{label} speaks of layer {last}, but no model has {_MOST_LAYERS} layers; check its names."
+            f"{label} speaks of layer {last}, but no model has {MOST_LAYERS} layers; check its names."
         )
     is_sae = first.read == first.write
     try:

@@ -222,6 +222,10 @@ def _load_cross_layer(found: TracerSet, reading: Reading) -> DictionarySet:
             raise FileFormatError(
                 f"{found.label} has {what} for {len(some)} of {n_layers} layers; expected all or none."
             )
+    if stated not in (None, "relu") and not thresholds:
+        raise FileFormatError(
+            f"{files[0].path} lacks the thresholds of the activation {stated!r} that {found.path} speaks of."
+        )
     relu = stated == "relu" or not thresholds
     read, write = found.sites
     held = CrossLayerTranscoder(

@@ -130,6 +130,10 @@ class CrossLayerFile:
         optional = [name for name in ("threshold", "W_skip") if f"{name}_{self.layer}" in self.encoder.shapes]
         return {name: f"{name}_{self.layer}" for name in ("W_enc", "b_enc", "b_dec", *optional)}
 
+    @property
+    def path(self) -> Path:
+        return self.encoder.path
+
     def require(self, sizes: dict[str, int]) -> None:
         shapes: Shapes = {
             "W_enc": ("feature", "d_model"), "b_enc": ("feature",), "b_dec": ("d_model",),

@@ -23,9 +23,11 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError
 from transcoders.files import new_files, write_file
+from transcoders.formats.building import called
 from transcoders.formats.circuit_tracer_sets import CONFIG, first_position
 from transcoders.formats.files import write_tensors
 from transcoders.formats.hooks import hook_of_site
+from transcoders.formats.weights import stored
 from transcoders.sites import Site, SiteKind
 
 logger = logging.getLogger(__name__)
@@ -52,18 +54,12 @@ def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dt
     }
     with new_files(folder, without=sorted(earlier - files.keys())) as temporary:
         for name, tensors in files.items():
-            stored = {key: t.to(storage_dtype) if storage_dtype and "W_" in key else t for key, t in tensors.items()}
-            write_tensors(temporary / name, stored)
+            write_tensors(temporary / name, stored(tensors, storage_dtype))
         write_file(temporary / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 
 def _settings_of(dictionaries: TranscoderSet | CrossLayerTranscoder, kind: str) -> dict[str, Any]:
     provenance = dictionaries.provenance
-    if provenance.frame.name != "raw":
-        raise DictionaryError(
-            f"circuit-tracer runs models as published, but these dictionaries were trained in the "
-            f"{provenance.frame.name!r} frame; use the native format."
-        )
     read, write = (_hook(dictionaries, sites) for sites in (dictionaries.reads, dictionaries.writes))
     config: dict[str, Any] = {
         "model_name": provenance.model,
@@ -110,7 +106,7 @@ def _shared_k(dictionaries: TranscoderSet | CrossLayerTranscoder) -> int | None:
 def _require_known(activation: Activation) -> None:
     if not isinstance(activation, ReLU | JumpReLU | TopK):
         raise DictionaryError(
-            f"circuit-tracer's format cannot hold the activation {type(activation).__name__}; use the native format."
+            f"circuit-tracer's format cannot hold the activation {called(activation)}; use the native format."
         )
 
 

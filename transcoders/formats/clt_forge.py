@@ -38,13 +38,13 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_json
-from transcoders.formats.building import LayerWeights, assemble, assemble_cross_layer, threshold_of
-from transcoders.formats.files import read_json, require_settings, write_tensors
+from transcoders.formats.building import LayerWeights, assemble, assemble_cross_layer, threshold_of, without
+from transcoders.formats.files import MOST_LAYERS, read_json, require_settings, write_tensors
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import added_site, normalised_site
 from transcoders.formats.offers import Offer
-from transcoders.formats.source import LocalFolder, Source, fetch_one
-from transcoders.formats.weights import Reading, open_weights
+from transcoders.formats.source import Source, fetch_one, names_in
+from transcoders.formats.weights import Reading, open_weights, stored
 from transcoders.sites import Site
 
 _SETTINGS, _WEIGHTS = "clt_cfg.json", "clt_weights.safetensors"
@@ -59,7 +59,7 @@ _SCHEMA = Draft202012Validator(
         "properties": {
             "d_in": {"type": "integer", "minimum": 1, "maximum": 2**31},
             "d_latent": {"type": "integer", "minimum": 1, "maximum": 2**31},
-            "n_layers": {"type": "integer", "minimum": 1, "maximum": 1000},
+            "n_layers": {"type": "integer", "minimum": 1, "maximum": MOST_LAYERS},
             "cross_layer_decoders": {"type": "boolean"},
             "feature_sharding": {"type": "boolean"},
             "model_name": {"type": "string"},
@@ -75,9 +75,7 @@ def is_clt_forge(source: Source) -> bool:
 def _settings(source: Source) -> dict[str, Any]:
     settings = read_json(path := fetch_one(source, _SETTINGS))
     require_settings(path, settings, _SCHEMA)
-    return settings | {
-        name: int(settings[name]) for name in ("d_in", "d_latent", "n_layers")
-    }  # 3.0 is an integer of JSON's
+    return settings
 
 
 def _shards(source: Source, settings: dict[str, Any]) -> list[str]:
@@ -196,10 +194,8 @@ def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtyp
         "dead_feature_window": 250, "cross_layer_decoders": dictionaries.kind == "clt", "context_size": 16,
         "l0_coefficient": 0.0, "feature_sharding": False,
     }  # fmt: skip
-    earlier = LocalFolder(folder).names if folder.is_dir() else ()
-    with new_files(folder, [name for name in earlier if _RANK.fullmatch(name)]) as temporary:
-        stored = {name: t.to(storage_dtype) if storage_dtype and "W_" in name else t for name, t in tensors.items()}
-        write_tensors(temporary / _WEIGHTS, stored)
+    with new_files(folder, [name for name in names_in(folder) if _RANK.fullmatch(name)]) as temporary:
+        write_tensors(temporary / _WEIGHTS, stored(tensors, storage_dtype))
         write_json(temporary / _SETTINGS, settings)
 
 
@@ -211,10 +207,8 @@ def _tensors(dictionaries: DictionarySet) -> dict[str, Tensor]:
     else:
         raise DictionaryError(f"{_COMMUNITY} holds transcoders, not {dictionaries.kind!r} dictionaries.")
     model = dictionaries.provenance.model
-    expected, found = (
-        (normalised_site(model), added_site(model)),
-        (dictionaries.reads[0].kind, dictionaries.writes[0].kind),
-    )
+    expected = normalised_site(model), added_site(model)
+    found = dictionaries.reads[0].kind, dictionaries.writes[0].kind
     if found != expected:
         raise DictionaryError(
             f"{_COMMUNITY} holds transcoders that read {expected[0]} and write {expected[1]} in {model}, not ones that "
@@ -232,8 +226,7 @@ def _tensors(dictionaries: DictionarySet) -> dict[str, Tensor]:
 
 
 def _cross_layer(clt: CrossLayerTranscoder) -> dict[str, Tensor]:
-    if clt.W_skip is not None:
-        raise DictionaryError(f"{_COMMUNITY} cannot hold a skip term; use the native format.")
+    without(clt, _COMMUNITY)
     source_of, target_of = _pairs(clt.n_layers)
     own = (source_of == target_of).to(clt.b_dec.device)
     b_dec = clt.b_dec.new_zeros(len(source_of), clt.d_model)
@@ -252,9 +245,8 @@ def _per_layer(transcoders: TranscoderSet) -> dict[str, Tensor]:
             f"{_COMMUNITY} holds as many features in every layer; these transcoders have "
             f"{', '.join(str(layer.n_features) for layer in layers[:8])}; use the native format."
         )
-    if odd := next((layer for layer in layers if layer.W_skip is not None or layer.norm is not None), None):
-        what = "a skip term" if odd.W_skip is not None else "a norm of each token"
-        raise DictionaryError(f"{_COMMUNITY} cannot hold {what} ({odd.read}); use the native format.")
+    for layer in layers:
+        without(layer, _COMMUNITY)
     stacked = {
         name: torch.stack([getattr(layer, name) for layer in layers]) for name in ("W_enc", "b_enc", "W_dec", "b_dec")
     }

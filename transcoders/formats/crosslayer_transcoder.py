@@ -50,12 +50,12 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_file
-from transcoders.formats.building import LayerWeights, assemble, assemble_cross_layer
-from transcoders.formats.files import read_yaml, require_settings, write_tensors
+from transcoders.formats.building import LayerWeights, assemble, assemble_cross_layer, called, without
+from transcoders.formats.files import read_site, read_yaml, require_settings, write_tensors
 from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one
-from transcoders.formats.weights import Reading, Weights, open_weights
+from transcoders.formats.weights import Reading, Weights, open_weights, stored
 from transcoders.sites import Site, SiteKind
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class _Settings:
         read, write = stated.get("read", _SITES[0]), stated.get("write", _SITES[1])
         if not isinstance(read, str) or not isinstance(write, str):
             raise FileFormatError(f"{self.path} has sites that are no names; expected such as {' and '.join(_SITES)}.")
-        return Site.parse(f"0.{read}").kind, Site.parse(f"0.{write}").kind
+        return read_site(self.path, f"0.{read}").kind, read_site(self.path, f"0.{write}").kind
 
     @property
     def model(self) -> str:
@@ -310,7 +310,7 @@ def _activations(
         return [JumpReLU(threshold.clone()) for threshold in thresholds]
     if name == "PerLayerTopK":
         require_settings(settings.path, settings.arguments("nonlinearity"), _K)
-        k = int(settings.arguments("nonlinearity")["k"])
+        k = settings.arguments("nonlinearity")["k"]
         return [TopK(k) if k < like.shape[1] else ReLU() for _ in like]
     if name == "ReLU":
         return [ReLU() for _ in like]
@@ -352,9 +352,7 @@ def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtyp
 
     model = {**_part("clt.CrossLayerTranscoder", parts), "is_folded": True}
     with new_files(folder) as temporary:
-        every = tensors | kept
-        stored = {name: t.to(storage_dtype) if storage_dtype and ".W" in name else t for name, t in every.items()}
-        write_tensors(temporary / _WEIGHTS, stored)
+        write_tensors(temporary / _WEIGHTS, stored(tensors | kept, storage_dtype))
         write_file(temporary / _SETTINGS, yaml.safe_dump({"model": model, "sites": sites}))
 
 
@@ -373,16 +371,13 @@ def _nonlinearity(activation: Activation, n_layers: int, n_features: int) -> tup
         return _part("topk.PerLayerTopK", {"k": k, "e": None, "n_layers": n_layers}), {}
     if isinstance(activation, ReLU):
         return _part("jumprelu.ReLU", {}), {}
-    what = "TopK over all layers" if activation.over_layers else type(activation).__name__
-    raise DictionaryError(f"{_COMMUNITY} cannot hold the activation {what}; use the native format.")
+    raise DictionaryError(f"{_COMMUNITY} cannot hold the activation {called(activation)}; use the native format.")
 
 
 def _tensors(dictionaries: DictionarySet) -> tuple[dict[str, Tensor], Activation]:
     """Encoder and decoder, and the activation of all layers."""
     if isinstance(dictionaries, CrossLayerTranscoder):
-        if dictionaries.W_skip is not None:
-            raise DictionaryError(f"{_COMMUNITY} cannot hold a skip term; use the native format.")
-        clt = dictionaries
+        without(clt := dictionaries, _COMMUNITY)
         tensors = {"encoder.W": clt.W_enc, "encoder.b": clt.b_enc, "decoder.b": clt.b_dec}
         for target in range(clt.n_layers):
             sources = range(target + 1)
@@ -397,9 +392,8 @@ def _tensors(dictionaries: DictionarySet) -> tuple[dict[str, Tensor], Activation
             f"{_COMMUNITY} holds transcoders with as many features and the same activation in every layer, and these "
             "differ; use the native format."
         )
-    if odd := next((layer for layer in layers if layer.W_skip is not None or layer.norm is not None), None):
-        what = "a skip term" if odd.W_skip is not None else "a norm of each token"
-        raise DictionaryError(f"{_COMMUNITY} cannot hold {what} ({odd.read}); use the native format.")
+    for layer in layers:
+        without(layer, _COMMUNITY)
     names = {"encoder.W": "W_enc", "encoder.b": "b_enc", "decoder.W": "W_dec", "decoder.b": "b_dec"}
     tensors = {name: torch.stack([getattr(layer, own) for layer in layers]) for name, own in names.items()}
     return tensors, _stacked([layer.activation for layer in layers])

@@ -41,6 +41,7 @@ from transcoders.files import new_files, write_json
 from transcoders.formats.building import (
     LayerWeights,
     assemble,
+    called,
     centred_bias,
     gated,
     jump,
@@ -51,9 +52,9 @@ from transcoders.formats.building import (
 from transcoders.formats.files import MOST_LAYERS, read_json, require_settings
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import site_of_module
-from transcoders.formats.offers import Offer
+from transcoders.formats.offers import Offer, unsaid
 from transcoders.formats.source import LocalFolder, Source, above, around, full_name
-from transcoders.formats.weights import Reading, Weights, open_weights, write_torch
+from transcoders.formats.weights import Reading, Weights, open_weights, stored, write_torch
 from transcoders.sites import Site, SiteKind
 
 _COMMUNITY = "dictionary_learning"
@@ -173,7 +174,7 @@ def _offer(source: Source, name: str, settings: dict[str, Any]) -> Offer:
         width=trainer.get("dict_size"),
         l0=None if trainer.get("k") is None else float(trainer["k"]),
         variant="/".join(varying) or None,
-        asks=(*(("site",) if site is None else ()), *(("layer",) if layer is None else ())),
+        asks=unsaid(site, layer),
     )
 
 
@@ -202,10 +203,8 @@ def load_dictionary_learning(source: Source, offers: Sequence[Offer], reading: R
     settings = _settings(source, names)
     layers = []
     for offer, path in zip(offers, source.fetch(names), strict=True):
-        assert offer.layer is not None
         trainer = settings.get(offer.files[0], {}).get("trainer", {})
-        read = Site(offer.layer, offer.site)  # pyright: ignore[reportArgumentType]
-        layers.append(_read(open_weights(path), trainer, reading, read, _written(offer, read)))
+        layers.append(_read(open_weights(path), trainer, reading, offer.read, _written(offer, offer.read)))
     stated = {s["trainer"]["lm_name"] for s in settings.values() if s.get("trainer", {}).get("lm_name")}
     model = stated.pop() if len(stated) == 1 else "unknown"
     config = {"folders": {offer.id: settings.get(offer.files[0], {}) for offer in offers}}
@@ -264,7 +263,7 @@ def _read(weights: Weights, trainer: dict[str, Any], reading: Reading, read: Sit
         W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=activation, read=read, write=write,
         centred=name in _CENTRED,
     )  # fmt: skip
-    return _normalised(found) if name == "AutoEncoder" else found
+    return _normalised(weights.path, found) if name == "AutoEncoder" else found
 
 
 def _class_of(weights: Weights, trainer: dict[str, Any]) -> str:
@@ -304,10 +303,10 @@ def _k(weights: Weights, trainer: dict[str, Any], most: int) -> int:
     return k
 
 
-def _normalised(weights: LayerWeights) -> LayerWeights:
+def _normalised(path: Path, weights: LayerWeights) -> LayerWeights:
     """As the peer's loader does: features scaled so that every column of the decoder has norm 1."""
     norm = weights.W_dec.norm(dim=1)
-    return weights if torch.allclose(norm, torch.ones_like(norm)) else rescaled(weights)
+    return weights if torch.allclose(norm, torch.ones_like(norm)) else rescaled(weights, path)
 
 
 # writing
@@ -358,19 +357,18 @@ def save_dictionary_learning(
 
 def _described(d: SAE | Transcoder, dtype: torch.dtype | None) -> tuple[str, dict[str, Tensor]]:
     """The class and tensors of a dictionary."""
-    W_enc, W_dec = (W if dtype is None else W.to(dtype) for W in (d.W_enc, d.W_dec))
-    linear = {"encoder.weight": W_enc.T, "decoder.weight": W_dec.T}
+    linear = stored({"encoder.weight": d.W_enc.T, "decoder.weight": d.W_dec.T}, dtype)
     match d.activation:
         case ReLU():
             return "AutoEncoderNew", linear | {"encoder.bias": d.encoder_bias, "decoder.bias": d.b_dec}
         case JumpReLU():
             vectors = {"b_enc": d.encoder_bias, "b_dec": d.b_dec, "threshold": d.activation.threshold}
-            return "JumpReluAutoEncoder", {"W_enc": W_enc, "W_dec": W_dec} | vectors
+            return "JumpReluAutoEncoder", stored({"W_enc": d.W_enc, "W_dec": d.W_dec}, dtype) | vectors
         case TopK():
             k = {"k": torch.tensor(d.activation.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}
             return "AutoEncoderTopK", linear | {"encoder.bias": centred_bias(d), "b_dec": d.b_dec} | k
         case other:
-            raise DictionaryError(f"{_COMMUNITY} cannot hold {type(other).__name__}; use the native format.")
+            raise DictionaryError(f"{_COMMUNITY} cannot hold {called(other)}; use the native format.")
 
 
 FORMAT = Format(

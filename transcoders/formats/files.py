@@ -18,17 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from transcoders.errors import FileFormatError
+from transcoders.errors import FileFormatError, InputError
 from transcoders.files import new_file
 from transcoders.hub import first_line
+from transcoders.sites import Site
 
 DecoderPlace = Literal["memory", "mapped"]
 """`memory`: decoders are loaded. `mapped`: they stay in the file, and the rows asked for are read from there."""
 
 LARGEST_WEIGHT = 1e15
 """No network has a larger weight; its square, summed, stays finite in float32."""
-MOST_LAYERS = 10_000
-"""That a file may claim."""
+MOST_LAYERS = 1000
+"""No model has as many."""
 _Strict = extend(
     Draft202012Validator,
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
@@ -178,6 +179,14 @@ def require_settings(path: Path, settings: Mapping[str, Any], schema: Draft20201
             f"{path} does not describe dictionaries ({where + ': ' if where else ''}{' '.join(said.split())}); "
             "download or save them again."
         )
+
+
+def read_site(path: Path, text: str) -> Site:
+    """`Site.parse` of what a file says; `FileFormatError`, naming the file, for what is no site."""
+    try:
+        return Site.parse(text)
+    except InputError as error:
+        raise FileFormatError(f"{path} names a site that is none: {error}") from error
 
 
 def _whole_numbers(value: Any, schema: Any) -> Any:

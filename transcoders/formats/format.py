@@ -32,6 +32,8 @@ class Format:
     """The set of some offers, which are one set of all layers or one dictionary for each layer."""
     save: Callable[..., None]
     """`save(dictionaries, folder, *, storage_dtype)`; `DictionaryError` for what the format cannot hold."""
+    keeps_frame: bool = False
+    """Whether it can say that dictionaries are of a model whose weights were processed."""
     maps_decoders: bool = False
     """Whether decoders can stay in their files."""
 

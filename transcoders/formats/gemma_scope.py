@@ -22,16 +22,15 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import torch
-from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files
 from transcoders.formats.building import LayerWeights, assemble, jump, present, threshold_of, without
 from transcoders.formats.format import Format
-from transcoders.formats.offers import Offer, width_of, width_text
-from transcoders.formats.source import LocalFolder, Source, full_name
-from transcoders.formats.weights import Reading, open_weights, write_npz
+from transcoders.formats.offers import Offer, unsaid, width_of, width_text
+from transcoders.formats.source import Source, folder_of, full_name, names_in
+from transcoders.formats.weights import Reading, open_weights, stored, write_npz
 from transcoders.sites import Site, SiteKind
 
 _COMMUNITY = "Gemma Scope"
@@ -86,7 +85,7 @@ def _offer(source: Source, name: str, several: set[str]) -> Offer:
         if found["canonical"] and str(folder.parent) in several:
             l0 = _CANONICAL_L0
     return Offer(
-        id="" if str(folder) == "." else str(folder),
+        id=folder_of(name),
         files=(name,),
         kind=None if site is None else _kind(site),
         layer=layer,
@@ -94,7 +93,7 @@ def _offer(source: Source, name: str, several: set[str]) -> Offer:
         width=width,
         l0=l0,
         variant="embedding" if found is not None and found["embedding"] else None,
-        asks=(*(("site",) if site is None else ()), *(("layer",) if layer is None else ())),
+        asks=unsaid(site, layer),
     )
 
 
@@ -113,9 +112,7 @@ def _kind(site: str) -> str:
 def load_gemma_scope(source: Source, offers: Sequence[Offer], reading: Reading) -> DictionarySet:
     layers = []
     for offer, path in zip(offers, source.fetch([offer.files[0] for offer in offers]), strict=True):
-        assert offer.layer is not None
-        read = Site(offer.layer, offer.site)  # pyright: ignore[reportArgumentType]
-        weights = read_params(path, reading, read)
+        weights = read_params(path, reading, offer.read)
         layers.append(_of_stream(weights) if offer.variant == "embedding" else weights)
     full = full_name(source, offers[0].files[0])
     repository = list(_REPOSITORY.finditer(full))
@@ -178,15 +175,10 @@ def save_gemma_scope(dictionaries: DictionarySet, folder: Path, *, storage_dtype
             "b_dec": dictionary.b_dec,
             "threshold": threshold_of(dictionary, _COMMUNITY),
         }
-    earlier = [n for n in LocalFolder(folder).names if n.endswith(_FILE)] if folder.is_dir() else []
-    with new_files(folder, without=[name for name in earlier if name not in files]) as temporary:
+    stale = [name for name in names_in(folder) if name.endswith(_FILE) and name not in files]
+    with new_files(folder, without=stale) as temporary:
         for name, tensors in files.items():
-            write_npz(temporary / name, {key: _stored(key, t, storage_dtype) for key, t in tensors.items()})
-
-
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    # Matrices only: a rounded threshold or bias moves features on and off.
-    return tensor.to(dtype) if dtype is not None and name.startswith("W_") else tensor
+            write_npz(temporary / name, stored(tensors, storage_dtype))
 
 
 FORMAT = Format(

@@ -40,13 +40,21 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.files import new_files, write_json
-from transcoders.formats.building import LayerWeights, assemble, jump, present, threshold_of, without
+from transcoders.formats.building import (
+    LayerWeights,
+    assemble,
+    assemble_cross_layer,
+    jump,
+    present,
+    threshold_of,
+    without,
+)
 from transcoders.formats.files import MOST_LAYERS, read_json, read_tensors, require_settings, write_tensors
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import site_of_module
-from transcoders.formats.offers import Offer, width_of, width_text
-from transcoders.formats.source import LocalFolder, Source, around, fetch_one, full_name
-from transcoders.formats.weights import Reading, open_weights
+from transcoders.formats.offers import Offer, unsaid, width_of, width_text
+from transcoders.formats.source import Source, around, fetch_one, folder_of, full_name, names_in
+from transcoders.formats.weights import Reading, open_weights, stored
 from transcoders.sites import Site, SiteKind
 
 _COMMUNITY = "Gemma Scope 2"
@@ -113,7 +121,7 @@ def _offer(source: Source, folder: PurePosixPath, files: list[str]) -> Offer:
     place = PurePosixPath(full_name(source, files[0])).parent
     group, leaf = place.parent.name, place.name
     within = group if len(folder.parts) > 1 else None
-    identity = {"id": "" if str(folder) == "." else str(folder), "files": tuple(files)}
+    identity = {"id": folder_of(files[0]), "files": tuple(files)}
     site = group.removesuffix("_all")
     if PurePosixPath(files[0]).name != _FILE:
         found = _CLT_LEAF.fullmatch(leaf)
@@ -136,7 +144,7 @@ def _offer(source: Source, folder: PurePosixPath, files: list[str]) -> Offer:
         site=kind_read,
         width=None if found is None else width_of(found["width"]),
         variant=_variant(within, found),
-        asks=(*(("site",) if kind_read is None else ()), *(("layer",) if layer is None else ())),
+        asks=unsaid(kind_read, layer),
     )
 
 
@@ -241,8 +249,7 @@ def _load_layers(source: Source, offers: Sequence[Offer], reading: Reading) -> D
 
 def _stated_sites(offer: Offer, settings: dict[str, Any], path: Path) -> tuple[Site, Site]:
     """Where a dictionary reads and writes: what the settings say, or else its folder."""
-    assert offer.layer is not None
-    read = Site(offer.layer, offer.site)  # pyright: ignore[reportArgumentType]
+    read = offer.read
     if (sites := _sites_of(settings)) is None:
         return read, Site(read.layer, "mlp_added") if read.kind == "mlp_in" else read
     if sites[0] != read:
@@ -278,20 +285,21 @@ def _load_cross_layer(source: Source, offer: Offer, reading: Reading) -> Diction
     _require_skip(paths[0], settings, bool(skips))
     read, write = _sites_of(settings) or (Site(0, "mlp_in"), Site(0, "mlp_added"))
 
-    def stacked(name: str) -> Tensor:
-        return torch.stack([layer.weights[name] for layer in layers])
+    def of_each(name: str) -> list[Tensor]:
+        return [layer.weights[name] for layer in layers]
 
-    loaded = CrossLayerTranscoder(
-        W_enc=stacked("w_enc"),
-        b_enc=(b_enc := stacked("b_enc")),
-        W_dec=[layer.weights["w_dec"] for layer in layers],
-        b_dec=stacked("b_dec"),
-        activation=JumpReLU(stacked("threshold").clamp_min(0).to(b_enc)),
+    loaded = assemble_cross_layer(
+        source.label,
+        W_enc=of_each("w_enc"),
+        b_enc=of_each("b_enc"),
+        W_dec=of_each("w_dec"),
+        b_dec=of_each("b_dec"),
+        activation=JumpReLU(torch.stack(of_each("threshold")).clamp_min(0)),
         provenance=_provenance(source, offer, {offer.id: settings}, True),
         reads=[Site(i, read.kind) for i in range(n_layers)],
         writes=[Site(i, write.kind) for i in range(n_layers)],
-        W_skip=torch.stack(skips) if skips else None,
-    ).requires_grad_(False)
+        W_skip=skips or None,
+    )
     stay = [layer.mapped[:, i:] for i, layer in enumerate(layers) if layer.mapped is not None]
     return MappedDictionaries(loaded, stay) if stay else loaded
 
@@ -320,10 +328,9 @@ def save_gemma_scope_2(dictionaries: DictionarySet, folder: Path, *, storage_dty
     files, settings = {}, {}
     for place, kind, tensors in written:
         name = f"{place}/{kind}"
-        files[name] = {key: _stored(key, tensor, storage_dtype) for key, tensor in tensors.items()}
+        files[name] = stored(tensors, storage_dtype)
         settings.setdefault(place, _config(dictionaries, place, tensors))
-    earlier = LocalFolder(folder).names if folder.is_dir() else ()
-    stale = [name for name in earlier if _is_params(PurePosixPath(name).name) and name not in files]
+    stale = [name for name in names_in(folder) if _is_params(PurePosixPath(name).name) and name not in files]
     with new_files(folder, without=stale) as temporary:
         for name, tensors in files.items():
             write_tensors(temporary / name, tensors)
@@ -391,11 +398,6 @@ def _config(dictionaries: DictionarySet, place: str, tensors: dict[str, Tensor])
         "hf_hook_point_in": _HOOKS[dictionaries.reads[0].kind].format(layer),
         "hf_hook_point_out": _HOOKS[dictionaries.writes[0].kind].format(layer),
     }
-
-
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    # Matrices only: a rounded threshold or bias moves features on and off.
-    return tensor.to(dtype) if dtype is not None and tensor.ndim > 1 else tensor
 
 
 FORMAT = Format(

@@ -55,8 +55,14 @@ _ATTENTION = {"self_attn": "attn", "attention": "attn", "self_attention": "attn"
 _NORMS_AFTER = re.compile(r"gemma-?[23](?!b)|olmo-?[23]|exaone-?4|glm-?4", re.IGNORECASE)
 _BLOCKS = (
     ("neox|pythia", "layers"),
-    ("gpt-?2|gpt-?j|gpt-?neo|bloom|codegen|falcon|mpt", "h"),
+    ("gpt-?2|gpt-?j|gpt-?neo|bloom|codegen|falcon", "h"),
     ("opt-", "decoder.layers"),
+)
+_SELF_ATTENTION = "bloom|falcon"
+_ATTENTIONS = (
+    ("neox|pythia", "attention"),
+    (_SELF_ATTENTION, "self_attention"),
+    ("gpt-?2|gpt-?j|gpt-?neo|codegen", "attn"),
 )
 _RMS_NORMS = re.compile(
     "llama|gemma|mi[sx]tral|ministral|qwen|phi-?[34]|olmo-?[23]|smollm|yi-|deepseek|vicuna|granite|glm|gpt-oss|apertus|t5",
@@ -145,12 +151,13 @@ def module_of_site(site: Site, model: str, side: Literal["in", "out"] = "out") -
     if (site.kind, side) in (("mlp_in", "in"), ("mlp_out", "out")):
         return f"{block}.mlp"
     if site.kind == "attn_out" and side == "out":
-        neox = re.search("neox|pythia", model, re.IGNORECASE)
-        return f"{block}.{'attention' if neox else 'attn' if blocks == 'h' else 'self_attn'}"
+        named = next((name for names, name in _ATTENTIONS if re.search(names, model, re.IGNORECASE)), "self_attn")
+        return f"{block}.{named}"
     if _NORMS_AFTER.search(model) and (site.kind, side) in (("resid_mid", "in"), ("mlp_added", "out")):
         return f"{block}.{'pre' if side == 'in' else 'post'}_feedforward_layernorm"
     if (site.kind, side) == ("resid_mid", "in"):
-        return f"{block}.{'ln_2' if blocks == 'h' else 'post_attention_layernorm'}"
+        has_ln_2 = blocks == "h" and not re.search(_SELF_ATTENTION, model, re.IGNORECASE)
+        return f"{block}.{'ln_2' if has_ln_2 else 'post_attention_layernorm'}"
     raise DictionaryError(
         f"No module of transformers' {model} {'reads' if side == 'in' else 'writes'} {site}; use the native format."
     )

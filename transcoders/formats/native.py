@@ -36,6 +36,7 @@ from transcoders.formats.files import (
     MOST_LAYERS,
     is_decoder,
     read_json,
+    read_site,
     read_tensors,
     require_settings,
     require_shapes,
@@ -46,7 +47,7 @@ from transcoders.formats.files import (
 from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one
-from transcoders.formats.weights import Reading
+from transcoders.formats.weights import Reading, stored
 from transcoders.hub import first_line
 from transcoders.sites import Site
 
@@ -131,8 +132,6 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
             config["norm"] = [None if d.norm is None else d.norm.name for d in dictionaries.layers]
     else:
         raise DictionaryError(f"A {type(dictionaries).__name__} has no native form; save a CLT, transcoders or SAEs.")
-    if storage_dtype is not None:
-        tensors = {name: _stored(name, tensor, storage_dtype) for name, tensor in tensors.items()}
     identity = uuid.uuid4().hex
     record = {
         "format": _NAME,
@@ -146,7 +145,7 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         "provenance": dictionaries.provenance.to_json(),
     }
     with new_files(Path(folder)) as temporary:
-        write_tensors(temporary / _WEIGHTS, tensors, {"id": identity})
+        write_tensors(temporary / _WEIGHTS, stored(tensors, storage_dtype), {"id": identity})
         write_json(temporary / _CONFIG, record)
 
 
@@ -203,6 +202,8 @@ def _settings(path: Path) -> dict[str, Any]:
             "update the package."
         )
     require_settings(path, record, _SETTINGS)
+    for text in (*record["reads"], *record["writes"]):
+        read_site(path, text)
     return record
 
 
@@ -296,11 +297,6 @@ def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str)
     raise FileFormatError(f"The dictionary has the activation {name!r}, which this release cannot read.")
 
 
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # Matrices only: rounding a threshold or a bias moves features on and off, and saves nothing.
-    return tensor.to(dtype) if "W_" in name else tensor
-
-
 FORMAT = Format(
     name="native",
     community="this package",
@@ -309,5 +305,6 @@ FORMAT = Format(
     offers=offers_native,
     load=load_native,
     save=save_native,
+    keeps_frame=True,
     maps_decoders=True,
 )

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
-from transcoders.sites import SiteKind
+from transcoders.sites import Site, SiteKind
 
 _ARGUMENTS = {"id": "sae_id"}
 """What users call a choice, where it has another name here."""
@@ -41,6 +41,11 @@ class Offer:
     """Settings that somebody states beside its files, and that replace theirs."""
     asks: tuple[Literal["site", "layer"], ...] = ()
     """What neither names nor settings say, so that a choice has to."""
+
+    @property
+    def read(self) -> Site:
+        """What a chosen dictionary of one layer reads."""
+        return Site.parse(f"{self.layer}.{self.site}")
 
     def row(self) -> dict[str, Any]:
         return {
@@ -107,6 +112,11 @@ def _layers(given: Any) -> tuple[int, ...]:
 
 def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def unsaid(site: str | None, layer: int | None) -> tuple[Literal["site", "layer"], ...]:
+    """`Offer.asks` for what is not known of it."""
+    return (*(("site",) if site is None else ()), *(("layer",) if layer is None else ()))
 
 
 def width_of(text: int | str) -> int:

@@ -28,8 +28,8 @@ from transcoders.files import new_files
 from transcoders.formats.building import LayerWeights, assemble, centred_bias, present
 from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer, width_of
-from transcoders.formats.source import LocalFolder, Source, full_name
-from transcoders.formats.weights import Reading, Weights, open_weights, write_torch
+from transcoders.formats.source import LocalFolder, Source, full_name, names_in
+from transcoders.formats.weights import Reading, Weights, open_weights, stored, write_torch
 from transcoders.sites import Site, SiteKind
 
 _COMMUNITY = "OpenAI's format"
@@ -96,9 +96,7 @@ def _offer(source: Source, name: str) -> Offer:
 def load_openai(source: Source, offers: Sequence[Offer], reading: Reading) -> DictionarySet:
     layers = []
     for offer, path in zip(offers, source.fetch([offer.files[0] for offer in offers]), strict=True):
-        assert offer.layer is not None
-        site = Site(offer.layer, offer.site)  # pyright: ignore[reportArgumentType]
-        layers.append(_read(path, reading, site))
+        layers.append(_read(path, reading, offer.read))
     model = "gpt2" if "gpt2-small" in full_name(source, offers[0].files[0]) else "unknown"
     config = {"files": [offer.files[0] for offer in offers]}
     return assemble(layers, DictionaryProvenance(model=model, config=config), source.label)
@@ -162,15 +160,15 @@ def save_openai(dictionaries: DictionarySet, folder: Path, *, storage_dtype: tor
         files[f"{place}/autoencoders/{sae.read.layer}.pt"] = {
             "pre_bias": sae.b_dec,
             "latent_bias": centred_bias(sae),
-            **{name: w if storage_dtype is None else w.to(storage_dtype) for name, w in W.items()},
+            **stored(W, storage_dtype),
             "stats_last_nonzero": torch.zeros(n, dtype=torch.long),
             "latents_activation_frequency": torch.ones(n),
             "latents_mean_square": torch.zeros(n),
             **_described(sae.activation),
         }
     target = LocalFolder(folder)
-    earlier = [name for name in target.names if _is_file(target, name)] if folder.is_dir() else []
-    with new_files(folder, without=[name for name in earlier if name not in files]) as temporary:
+    stale = [name for name in names_in(folder) if _is_file(target, name) and name not in files]
+    with new_files(folder, without=stale) as temporary:
         for name, content in files.items():
             write_torch(temporary / name, content)
 

@@ -150,6 +150,11 @@ def save_dictionaries(
     for name, other in FORMATS.items():
         if name != format and folder.is_dir() and other.recognises(LocalFolder(folder)):
             raise InputError(f"{folder} holds dictionaries in the format {name!r}; save these to another folder.")
+    if (frame := dictionaries.provenance.frame.name) != "raw" and not FORMATS[format].keeps_frame:
+        raise DictionaryError(
+            f"The format {format!r} is of models as they are published, but these dictionaries were trained in the "
+            f"{frame!r} frame; use one of ({', '.join(name for name, other in FORMATS.items() if other.keeps_frame)})."
+        )
     FORMATS[format].save(dictionaries, folder, storage_dtype=precision)
 
 

@@ -42,22 +42,20 @@ from transcoders.dictionaries import (
     DictionarySet,
     JumpReLU,
     ReLU,
-    SAESet,
     TopK,
     Transcoder,
-    TranscoderSet,
 )
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_json
-from transcoders.formats.building import LayerWeights, assemble, gated, jump, rescaled
+from transcoders.formats.building import LayerWeights, assemble, gated, jump, present, rescaled
 from transcoders.formats.files import read_json, require_finite, require_settings, tensor_shapes, write_tensors
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import hook_in, hook_of_site, site_of_hook
 from transcoders.formats.offers import Offer
 from transcoders.formats.saelens_settings import ARCHITECTURES, Settings, UnsupportedError
 from transcoders.formats.source import LocalFolder, Source
-from transcoders.formats.weights import Reading, Weights
+from transcoders.formats.weights import Reading, Weights, stored
 
 logger = logging.getLogger(__name__)
 
@@ -149,17 +147,10 @@ def load_saelens(source: Source, offers: Sequence[Offer], reading: Reading) -> D
 
 def save_saelens(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtype | None = None) -> None:
     """Write a folder for each layer that has a dictionary; `DictionaryError` for what the format cannot hold."""
-    if not isinstance(dictionaries, SAESet | TranscoderSet):
-        raise DictionaryError(
-            f"SAELens' format holds dictionaries of single layers, not {dictionaries.kind!r}; use the native format."
-        )
     files = {}
-    for dictionary in dictionaries.layers:
-        if dictionary.n_features:
-            settings, tensors = _written(dictionary, dictionaries.provenance)
-            files[hook_of_site(dictionary.read)] = settings, _stored(tensors, storage_dtype)
-    if not files:
-        raise DictionaryError("These dictionaries have no features in any layer; there is nothing to save.")
+    for dictionary in present(dictionaries, "SAELens' format"):
+        settings, tensors = _written(dictionary, dictionaries.provenance)
+        files[hook_of_site(dictionary.read)] = settings, stored(tensors, storage_dtype)
     with new_files(folder, without=_earlier(folder, files)) as temporary:
         for name, (settings, tensors) in files.items():
             (temporary / name).mkdir()
@@ -243,10 +234,7 @@ def _read(path: Path, settings: Settings, reading: Reading) -> LayerWeights:
         if name in tensors:
             found = replace(found, W_dec=found.W_dec * tensors[name][:, None])
     found = _for_raw_activations(found, settings)
-    try:
-        found = rescaled(found) if settings.by_decoder_norm else found
-    except DictionaryError as error:
-        raise FileFormatError(f"{path} is no dictionary of this format: {error}") from error
+    found = rescaled(found, path) if settings.by_decoder_norm else found
     _require_finite(path, found)
     return found
 
@@ -393,11 +381,6 @@ def _metadata(dictionary: SAE | Transcoder, provenance: DictionaryProvenance) ->
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _stored(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    # Matrices only: rounding a threshold or a bias moves features on and off, and saves nothing.
-    return {name: t.to(dtype) if dtype is not None and "W_" in name else t for name, t in tensors.items()}
-
-
 def _earlier(folder: Path, files: Mapping[str, Any]) -> list[str]:
     """What an earlier, longer set left in folders that are named by hooks."""
     left = [path.parent.name for path in folder.glob(f"*/{_WEIGHTS}") if hook_in(path.parent.name) == path.parent.name]
@@ -412,4 +395,5 @@ FORMAT = Format(
     offers=offers,
     load=load_saelens,
     save=save_saelens,
+    keeps_frame=True,
 )

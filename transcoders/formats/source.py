@@ -210,6 +210,16 @@ class ReleaseFolder(HubFolder):
 Source = LocalFolder | HubFolder
 
 
+def names_in(folder: Path) -> Sequence[str]:
+    """The files in a local folder, which may not exist."""
+    return LocalFolder(folder).names if folder.is_dir() else ()
+
+
+def folder_of(name: str) -> str:
+    """The folder that one of the files of a source lies in; empty for its root."""
+    return name.rpartition("/")[0]
+
+
 def fetch_one(source: Source, name: str) -> Path:
     """Where one file of a source lies on this machine."""
     return source.fetch([name])[0]

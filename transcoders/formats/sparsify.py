@@ -49,13 +49,13 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.files import new_files, write_json
-from transcoders.formats.building import LayerWeights, assemble, present, without
+from transcoders.formats.building import LayerWeights, assemble, called, centred_bias, present, without
 from transcoders.formats.files import read_json, require_settings, write_tensors
 from transcoders.formats.format import Format
 from transcoders.formats.hooks import module_of_site, site_of_module
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import LocalFolder, Source, full_name
-from transcoders.formats.weights import Reading, Weights, open_weights
+from transcoders.formats.weights import Reading, Weights, open_weights, stored
 from transcoders.sites import Site, SiteKind
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,6 @@ def coders(source: Source) -> list[Coder]:
     for folder, path in zip(every, source.fetch(inside(folder, SETTINGS) for folder in every), strict=True):
         settings = read_json(path)
         require_settings(path, settings, _SCHEMA)
-        settings |= {name: int(settings[name]) for name in _NUMBERS if name in settings}  # 3.0 is an integer of JSON's
         module, variant = _named(source, folder)
         found.append(Coder(folder, settings, runs[folder], module, variant))
     return found
@@ -246,7 +245,7 @@ def _layer(source: Source, coder: Coder, offer: Offer, reading: Reading) -> Laye
             "beside it are not; give the folder of one kind."
         )
     if (sites := coder.sites()) is None:
-        read = Site.parse(f"{offer.layer}.{offer.site}")
+        read = offer.read
         if coder.transcode and read.kind not in _WRITTEN:
             raise FileFormatError(
                 f"{settings_path} is of a transcoder, and none is known that reads {read.kind}; expected one of "
@@ -338,7 +337,7 @@ def activation_of(path: Path, coder: Coder) -> Activation:
         raise FileFormatError(f"{path} has the activation {name[:40]!r}{why}; supported are topk and groupmax.")
     if k >= coder.width:
         return ReLU()
-    return TopK(int(k)) if name == "topk" else GroupMax(int(k))
+    return TopK(k) if name == "topk" else GroupMax(k)
 
 
 # writing
@@ -383,20 +382,15 @@ def write_run(
     stale = [inside(old, name) for old in earlier if old not in files for name in (SETTINGS, WEIGHTS)]
     with new_files(folder, stale) as temporary:
         for module, tensors in files.items():
-            stored = {name: _stored(name, tensor, storage_dtype) for name, tensor in tensors.items()}
-            write_tensors(temporary / module / WEIGHTS, stored)
+            write_tensors(temporary / module / WEIGHTS, stored(tensors, storage_dtype))
             write_json(temporary / module / SETTINGS, settings[module])
         write_json(temporary / RUN, run)
-
-
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and (name.startswith("W_") or name == "encoder.weight") else tensor
 
 
 def _tensors(layer: SAE | Transcoder) -> dict[str, Tensor]:
     b_enc = layer.b_enc
     if isinstance(layer, SAE) and not layer.centred:
-        b_enc = b_enc + layer.b_dec @ layer.W_enc  # sparsify's always reads x − b_dec
+        b_enc = centred_bias(layer)  # sparsify's always reads x − b_dec
     tensors = {"encoder.weight": layer.W_enc.T, "encoder.bias": b_enc, "W_dec": layer.W_dec, "b_dec": layer.b_dec}
     return tensors if layer.W_skip is None else tensors | {"W_skip": layer.W_skip.T}
 
@@ -410,10 +404,9 @@ def _settings(layer: SAE | Transcoder) -> dict[str, Any]:
 def coder_settings(activation: Activation, d_in: int, n_features: int, skip: bool) -> dict[str, Any]:
     """cfg.json of a coder; a ReLU is TopK of all features. `DictionaryError` for an activation it cannot state."""
     if activation.over_layers or not isinstance(activation, ReLU | TopK | GroupMax):
-        what = "TopK over all layers" if activation.over_layers else type(activation).__name__
         raise DictionaryError(
-            f"sparsify's layout holds dictionaries with TopK of each layer, GroupMax or ReLU, not {what}; use the "
-            "native format."
+            f"sparsify's layout holds dictionaries with TopK of each layer, GroupMax or ReLU, not "
+            f"{called(activation)}; use the native format."
         )
     return {
         "activation": "groupmax" if isinstance(activation, GroupMax) else "topk",

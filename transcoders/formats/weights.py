@@ -5,6 +5,7 @@ must be finite. Shapes are known before anything is loaded.
 """
 
 import math
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from transcoders.formats.files import (
 from transcoders.hub import first_line
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
+_MATRIX = re.compile(r"(^|\.)[Ww](_|$)|(encoder|decoder)\.weight$|^affine_skip_connection$")
 _NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
@@ -106,6 +108,14 @@ def open_weights(path: Path) -> Weights:
     if path.suffix in _TORCH:
         return _open_torch(path)
     return Weights(path, tensor_shapes(path, integers=True))
+
+
+def stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Tensors as they are stored: matrices, by the communities' names, in `dtype` if it is not None.
+
+    Rounding a threshold or a bias would move features on and off, and save nothing.
+    """
+    return {name: t.to(dtype) if dtype is not None and _MATRIX.search(name) else t for name, t in tensors.items()}
 
 
 def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:

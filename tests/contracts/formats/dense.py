@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.replacement import ReplacementModel
 from transcoders import load_dictionaries
-from transcoders.dictionaries import DictionarySet
+from transcoders.dictionaries import DictionarySet, SparseDictionary
 from transcoders.random_models import Family, random_model
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/dictionaries"
@@ -91,25 +90,12 @@ def assert_golden(variant: Path, **choice) -> DictionarySet:
     return loaded
 
 
+def assert_maps(dictionary: SparseDictionary, truth: dict[str, Tensor], decoded: Tensor | None = None) -> None:
+    """One dictionary has the activations and reconstructions that a peer says; `decoded`: in place of the latter."""
+    x, encoded, said = (truth[name].double().flatten(1) for name in ("x", "encoded", "decoded"))
+    torch.testing.assert_close(dictionary.encode(x), encoded, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dictionary(x), said if decoded is None else decoded, atol=1e-5, rtol=1e-5)
+
+
 def golden_settings(variant: Path) -> dict:
     return json.loads((variant / "truth.json").read_text())
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A cache of the hub, without a network: `hub("org/name")` is the folder of a repository that was downloaded."""
-    from huggingface_hub import constants
-
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-
-    def repository(name: str) -> Path:
-        root = cache / f"models--{name.replace('/', '--')}"
-        (root / "refs").mkdir(parents=True)
-        (root / "refs/main").write_text("0123abc")
-        snapshot = root / "snapshots/0123abc"
-        snapshot.mkdir(parents=True)
-        return snapshot
-
-    return repository

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from transcoders import load_dictionaries, random_dictionaries
+from tests.contracts.formats.dense import load64
+from transcoders import random_dictionaries
 
 D, N = 8, 16
 
@@ -52,7 +53,7 @@ def assert_is(dictionary, stored, x=None):
 
 
 def load(path, **choice) -> Any:
-    return load_dictionaries(path, dtype=torch.float64, **choice)
+    return load64(path, **choice)
 
 
 def assert_same(loaded, original):

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from transcoders.dictionaries import CrossLayerTranscoder, MappedDictionaries, T
 from transcoders.errors import CircuitsaeError, DictionaryError, FileFormatError, InputError
 from transcoders.formats.registry import list_dictionaries
 from transcoders.loading import random_model
-from transcoders.sites import Frame
 
 LAYERS, D, N, TOKENS = 3, 8, 12, 5
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "dictionaries" / "circuit_tracer"
@@ -684,12 +683,6 @@ def _two_ks():
     return TranscoderSet([a[0], b[1]], a.provenance)
 
 
-def _folded():
-    made = random_dictionaries("clt", d_model=D, features=N)
-    made.provenance = replace(made.provenance, frame=Frame("folded"))
-    return made
-
-
 def _normed():
     from transcoders.dictionaries.token_norm import TokenNorm
 
@@ -701,7 +694,6 @@ def _normed():
 CANNOT = {
     "unequal widths": (_unequal, "layers of 12, 13 features"),
     "several k": (_two_ks, "k = 3, k = 4"),
-    "folded": (_folded, "'folded' frame"),
     "norms of a token": (_normed, "layer_norm"),
     "autoencoders": (lambda: random_dictionaries("sae", d_model=D, features=N), "'sae'"),
     "a skip term across": (lambda: random_dictionaries("clt", d_model=D, features=N, skip=True), "skip term"),
@@ -787,6 +779,7 @@ WRONG = {
     "k in a file": (in_order, tensors(FIRST, lambda t: {"k": torch.tensor([3, 4])}), r"k = \[3, 4\]"),
     "k of nothing": (in_order, tensors(FIRST, lambda t: {"k": torch.tensor(torch.nan)}), "k that is not a finite"),
     "jumprelu of none": (in_order, config(activation="jumprelu"), "lacks the thresholds"),
+    "jumprelu of none across": (across, config(activation="jumprelu"), "lacks the thresholds"),
     "nothing listed": (in_order, config(transcoders=[]), "transcoders"),
     "numbers listed": (in_order, config(transcoders=[1, 2]), "lists '1' for layer 0"),
     "a way out": (in_order, config(transcoders=["../secret.safetensors"]), "lists '../secret"),

@@ -13,7 +13,6 @@ from tests.contracts.formats.dense import (
     assert_golden,
     assert_is,
     golden,
-    hub,
     inputs,
     load64,
 )
@@ -22,7 +21,6 @@ from transcoders.dictionaries import CrossLayerTranscoder, GroupMax, TopK
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import list_dictionaries
 
-__all__ = ["hub"]
 D, N, K, L = 8, 12, 4, 3
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.graph import NodeKind
 from circuitsae.replacement import ReplacementModel
+from tests.contracts.formats.dense import assert_maps
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.dictionaries import SAESet, TranscoderSet
 from transcoders.errors import DictionaryError, FileFormatError, InputError
@@ -342,6 +343,4 @@ def test_files_of_the_peer_itself(variant):
     _, offers = list_dictionaries(GOLDEN / variant / "files")
     asked = {"site": "resid_post"} if offers[0].asks else {}
     dictionary = load(GOLDEN / variant / "files", **asked)[told["layer"]]
-    x = truth["x"].double()
-    torch.testing.assert_close(dictionary.encode(x), truth["encoded"].double(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(dictionary(x), truth["decoded"].double(), atol=1e-5, rtol=1e-5)
+    assert_maps(dictionary, truth)

@@ -8,15 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from circuitsae.attribution import LogitTargets, attribute
-from circuitsae.graph import NodeKind
-from circuitsae.replacement import ReplacementModel
+from tests.contracts.formats.dense import assert_attributes, assert_maps
 from tests.contracts.formats.gemma import D, N, arrays, assert_is, assert_same, build, draw, inputs, load, oracle
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.dictionaries import CrossLayerTranscoder, MappedDictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import list_dictionaries
-from transcoders.random_models import random_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "dictionaries" / "gemma_scope"
 HOOKS = {
@@ -211,11 +208,7 @@ def test_edges_add_up_to_what_is_read(tmp_path, kind):
             weights["w_dec"] = torch.as_tensor(draw(layer, N, 2, 16, scale=0.2))
             (tmp_path / "clt/width_1k_l0_big").mkdir(parents=True, exist_ok=True)
             save_file(weights, tmp_path / f"clt/width_1k_l0_big/params_layer_{layer}.safetensors")
-    language_model = random_model("gemma3", n_layers=2, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
-    model = ReplacementModel(language_model, load(tmp_path))
-    graph = attribute(model, torch.tensor([0, 11, 22, 33, 11]), targets=LogitTargets([3, 5]))
-    assert sum(node.kind is NodeKind.FEATURE for node in graph.nodes) > 5
-    assert abs(graph.residual()).max() < 1e-9
+    assert_attributes(load(tmp_path), "gemma3")
 
 
 # the peer itself
@@ -226,9 +219,7 @@ def test_files_that_saelens_reads(variant):
     truth = load_file(GOLDEN / variant / "truth.safetensors")
     loaded = load(next((GOLDEN / variant / "files").glob("*/*")))
     dictionary = loaded[loaded.n_layers - 1]
-    x, decoded = (truth[name].double().flatten(1) for name in ("x", "decoded"))
-    torch.testing.assert_close(dictionary.encode(x), truth["encoded"].double(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(dictionary(x), decoded, atol=1e-5, rtol=1e-5)
+    assert_maps(dictionary, truth)
 
 
 # writing

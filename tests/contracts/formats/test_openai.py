@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.contracts.formats.dense import assert_maps
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.dictionaries import SAESet, TopK
 from transcoders.dictionaries.token_norm import TokenNorm
@@ -220,6 +221,4 @@ def test_files_of_the_peer_itself(variant):
     asked = {"site": "resid_post"} if offers[0].asks else {}
     loaded = load(GOLDEN / variant / "files", layers=offers[0].layer, **asked)
     dictionary = loaded[loaded.n_layers - 1]
-    x = truth["x"].double()
-    torch.testing.assert_close(dictionary.encode(x), truth["encoded"].double(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(dictionary(x), truth["decoded"].double(), atol=1e-5, rtol=1e-5)
+    assert_maps(dictionary, truth)

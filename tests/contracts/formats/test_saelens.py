@@ -418,21 +418,6 @@ def test_a_dictionary_that_cannot_be_read_does_not_keep_the_others(tmp_path, cap
         load_dictionaries(tmp_path / "d")
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A cache of the hub, without a network: `hub(OWNER/NAME)` is the folder of a repository."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def repository(name):
-        folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
-        (folder / "refs").mkdir(parents=True)
-        (folder / "refs" / "main").write_text("a" * 40)
-        return folder / "snapshots" / ("a" * 40)
-
-    return repository
-
-
 def test_a_repository_of_the_hub(hub):
     write_layers(hub("some/saes") / "deep")
     assert load_dictionaries("some/saes").n_layers == 3
@@ -509,7 +494,6 @@ def test_a_layout_that_only_saelens_converts_is_named(hub):
     release = release_named("qwen-scope-3-8b-base-w64k-l50")
     assert release is not None
     place = hub(release.repo)
-    place.mkdir(parents=True)
     (place / "layer0.sae.pt").write_bytes(b"")
     with pytest.raises(
         FileFormatError, match="a layout that SAELens converts by 'qwen_scope' and this package does not"
@@ -706,7 +690,7 @@ def test_autoencoders_with_a_skip_term_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ({"kind": "clt"}, "single layers, not 'clt'"),
+        ({"kind": "clt"}, "one dictionary for each layer, not 'clt'"),
         ({"kind": "plt", "activation": "topk"}, "no transcoder with the activation 'topk'"),
     ],
 )

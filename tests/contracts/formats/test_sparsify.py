@@ -15,7 +15,6 @@ from tests.contracts.formats.dense import (
     assert_is,
     golden,
     golden_settings,
-    hub,
     inputs,
     load64,
 )
@@ -25,7 +24,6 @@ from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import list_dictionaries
 from transcoders.sites import Site
 
-__all__ = ["hub"]
 D, N, K = 8, 16, 4
 
 
