@@ -41,7 +41,8 @@ def load_model(
 def load_dictionaries(name: str | Path = POCKET, **wanted: Unpack[Wanted]) -> DictionarySet:
     """Dictionaries of any community by name; the pocket model has `"pocket"` (CLT), `"pocket-plt"`, `"pocket-sae"`.
 
-    Names and choices are those of `transcoders.load_dictionaries`.
+    `wanted`: the arguments of `transcoders.load_dictionaries`, `sae_id`, `layers`, `site`, `width`, `l0`, `variant`,
+    `revision`, `dtype`, `device`, `decoders`.
     Raises `FileFormatError` for files that are no dictionaries, and `InputError` where a choice is missing.
     """
     return transcoders.load_dictionaries(_place(name), **wanted)

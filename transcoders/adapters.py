@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from transcoders.errors import ModelError
-from transcoders.hub import first_line, folder_or_name
+from transcoders.hub import first_line, folder_or_name, hub_says
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -69,7 +69,7 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[_CONFIG, _WEIGHTS]))
     except Exception as error:  # the hub client raises many kinds, of its own and of its HTTP library
-        raise ModelError(f"Could not download the adapter {name!r} ({first_line(error)}); {instead}.") from error
+        raise ModelError(f"Could not download the adapter {name!r} ({hub_says(error)}); {instead}.") from error
 
 
 def take_off(module: Any) -> tuple[Any, list[Adapter]]:

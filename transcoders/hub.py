@@ -110,6 +110,19 @@ def downloaded(name: str, kind: Kind = "model", revision: str | None = None) -> 
         return None
 
 
+def hub_says(error: BaseException) -> str:
+    """Why the hub did not give something, in one line; its client says "404 Client Error" and little else."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "it is gated: ask for access on its page, then log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such revision"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private: then log in with `hf auth login`"
+    return first_line(error)
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

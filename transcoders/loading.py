@@ -25,7 +25,7 @@ from transcoders.errors import InputError, ModelError
 from transcoders.hf_models import DeviceMap, Loading
 from transcoders.hub import downloaded, first_line, model_source
 from transcoders.language_model import LanguageModel
-from transcoders.precision import Precision, as_dtype
+from transcoders.precision import Precision, as_dtype, check_device
 from transcoders.random_models import random_model
 
 __all__ = ["load_model", "random_model"]
@@ -75,7 +75,7 @@ def load_model(
     )  # fmt: skip
     precision = _one_dtype(dtype, torch_dtype)
     if device is not None:
-        _check_device(device)
+        check_device(device, ModelError)
     given = None if tokenizer is None else _tokenizer(tokenizer, trust_remote_code)
     if hf_model is not None:
         found = _in_memory(hf_model, name, device, precision, how, adapter, given)
@@ -282,10 +282,3 @@ def _require_finite(model: LanguageModel) -> None:
                 f"The model {model.name!r} has a weight in {parameter} that is not a "
                 "finite number; download or train it again, or load it in a wider dtype."
             )
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"The device {str(device)!r} cannot be used here ({first_line(error)}); try 'cpu'.") from error

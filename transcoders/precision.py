@@ -1,8 +1,9 @@
-"""Precision of weights, by torch's name for it or as torch's own value."""
+"""Precision of weights, by torch's name for it or as torch's own value, and whether a device can hold them."""
 
 import torch
 
 from transcoders.errors import InputError
+from transcoders.hub import first_line
 
 Precision = torch.dtype | str
 """`"float32"` or `torch.float32`."""
@@ -19,3 +20,11 @@ def as_dtype(precision: Precision) -> torch.dtype:
             f"or {PRECISIONS[-1]!r}."
         )
     return getattr(torch, name)
+
+
+def check_device(device: str | torch.device, error: type[InputError] = InputError) -> None:
+    """Raises `error` for a device that torch cannot use here."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as refused:
+        raise error(f"The device {str(device)!r} cannot be used here ({first_line(refused)}); try 'cpu'.") from refused

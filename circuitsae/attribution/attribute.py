@@ -326,7 +326,7 @@ def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, setti
         "frame": model.model.frame.name,
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "dictionaries": {"kind": model.dictionaries.kind, **model.dictionaries.provenance.to_json()},
-        "dictionary_fingerprint": _dictionary_fingerprint(model),
+        "dictionary_fingerprint": weights_of_dictionaries(model),
         "fit": {"l0": fit.l0, "fvu": fit.fvu if math.isfinite(fit.fvu) else None},
         "prompt": prompt,
         "bos": trace.starts_with_bos,
@@ -336,7 +336,7 @@ def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, setti
     }
 
 
-def _dictionary_fingerprint(model: ReplacementModel) -> str | None:
+def weights_of_dictionaries(model: ReplacementModel) -> str | None:
     """Which weights the dictionaries have; None where they were rounded to those of a model in low precision."""
     exact = model.model.dtype in (torch.float32, torch.float64)
     return dictionary_fingerprint(model.dictionaries) if exact else None

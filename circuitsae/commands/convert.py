@@ -35,6 +35,7 @@ def convert(
     context: int = 128,
     bos: Bos = None,
     device: str = "cpu",
+    overwrite: bool = False,
     choices: ChoiceOptions = Choices(),
 ) -> None:
     """Convert dictionaries to the layout of another package, or a graph to the format of another tool.
@@ -55,9 +56,14 @@ def convert(
         context: With --calibrate-on: tokens of a row.
         bos: With --calibrate-on: begin rows with the beginning-of-text token; default, as in their training.
         device: With --calibrate-on: cpu, cuda, cuda:1, mps.
+        overwrite: Write dictionaries over those that the folder holds.
         choices: Which of the dictionaries that the name offers.
     """
     if is_graph(source):
+        of_dictionaries = {
+            "--storage-dtype": storage_dtype, "--revision": revision, "--calibrate-on": calibrate_on, "--model": model,
+        }  # fmt: skip
+        _refuse_options(source, [name for name, value in of_dictionaries.items() if value] + choices.words())
         _convert_graph(Path(source), target, format)
         return
     from circuitsae.loading import load_dictionaries
@@ -66,6 +72,8 @@ def convert(
     form: Any = format or "native"
     if form not in FORMATS:
         raise InputError(f"Unknown format {format!r}; dictionaries are written as {', '.join(FORMATS)}.")
+    if not overwrite:
+        _require_empty(target)
     console = open_console()
     with Console(stderr=True).status("converting"):
         loaded = load_dictionaries(source, revision=revision, **choices.wanted())
@@ -78,10 +86,20 @@ def convert(
     say_next(console, f"circuitsae dictionaries info {target}")
 
 
+def _require_empty(target: Path) -> None:
+    if target.is_dir() and any(target.iterdir()):
+        raise InputError(f"The folder {target} is not empty; write to another, or give --overwrite.")
+
+
 def is_graph(source: str) -> bool:
     """Whether what a user names is a graph of ours, or a file of another tool."""
     path = Path(source)
     return (path / "graph.json").is_file() or (path.is_file() and path.suffix.lower() in _GRAPHS)
+
+
+def _refuse_options(source: str, words: list[str]) -> None:
+    if words:
+        raise InputError(f"{source} is a graph, but {words[0]} is for dictionaries; leave it out.")
 
 
 def _convert_graph(source: Path, target: Path, format: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import json as json_
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from circuitsae.commands.shared import ChoiceOptions, Choices, Wide, say, say_next
 from circuitsae.tables import Column, open_console, show_table
+from transcoders.errors import InputError
 
 if TYPE_CHECKING:
     from transcoders.formats.offers import Offer
@@ -43,6 +45,8 @@ def list_(
     from circuitsae.loading import list_dictionaries
     from transcoders.formats.offers import Choice, fitting, summary_of
 
+    if most < 0:
+        raise InputError(f"--most {most} is no number of dictionaries; give 0 for all.")
     wanted = choices.wanted()
     choice = Choice.of(id=wanted.pop("sae_id"), **wanted)
     form, every = list_dictionaries(name, revision=revision)
@@ -59,7 +63,7 @@ def list_(
     if len(shown) < len(offers):
         say(console, f"and {len(offers) - len(shown):,} more: --most 0 prints all, --layers, --site, --width … fewer.")
     say(console, f"{len(offers):,} of {len(every):,}: {summary_of(offers)}")
-    say_next(console, f"circuitsae dictionaries info {name}")
+    say_next(console, shlex.join(["circuitsae", "dictionaries", "info", name, *_given(revision, choices)]))
 
 
 @dictionaries.command
@@ -92,10 +96,8 @@ def info(
     rows = [(key, _shown(value)) for key, value in facts.items()]
     show_table(console, name, [Column("", text=True), Column("", wraps=True)], rows)
     if loaded.kind != "sae":
-        how = " ".join(["", *choices.words()])
-        say_next(
-            console, f'circuitsae trace "Some prompt" --model {loaded.provenance.model} --dictionaries {name}{how}'
-        )
+        model = "MODEL" if loaded.provenance.model in ("unknown", "random") else loaded.provenance.model
+        say_next(console, f'circuitsae trace "Some prompt" --model {model} {_named(name, revision, choices)}')
 
 
 @dictionaries.command
@@ -116,6 +118,17 @@ def upload(
     console = open_console()
     say(console, f"Uploaded: {address}")
     say_next(console, f"circuitsae dictionaries list {repository}")
+
+
+def _given(revision: str | None, choices: Choices) -> list[str]:
+    """The options that were given, as on the command line."""
+    return ([] if revision is None else ["--revision", revision]) + choices.words()
+
+
+def _named(name: str, revision: str | None, choices: Choices) -> str:
+    """Dictionaries as commands with a model take them, where `--revision` is the model's."""
+    whole = name if revision is None or f"@{revision}" in name else f"{name}@{revision}"
+    return shlex.join(["--dictionaries", whole, *choices.words()])
 
 
 def _show_offers(console: Console, title: str, offers: "list[Offer]") -> None:

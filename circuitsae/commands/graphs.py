@@ -1,5 +1,6 @@
 """`circuitsae trace`, `validate` and `show`: a prompt becomes a graph, its edges are tested, the page is drawn."""
 
+import logging
 import math
 import re
 from dataclasses import replace
@@ -34,6 +35,8 @@ from transcoders.files import new_files
 if TYPE_CHECKING:
     from circuitsae.attribution.expansion import FullSize
     from circuitsae.graph import AttributionGraph
+
+logger = logging.getLogger(__name__)
 
 Claim = Literal["graph", "direct", "model"]
 IDENTITY_TOLERANCE = 1e-4
@@ -166,6 +169,7 @@ def validate(
         choices = Choices.of_source(source)
     own, bos = dictionaries or source.dictionaries, begins_with_bos(loaded)
     replacement = load_replacement(name, own, device, dtype, bos, weights, choices)
+    _notice_others(replacement, loaded)
     settings = {"claims": claims or get_args(Claim), "controls": controls, "delta": delta, "seed": seed}
     others = _other_prompts(replacement, loaded, prompts, task)
     check = _validate(
@@ -232,6 +236,18 @@ def _validate(console: Console, replacement: Any, graph: Any, **settings: Any) -
     check = validate(replacement, graph, **settings, progress=True)
     show_validation(console, check, graph)
     return check
+
+
+def _notice_others(replacement: Any, graph: "AttributionGraph") -> None:
+    """Say that the dictionaries are not those of the graph, as far as both are known."""
+    from circuitsae.attribution.attribute import weights_of_dictionaries
+
+    traced, given = graph.provenance.get("dictionary_fingerprint"), weights_of_dictionaries(replacement)
+    if isinstance(traced, str) and given is not None and traced != given:
+        logger.warning(
+            "The graph was traced with dictionaries %.40s, but those that were loaded are %s; load its own, or trace "
+            "the prompt again.", traced, given,
+        )  # fmt: skip
 
 
 def _other_prompts(replacement: Any, graph: Any, prompts: Path | None, task: str | None) -> dict[str, Any]:

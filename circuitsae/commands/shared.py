@@ -95,7 +95,8 @@ class Choices:
 
     def stated(self) -> dict[str, str]:
         """What a graph keeps of it."""
-        return {name: str(value) for name, value in vars(self).items() if value is not None}
+        values = vars(self) | ({} if self.l0 is None else {"l0": f"{self.l0:g}"})
+        return {name: str(value) for name, value in values.items() if value is not None}
 
     def words(self) -> list[str]:
         """As on the command line."""

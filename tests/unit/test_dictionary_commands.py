@@ -1,7 +1,11 @@
 """`circuitsae dictionaries` and `circuitsae convert`, and the choices that every command with dictionaries takes."""
 
+import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +17,8 @@ from circuitsae.cli import main
 from circuitsae.commands.shared import layers_of
 from circuitsae.graph import load_graph
 from circuitsae.graph.exchange import read_graph
+from circuitsae.pocket import dictionary_folder
+from tests.hub import cache_repository, use_cache
 from tests.sample_graphs import small_graph
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.errors import FileFormatError, InputError
@@ -66,6 +72,33 @@ def test_list_prints_json(call):
     assert [(row["site"], row["kind"]) for row in found["dictionaries"]] == [("mlp_in", "clt")]
 
 
+def test_notices_do_not_mix_with_the_json(tmp_path, monkeypatch):
+    """What a program reads is on standard output alone."""
+    save_dictionaries(made(), tmp_path / "d", format="circuit-tracer")
+    cache_repository(tmp_path / "cache", "me/d", tmp_path / "d")
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "circuitsae.cli", "dictionaries", "list", "me/d", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert len(json.loads(done.stdout)["dictionaries"]) == 4
+    assert "comes from this machine's cache" in " ".join(done.stderr.split())
+
+
+def test_what_may_be_done_next_names_what_was_chosen(call, tmp_path, monkeypatch):
+    save_dictionaries(made(), tmp_path / "d", format="circuit-tracer")
+    cache_repository(tmp_path / "cache", "me/d", tmp_path / "d", "v2")
+    use_cache(monkeypatch, tmp_path / "cache")
+    listed = call("dictionaries", "list", "me/d", "--revision", "v2", "--layers", "1-2")
+    assert listed.endswith("Next:  circuitsae dictionaries info me/d --revision v2 --layers 1-2\n")
+    told = call("dictionaries", "info", "me/d", "--revision", "v2", "--layers", "1-2")
+    assert told.endswith("--dictionaries me/d@v2 --layers 1-2\n")
+
+
+def test_an_activation_is_that_of_layers_that_are_there(call, tmp_path):
+    save_dictionaries(made(activation="jumprelu"), tmp_path / "d", format="circuit-tracer")
+    facts = json.loads(call("dictionaries", "info", tmp_path / "d", "--layers", "1", "--json"))
+    assert (facts["layers"], facts["activation"]) == ("1", "jumprelu")
+
+
 def test_list_reads_no_weights(call, tmp_path):
     save_dictionaries(made(), tmp_path / "d")
     (tmp_path / "d" / "weights.safetensors").write_bytes(b"")
@@ -77,6 +110,8 @@ def test_list_reads_no_weights(call, tmp_path):
     [
         (["nowhere/at/all/and/more"], "nowhere"),
         (["pocket", "--site", "attn_z"], "pocket offers nothing with site=attn_z; it offers site mlp_in"),
+        (["pocket", "--most", "-1"], "--most -1 is no number of dictionaries; give 0 for all"),
+        (["pocket", "--revision", "v2"], "lies on this machine, where there is no revision 'v2'"),
         (["pocket", "--width", "lots"], "width='lots' is no number of features"),
         (["pocket", "--layers", "5-2"], "--layers '5-2' names no layers"),
         (["pocket", "--l0", "-3"], "l0=-3.0 is no number of active features"),
@@ -98,7 +133,7 @@ def test_info_says_what_dictionaries_are(call, tmp_path):
         "skip +│ yes",
     ):
         assert re.search(fact, printed), fact
-    assert "--model random --dictionaries" in printed.replace("\n", " ")
+    assert "--model MODEL --dictionaries" in printed.replace("\n", " ")
     assert json.loads(call("dictionaries", "info", "pocket-sae", "--json"))["kind"] == "sae"
 
 
@@ -145,6 +180,17 @@ def test_convert_refuses_in_a_sentence_and_writes_nothing(refused, tmp_path, arg
     assert not (tmp_path / "out").exists()
 
 
+def test_convert_writes_over_nothing_unless_it_is_told_to(call, refused, tmp_path):
+    save_dictionaries(made(), tmp_path / "there")
+    before = (tmp_path / "there" / "weights.safetensors").read_bytes()
+    assert "there is not empty; write to another, or give --overwrite" in refused("convert", "pocket-plt", "there")
+    assert (tmp_path / "there" / "weights.safetensors").read_bytes() == before
+    call("convert", "pocket-plt", "there", "--overwrite")
+    assert load_dictionaries(tmp_path / "there").n_features(0) == load_dictionaries(
+        dictionary_folder("pocket-plt")
+    ).n_features(0)
+
+
 def test_convert_calibrates_topk_and_prints_the_difference(call, tmp_path):
     original = made("clt", activation="topk", k=30)
     save_dictionaries(original, tmp_path / "topk")
@@ -181,6 +227,17 @@ def test_convert_exports_and_imports_graphs(call, tmp_path):
 def test_convert_refuses_a_dictionary_format_for_a_graph(refused, tmp_path):
     small_graph().save(tmp_path / "g")
     assert "graphs are written as neuronpedia" in refused("convert", "g", "g.json", "--format", "native")
+
+
+@pytest.mark.parametrize(
+    "option", [("--layers", "3"), ("--storage-dtype", "bfloat16"), ("--calibrate-on", "a.txt"), ("--revision", "v2")]
+)
+def test_convert_refuses_the_options_of_dictionaries_for_a_graph(refused, tmp_path, option):
+    small_graph().save(tmp_path / "g")
+    assert f"g is a graph, but {option[0]} is for dictionaries; leave it out" in refused(
+        "convert", "g", "g.json", *option
+    )
+    assert not (tmp_path / "g.json").exists()
 
 
 # choices
@@ -244,6 +301,22 @@ def test_validate_takes_the_choices_of_the_graph(refused, asked, tmp_path):
     for options in ([], ["--l0", "5"], ["--dictionaries", "other/name"]):
         assert "That will do" in refused("validate", "g", *options)
     assert asked == [WANTED, {"l0": 5.0}, {}]
+
+
+def test_validate_says_that_the_dictionaries_are_others_than_the_graphs(call, tmp_path, caplog):
+    trace = ["trace", "When John and Mary went to the store", "--out", "g", "--validate", "0", "--max-features", "5"]
+    call(*trace, "--dictionaries", "pocket-plt")
+    call("validate", "g", "--edges", "2", "--claims", "direct")
+    assert "was traced with dictionaries" not in caplog.text
+    other: Any = load_dictionaries(dictionary_folder("pocket-plt"))
+    with torch.no_grad():
+        other.layers[3].b_enc += 1e-3
+        other.layers[3].W_enc *= 1.01
+    save_dictionaries(other, tmp_path / "other")
+    with contextlib.suppress(SystemExit):  # whatever is found, it was not of the graph's
+        call("validate", "g", "--edges", "2", "--claims", "direct", "--dictionaries", "other")
+    traced = load_graph(tmp_path / "g").provenance["dictionary_fingerprint"]
+    assert f"was traced with dictionaries {traced}, but those that were loaded are" in caplog.text
 
 
 def test_a_choice_of_a_graph_that_makes_no_sense_is_refused(refused, tmp_path):

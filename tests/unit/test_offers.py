@@ -56,13 +56,19 @@ def test_a_width_is_read_as_it_is_written(power):
 # choices
 
 
-@pytest.mark.parametrize("layers", [[], [1, 1], [-1], [0, -2]])
+@pytest.mark.parametrize("layers", [[], [1, 1], [-1], [0, -2], True, [0, True], ""])
 def test_layers_that_are_none_are_refused(layers):
     with pytest.raises(InputError, match="are no layers; give distinct numbers from 0"):
         Choice.of(layers=layers)
 
 
-@pytest.mark.parametrize("l0", [0, -1.0, math.inf, math.nan])
+def test_layers_may_come_one_by_one():
+    assert Choice.of(layers=(layer for layer in (2, 3))).layers == (2, 3)
+    assert Choice.of(layers=range(2, 4)).layers == (2, 3)
+    assert Choice.of(layers=3).layers == (3,)
+
+
+@pytest.mark.parametrize("l0", [0, -1.0, math.inf, math.nan, True])
 def test_an_l0_that_is_none_is_refused(l0):
     with pytest.raises(InputError, match="is no number of active features; give a positive number"):
         Choice.of(l0=l0)
@@ -102,11 +108,14 @@ def test_an_id_is_enough_and_its_slashes_do_not_matter():
             "offers 3 dictionaries of layer 0, of L0 20, 80, 300; say which with l0=…",
         ),
         ({"site": "attn_z", "width": "16k", "layers": 2}, "offers 3 dictionaries of layer 2, of L0 20, 82, 300; say"),
-        ({"id": "layer_0"}, "offers nothing with id=layer_0; it offers layer 0, 1, 2; site attn_z, resid_post; width"),
+        (
+            {"id": "layer_0"},
+            "offers nothing with sae_id=layer_0; it offers layer 0, 1, 2; site attn_z, resid_post; width",
+        ),
         ({"site": "mlp_out"}, "offers nothing with site=mlp_out; it offers layer 0, 1, 2; site attn_z, resid_post; "),
         ({"width": "1m"}, "offers nothing with width=1m; it offers"),
-        ({"layers": 7}, "offers nothing with layers=(7,); it offers layer 0, 1, 2"),
-        ({"site": "attn_z", "layers": [1, 5, 8]}, "offers nothing of layer 5, 8; it offers layer 0, 1, 2"),
+        ({"layers": 7}, "offers nothing with layers=7; it offers layer 0, 1, 2"),
+        ({"site": "attn_z", "layers": [1, 5, 8]}, "offers nothing for the layers [5, 8]; of those asked for, it offers"),
         ({"variant": "canonical"}, "offers nothing with variant=canonical"),
     ],
 )
@@ -176,8 +185,7 @@ def test_what_names_leave_open_is_asked_for_or_taken_from_the_choice():
 def test_the_summary_of_many_offers_is_short():
     many = [offer(layer, l0=float(layer)) for layer in range(1000)]
     assert summary_of(many) == (
-        "layer 0, 1, 2, 3, 4, 5, 6, 7 and 992 more; site resid_post; width 16k; l0 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, "
-        "7.0 and 992 more"
+        "layer 0, 1, 2, 3, 4, 5, 6, 7 and 992 more; site resid_post; width 16k; l0 0, 1, 2, 3, 4, 5, 6, 7 and 992 more"
     )
     assert summary_of([Offer(id="", files=())]) == "one set"
 
@@ -197,3 +205,10 @@ def test_layers_of_a_set_that_is_stored_as_one():
         load_dictionaries("pocket-sae", layers=7)
     with pytest.raises(InputError, match=r"cannot be taken apart \(CrossLayerTranscoder\); leave out layers=…"):
         load_dictionaries("pocket", layers=2)
+
+
+def test_ids_like_one_that_there_is_not_are_named():
+    with pytest.raises(
+        FileFormatError, match=re.escape("nothing with sae_id=run_7b; it offers run_1, run_7; ids such")
+    ):
+        choose([Offer(id=f"run_{i}", files=()) for i in (1, 7)], Choice.of(id="run_7b"), "org/repo")

@@ -1,12 +1,14 @@
 """Where dictionaries lie: every form of a name, the hub's cache, and which files are fetched."""
 
 import logging
+import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import circuitsae
 from tests.hub import HubServer, cache_repository, commit_of, files_of, use_cache
 from transcoders import list_dictionaries, load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.errors import FileFormatError, InputError
@@ -33,6 +35,7 @@ from transcoders.formats.source import HubFolder, LocalFolder, fetch_one, hub_so
         ("org/repo@refs/pr/7/sub", "org/repo", "refs/pr/7", "sub"),
         ("gemma", "mwhanna/gemma-scope-transcoders", None, ""),
         ("llama", "mntss/transcoder-Llama-3.2-1B", None, ""),
+        ("llama@v2", "mntss/transcoder-Llama-3.2-1B", "v2", ""),
     ],
 )
 def test_names_of_the_hub(name, repo, revision, path):
@@ -59,7 +62,8 @@ def test_a_revision_may_be_given_beside_the_name():
         ("one-word", None, "it is no hub name"),
         ("org/repo name", None, "it is no hub name"),
         ("-org/repo", None, "it is no hub name"),
-        ("", None, "."),
+        ("", None, r"name of the dictionaries is empty \(''\)"),
+        (Path(), "v2", r"\. lies on this machine, where there is no revision 'v2'; leave the revision out"),
         ("org/repo@", None, "it is no hub name"),
         ("https://huggingface.co/org/repo", None, "it is no hub name"),
     ],
@@ -106,6 +110,30 @@ def test_a_folder_names_its_files_from_its_root(tmp_path):
     assert folder.below("b/c.txt").label == str(tmp_path / "b" / "c.txt")
     with pytest.raises(FileFormatError, match=r"There is no file .*d\.txt; the folder is incomplete"):
         folder.fetch(["d.txt"])
+
+
+def test_what_may_not_be_looked_at_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "shut").symlink_to(tmp_path / "elsewhere")
+    stat = os.stat
+
+    def refuse(path, *args, **how):
+        if os.fspath(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return stat(path, *args, **how)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert open_source(tmp_path).names == ("a.txt",)
+
+
+def test_a_device_that_is_none_is_refused_before_anything_is_read():
+    with pytest.raises(InputError, match=r"The device 'zzz' cannot be used here \(.*try 'cpu'"):
+        load_dictionaries("nowhere", device="zzz")
+
+
+def test_an_argument_that_is_none_is_refused(saved):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lazers'"):
+        circuitsae.load_dictionaries(saved, lazers=3)  # pyright: ignore[reportCallIssue]
 
 
 def test_a_file_is_a_source_of_its_own(tmp_path):
@@ -232,9 +260,10 @@ def test_nothing_is_fetched_twice(hub, capsys):
     [
         (
             "org/nothing",
-            r"The hub does not give 'org/nothing' \(.*\), and there is no such local folder; check the name",
+            r"The hub does not give 'org/nothing' \(there is no such repository, or it is private: then log in with "
+            r"`hf auth login`\), and there is no such local folder; check the name",
         ),
-        ("org/repo@v3", r"The hub does not give 'org/repo@v3'"),
+        ("org/repo@v3", r"The hub does not give 'org/repo@v3' \(it has no such revision\)"),
         (
             "org/repo/three",
             r"org/repo has nothing at 'three' on the hub; its files lie in README\.md, big\.bin, one, two",
@@ -248,6 +277,25 @@ def test_what_the_hub_does_not_have_is_said(hub, name, says):
         load_dictionaries(name)
     assert "\n" not in str(raised.value)
     assert time.monotonic() - start < 20
+
+
+def test_a_repository_that_is_gated_is_said_to_be(hub, monkeypatch):
+    def gated(self, request, *, with_body):
+        request.send_response(403)
+        request.send_header("X-Error-Code", "GatedRepo")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    answer = HubServer.answer
+    monkeypatch.setattr(
+        HubServer,
+        "answer",
+        lambda self, request, **how: (answer if request.path == "/" else gated)(self, request, **how),
+    )
+    with pytest.raises(
+        FileFormatError, match="it is gated: ask for access on its page, then log in with `hf auth login`"
+    ):
+        load_dictionaries("org/repo/one")
 
 
 def test_a_server_that_breaks_off_is_said(hub, monkeypatch, saved):

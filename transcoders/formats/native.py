@@ -31,7 +31,7 @@ from transcoders.dictionaries import (
     TranscoderSet,
 )
 from transcoders.dictionaries.token_norm import TokenNorm, TokenNormName
-from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.files import new_files, write_json
 from transcoders.formats.files import (
     MOST_LAYERS,
@@ -158,8 +158,12 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
 
 def offers_native(source: Source) -> list[Offer]:
     """The one set that a folder holds."""
-    record = _settings(fetch_one(source, _CONFIG))
-    kinds = {site.partition(".")[2] for site in record["reads"]}
+    path = fetch_one(source, _CONFIG)
+    record = _settings(path)
+    try:
+        kinds = {Site.parse(site).kind for site in record["reads"]}
+    except InputError as error:
+        raise FileFormatError(f"{path} names no site: {error}") from error
     site = next(iter(kinds)) if len(kinds) == 1 else None
     return [Offer(id="", files=(_CONFIG, _WEIGHTS), kind=record["kind"], site=site)]
 

@@ -4,12 +4,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from itertools import groupby
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from transcoders.errors import FileFormatError, InputError
 from transcoders.sites import Site, SiteKind
 
+_ARGUMENTS = {"id": "sae_id"}
+"""What users call a choice, where it has another name here."""
 _NO_VARIANT = "none"
 
 
@@ -75,17 +79,13 @@ class Choice:
         variant: str | None = None,
     ) -> "Choice":
         """As users write it: one layer or several, a width such as 16384 or "16k"."""
-        if layers is not None:
-            layers = (layers,) if isinstance(layers, int) else tuple(layers)
-            if not layers or min(layers) < 0 or len(set(layers)) != len(layers):
-                raise InputError(f"layers={list(layers)} are no layers; give distinct numbers from 0.")
-        if l0 is not None and not 0 < l0 < math.inf:
-            raise InputError(f"l0={l0} is no number of active features; give a positive number.")
+        if l0 is not None and (not _is_number(l0, Real) or not 0 < l0 < math.inf):
+            raise InputError(f"l0={l0!r} is no number of active features; give a positive number.")
         if site is not None and site not in get_args(SiteKind):
             raise InputError(f"Unknown site {site!r}; the sites are {', '.join(get_args(SiteKind))}.")
         return cls(
             id=id,
-            layers=layers,
+            layers=None if layers is None else _layers(layers),
             site=site,
             width=None if width is None else width_of(width),
             l0=None if l0 is None else float(l0),
@@ -95,6 +95,23 @@ class Choice:
     @property
     def stated(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def _layers(given: Any) -> tuple[int, ...]:
+    layers: tuple[Any, ...] = (given,)
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        layers = tuple(given)
+    if (
+        not layers
+        or not all(_is_number(layer, Integral) and layer >= 0 for layer in layers)
+        or len({*layers}) < len(layers)
+    ):
+        raise InputError(f"layers={given!r} are no layers; give distinct numbers from 0, such as 3 or range(4, 8).")
+    return layers
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def unsaid(site: str | None, layer: int | None) -> tuple[Literal["site", "layer"], ...]:
@@ -133,13 +150,9 @@ def fitting(offers: Sequence[Offer], choice: Choice, label: str) -> list[Offer]:
     left = [offer for offer in offers if not offer.asks and _fits(offer, choice)]
     left = left or [offer for offer in (_completed(offer, choice) for offer in offers) if _fits(offer, choice)]
     if not left:
-        asked = ", ".join(f"{name}={_text(name, value)}" for name, value in choice.stated.items())
-        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}.")
-    found = {offer.layer for offer in left}
-    if None not in found and (missing := sorted(set(choice.layers or ()) - found)):
-        raise FileFormatError(
-            f"{label} offers nothing of layer {_some(map(str, missing))}; it offers {summary_of(offers)}."
-        )
+        asked = ", ".join(f"{_ARGUMENTS.get(n, n)}={_text(n, value)}" for n, value in choice.stated.items())
+        named = "" if choice.id is None else _near(choice.id, offers)
+        raise FileFormatError(f"{label} offers nothing with {asked}; it offers {summary_of(offers)}{named}.")
     return left
 
 
@@ -237,7 +250,18 @@ def _fits(offer: Offer, choice: Choice) -> bool:
 
 
 def _text(name: str, value: Any) -> str:
+    if name == "layers":
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return width_text(value) if name == "width" and isinstance(value, int) else str(value)
+
+
+def _near(id: str, offers: Sequence[Offer]) -> str:
+    """The ids that are most like one that there is not."""
+    every = list(dict.fromkeys(offer.id for offer in offers if offer.id))
+    near = get_close_matches(id, every, n=3, cutoff=0.3) or every[:3]
+    return f"; ids such as {', '.join(near)}" if near else ""
 
 
 def _options(name: str, options: Iterable[Any]) -> str:

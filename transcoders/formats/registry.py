@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict
 
 import torch
 
@@ -27,7 +27,7 @@ from transcoders.formats.format import Format, FormatName
 from transcoders.formats.offers import Choice, Offer, choose
 from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source, some
 from transcoders.formats.weights import Reading
-from transcoders.precision import Precision, as_dtype
+from transcoders.precision import Precision, as_dtype, check_device
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ FORMATS: dict[FormatName, Format] = {
 
 
 class Wanted(TypedDict, total=False):
-    """What of a source is meant, and how it is wanted."""
+    """The arguments of `load_dictionaries`, for those who pass them on."""
 
     sae_id: str | None
     """The folder or file inside of the source."""
@@ -65,7 +65,20 @@ class Wanted(TypedDict, total=False):
     """`mapped`: they stay in the file, and only the rows of active features are read."""
 
 
-def load_dictionaries(path: Path | str, **wanted: Unpack[Wanted]) -> DictionarySet:
+def load_dictionaries(
+    path: Path | str,
+    *,
+    sae_id: str | None = None,
+    layers: int | Iterable[int] | None = None,
+    site: str | None = None,
+    width: int | str | None = None,
+    l0: float | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    dtype: Precision | None = None,
+    device: str | torch.device = "cpu",
+    decoders: DecoderPlace = "memory",
+) -> DictionarySet:
     """Dictionaries of any community: from a local folder or file, or from a repository of the Hugging Face hub.
 
     `path`: a folder, a file, `OWNER/NAME[@REVISION][/SUB/FOLDER]`, `hf://…`, circuit-tracer's short names (`gemma`,
@@ -75,27 +88,20 @@ def load_dictionaries(path: Path | str, **wanted: Unpack[Wanted]) -> DictionaryS
     float32 by default. `decoders`: with `"mapped"` they stay in the file, and only the rows of active features are
     read, for decoders larger than memory.
     Raises `FileFormatError` where nothing is there, where it is in no known format, or is not what it claims to be,
-    and `InputError` with the options where a choice is missing.
+    and `InputError` with the options where a choice is missing, and for a device that cannot be used.
     """
-    decoders, dtype = wanted.get("decoders", "memory"), wanted.get("dtype")
     if decoders not in ("memory", "mapped"):
         raise InputError(
             f"Unknown place for decoders {decoders!r}; they are kept in 'memory', or 'mapped' to the file."
         )
+    check_device(device)
     reading = Reading(
         dtype=torch.float32 if dtype is None else as_dtype(dtype),
-        device=wanted.get("device", "cpu"),
+        device=device,
         decoders=decoders,
     )
-    choice = Choice.of(
-        id=wanted.get("sae_id"),
-        layers=wanted.get("layers"),
-        site=wanted.get("site"),
-        width=wanted.get("width"),
-        l0=wanted.get("l0"),
-        variant=wanted.get("variant"),
-    )
-    source = open_source(path, wanted.get("revision"))
+    choice = Choice.of(id=sae_id, layers=layers, site=site, width=width, l0=l0, variant=variant)
+    source = open_source(path, revision)
     if isinstance(source, ReleaseFolder) and choice.id is not None:
         source = source.only(choice.id)
     form = format_of(source)

@@ -2,13 +2,14 @@
 
 FOLDER or FILE                          on this machine
 OWNER/NAME[@REVISION][/SUB/FOLDER]      on the hub; hf://… is the same, with ?revision=… or @REVISION at its end too
-gemma, llama                            circuit-tracer's short names
+gemma, llama, with @REVISION            circuit-tracer's short names
 RELEASE[@REVISION]                      a release of SAELens', such as gpt2-small-res-jb
 """
 
 import logging
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,7 @@ from urllib.parse import parse_qs
 
 from transcoders.errors import FileFormatError
 from transcoders.formats.releases import Release, near_releases, release_named
-from transcoders.hub import downloaded, first_line, hub_problem
+from transcoders.hub import downloaded, hub_problem, hub_says
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +51,20 @@ class LocalFolder:
         if self.only is not None:
             return (self.only,)
         found = []
-        for path in self.folder.rglob("*"):
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.folder).parts):
-                found.append(path.relative_to(self.folder).as_posix())
+        for name in self._visible():
+            found.append(name)
             if len(found) > MOST_FILES:
                 raise FileFormatError(f"{self.folder} holds more than {MOST_FILES:,} files; give the folder inside.")
         return tuple(sorted(found))
+
+    def _visible(self) -> Iterator[str]:
+        """Its files but hidden ones, as far as they may be seen."""
+        for root, folders, files in os.walk(self.folder):
+            folders[:] = [folder for folder in folders if not folder.startswith(".")]
+            for file in files:
+                path = Path(root, file)
+                if not file.startswith(".") and os.path.isfile(path):  # False where it may not be
+                    yield path.relative_to(self.folder).as_posix()
 
     def fetch(self, names: Iterable[str]) -> list[Path]:
         """Where these files lie on this machine; `FileFormatError` where they do not."""
@@ -134,7 +143,7 @@ class HubFolder:
             return HfApi().list_repo_files(self.repo, revision=self.revision)
         except Exception as error:  # the hub client raises many kinds, of its own and of its HTTP library
             raise FileFormatError(
-                f"The hub does not give {self.label!r} ({first_line(error)}), and there is no such local folder; "
+                f"The hub does not give {self.label!r} ({hub_says(error)}), and there is no such local folder; "
                 f"{_INSTEAD}."
             ) from error
 
@@ -172,7 +181,7 @@ class HubFolder:
             return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=literal))
         except Exception as error:  # as above
             raise FileFormatError(
-                f"Could not download {names[0]} of {self.label!r} ({first_line(error)}); {_INSTEAD}."
+                f"Could not download {names[0]} of {self.label!r} ({hub_says(error)}); {_INSTEAD}."
             ) from error
 
     def below(self, folder: str) -> "HubFolder":
@@ -243,12 +252,19 @@ def above(source: Source) -> Source:
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
     """The source of this name, unread; `FileFormatError` where it is neither here nor a name of the hub's."""
+    if str(name) == "":
+        raise FileFormatError("The name of the dictionaries is empty (''); give a folder, or a hub name OWNER/NAME.")
     path = Path(name).expanduser()
+    if path.exists() and revision is not None:
+        raise FileFormatError(
+            f"{path} lies on this machine, where there is no revision {revision!r}; leave the revision out."
+        )
     if path.is_dir():
         return LocalFolder(path)
     if path.is_file():
         return LocalFolder(path.parent, path.name)
-    text = SHORT_NAMES.get(str(name), str(name))
+    short, at, stated = str(name).partition("@")
+    text = f"{SHORT_NAMES.get(short, short)}{at}{stated}"
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text:
         raise FileFormatError(f"There is no folder {path}; give a folder of dictionaries, or a hub name OWNER/NAME.")
     return _release_source(text, revision) or hub_source(text, revision)

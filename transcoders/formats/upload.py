@@ -135,7 +135,8 @@ def _kinds_of(sites: Any) -> str:
 
 def _activations(dictionaries: DictionarySet) -> str | None:
     activation = getattr(dictionaries, "activation", None)
-    found = [activation] if activation is not None else [d.activation for d in getattr(dictionaries, "layers", ())]
+    held = [d for layer, d in enumerate(getattr(dictionaries, "layers", ())) if dictionaries.n_features(layer)]
+    found = [activation] if activation is not None else [d.activation for d in held]
     return ", ".join(dict.fromkeys(f"{a.name}{f' (k = {a.k})' if hasattr(a, 'k') else ''}" for a in found)) or None
 
 
