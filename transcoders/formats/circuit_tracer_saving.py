@@ -27,7 +27,7 @@ from transcoders.formats.building import called
 from transcoders.formats.circuit_tracer_sets import CONFIG, first_position
 from transcoders.formats.files import write_tensors
 from transcoders.formats.hooks import hook_of_site
-from transcoders.formats.weights import stored
+from transcoders.formats.weights import as_stored
 from transcoders.sites import Site, SiteKind
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def save_circuit_tracer(dictionaries: DictionarySet, folder: Path, *, storage_dt
     }
     with new_files(folder, without=sorted(earlier - files.keys())) as temporary:
         for name, tensors in files.items():
-            write_tensors(temporary / name, stored(tensors, storage_dtype))
+            write_tensors(temporary / name, as_stored(tensors, storage_dtype))
         write_file(temporary / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 

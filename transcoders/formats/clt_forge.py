@@ -44,7 +44,7 @@ from transcoders.formats.format import Format
 from transcoders.formats.hooks import added_site, normalised_site
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one, names_in
-from transcoders.formats.weights import Reading, open_weights, stored
+from transcoders.formats.weights import Reading, as_stored, open_weights
 from transcoders.sites import Site
 
 _SETTINGS, _WEIGHTS = "clt_cfg.json", "clt_weights.safetensors"
@@ -195,7 +195,7 @@ def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtyp
         "l0_coefficient": 0.0, "feature_sharding": False,
     }  # fmt: skip
     with new_files(folder, [name for name in names_in(folder) if _RANK.fullmatch(name)]) as temporary:
-        write_tensors(temporary / _WEIGHTS, stored(tensors, storage_dtype))
+        write_tensors(temporary / _WEIGHTS, as_stored(tensors, storage_dtype))
         write_json(temporary / _SETTINGS, settings)
 
 

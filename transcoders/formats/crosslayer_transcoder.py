@@ -55,7 +55,7 @@ from transcoders.formats.files import read_site, read_yaml, require_settings, wr
 from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one
-from transcoders.formats.weights import Reading, Weights, open_weights, stored
+from transcoders.formats.weights import Reading, Weights, as_stored, open_weights
 from transcoders.sites import Site, SiteKind
 
 logger = logging.getLogger(__name__)
@@ -352,7 +352,7 @@ def save(dictionaries: DictionarySet, folder: Path, *, storage_dtype: torch.dtyp
 
     model = {**_part("clt.CrossLayerTranscoder", parts), "is_folded": True}
     with new_files(folder) as temporary:
-        write_tensors(temporary / _WEIGHTS, stored(tensors | kept, storage_dtype))
+        write_tensors(temporary / _WEIGHTS, as_stored(tensors | kept, storage_dtype))
         write_file(temporary / _SETTINGS, yaml.safe_dump({"model": model, "sites": sites}))
 
 

@@ -54,7 +54,7 @@ from transcoders.formats.format import Format
 from transcoders.formats.hooks import site_of_module
 from transcoders.formats.offers import Offer, unsaid
 from transcoders.formats.source import LocalFolder, Source, above, around, full_name
-from transcoders.formats.weights import Reading, Weights, open_weights, stored, write_torch
+from transcoders.formats.weights import Reading, Weights, as_stored, open_weights, write_torch
 from transcoders.sites import Site, SiteKind
 
 _COMMUNITY = "dictionary_learning"
@@ -355,13 +355,13 @@ def save_dictionary_learning(
 
 def _described(d: SAE | Transcoder, dtype: torch.dtype | None) -> tuple[str, dict[str, Tensor]]:
     """The class and tensors of a dictionary."""
-    linear = stored({"encoder.weight": d.W_enc.T, "decoder.weight": d.W_dec.T}, dtype)
+    linear = as_stored({"encoder.weight": d.W_enc.T, "decoder.weight": d.W_dec.T}, dtype)
     match d.activation:
         case ReLU():
             return "AutoEncoderNew", linear | {"encoder.bias": d.encoder_bias, "decoder.bias": d.b_dec}
         case JumpReLU():
             vectors = {"b_enc": d.encoder_bias, "b_dec": d.b_dec, "threshold": d.activation.threshold}
-            return "JumpReluAutoEncoder", stored({"W_enc": d.W_enc, "W_dec": d.W_dec}, dtype) | vectors
+            return "JumpReluAutoEncoder", as_stored({"W_enc": d.W_enc, "W_dec": d.W_dec}, dtype) | vectors
         case TopK():
             k = {"k": torch.tensor(d.activation.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}
             return "AutoEncoderTopK", linear | {"encoder.bias": centred_bias(d), "b_dec": d.b_dec} | k

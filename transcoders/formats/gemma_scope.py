@@ -30,7 +30,7 @@ from transcoders.formats.building import LayerWeights, assemble, jump, present, 
 from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer, unsaid, width_of, width_text
 from transcoders.formats.source import Source, folder_of, full_name, names_in
-from transcoders.formats.weights import Reading, open_weights, stored, write_npz
+from transcoders.formats.weights import Reading, as_stored, open_weights, write_npz
 from transcoders.sites import Site, SiteKind
 
 _COMMUNITY = "Gemma Scope"
@@ -178,7 +178,7 @@ def save_gemma_scope(dictionaries: DictionarySet, folder: Path, *, storage_dtype
     stale = [name for name in names_in(folder) if name.endswith(_FILE) and name not in files]
     with new_files(folder, without=stale) as temporary:
         for name, tensors in files.items():
-            write_npz(temporary / name, stored(tensors, storage_dtype))
+            write_npz(temporary / name, as_stored(tensors, storage_dtype))
 
 
 FORMAT = Format(

@@ -54,7 +54,7 @@ from transcoders.formats.format import Format
 from transcoders.formats.hooks import site_of_module
 from transcoders.formats.offers import Offer, unsaid, width_of, width_text
 from transcoders.formats.source import Source, around, fetch_one, folder_of, full_name, names_in
-from transcoders.formats.weights import Reading, open_weights, stored
+from transcoders.formats.weights import Reading, as_stored, open_weights
 from transcoders.sites import Site, SiteKind
 
 _COMMUNITY = "Gemma Scope 2"
@@ -327,7 +327,7 @@ def save_gemma_scope_2(dictionaries: DictionarySet, folder: Path, *, storage_dty
     files, settings = {}, {}
     for place, kind, tensors in written:
         name = f"{place}/{kind}"
-        files[name] = stored(tensors, storage_dtype)
+        files[name] = as_stored(tensors, storage_dtype)
         settings.setdefault(place, _config(dictionaries, place, tensors))
     stale = [name for name in names_in(folder) if _is_params(PurePosixPath(name).name) and name not in files]
     with new_files(folder, without=stale) as temporary:

@@ -48,7 +48,7 @@ from transcoders.formats.files import (
 from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import Source, fetch_one
-from transcoders.formats.weights import Reading, stored
+from transcoders.formats.weights import Reading, as_stored
 from transcoders.hub import first_line
 from transcoders.sites import Site
 
@@ -152,7 +152,7 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
         "provenance": dictionaries.provenance.to_json(),
     }
     with new_files(Path(folder)) as temporary:
-        write_tensors(temporary / _WEIGHTS, stored(tensors, storage_dtype), {"id": identity})
+        write_tensors(temporary / _WEIGHTS, as_stored(tensors, storage_dtype), {"id": identity})
         write_json(temporary / _CONFIG, record)
 
 

@@ -29,7 +29,7 @@ from transcoders.formats.building import LayerWeights, assemble, centred_bias, p
 from transcoders.formats.format import Format
 from transcoders.formats.offers import Offer, width_of
 from transcoders.formats.source import LocalFolder, Source, full_name, names_in
-from transcoders.formats.weights import Reading, Weights, open_weights, stored, write_torch
+from transcoders.formats.weights import Reading, Weights, as_stored, open_weights, write_torch
 from transcoders.sites import Site, SiteKind
 
 _COMMUNITY = "OpenAI's format"
@@ -160,7 +160,7 @@ def save_openai(dictionaries: DictionarySet, folder: Path, *, storage_dtype: tor
         files[f"{place}/autoencoders/{sae.read.layer}.pt"] = {
             "pre_bias": sae.b_dec,
             "latent_bias": centred_bias(sae),
-            **stored(W, storage_dtype),
+            **as_stored(W, storage_dtype),
             "stats_last_nonzero": torch.zeros(n, dtype=torch.long),
             "latents_activation_frequency": torch.ones(n),
             "latents_mean_square": torch.zeros(n),

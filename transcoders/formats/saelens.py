@@ -55,7 +55,7 @@ from transcoders.formats.hooks import hook_in, hook_of_site, site_of_hook
 from transcoders.formats.offers import Offer
 from transcoders.formats.saelens_settings import ARCHITECTURES, Settings, UnsupportedError
 from transcoders.formats.source import LocalFolder, Source
-from transcoders.formats.weights import Reading, Weights, stored
+from transcoders.formats.weights import Reading, Weights, as_stored
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def save_saelens(dictionaries: DictionarySet, folder: Path, *, storage_dtype: to
     files = {}
     for dictionary in present(dictionaries, "SAELens' format"):
         settings, tensors = _written(dictionary, dictionaries.provenance)
-        files[hook_of_site(dictionary.read)] = settings, stored(tensors, storage_dtype)
+        files[hook_of_site(dictionary.read)] = settings, as_stored(tensors, storage_dtype)
     with new_files(folder, without=_earlier(folder, files)) as temporary:
         for name, (settings, tensors) in files.items():
             (temporary / name).mkdir()

@@ -57,7 +57,7 @@ from transcoders.formats.format import Format
 from transcoders.formats.hooks import module_of_site, site_of_module
 from transcoders.formats.offers import Offer
 from transcoders.formats.source import LocalFolder, Source, full_name
-from transcoders.formats.weights import Reading, Weights, open_weights, stored
+from transcoders.formats.weights import Reading, Weights, as_stored, open_weights
 from transcoders.sites import Site, SiteKind
 
 logger = logging.getLogger(__name__)
@@ -404,7 +404,7 @@ def write_run(
     stale = [inside(old, name) for old in earlier if old not in files for name in (SETTINGS, WEIGHTS)]
     with new_files(folder, stale) as temporary:
         for module, tensors in files.items():
-            write_tensors(temporary / module / WEIGHTS, stored(tensors, storage_dtype))
+            write_tensors(temporary / module / WEIGHTS, as_stored(tensors, storage_dtype))
             write_json(temporary / module / SETTINGS, settings[module])
         write_json(temporary / RUN, run)
 

@@ -110,7 +110,7 @@ def open_weights(path: Path) -> Weights:
     return Weights(path, tensor_shapes(path, integers=True))
 
 
-def stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+def as_stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Tensors as they are stored: matrices, by the communities' names, in `dtype` if it is not None.
 
     Rounding a threshold or a bias would move features on and off, and save nothing.

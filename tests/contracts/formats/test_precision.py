@@ -10,7 +10,7 @@ from tests.contracts.formats.test_mutations import samples
 from transcoders import load_dictionaries, save_dictionaries
 from transcoders.errors import DictionaryError
 from transcoders.formats.registry import FORMATS
-from transcoders.formats.weights import open_weights, stored
+from transcoders.formats.weights import as_stored, open_weights
 from transcoders.sites import Frame
 
 MATRICES = [
@@ -26,9 +26,9 @@ VECTORS = [
 
 def test_matrices_alone_are_rounded():
     value = torch.tensor([1 / 3])
-    found = stored(dict.fromkeys(MATRICES + VECTORS, value), torch.bfloat16)
+    found = as_stored(dict.fromkeys(MATRICES + VECTORS, value), torch.bfloat16)
     assert [name for name, tensor in found.items() if tensor.dtype == torch.bfloat16] == MATRICES
-    assert all(tensor is value for tensor in stored(dict.fromkeys(MATRICES, value), None).values())
+    assert all(tensor is value for tensor in as_stored(dict.fromkeys(MATRICES, value), None).values())
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -47,7 +47,7 @@ def test_half_the_precision_is_half_the_matrices_and_the_same_thresholds(tmp_pat
 
 def stored_names(tensors):
     names = dict.fromkeys((key.rpartition(":")[2] for key in tensors), torch.zeros(()))
-    return {name for name, tensor in stored(names, torch.float16).items() if tensor.dtype == torch.float16}
+    return {name for name, tensor in as_stored(names, torch.float16).items() if tensor.dtype == torch.float16}
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
