@@ -1,12 +1,14 @@
 """What others call our sites, by the families of models."""
 
+from typing import Literal
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
 from transcoders.errors import FileFormatError
 from transcoders.formats.hooks import added_site, has_layer_norm, module_of_site, normalised_site, site_of_module
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
 
 
 @pytest.mark.parametrize("model", ["google/gemma-2-2b", "google/gemma-3-270m", "gemma2", "google/gemma-3-1b-it"])
@@ -34,6 +36,12 @@ def test_what_a_normalised_hook_carries_is_told_by_the_kind_of_norm(model, layer
     assert normalised_site(model) == ("mlp_in" if layer_norm else "mlp_normed")
 
 
+PLACES: list[tuple[SiteKind, Literal["in", "out"]]] = [
+    ("resid_pre", "in"), ("resid_post", "out"), ("mlp_in", "in"), ("mlp_out", "out"), ("attn_out", "out"),
+    ("resid_mid", "in"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("family", "model"),
     [("gpt2", "gpt2"), ("gpt_neox", "EleutherAI/pythia-70m"), ("bloom", "bigscience/bloom-560m"),
@@ -44,7 +52,6 @@ def test_modules_that_are_written_are_those_of_transformers(family, model):
     settings = {"parallel_attn": False, "new_decoder_architecture": False} if family == "falcon" else {}
     with torch.device("meta"):
         whole = AutoModel.from_config(AutoConfig.for_model(family, **settings))
-    for kind, side in (("resid_pre", "in"), ("resid_post", "out"), ("mlp_in", "in"), ("mlp_out", "out"),
-                       ("attn_out", "out"), ("resid_mid", "in")):  # fmt: skip
+    for kind, side in PLACES:
         whole.get_submodule(name := module_of_site(Site(1, kind), model, side))
         assert site_of_module(name, side, model=model) == Site(1, kind)

@@ -115,7 +115,10 @@ def test_an_id_is_enough_and_its_slashes_do_not_matter():
         ({"site": "mlp_out"}, "offers nothing with site=mlp_out; it offers layer 0, 1, 2; site attn_z, resid_post; "),
         ({"width": "1m"}, "offers nothing with width=1m; it offers"),
         ({"layers": 7}, "offers nothing with layers=7; it offers layer 0, 1, 2"),
-        ({"site": "attn_z", "layers": [1, 5, 8]}, "offers nothing for the layers [5, 8]; of those asked for, it offers"),
+        (
+            {"site": "attn_z", "width": "16k", "l0": 20, "layers": [1, 5, 8]},
+            "offers nothing for the layers [5, 8]; of those asked for, it offers",
+        ),
         ({"variant": "canonical"}, "offers nothing with variant=canonical"),
     ],
 )
