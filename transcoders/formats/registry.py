@@ -52,7 +52,7 @@ class Wanted(TypedDict, total=False):
     """A kind of site that is read, such as `resid_post`."""
     width: int | str | None
     """Features of a layer: 16384 or "16k"."""
-    l0: float | None
+    l0: float | int | None
     """Active features of a token; the nearest is taken."""
     variant: str | None
     """What else tells dictionaries apart, as their author calls it; "none" where it is nothing."""
@@ -72,7 +72,7 @@ def load_dictionaries(
     layers: int | Iterable[int] | None = None,
     site: str | None = None,
     width: int | str | None = None,
-    l0: float | None = None,
+    l0: float | int | None = None,
     variant: str | None = None,
     revision: str | None = None,
     dtype: Precision | None = None,
