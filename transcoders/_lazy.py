@@ -35,7 +35,7 @@ def lazy_exports(
 def public(name: str) -> Any:
     """What a package exports as `name` (`transcoders.load_model`), found when it is called.
 
-    For `from_pretrained`, which users type on a class that lies below what loads it.
+    For what users look for on a class that lies below what does it: `from_pretrained`, and `write_html` of a graph.
     """
     package, _, attribute = name.rpartition(".")
     return getattr(import_module(package), attribute)

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.nodes import Node, NodeKind
+from transcoders._lazy import public
 from transcoders.errors import InputError
 
 _RESAMPLES = 500
@@ -87,9 +88,7 @@ class AggregateGraph:
 
     def write_html(self, path: str | Path, **options: Any) -> Path:
         """Write the graph as one offline HTML page; options as in `circuitsae.report.write_html`."""
-        from circuitsae.report import write_html
-
-        return write_html(self, path, **options)
+        return public("circuitsae.report.write_html")(self, path, **options)
 
 
 def aggregate(

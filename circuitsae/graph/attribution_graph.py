@@ -19,6 +19,7 @@ from circuitsae.graph.grouping import Supernode, group_nodes
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind, node_columns
 from circuitsae.graph.pruning import check_shares, strongest_edges, strongest_nodes
+from transcoders._lazy import public
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -243,20 +244,14 @@ class AttributionGraph:
 
     def to_figure(self) -> "go.Figure":
         """`circuitsae.report.to_figure` of this graph: its strongest edges as one plotly figure, for notebooks."""
-        from circuitsae.report import to_figure
-
-        return to_figure(self)
+        return public("circuitsae.report.to_figure")(self)
 
     def _repr_html_(self) -> str:
-        from circuitsae.report import summary_html
-
-        return summary_html(self)
+        return public("circuitsae.report.summary_html")(self)
 
     def write_html(self, path: str | Path, **options: Any) -> Path:
         """Write the graph as one offline HTML page; options as in `circuitsae.report.write_html`."""
-        from circuitsae.report import write_html
-
-        return write_html(self, path, **options)
+        return public("circuitsae.report.write_html")(self, path, **options)
 
     def save(self, folder: str | Path) -> Path:
         """Write the graph to a folder, `graph.json` and `edges.npz`, replacing an earlier one; returns the folder."""

@@ -45,11 +45,7 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, FileFormatError
 from transcoders.formats.building import assemble_cross_layer
-from transcoders.formats.files import read_json
-from transcoders.formats.format import Format
-from transcoders.formats.offers import Offer
-from transcoders.formats.source import Source, fetch_one
-from transcoders.formats.sparsify import (
+from transcoders.formats.coders import (
     SETTINGS,
     WEIGHTS,
     Coder,
@@ -68,6 +64,10 @@ from transcoders.formats.sparsify import (
     scales,
     write_run,
 )
+from transcoders.formats.files import read_json
+from transcoders.formats.format import Format
+from transcoders.formats.offers import Offer
+from transcoders.formats.source import Source, fetch_one
 from transcoders.formats.weights import Reading
 from transcoders.sites import Site
 
