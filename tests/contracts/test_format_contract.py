@@ -113,16 +113,6 @@ def test_provenance_survives_in_the_native_format(tmp_path):
     assert load_dictionaries(tmp_path).provenance == original.provenance
 
 
-def test_what_circuit_tracer_cannot_hold_is_refused(tmp_path):
-    for case, what in (
-        ({"kind": "sae"}, "'sae'"),
-        ({"kind": "clt", "skip": True}, "a skip term"),
-        ({"kind": "clt", "activation": "topk"}, "TopK"),
-    ):
-        with pytest.raises(DictionaryError, match=what):
-            save_dictionaries(build(case), tmp_path, format="circuit-tracer")
-
-
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(FileFormatError, match="no dictionaries in a known format"):
         load_dictionaries(tmp_path)

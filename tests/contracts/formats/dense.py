@@ -9,8 +9,8 @@ from torch import Tensor
 
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.replacement import ReplacementModel
-from transcoders import load_dictionaries
-from transcoders.dictionaries import DictionarySet, SparseDictionary
+from transcoders import list_dictionaries, load_dictionaries
+from transcoders.dictionaries import DictionarySet, SAESet, SparseDictionary, TranscoderSet
 from transcoders.random_models import Family, random_model
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/dictionaries"
@@ -73,20 +73,25 @@ def assert_attributes(dictionaries: DictionarySet, family: Family) -> None:
     assert abs(graph.residual()).max() <= 1e-9 * size
 
 
-def golden(community: str) -> list[Path]:
+def golden(community: str, pattern: str = "*") -> list[Path]:
     """The folders of variants that a peer wrote."""
-    return [path.parent for path in sorted((GOLDEN / community).glob("*/truth.json"))]
+    return [path.parent for path in sorted((GOLDEN / community).glob(f"{pattern}/truth.json"))]
 
 
-def assert_golden(variant: Path, **choice) -> DictionarySet:
-    """The peer's files have the activations and reconstructions that it says."""
-    truth = load_file(variant / "truth.safetensors")
-    one = truth["x"].ndim == 2
-    reads, encoded, decoded = (
-        t.double()[None] if one else t.double() for t in (truth[k] for k in ("x", "encoded", "decoded"))
-    )
-    loaded = load64(variant / "files", **choice)
-    assert_is(loaded, reads, encoded, decoded, tolerance=1e-5)
+def assert_golden(variant: Path, files: Path | None = None, **choice) -> DictionarySet:
+    """The peer's files have the activations and reconstructions that it says, of all layers or of the last alone.
+
+    Where the files do not say what they read, nothing hangs on it.
+    """
+    truth, folder = load_file(variant / "truth.safetensors"), files or variant / "files"
+    _, offers = list_dictionaries(folder)
+    unsaid = {"site": ("site", "resid_post"), "layer": ("layers", 0)}
+    loaded = load64(folder, **(dict(unsaid[name] for name in offers[0].asks) | choice))
+    if truth["encoded"].ndim == 3:
+        assert_is(loaded, *(truth[name].double() for name in ("x", "encoded", "decoded")), tolerance=1e-5)
+    else:
+        assert isinstance(loaded, SAESet | TranscoderSet)
+        assert_maps(loaded.layers[-1], truth)
     return loaded
 
 

@@ -695,8 +695,6 @@ CANNOT = {
     "unequal widths": (_unequal, "layers of 12, 13 features"),
     "several k": (_two_ks, "k = 3, k = 4"),
     "norms of a token": (_normed, "layer_norm"),
-    "autoencoders": (lambda: random_dictionaries("sae", d_model=D, features=N), "'sae'"),
-    "a skip term across": (lambda: random_dictionaries("clt", d_model=D, features=N, skip=True), "skip term"),
 }
 
 

@@ -143,20 +143,6 @@ def test_half_precision_is_of_matrices(tmp_path):
     assert json.loads((tmp_path / "clt_cfg.json").read_text())["dtype"] == "float16"
 
 
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ({"kind": "sae"}, "not 'sae' dictionaries"),
-        ({"kind": "clt", "skip": True}, "a skip term"),
-        ({"kind": "plt", "skip": True}, r"a skip term \(layer 0\)"),
-        ({"kind": "clt", "activation": "topk"}, "not TopK"),
-    ],
-)
-def test_what_it_cannot_hold_is_refused(tmp_path, case, message):
-    with pytest.raises(DictionaryError, match=message):
-        save_dictionaries(random_dictionaries(**case), tmp_path, format="clt-forge")
-
-
 def test_other_sites_are_refused(tmp_path):
     write(tmp_path, model="meta-llama/Llama-3.2-1B")
     loaded = load64(tmp_path)

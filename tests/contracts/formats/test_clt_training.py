@@ -19,7 +19,7 @@ from tests.contracts.formats.dense import (
 )
 from transcoders import random_dictionaries, save_dictionaries
 from transcoders.dictionaries import CrossLayerTranscoder, GroupMax, JumpReLU, JumpTopK, TopK
-from transcoders.errors import DictionaryError, FileFormatError, InputError
+from transcoders.errors import FileFormatError, InputError
 from transcoders.formats import list_dictionaries
 
 D, N, K, L = 8, 12, 4, 3
@@ -239,18 +239,6 @@ def test_what_it_writes_is_whole(tmp_path):
     assert settings["n_targets"] == settings["n_sources"] == 2
     assert (settings["transcode"], settings["k"], settings["num_latents"]) == (True, N, N)
     assert_equal(load64(tmp_path), clt.to(torch.float64))
-
-
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ({"kind": "clt", "activation": "topk"}, "not TopK over all layers"),
-        ({"kind": "plt"}, "save dictionaries of single layers as 'sparsify'"),
-    ],
-)
-def test_what_it_cannot_hold_is_refused(tmp_path, case, message):
-    with pytest.raises(DictionaryError, match=message):
-        save_dictionaries(random_dictionaries(**case), tmp_path, format="clt-training")
 
 
 @pytest.mark.parametrize(

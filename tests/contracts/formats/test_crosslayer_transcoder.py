@@ -20,7 +20,7 @@ from tests.contracts.formats.dense import (
 )
 from transcoders import random_dictionaries, save_dictionaries
 from transcoders.dictionaries import CrossLayerTranscoder, JumpReLU, ReLU, TopK, TranscoderSet
-from transcoders.errors import DictionaryError, FileFormatError
+from transcoders.errors import FileFormatError
 from transcoders.formats import list_dictionaries
 
 D, N, L, K = 8, 12, 3, 4
@@ -203,20 +203,6 @@ def test_half_precision_is_of_matrices(tmp_path):
         "decoder.W_0",
         "decoder.W_1",
     }
-
-
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ({"kind": "sae"}, "not 'sae' dictionaries"),
-        ({"kind": "clt", "skip": True}, "a skip term"),
-        ({"kind": "plt", "skip": True}, r"a skip term \(layer 0\)"),
-        ({"kind": "clt", "activation": "topk"}, "TopK over all layers"),
-    ],
-)
-def test_what_it_cannot_hold_is_refused(tmp_path, case, message):
-    with pytest.raises(DictionaryError, match=message):
-        save_dictionaries(random_dictionaries(**case), tmp_path, format="crosslayer-transcoder")
 
 
 def change(settings, place, value):

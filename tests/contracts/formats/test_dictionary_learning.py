@@ -1,17 +1,15 @@
 """dictionary_learning's folders, written here by their published definition, and by the peer itself."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.graph import NodeKind
 from circuitsae.replacement import ReplacementModel
-from tests.contracts.formats.dense import assert_maps
+from tests.contracts.formats.dense import assert_golden, golden
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.dictionaries import SAESet, TranscoderSet
 from transcoders.errors import DictionaryError, FileFormatError, InputError
@@ -19,7 +17,6 @@ from transcoders.formats import list_dictionaries
 from transcoders.random_models import random_model
 
 D, N, K = 8, 16, 5
-GOLDEN = Path(__file__).parents[2] / "golden" / "dictionaries" / "dictionary_learning"
 
 
 def draw(seed, *shape, scale=1.0):
@@ -323,24 +320,9 @@ def test_what_is_saved_comes_back(tmp_path, case, activation):
     torch.testing.assert_close(loaded.reconstruct(found, x), original.reconstruct(expected, x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [({"kind": "clt"}, "not 'clt'"), ({"kind": "plt", "skip": True}, "cannot hold a skip term")],
-)
-def test_what_they_cannot_hold_is_refused(tmp_path, case, message):
-    with pytest.raises(DictionaryError, match=message):
-        save_dictionaries(random_dictionaries(**case, d_model=D), tmp_path / "out", format="dictionary-learning")
-    assert not (tmp_path / "out").exists()
-
-
 # the peer itself
 
 
-@pytest.mark.parametrize("variant", sorted(p.name for p in GOLDEN.glob("*") if p.is_dir()))
+@pytest.mark.parametrize("variant", golden("dictionary_learning"), ids=lambda path: path.name)
 def test_files_of_the_peer_itself(variant):
-    truth = load_file(GOLDEN / variant / "truth.safetensors")
-    told = json.loads((GOLDEN / variant / "truth.json").read_text())
-    _, offers = list_dictionaries(GOLDEN / variant / "files")
-    asked = {"site": "resid_post"} if offers[0].asks else {}
-    dictionary = load(GOLDEN / variant / "files", **asked)[told["layer"]]
-    assert_maps(dictionary, truth)
+    assert_golden(variant)

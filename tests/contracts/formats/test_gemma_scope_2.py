@@ -1,21 +1,19 @@
 """Gemma Scope 2's files, written here by their published layout, against the definition in dense float64."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from tests.contracts.formats.dense import assert_attributes, assert_maps
+from tests.contracts.formats.dense import assert_attributes, assert_golden, golden
 from tests.contracts.formats.gemma import D, N, arrays, assert_is, assert_same, build, draw, inputs, load, oracle
 from transcoders import load_dictionaries, random_dictionaries, save_dictionaries
 from transcoders.dictionaries import CrossLayerTranscoder, MappedDictionaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import list_dictionaries
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "dictionaries" / "gemma_scope"
 HOOKS = {
     "resid_post": ("output",) * 2,
     "attn_out": ("self_attn.o_proj.input",) * 2,
@@ -214,12 +212,9 @@ def test_edges_add_up_to_what_is_read(tmp_path, kind):
 # the peer itself
 
 
-@pytest.mark.parametrize("variant", sorted(p.name for p in GOLDEN.glob("two_*")))
+@pytest.mark.parametrize("variant", golden("gemma_scope", "two_*"), ids=lambda path: path.name)
 def test_files_that_saelens_reads(variant):
-    truth = load_file(GOLDEN / variant / "truth.safetensors")
-    loaded = load(next((GOLDEN / variant / "files").glob("*/*")))
-    dictionary = loaded[loaded.n_layers - 1]
-    assert_maps(dictionary, truth)
+    assert_golden(variant, next((variant / "files").glob("*/*")))
 
 
 # writing

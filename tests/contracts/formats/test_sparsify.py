@@ -288,18 +288,6 @@ def test_absent_layers_are_not_written(tmp_path):
     assert_equal(load64(tmp_path / "b"), loaded)
 
 
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ({"kind": "plt", "activation": "jumprelu"}, "not JumpReLU"),
-        ({"kind": "clt"}, "not 'clt' dictionaries"),
-    ],
-)
-def test_what_it_cannot_hold_is_refused(tmp_path, case, message):
-    with pytest.raises(DictionaryError, match=message):
-        save_dictionaries(random_dictionaries(**case), tmp_path, format="sparsify")
-
-
 def test_sites_that_no_module_has_are_refused(tmp_path):
     weights: dict[str, Any] = {
         "W_enc": torch.ones(D, N),
