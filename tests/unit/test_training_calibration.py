@@ -1,5 +1,6 @@
 """Thresholds in the place of TopK: what stays, what is measured, and against what."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,11 +33,13 @@ def test_the_dictionaries_given_stay_and_absent_layers_are_left_out(pocket, sets
     assert [layer.l0_before for layer in layers][1::2] == [0, 0]
 
 
-def test_what_is_measured_is_what_a_dense_run_counts(pocket, sets):
+@pytest.mark.parametrize("first", [1, 4])
+def test_what_is_measured_is_what_a_dense_run_counts(pocket, sets, first):
+    sets.provenance = replace(sets.provenance, first=first)
     folded: Any
     folded, layers = calibrate_topk(pocket, sets, TEXT, tokens=400, context=50)
     rows = held_out_rows(pocket.with_bos(True), TEXT, tokens=400, context=50)
-    reads, writes = sites_of(pocket, rows, sets.reads, sets.writes)
+    reads, writes = sites_of(pocket, rows, sets.reads, sets.writes, first=first)
     for before, made in ((True, sets), (False, folded)):
         for layer, found in enumerate(layers):
             d = made[layer].double()

@@ -41,7 +41,7 @@ def calibrate_topk(
     """The dictionaries with thresholds in the place of TopK, and what that changes; those given stay as they are.
 
     The thresholds are those of `fold_topk` on about `tokens` tokens of the corpus's training documents; L0 and FVU are
-    measured on as many of the held-out ones. Texts begin with BOS as in the dictionaries' training, or as `bos` says.
+    measured on as many of the held-out ones, at positions with features. Texts begin with BOS as in the dictionaries' training, or as `bos` says.
     Raises `DictionaryError` for dictionaries of another model, and where an activation is no TopK.
     """
     if not isinstance(dictionaries, TranscoderSet | CrossLayerTranscoder | SAESet):
@@ -52,7 +52,7 @@ def calibrate_topk(
     rows = take_rows(
         model, text.training(), rows=-(-tokens // context), context=context, separator=text.separator_or(None)
     )
-    reads = sites_of(model, rows, dictionaries.reads, []).reads.transpose(0, 1)
+    reads = sites_of(model, rows, dictionaries.reads, [], first=dictionaries.provenance.first).reads.transpose(0, 1)
     folded = fold_topk(copy.deepcopy(dictionaries), reads.to(dictionaries.decoder_bias(0)))
     config = {**folded.provenance.config, "calibrated": {"corpus": text.name, "tokens": reads.shape[1]}}
     folded.provenance = replace(folded.provenance, config=config)
@@ -65,6 +65,8 @@ def calibrate_topk(
 def _measured(model: LanguageModel, dictionaries: Folded, rows: Int[Tensor, "row pos"]) -> Statistics:
     statistics = Statistics(dictionaries)
     for group in rows.split(32):
-        reads, writes = sites_of(model, group, dictionaries.reads, dictionaries.writes)
+        reads, writes = sites_of(
+            model, group, dictionaries.reads, dictionaries.writes, first=dictionaries.provenance.first
+        )
         statistics.update(reads.to(dictionaries.decoder_bias(0)), writes)
     return statistics
