@@ -41,7 +41,8 @@ def calibrate_topk(
     """The dictionaries with thresholds in the place of TopK, and what that changes; those given stay as they are.
 
     The thresholds are those of `fold_topk` on about `tokens` tokens of the corpus's training documents; L0 and FVU are
-    measured on as many of the held-out ones, at positions with features. Texts begin with BOS as in the dictionaries' training, or as `bos` says.
+    measured on as many of the held-out ones, both at the positions with features. Texts begin with BOS as in the
+    dictionaries' training, or as `bos` says.
     Raises `DictionaryError` for dictionaries of another model, and where an activation is no TopK.
     """
     if not isinstance(dictionaries, TranscoderSet | CrossLayerTranscoder | SAESet):
