@@ -81,10 +81,18 @@ def _of_direct_edges(column: Mapping[str, np.ndarray]) -> str:
         return ""
     counts = _counts(verdicts)
     carried = {by: f"{counts[by]} mostly carried by {by}" for by in ("attention", "norms") if by in counts}
-    if "direct_head" in column and (heads := _given(column["direct_head"][column["direct_verdict"] == "attention"])):
-        carried["attention"] += f", head {Counter(heads).most_common(1)[0][0]} above all"
+    if "direct_head" in column:
+        heads = _given(column["direct_head"][column["direct_verdict"] == "attention"])
+        if (head := _leading(heads)) is not None:
+            carried["attention"] += f", head {head} above all"
     confirmed = f"{counts.get('confirmed', 0)} of {_number(len(verdicts), 'direct edge')} are confirmed"
     return ", ".join([confirmed, ", and ".join(carried.values())]) if carried else confirmed
+
+
+def _leading(names: Sequence[str]) -> str | None:
+    """The one that is named more often than any other."""
+    (first, most), (_, next_most) = [*Counter(names).most_common(2), ("", 0), ("", 0)][:2]
+    return first if most > next_most else None
 
 
 def _of_model_effects(column: Mapping[str, np.ndarray]) -> str:

@@ -1,7 +1,7 @@
 """Write the table of SAELens' releases that `transcoders.formats.releases` reads, from SAELens' own registry.
 
-    pip download sae-lens --no-deps -d /tmp/saelens
-    python benchmarks/interop/saelens_releases.py /tmp/saelens/sae_lens-*.whl
+    pip download sae-lens --no-deps -d WHEELS
+    python benchmarks/interop/saelens_releases.py WHEELS/sae_lens-*.whl
 
 The registry, `sae_lens/pretrained_saes.yaml`, says which repository holds a release and where in it a dictionary lies.
 Kept are these facts: names, folders, L0, factors and settings that replace those of the files.

@@ -235,6 +235,16 @@ def test_the_exported_view_holds_the_claims_of_its_edges(page: Page):
         assert edge["parts"]["miss"]["curvature"] == pytest.approx(row["miss_curvature"], rel=1e-3)
 
 
+def test_no_head_is_above_all_where_two_carry_as_many_edges(tmp_path: Path, open_page: OpenPage):
+    graph = sample_graph(validated=2)
+    row = [i for i, verdict in enumerate(graph.edges["graph_verdict"]) if isinstance(verdict, str)]
+    graph.edges.loc[row, "direct_verdict"] = "attention"
+    graph.edges.loc[row, "direct_head"] = ["2.3", "0.1"]
+    page = open_page(write_html(graph, tmp_path / "g.html"))
+    expect(page.locator("#verdict-counts")).to_contain_text("2 carried by attention")
+    expect(page.locator("#verdict-counts")).not_to_contain_text("above all")
+
+
 def test_heads_and_other_prompts_are_told_where_they_were_measured(tmp_path: Path, open_page: OpenPage):
     graph = sample_graph(validated=1)
     row = [i for i, verdict in enumerate(graph.edges["graph_verdict"]) if isinstance(verdict, str)]

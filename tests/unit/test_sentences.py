@@ -56,6 +56,10 @@ def test_no_head_is_named_where_no_edge_is_carried_by_attention():
     assert "head" not in of_verdicts(NOTES.assign(direct_head=None))
 
 
+def test_no_head_is_named_where_several_carry_as_many_edges():
+    assert "head" not in of_verdicts(NOTES.assign(direct_head=["2.3", "1.0", "1.0", "0.4", "1.0", None]))
+
+
 def test_a_graph_says_the_same_from_disk(tmp_path):
     graph = small_graph()
     ends = pd.DataFrame({"source": ["0.7@1"] * 6, "target": ["logit.5@1"] * 6})

@@ -65,14 +65,15 @@
       return values && compared(values.predicted, values.measured) === "within";
     }).length;
 
-  // The head that most of the edges name, of those that attention carries.
+  // The head that more of the edges name than any other, of those that attention carries.
   function leadingHead(tests) {
     const named = {};
     for (const e of tests.edges) {
       const head = tests.verdict("direct", e) === "attention" ? tests.other("direct_head", e) : null;
       if (head !== null) named[head] = (named[head] ?? 0) + 1;
     }
-    return Object.keys(named).sort((a, b) => named[b] - named[a])[0] ?? null;
+    const [first, second] = Object.keys(named).sort((a, b) => named[b] - named[a]);
+    return first !== undefined && named[first] > (named[second] ?? 0) ? first : null;
   }
 
   // What the tests of one claim came to.
