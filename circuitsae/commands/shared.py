@@ -165,7 +165,7 @@ def lasting(name: str) -> str:
 def corpus_for(model: str, corpus: str | None, own: "Corpus") -> "Corpus":
     """The text that was named, or, of the pocket model, its `own`; raises `InputError` where there is none."""
     from circuitsae.loading import POCKET
-    from transcoders.data.tokens import open_corpus
+    from transcoders.data.corpora import open_corpus
 
     if corpus is None and model != POCKET:
         raise InputError(f"No corpus was named for {model}; give --corpus, a text file or the name of a data set.")

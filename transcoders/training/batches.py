@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.data.activations import ActivationBatch, ActivationStream
-from transcoders.data.tokens import Corpus, CorpusSource, open_corpus, pack_rows
+from transcoders.data.corpora import Corpus, CorpusSource, open_corpus
+from transcoders.data.tokens import pack_rows
 from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel

@@ -8,7 +8,7 @@ from typing import Any, overload
 from jaxtyping import Int
 from torch import Tensor
 
-from transcoders.data.tokens import CorpusSource
+from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
