@@ -267,9 +267,17 @@ class LanguageModel:
         return logits, {site: cache[name].flatten(2) for site, name in names.items()}
 
     def activations(
-        self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Iterable[Site],
+        *,
+        positions: Int[Tensor, "batch pos"] | None = None,
     ) -> dict[Site, Float[Tensor, "batch pos _"]]:
-        """The activations at `sites`; nothing after the last of them is computed."""
+        """The activations at `sites`; nothing after the last of them is computed.
+
+        `positions`: where each token stands in its text, of which a row then holds several, each beginning at 0: no
+        text sees another. Not every model obeys.
+        """
         found: dict[str, Tensor] = {}
         home = self.device
         names = {site: self.hook(site) for site in sites}
@@ -283,8 +291,20 @@ class LanguageModel:
         if wanted:
             hooks: list[tuple[Any, Any]] = [(name, store) for name in wanted]
             with contextlib.suppress(_AllFound):
-                self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
+                self.bridge.run_with_hooks(
+                    tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **self._apart_from(positions)
+                )
         return {site: _apart(found[name], tokens).flatten(2) for site, name in names.items()}
+
+    def _apart_from(self, positions: Int[Tensor, "batch pos"] | None) -> dict[str, Any]:
+        """What tells the model to keep texts apart: positions, and what is added to scores, −∞ between texts."""
+        if positions is None:
+            return {}
+        text = (positions == 0).cumsum(dim=1)
+        seen = (text[:, :, None] == text[:, None, :]).tril()
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
+        mask = mask.masked_fill(~seen, torch.finfo(self.dtype).min)
+        return {"position_ids": positions.clamp(min=0), "attention_mask": mask[:, None]}
 
     def _writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
         """The hooks that edit a site."""

@@ -1,19 +1,18 @@
 """Rows of tokens → shuffled batches of activations."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transcoders.data.chunks import Chunks
+from transcoders.data.places import whole_number
+from transcoders.data.tokens import Rows
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
-
-logger = logging.getLogger(__name__)
 
 _TOKENS_AT_ONCE = 4096
 
@@ -27,18 +26,31 @@ class ActivationBatch(NamedTuple):
 
 @torch.no_grad()
 def sites_of(
-    model: LanguageModel, rows: Int[Tensor, "row pos"], reads: Sequence[Site], writes: Sequence[Site], *, first: int = 1
+    model: LanguageModel,
+    rows: Int[Tensor, "row pos"],
+    reads: Sequence[Site],
+    writes: Sequence[Site],
+    *,
+    first: int = 1,
+    positions: Int[Tensor, "row pos"] | None = None,
 ) -> ActivationBatch:
     """Activations at all sites from one forward pass per group of rows, at the positions from `first` on.
 
     Position 0 is left out by default: its activations are outliers in most models. Layers after the last site are not
-    computed.
+    computed. `positions`: of each token in its part of the row (`Chunk`), where parts are to be read each by itself;
+    columns without them.
     """
+    if positions is None:
+        positions = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    at_once = max(1, _TOKENS_AT_ONCE // rows.shape[1])
     batches = []
-    for group in rows.split(max(1, _TOKENS_AT_ONCE // rows.shape[1])):
-        cache = model.activations(group, {*reads, *writes})
-        tensors = [_side([cache[s][:, first:].flatten(0, 1) for s in sites], model) for sites in (reads, writes)]
-        batches.append(tensors)
+    for group, places in zip(rows.split(at_once), positions.split(at_once), strict=True):
+        width = int((places >= 0).sum(dim=1).max())  # what only fills up rows is not run
+        group, places = group[:, :width], places[:, :width]
+        several = bool((places[:, 1:] == 0).any())
+        cache = model.activations(group, {*reads, *writes}, positions=places if several else None)
+        kept = places >= first
+        batches.append([_side([cache[s][kept] for s in sites], model) for sites in (reads, writes)])
     return ActivationBatch(*(torch.cat(side) for side in zip(*batches, strict=True)))
 
 
@@ -63,48 +75,45 @@ class ActivationStream:
     def __init__(
         self,
         model: LanguageModel,
-        rows: Callable[[], Iterator[Sequence[int]]],
+        rows: Rows,
         *,
         reads: Sequence[Site],
         writes: Sequence[Site],
         batch: int,
-        chunk_rows: int,
+        chunk_tokens: int,
         seed: int,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """`rows` opens a pass over the token rows; it is called again when a pass ends. `state`: where to go on."""
+        """`rows`: a new pass over them begins when one ends. `state`: where to go on."""
         self.model, self.reads, self.writes = model, tuple(reads), tuple(writes)
-        self.batch, self.chunk_rows, self.seed = batch, chunk_rows, seed
-        self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
-        self._chunks = _chunks(rows, chunk_rows)
+        self.batch, self.seed = batch, seed
+        self.batch_in_chunk = 0 if state is None else whole_number(state, "batch_in_chunk")
+        self._chunks = Chunks(rows, tokens=chunk_tokens, state=state)
 
     def state(self) -> dict[str, Any]:
         """Where the next batch comes from, as JSON."""
-        return {"chunk": self.chunk, "batch_in_chunk": self.batch_in_chunk}
+        return {**self._chunks.state(), "batch_in_chunk": self.batch_in_chunk}
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        for _ in range(self.chunk):  # resuming: rows are cheap, the model is not run on them
-            next(self._chunks)
-        while True:
-            reads, writes = self._next_activations()
-            self._n_tokens = len(reads)
+        for chunk in self._chunks:
+            self._chunk = chunk
+            reads, writes = self._activations()
             order = self._order(len(reads)).to(reads.device)
             for picked in order.split(self.batch)[self.batch_in_chunk : len(order) // self.batch]:
                 self.batch_in_chunk += 1
                 yield ActivationBatch(reads[picked], writes[picked] if writes.shape[1] else writes)
-            self.chunk, self.batch_in_chunk = self.chunk + 1, 0
+            self.batch_in_chunk = 0
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
-        token = int(self._order(self._n_tokens)[(self.batch_in_chunk - 1) * self.batch + row])
-        positions = self._n_tokens // self._n_rows
-        text_row = self.chunk * self.chunk_rows + token // positions
-        return f"position {token % positions + 1} of row {text_row} of the text"
+        places = (self._chunk.positions >= 1).nonzero()
+        token = self._order(len(places))[(self.batch_in_chunk - 1) * self.batch + row]
+        text_row, position = places[token].tolist()
+        return f"position {position} of row {self._chunk.first_row + text_row} of the text"
 
-    def _next_activations(self) -> ActivationBatch:
-        rows = torch.tensor(next(self._chunks), device=self.model.device)
-        self._n_rows = len(rows)
-        activations = sites_of(self.model, rows, self.reads, self.writes)
+    def _activations(self) -> ActivationBatch:
+        rows, positions = self._chunk.tokens.to(self.model.device), self._chunk.positions.to(self.model.device)
+        activations = sites_of(self.model, rows, self.reads, self.writes, positions=positions)
         if len(activations.reads) < self.batch:
             raise InputError(
                 f"{len(rows)} rows of {rows.shape[1]} tokens do not fill one batch of {self.batch}; "
@@ -113,23 +122,5 @@ class ActivationStream:
         return activations
 
     def _order(self, n: int) -> Int[Tensor, "token"]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.chunk)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._chunk.number)
         return torch.randperm(n, generator=generator)
-
-
-def _chunks(rows: Callable[[], Iterator[Sequence[int]]], chunk_rows: int) -> Iterator[list[Sequence[int]]]:
-    """Chunks of rows, pass after pass without a break."""
-    endless = _endless(rows)
-    while True:
-        yield list(islice(endless, chunk_rows))
-
-
-def _endless(rows: Callable[[], Iterator[Sequence[int]]]) -> Iterator[Sequence[int]]:
-    while True:
-        n_rows = 0
-        for row in rows():
-            yield row
-            n_rows += 1
-        if n_rows == 0:
-            raise InputError("The corpus has no row of tokens left; give more text, or one that can be read again.")
-        logger.info("the corpus has been read to its end (%d rows); reading it again", n_rows)

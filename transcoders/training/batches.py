@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.data.activations import ActivationBatch, ActivationStream
-from transcoders.data.corpora import Corpus, CorpusSource, open_corpus
-from transcoders.data.tokens import pack_rows
+from transcoders.data.chunks import require_masked
+from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.data.tokens import CorpusRows, Rows, TokenRows
 from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -106,7 +107,7 @@ class ModelSource:
             reads=sites,
             writes=(),
             batch=batch,
-            chunk_rows=max(enough, buffer_mb * 2**20 // bytes_per_row),
+            chunk_tokens=max(enough, buffer_mb * 2**20 // bytes_per_row) * (self._context - 1),
             seed=self.config.seed,
             state=state,
         )
@@ -220,16 +221,15 @@ def _by_layer(vectors: Tensor) -> Float[Tensor, "token layer d_model"]:
     return vectors
 
 
-def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Any, int]:
-    """The name of the corpus, a function that opens a pass over its rows of tokens, and their length."""
+def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
+    """The name of the corpus, its rows of tokens, and their length."""
     if isinstance(corpus, Tensor):
-        rows = corpus.tolist()
-        return ROWS, lambda: iter(rows), corpus.shape[1]
-    opened: Corpus = open_corpus(corpus)
+        if config.documents != "packed":
+            raise InputError(f"documents={config.documents!r} is of text; rows of tokens are read as they are given.")
+        return ROWS, TokenRows(corpus), corpus.shape[1]
+    opened = open_corpus(corpus)
     context = min(config.context, model.context)
-
-    def passes() -> Iterator[Sequence[int]]:
-        separator = opened.separator_or(config.separator)
-        return pack_rows(model, opened.training(), context=context, separator=separator)
-
-    return opened.name, passes, context
+    if config.documents == "masked":
+        require_masked(model, context)
+    rows = CorpusRows(model, opened, context, opened.separator_or(config.separator), config.documents)
+    return opened.name, rows, context
