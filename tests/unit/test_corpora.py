@@ -119,6 +119,27 @@ def test_a_pass_goes_on_where_another_was(corpus, read):
     assert list(first) == whole[read:]  # saying where it is does not move it
 
 
+def test_a_pass_is_gone_on_with_again_and_again(corpus):
+    """Of `datasets` 5.0 the second place is the first one's beginning: huggingface/datasets#8308."""
+    whole, found, state = list(corpus.training()), [], None
+    while some := list(itertools.islice(passing := corpus.training(state), 7)):
+        found += some
+        state = json.loads(json.dumps(passing.state()))
+    assert found == whole
+
+
+def test_a_place_that_stands_still_once_loaded_is_counted_on_from(tmp_path, monkeypatch):
+    corpus = open_corpus(json_lines(tmp_path))
+    first = corpus.training()
+    list(itertools.islice(first, 10))
+    resumed = corpus.training(first.state())
+    monkeypatch.setattr(datasets.IterableDataset, "state_dict", lambda self: {"stands": "still"})
+    list(itertools.islice(resumed, 30))
+    state = resumed.state()
+    assert (state["source"]["since"], state["source"]["record"]) == (32, 43)
+    assert list(corpus.training(state)) == list(corpus.training())[40:]
+
+
 def test_a_place_is_found_without_reading_what_came_before(tmp_path, monkeypatch):
     path = text_file(tmp_path)
     corpus = open_corpus(path)
@@ -317,7 +338,13 @@ def test_settings_without_a_meaning_are_refused(tmp_path, source, settings, said
 
 @pytest.mark.parametrize(
     "state",
-    [{"document": -1}, {"document": "3"}, {"document": 3, "source": 4}, {"document": 3, "source": {"dataset": {}}}],
+    [
+        {"document": -1},
+        {"document": "3"},
+        {"document": 3, "source": 4},
+        {"document": 3, "source": {"dataset": {}}},
+        {"document": 3, "source": {"record": 3, "since": 0, "dataset": {"file": 1}}},
+    ],
 )
 @pytest.mark.parametrize("source", [text_file, json_lines])
 def test_a_damaged_place_is_refused(tmp_path, source, state):

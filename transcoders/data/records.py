@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from transcoders.data.places import damaged, whole_number
@@ -50,28 +51,52 @@ class Records:
 
 
 class RecordPass:
-    """One pass over `Records`; a place in them is that of `IterableDataset.state_dict`."""
+    """One pass over `Records`; a place in them is one of `IterableDataset.state_dict`, and how many records on from it.
+
+    Releases of `datasets` (5.0) stand still in what they say once they have been gone on with
+    (https://github.com/huggingface/datasets/issues/8308); then records are counted from the place that was loaded.
+    """
 
     def __init__(self, where: Where, data: Any, state: Mapping[str, Any] | None) -> None:
-        self._where, self._data, self._n = where, data, 0
-        if state is not None:
-            self._n = whole_number(state, "record")
-            try:
-                data.load_state_dict(copy.deepcopy(state["dataset"]))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise damaged("dataset", state.get("dataset"), f"a state of {where.name}") from error
+        self._where, self._data = where, data
+        self._n = self._since = 0
+        self._loaded: Any = None
+        self._after_first: Any = None
         self._records = iter(_reading(where, lambda: iter(data)))
+        if state is not None:
+            self._go_on(state)
 
     def __iter__(self) -> "RecordPass":
         return self
 
     def __next__(self) -> str:
-        record = next(self._records)
-        self._n += 1
-        return _text(self._where, record, self._n)
+        try:
+            record = next(self._records)
+        except (KeyError, TypeError, AttributeError) as error:  # a state is looked at only now
+            if self._loaded is None:
+                raise
+            raise damaged("dataset", self._loaded, f"a state of {self._where.name}") from error
+        text = _text(self._where, record, self._n + 1)
+        self._n, self._since = self._n + 1, self._since + 1
+        if self._since == 1 and self._loaded is not None:
+            self._after_first = self._data.state_dict()
+        return text
 
     def state(self) -> dict[str, Any]:
-        return {"record": self._n, "dataset": self._data.state_dict()}
+        now = self._data.state_dict()
+        if self._loaded is not None and (self._since < 2 or now == self._after_first):
+            return {"record": self._n, "dataset": self._loaded, "since": self._since}
+        return {"record": self._n, "dataset": now, "since": 0}
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        since, self._n = whole_number(state, "since"), whole_number(state, "record")
+        self._loaded = state.get("dataset")
+        if not isinstance(self._loaded, dict):
+            raise damaged("dataset", self._loaded, f"a state of {self._where.name}")
+        self._data.load_state_dict(copy.deepcopy(self._loaded))
+        self._n -= since
+        for _ in islice(self, since):
+            pass
 
 
 def _open(where: Where) -> Any:
