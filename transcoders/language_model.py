@@ -273,38 +273,43 @@ class LanguageModel:
         *,
         positions: Int[Tensor, "batch pos"] | None = None,
     ) -> dict[Site, Float[Tensor, "batch pos _"]]:
-        """The activations at `sites`; nothing after the last of them is computed.
+        """The activations at `sites`; nothing after the last of them is computed. `positions`: as of `visit`."""
+        found: dict[Site, Tensor] = {}
+        self.visit(tokens, sites, found.__setitem__, positions=positions)
+        return found
 
-        `positions`: where each token stands in its text, of which a row then holds several, each beginning at 0: no
-        text sees another. Not every model obeys.
+    def visit(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Iterable[Site],
+        see: Callable[[Site, Tensor], None],
+        *,
+        positions: Int[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        """Give `see` each site's activations `[batch, pos, width]` as one forward pass comes to it, keeping none.
+
+        Nothing after the last of the sites is computed. `positions`: where each token stands in its text, of which a
+        row then holds several, each beginning at 0, and none sees another; not every model obeys. Raises `ModelError`
+        as `hook` does.
         """
-        found: dict[str, Tensor] = {}
         home = self.device
-        names = {site: self.hook(site) for site in sites}
-        wanted = set(names.values())
+        named: dict[str, list[Site]] = {}
+        for site in sites:
+            named.setdefault(self.hook(site), []).append(site)
+        left = set(named)
 
-        def store(value: Tensor, hook: Any) -> None:
-            found[hook.name] = value.to(home)
-            if len(found) == len(wanted):
+        def show(value: Tensor, hook: Any) -> None:
+            left.discard(hook.name)
+            for site in named[hook.name]:
+                see(site, _apart(value.to(home), tokens).flatten(2))
+            if not left:
                 raise _AllFound
 
-        if wanted:
-            hooks: list[tuple[Any, Any]] = [(name, store) for name in wanted]
+        if named:
+            hooks: list[tuple[Any, Any]] = [(name, show) for name in named]
+            texts = {} if positions is None else _kept_apart(positions, self.dtype)
             with contextlib.suppress(_AllFound):
-                self.bridge.run_with_hooks(
-                    tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **self._apart_from(positions)
-                )
-        return {site: _apart(found[name], tokens).flatten(2) for site, name in names.items()}
-
-    def _apart_from(self, positions: Int[Tensor, "batch pos"] | None) -> dict[str, Any]:
-        """What tells the model to keep texts apart: positions, and what is added to scores, −∞ between texts."""
-        if positions is None:
-            return {}
-        text = (positions == 0).cumsum(dim=1)
-        seen = (text[:, :, None] == text[:, None, :]).tril()
-        mask = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
-        mask = mask.masked_fill(~seen, torch.finfo(self.dtype).min)
-        return {"position_ids": positions.clamp(min=0), "attention_mask": mask[:, None]}
+                self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **texts)
 
     def _writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
         """The hooks that edit a site."""
@@ -398,6 +403,14 @@ class LanguageModel:
         follows the blocks (`ln_final`, `unembed`), and as layer -1 a norm of the embeddings (`embed_ln`).
         """
         return self.parts.bias_groups()
+
+
+def _kept_apart(positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> dict[str, Any]:
+    """What keeps the texts of a row apart: positions, and what is added to scores, −∞ between texts."""
+    text = (positions == 0).cumsum(dim=1)
+    seen = (text[:, :, None] == text[:, None, :]).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return {"position_ids": positions.clamp(min=0), "attention_mask": mask[:, None]}
 
 
 def _apart(value: Tensor, tokens: Int[Tensor, "batch pos"]) -> Tensor:

@@ -65,14 +65,18 @@ class Chunks:
     def _next_row(self) -> Row:
         while (row := next(self._pass, None)) is None:
             if self._in_pass == 0:
-                raise InputError(
-                    "The corpus has no row of tokens left; give more text, or one that can be read again. Its first "
-                    "document, and every twentieth after it, is held out."
-                )
+                raise no_row()
             logger.info("the corpus has been read to its end; reading it again")
             self._pass, self._in_pass = self._rows(), 0
         self._in_pass = 1
         return row
+
+
+def no_row() -> InputError:
+    return InputError(
+        "The corpus has no row of tokens left; give more text, or one that can be read again. Its first document, and "
+        "every twentieth after it, is held out."
+    )
 
 
 _PROBES = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float64: 1e-5}
