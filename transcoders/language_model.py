@@ -307,19 +307,30 @@ class LanguageModel:
         return logits[:, 0]
 
     def activations(
-        self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Iterable[Site],
+        *,
+        positions: Int[Tensor, "batch pos"] | None = None,
     ) -> dict[Site, Float[Tensor, "batch pos _"]]:
-        """The activations at `sites`; nothing after the last of them is computed."""
+        """The activations at `sites`; nothing after the last of them is computed. `positions`: as of `visit`."""
         found: dict[Site, Tensor] = {}
-        self.visit(tokens, sites, found.__setitem__)
+        self.visit(tokens, sites, found.__setitem__, positions=positions)
         return found
 
     def visit(
-        self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site], see: Callable[[Site, Tensor], None]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Iterable[Site],
+        see: Callable[[Site, Tensor], None],
+        *,
+        positions: Int[Tensor, "batch pos"] | None = None,
     ) -> None:
         """Give `see` each site's activations `[batch, pos, width]` as one forward pass comes to it, keeping none.
 
-        Nothing after the last of the sites is computed. Raises `ModelError` as `hook` does.
+        Nothing after the last of the sites is computed. `positions`: where each token stands in its text, of which a
+        row then holds several, each beginning at 0, and none sees another; not every model obeys. Raises `ModelError`
+        as `hook` does.
         """
         home = self.device
         named: dict[str, list[Site]] = {}
@@ -336,8 +347,9 @@ class LanguageModel:
 
         if named:
             hooks: list[tuple[Any, Any]] = [(name, show) for name in named]
+            texts = {} if positions is None else _kept_apart(positions, self.dtype)
             with contextlib.suppress(_AllFound):
-                self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
+                self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **texts)
 
     def _writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
         """The hooks that edit a site."""
@@ -436,3 +448,11 @@ class LanguageModel:
         follows the blocks (`ln_final`, `unembed`), and as layer -1 a norm of the embeddings (`embed_ln`).
         """
         return self.parts.bias_groups()
+
+
+def _kept_apart(positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> dict[str, Any]:
+    """What keeps the texts of a row apart: positions, and what is added to scores, −∞ between texts."""
+    text = (positions == 0).cumsum(dim=1)
+    seen = (text[:, :, None] == text[:, None, :]).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return {"position_ids": positions.clamp(min=0), "attention_mask": mask[:, None]}

@@ -15,6 +15,7 @@ from transcoders.sites import SiteKind
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
 Remedy = Literal["auxiliary", "resample", "none"]
+Documents = Literal["packed", "masked", "separate"]
 LogTo = Literal["none", "tensorboard", "wandb"]
 Parallel = Literal["data", "layers", "features"]
 
@@ -121,6 +122,9 @@ class TrainConfig:
     """Whether the loss goes through torch.compile; needs a C++ compiler."""
     context: int = 128
     """Tokens per row of text."""
+    documents: Documents = "packed"
+    """`packed`: rows are cut from the documents end to end. `masked`: so too, but each document begins anew, and none
+    sees another. `separate`: a document a row, longer ones over several; short rows take computation."""
     separator: str | None = None
     """Text between documents; None for what the corpus has there: a blank line, or the model's end-of-text token."""
     bos: bool | None = None
@@ -175,6 +179,8 @@ class TrainConfig:
         for name in ("target_l0", "start_l0"):
             if (getattr(self, name) or 0) >= self.features:
                 raise InputError(f"{name} must be below the {self.features} features; got {getattr(self, name)}.")
+        if self.documents not in get_args(Documents):
+            raise InputError(f"documents cannot be {self.documents!r}; there are {', '.join(get_args(Documents))}.")
         if not 0 < self.p_end <= 1:
             raise InputError(f"p_end must be above 0 and at most 1; got {self.p_end}.")
         if not 0 <= self.ema < 1:

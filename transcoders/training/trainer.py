@@ -82,7 +82,7 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 logger = logging.getLogger(__name__)
 
 _SCALE_BATCHES = 8
-_SHARED = ("tokens", "batch", "context", "separator", "bos", "first", "outliers")
+_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
 _L0_TOLERANCE = 0.05
