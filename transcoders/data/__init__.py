@@ -1,19 +1,27 @@
 """From text to activations: `corpora` opens texts, `tokens` packs them into rows, `activations` runs the model.
 
+`store_writing` puts activations on disk, in `shards`; `store` reads them, and `store_stream` makes batches of them.
+
 Everything is a deterministic function of the corpus and a seed, so that a position in the data is a number and a
 resumed run sees exactly what the unbroken one would have seen.
 """
 
 from transcoders.data.activations import ActivationBatch, ActivationStream, sites_of
+from transcoders.data.store import ActivationStore
+from transcoders.data.store_stream import StoreStream
+from transcoders.data.store_writing import write_activations
 from transcoders.data.tokens import Corpus, held_out_rows, open_corpus, pack_rows, take_rows
 
 __all__ = [
     "ActivationBatch",
+    "ActivationStore",
     "ActivationStream",
     "Corpus",
+    "StoreStream",
     "held_out_rows",
     "open_corpus",
     "pack_rows",
     "sites_of",
     "take_rows",
+    "write_activations",
 ]
