@@ -63,7 +63,7 @@ class Ours:
 
     def step(self, x: torch.Tensor) -> None:
         x = x.unsqueeze(1)
-        self.run.step(self.n_steps, x, x)
+        self.run.step(self.n_steps, x, x, measure=False)
         self.n_steps += 1
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
