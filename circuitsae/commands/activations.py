@@ -3,14 +3,14 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from circuitsae.commands.shared import Bos, WeightOptions, Weights, corpus_for, load_language_model, say, say_next
 from circuitsae.tables import open_console
 from transcoders.errors import InputError
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
 
 
 def activations(
@@ -56,7 +56,7 @@ def activations(
     share = _share(job)
     if not site:
         raise InputError("No site was named; give --site resid_post, or --site mlp_in --site mlp_out for transcoders.")
-    places = [Site.parse(name) if name[:1].isdecimal() else Site(0, name).kind for name in site]  # pyright: ignore[reportArgumentType]
+    places = [_place(name) for name in site]
 
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.data import write_activations
@@ -79,6 +79,10 @@ def activations(
     kind = "sae" if len({place.kind for place in store.sites}) == 1 else "clt"
     how = ["--kind", kind, *(["--site", store.sites[0].kind] if kind == "sae" else []), *weights.words()]
     say_next(console, f"circuitsae train {shlex.join([model, '--corpus', str(out), *how, '--out', 'FOLDER'])}")
+
+
+def _place(name: str) -> Site | SiteKind:
+    return next((kind for kind in get_args(SiteKind) if kind == name), None) or Site.parse(name)
 
 
 def _share(job: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,12 +17,25 @@ import pytest
 import torch
 
 import transcoders.files
-from transcoders import ActivationStore, random_model, write_activations
+from circuitsae.cli import main
+from transcoders import (
+    ActivationStore,
+    CLTConfig,
+    SAEConfig,
+    evaluate,
+    load_dictionaries,
+    random_model,
+    train,
+    write_activations,
+)
 from transcoders.data import StoreStream, sites_of, store_writing
 from transcoders.data.ahead import read_ahead
 from transcoders.data.shards import GROUP, compress, decompress, quantise
 from transcoders.errors import DictionaryError, FileFormatError, InputError, NotFiniteError, WriteError
 from transcoders.sites import Frame, Site
+from transcoders.training import Trainer
+from transcoders.training.metrics import Wait
+from transcoders.training.stored import StoreSource, as_stored
 
 CONTEXT, D_MODEL, BLOCK = 17, 16, 600
 KINDS = ("resid_post", "mlp_in", "mlp_out")
@@ -65,7 +79,9 @@ def copied(stores, tmp_path):
 
 def everything(store, sites=SITES):
     """All that is stored, in the order in which it was written."""
-    blocks = [store.read(shard, block, sites) for shard in range(len(store.shards)) for block in range(store.blocks(shard))]
+    blocks = [
+        store.read(shard, block, sites) for shard in range(len(store.shards)) for block in range(store.blocks(shard))
+    ]
     return torch.cat(blocks)
 
 
@@ -197,7 +213,7 @@ def test_a_job_alone_leaves_the_store_open_and_any_other_division_ends_it(model,
 
 
 def test_a_job_killed_at_any_moment_goes_on_after_its_last_whole_shard(model, stores, tmp_path):
-    """Killed where it waits for the disk: 1 `writing.json`, 2–7 shards and what is said of them, 8 `store.json`."""
+    """Killed while it waits for the disk to take `writing.json`, each shard and its part, and `store.json`."""
 
     def killed(moment):
         left, fsync = [moment], os.fsync
@@ -211,7 +227,7 @@ def test_a_job_killed_at_any_moment_goes_on_after_its_last_whole_shard(model, st
         transcoders.files.os.fsync = wait
         write(model, tmp_path, dtype="int8")
 
-    for moment in (1, 2, 2, 3, 4, 3, 2, 1):
+    for moment in (1, 2, 2, 3, 4, 3, 1):
         process = in_process(killed, moment)
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
@@ -241,7 +257,9 @@ def test_a_full_disk_is_one_sentence_and_what_was_written_stays(model, stores, t
 
 def test_a_job_of_other_settings_or_another_text_is_refused(model, tmp_path):
     write(model, tmp_path, job=(1, 2))
-    with pytest.raises(InputError, match=r"holds other activations: its dtype is 'float32', not 'bf16'; .*another fold"):
+    with pytest.raises(
+        InputError, match=r"holds other activations: its dtype is 'float32', not 'bf16'\. .*another fold"
+    ):
         write(model, tmp_path, job=(2, 2), dtype="bf16")
     with pytest.raises(InputError, match=r"shard-00000\.safetensors was written from another text"):
         write(model, tmp_path, rows_of(400, seed=5), job=(2, 2))
@@ -256,7 +274,6 @@ def test_a_job_of_other_settings_or_another_text_is_refused(model, tmp_path):
         ({"sites": ()}, "nothing to write; give at least one site"),
         ({"sites": [Site(2, "mlp_in")]}, r"has no site 2\.mlp_in; its layers are 0 to 1"),
         ({"sites": ["mlp_in", "mlp_neurons"]}, r"one width; got widths \[16, 64\]"),
-        ({"dtype": "int4"}, "dtype cannot be 'int4'; there are 'float32', 'bf16', 'int8'"),
         ({"job": (3, 2)}, "no job 3 of 2"),
         ({"tokens": 0}, "tokens must be at least 1; got 0"),
         ({"first": CONTEXT}, "first=17 leaves nothing of rows of 17 tokens"),
@@ -302,9 +319,9 @@ def test_an_epoch_deals_every_token_once_in_an_order_of_its_own(stores):
 def test_batches_run_across_blocks_and_shards_and_the_rest_of_an_epoch_is_left_out(stores):
     found = batches(stores["float32"], 5, batch=2500)
     assert [len(batch) for batch in found] == [2500] * 5
-    written = everything(stores["float32"])
-    assert len(torch.cat(found[:2]).unique(dim=0)) == len(in_order(written).unique(dim=0)) * 0 + 5000
-    assert StoreStream(stores["float32"], SITES, batch=2500, seed=0)._per_epoch == 2
+    one_by_one = torch.cat(batches(stores["float32"], 64))
+    assert torch.equal(torch.cat(found[:2]), one_by_one[:5000])
+    assert torch.equal(torch.cat(found[2:4]), torch.cat(batches(stores["float32"], 128)[64:])[:5000])
 
 
 def test_runs_that_share_a_store_get_identical_batches(stores):
@@ -323,7 +340,7 @@ def test_a_stream_goes_on_where_another_stopped(stores, done):
     for _ in range(done):
         next(rest)
     state = json.loads(json.dumps(unbroken.state()))
-    assert (state["epoch"], state["batch"]) == divmod(done, 64)
+    assert (state["chunk"], state["batch_in_chunk"]) == divmod(done, 64)
     resumed = StoreStream(stores["bf16"], SITES, batch=100, seed=3, state=state)
     for expected, found in islice(zip(rest, resumed, strict=False), 5):
         assert torch.equal(expected.reads, found.reads)
@@ -342,7 +359,9 @@ def test_a_row_of_a_batch_is_traced_to_its_shard(stores):
 
 def test_what_a_stream_cannot_do_is_refused(stores):
     store = stores["float32"]
-    with pytest.raises(InputError, match=r"lacks the activations at 0\.attn_out; it has 0\.mlp_in, 0\.mlp_out, 0\.resid"):
+    with pytest.raises(
+        InputError, match=r"lacks the activations at 0\.attn_out; it has 0\.mlp_in, 0\.mlp_out, 0\.resid"
+    ):
         StoreStream(store, [Site(0, "attn_out")], batch=10, seed=0)
     with pytest.raises(InputError, match="The 6,400 tokens of .* do not fill one batch of 7,000"):
         StoreStream(store, SITES, batch=7000, seed=0)
@@ -350,7 +369,7 @@ def test_what_a_stream_cannot_do_is_refused(stores):
     with pytest.raises(InputError, match="is not the store that this run began with"):
         StoreStream(stores["bf16"], SITES, batch=10, seed=0, state=state)
     with pytest.raises(InputError, match="epoch 0, batch 640, is none in a store of 640"):
-        StoreStream(store, SITES, batch=10, seed=0, state={**state, "batch": 640})
+        StoreStream(store, SITES, batch=10, seed=0, state={**state, "batch_in_chunk": 640})
 
 
 def test_a_store_of_another_model_is_refused(stores, model):
@@ -475,3 +494,115 @@ def test_what_reading_raises_is_raised_where_its_item_is_asked_for():
     assert [next(found), next(found)] == [0, 1]
     with pytest.raises(FileFormatError, match="the third"):
         next(found)
+
+
+# training
+
+
+COMMON = {"features": 32, "batch": 100, "tokens": 4000, "k": 4, "lr": 8e-3, "log_every": 10}
+SAE = SAEConfig(activation="topk", **COMMON)
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("config", [SAE, CLTConfig(activation="topk", **COMMON)], ids=lambda c: c.kind)
+def test_what_is_trained_on_a_store_explains_the_model(model, stores, config):
+    trained = train(None, stores["int8"], config, progress=False)
+    provenance = trained.provenance
+    assert (provenance.model, provenance.fingerprint) == (model.name, model.fingerprint())
+    assert (provenance.corpus, provenance.config["context"]) == ("rows of tokens", CONTEXT)
+    trained.check_fits(model)
+    untrained = Trainer(StoreSource(stores["int8"], model, config), [config]).finish()[0]
+    held_out = rows_of(60, seed=1)
+    assert evaluate(model, trained, held_out).fvu < 0.6 * evaluate(model, untrained, held_out).fvu
+
+
+def test_trained_alone_or_with_others_and_with_the_model_or_without_it_is_the_same(model, stores):
+    others = [SAEConfig(activation="topk", **{**COMMON, "k": k, "tokens": 1000}) for k in (4, 8, 16)]
+    together = train(model, stores["float32"], others, progress=False)
+    for config, dictionaries in zip(others, together, strict=True):
+        assert same_weights(train(None, stores["float32"], config, progress=False), dictionaries)
+
+
+def test_a_run_on_a_store_is_resumed_to_the_bit(stores, tmp_path):
+    settings = {**COMMON, "batch": 400, "tokens": 9600}  # of which 16 batches are an epoch
+    config = SAEConfig(activation="jumprelu", checkpoint_every=5, **settings)
+    unbroken = train(None, stores["int8"], config, progress=False, out=tmp_path / "a")
+    as_there = as_stored(config, stores["int8"])
+    Trainer(StoreSource(stores["int8"], None, as_there), [as_there], out=tmp_path / "b").run(until=18, progress=False)
+    resumed = train(None, stores["int8"], config, progress=False, out=tmp_path / "b", resume=True)
+    assert same_weights(unbroken, resumed)
+    with pytest.raises(InputError, match="is not the store that this run began with"):
+        train(None, stores["float32"], config, progress=False, out=tmp_path / "b", resume=True)
+
+
+def test_metrics_say_which_share_of_the_time_a_run_waited_for_its_data(stores, tmp_path, monkeypatch):
+    train(None, stores["int8"], SAE, progress=False, out=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["data_wait"] < 1 for line in lines)
+
+    clock = iter([0.0, *(1.0, 3.0), *(4.0, 5.0), 10.0, *(11.0, 11.5), 14.0])
+    monkeypatch.setattr("transcoders.training.metrics.perf_counter", lambda: next(clock))
+    wait, items = Wait(), iter("abc")
+    assert wait.next(items) + wait.next(items) == "ab"
+    assert wait.share() == 0.3
+    assert wait.next(items) == "c"
+    assert wait.share() == 0.125
+
+
+def test_a_damaged_shard_ends_training_with_its_checkpoint_left(stores, copied, tmp_path):
+    flipped(copied)
+    config = SAEConfig(activation="topk", checkpoint_every=5, **COMMON)
+    with pytest.raises(FileFormatError, match="shard-00001.* is not the shard that was written"):
+        train(None, ActivationStore(copied), config, progress=False, out=tmp_path / "out")
+
+
+def test_what_a_store_cannot_train_is_refused(model, stores, tmp_path):
+    few = write(model, tmp_path, ROWS[:20], sites=["mlp_in"])
+    assert few is not None
+    with pytest.raises(InputError, match=r"lacks the activations at 0\.resid_post, 1\.resid_post; it has 0\.mlp_in, 1"):
+        train(None, few, SAE, progress=False)
+    with pytest.raises(InputError, match=r"was written with bos=False; got bos=True"):
+        train(None, stores["int8"], replace(SAE, bos=True), progress=False)
+    with pytest.raises(InputError, match=r"was written with context=17; got context=64"):
+        train(None, stores["int8"], replace(SAE, context=64), progress=False)
+    other = random_model(n_layers=2, d_model=D_MODEL, n_heads=2, d_vocab=30, context=32, seed=9)
+    with pytest.raises(DictionaryError, match="Give the model that the store was written with"):
+        train(other, stores["int8"], SAE, progress=False)
+
+
+# the command line
+
+
+def test_a_store_is_written_and_trained_on_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("\n\n".join(f"When Mary and John went to store {i}, John ran." for i in range(99)))
+    command = ["activations", "pocket", "--corpus", "text.txt", "--out", "acts", "--site", "resid_post"]
+    command += ["--context", "16", "--dtype", "int8", "--tokens", "600"]
+    main(command)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("Activations: acts, 600 tokens at 4 sites, ")
+    assert said[-1] == "Next:  circuitsae train pocket --corpus acts --kind sae --site resid_post --out FOLDER"
+    arguments = [*said[-1].split()[2:-1], "saes", "--features", "16", "--tokens", "256", "--batch", "128"]
+    main([*arguments, "--activation", "topk", "--k", "4"])
+    assert "Next:  circuitsae evaluate pocket saes --corpus TEXT" in capsys.readouterr().out
+    assert load_dictionaries("saes").provenance.config["context"] == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--site", "resid_post", "--job", "8"], "--job '8' names no share; write it like 2/8"),
+        ([], "No site was named; give --site resid_post"),
+        (["--site", "residual"], "Cannot read site 'residual'; expected LAYER.KIND"),
+        (["--site", "1.residual"], "Cannot read site '1.residual'"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_exit_code_two(options, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["activations", "pocket", "--out", str(tmp_path / "acts"), *options])
+    assert caught.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "acts").exists()

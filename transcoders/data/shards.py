@@ -35,7 +35,6 @@ GROUP = 64
 _LARGEST = 127
 _LEVEL = 3
 """zstd's own default; higher ones take longer and gain nothing on quantised activations."""
-_BF16_STEP = 2**-7
 
 
 def quantise(
@@ -48,7 +47,8 @@ def quantise(
     groups = pad(columns, (0, 0, 0, -len(columns) % GROUP)).unflatten(0, (-1, GROUP))
     largest = groups.abs().amax(dim=1)
     scale = (largest / _LARGEST).bfloat16()
-    scale = torch.where(scale.float() * _LARGEST < largest, (scale.float() * (1 + _BF16_STEP)).bfloat16(), scale)
+    above = torch.nextafter(scale, torch.full_like(scale, torch.inf))
+    scale = torch.where(scale.float() * _LARGEST < largest, above, scale)
     divisor = torch.where(scale > 0, scale.float(), 1.0).unsqueeze(1)
     q = (groups / divisor).round_().clamp_(-_LARGEST, _LARGEST).to(torch.int8)
     return q.flatten(0, 1)[: len(columns)].contiguous(), scale

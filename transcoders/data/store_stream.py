@@ -77,7 +77,7 @@ class StoreStream:
     def state(self) -> dict[str, Any]:
         """Where the next batch comes from."""
         epoch, batch = divmod(self._next, self._per_epoch)
-        return {"store": self.store.digest, "epoch": epoch, "batch": batch}
+        return {"chunk": epoch, "batch_in_chunk": batch, "store": self.store.digest}
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
@@ -99,7 +99,7 @@ class StoreStream:
                 f"{self.store.folder} is not the store that this run began with ({state.get('store')!r}; its hash is "
                 f"{self.store.digest!r}). Give that one, or train anew."
             )
-        epoch, batch = state.get("epoch"), state.get("batch")
+        epoch, batch = state.get("chunk"), state.get("batch_in_chunk")
         if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < self._per_epoch):
             raise InputError(
                 f"The place in the data, epoch {epoch!r}, batch {batch!r}, is none in a store of {self._per_epoch} "

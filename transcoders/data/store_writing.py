@@ -248,9 +248,7 @@ class _Writer:
             )
 
 
-def _settings(
-    rows: _Rows, sites: tuple[Site, ...], *, first: int, dtype: StoreDtype, seed: int
-) -> StoreSettings:
+def _settings(rows: _Rows, sites: tuple[Site, ...], *, first: int, dtype: StoreDtype, seed: int) -> StoreSettings:
     model = rows.model
     if dtype not in get_args(StoreDtype):
         raise InputError(f"dtype cannot be {dtype!r}; there are {', '.join(map(repr, get_args(StoreDtype)))}.")

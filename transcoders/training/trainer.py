@@ -33,7 +33,7 @@ from transcoders.training.checkpoint import (
 )
 from transcoders.training.config import TrainConfig
 from transcoders.training.export import library_versions
-from transcoders.training.metrics import MetricsFile, Sink, open_sink
+from transcoders.training.metrics import MetricsFile, Sink, Wait, open_sink
 from transcoders.training.step import Run
 
 
@@ -125,6 +125,7 @@ class Trainer:
         """Train to the end, or up to a step."""
         steps = self.config.steps
         end = min(steps, until or steps)
+        self._wait = Wait()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with (
             alone_in(self.out),
@@ -137,7 +138,7 @@ class Trainer:
             ]
             task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
             while self.step < end:
-                activations = next(self.batches).reads
+                activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
                 self._train_step(activations, measure=log)
                 save = self.out is not None and self.step % self.config.checkpoint_every == 0
@@ -225,7 +226,8 @@ class Trainer:
 
     def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> str:
         """Metrics to the files, the sinks and the log; returns a line for the progress bar."""
-        lines = [run.metrics(self.step) for run in self.runs]
+        waited = self._wait.share()
+        lines = [{**run.metrics(self.step), "data_wait": waited} for run in self.runs]
         for file, line in zip(files, lines, strict=False):
             file.write(line)
         for sink, line in zip(sinks, lines, strict=True):
