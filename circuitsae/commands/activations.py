@@ -56,7 +56,9 @@ def activations(
     share = _share(job)
     if not site:
         raise InputError("No site was named; give --site resid_post, or --site mlp_in --site mlp_out for transcoders.")
-    places = [_place(name) for name in site]
+    places: list[Site | SiteKind] = [_place(name) for name in site]
+    if corpus is None and tokens is None and model == "pocket":
+        raise InputError("The pocket model's own text has no end; say how much of it is read, such as --tokens 2M.")
 
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.data import write_activations

@@ -60,11 +60,11 @@ def train(
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
-    store = transcoders.ActivationStore(corpus) if transcoders.ActivationStore.is_store(corpus) else None
+    store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
     text = store or corpus_for(model, corpus, TRAINING)
     language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
-    if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):
+    if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)
         show_evaluation(console, evaluation)

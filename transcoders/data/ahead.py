@@ -1,7 +1,7 @@
 """Reading ahead on another thread."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 
-def read_ahead(read: Callable[[Item], T], items: Iterable[Item], *, most: int) -> Iterator[T]:
+def read_ahead(read: Callable[[Item], T], items: Iterable[Item], *, most: int) -> Generator[T, None, None]:
     """`map(read, items)`, where one other thread reads up to `most` of them before they are asked for.
 
     `read` is called for one item at a time, in order; what it raises is raised where its item is asked for.

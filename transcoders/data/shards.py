@@ -1,7 +1,7 @@
 """One shard of an activation store: a safetensors file with the activations of some thousand tokens at some sites.
 
-float32 and bf16 are a tensor `[token, d_model]` for each site, read through a memory map. int8 goes by blocks of tokens:
-each group of coordinates of a token has a scale, its largest magnitude over 127, rounded up to bf16,
+float32 and bf16 are a tensor `[token, d_model]` for each site, read through a memory map. int8 goes by blocks of
+tokens: each group of coordinates of a token has a scale, its largest magnitude over 127, rounded up to bf16,
 
     x ≈ scale · q,    |x − scale · q| ≤ scale / 2,    q in −127 … 127,
 
@@ -144,6 +144,6 @@ class Shard:
 
 def damaged(path: Path, reason: str) -> FileFormatError:
     return FileFormatError(
-        f"{path} is not the shard that was written ({' '.join(reason.split())[:200]}); copy the store anew, or write it "
-        "again."
+        f"{path} is not the shard that was written ({' '.join(reason.split())[:200]}); copy the store anew, or write "
+        "it again."
     )

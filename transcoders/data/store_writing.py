@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -50,7 +50,7 @@ def write_activations(
     corpus: CorpusSource | Int[Tensor, "row pos"],
     out: Path | str,
     *,
-    sites: Iterable[Site | SiteKind],
+    sites: SiteKind | Iterable[Site | SiteKind],
     tokens: int | None = None,
     context: int = 128,
     separator: str | None = None,
@@ -277,13 +277,12 @@ def _settings(rows: _Rows, sites: tuple[Site, ...], *, first: int, dtype: StoreD
     )
 
 
-def _all_sites(model: LanguageModel, sites: Iterable[Site | SiteKind]) -> tuple[Site, ...]:
+def _all_sites(model: LanguageModel, sites: SiteKind | Iterable[Site | SiteKind]) -> tuple[Site, ...]:
     """Each site once; a kind stands for that of every layer."""
-    named = [
-        place
-        for site in ([sites] if isinstance(sites, str) else sites)
-        for place in ([site] if isinstance(site, Site) else [Site(layer, site) for layer in range(model.n_layers)])
-    ]
+    places = cast("Iterable[Site | SiteKind]", (sites,) if isinstance(sites, str) else sites)
+    named: list[Site] = []
+    for place in places:
+        named += [place] if isinstance(place, Site) else [Site(layer, place) for layer in range(model.n_layers)]
     if not named:
         raise InputError("There is nothing to write; give at least one site, such as 'resid_post'.")
     if odd := [site for site in named if site.layer >= model.n_layers]:
