@@ -203,8 +203,8 @@ class ActivationStore:
         if kept.fingerprint != model.fingerprint():
             raise DictionaryError(
                 f"{self.folder} holds activations of {kept.model} with the fingerprint {kept.fingerprint}; "
-                f"{model.name} has {model.fingerprint()}. Give the model that the store was written with, or write another "
-                "store."
+                f"{model.name} has {model.fingerprint()}. Give the model that the store was written with, "
+                "or write another store."
             )
 
     def require_sites(self, sites: Sequence[Site]) -> None:
