@@ -34,7 +34,7 @@ from transcoders.training.batches import sites_of_kind
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 DTYPES = ("float32", "bf16", "int8")
 SITES = ("resid_post", "mlp_in", "mlp_out")
-SETTINGS: dict[str, Any] = {"activation": "topk", "k": 16, "features": 1024, "batch": 512}
+SETTINGS: dict[str, Any] = {"activation": "topk", "k": 16, "features": 512, "batch": 512}
 KINDS: dict[str, type[TrainConfig]] = {"SAE of the stream": SAEConfig, "transcoder": TranscoderConfig}
 CONTEXT, HELD_OUT, BATCH = 128, 10_000, 512
 COLUMNS = (

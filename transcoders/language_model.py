@@ -270,21 +270,34 @@ class LanguageModel:
         self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]
     ) -> dict[Site, Float[Tensor, "batch pos _"]]:
         """The activations at `sites`; nothing after the last of them is computed."""
-        found: dict[str, Tensor] = {}
-        home = self.device
-        names = {site: self.hook(site) for site in sites}
-        wanted = set(names.values())
+        found: dict[Site, Tensor] = {}
+        self.visit(tokens, sites, found.__setitem__)
+        return found
 
-        def store(value: Tensor, hook: Any) -> None:
-            found[hook.name] = value.to(home)
-            if len(found) == len(wanted):
+    def visit(
+        self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site], see: Callable[[Site, Tensor], None]
+    ) -> None:
+        """Give `see` each site's activations `[batch, pos, width]` as one forward pass comes to it, keeping none.
+
+        Nothing after the last of the sites is computed. Raises `ModelError` as `hook` does.
+        """
+        home = self.device
+        named: dict[str, list[Site]] = {}
+        for site in sites:
+            named.setdefault(self.hook(site), []).append(site)
+        left = set(named)
+
+        def show(value: Tensor, hook: Any) -> None:
+            left.discard(hook.name)
+            for site in named[hook.name]:
+                see(site, _apart(value.to(home), tokens).flatten(2))
+            if not left:
                 raise _AllFound
 
-        if wanted:
-            hooks: list[tuple[Any, Any]] = [(name, store) for name in wanted]
+        if named:
+            hooks: list[tuple[Any, Any]] = [(name, show) for name in named]
             with contextlib.suppress(_AllFound):
                 self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
-        return {site: _apart(found[name], tokens).flatten(2) for site, name in names.items()}
 
     def _writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
         """The hooks that edit a site."""

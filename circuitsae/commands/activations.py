@@ -25,6 +25,7 @@ def activations(
     separator: Annotated[str | None, tyro.conf.DisallowNone] = None,
     bos: Bos = None,
     first: int = 1,
+    outliers: float = 30.0,
     dtype: Literal["float32", "bf16", "int8"] = "float32",
     shard_mb: int = 512,
     seed: int = 0,
@@ -46,6 +47,7 @@ def activations(
         separator: Text between documents; what the corpus has there unless given.
         bos: Begin each row with the beginning-of-text token, or not; as the model's own tokenizer does unless given.
         first: The first position of each row that is kept; those before are outliers in most models.
+        outliers: A token is left out where its norm is more than this many times the site's median; 0 for none.
         dtype: float32, bf16, or int8: 8 bits with a scale for each 64 coordinates, then zstd.
         shard_mb: Memory for the activations that are shuffled together and written as one file.
         seed: Of the order.
@@ -68,7 +70,7 @@ def activations(
     language_model = load_language_model(model, device, "float32", weights)
     store = write_activations(
         language_model, text, out, sites=places, tokens=tokens, context=context, separator=separator, bos=bos,
-        first=first, dtype=dtype, shard_mb=shard_mb, seed=seed, job=share,
+        first=first, outliers=outliers, dtype=dtype, shard_mb=shard_mb, seed=seed, job=share,
     )  # fmt: skip
     if store is None:
         say(console, f"Job {job} has written its shards to {out}; the folder is complete when all jobs have ended.")

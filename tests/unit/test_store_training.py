@@ -66,6 +66,7 @@ def test_what_is_trained_on_a_store_explains_the_model(model, stores, config):
     provenance = trained.provenance
     assert (provenance.model, provenance.fingerprint) == (model.name, model.fingerprint())
     assert (provenance.corpus, provenance.config["context"]) == ("rows of tokens", CONTEXT)
+    assert (provenance.first, provenance.site_limits) == (1, stores["int8"].settings.limits)
     trained.check_fits(model)
     untrained = Trainer(StoreSource(stores["int8"], model, config), [config]).finish()[0]
     held_out = rows_of(60, seed=1)
@@ -120,6 +121,8 @@ def test_what_a_store_cannot_train_is_refused(model, stores, tmp_path):
         train(None, few, SAE, progress=False)
     with pytest.raises(InputError, match=r"was written with bos=False; got bos=True"):
         train(None, stores["int8"], replace(SAE, bos=True), progress=False)
+    with pytest.raises(InputError, match=r"was written with outliers=30\.0; got outliers=10\.0"):
+        train(None, stores["int8"], replace(SAE, outliers=10.0), progress=False)
     with pytest.raises(InputError, match=r"was written with context=17; got context=64"):
         train(None, stores["int8"], replace(SAE, context=64), progress=False)
     other = small_model(seed=9)

@@ -1,4 +1,5 @@
-"""From text to activations: `corpora` opens texts, `tokens` packs them into rows, `activations` runs the model.
+"""From text to activations: `corpora` opens texts, `tokens` packs them into rows, `outliers` says which tokens to leave
+out, `activations` runs the model.
 
 `store_writing` puts activations on disk, in `shards`; `store` reads them, and `store_stream` makes batches of them.
 
@@ -7,6 +8,7 @@ resumed run sees exactly what the unbroken one would have seen.
 """
 
 from transcoders.data.activations import ActivationBatch, ActivationStream, sites_of
+from transcoders.data.outliers import TokenOutliers, find_outliers, massive_tokens
 from transcoders.data.store import ActivationStore
 from transcoders.data.store_stream import StoreStream
 from transcoders.data.store_writing import write_activations
@@ -18,7 +20,10 @@ __all__ = [
     "ActivationStream",
     "Corpus",
     "StoreStream",
+    "TokenOutliers",
+    "find_outliers",
     "held_out_rows",
+    "massive_tokens",
     "open_corpus",
     "pack_rows",
     "sites_of",

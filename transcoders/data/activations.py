@@ -3,19 +3,19 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from transcoders.data.outliers import groups_of, over
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 
 logger = logging.getLogger(__name__)
-
-_TOKENS_AT_ONCE = 4096
 
 
 class ActivationBatch(NamedTuple):
@@ -27,37 +27,71 @@ class ActivationBatch(NamedTuple):
 
 @torch.no_grad()
 def sites_of(
-    model: LanguageModel, rows: Int[Tensor, "row pos"], reads: Sequence[Site], writes: Sequence[Site], *, first: int = 1
+    model: LanguageModel,
+    rows: Int[Tensor, "row pos"],
+    reads: Sequence[Site],
+    writes: Sequence[Site],
+    *,
+    first: int = 1,
+    limits: Mapping[Site, float] = MappingProxyType({}),
 ) -> ActivationBatch:
     """Activations at all sites from one forward pass per group of rows, at the positions from `first` on.
 
-    Position 0 is left out by default: its activations are outliers in most models. Layers after the last site are not
-    computed.
+    Position 0 is left out by default: its activations are outliers in most models. So are tokens whose norm at a site
+    exceeds its limit. Layers after the last site are not computed.
     """
-    batches = []
-    for group in rows.split(max(1, _TOKENS_AT_ONCE // rows.shape[1])):
-        cache = model.activations(group, {*reads, *writes})
-        tensors = [_side([cache[s][:, first:].flatten(0, 1) for s in sites], model) for sites in (reads, writes)]
-        batches.append(tensors)
-    return ActivationBatch(*(torch.cat(side) for side in zip(*batches, strict=True)))
+    sites = [*reads, *writes]
+    n = len(rows) * max(0, rows.shape[1] - first)
+    found = torch.empty(n, len(sites), _width(model, sites), dtype=model.dtype, device=model.device)
+    places = torch.arange(n, device=model.device)
+    massive = fill(model, rows, sites, first, limits, found, places)
+    if bool(massive.any()):
+        found = found[~massive]
+    return ActivationBatch(found[:, : len(reads)], found[:, len(reads) :])
 
 
-def _side(
-    activations: Sequence[Float[Tensor, "token d_model"]], model: LanguageModel
-) -> Float[Tensor, "token layer d_model"]:
-    if not activations:
-        return torch.empty(0, 0, model.d_model, device=model.device, dtype=model.dtype)
-    widths = sorted({x.shape[-1] for x in activations})
+def _width(model: LanguageModel, sites: Sequence[Site]) -> int:
+    widths = sorted({model.width(site) for site in sites})
     if len(widths) > 1:
         raise InputError(f"Sites that are read together have one width; got widths {widths}. Take them one by one.")
-    return torch.stack(list(activations), dim=1)
+    return widths[0] if widths else model.d_model
+
+
+def fill(
+    model: LanguageModel,
+    rows: Int[Tensor, "row pos"],
+    sites: Sequence[Site],
+    first: int,
+    limits: Mapping[Site, float],
+    buffer: Float[Tensor, "slot site d_model"],
+    places: Int[Tensor, "token"],
+) -> Bool[Tensor, "slot"]:
+    """Put each token's activations into its place of the buffer; which places hold a token over a limit."""
+    massive = torch.zeros(len(places), dtype=torch.bool, device=buffer.device)
+    order = {}
+    for number, site in enumerate(sites):
+        order.setdefault(site, []).append(number)
+    done = 0
+    for group in groups_of(rows):
+        here = places[done : (done := done + len(group) * (rows.shape[1] - first))]
+
+        def see(site: Site, value: Tensor, here: Tensor = here) -> None:
+            value = value[:, first:].flatten(0, 1)
+            for number in order[site]:
+                buffer[:, number].index_copy_(0, here, value)
+            massive[here] |= over(value, limits.get(site))
+
+        model.visit(group, sites, see)
+    return massive
 
 
 class ActivationStream:
-    """Endless shuffled batches of activations, a function of the rows and the seed alone.
+    """Endless shuffled batches of activations, a function of the rows, the limits and the seed alone.
 
-    Works chunk by chunk: takes rows, runs the model on them, shuffles all their tokens, and deals them out. The tokens
-    of a chunk that do not fill a batch are dropped.
+    Works chunk by chunk: takes rows, runs the model on them, puts each token in its place of a shuffled order, and
+    deals them out. Left out are the `first` positions of each row, tokens whose norm at a site exceeds its limit, and
+    the tokens of a chunk that do not fill a batch. One buffer holds a chunk, and a batch is a view of it, which lasts
+    until the next batch is asked for.
     """
 
     def __init__(
@@ -70,51 +104,73 @@ class ActivationStream:
         batch: int,
         chunk_rows: int,
         seed: int,
+        first: int = 1,
+        limits: Mapping[Site, float] = MappingProxyType({}),
         state: Mapping[str, Any] | None = None,
     ) -> None:
         """`rows` opens a pass over the token rows; it is called again when a pass ends. `state`: where to go on."""
         self.model, self.reads, self.writes = model, tuple(reads), tuple(writes)
         self.batch, self.chunk_rows, self.seed = batch, chunk_rows, seed
+        self.first, self.limits = first, dict(limits)
         self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
         self._chunks = _chunks(rows, chunk_rows)
+        self._buffer = torch.empty(0, len(self.reads) + len(self.writes), _width(model, [*reads, *writes]))
 
     def state(self) -> dict[str, Any]:
         """Where the next batch comes from, as JSON."""
-        return {"chunk": self.chunk, "batch_in_chunk": self.batch_in_chunk}
+        limits = {str(site): limit for site, limit in self.limits.items()}
+        return {"chunk": self.chunk, "batch_in_chunk": self.batch_in_chunk} | ({"limits": limits} if limits else {})
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         for _ in range(self.chunk):  # resuming: rows are cheap, the model is not run on them
             next(self._chunks)
         while True:
-            reads, writes = self._next_activations()
-            self._n_tokens = len(reads)
-            order = self._order(len(reads)).to(reads.device)
-            for picked in order.split(self.batch)[self.batch_in_chunk : len(order) // self.batch]:
+            batches = self._next_chunk() // self.batch
+            for number in range(self.batch_in_chunk, batches):
                 self.batch_in_chunk += 1
-                yield ActivationBatch(reads[picked], writes[picked] if writes.shape[1] else writes)
+                dealt = self._buffer[number * self.batch : (number + 1) * self.batch]
+                yield ActivationBatch(dealt[:, : len(self.reads)], dealt[:, len(self.reads) :])
             self.chunk, self.batch_in_chunk = self.chunk + 1, 0
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
-        token = int(self._order(self._n_tokens)[(self.batch_in_chunk - 1) * self.batch + row])
-        positions = self._n_tokens // self._n_rows
-        text_row = self.chunk * self.chunk_rows + token // positions
-        return f"position {token % positions + 1} of row {text_row} of the text"
+        token = int(self._tokens[(self.batch_in_chunk - 1) * self.batch + row])
+        text_row = self.chunk * self.chunk_rows + token // self._positions
+        return f"position {token % self._positions + self.first} of row {text_row} of the text"
 
-    def _next_activations(self) -> ActivationBatch:
+    @torch.no_grad()
+    def _next_chunk(self) -> int:
+        """Fill the buffer with the next chunk, in the order it is dealt in; how many tokens there are."""
         rows = torch.tensor(next(self._chunks), device=self.model.device)
-        self._n_rows = len(rows)
-        activations = sites_of(self.model, rows, self.reads, self.writes)
-        if len(activations.reads) < self.batch:
+        self._positions = max(0, rows.shape[1] - self.first)
+        n = len(rows) * self._positions
+        if len(self._buffer) < n:
+            self._buffer = torch.empty(n, *self._buffer.shape[1:], dtype=self.model.dtype, device=self.model.device)
+        self._tokens = self._order(n)
+        places = torch.argsort(self._tokens).to(self.model.device)
+        sites = [*self.reads, *self.writes]
+        massive = fill(self.model, rows, sites, self.first, self.limits, self._buffer, places)
+        kept = close_gaps(massive.cpu(), self._buffer, self._tokens)
+        if kept < self.batch:
+            without = f" without {n - kept} that are outliers" if kept < n else ""
             raise InputError(
-                f"{len(rows)} rows of {rows.shape[1]} tokens do not fill one batch of {self.batch}; "
+                f"{len(rows)} rows of {rows.shape[1]} tokens{without} do not fill one batch of {self.batch}; "
                 "give more text, or a smaller batch."
             )
-        return activations
+        return kept
 
     def _order(self, n: int) -> Int[Tensor, "token"]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.chunk)
         return torch.randperm(n, generator=generator)
+
+
+def close_gaps(gone: Bool[Tensor, "slot"], *tables: Shaped[Tensor, "_ ..."]) -> int:
+    """Put the last rows of each table that stay, in place, where rows are gone; how many stay."""
+    stay = len(gone) - int(gone.sum())
+    holes, movers = gone[:stay].nonzero().squeeze(1), (~gone[stay:]).nonzero().squeeze(1) + stay
+    for table in tables:
+        table[holes.to(table.device)] = table[movers.to(table.device)]
+    return stay
 
 
 def _chunks(rows: Callable[[], Iterator[Sequence[int]]], chunk_rows: int) -> Iterator[list[Sequence[int]]]:

@@ -54,6 +54,8 @@ _SETTINGS: dict[str, Any] = {
     "context": _COUNT,
     "separator": _TEXT,
     "first": {"type": "integer", "minimum": 0},
+    "outliers": {"type": "number", "minimum": 0},
+    "limits": {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
     "sites": {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string"}},
     "dtype": {"enum": list(get_args(StoreDtype))},
     "seed": {"type": "integer"},
@@ -108,6 +110,10 @@ class StoreSettings:
     """Text between documents; None for the model's end-of-text token."""
     first: int
     """The first position of a row that is there; those before it were left out."""
+    outliers: float
+    """How many times the median norm of a site was too much; 0 where no token was left out for that."""
+    limits: Mapping[Site, float]
+    """The norms above which a token was left out, at all sites."""
     sites: tuple[Site, ...]
     dtype: StoreDtype
     seed: int
@@ -117,17 +123,20 @@ class StoreSettings:
 
     @classmethod
     def from_json(cls, path: Path, record: Mapping[str, Any]) -> "StoreSettings":
-        names = {name: record[name] for name in _SETTINGS if name not in ("format", "version", "frame", "sites")}
+        told = ("format", "version", "frame", "sites", "limits")
+        names = {name: record[name] for name in _SETTINGS if name not in told}
         try:
             sites = tuple(Site.parse(text) for text in record["sites"])
+            limits = {Site.parse(text): limit for text, limit in record["limits"].items()}
         except InputError as error:
             raise FileFormatError(f"{path} names a site that is none: {error}") from error
-        return cls(**names, frame=Frame(record["frame"]), sites=sites)
+        return cls(**names, frame=Frame(record["frame"]), sites=sites, limits=limits)
 
     def to_json(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _SETTINGS if name not in ("format", "version")}
-        stated = {"origin": dict(self.origin), "frame": self.frame.name, "sites": [str(site) for site in self.sites]}
-        return {"format": FORMAT, "version": VERSION, **own, **stated}
+        own |= {"origin": dict(self.origin), "frame": self.frame.name, "sites": [str(site) for site in self.sites]}
+        own |= {"limits": {str(site): limit for site, limit in self.limits.items()}}
+        return {"format": FORMAT, "version": VERSION, **own}
 
 
 class ActivationStore:

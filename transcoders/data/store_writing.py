@@ -8,8 +8,8 @@ takes little time, and runs the model on its own share.
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import cast, get_args
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from torch import Tensor
 
 from transcoders.data.activations import sites_of
+from transcoders.data.outliers import SAMPLE_TOKENS, find_outliers
 from transcoders.data.shards import STORED, StoreDtype, write_shard
 from transcoders.data.store import (
     SETTINGS_SCHEMA,
@@ -56,6 +57,7 @@ def write_activations(
     separator: str | None = None,
     bos: bool | None = None,
     first: int = 1,
+    outliers: float = 30.0,
     dtype: StoreDtype = "float32",
     shard_mb: int = 512,
     seed: int = 0,
@@ -66,9 +68,10 @@ def write_activations(
 
     `corpus`: as `train` takes it; of documents every twentieth is held out. `sites`: places, or kinds of place of which
     every layer's is written; all of one width. `tokens`: as many rows of text as hold so many; None for all of it.
-    `first`: the first position of each row that is kept. `dtype`: `float32`, `bf16`, or `int8` with a bf16 scale for
-    each 64 coordinates, compressed with zstd. `shard_mb`: memory for the activations that are shuffled together, in
-    float32, and written as one file.
+    `first`: the first position of each row that is kept. `outliers`: of the others, a token is left out whose norm at
+    one of the sites is more than this many times the site's median; 0 for none. `dtype`: `float32`, `bf16`, or `int8`
+    with a bf16 scale for each 64 coordinates, compressed with zstd. `shard_mb`: memory for the activations that are
+    shuffled together, in float32, and written as one file.
 
     `job`: (2, 8) writes the second of eight shares. The store of all jobs together is returned by the one that ends
     last, None by the others. A job that was stopped goes on after its last whole shard when it is called again.
@@ -78,7 +81,7 @@ def write_activations(
     """
     out = Path(out)
     rows = _Rows.of(model.with_bos(bos), corpus, context=context, separator=separator, first=first)
-    settings = _settings(rows, _all_sites(model, sites), first=first, dtype=dtype, seed=seed)
+    settings = _settings(rows, _all_sites(model, sites), first=first, outliers=outliers, dtype=dtype, seed=seed)
     writer = _Writer(rows, settings, out, shard_mb, _row_count(tokens, rows.context - first))
     number, of = _require_job(job)
     if (out / STORE).is_file():
@@ -151,11 +154,12 @@ class _Writer:
     def begin(self) -> None:
         """Say in the folder what is written there; `InputError` where something else is."""
         path = self.out / _WRITING
-        mine = self.settings.to_json() | {"rows_per_shard": self.rows_per_shard, "most_rows": self.most_rows}
+        sizes = {"rows_per_shard": self.rows_per_shard, "most_rows": self.most_rows}
         if not path.is_file():
-            write_json(path, mine)
+            write_json(path, replace(self.settings, limits=self._limits()).to_json() | sizes)
         found = read_record(path, SETTINGS_SCHEMA)
-        _require_equal(self.out, found, mine)
+        _require_equal(self.out, found, self.settings.to_json() | sizes)
+        self.settings = StoreSettings.from_json(path, found)  # with the limits that all jobs share
 
     def parts(self) -> Iterator[list[Sequence[int]]]:
         """The rows of each shard."""
@@ -197,33 +201,48 @@ class _Writer:
         shutil.rmtree(self.out / _PARTS, ignore_errors=True)
         return ActivationStore(self.out)
 
+    def _limits(self) -> Mapping[Site, float]:
+        """Norms above which a token is left out, by a sample from the start of the text."""
+        kept = self.settings
+        sample = list(islice(self.rows.open(), -(-SAMPLE_TOKENS // self.rows.context))) if kept.outliers else []
+        if not sample:
+            return {}
+        rows = torch.tensor(sample, device=self.rows.model.device)
+        found = find_outliers(self.rows.model, rows, kept.sites, times=kept.outliers, first=kept.first)
+        if found.largest:
+            logger.info("%s They are left out.", found.describe())
+        return found.limits
+
     @torch.no_grad()
     def _shuffled(self, shard: int, rows: Int[Tensor, "row pos"]) -> dict[Site, Float[Tensor, "token d_model"]]:
         """The activations of some rows at each site, in the order of the shard."""
         kept = self.settings
-        positions = rows.shape[1] - kept.first
-        tokens = len(rows) * positions
-        place = torch.randperm(tokens, generator=torch.Generator().manual_seed(kept.seed * 1_000_003 + shard))
-        found = {site: torch.empty(tokens, kept.d_model, dtype=STORED[kept.dtype]) for site in kept.sites}
+        most = len(rows) * (rows.shape[1] - kept.first)
+        found = {site: torch.empty(most, kept.d_model, dtype=STORED[kept.dtype]) for site in kept.sites}
         at_once = max(1, _TOKENS_AT_ONCE // rows.shape[1])
+        tokens = 0
         for start in range(0, len(rows), at_once):
             group = rows[start : start + at_once]
-            reads = sites_of(self.rows.model, group, kept.sites, (), first=kept.first).reads
-            self._require_finite(reads, shard * self.rows_per_shard + start, positions)
-            where = place[start * positions : (start + len(group)) * positions]
+            reads = sites_of(self.rows.model, group, kept.sites, (), first=kept.first, limits=kept.limits).reads
+            if not bool(reads.isfinite().all()):
+                raise self._not_finite(group, shard * self.rows_per_shard + start)
             for i, site in enumerate(kept.sites):
-                found[site][where] = reads[:, i].to("cpu", STORED[kept.dtype])
+                found[site][tokens : tokens + len(reads)] = reads[:, i]
+            tokens += len(reads)
+        order = torch.randperm(tokens, generator=torch.Generator().manual_seed(kept.seed * 1_000_003 + shard))
+        for site in kept.sites:  # one after the other: a second copy of one site at most
+            found[site] = found[site][order]
         return found
 
-    def _require_finite(self, reads: Float[Tensor, "token site d_model"], first_row: int, positions: int) -> None:
-        good = reads.isfinite().all(dim=2)
-        if not bool(good.all()):
-            token, site = (~good).nonzero()[0].tolist()
-            raise NotFiniteError(
-                f"The activations at {self.settings.sites[site]} are not finite at position "
-                f"{token % positions + self.settings.first} of row {first_row + token // positions} of the text; mend "
-                "or leave out what they come from."
-            )
+    def _not_finite(self, group: Int[Tensor, "row pos"], first_row: int) -> NotFiniteError:
+        kept = self.settings
+        reads = sites_of(self.rows.model, group, kept.sites, (), first=kept.first).reads
+        token, site = (~reads.isfinite().all(dim=2)).nonzero()[0].tolist()
+        row, position = divmod(token, group.shape[1] - kept.first)
+        return NotFiniteError(
+            f"The activations at {kept.sites[site]} are not finite at position {position + kept.first} of row "
+            f"{first_row + row} of the text; mend or leave out what they come from."
+        )
 
     def _part(self, shard: int) -> Path:
         return self.out / _PARTS / f"{shard:05d}.json"
@@ -248,10 +267,14 @@ class _Writer:
             )
 
 
-def _settings(rows: _Rows, sites: tuple[Site, ...], *, first: int, dtype: StoreDtype, seed: int) -> StoreSettings:
+def _settings(
+    rows: _Rows, sites: tuple[Site, ...], *, first: int, outliers: float, dtype: StoreDtype, seed: int
+) -> StoreSettings:
     model = rows.model
     if dtype not in get_args(StoreDtype):
         raise InputError(f"dtype cannot be {dtype!r}; there are {', '.join(map(repr, get_args(StoreDtype)))}.")
+    if outliers and not outliers > 1:
+        raise InputError(f"outliers is how many times the median norm is too much, above 1, or 0; got {outliers}.")
     widths = {model.width(site) for site in sites}
     if len(widths) > 1:
         raise InputError(f"Sites of one store have one width; got widths {sorted(widths)}. Write a store for each.")
@@ -270,6 +293,8 @@ def _settings(rows: _Rows, sites: tuple[Site, ...], *, first: int, dtype: StoreD
         context=rows.context,
         separator=rows.separator,
         first=first,
+        outliers=outliers,
+        limits={},
         sites=sites,
         dtype=dtype,
         seed=seed,
@@ -309,7 +334,7 @@ def _require_same(store: ActivationStore, settings: StoreSettings) -> Activation
 
 
 def _require_equal(out: Path, found: dict[str, object], mine: dict[str, object]) -> None:
-    differ = [key for key in mine if found.get(key) != mine[key]]
+    differ = [key for key in mine if key != "limits" and found.get(key) != mine[key]]
     if differ:
         each = "; ".join(f"its {key} is {found.get(key)!r}, not {mine[key]!r}" for key in differ)
         raise InputError(

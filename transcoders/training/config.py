@@ -121,8 +121,13 @@ class TrainConfig:
     """Text between documents; None for what the corpus has there: a blank line, or the model's end-of-text token."""
     bos: bool | None = None
     """Whether each row begins with the beginning-of-text token; None for what the model's own tokenizer does."""
+    first: int = 1
+    """Positions left out at the start of every row: attention sinks, whose activations are like no others."""
+    outliers: float = 30.0
+    """A token is left out too where the norm of its activations at a site is more than this many times the site's
+    median (massive activations); 0 for none."""
     buffer_mb: int = 512
-    """Memory for the activations that are shuffled together."""
+    """Memory for the activations that are shuffled together; at least a batch is."""
     seed: int = 0
     """Of the first weights and of the order of the data."""
     checkpoint_every: int = 1000
@@ -153,6 +158,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive; got {value}.")
+        if self.first < 0:
+            raise InputError(f"first, the positions left out at the start of a row, is at least 0; got {self.first}.")
+        if self.outliers and not self.outliers > 1:
+            raise InputError(
+                f"outliers is how many times the median norm is too much, above 1, or 0 for none; got {self.outliers}."
+            )
         if self.layers_at_once is not None and self.layers_at_once < 1:
             raise InputError(f"layers_at_once must be at least 1; got {self.layers_at_once}.")
         if self.k_start < 1:

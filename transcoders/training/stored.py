@@ -30,6 +30,7 @@ class StoreSource:
         self.n_layers, self.d_model = kept.n_layers, kept.d_model
         self.d_vocab: int | None = kept.d_vocab
         self.bos: bool | None = kept.bos
+        self.first, self.limits = kept.first, kept.limits
         self.device = torch.device("cpu") if model is None else model.device
 
     def fingerprint(self) -> str:
@@ -45,7 +46,9 @@ class StoreSource:
         return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, state=state)
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
-        batch = min(tokens, self.store.tokens)
+        """No more than half of the buffer holds, as those who normalise it make a copy."""
+        fit = self.config.buffer_mb * 2**19 // (4 * len(sites) * self.d_model)
+        batch = min(max(self.config.batch, min(tokens, fit)), self.store.tokens)
         return next(iter(self._stream(sites, batch=batch, buffer_mb=0, state=None))).reads
 
     def _stream(
@@ -62,7 +65,7 @@ class StoreSource:
         )
 
 
-_READ_AS = ("context", "separator", "bos")
+_READ_AS = ("context", "separator", "bos", "first", "outliers")
 """Settings of how text was read, which a store has settled."""
 
 

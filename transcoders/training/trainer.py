@@ -82,7 +82,7 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 logger = logging.getLogger(__name__)
 
 _SCALE_BATCHES = 8
-_SHARED = ("tokens", "batch", "context", "separator", "bos")
+_SHARED = ("tokens", "batch", "context", "separator", "bos", "first", "outliers")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
 _L0_TOLERANCE = 0.05
@@ -113,7 +113,7 @@ class Trainer:
         sides = [source.sites(config) for config in configs]
         self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
         place = {site: i for i, site in enumerate(self.sites)}
-        self._places = [tuple([place[site] for site in side] for side in pair) for pair in sides]
+        self._places = [tuple(_evenly([place[site] for site in side]) for side in pair) for pair in sides]
         self._watch = Watch(self.sites, self.names, source.device)
         with alone_in(self.out):
             if resume:
@@ -172,6 +172,8 @@ class Trainer:
                 versions=library_versions(),
                 config=config.to_json(),
                 d_vocab=self.source.d_vocab,
+                first=self.source.first,
+                limits={str(site): limit for site, limit in self.source.limits.items()},
             )
             results.append(run.export(*self.source.sites(config), provenance))
         with alone_in(self.out):
@@ -217,7 +219,7 @@ class Trainer:
         for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
             if config.target_l0 is None:
                 continue
-            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(reads))
+            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(sample[reads]))
             if abs(l0 / config.target_l0 - 1) > _L0_TOLERANCE:
                 logger.warning(
                     "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
@@ -347,6 +349,13 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
                 f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
                 "Give them one value, or train them one after the other."
             )
+
+
+def _evenly(places: list[int]) -> list[int] | slice:
+    """Places at even distances as a slice, by which a tensor is seen and not copied."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
+    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
