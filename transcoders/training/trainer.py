@@ -32,7 +32,7 @@ from transcoders.training.checkpoint import (
 from transcoders.training.config import TrainConfig
 from transcoders.training.display import Display
 from transcoders.training.export import library_versions
-from transcoders.training.metrics import MetricsFile, Sink, open_sink
+from transcoders.training.metrics import MetricsFile, Sink, Wait, open_sink
 from transcoders.training.record import write_record
 from transcoders.training.step import Run
 
@@ -125,6 +125,7 @@ class Trainer:
         """Train to the end, or up to a step."""
         steps = self.config.steps
         end = min(steps, until or steps)
+        self._wait = Wait()
         display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
         with alone_in(self.out), display, ExitStack() as stack:
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
@@ -132,7 +133,7 @@ class Trainer:
                 stack.enter_context(MetricsFile(folder / "metrics.jsonl", step=self.step)) for folder in self._folders()
             ]
             while self.step < end:
-                activations = next(self.batches).reads
+                activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
                 self._train_step(activations, measure=log)
                 save = self.out is not None and self.step % self.config.checkpoint_every == 0
@@ -223,7 +224,8 @@ class Trainer:
 
     def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
         """Metrics to the files and the sinks; returns them."""
-        lines = [run.metrics(self.step) for run in self.runs]
+        waited = self._wait.share()
+        lines = [{**run.metrics(self.step), "data_wait": waited} for run in self.runs]
         for file, line in zip(files, lines, strict=False):
             file.write(line)
         for sink, line in zip(sinks, lines, strict=True):
