@@ -114,7 +114,7 @@ class ActivationStream:
         self.first, self.limits = first, dict(limits)
         self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
         self._chunks = _chunks(rows, chunk_rows)
-        self._buffer = torch.empty(0, len(self.reads) + len(self.writes), _width(model, [*reads, *writes]))
+        self._width = _width(model, [*reads, *writes])
 
     def state(self) -> dict[str, Any]:
         """Where the next batch comes from, as JSON."""
@@ -124,11 +124,16 @@ class ActivationStream:
     def __iter__(self) -> Iterator[ActivationBatch]:
         for _ in range(self.chunk):  # resuming: rows are cheap, the model is not run on them
             next(self._chunks)
+        buffer = self._room_for(0)
         while True:
-            batches = self._next_chunk() // self.batch
+            rows = torch.tensor(next(self._chunks), device=self.model.device)
+            n_tokens = len(rows) * max(0, rows.shape[1] - self.first)
+            if len(buffer) < n_tokens:
+                buffer = self._room_for(n_tokens)
+            batches = self._fill(buffer, rows) // self.batch
             for number in range(self.batch_in_chunk, batches):
                 self.batch_in_chunk += 1
-                dealt = self._buffer[number * self.batch : (number + 1) * self.batch]
+                dealt = buffer[number * self.batch : (number + 1) * self.batch]
                 yield ActivationBatch(dealt[:, : len(self.reads)], dealt[:, len(self.reads) :])
             self.chunk, self.batch_in_chunk = self.chunk + 1, 0
 
@@ -139,18 +144,15 @@ class ActivationStream:
         return f"position {token % self._positions + self.first} of row {text_row} of the text"
 
     @torch.no_grad()
-    def _next_chunk(self) -> int:
-        """Fill the buffer with the next chunk, in the order it is dealt in; how many tokens there are."""
-        rows = torch.tensor(next(self._chunks), device=self.model.device)
+    def _fill(self, buffer: Float[Tensor, "slot site d_model"], rows: Int[Tensor, "row pos"]) -> int:
+        """Put a chunk into the buffer, in the order it is dealt in; how many tokens there are."""
         self._positions = max(0, rows.shape[1] - self.first)
         n = len(rows) * self._positions
-        if len(self._buffer) < n:
-            self._buffer = torch.empty(n, *self._buffer.shape[1:], dtype=self.model.dtype, device=self.model.device)
         self._tokens = self._order(n)
         places = torch.argsort(self._tokens).to(self.model.device)
         sites = [*self.reads, *self.writes]
-        massive = fill(self.model, rows, sites, self.first, self.limits, self._buffer, places)
-        kept = close_gaps(massive.cpu(), self._buffer, self._tokens)
+        massive = fill(self.model, rows, sites, self.first, self.limits, buffer, places)
+        kept = close_gaps(massive.cpu(), buffer, self._tokens)
         if kept < self.batch:
             without = f" without {n - kept} that are outliers" if kept < n else ""
             raise InputError(
@@ -158,6 +160,10 @@ class ActivationStream:
                 "give more text, or a smaller batch."
             )
         return kept
+
+    def _room_for(self, tokens: int) -> Float[Tensor, "slot site d_model"]:
+        sites = len(self.reads) + len(self.writes)
+        return torch.empty(tokens, sites, self._width, dtype=self.model.dtype, device=self.model.device)
 
     def _order(self, n: int) -> Int[Tensor, "token"]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.chunk)

@@ -148,6 +148,8 @@ class Trainer:
                 bar.update(task, advance=1)
                 if save:
                     self._save_checkpoint()
+        if self.step == steps:
+            self.batches = iter(())  # what the stream buffers is needed no longer
 
     def finish(self) -> list[DictionarySet]:
         """The dictionaries as they are now, on the model's own activations; saved where there is an output folder.
