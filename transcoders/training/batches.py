@@ -12,8 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.data.activations import ActivationBatch, ActivationStream
+from transcoders.data.chunks import no_row, require_masked
+from transcoders.data.corpora import CorpusSource, open_corpus
 from transcoders.data.outliers import SAMPLE_TOKENS, find_outliers
-from transcoders.data.tokens import Corpus, CorpusSource, open_corpus, pack_rows
+from transcoders.data.tokens import CorpusRows, Rows, TokenRows, stacked
 from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -126,8 +128,11 @@ class ModelSource:
         """Norms above which a token is left out; found once, and named in the log."""
         if self.config.outliers and not self.limits:
             n = -(-SAMPLE_TOKENS // self._context)
-            rows = torch.tensor(list(islice(self._rows(), n)), device=self.device)
-            found = find_outliers(self.model, rows, sites, times=self.config.outliers, first=self.first)
+            if not (some := list(islice(self._rows(), n))):
+                raise no_row()
+            rows, positions = (side.to(self.device) for side in stacked(some))
+            how = {"times": self.config.outliers, "first": self.first, "positions": positions}
+            found = find_outliers(self.model, rows, sites, **how)
             if found.largest:
                 logger.info("%s Features are trained on the rest.", found.describe())
             self.limits = found.limits
@@ -142,18 +147,17 @@ class ModelSource:
         limits: Mapping[Site, float],
         state: Mapping[str, Any] | None,
     ) -> ActivationStream:
-        """Chunks as large as the buffer, and large enough for a batch."""
+        """Chunks as large as the buffer, and large enough for a batch; of whole rows, where all are of one length."""
         spare = _SPARE if limits else 1.0
         positions = self._context - self.first
+        rows = buffer_mb * 2**20 // (positions * self._bytes_per_token(sites))
         return ActivationStream(
             self.model,
             self._rows,
             reads=sites,
             writes=(),
             batch=batch,
-            chunk_rows=max(
-                math.ceil(spare * batch / positions), buffer_mb * 2**20 // (positions * self._bytes_per_token(sites))
-            ),
+            chunk_tokens=max(math.ceil(spare * batch / positions), rows) * positions,
             seed=self.config.seed,
             first=self.first,
             limits=limits,
@@ -274,16 +278,15 @@ def _by_layer(vectors: Tensor) -> Float[Tensor, "token layer d_model"]:
     return vectors
 
 
-def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Any, int]:
-    """The name of the corpus, a function that opens a pass over its rows of tokens, and their length."""
+def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
+    """The name of the corpus, its rows of tokens, and their length."""
     if isinstance(corpus, Tensor):
-        rows = corpus.tolist()
-        return ROWS, lambda: iter(rows), corpus.shape[1]
-    opened: Corpus = open_corpus(corpus)
+        if config.documents != "packed":
+            raise InputError(f"documents={config.documents!r} is of text; rows of tokens are read as they are given.")
+        return ROWS, TokenRows(corpus), corpus.shape[1]
+    opened = open_corpus(corpus)
     context = min(config.context, model.context)
-
-    def passes() -> Iterator[Sequence[int]]:
-        separator = opened.separator_or(config.separator)
-        return pack_rows(model, opened.training(), context=context, separator=separator)
-
-    return opened.name, passes, context
+    if config.documents == "masked":
+        require_masked(model, context)
+    rows = CorpusRows(model, opened, context, opened.separator_or(config.separator), config.documents)
+    return opened.name, rows, context
