@@ -140,6 +140,8 @@ class Trainer:
                 display.advance()
                 if save:
                     self._save_checkpoint()
+        if self.step == steps:
+            self.batches = iter(())  # what the stream buffers is needed no longer
 
     def finish(self) -> list[DictionarySet]:
         """The dictionaries as they are now, on the model's own activations; saved where there is an output folder.
