@@ -193,7 +193,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_one(tmp_path, monkey
             patch.setattr(transcoders.files.os, "fsync", full)
             with pytest.raises(WriteError, match="is full; make room"):
                 write()
-        assert sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK) == ["checkpoint-00000010", "metrics.jsonl"]
+        left = sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK)
+        assert left == ["README.md", "checkpoint-00000010", "curve.svg", "metrics.jsonl"]
     whole: Any = train(None, vectors(), SAE, progress=False)
     resumed: Any = train(None, vectors(), SAE, progress=False, out=tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
