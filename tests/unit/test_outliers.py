@@ -10,12 +10,13 @@ import torch
 
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.features.collection.run import encode_rows
-from circuitsae.interventions import Feature, Zero, intervene
+from circuitsae.interventions import Feature, Intervention, Zero, intervene
 from circuitsae.replacement import ReplacementModel
 from transcoders import random_model
 from transcoders.data import ActivationStream, find_outliers, massive_tokens, sites_of
 from transcoders.data.activations import close_gaps
 from transcoders.data.outliers import TokenOutliers
+from transcoders.data.tokens import TokenRows
 from transcoders.dictionaries import DictionaryProvenance, random_dictionaries
 from transcoders.errors import InputError
 from transcoders.sites import Site
@@ -93,15 +94,15 @@ def test_a_norm_that_is_not_finite_is_a_fault_and_no_outlier(model, rows):
 def test_the_stream_deals_every_other_token_once_and_knows_where_it_is_from(model, rows, first):
     limits = find_outliers(model, rows, SITES, times=20.0).limits
     stream = ActivationStream(
-        model, lambda: iter(rows.tolist()), reads=SITES, writes=(), batch=10, chunk_rows=8, seed=3, first=first,
-        limits=limits,
+        model, TokenRows(rows), reads=SITES, writes=(), batch=10, chunk_tokens=8 * (CONTEXT - first), seed=3,
+        first=first, limits=limits,
     )  # fmt: skip
     expected = sites_of(model, rows[:8], SITES, (), first=first).reads
     kept = ~(rows[:8, first:] == SINK).flatten()
     n_batches = int(kept.sum()) // 10
     dealt = []
     for batch in islice(stream, n_batches):
-        assert stream.chunk == 0
+        assert stream.state()["chunk"] == 0
         for row in range(10):
             words = stream.place(row).split()
             token = int(words[4]) * (CONTEXT - first) + int(words[1]) - first
@@ -109,18 +110,17 @@ def test_the_stream_deals_every_other_token_once_and_knows_where_it_is_from(mode
             dealt.append(token)
     assert len(set(dealt)) == 10 * n_batches
     assert set(dealt) <= set(kept.nonzero().squeeze(1).tolist())
-    next(iter(stream))
     without = sites_of(model, rows[:8], SITES, (), first=first, limits=limits).reads
     torch.testing.assert_close(without, expected[kept])
 
 
 def test_batches_are_views_of_one_buffer(model, rows):
     stream = ActivationStream(
-        model, lambda: iter(rows.tolist()), reads=SITES[:1], writes=SITES[1:], batch=32, chunk_rows=8, seed=0
+        model, TokenRows(rows), reads=SITES[:1], writes=SITES[1:], batch=32, chunk_tokens=64, seed=0
     )
     batches = islice(stream, 6)
     places = [{side.untyped_storage().data_ptr() for side in batch} for batch in batches]
-    assert stream.chunk == 2
+    assert stream.state()["chunk"] == 2
     assert all(len(place) == 1 for place in places)
     assert len(set.union(*places)) == 1
 
@@ -142,7 +142,14 @@ def test_gaps_are_closed_in_place(seed):
 def test_a_chunk_of_nothing_but_outliers_is_refused(model):
     rows = [[SINK] * CONTEXT] * 4
     stream = ActivationStream(
-        model, lambda: iter(rows), reads=SITES, writes=(), batch=8, chunk_rows=4, seed=0, limits={SITES[0]: 1.0}
+        model,
+        TokenRows(torch.tensor(rows)),
+        reads=SITES,
+        writes=(),
+        batch=8,
+        chunk_tokens=32,
+        seed=0,
+        limits={SITES[0]: 1.0},
     )
     with pytest.raises(InputError, match="4 rows of 9 tokens without 32 that are outliers do not fill one batch of 8"):
         next(iter(stream))
@@ -154,9 +161,7 @@ def test_one_pass_serves_all_sites_and_ends_at_the_last_of_them(rows):
     for layer, block in enumerate(model.bridge.blocks):
         block.register_forward_pre_hook(lambda *_, layer=layer: calls.__setitem__(layer, calls[layer] + 1))
     sites = [Site(layer, kind) for layer in range(3) for kind in ("mlp_in", "mlp_out")]
-    stream = ActivationStream(
-        model, lambda: iter(rows.tolist()), reads=sites, writes=(), batch=16, chunk_rows=10, seed=0
-    )
+    stream = ActivationStream(model, TokenRows(rows), reads=sites, writes=(), batch=16, chunk_tokens=80, seed=0)
     batches = iter(stream)
     for _ in range(5):
         next(batches)
@@ -327,8 +332,8 @@ def test_fit_is_that_of_the_positions_with_features(replacement, trace):
 def test_interventions_on_its_features_are_refused_and_others_leave_it(replacement, trace):
     layer, pos, feature = trace.features.index[0].tolist()
     with pytest.raises(InputError, match=f"position {MASSIVE} has no features, as its activations are outliers"):
-        intervene(replacement, trace, [Zero(Feature(layer, feature, MASSIVE))])
-    outcome = intervene(replacement, trace, [Zero(Feature(layer, feature))], reads=True)
+        intervene(replacement, trace, [Intervention(Feature(layer, feature, MASSIVE), Zero())])
+    outcome = intervene(replacement, trace, [Intervention(Feature(layer, feature), Zero())], reads=True)
     assert not outcome.features(layer)[..., trace.exact, :].any()
     assert outcome.features(layer)[..., pos, :].any()
 
