@@ -18,7 +18,7 @@ from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import InputError, NotFiniteError
 from transcoders.formats.native import save_native
 from transcoders.sites import Site
-from transcoders.training.batches import Source
+from transcoders.training.batches import FIRST_BATCHES, Places, Source
 from transcoders.training.checkpoint import (
     Checkpoint,
     alone_in,
@@ -81,7 +81,6 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 
 logger = logging.getLogger(__name__)
 
-_SCALE_BATCHES = 8
 _SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
@@ -110,10 +109,7 @@ class Trainer:
         self.source, self.configs, self.config = source, list(configs), configs[0]
         self.names = _names(configs, names)
         self.out = None if out is None else Path(out)
-        sides = [source.sites(config) for config in configs]
-        self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
-        place = {site: i for i, site in enumerate(self.sites)}
-        self._places = [tuple(_evenly([place[site] for site in side]) for side in pair) for pair in sides]
+        self.sites, self._places = Places.of(source, configs)
         self._watch = Watch(self.sites, self.names, source.device)
         with alone_in(self.out):
             if resume:
@@ -213,7 +209,7 @@ class Trainer:
         """Warn where the L0 of what is handed out is not the one that was asked."""
         if all(config.target_l0 is None for config in self.configs):
             return
-        sample = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch).transpose(0, 1).float()
+        sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
         for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
             if config.target_l0 is None:
                 continue
@@ -242,7 +238,7 @@ class Trainer:
             # It would be taken for this run's.
             logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
             remove_checkpoints(self.out)
-        first = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch)
+        first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
                 raise NotFiniteError(
@@ -351,13 +347,6 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
                 f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
                 "Give them one value, or train them one after the other."
             )
-
-
-def _evenly(places: list[int]) -> list[int] | slice:
-    """Places at even distances as a slice, by which a tensor is seen and not copied."""
-    step = places[1] - places[0] if len(places) > 1 else 1
-    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
-    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
