@@ -45,7 +45,7 @@ class TrainedOn:
         if not (folder / RUN).is_file():
             return cls._of_dictionaries(folder)
         record: Any = read_json(folder / RUN)
-        known = isinstance(record, dict) and set(record) <= set(cls.__dataclass_fields__) and "model" in record
+        known = set(record) <= set(cls.__dataclass_fields__) and "model" in record
         if not known or not all(isinstance(value, str) for value in record.values()):
             raise FileFormatError(
                 f"{folder / RUN} does not say what the run was trained on; name the model and the text: "

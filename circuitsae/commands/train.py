@@ -69,7 +69,8 @@ def train(
     TrainedOn.given(model, corpus, weights).save(out)
     if evaluate_tokens:
         release_freed_memory()
-        rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
+        stream = {"context": config.context, "separator": config.separator}
+        rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, **stream)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows, loss_tokens=loss_tokens, progress=True)
         show_evaluation(console, evaluation)
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
