@@ -11,6 +11,7 @@ import datasets
 import httpx
 import pytest
 import zstandard
+from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import errors
 
 from transcoders.data import Corpus, open_corpus, text_files
@@ -366,7 +367,7 @@ def test_a_damaged_place_is_refused(tmp_path, source, state):
 def test_what_the_hub_does_not_give_is_refused_with_its_reason(monkeypatch, cause, said):
     def refuse(*_, **__):
         response = httpx.Response(403, request=httpx.Request("GET", "https://hub.invalid"))
-        raise datasets.exceptions.DatasetNotFoundError("not there") from cause("403", response=response)
+        raise DatasetNotFoundError("not there") from cause("403", response=response)
 
     monkeypatch.setattr("transcoders.data.corpora.folder_or_name", lambda name, *_: name)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
