@@ -48,8 +48,9 @@ def train(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; the pocket model has its own.
-        part: Which part of it.
+        corpus: A file or folder (.txt, .jsonl, .parquet), a hub data set, or a folder of `circuitsae activations`; the
+            pocket model has its own text.
+        part: Which part of a data set.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
@@ -75,11 +76,12 @@ def train(
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
-    text = corpus_for(model, corpus, TRAINING, part)
+    store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
+    text = store or corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
-    TrainedOn.given(model, corpus, weights, part).save(out)
-    if evaluate_tokens:
+    TrainedOn.given(model, None if store else corpus, weights, part).save(out)
+    if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
         release_freed_memory()
         stream = {"context": config.context, "separator": config.separator}
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, **stream)
@@ -87,6 +89,8 @@ def train(
         show_evaluation(console, evaluation)
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
     say(console, f"Dictionaries: {out}")
-    if kind != "sae":
+    if store is not None:
+        say_next(console, f"circuitsae evaluate {model} {out} --corpus TEXT")
+    elif kind != "sae":
         how = " ".join(["", *map(shlex.quote, weights.words())])
         say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}{how}')

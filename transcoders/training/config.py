@@ -17,6 +17,7 @@ PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
 Remedy = Literal["auxiliary", "resample", "none"]
 Documents = Literal["packed", "masked", "separate"]
 LogTo = Literal["none", "tensorboard", "wandb"]
+Parallel = Literal["data", "layers", "features"]
 
 PENALTIES: dict[str, tuple[PenaltyName, ...]] = {
     "relu": ("l1", "unit_l1", "p_anneal"),
@@ -114,6 +115,9 @@ class TrainConfig:
     layers_at_once: int | None = None
     """SAEs and transcoders: layers that take a step together, the others' gradients needing no memory meanwhile; None
     for as many as fit 64 MB on a CPU, 2 GB on a GPU. The result is the same."""
+    parallel: Parallel = "data"
+    """What the processes of `torchrun` share out: the tokens of a batch, the layers (SAEs, transcoders), or each
+    layer's features. The result is the same; a single process does it all."""
     compile: bool = False
     """Whether the loss goes through torch.compile; needs a C++ compiler."""
     context: int = 128
@@ -198,6 +202,8 @@ class TrainConfig:
             raise InputError(
                 f"target_l0 steers a penalty, and {self.activation!r} has none; set k = {self.target_l0:g}."
             )
+        if self.parallel not in get_args(Parallel):
+            raise InputError(f"parallel cannot be {self.parallel!r}; there are {', '.join(get_args(Parallel))}.")
         if self.aligned and self.activation == "gated":
             raise InputError("aligned has no meaning for 'gated', which has two encoders; choose another activation.")
         if self.matryoshka and (list(self.matryoshka) != sorted(set(self.matryoshka)) or self.matryoshka[-1] != 1):
@@ -272,6 +278,14 @@ class CLTConfig(TrainConfig):
 
     skip: bool = False
     """Whether a linear map of each layer's input is added to its output."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel == "layers":
+            raise InputError(
+                "parallel='layers' is for layers that know nothing of each other, which those of a cross-layer "
+                "transcoder do; give 'data' or 'features'."
+            )
 
 
 _KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}

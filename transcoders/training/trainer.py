@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import InputError, NotFiniteError
 from transcoders.formats.native import save_native
-from transcoders.progress import progress_bar
 from transcoders.sites import Site
 from transcoders.training.batches import Source
 from transcoders.training.checkpoint import (
@@ -32,8 +30,10 @@ from transcoders.training.checkpoint import (
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.display import Display
 from transcoders.training.export import library_versions
-from transcoders.training.metrics import MetricsFile, Sink, open_sink
+from transcoders.training.metrics import MetricsFile, Sink, Wait, open_sink
+from transcoders.training.record import write_record
 from transcoders.training.step import Run
 
 
@@ -125,27 +125,23 @@ class Trainer:
         """Train to the end, or up to a step."""
         steps = self.config.steps
         end = min(steps, until or steps)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with (
-            alone_in(self.out),
-            progress_bar(*columns, shown=progress, transient=False) as bar,
-            ExitStack() as stack,
-        ):
+        self._wait = Wait()
+        display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
+        with alone_in(self.out), display, ExitStack() as stack:
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
             files = [
                 stack.enter_context(MetricsFile(folder / "metrics.jsonl", step=self.step)) for folder in self._folders()
             ]
-            task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
             while self.step < end:
-                activations = next(self.batches).reads
+                activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
                 self._train_step(activations, measure=log)
                 save = self.out is not None and self.step % self.config.checkpoint_every == 0
                 if log or save or self.step == end or activations.device.type == "cpu":
                     self._require_finite(activations)
                 if log:
-                    bar.update(task, description=self._log(files, sinks))
-                bar.update(task, advance=1)
+                    logger.info("step %d of %d, %s", self.step, steps, display.measured(self._log(files, sinks)))
+                display.advance()
                 if save:
                     self._save_checkpoint()
 
@@ -178,6 +174,7 @@ class Trainer:
         with alone_in(self.out):
             for folder, dictionaries in zip(self._folders(), results, strict=False):
                 save_native(dictionaries, folder)
+            self._write_records()
         if self.step == self.config.steps:
             self._compare_l0(results)
         return results
@@ -225,17 +222,16 @@ class Trainer:
                     name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
                 )  # fmt: skip
 
-    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> str:
-        """Metrics to the files, the sinks and the log; returns a line for the progress bar."""
-        lines = [run.metrics(self.step) for run in self.runs]
+    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
+        """Metrics to the files and the sinks; returns them."""
+        waited = self._wait.share()
+        lines = [{**run.metrics(self.step), "data_wait": waited} for run in self.runs]
         for file, line in zip(files, lines, strict=False):
             file.write(line)
         for sink, line in zip(sinks, lines, strict=True):
             if sink is not None:
                 sink(line)
-        texts = [f"{n}: fvu {m['fvu']:.3f}, L0 {m['l0']:.1f}" for n, m in zip(self.names, lines, strict=True)]
-        logger.info("step %d of %d, %s", self.step, self.config.steps, "; ".join(texts))
-        return texts[0] if len(texts) == 1 else f"{len(texts)} dictionaries, {texts[0]}"
+        return lines
 
     # starting and resuming
 
@@ -291,6 +287,7 @@ class Trainer:
         for run in self.runs:
             run.require_finite(f"The checkpoint of step {self.step}")
         save_checkpoint(self.out, self.step, self._checkpoint())
+        self._write_records()
 
     def _checkpoint(self) -> Checkpoint:
         tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
@@ -316,6 +313,11 @@ class Trainer:
         return json.loads(json.dumps(identity))
 
     # files
+
+    def _write_records(self) -> None:
+        identity = {**self._identity(), "data_hash": self.stream.state().get("hash")}
+        for folder, config in zip(self._folders(), self.configs, strict=False):
+            write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
     def _folders(self) -> list[Path]:
         """One for each dictionary: the output folder itself, or named folders in it where there are several."""
