@@ -7,7 +7,17 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from circuitsae.commands.shared import Bos, WeightOptions, Weights, corpus_for, load_language_model, say, say_next
+from circuitsae.commands.shared import (
+    Bos,
+    CorpusPart,
+    CorpusPartOptions,
+    WeightOptions,
+    Weights,
+    corpus_for,
+    load_language_model,
+    say,
+    say_next,
+)
 from circuitsae.tables import open_console
 from transcoders.errors import InputError
 from transcoders.sites import Site, SiteKind
@@ -18,6 +28,7 @@ def activations(
     /,
     *,
     corpus: str | None = None,
+    part: CorpusPartOptions = CorpusPart(),
     out: Path,
     site: tuple[str, ...] = (),
     tokens: Annotated[int | None, tyro.conf.DisallowNone] = None,
@@ -39,7 +50,8 @@ def activations(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; the pocket model has its own.
+        part: Which part of it.
         out: Folder for the shards.
         site: What is written: resid_post, or mlp_in and mlp_out for transcoders, of every layer; or of one, 3.mlp_in.
         tokens: As many rows of text as hold so many tokens; all of the text unless given.
@@ -66,7 +78,7 @@ def activations(
     from transcoders.data import write_activations
 
     console = open_console()
-    text = corpus_for(model, corpus, TRAINING)
+    text = corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device, "float32", weights)
     store = write_activations(
         language_model, text, out, sites=places, tokens=tokens, context=context, separator=separator, bos=bos,
