@@ -30,20 +30,22 @@ class Checkpoint:
     record: dict[str, Any]
 
 
-def save_checkpoint(
-    out: Path, step: int, checkpoint: Checkpoint, *, keep_last: int = 1, keep_best: bool = False
-) -> None:
-    """Write the folder, whole or not at all, and remove those that are not to stay.
-
-    Checkpoints of later steps go as well: they could not be resumed from, or this step would not have been done again.
-    """
+def save_checkpoint(out: Path, step: int, checkpoint: Checkpoint) -> None:
+    """Write the folder, whole or not at all."""
     folder = out / f"checkpoint-{step:08d}"
     with new_folder(folder) as temporary:
         write_tensors(temporary / TENSORS, checkpoint.tensors)
         write_json(temporary / RECORD, {**checkpoint.record, "sha256": file_hash(temporary / TENSORS)})
+
+
+def keep_checkpoints(out: Path, step: int, *, keep_last: int, keep_best: bool) -> None:
+    """Remove all but the last ones up to `step`, and the best where it is to stay.
+
+    Those of later steps could not be resumed from, or the run would not be at this one.
+    """
     there = checkpoints(out)
-    stay = there[: there.index(folder) + 1][-keep_last:]
-    if keep_best and (best := _best(there)) is not None:
+    stay = [folder for folder in there if _step(folder) <= step][-keep_last:]
+    if keep_best and (best := _best([folder for folder in there if _step(folder) <= step])) is not None:
         stay.append(best)
     for other in there:
         if other not in stay:

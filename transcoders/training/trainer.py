@@ -28,6 +28,7 @@ from transcoders.training.checkpoint import (
     alone_in,
     checkpoints,
     damaged,
+    keep_checkpoints,
     latest_checkpoint,
     read_record,
     read_state,
@@ -260,7 +261,7 @@ class Trainer:
 
     def _take_folder(self, out: Path) -> None:
         """Last of all that can fail: what an earlier run left to go on from is lost here."""
-        sweep(out)
+        self._sweep()
         if earlier := latest_checkpoint(out):
             # It would be taken for this run's.
             logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
@@ -278,7 +279,7 @@ class Trainer:
             return
         if not there:
             raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")
-        sweep(self.out)
+        self._sweep()
         while True:
             folder = there.pop()
             try:
@@ -290,6 +291,7 @@ class Trainer:
                         f"{error} There is no checkpoint before it, so leave out `resume` to train anew."
                     ) from error
                 logger.warning("%s Going on from the one before it, %s.", error, there[-1])
+        self._keep_checkpoints()  # a kill may have left one too many
         if not started:  # of an earlier release
             mark_started(self.out, self._identity())
         logger.info("resuming %s at step %d of %d", self.out, self.step, self.config.steps)
@@ -323,8 +325,13 @@ class Trainer:
         assert self.out is not None
         for run in self.runs:
             run.require_finite(f"The checkpoint of step {self.step}")
+        save_checkpoint(self.out, self.step, self._checkpoint())
+        self._keep_checkpoints()
+
+    def _keep_checkpoints(self) -> None:
+        assert self.out is not None
         keep_last, keep_best = self.config.keep_last, self.config.keep_best
-        save_checkpoint(self.out, self.step, self._checkpoint(), keep_last=keep_last, keep_best=keep_best)
+        keep_checkpoints(self.out, self.step, keep_last=keep_last, keep_best=keep_best)
 
     def _checkpoint(self) -> Checkpoint:
         tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
@@ -373,6 +380,11 @@ class Trainer:
         if self.out is None:
             return []
         return [self.out] if len(self.configs) == 1 else [self.out / name for name in self.names]
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written; the lock says that it is not there any more."""
+        for folder in {self.out, *self._folders()} - {None}:
+            sweep(folder)
 
     def _open_sinks(self, stack: ExitStack) -> list[Sink | None]:
         """For each dictionary where its configuration wants its metrics besides the file, closed with the stack."""
