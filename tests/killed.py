@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ RUNS: dict[str, list[TrainConfig]] = {
     "several": [CLTConfig(activation="batchtopk", **COMMON), TranscoderConfig(activation="gated", **COMMON)],
 }
 """At a size that takes no time."""
+LONG: dict[str, Any] = {"features": 1024, "k": 8, "tokens": 32 * 60, "checkpoint_every": 4}
+WIDTH = 64
+"""At a size of which writing takes some of the time."""
 
 
 def data(configs: list[TrainConfig], width: int = 8) -> Any:
@@ -155,22 +159,23 @@ def kill_at_the_disk(name: str, folder: Path, every: int, first: int) -> tuple[i
     return kills, bad
 
 
-def kill_in_time(name: str, folder: Path, kills: int, seed: int, width: int) -> tuple[int, list[str]]:
-    """One run, killed at random moments until it has been often enough; how often while it wrote, and what differs."""
-    configs, generator = RUNS[name], random.Random(seed)
+def kill_in_time(name: str, folder: Path, kills: int, seed: int) -> tuple[int, int, list[str]]:
+    """One run, killed at random moments; how often, how often of these while it wrote, and what differs."""
+    configs, generator = [replace(config, **LONG) for config in RUNS[name]], random.Random(seed)
     out, began = folder / "killed", time.monotonic()
-    expected = unbroken(configs, folder / "unbroken", width)
-    whole, writing = time.monotonic() - began, 0
+    expected = unbroken(configs, folder / "unbroken", WIDTH)
+    whole, killed, writing = time.monotonic() - began, 0, 0
     for _ in range(kills):
-        pid = forked(lambda: go_on(configs, out, width))
-        time.sleep(generator.uniform(0.02, 0.4) * whole)
+        pid = forked(lambda: go_on(configs, out, WIDTH))
+        time.sleep(generator.uniform(0.02, 0.15) * whole)
         os.kill(pid, signal.SIGKILL)
         if (status := ended(pid)) not in (-signal.SIGKILL, 0):
-            return writing, [f"{name}: ended with {status} by itself"]
+            return killed, writing, [f"{name}: ended with {status} by itself"]
+        killed += status != 0
         writing += any(out.rglob(".*.tmp")) or any(out.rglob(".*.whole"))
-    if status := ended(forked(lambda: go_on(configs, out, width))):
-        return writing, [f"{name}: the last start ended with {status}"]
-    return writing, [f"{name}: {each}" for each in differences(expected, dict(contents(configs, out)))]
+    if status := ended(forked(lambda: go_on(configs, out, WIDTH))):
+        return killed, writing, [f"{name}: the last start ended with {status}"]
+    return killed, writing, [f"{name}: {each}" for each in differences(expected, dict(contents(configs, out)))]
 
 
 def main() -> None:
@@ -182,17 +187,18 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=8)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     failed = False
     for name in given.runs:
         if given.how == "disk":
-            count, bad = kill_at_the_disk(name, given.folder / name, given.every, given.first)
+            kills, bad = kill_at_the_disk(name, given.folder / name, given.every, given.first)
+            said = f"{kills} kills"
         else:
-            count, bad = kill_in_time(name, given.folder / name, given.kills, given.seed, given.width)
-        print(f"{name}: {count} kills{' while it wrote' * (given.how == 'time')}, {len(bad)} differences", flush=True)
+            kills, writing, bad = kill_in_time(name, given.folder / name, given.kills, given.seed)
+            said = f"{kills} kills, {writing} of them while it wrote"
+        print(f"{name}: {said}, {len(bad)} differences", flush=True)
         print("\n".join(bad), file=sys.stderr, end="")
         failed |= bool(bad)
     sys.exit(failed)

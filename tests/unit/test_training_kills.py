@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+import circuitsae
+from circuitsae.cli import main
 from tests.killed import RUNS, data
 from transcoders import SAEConfig, from_checkpoint, load_dictionaries, train
 from transcoders.errors import FileFormatError, InputError, NotFiniteError, Stopped, WriteError
@@ -282,6 +284,35 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path):
         from_checkpoint(tmp_path, name="plt-gated-1")
 
 
+def test_every_command_takes_a_checkpoint_where_dictionaries_are_named(tmp_path):
+    trainer = trainer_of(tmp_path, SEVERAL)
+    trainer.run(until=2, progress=False)
+    folder, expected = tmp_path / "checkpoint-00000002", trainer.finish()[1]
+    assert same(circuitsae.load_dictionaries(folder, sae_id="plt-gated-1"), expected)
+    found = circuitsae.load_dictionaries(folder, sae_id="plt-gated-1", dtype="float64")
+    assert {tensor.dtype for tensor in found.state_dict().values()} == {torch.float64}
+    with pytest.raises(InputError, match="is a checkpoint, of which there is nothing to choose; leave out layers"):
+        circuitsae.load_dictionaries(folder, sae_id="plt-gated-1", layers=[0])
+
+
+def test_a_checkpoint_of_an_earlier_release_is_resumed_and_read(tmp_path):
+    (expected,) = trained(tmp_path / "whole")
+    out = tmp_path / "out"
+    trainer_of(out).run(until=5, progress=False)
+    (out / "run.json").unlink()
+    for path in out.glob("checkpoint-*/state.json"):
+        record = json.loads(path.read_text())
+        for key in ("names", "provenance", "score"):
+            del record[key]
+        for config in record["run"]["config"]:
+            config.pop("keep_last")
+        path.write_text(json.dumps(record))
+    read = from_checkpoint(out)
+    assert read.provenance.tokens == 4 * 32
+    assert read.provenance.model == "vectors"
+    assert same(trained(out, resume=True)[0], expected)
+
+
 # signals
 
 
@@ -308,6 +339,23 @@ def test_a_signal_ends_the_run_after_a_step_with_a_checkpoint(tmp_path, number, 
     (found,) = trained(tmp_path / "stopped", resume=True)
     assert same(found, expected)
     assert (tmp_path / "stopped/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+
+
+def test_the_command_line_says_how_to_go_on_and_ends_as_a_shell_expects(tmp_path, monkeypatch, capsys):
+    step = Trainer._train_step
+
+    def interrupted(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    command = "train pocket --kind sae --features 8 --context 16 --tokens 64 --batch 32 --buffer-mb 1"
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--out", str(tmp_path / "out"), "--evaluate-tokens", "0"])
+    assert ended.value.code == 143
+    said = capsys.readouterr().err
+    assert "Training stopped after step 1 of 2. The last good checkpoint is" in said
+    assert "--resume" in said
 
 
 def test_a_second_signal_acts_at_once_and_handlers_of_others_stay():
