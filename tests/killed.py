@@ -54,6 +54,12 @@ def data(configs: list[TrainConfig], width: int = 8) -> Any:
     return reads if configs[0].kind == "sae" else (reads, writes)
 
 
+def source_of(configs: list[TrainConfig], width: int = 8) -> VectorSource:
+    given = data(configs, width)
+    reads, writes = given if isinstance(given, tuple) else (given, None)
+    return VectorSource(reads, writes, seed=configs[0].seed)
+
+
 def run(configs: list[TrainConfig], out: Path, *, resume: bool, width: int = 8) -> None:
     train(None, data(configs, width), configs, out=out, resume=resume, progress=False)
 
@@ -63,10 +69,8 @@ def go_on(configs: list[TrainConfig], out: Path, width: int = 8) -> None:
     try:
         run(configs, out, resume=True, width=width)
     except InputError:
-        given = data(configs, width)
-        sides = given if isinstance(given, tuple) else (given, None)
         try:
-            started = was_started(out, identity_of(VectorSource(*sides, seed=configs[0].seed), configs))
+            started = was_started(out, identity_of(source_of(configs, width), configs))
         except InputError:  # by another run
             started = False
         if started:
@@ -120,7 +124,8 @@ def contents(configs: list[TrainConfig], out: Path) -> Iterator[tuple[str, Any]]
     for metrics in sorted(out.rglob("metrics.jsonl")):
         folder = metrics.parent
         yield f"{folder.relative_to(out)} metrics", metrics.read_text()
-        for name, tensor in load_dictionaries(folder).state_dict().items():
+        dictionaries: Any = load_dictionaries(folder)
+        for name, tensor in dictionaries.state_dict().items():
             yield f"{folder.relative_to(out)} {name}", tensor
     yield "files", sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.name != ".training.lock")
 

@@ -15,11 +15,11 @@ import torch
 
 import circuitsae
 from circuitsae.cli import main
-from tests.killed import RUNS, data
+from tests.killed import RUNS, data, source_of
 from transcoders import SAEConfig, from_checkpoint, load_dictionaries, train
 from transcoders.errors import FileFormatError, InputError, NotFiniteError, Stopped, WriteError
 from transcoders.files import new_files, settle, write_file
-from transcoders.training import Trainer, VectorSource
+from transcoders.training import Trainer
 from transcoders.training.best import score
 from transcoders.training.checkpoint import checkpoints, find_checkpoint
 from transcoders.training.metrics import lines_after
@@ -35,10 +35,7 @@ def trained(out, configs=TOPK, **options) -> Any:
 
 
 def trainer_of(out, configs=TOPK, **options):
-    given = data(configs)
-    return Trainer(
-        VectorSource(*(given if isinstance(given, tuple) else (given, None)), seed=0), configs, out=out, **options
-    )
+    return Trainer(source_of(configs), configs, out=out, **options)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -289,7 +286,7 @@ def test_every_command_takes_a_checkpoint_where_dictionaries_are_named(tmp_path)
     trainer.run(until=2, progress=False)
     folder, expected = tmp_path / "checkpoint-00000002", trainer.finish()[1]
     assert same(circuitsae.load_dictionaries(folder, sae_id="plt-gated-1"), expected)
-    found = circuitsae.load_dictionaries(folder, sae_id="plt-gated-1", dtype="float64")
+    found: Any = circuitsae.load_dictionaries(folder, sae_id="plt-gated-1", dtype="float64")
     assert {tensor.dtype for tensor in found.state_dict().values()} == {torch.float64}
     with pytest.raises(InputError, match="is a checkpoint, of which there is nothing to choose; leave out layers"):
         circuitsae.load_dictionaries(folder, sae_id="plt-gated-1", layers=[0])

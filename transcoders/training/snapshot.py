@@ -55,7 +55,7 @@ def _number(place: Path, record: dict[str, Any], name: str | None) -> int:
         names = [str(i) for i in range(len(record["runs"]))] if isinstance(record.get("runs"), list) else ["0"]
     if name is None and len(names) == 1:
         return 0
-    if name not in names:
+    if name is None or name not in names:
         asked = "no name was given" if name is None else f"there is no {name!r}"
         raise InputError(
             f"{place} holds several dictionaries, and {asked}; give name=… of {', '.join(map(repr, names))}."
