@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from circuitsae.commands.shared import WeightOptions, Weights, Wide, corpus_for, load_language_model, say, say_next
+from circuitsae.commands.shared import (
+    CorpusPart,
+    CorpusPartOptions,
+    WeightOptions,
+    Weights,
+    Wide,
+    corpus_for,
+    load_language_model,
+    say,
+    say_next,
+)
 from circuitsae.tables import open_console
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig, config_of
@@ -18,6 +28,7 @@ def train(
     /,
     *,
     corpus: str | None = None,
+    part: CorpusPartOptions = CorpusPart(),
     out: Path,
     kind: Literal["clt", "plt", "sae"] = "clt",
     skip: Annotated[bool | None, tyro.conf.DisallowNone] = None,
@@ -34,7 +45,8 @@ def train(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; the pocket model has its own.
+        part: Which part of it.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
@@ -60,7 +72,7 @@ def train(
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
-    text = corpus_for(model, corpus, TRAINING)
+    text = corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
     if evaluate_tokens:

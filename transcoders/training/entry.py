@@ -9,7 +9,7 @@ from typing import Any, overload
 from jaxtyping import Int
 from torch import Tensor
 
-from transcoders.data.tokens import CorpusSource
+from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -22,7 +22,7 @@ from transcoders.training.trainer import Trainer, require_configs
 logger = logging.getLogger(__name__)
 
 Text = CorpusSource | Int[Tensor, "row pos"]
-"""A text file, a hub data set, documents, or rows of tokens."""
+"""What `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens."""
 
 
 @overload
@@ -57,16 +57,17 @@ def train(
 ) -> DictionarySet | list[DictionarySet]:
     """Train dictionaries of the kind that `config` names for all layers of `model`, or on vectors where it is None.
 
-    `corpus`: a text file, a hub data set, documents, or rows of tokens; of documents every twentieth is held out.
+    `corpus`: what `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens; of documents
+    every twentieth is held out.
     Without a model: vectors `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function
     from a chunk's number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and
     writes. A tensor is read again, in another order, until `config.tokens` are seen.
 
     `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
-    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `separator` and `bos`; the order
-    of the data is that of the first one's seed. Each comes out as it would alone with that order, which also depends on
-    how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in `out`, by `names` or
-    by kind and activation, and checkpoints are of all together.
+    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator` and
+    `bos`; the order of the data is that of the first one's seed. Each comes out as it would alone with that order,
+    which also depends on how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in
+    `out`, by `names` or by kind and activation, and checkpoints are of all together.
 
     `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
     go on from the latest checkpoint there that is not damaged, to the same result as an unbroken run; where the run was

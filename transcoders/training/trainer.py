@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import FileFormatError, InputError, NotFiniteError, WriteError
 from transcoders.files import sweep
 from transcoders.formats.native import save_native
-from transcoders.progress import progress_bar
 from transcoders.sites import Site
 from transcoders.training.batches import Source
 from transcoders.training.best import L0_TOLERANCE, score
@@ -36,8 +34,10 @@ from transcoders.training.checkpoint import (
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.display import Display
 from transcoders.training.export import library_versions
 from transcoders.training.metrics import METRICS, MetricsFile, Sink, lines_after, open_sink
+from transcoders.training.record import write_record
 from transcoders.training.run_folder import identity_of, mark_finished, mark_started, require_same_run, was_started
 from transcoders.training.step import Run
 from transcoders.training.stopping import stop_requests
@@ -88,7 +88,7 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 logger = logging.getLogger(__name__)
 
 _SCALE_BATCHES = 8
-_SHARED = ("tokens", "batch", "context", "separator", "bos")
+_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
 
@@ -114,7 +114,7 @@ class Trainer:
         sides = [source.sites(config) for config in configs]
         self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
         place = {site: i for i, site in enumerate(self.sites)}
-        self._places = [tuple([place[site] for site in side] for side in pair) for pair in sides]
+        self._places = [tuple(_evenly([place[site] for site in side]) for side in pair) for pair in sides]
         self._watch = Watch(self.sites, self.names, source.device)
         with alone_in(self.out):
             if resume:
@@ -130,17 +130,16 @@ class Trainer:
         """
         steps = self.config.steps
         end = min(steps, until or steps)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
         with (
             alone_in(self.out),
             self._with_way_back(),
             stop_requests(heard=self.out is not None) as request,
-            progress_bar(*columns, shown=progress, transient=False) as bar,
+            display,
             ExitStack() as stack,
         ):
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
             files = [stack.enter_context(MetricsFile(folder / METRICS, step=self.step)) for folder in self._folders()]
-            task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
             while self.step < end:
                 activations = next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
@@ -150,8 +149,8 @@ class Trainer:
                 if log or save or self.step == end or activations.device.type == "cpu":
                     self._require_finite(activations)
                 if log:
-                    bar.update(task, description=self._log(files, sinks))
-                bar.update(task, advance=1)
+                    logger.info("step %d of %d, %s", self.step, steps, display.measured(self._log(files, sinks)))
+                display.advance()
                 if save:
                     self._save_checkpoint()
                 if stop:
@@ -171,6 +170,7 @@ class Trainer:
         with alone_in(self.out), self._with_way_back():
             for folder, dictionaries in zip(self._folders(), results, strict=False):
                 save_native(dictionaries, folder)
+            self._write_records()
             if self.out is not None and self.step == self.config.steps:
                 mark_finished(self.out, self._identity(), self._folders())
         if self.step == self.config.steps:
@@ -221,24 +221,22 @@ class Trainer:
         for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
             if config.target_l0 is None:
                 continue
-            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(reads))
+            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(sample[reads]))
             if abs(l0 / config.target_l0 - 1) > L0_TOLERANCE:
                 logger.warning(
                     "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
                     name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
                 )  # fmt: skip
 
-    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> str:
-        """Metrics to the files, the sinks and the log; returns a line for the progress bar."""
+    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
+        """Metrics to the files and the sinks; returns them."""
         lines = [run.metrics(self.step) for run in self.runs]
         for file, line in zip(files, lines, strict=False):
             file.write(line)
         for sink, line in zip(sinks, lines, strict=True):
             if sink is not None:
                 sink(line)
-        texts = [f"{n}: fvu {m['fvu']:.3f}, L0 {m['l0']:.1f}" for n, m in zip(self.names, lines, strict=True)]
-        logger.info("step %d of %d, %s", self.step, self.config.steps, "; ".join(texts))
-        return texts[0] if len(texts) == 1 else f"{len(texts)} dictionaries, {texts[0]}"
+        return lines
 
     # starting and resuming
 
@@ -314,6 +312,8 @@ class Trainer:
         ]
         try:
             self._open(record["data"])
+        except InputError:  # of data that are not there any more, for example
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(folder / RECORD, "data", record["data"], "where the data go on") from error
 
@@ -326,6 +326,7 @@ class Trainer:
         for run in self.runs:
             run.require_finite(f"The checkpoint of step {self.step}")
         save_checkpoint(self.out, self.step, self._checkpoint())
+        self._write_records()
         self._keep_checkpoints()
 
     def _keep_checkpoints(self) -> None:
@@ -368,12 +369,19 @@ class Trainer:
             versions=library_versions(),
             config=config.to_json(),
             d_vocab=source.d_vocab,
+            first=source.first,
+            limits={str(site): limit for site, limit in source.limits.items()},
         )
 
     def _identity(self) -> dict[str, Any]:
         return identity_of(self.source, self.configs)
 
     # files
+
+    def _write_records(self) -> None:
+        identity = {**self._identity(), "data_hash": self.stream.state().get("hash")}
+        for folder, config in zip(self._folders(), self.configs, strict=False):
+            write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
     def _folders(self) -> list[Path]:
         """One for each dictionary: the output folder itself, or named folders in it where there are several."""
@@ -410,6 +418,13 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
                 f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
                 "Give them one value, or train them one after the other."
             )
+
+
+def _evenly(places: list[int]) -> list[int] | slice:
+    """Places at even distances as a slice, by which a tensor is seen and not copied."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
+    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
