@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_one(tmp_path, monkey
             with pytest.raises(WriteError, match="is full; make room"):
                 write()
         assert sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK) == [
-            "checkpoint-00000010", "metrics.jsonl", "run.json"
+            "README.md", "checkpoint-00000010", "curve.svg", "metrics.jsonl", "run.json"
         ]  # fmt: skip
     whole: Any = train(None, vectors(), SAE, progress=False)
     resumed: Any = train(None, vectors(), SAE, progress=False, out=tmp_path, resume=True)
