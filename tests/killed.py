@@ -8,6 +8,7 @@ code 1, and lines on stderr, where one does not.
 """
 
 import argparse
+import json
 import logging
 import os
 import random
@@ -119,11 +120,17 @@ def killed_before_touching(out: Path, number: int, work: Callable[[], None]) -> 
     return killed
 
 
+def figures(metrics: Path) -> list[dict[str, Any]]:
+    """All but times, which differ."""
+    lines = (json.loads(line) for line in metrics.read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "data_wait"} for line in lines]
+
+
 def contents(configs: list[TrainConfig], out: Path) -> Iterator[tuple[str, Any]]:
     """All that a run comes to."""
     for metrics in sorted(out.rglob("metrics.jsonl")):
         folder = metrics.parent
-        yield f"{folder.relative_to(out)} metrics", metrics.read_text()
+        yield f"{folder.relative_to(out)} metrics", figures(metrics)
         dictionaries: Any = load_dictionaries(folder)
         for name, tensor in dictionaries.state_dict().items():
             yield f"{folder.relative_to(out)} {name}", tensor

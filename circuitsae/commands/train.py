@@ -35,6 +35,7 @@ def train(
     site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
     centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
+    plan: bool = False,
     evaluate_tokens: int = 20_000,
     device: str = "cpu",
     wide: Wide = False,
@@ -45,8 +46,9 @@ def train(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; the pocket model has its own.
-        part: Which part of it.
+        corpus: A file or folder (.txt, .jsonl, .parquet), a hub data set, or a folder of `circuitsae activations`; the
+            pocket model has its own text.
+        part: Which part of a data set.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
@@ -54,6 +56,7 @@ def train(
         centred: SAEs only: the encoder reads its input less the decoder's bias.
         resume: Go on from the latest checkpoint in the folder; a run that is complete is evaluated as it is. Without it
             the checkpoints there are removed.
+        plan: Train nothing; print what the run would take, from a trial of ten seconds. Exit code 2 where it cannot fit.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model.
@@ -65,22 +68,30 @@ def train(
     import json
 
     import transcoders
-    from circuitsae.console import show_evaluation
+    from circuitsae.console import show_evaluation, show_plan
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
-    text = corpus_for(model, corpus, TRAINING, part)
+    store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
+    text = store or corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
+    if plan:
+        planned = transcoders.plan(language_model, text, config, out=out, evaluate_tokens=evaluate_tokens)
+        show_plan(console, planned)
+        planned.require_fit()
+        return
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
-    if evaluate_tokens:
+    if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)
         show_evaluation(console, evaluation)
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
     say(console, f"Dictionaries: {out}")
-    if kind != "sae":
+    if store is not None:
+        say_next(console, f"circuitsae evaluate {model} {out} --corpus TEXT")
+    elif kind != "sae":
         how = " ".join(["", *map(shlex.quote, weights.words())])
         say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}{how}')

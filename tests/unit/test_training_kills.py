@@ -15,7 +15,7 @@ import torch
 
 import circuitsae
 from circuitsae.cli import main
-from tests.killed import RUNS, data, source_of
+from tests.killed import RUNS, data, figures, source_of
 from transcoders import SAEConfig, from_checkpoint, load_dictionaries, train
 from transcoders.errors import FileFormatError, InputError, NotFiniteError, Stopped, WriteError
 from transcoders.files import new_files, settle, write_file
@@ -104,7 +104,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path
     assert not checkpoints(tmp_path / "killed")
     (found,) = trained(tmp_path / "killed", resume=True)
     assert same(found, expected)
-    assert (tmp_path / "killed/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+    assert figures(tmp_path / "killed/metrics.jsonl") == figures(tmp_path / "whole/metrics.jsonl")
 
 
 def test_a_start_that_fails_leaves_the_earlier_run_as_it_was(tmp_path):
@@ -335,7 +335,7 @@ def test_a_signal_ends_the_run_after_a_step_with_a_checkpoint(tmp_path, number, 
     assert steps_of(tmp_path / "stopped") == [2, 3]
     (found,) = trained(tmp_path / "stopped", resume=True)
     assert same(found, expected)
-    assert (tmp_path / "stopped/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+    assert figures(tmp_path / "stopped/metrics.jsonl") == figures(tmp_path / "whole/metrics.jsonl")
 
 
 def test_the_command_line_says_how_to_go_on_and_ends_as_a_shell_expects(tmp_path, monkeypatch, capsys):
@@ -425,4 +425,4 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_once_there_is_room(small_d
     filler.unlink()
     (found,) = trained(out, resume=True)
     assert same(found, expected)
-    assert (out / "metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+    assert figures(out / "metrics.jsonl") == figures(tmp_path / "whole/metrics.jsonl")

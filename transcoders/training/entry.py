@@ -1,4 +1,4 @@
-"""What users call: `train`, for one dictionary or several, on a language model or on vectors."""
+"""What users call: `plan` and `train`, for one dictionary or several, on a language model or on vectors."""
 
 import logging
 import warnings
@@ -10,13 +10,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from transcoders.data.corpora import CorpusSource
+from transcoders.data.store import ActivationStore
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
+from transcoders.training.planning import Plan, plan_run
 from transcoders.training.run_folder import finished_dictionaries, identity_of
+from transcoders.training.stored import StoreSource, as_stored
 from transcoders.training.trainer import Trainer, require_configs
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,16 @@ Text = CorpusSource | Int[Tensor, "row pos"]
 """What `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens."""
 
 
+@overload
+def train(
+    model: LanguageModel | None, corpus: ActivationStore, config: TrainConfig, *,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> DictionarySet: ...  # fmt: skip
+@overload
+def train(
+    model: LanguageModel | None, corpus: ActivationStore, config: Sequence[TrainConfig], *,
+    names: Sequence[str] | None = ..., progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> list[DictionarySet]: ...  # fmt: skip
 @overload
 def train(
     model: LanguageModel, corpus: Text, config: TrainConfig, *,
@@ -47,7 +60,7 @@ def train(
 ) -> list[DictionarySet]: ...  # fmt: skip
 def train(
     model: LanguageModel | None,
-    corpus: Text | Vectors | tuple[Vectors, Vectors],
+    corpus: Text | ActivationStore | Vectors | tuple[Vectors, Vectors],
     config: TrainConfig | Sequence[TrainConfig],
     *,
     names: Sequence[str] | None = None,
@@ -61,7 +74,9 @@ def train(
     every twentieth is held out.
     Without a model: vectors `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function
     from a chunk's number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and
-    writes. A tensor is read again, in another order, until `config.tokens` are seen.
+    writes. A tensor is read again, in another order, until `config.tokens` are seen. Or, with a model or without, the
+    `ActivationStore` that `write_activations` wrote: runs that share it and the seed get the same batches, and the
+    model, where it is given, says on which device, and is checked to be the store's.
 
     `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
     list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator` and
@@ -78,6 +93,8 @@ def train(
     """
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
+    if isinstance(corpus, ActivationStore):
+        configs = [as_stored(each, corpus) for each in configs]
     source = _source(model, corpus, configs[0])
     with alone_in(None if out is None else Path(out)):
         results = _complete(source, configs, Path(out)) if resume and out is not None else None
@@ -96,8 +113,31 @@ def _complete(source: Source, configs: Sequence[TrainConfig], out: Path) -> list
     return results
 
 
+def plan(
+    model: LanguageModel | None,
+    corpus: Text | Vectors | tuple[Vectors, Vectors] | ActivationStore,
+    config: TrainConfig | Sequence[TrainConfig],
+    *,
+    out: Path | str | None = None,
+    evaluate_tokens: int = 0,
+    trial_seconds: float = 10.0,
+) -> Plan:
+    """What `train` with the same arguments will take: operations, memory, disk and time, from a short trial.
+
+    `evaluate_tokens`: held-out tokens of an evaluation afterwards, which is counted as well. Nothing is written.
+    `Plan.require_fit` raises `InputError` where memory or disk do not suffice.
+    """
+    configs = [config] if isinstance(config, TrainConfig) else config
+    require_configs(configs)
+    place = None if out is None else Path(out)
+    source = _source(model, corpus, configs[0])
+    return plan_run(source, configs, out=place, evaluate_tokens=evaluate_tokens, trial_seconds=trial_seconds)
+
+
 def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:
     """Where batches come from; `InputError` for vectors with a model, and for text without one."""
+    if isinstance(corpus, ActivationStore):
+        return StoreSource(corpus, model, first)
     sides = list(corpus) if isinstance(corpus, tuple) else [corpus]
     floats = [isinstance(side, Tensor) and side.is_floating_point() for side in sides]
     are_vectors = all(given or callable(side) for given, side in zip(floats, sides, strict=True))

@@ -13,7 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from time import perf_counter
+from typing import Any, Literal, TypeVar, get_args
 
 from transcoders.errors import InputError
 from transcoders.files import write_error, write_file
@@ -21,6 +22,7 @@ from transcoders.files import write_error, write_file
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+T = TypeVar("T")
 
 
 class MetricsFile:
@@ -69,6 +71,26 @@ def lines_after(path: Path, step: int) -> list[dict[str, Any]]:
             break
         found.insert(0, json.loads(line))
     return found
+
+
+class Wait:
+    """Which share of the time was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._waited, self._since = 0.0, perf_counter()
+
+    def next(self, items: Iterator[T]) -> T:
+        began = perf_counter()
+        item = next(items)
+        self._waited += perf_counter() - began
+        return item
+
+    def share(self) -> float:
+        """Since this was asked last, or since the start."""
+        now = perf_counter()
+        share = self._waited / (now - self._since)
+        self._waited, self._since = 0.0, now
+        return round(share, 4)
 
 
 def _step(line: str) -> int | None:

@@ -18,7 +18,7 @@ from transcoders.errors import FileFormatError, InputError, NotFiniteError, Writ
 from transcoders.files import sweep
 from transcoders.formats.native import save_native
 from transcoders.sites import Site
-from transcoders.training.batches import Source
+from transcoders.training.batches import FIRST_BATCHES, Places, Source
 from transcoders.training.best import L0_TOLERANCE, score
 from transcoders.training.checkpoint import (
     RECORD,
@@ -36,7 +36,7 @@ from transcoders.training.checkpoint import (
 from transcoders.training.config import TrainConfig
 from transcoders.training.display import Display
 from transcoders.training.export import library_versions
-from transcoders.training.metrics import METRICS, MetricsFile, Sink, lines_after, open_sink
+from transcoders.training.metrics import METRICS, MetricsFile, Sink, Wait, lines_after, open_sink
 from transcoders.training.record import write_record
 from transcoders.training.run_folder import identity_of, mark_finished, mark_started, require_same_run, was_started
 from transcoders.training.step import Run
@@ -87,7 +87,6 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 
 logger = logging.getLogger(__name__)
 
-_SCALE_BATCHES = 8
 _SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
@@ -111,10 +110,7 @@ class Trainer:
         self.source, self.configs, self.config = source, list(configs), configs[0]
         self.names = _names(configs, names)
         self.out = None if out is None else Path(out)
-        sides = [source.sites(config) for config in configs]
-        self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
-        place = {site: i for i, site in enumerate(self.sites)}
-        self._places = [tuple(_evenly([place[site] for site in side]) for side in pair) for pair in sides]
+        self.sites, self._places = Places.of(source, configs)
         self._watch = Watch(self.sites, self.names, source.device)
         with alone_in(self.out):
             if resume:
@@ -130,6 +126,7 @@ class Trainer:
         """
         steps = self.config.steps
         end = min(steps, until or steps)
+        self._wait = Wait()
         display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
         with (
             alone_in(self.out),
@@ -141,7 +138,7 @@ class Trainer:
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
             files = [stack.enter_context(MetricsFile(folder / METRICS, step=self.step)) for folder in self._folders()]
             while self.step < end:
-                activations = next(self.batches).reads
+                activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
                 self._train_step(activations, measure=log)
                 stop = request.number is not None
@@ -155,6 +152,8 @@ class Trainer:
                     self._save_checkpoint()
                 if stop:
                     raise request.stopped(f"Training stopped after step {self.step} of {steps}. {self._way_back()}")
+        if self.step == steps:
+            self.batches = iter(())  # what the stream buffers is needed no longer
 
     def finish(self) -> list[DictionarySet]:
         """The dictionaries as they are now, on the model's own activations; saved where there is an output folder.
@@ -217,7 +216,7 @@ class Trainer:
         """Warn where the L0 of what is handed out is not the one that was asked."""
         if all(config.target_l0 is None for config in self.configs):
             return
-        sample = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch).transpose(0, 1).float()
+        sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
         for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
             if config.target_l0 is None:
                 continue
@@ -230,7 +229,8 @@ class Trainer:
 
     def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
         """Metrics to the files and the sinks; returns them."""
-        lines = [run.metrics(self.step) for run in self.runs]
+        waited = self._wait.share()
+        lines = [{**run.metrics(self.step), "data_wait": waited} for run in self.runs]
         for file, line in zip(files, lines, strict=False):
             file.write(line)
         for sink, line in zip(sinks, lines, strict=True):
@@ -241,7 +241,7 @@ class Trainer:
     # starting and resuming
 
     def _start(self) -> None:
-        first = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch)
+        first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
                 raise NotFiniteError(
@@ -418,13 +418,6 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
                 f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
                 "Give them one value, or train them one after the other."
             )
-
-
-def _evenly(places: list[int]) -> list[int] | slice:
-    """Places at even distances as a slice, by which a tensor is seen and not copied."""
-    step = places[1] - places[0] if len(places) > 1 else 1
-    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
-    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
