@@ -140,6 +140,10 @@ class TrainConfig:
     """Of the first weights and of the order of the data."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, where an output folder is given."""
+    keep_last: int = 2
+    """Checkpoints that stay, the latest ones; each takes three times the memory of the weights."""
+    keep_best: bool = False
+    """Whether the best checkpoint stays as well: of least FVU, or of least loss where a penalty's weight is given."""
     log_every: int = 100
     """Steps between lines of metrics."""
     log_to: LogTo = "none"
@@ -147,7 +151,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "features", "k", "tokens", "batch", "context", "checkpoint_every", "log_every", "k_aux", "resample_every"
+            "features", "k", "tokens", "batch", "context", "checkpoint_every", "keep_last", "log_every", "k_aux",
+            "resample_every",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -174,6 +179,11 @@ class TrainConfig:
             )
         if self.layers_at_once is not None and self.layers_at_once < 1:
             raise InputError(f"layers_at_once must be at least 1; got {self.layers_at_once}.")
+        if self.keep_best and self.log_every > self.checkpoint_every:
+            raise InputError(
+                f"keep_best compares checkpoints by what was logged since the one before, so log_every must be at most "
+                f"checkpoint_every ({self.checkpoint_every}); got {self.log_every}."
+            )
         if self.k_start < 1:
             raise InputError(f"k_start is at least 1, as k only falls; got {self.k_start}.")
         for name in ("target_l0", "start_l0"):

@@ -89,19 +89,36 @@ class Run:
         device: torch.device,
     ) -> "Run":
         """As `tensors()` and `record()` left it, `[layer, d_model]`; `FileFormatError` where they are not of it."""
-        empty = torch.zeros(2, *shape, device=device)
-        run = cls(config, initial_parameters(config, empty, empty), measure_scales(empty, empty, config))
+        run = cls._empty(config, shape, device)
         require_like(folder, tensors, run.tensors() | run._moments_like())
-        run.weights.load_state_dict(_within(_OWN, tensors))
+        run._take(tensors)
         run._restore_moments(_within("optimizer.", tensors))
-        run.scales = Scales(tensors["scales.read"], tensors["scales.write"])
-        run.counter.since_fired.copy_(tensors["since_fired"])
         run.controller = SparsityController(config, **record["controller"])
         require_for_each_layer(folder, record["sparse"], shape[0])
         for part in run.parts:
             part.sparse = record["sparse"][part.layers.start]
-        run.averaged = _within("averaged.", tensors)
         return run
+
+    @classmethod
+    def of_weights(cls, config: TrainConfig, tensors: dict[str, Tensor], folder: Path, device: torch.device) -> "Run":
+        """To be exported, not to go on: of `tensors()` all but the optimizer's; `FileFormatError` as in `restore`."""
+        W_enc = tensors.get(f"{_OWN}W_enc")
+        layers, d_model = (1, 1) if W_enc is None or W_enc.ndim != 3 else (W_enc.shape[0], W_enc.shape[2])
+        run = cls._empty(config, (layers, d_model), device)
+        require_like(folder, tensors, run.tensors())
+        run._take(tensors)
+        return run
+
+    @classmethod
+    def _empty(cls, config: TrainConfig, shape: tuple[int, int], device: torch.device) -> "Run":
+        empty = torch.zeros(2, *shape, device=device)
+        return cls(config, initial_parameters(config, empty, empty), measure_scales(empty, empty, config))
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        self.weights.load_state_dict(_within(_OWN, tensors))
+        self.scales = Scales(tensors["scales.read"], tensors["scales.write"])
+        self.counter.since_fired.copy_(tensors["since_fired"])
+        self.averaged = _within("averaged.", tensors)
 
     # what is saved
 
