@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from circuitsae.commands.shared import WeightOptions, Weights, Wide, corpus_for, load_language_model, say, say_next
+from circuitsae.commands.shared import (
+    CorpusPart,
+    CorpusPartOptions,
+    WeightOptions,
+    Weights,
+    Wide,
+    corpus_for,
+    load_language_model,
+    say,
+    say_next,
+)
 from circuitsae.tables import open_console
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig, config_of
@@ -18,12 +28,14 @@ def train(
     /,
     *,
     corpus: str | None = None,
+    part: CorpusPartOptions = CorpusPart(),
     out: Path,
     kind: Literal["clt", "plt", "sae"] = "clt",
     skip: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
     centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
+    plan: bool = False,
     evaluate_tokens: int = 20_000,
     device: str = "cpu",
     wide: Wide = False,
@@ -34,14 +46,16 @@ def train(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A text file, the hub name of a data set, or a folder of `circuitsae activations`; the pocket model has
-            its own text.
+        corpus: A file or folder (.txt, .jsonl, .parquet), a hub data set, or a folder of `circuitsae activations`; the
+            pocket model has its own text.
+        part: Which part of a data set.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
         site: SAEs only: what is read and reconstructed; resid_post unless given.
         centred: SAEs only: the encoder reads its input less the decoder's bias.
         resume: Go on from the latest checkpoint in the folder. Without it the checkpoints there are removed.
+        plan: Train nothing; print what the run would take, from a trial of ten seconds. Exit code 2 where it cannot fit.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model.
@@ -53,7 +67,7 @@ def train(
     import json
 
     import transcoders
-    from circuitsae.console import show_evaluation
+    from circuitsae.console import show_evaluation, show_plan
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
@@ -61,8 +75,13 @@ def train(
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
     store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
-    text = store or corpus_for(model, corpus, TRAINING)
+    text = store or corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
+    if plan:
+        planned = transcoders.plan(language_model, text, config, out=out, evaluate_tokens=evaluate_tokens)
+        show_plan(console, planned)
+        planned.require_fit()
+        return
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
     if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)

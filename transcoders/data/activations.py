@@ -1,8 +1,6 @@
 """Rows of tokens → shuffled batches of activations."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -10,12 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from transcoders.data.outliers import groups_of, over
+from transcoders.data.chunks import Chunk, Chunks
+from transcoders.data.outliers import groups_of, over, positions_of
+from transcoders.data.places import whole_number
+from transcoders.data.tokens import Rows
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
-
-logger = logging.getLogger(__name__)
 
 
 class ActivationBatch(NamedTuple):
@@ -34,17 +33,20 @@ def sites_of(
     *,
     first: int = 1,
     limits: Mapping[Site, float] = MappingProxyType({}),
+    positions: Int[Tensor, "row pos"] | None = None,
 ) -> ActivationBatch:
     """Activations at all sites from one forward pass per group of rows, at the positions from `first` on.
 
     Position 0 is left out by default: its activations are outliers in most models. So are tokens whose norm at a site
-    exceeds its limit. Layers after the last site are not computed.
+    exceeds its limit. Layers after the last site are not computed. `positions`: of each token in its part of the row,
+    as a `Chunk` has them, where parts are to be read each by itself; columns unless given.
     """
     sites = [*reads, *writes]
-    n = len(rows) * max(0, rows.shape[1] - first)
+    positions = positions_of(rows) if positions is None else positions
+    n = int((positions >= first).sum())
     found = torch.empty(n, len(sites), _width(model, sites), dtype=model.dtype, device=model.device)
     places = torch.arange(n, device=model.device)
-    massive = fill(model, rows, sites, first, limits, found, places)
+    massive = fill(model, rows, positions, sites, first, limits, found, places)
     if bool(massive.any()):
         found = found[~massive]
     return ActivationBatch(found[:, : len(reads)], found[:, len(reads) :])
@@ -60,28 +62,30 @@ def _width(model: LanguageModel, sites: Sequence[Site]) -> int:
 def fill(
     model: LanguageModel,
     rows: Int[Tensor, "row pos"],
+    positions: Int[Tensor, "row pos"],
     sites: Sequence[Site],
     first: int,
     limits: Mapping[Site, float],
     buffer: Float[Tensor, "slot site d_model"],
     places: Int[Tensor, "token"],
-) -> Bool[Tensor, "slot"]:
-    """Put each token's activations into its place of the buffer; which places hold a token over a limit."""
+) -> Bool[Tensor, "token"]:
+    """Put the activations of each token from `first` on into its place; which places hold a token over a limit."""
     massive = torch.zeros(len(places), dtype=torch.bool, device=buffer.device)
     order = {}
     for number, site in enumerate(sites):
         order.setdefault(site, []).append(number)
     done = 0
-    for group in groups_of(rows):
-        here = places[done : (done := done + len(group) * (rows.shape[1] - first))]
+    for group in groups_of(rows, positions):
+        late = group.positions >= first
+        here = places[done : (done := done + int(late.sum()))]
 
-        def see(site: Site, value: Tensor, here: Tensor = here) -> None:
-            value = value[:, first:].flatten(0, 1)
+        def see(site: Site, value: Tensor, here: Tensor = here, late: Tensor = late) -> None:
+            value = value[late]
             for number in order[site]:
                 buffer[:, number].index_copy_(0, here, value)
             massive[here] |= over(value, limits.get(site))
 
-        model.visit(group, sites, see)
+        group.visit(model, sites, see)
     return massive
 
 
@@ -97,71 +101,71 @@ class ActivationStream:
     def __init__(
         self,
         model: LanguageModel,
-        rows: Callable[[], Iterator[Sequence[int]]],
+        rows: Rows,
         *,
         reads: Sequence[Site],
         writes: Sequence[Site],
         batch: int,
-        chunk_rows: int,
+        chunk_tokens: int,
         seed: int,
         first: int = 1,
         limits: Mapping[Site, float] = MappingProxyType({}),
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """`rows` opens a pass over the token rows; it is called again when a pass ends. `state`: where to go on."""
+        """`rows`: a new pass over them begins when one ends. `state`: where to go on."""
         self.model, self.reads, self.writes = model, tuple(reads), tuple(writes)
-        self.batch, self.chunk_rows, self.seed = batch, chunk_rows, seed
+        self.batch, self.seed = batch, seed
         self.first, self.limits = first, dict(limits)
-        self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
-        self._chunks = _chunks(rows, chunk_rows)
-        self._buffer = torch.empty(0, len(self.reads) + len(self.writes), _width(model, [*reads, *writes]))
+        self.batch_in_chunk = 0 if state is None else whole_number(state, "batch_in_chunk")
+        self._chunks = Chunks(rows, tokens=chunk_tokens, first=first, state=state)
+        self._width = _width(model, [*reads, *writes])
 
     def state(self) -> dict[str, Any]:
         """Where the next batch comes from, as JSON."""
         limits = {str(site): limit for site, limit in self.limits.items()}
-        return {"chunk": self.chunk, "batch_in_chunk": self.batch_in_chunk} | ({"limits": limits} if limits else {})
+        return {**self._chunks.state(), "batch_in_chunk": self.batch_in_chunk} | ({"limits": limits} if limits else {})
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        for _ in range(self.chunk):  # resuming: rows are cheap, the model is not run on them
-            next(self._chunks)
-        while True:
-            batches = self._next_chunk() // self.batch
+        buffer = self._room_for(0)
+        for chunk in self._chunks:
+            n_tokens = int((chunk.positions >= self.first).sum())
+            if len(buffer) < n_tokens:
+                buffer = self._room_for(n_tokens)
+            batches = self._fill(buffer, chunk, n_tokens) // self.batch
             for number in range(self.batch_in_chunk, batches):
                 self.batch_in_chunk += 1
-                dealt = self._buffer[number * self.batch : (number + 1) * self.batch]
+                dealt = buffer[number * self.batch : (number + 1) * self.batch]
                 yield ActivationBatch(dealt[:, : len(self.reads)], dealt[:, len(self.reads) :])
-            self.chunk, self.batch_in_chunk = self.chunk + 1, 0
+            self.batch_in_chunk = 0
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
         token = int(self._tokens[(self.batch_in_chunk - 1) * self.batch + row])
-        text_row = self.chunk * self.chunk_rows + token // self._positions
-        return f"position {token % self._positions + self.first} of row {text_row} of the text"
+        text_row, position = (self._chunk.positions >= self.first).nonzero()[token].tolist()
+        return f"position {position} of row {self._chunk.first_row + text_row} of the text"
 
     @torch.no_grad()
-    def _next_chunk(self) -> int:
-        """Fill the buffer with the next chunk, in the order it is dealt in; how many tokens there are."""
-        rows = torch.tensor(next(self._chunks), device=self.model.device)
-        self._positions = max(0, rows.shape[1] - self.first)
-        n = len(rows) * self._positions
-        if len(self._buffer) < n:
-            self._buffer = torch.empty(n, *self._buffer.shape[1:], dtype=self.model.dtype, device=self.model.device)
-        self._tokens = self._order(n)
+    def _fill(self, buffer: Float[Tensor, "slot site d_model"], chunk: Chunk, n_tokens: int) -> int:
+        """Put a chunk into the buffer, in the order it is dealt in; how many tokens there are."""
+        self._chunk = chunk
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + chunk.number)
+        self._tokens = torch.randperm(n_tokens, generator=generator)
         places = torch.argsort(self._tokens).to(self.model.device)
+        rows, positions = chunk.tokens.to(self.model.device), chunk.positions.to(self.model.device)
         sites = [*self.reads, *self.writes]
-        massive = fill(self.model, rows, sites, self.first, self.limits, self._buffer, places)
-        kept = close_gaps(massive.cpu(), self._buffer, self._tokens)
+        massive = fill(self.model, rows, positions, sites, self.first, self.limits, buffer, places)
+        kept = close_gaps(massive.cpu(), buffer, self._tokens)
         if kept < self.batch:
-            without = f" without {n - kept} that are outliers" if kept < n else ""
+            without = f" without {n_tokens - kept} that are outliers" if kept < n_tokens else ""
             raise InputError(
                 f"{len(rows)} rows of {rows.shape[1]} tokens{without} do not fill one batch of {self.batch}; "
                 "give more text, or a smaller batch."
             )
         return kept
 
-    def _order(self, n: int) -> Int[Tensor, "token"]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.chunk)
-        return torch.randperm(n, generator=generator)
+    def _room_for(self, tokens: int) -> Float[Tensor, "slot site d_model"]:
+        sites = len(self.reads) + len(self.writes)
+        return torch.empty(tokens, sites, self._width, dtype=self.model.dtype, device=self.model.device)
 
 
 def close_gaps(gone: Bool[Tensor, "slot"], *tables: Shaped[Tensor, "_ ..."]) -> int:
@@ -171,21 +175,3 @@ def close_gaps(gone: Bool[Tensor, "slot"], *tables: Shaped[Tensor, "_ ..."]) -> 
     for table in tables:
         table[holes.to(table.device)] = table[movers.to(table.device)]
     return stay
-
-
-def _chunks(rows: Callable[[], Iterator[Sequence[int]]], chunk_rows: int) -> Iterator[list[Sequence[int]]]:
-    """Chunks of rows, pass after pass without a break."""
-    endless = _endless(rows)
-    while True:
-        yield list(islice(endless, chunk_rows))
-
-
-def _endless(rows: Callable[[], Iterator[Sequence[int]]]) -> Iterator[Sequence[int]]:
-    while True:
-        n_rows = 0
-        for row in rows():
-            yield row
-            n_rows += 1
-        if n_rows == 0:
-            raise InputError("The corpus has no row of tokens left; give more text, or one that can be read again.")
-        logger.info("the corpus has been read to its end (%d rows); reading it again", n_rows)

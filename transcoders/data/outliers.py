@@ -7,8 +7,9 @@ Source: Sun et al. 2024, *Massive Activations in Large Language Models* (arXiv 2
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -61,29 +62,38 @@ class TokenOutliers:
 
 @torch.no_grad()
 def find_outliers(
-    model: LanguageModel, rows: Int[Tensor, "row pos"], sites: Sequence[Site], *, times: float = 30.0, first: int = 1
+    model: LanguageModel,
+    rows: Int[Tensor, "row pos"],
+    sites: Sequence[Site],
+    *,
+    times: float = 30.0,
+    first: int = 1,
+    positions: Int[Tensor, "row pos"] | None = None,
 ) -> TokenOutliers:
     """The tokens of `rows` with `‖x‖ > times · median ‖x‖` at one of the `sites`, and these limits.
 
     The medians are those of the positions from `first` on, so that they do not depend on how long the rows are.
-    Raises `InputError` where rows have no such position.
+    `positions`: of each token in its part of the row, as `sites_of` takes them. Raises `InputError` where rows have no
+    such position.
     """
-    if rows.shape[1] <= first:
+    positions = positions_of(rows) if positions is None else positions
+    late, early = positions >= first, (positions >= 0) & (positions < first)
+    if not bool(late.any()):
         raise InputError(f"Rows of {rows.shape[1]} tokens have none after the first {first}; give longer rows.")
-    norms = _norms(model, rows, sites)
-    median = norms[:, first:].flatten(0, 1).median(dim=0).values
+    norms = _norms(model, rows, positions, sites)
+    median = norms[late].median(dim=0).values
     ratio = norms / median.clamp(min=torch.finfo(norms.dtype).tiny)
-    over = (ratio > times) & ratio.isfinite()
+    over = (ratio > times) & ratio.isfinite() & (late | early)[..., None]
     massive = over.any(dim=2)
     worst = ratio.where(over, 0.0).amax(dim=(0, 1))
     ranked = sorted(zip(worst.tolist(), sites, strict=True), key=lambda pair: -pair[0])
-    ids = Counter(rows[:, first:][massive[:, first:].to(rows.device)].tolist())
+    ids = Counter(rows[(massive & late).to(rows.device)].tolist())
     return TokenOutliers(
         times=times,
         first=first,
         limits={site: times * float(m) for site, m in zip(sites, median, strict=True)},
-        share=float(massive[:, first:].float().mean()),
-        share_before=float(massive[:, :first].float().mean()) if first else 0.0,
+        share=float(massive[late].float().mean()),
+        share_before=float(massive[early].float().mean()) if first else 0.0,
         tokens={model.token_string(token): count for token, count in ids.most_common()},
         largest={site: ratio for ratio, site in ranked if ratio},
     )
@@ -112,24 +122,45 @@ def massive_tokens(
     return found
 
 
-def groups_of(rows: Int[Tensor, "row pos"]) -> Iterator[Int[Tensor, "group pos"]]:
+def positions_of(rows: Int[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
+    """Of tokens in rows that are one part each."""
+    return torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+
+
+class Group(NamedTuple):
     """Rows that go through the model together."""
-    at_once = _AT_ONCE.get(rows.device.type, 4 * _AT_ONCE["cpu"])
-    return iter(rows.split(max(1, at_once // rows.shape[1])))
+
+    tokens: Int[Tensor, "group pos"]
+    positions: Int[Tensor, "group pos"]
+    """Of each token in its part of the row; −1 where a shorter row is filled up."""
+
+    def visit(self, model: LanguageModel, sites: Iterable[Site], see: Callable[[Site, Tensor], None]) -> None:
+        """`LanguageModel.visit`, parts kept apart where a row holds several."""
+        several = bool((self.positions[:, 1:] == 0).any())
+        model.visit(self.tokens, sites, see, positions=self.positions if several else None)
 
 
-def _norms(model: LanguageModel, rows: Int[Tensor, "row pos"], sites: Sequence[Site]) -> Float[Tensor, "row pos site"]:
-    norms = torch.empty(*rows.shape, len(sites), dtype=torch.float32, device=model.device)
+def groups_of(rows: Int[Tensor, "row pos"], positions: Int[Tensor, "row pos"]) -> Iterator[Group]:
+    at_once = max(1, _AT_ONCE.get(rows.device.type, 4 * _AT_ONCE["cpu"]) // rows.shape[1])
+    for tokens, places in zip(rows.split(at_once), positions.split(at_once), strict=True):
+        width = int((places >= 0).sum(dim=1).max())  # what only fills up rows is not run
+        yield Group(tokens[:, :width], places[:, :width])
+
+
+def _norms(
+    model: LanguageModel, rows: Int[Tensor, "row pos"], positions: Int[Tensor, "row pos"], sites: Sequence[Site]
+) -> Float[Tensor, "row pos site"]:
+    norms = torch.zeros(*rows.shape, len(sites), dtype=torch.float32, device=model.device)
     place = {site: i for i, site in enumerate(sites)}
     done = 0
-    for group in groups_of(rows):
-        part = norms[done : done + len(group)]
+    for group in groups_of(rows, positions):
+        part = norms[done : done + len(group.tokens), : group.tokens.shape[1]]
 
         def see(site: Site, value: Tensor, part: Tensor = part) -> None:
             part[..., place[site]] = torch.linalg.vector_norm(value, dim=-1, dtype=torch.float32)
 
-        model.visit(group, sites, see)
-        done += len(group)
+        group.visit(model, sites, see)
+        done += len(group.tokens)
     return norms
 
 

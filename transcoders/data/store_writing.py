@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from torch import Tensor
 
 from transcoders.data.activations import sites_of
+from transcoders.data.corpora import CorpusSource, open_corpus
 from transcoders.data.outliers import SAMPLE_TOKENS, find_outliers
 from transcoders.data.shards import STORED, StoreDtype, write_shard
 from transcoders.data.store import (
@@ -31,7 +32,7 @@ from transcoders.data.store import (
     StoreSettings,
     read_record,
 )
-from transcoders.data.tokens import CorpusSource, open_corpus, pack_rows
+from transcoders.data.tokens import pack_rows
 from transcoders.errors import FileFormatError, InputError, NotFiniteError
 from transcoders.files import short_hash, write_json
 from transcoders.language_model import LanguageModel

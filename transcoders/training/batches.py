@@ -5,15 +5,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.data.activations import ActivationBatch, ActivationStream
-from transcoders.data.outliers import SAMPLE_TOKENS, find_outliers
-from transcoders.data.tokens import Corpus, CorpusSource, open_corpus, pack_rows
+from transcoders.data.chunks import no_row, require_masked
+from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.data.outliers import SAMPLE_TOKENS, TokenOutliers, find_outliers
+from transcoders.data.tokens import CorpusRows, Rows, TokenRows, stacked
 from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -22,6 +24,10 @@ from transcoders.training.config import SAEConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
+FIRST_BATCHES = 8
+"""Batches from which first values are taken."""
+_TIMES = 30.0
+"""Median norms above which a token is named, where none is left out."""
 _SPARE = 1.1
 """Rows for a batch, in multiples of what it needs where no token is left out as an outlier."""
 
@@ -81,6 +87,28 @@ class Source(Protocol):
         ...
 
 
+class Places(NamedTuple):
+    """Which columns of a batch each dictionary reads and writes."""
+
+    sites: list[Site]
+    """Of the columns: all that any of them reads or writes."""
+    of_each: list[tuple[list[int] | slice, list[int] | slice]]
+
+    @classmethod
+    def of(cls, source: Source, configs: Sequence[TrainConfig]) -> "Places":
+        sides = [source.sites(config) for config in configs]
+        sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
+        place = {site: i for i, site in enumerate(sites)}
+        return cls(sites, [tuple(_evenly([place[site] for site in side]) for side in pair) for pair in sides])  # pyright: ignore[reportArgumentType]
+
+
+def _evenly(places: list[int]) -> list[int] | slice:
+    """Places at even distances as a slice, by which a tensor is seen and not copied."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
+    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
+
+
 class ModelSource:
     """The activations of a language model on a corpus: all sites from one pass."""
 
@@ -93,12 +121,12 @@ class ModelSource:
         self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
         self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
-        self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
+        self.corpus, self._rows, self.context = _open_rows(model, corpus, config)
         self.first = config.first
         self.limits: Mapping[Site, float] = {}
-        if self._context <= self.first:
+        if self.context <= self.first:
             raise InputError(
-                f"Rows of {self._context} tokens have none after the first {self.first}; give a longer context, or a "
+                f"Rows of {self.context} tokens have none after the first {self.first}; give a longer context, or a "
                 "smaller `first`."
             )
         self.bos: bool | None = model.adds_bos
@@ -125,13 +153,29 @@ class ModelSource:
     def _limits(self, sites: Sequence[Site]) -> Mapping[Site, float]:
         """Norms above which a token is left out; found once, and named in the log."""
         if self.config.outliers and not self.limits:
-            n = -(-SAMPLE_TOKENS // self._context)
-            rows = torch.tensor(list(islice(self._rows(), n)), device=self.device)
-            found = find_outliers(self.model, rows, sites, times=self.config.outliers, first=self.first)
+            found = self.outliers(sites)
             if found.largest:
                 logger.info("%s Features are trained on the rest.", found.describe())
             self.limits = found.limits
         return self.limits
+
+    def outliers(self, sites: Sequence[Site]) -> TokenOutliers:
+        """What the first rows say of the tokens to leave out."""
+        rows, positions = self.first_rows(SAMPLE_TOKENS)
+        times = self.config.outliers or _TIMES
+        return find_outliers(self.model, rows, sites, times=times, first=self.first, positions=positions)
+
+    def first_rows(self, tokens: int) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+        """Rows of so many tokens or a few more, and the positions of their tokens, which restart at every text."""
+        if not (some := list(islice(self._rows(), -(-tokens // self.context)))):
+            raise no_row()
+        rows, positions = (side.to(self.device) for side in stacked(some))
+        return rows, positions
+
+    def buffer_bytes(self, sites: Sequence[Site], batch: int) -> int:
+        """What `open` keeps in memory."""
+        limits = dict.fromkeys(sites, 0.0) if self.config.outliers else {}
+        return self._chunk_tokens(sites, batch, self.config.buffer_mb, limits) * self._bytes_per_token(sites)
 
     def _stream(
         self,
@@ -142,23 +186,26 @@ class ModelSource:
         limits: Mapping[Site, float],
         state: Mapping[str, Any] | None,
     ) -> ActivationStream:
-        """Chunks as large as the buffer, and large enough for a batch."""
-        spare = _SPARE if limits else 1.0
-        positions = self._context - self.first
         return ActivationStream(
             self.model,
             self._rows,
             reads=sites,
             writes=(),
             batch=batch,
-            chunk_rows=max(
-                math.ceil(spare * batch / positions), buffer_mb * 2**20 // (positions * self._bytes_per_token(sites))
-            ),
+            chunk_tokens=self._chunk_tokens(sites, batch, buffer_mb, limits),
             seed=self.config.seed,
             first=self.first,
             limits=limits,
             state=state,
         )
+
+    def _chunk_tokens(self, sites: Sequence[Site], batch: int, buffer_mb: int, limits: Mapping[Site, float]) -> int:
+        """As many as fit the buffer or are trained on, and enough for a batch; of whole rows of one length."""
+        spare = _SPARE if limits else 1.0
+        positions = self.context - self.first
+        rows = buffer_mb * 2**20 // (positions * self._bytes_per_token(sites))
+        rows = min(rows, math.ceil(spare * self.config.steps * self.config.batch / positions))
+        return max(math.ceil(spare * batch / positions), rows) * positions
 
     def _bytes_per_token(self, sites: Sequence[Site]) -> int:
         return len(sites) * self.d_model * self.model.W_U.element_size()
@@ -274,16 +321,15 @@ def _by_layer(vectors: Tensor) -> Float[Tensor, "token layer d_model"]:
     return vectors
 
 
-def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Any, int]:
-    """The name of the corpus, a function that opens a pass over its rows of tokens, and their length."""
+def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
+    """The name of the corpus, its rows of tokens, and their length."""
     if isinstance(corpus, Tensor):
-        rows = corpus.tolist()
-        return ROWS, lambda: iter(rows), corpus.shape[1]
-    opened: Corpus = open_corpus(corpus)
+        if config.documents != "packed":
+            raise InputError(f"documents={config.documents!r} is of text; rows of tokens are read as they are given.")
+        return ROWS, TokenRows(corpus), corpus.shape[1]
+    opened = open_corpus(corpus)
     context = min(config.context, model.context)
-
-    def passes() -> Iterator[Sequence[int]]:
-        separator = opened.separator_or(config.separator)
-        return pack_rows(model, opened.training(), context=context, separator=separator)
-
-    return opened.name, passes, context
+    if config.documents == "masked":
+        require_masked(model, context)
+    rows = CorpusRows(model, opened, context, opened.separator_or(config.separator), config.documents)
+    return opened.name, rows, context

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from transcoders.data import ActivationBatch, held_out_rows, open_corpus, sites_of, take_rows
-from transcoders.data.tokens import CorpusSource
+from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet, SAESet, TranscoderSet
 from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError

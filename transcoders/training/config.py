@@ -15,7 +15,9 @@ from transcoders.sites import SiteKind
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
 Remedy = Literal["auxiliary", "resample", "none"]
+Documents = Literal["packed", "masked", "separate"]
 LogTo = Literal["none", "tensorboard", "wandb"]
+Parallel = Literal["data", "layers", "features"]
 
 PENALTIES: dict[str, tuple[PenaltyName, ...]] = {
     "relu": ("l1", "unit_l1", "p_anneal"),
@@ -113,10 +115,16 @@ class TrainConfig:
     layers_at_once: int | None = None
     """SAEs and transcoders: layers that take a step together, the others' gradients needing no memory meanwhile; None
     for as many as fit 64 MB on a CPU, 2 GB on a GPU. The result is the same."""
+    parallel: Parallel = "data"
+    """What the processes of `torchrun` share out: the tokens of a batch, the layers (SAEs, transcoders), or each
+    layer's features. The result is the same; a single process does it all."""
     compile: bool = False
     """Whether the loss goes through torch.compile; needs a C++ compiler."""
     context: int = 128
     """Tokens per row of text."""
+    documents: Documents = "packed"
+    """`packed`: rows are cut from the documents end to end. `masked`: so too, but each document begins anew, and none
+    sees another. `separate`: a document a row, longer ones over several; short rows take computation."""
     separator: str | None = None
     """Text between documents; None for what the corpus has there: a blank line, or the model's end-of-text token."""
     bos: bool | None = None
@@ -171,6 +179,8 @@ class TrainConfig:
         for name in ("target_l0", "start_l0"):
             if (getattr(self, name) or 0) >= self.features:
                 raise InputError(f"{name} must be below the {self.features} features; got {getattr(self, name)}.")
+        if self.documents not in get_args(Documents):
+            raise InputError(f"documents cannot be {self.documents!r}; there are {', '.join(get_args(Documents))}.")
         if not 0 < self.p_end <= 1:
             raise InputError(f"p_end must be above 0 and at most 1; got {self.p_end}.")
         if not 0 <= self.ema < 1:
@@ -192,6 +202,8 @@ class TrainConfig:
             raise InputError(
                 f"target_l0 steers a penalty, and {self.activation!r} has none; set k = {self.target_l0:g}."
             )
+        if self.parallel not in get_args(Parallel):
+            raise InputError(f"parallel cannot be {self.parallel!r}; there are {', '.join(get_args(Parallel))}.")
         if self.aligned and self.activation == "gated":
             raise InputError("aligned has no meaning for 'gated', which has two encoders; choose another activation.")
         if self.matryoshka and (list(self.matryoshka) != sorted(set(self.matryoshka)) or self.matryoshka[-1] != 1):
@@ -266,6 +278,14 @@ class CLTConfig(TrainConfig):
 
     skip: bool = False
     """Whether a linear map of each layer's input is added to its output."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel == "layers":
+            raise InputError(
+                "parallel='layers' is for layers that know nothing of each other, which those of a cross-layer "
+                "transcoder do; give 'data' or 'features'."
+            )
 
 
 _KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}

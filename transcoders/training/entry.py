@@ -1,4 +1,4 @@
-"""What users call: `train`, for one dictionary or several, on a language model or on vectors."""
+"""What users call: `plan` and `train`, for one dictionary or several, on a language model or on vectors."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,19 +8,20 @@ from typing import Any, cast, overload
 from jaxtyping import Int
 from torch import Tensor
 
+from transcoders.data.corpora import CorpusSource
 from transcoders.data.store import ActivationStore
-from transcoders.data.tokens import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
+from transcoders.training.planning import Plan, plan_run
 from transcoders.training.stored import StoreSource, as_stored
 from transcoders.training.trainer import Trainer, require_configs
 
 Text = CorpusSource | Int[Tensor, "row pos"]
-"""A text file, a hub data set, documents, or rows of tokens."""
+"""What `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens."""
 
 
 @overload
@@ -65,7 +66,8 @@ def train(
 ) -> DictionarySet | list[DictionarySet]:
     """Train dictionaries of the kind that `config` names for all layers of `model`, or on vectors where it is None.
 
-    `corpus`: a text file, a hub data set, documents, or rows of tokens; of documents every twentieth is held out.
+    `corpus`: what `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens; of documents
+    every twentieth is held out.
     Without a model: vectors `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function
     from a chunk's number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and
     writes. A tensor is read again, in another order, until `config.tokens` are seen. Or, with a model or without, the
@@ -73,10 +75,10 @@ def train(
     and the model, where it is given, says on which device, and is checked to be the store's.
 
     `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
-    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `separator` and `bos`; the order
-    of the data is that of the first one's seed. Each comes out as it would alone with that order, which also depends on
-    how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in `out`, by `names` or
-    by kind and activation, and checkpoints are of all together.
+    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator` and
+    `bos`; the order of the data is that of the first one's seed. Each comes out as it would alone with that order,
+    which also depends on how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in
+    `out`, by `names` or by kind and activation, and checkpoints are of all together.
 
     `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
     go on from the latest checkpoint there, to the same result as an unbroken run; `InputError` where there is none.
@@ -95,6 +97,27 @@ def train(
         trainer.run(progress=progress)
         results = trainer.finish()
     return results[0] if isinstance(config, TrainConfig) else results
+
+
+def plan(
+    model: LanguageModel | None,
+    corpus: Text | Vectors | tuple[Vectors, Vectors] | ActivationStore,
+    config: TrainConfig | Sequence[TrainConfig],
+    *,
+    out: Path | str | None = None,
+    evaluate_tokens: int = 0,
+    trial_seconds: float = 10.0,
+) -> Plan:
+    """What `train` with the same arguments will take: operations, memory, disk and time, from a short trial.
+
+    `evaluate_tokens`: held-out tokens of an evaluation afterwards, which is counted as well. Nothing is written.
+    `Plan.require_fit` raises `InputError` where memory or disk do not suffice.
+    """
+    configs = [config] if isinstance(config, TrainConfig) else config
+    require_configs(configs)
+    place = None if out is None else Path(out)
+    source = _source(model, corpus, configs[0])
+    return plan_run(source, configs, out=place, evaluate_tokens=evaluate_tokens, trial_seconds=trial_seconds)
 
 
 def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:

@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import InputError, NotFiniteError
 from transcoders.formats.native import save_native
-from transcoders.progress import progress_bar
 from transcoders.sites import Site
-from transcoders.training.batches import Source
+from transcoders.training.batches import FIRST_BATCHES, Places, Source
 from transcoders.training.checkpoint import (
     Checkpoint,
     alone_in,
@@ -32,8 +30,10 @@ from transcoders.training.checkpoint import (
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.display import Display
 from transcoders.training.export import library_versions
 from transcoders.training.metrics import MetricsFile, Sink, Wait, open_sink
+from transcoders.training.record import write_record
 from transcoders.training.step import Run
 
 
@@ -81,8 +81,7 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 
 logger = logging.getLogger(__name__)
 
-_SCALE_BATCHES = 8
-_SHARED = ("tokens", "batch", "context", "separator", "bos", "first", "outliers")
+_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
 _L0_TOLERANCE = 0.05
@@ -110,10 +109,7 @@ class Trainer:
         self.source, self.configs, self.config = source, list(configs), configs[0]
         self.names = _names(configs, names)
         self.out = None if out is None else Path(out)
-        sides = [source.sites(config) for config in configs]
-        self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
-        place = {site: i for i, site in enumerate(self.sites)}
-        self._places = [tuple(_evenly([place[site] for site in side]) for side in pair) for pair in sides]
+        self.sites, self._places = Places.of(source, configs)
         self._watch = Watch(self.sites, self.names, source.device)
         with alone_in(self.out):
             if resume:
@@ -126,17 +122,12 @@ class Trainer:
         steps = self.config.steps
         end = min(steps, until or steps)
         self._wait = Wait()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with (
-            alone_in(self.out),
-            progress_bar(*columns, shown=progress, transient=False) as bar,
-            ExitStack() as stack,
-        ):
+        display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
+        with alone_in(self.out), display, ExitStack() as stack:
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
             files = [
                 stack.enter_context(MetricsFile(folder / "metrics.jsonl", step=self.step)) for folder in self._folders()
             ]
-            task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
             while self.step < end:
                 activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
@@ -145,10 +136,12 @@ class Trainer:
                 if log or save or self.step == end or activations.device.type == "cpu":
                     self._require_finite(activations)
                 if log:
-                    bar.update(task, description=self._log(files, sinks))
-                bar.update(task, advance=1)
+                    logger.info("step %d of %d, %s", self.step, steps, display.measured(self._log(files, sinks)))
+                display.advance()
                 if save:
                     self._save_checkpoint()
+        if self.step == steps:
+            self.batches = iter(())  # what the stream buffers is needed no longer
 
     def finish(self) -> list[DictionarySet]:
         """The dictionaries as they are now, on the model's own activations; saved where there is an output folder.
@@ -179,6 +172,7 @@ class Trainer:
         with alone_in(self.out):
             for folder, dictionaries in zip(self._folders(), results, strict=False):
                 save_native(dictionaries, folder)
+            self._write_records()
         if self.step == self.config.steps:
             self._compare_l0(results)
         return results
@@ -215,7 +209,7 @@ class Trainer:
         """Warn where the L0 of what is handed out is not the one that was asked."""
         if all(config.target_l0 is None for config in self.configs):
             return
-        sample = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch).transpose(0, 1).float()
+        sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
         for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
             if config.target_l0 is None:
                 continue
@@ -226,8 +220,8 @@ class Trainer:
                     name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
                 )  # fmt: skip
 
-    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> str:
-        """Metrics to the files, the sinks and the log; returns a line for the progress bar."""
+    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
+        """Metrics to the files and the sinks; returns them."""
         waited = self._wait.share()
         lines = [{**run.metrics(self.step), "data_wait": waited} for run in self.runs]
         for file, line in zip(files, lines, strict=False):
@@ -235,9 +229,7 @@ class Trainer:
         for sink, line in zip(sinks, lines, strict=True):
             if sink is not None:
                 sink(line)
-        texts = [f"{n}: fvu {m['fvu']:.3f}, L0 {m['l0']:.1f}" for n, m in zip(self.names, lines, strict=True)]
-        logger.info("step %d of %d, %s", self.step, self.config.steps, "; ".join(texts))
-        return texts[0] if len(texts) == 1 else f"{len(texts)} dictionaries, {texts[0]}"
+        return lines
 
     # starting and resuming
 
@@ -246,7 +238,7 @@ class Trainer:
             # It would be taken for this run's.
             logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
             remove_checkpoints(self.out)
-        first = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch)
+        first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
                 raise NotFiniteError(
@@ -293,6 +285,7 @@ class Trainer:
         for run in self.runs:
             run.require_finite(f"The checkpoint of step {self.step}")
         save_checkpoint(self.out, self.step, self._checkpoint())
+        self._write_records()
 
     def _checkpoint(self) -> Checkpoint:
         tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
@@ -318,6 +311,11 @@ class Trainer:
         return json.loads(json.dumps(identity))
 
     # files
+
+    def _write_records(self) -> None:
+        identity = {**self._identity(), "data_hash": self.stream.state().get("hash")}
+        for folder, config in zip(self._folders(), self.configs, strict=False):
+            write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
     def _folders(self) -> list[Path]:
         """One for each dictionary: the output folder itself, or named folders in it where there are several."""
@@ -349,13 +347,6 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
                 f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
                 "Give them one value, or train them one after the other."
             )
-
-
-def _evenly(places: list[int]) -> list[int] | slice:
-    """Places at even distances as a slice, by which a tensor is seen and not copied."""
-    step = places[1] - places[0] if len(places) > 1 else 1
-    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
-    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:

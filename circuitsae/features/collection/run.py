@@ -20,7 +20,7 @@ from circuitsae.features.collection.examples import Chunk
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
 from transcoders.data import massive_tokens, pack_rows
-from transcoders.data.tokens import CorpusSource, open_corpus
+from transcoders.data.corpora import CorpusSource, open_corpus
 from transcoders.dictionaries import DictionarySet, SparseFeatures, fitted
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.dictionaries.provenance import reading_as_trained
