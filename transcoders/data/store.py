@@ -61,7 +61,7 @@ _SETTINGS: dict[str, Any] = {
     "sites": {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string"}},
     "dtype": {"enum": list(get_args(StoreDtype))},
     "seed": {"type": "integer"},
-    "most": {"type": ["integer", "null"], "minimum": 1},
+    "most_tokens": {"type": ["integer", "null"], "minimum": 1},
     "shard_tokens": _COUNT,
     "block": _COUNT,
 }
@@ -124,7 +124,7 @@ class StoreSettings:
     dtype: StoreDtype
     seed: int
     """Of the order in each shard."""
-    most: int | None
+    most_tokens: int | None
     """Tokens that were asked for; None for all of the text."""
     shard_tokens: int
     """At most so many tokens are in a shard."""

@@ -97,7 +97,8 @@ def write_activations(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns, shown=progress) as bar:
         task = bar.add_task(
-            f"activations, job {number} of {of}", total=settings.most and -(-settings.most // settings.shard_tokens)
+            f"activations, job {number} of {of}",
+            total=settings.most_tokens and -(-settings.most_tokens // settings.shard_tokens),
         )
         shards = 0
         for shard, part in enumerate(writer.parts()):
@@ -163,7 +164,7 @@ class _Writer:
     def parts(self) -> Iterator[list[Row]]:
         """The rows of each shard: as many as its memory holds."""
         kept = self.settings
-        part, room, left = [], kept.shard_tokens, kept.most
+        part, room, left = [], kept.shard_tokens, kept.most_tokens
         for row in self.text.rows():
             if left is not None and left <= 0:
                 break
@@ -197,6 +198,7 @@ class _Writer:
     def finish(self, shards: int) -> ActivationStore | None:
         """Write `store.json` where all shards are there."""
         if shards == 0:
+            (self.out / _WRITING).unlink(missing_ok=True)
             raise InputError(f"{self.text.name} does not fill a row of {self.text.context} tokens; give more text.")
         found = [self._written(shard) for shard in range(shards)]
         if (self.out / STORE).is_file():  # by another job that ended at the same time
@@ -337,7 +339,7 @@ def _settings(
         sites=sites,
         dtype=dtype,
         seed=seed,
-        most=most,
+        most_tokens=most,
         shard_tokens=shard_mb * 2**20 // per_token,
         block=max(1, min(_MOST_IN_BLOCK, _BLOCK_BYTES // per_token)),
     )
