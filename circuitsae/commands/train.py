@@ -59,7 +59,7 @@ def train(
         centred: SAEs only: the encoder reads its input less the decoder's bias.
         resume: Go on from the latest checkpoint in the folder; a run that is complete is evaluated as it is. Without it
             the checkpoints there are removed.
-        plan: Train nothing; print what the run would take, from a trial of ten seconds. Exit code 2 where it cannot fit.
+        plan: Train nothing; print what the run would take, by a trial of ten seconds. Exit code 2 where it cannot fit.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         loss_tokens: How many of them to measure losses, agreement and KL on, layer by layer.
         device: cpu, cuda, cuda:1, mps.

@@ -1,6 +1,5 @@
 """Several dictionaries over one stream, training on vectors, and what is not computed."""
 
-import json
 import shutil
 import subprocess
 import sys

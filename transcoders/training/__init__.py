@@ -1,9 +1,9 @@
 """Learning dictionaries. `train` is what users call, and follows one path:
 
-`config` says what to train, `batches` gives activations (of a model reading text, or vectors that are there), `step`
-brings one dictionary a step further, `checkpoint` keeps what a run is resumed from, `run_folder` whose folder it is and
-whether the run is complete. `trainer` is the loop over these for any number of dictionaries at once, `entry` the one
-function above it.
+`config` says what to train, `batches` gives activations (of a model reading text, or vectors that are there; `stored`
+those on disk), `step` brings one dictionary a step further, `checkpoint` keeps what a run is resumed from, `run_folder`
+whose folder it is and whether the run is complete. `trainer` is the loop over these for any number of dictionaries at
+once, `entry` the functions above it, and `planning` says beforehand what a run takes.
 
 Below `step`: `parameters` (all layers stacked, activations normalised) with their first values (`initialise`), `codes`
 (which features are active, by dense or by sparse kernels), `sparsity` (penalties, rates, the controller of L0) and

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from jaxtyping import Int
 from torch import Tensor
@@ -75,8 +75,8 @@ def train(
     Without a model: vectors `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function
     from a chunk's number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and
     writes. A tensor is read again, in another order, until `config.tokens` are seen. Or, with a model or without, the
-    `ActivationStore` that `write_activations` wrote: runs that share it and the seed get the same batches, and the
-    model, where it is given, says on which device, and is checked to be the store's.
+    `ActivationStore` that `write_activations` wrote, or its path: runs that share it and the seed get the same batches,
+    and the model, where it is given, says on which device, and is checked to be the store's.
 
     `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
     list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator` and
@@ -93,6 +93,8 @@ def train(
     """
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
+    if ActivationStore.is_store(corpus):
+        corpus = ActivationStore(cast("Path | str", corpus))
     if isinstance(corpus, ActivationStore):
         configs = [as_stored(each, corpus) for each in configs]
     source = _source(model, corpus, configs[0])

@@ -60,8 +60,8 @@ class Plan:
         if self.peak > self.memory_there:
             largest = sorted((part for part in self.memory.items() if part[0] != "in use"), key=lambda p: -p[1])[:3]
             raise InputError(
-                f"The run needs about {spoken_size(self.peak)} of memory and {spoken_size(self.memory_there)} are there "
-                f"({', '.join(f'{name} {spoken_size(bytes)}' for name, bytes in largest)}); lower features, batch or "
+                f"The run needs about {spoken_size(self.peak)} of memory and {spoken_size(self.memory_there)} are "
+                f"there ({', '.join(f'{name} {spoken_size(bytes)}' for name, bytes in largest)}); lower features, batch or "
                 "buffer_mb, or take a larger machine."
             )
         needed = sum(self.disk.values())

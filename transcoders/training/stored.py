@@ -65,7 +65,7 @@ class StoreSource:
         )
 
 
-_READ_AS = ("context", "separator", "bos", "first", "outliers")
+_READ_AS = ("context", "documents", "separator", "bos", "first", "outliers")
 """Settings of how text was read, which a store has settled."""
 
 
