@@ -106,17 +106,14 @@ class Statistics:
         writes: Sequence[Float[Tensor, "token d_model"]],
         massive: Bool[Tensor, "token"] | None = None,
     ) -> None:
-<<<<<<< ours
-        """The same of one tensor for each layer; where they can be encoded apart, no two are at the same time."""
-        self.tokens += len(writes[0])
-=======
-        """The same of one tensor for each layer; layers that can be apart are encoded in turn."""
-        # `massive` tokens count in `fvu_all` alone.
+        """The same of one tensor for each layer; where they can be encoded apart, no two are at the same time.
+
+        Tokens that are `massive` count in `fvu_all` alone.
+        """
         out = torch.zeros(len(writes[0]), dtype=torch.bool) if massive is None else massive.cpu()
         kept = ~out if bool(out.any()) else slice(None)  # a view where it can be
         self.massive += int(out.sum())
         self.tokens += int((~out).sum())
->>>>>>> theirs
         for layer, (activations, y_hat) in enumerate(reconstruct(self.dictionaries, reads)):
             y, y_hat = writes[layer].cpu().double(), y_hat.cpu().double()
             self._add(layer, y[kept], y_hat[kept])
