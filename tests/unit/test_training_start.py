@@ -155,7 +155,8 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     error[:, 5] = 10 * draw(N_LAYERS, D_MODEL, seed=4)
     before = {name: p.detach().clone() for name, p in run.weights.named_parameters()}
     x = reads.transpose(0, 1).contiguous()
-    assert resample(run.weights, part.optimizer, result.code, x, error, dead, config, seed=0) == 2
+    of_code = {"l0": result.code.l0(), "smallest": result.code.smallest()}
+    assert resample(run.weights, part.optimizer, x, error, dead, config, **of_code, seed=0) == 2
     after = dict(run.weights.named_parameters())
     for name in ("W_enc", "b_enc"):
         changed = (after[name] != before[name]).reshape(N_LAYERS, FEATURES, -1).any(-1)
@@ -188,9 +189,10 @@ def test_resampling_happens_when_it_is_asked_and_not_while_the_rate_falls():
             run.step(step, x[:64, None], x[:64, None])
             reset = bool(((run.counter.since_fired == 0) & (before >= 64)).any())
             changes += reset  # nothing fires, so nothing else resets the count
-            assert not reset or step < 20
+            assert not reset or (step < 20 and step % 5 == 4)
         counts.append(changes)
-    assert counts == [3, 0]
+    assert counts[0] >= 2  # at the third chance all may be alive
+    assert counts[1] == 0
 
 
 # settings

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +53,19 @@ def _side(
     return torch.stack(list(activations), dim=1)
 
 
+@runtime_checkable
+class Dealing(Protocol):
+    """How ranks share a chunk: each runs the model on some of its rows."""
+
+    rows: slice
+
+    def deal(
+        self, own: Float[Tensor, "own_token site d_model"], row: Int[Tensor, "token"]
+    ) -> tuple[Float[Tensor, "_ own_site d_model"], Int[Tensor, "token"]]:
+        """From the activations of own rows to those that are trained on here, and each token's place there, or −1."""
+        ...
+
+
 class ActivationStream:
     """Endless shuffled batches of activations, a function of the rows and the seed alone.
 
@@ -71,8 +84,13 @@ class ActivationStream:
         chunk_rows: int,
         seed: int,
         state: Mapping[str, Any] | None = None,
+        dealing: Dealing | None = None,
     ) -> None:
-        """`rows` opens a pass over the token rows; it is called again when a pass ends. `state`: where to go on."""
+        """`rows` opens a pass over the token rows; it is called again when a pass ends. `state`: where to go on.
+
+        `dealing`: with ranks that share each batch; its `reads` are then those that this one trains on.
+        """
+        self.dealing = dealing
         self.model, self.reads, self.writes = model, tuple(reads), tuple(writes)
         self.batch, self.chunk_rows, self.seed = batch, chunk_rows, seed
         self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
@@ -87,16 +105,21 @@ class ActivationStream:
             next(self._chunks)
         while True:
             reads, writes = self._next_activations()
-            self._n_tokens = len(reads)
-            order = self._order(len(reads)).to(reads.device)
+            order = self._order(self._n_tokens).to(reads.device)
             for picked in order.split(self.batch)[self.batch_in_chunk : len(order) // self.batch]:
                 self.batch_in_chunk += 1
+                if self.dealing is not None:
+                    picked = picked[self._held[picked] >= 0]
+                    self._picked, picked = picked, self._held[picked]
                 yield ActivationBatch(reads[picked], writes[picked] if writes.shape[1] else writes)
             self.chunk, self.batch_in_chunk = self.chunk + 1, 0
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
-        token = int(self._order(self._n_tokens)[(self.batch_in_chunk - 1) * self.batch + row])
+        if self.dealing is not None:
+            token = int(self._picked[row])
+        else:
+            token = int(self._order(self._n_tokens)[(self.batch_in_chunk - 1) * self.batch + row])
         positions = self._n_tokens // self._n_rows
         text_row = self.chunk * self.chunk_rows + token // positions
         return f"position {token % positions + 1} of row {text_row} of the text"
@@ -104,13 +127,25 @@ class ActivationStream:
     def _next_activations(self) -> ActivationBatch:
         rows = torch.tensor(next(self._chunks), device=self.model.device)
         self._n_rows = len(rows)
-        activations = sites_of(self.model, rows, self.reads, self.writes)
-        if len(activations.reads) < self.batch:
+        if self.dealing is None:
+            activations = sites_of(self.model, rows, self.reads, self.writes)
+            self._n_tokens = len(activations.reads)
+        else:
+            activations = self._dealt(rows, self.dealing)
+        if self._n_tokens < self.batch:
             raise InputError(
                 f"{len(rows)} rows of {rows.shape[1]} tokens do not fill one batch of {self.batch}; "
                 "give more text, or a smaller batch."
             )
         return activations
+
+    def _dealt(self, rows: Int[Tensor, "row pos"], dealing: Dealing) -> ActivationBatch:
+        """What this rank trains on of a chunk, of which it runs some rows."""
+        row = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1] - 1)
+        self._n_tokens = len(row)
+        own = sites_of(self.model, rows[dealing.rows], self.reads, self.writes)
+        reads, self._held = dealing.deal(own.reads, row)
+        return ActivationBatch(reads, own.writes)
 
     def _order(self, n: int) -> Int[Tensor, "token"]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.chunk)

@@ -14,6 +14,7 @@ from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Frame, Site
 from transcoders.training.config import SAEConfig, TrainConfig
+from transcoders.training.split import WHOLE, Dealing, Split
 
 Vectors = Tensor | Callable[[int], Tensor]
 """`[token, d_model]` or `[token, layer, d_model]`, or a function from a chunk's number to such a tensor."""
@@ -58,8 +59,13 @@ class Source(Protocol):
         """What a dictionary of each layer reads and writes."""
         ...
 
-    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> Stream:
-        """Batches with all `sites` as reads `[batch, site, d_model]`, from the first one or from a stream's `state`."""
+    def open(
+        self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
+    ) -> Stream:
+        """Batches with all `sites` as reads `[batch, site, d_model]`, from the first one or from a stream's `state`.
+
+        `split`: what of each batch this rank trains on, its own tokens or the sites of its own layers.
+        """
         ...
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
@@ -90,11 +96,19 @@ class ModelSource:
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
         return next(iter(self._stream(sites, batch=tokens, buffer_mb=0, state=None))).reads
 
-    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> ActivationStream:
-        return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, state=state)
+    def open(
+        self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
+    ) -> ActivationStream:
+        return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, state=state, split=split)
 
     def _stream(
-        self, sites: Sequence[Site], *, batch: int, buffer_mb: int, state: Mapping[str, Any] | None
+        self,
+        sites: Sequence[Site],
+        *,
+        batch: int,
+        buffer_mb: int,
+        state: Mapping[str, Any] | None,
+        split: Split = WHOLE,
     ) -> ActivationStream:
         """Chunks as large as the buffer, and large enough for a batch."""
         bytes_per_row = self._context * len(sites) * self.d_model * self.model.W_U.element_size()
@@ -108,6 +122,7 @@ class ModelSource:
             chunk_rows=max(enough, buffer_mb * 2**20 // bytes_per_row),
             seed=self.config.seed,
             state=state,
+            dealing=None if split.world.size == 1 else Dealing(split, sites, self.n_layers),
         )
 
 
@@ -144,8 +159,11 @@ class VectorSource:
         vectors = self._at(self._chunk(0), sites)
         return vectors[self._order(0, len(vectors))[:tokens].to(vectors.device)]
 
-    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> "VectorStream":
-        return VectorStream(self, sites, batch=batch, state=state)
+    def open(
+        self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
+    ) -> "VectorStream":
+        own = [sites[place] for place in split.sites_of(sites, self.n_layers)]
+        return VectorStream(self, own, batch=batch, state=state, split=split)
 
     def shuffled(self, chunk: int, sites: Sequence[Site], batch: int) -> Iterable[Float[Tensor, "batch site d_model"]]:
         """The whole batches of a chunk, in its own order."""
@@ -181,9 +199,15 @@ class VectorStream:
     """`Stream` of a `VectorSource`: chunk after chunk; a plain tensor is one chunk, read in a new order each time."""
 
     def __init__(
-        self, source: VectorSource, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None
+        self,
+        source: VectorSource,
+        sites: Sequence[Site],
+        *,
+        batch: int,
+        state: Mapping[str, Any] | None,
+        split: Split = WHOLE,
     ) -> None:
-        self.source, self.sites, self.batch = source, sites, batch
+        self.source, self.sites, self.batch, self.split = source, sites, batch, split
         self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
 
     def state(self) -> dict[str, Any]:
@@ -195,12 +219,14 @@ class VectorStream:
             for number, vectors in enumerate(self.source.shuffled(self.chunk, self.sites, self.batch)):
                 if number >= skip:
                     self.batch_in_chunk += 1
-                    yield ActivationBatch(vectors, vectors[:, :0])
+                    own = self.split.tokens_of(vectors)
+                    yield ActivationBatch(own, own[:, :0])
             self.chunk, self.batch_in_chunk = self.chunk + 1, 0
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
-        return f"row {self.source.row(self.chunk, (self.batch_in_chunk - 1) * self.batch + row)} of the vectors"
+        in_batch = self.split.tokens.rank + row * self.split.tokens.size
+        return f"row {self.source.row(self.chunk, (self.batch_in_chunk - 1) * self.batch + in_batch)} of the vectors"
 
 
 def sites_of_kind(config: TrainConfig, n_layers: int) -> tuple[tuple[Site, ...], tuple[Site, ...]]:

@@ -15,6 +15,7 @@ from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
+from transcoders.training.distributed import join
 from transcoders.training.trainer import Trainer, require_configs
 
 Text = CorpusSource | Int[Tensor, "row pos"]
@@ -68,12 +69,17 @@ def train(
     go on from the latest checkpoint there, to the same result as an unbroken run; `InputError` where there is none.
     Without it the checkpoints of an earlier run there are removed, which a warning says. `NotFiniteError` where
     activations or a loss are not finite: the last good checkpoint stays.
+
+    In processes that `torchrun` started, all of which call this alike, the run is shared as `config.parallel` says, and
+    every one gets the result, which is that of a single process. Only the first writes; `out` must be a folder that all
+    of them see. `LostRankError` where one of them ends before its time.
     """
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
     source = _source(model, corpus, configs[0])
-    with alone_in(None if out is None else Path(out)):
-        trainer = Trainer(source, configs, out=out, resume=resume, names=names)
+    world = join(source.device)
+    with alone_in(Path(out) if out is not None and world.first else None):
+        trainer = Trainer(source, configs, out=out, resume=resume, names=names, world=world)
         trainer.run(progress=progress)
         results = trainer.finish()
     return results[0] if isinstance(config, TrainConfig) else results

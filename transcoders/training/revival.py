@@ -11,7 +11,10 @@ from transcoders.dictionaries import JumpReLU
 from transcoders.kernels import auxk_encode, cross_layer_decode
 from transcoders.training.codes import Code
 from transcoders.training.config import TrainConfig
+from transcoders.training.distributed import World
 from transcoders.training.parameters import Gated, TrainingParameters
+from transcoders.training.ranking import kept_by_all
+from transcoders.training.split import WHOLE, Split
 
 
 class DeadCounter:
@@ -49,8 +52,11 @@ def revival_loss(
     error: Float[Tensor, "layer batch d_model"],
     dead: Bool[Tensor, "layer feature"],
     config: TrainConfig,
+    split: Split = WHOLE,
 ) -> Float[Tensor, ""]:
     """A gradient for latents that never fire; only their weights are touched.
+
+    Where ranks share the tokens of a batch, their values add up to the loss.
 
     TopK, BatchTopK: AuxK (Gao et al. 2024, appendix A.2). Of the dead latents of a layer the `k_aux` with the largest
     pre-activation predict the residual, of each layer in units of its own. A departure: no ReLU after the choice, since
@@ -61,12 +67,14 @@ def revival_loss(
     bias = weights.encoder_bias(encoder)
     if config.ranks:
         found = auxk_encode(reads, encoder.mT, bias, dead, config.k_aux)
-        written = cross_layer_decode(found.value, found.active, list(weights.W_dec))
+        found = kept_by_all(found, found.active.row, len(found.active.start) - 1, config.k_aux, split.features)
+        written = split.features.total(cross_layer_decode(found.value, found.active, list(weights.W_dec)))
         left, of = (x.square().sum(dim=(1, 2)) for x in (error - written, error))
+        of = split.tokens.sum(of)
         return left.sum() / of.sum() if config.kind == "clt" else (left / of.clamp(min=1e-12)).mean()
     norms = weights.decoder_norms().detach()
     threshold = getattr(weights.activation, "threshold", torch.zeros_like(bias)).detach()
-    pull = error.new_zeros(())
+    pull, tokens = error.new_zeros(()), reads.shape[1] / split.share_of(reads.shape[1], config.batch)
     for layer in range(weights.n_layers):
         which = dead[layer].nonzero().squeeze(1)
         if len(which) == 0:
@@ -75,23 +83,28 @@ def revival_loss(
         if h is None:
             h = weights.product(reads[layer], encoder[layer, which].T) + bias[layer, which]
         gap = torch.relu(threshold[layer, which] - h)
-        pull = pull + (gap * norms[layer, which]).sum() / (weights.n_layers * len(h) * weights.b_dec.shape[1] ** 0.5)
-    return pull
+        pull = pull + (gap * norms[layer, which]).sum() / (weights.n_layers * tokens * weights.b_dec.shape[1] ** 0.5)
+    return split.features.total(pull)
 
 
 @torch.no_grad()
 def resample(
     weights: TrainingParameters,
     optimizer: torch.optim.Optimizer,
-    code: Code,
     reads: Float[Tensor, "layer batch d_model"],
     error: Float[Tensor, "layer batch d_model"],
     dead: Bool[Tensor, "layer feature"],
     config: TrainConfig,
     *,
+    l0: Float[Tensor, "layer"],
+    smallest: Float[Tensor, "layer"],
     seed: int,
+    split: Split = WHOLE,
 ) -> int:
     """Give dead latents the directions of tokens that are badly reconstructed; returns how many there were.
+
+    `l0`, `smallest`: of the batch's code, over all ranks. `seed`: of the first of these layers; each has its own.
+    `split`: which features these are, and what of the batch is with this rank.
 
     Tokens are drawn with probability ∝ ‖error‖⁴. The decoder becomes the direction of the token's errors in all layers
     it writes to; the encoder the direction of its error for an SAE, of its read minus the mean read otherwise. The
@@ -103,28 +116,30 @@ def resample(
     directions are the token's input, which is a mixture of features, where its error is what has no feature yet; and
     the bias is zero, with which a new latent is active on so much else that it is soon driven to silence again.
     """
-    generator = torch.Generator(device=reads.device).manual_seed(seed)
-    count, l0, smallest = 0, code.l0(), code.smallest()
+    count = 0
+    reads, error = (split.tokens.gather(x, dim=1) for x in (reads, error))
+    decoder_norms, encoder = weights.decoder_norms(), weights.encoder()
     for layer in range(weights.n_layers):
         which = dead[layer].nonzero().squeeze(1)
+        norm_of_living, size = (
+            _mean_norm(norms[~dead[layer]], split.features)
+            for norms in (decoder_norms[layer], encoder[layer].norm(dim=1))
+        )
+        drawn = _draw(error[layer : layer + weights.W_dec[layer].shape[1]], len(which), seed + layer * 7_919, split)
         if len(which) == 0:
             continue
         span = weights.W_dec[layer].shape[1]
-        loss = error[layer : layer + span].square().sum(dim=(0, 2))
-        drawn = torch.multinomial(loss.square() + 1e-12, len(which), replacement=True, generator=generator)
         direction = _unit(
             error[layer, drawn] if config.kind == "sae" else reads[layer, drawn] - reads[layer].mean(dim=0)
         )
-        alive = weights.encoder()[layer][~dead[layer]]
-        size = alive.norm(dim=1).mean() if len(alive) else weights.W_enc.new_ones(())
         weights.W_enc[layer, which] = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
-        share = _SELDOM * float(l0[layer]) / dead.shape[1]
+        share = _SELDOM * float(l0[layer]) / config.features
         cut = config.threshold if isinstance(weights.activation, JumpReLU) else 0.0
         if config.ranks:
             cut = float(smallest[layer].nan_to_num(posinf=0.0))
         weights.b_enc[layer, which] = cut - _exceeded_by(reads[layer] @ weights.W_enc[layer, which].T, share)
         written = error[layer : layer + span, drawn].transpose(0, 1)
-        norm = 1.0 if weights.unit_decoders else weights.decoder_norms()[layer][~dead[layer]].mean().nan_to_num(1.0)
+        norm = 1.0 if weights.unit_decoders else norm_of_living
         weights.W_dec[layer][which] = norm * _unit(written.flatten(1)).view_as(written)
         if isinstance(weights.activation, JumpReLU):
             weights.activation.threshold[layer, which] = config.threshold
@@ -134,6 +149,27 @@ def resample(
         _clear_moments(weights, optimizer, layer, which)
         count += len(which)
     return count
+
+
+def _draw(error: Float[Tensor, "span batch d_model"], n_own: int, seed: int, split: Split) -> Int[Tensor, "n_own"]:
+    """Tokens for this rank's dead latents of a layer: its part of those that are drawn for the latents of all ranks.
+
+    The order of tokens, which depends on the ranks, plays no part.
+    """
+    loss, order = error.square().sum(dim=(0, 2)).sort()
+    counts = split.features.gather(torch.tensor([n_own], device=error.device)).tolist()
+    before = sum(counts[: split.features.rank])
+    if not sum(counts):
+        return order[:0]
+    generator = torch.Generator(device=error.device).manual_seed(seed)
+    drawn = torch.multinomial(loss.square() + 1e-12, sum(counts), replacement=True, generator=generator)
+    return order[drawn[before : before + n_own]]
+
+
+def _mean_norm(norms: Float[Tensor, "n"], ranks: World) -> Float[Tensor, ""]:
+    """Of all ranks' norms; one where there are none."""
+    total, count = ranks.sum(torch.stack([norms.sum(), norms.new_tensor(float(len(norms)))]))
+    return total / count if count else torch.ones_like(total)
 
 
 def _clear_moments(weights: TrainingParameters, optimizer: torch.optim.Optimizer, layer: int, which: Tensor) -> None:

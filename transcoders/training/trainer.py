@@ -5,7 +5,7 @@ Numbers that are not finite are noticed without making a device wait for each st
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
-from transcoders.errors import InputError, NotFiniteError
+from transcoders.errors import InputError, LostRankError, NotFiniteError
 from transcoders.formats.native import save_native
 from transcoders.progress import progress_bar
 from transcoders.sites import Site
@@ -32,8 +32,10 @@ from transcoders.training.checkpoint import (
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.distributed import ALONE, World
 from transcoders.training.export import library_versions
 from transcoders.training.metrics import MetricsFile, Sink, open_sink
+from transcoders.training.split import Piece, Split
 from transcoders.training.step import Run
 
 
@@ -51,8 +53,12 @@ class Spoilt(NamedTuple):
 class Watch:
     """For every site and every dictionary the first step with a number that is not finite, kept on the device."""
 
-    def __init__(self, sites: Sequence[Site], names: Sequence[str], device: torch.device) -> None:
-        self.sites, self.names = list(sites), list(names)
+    def __init__(
+        self, sites: Sequence[Site], names: Sequence[str], device: torch.device, split: Split, own: Sequence[int]
+    ) -> None:
+        """`own`: the places of the sites that this rank sees."""
+        self.sites, self.names, self.world = list(sites), list(names), split.world
+        self._own = torch.tensor(own, device=device)
         self._first = torch.zeros(len(self.sites) + len(self.names), dtype=torch.int64, device=device)
 
     def see(
@@ -60,12 +66,16 @@ class Watch:
     ) -> None:
         """Take in a step's activations, and whether each dictionary's loss and gradient were finite."""
         ends = torch.stack([activations.amax(dim=(0, 2)), activations.amin(dim=(0, 2))])  # NaN where anything is
-        good = torch.cat([ends.isfinite().all(dim=0), torch.stack(list(finite))])
+        good = torch.ones_like(self._first, dtype=torch.bool)
+        good[self._own] = ends.isfinite().all(dim=0)
+        good[len(self.sites) :] = torch.stack(list(finite))
         self._first = torch.where((self._first == 0) & ~good, step, self._first)
 
     def first(self) -> Spoilt | None:
-        """The first of them; waits for the device. Activations go before the losses they spoil."""
-        steps = self._first.tolist()
+        """The first of them on any rank; waits for the device. Activations go before the losses they spoil."""
+        never = torch.iinfo(self._first.dtype).max
+        first = self.world.least(self._first.where(self._first > 0, never))
+        steps = first.where(first < never, 0).tolist()
         if not any(steps):
             return None
         step, place = min((step, place) for place, step in enumerate(steps) if step)
@@ -82,12 +92,12 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 logger = logging.getLogger(__name__)
 
 _SCALE_BATCHES = 8
-_SHARED = ("tokens", "batch", "context", "separator", "bos")
+_SHARED = ("tokens", "batch", "context", "separator", "bos", "parallel")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
 _L0_TOLERANCE = 0.05
 
-_FREE_TO_CHANGE = ("log_to",)
+_FREE_TO_CHANGE = ("log_to", "parallel")
 """Settings that nothing trained depends on: a run may be resumed with others."""
 
 
@@ -105,17 +115,24 @@ class Trainer:
         out: Path | str | None = None,
         resume: bool = False,
         names: Sequence[str] | None = None,
+        world: World = ALONE,
     ) -> None:
+        """`world`: the ranks that train together; the first one writes."""
         require_configs(configs)
         self.source, self.configs, self.config = source, list(configs), configs[0]
+        self.split = Split(world, self.config.parallel)
+        for config in configs:
+            self.split.require(config, source.n_layers)
         self.names = _names(configs, names)
         self.out = None if out is None else Path(out)
         sides = [source.sites(config) for config in configs]
         self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
-        place = {site: i for i, site in enumerate(self.sites)}
-        self._places = [tuple([place[site] for site in side] for side in pair) for pair in sides]
-        self._watch = Watch(self.sites, self.names, source.device)
-        with alone_in(self.out):
+        own = self.split.sites_of(self.sites, source.n_layers)
+        self._own_sites = [self.sites[place] for place in own]
+        place = {site: i for i, site in enumerate(self._own_sites)}
+        self._places = [tuple([place[site] for site in side if site in place] for side in pair) for pair in sides]
+        self._watch = Watch(self.sites, self.names, source.device, self.split, own)
+        with alone_in(self._mine):
             if resume:
                 self._restore()
             else:
@@ -123,11 +140,17 @@ class Trainer:
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
         """Train to the end, or up to a step."""
+        try:
+            self._run(until, progress and self.split.world.first)
+        except LostRankError as error:
+            raise LostRankError(f"Training stopped at step {self.step}: {error} {self._way_back()}") from error
+
+    def _run(self, until: int | None, progress: bool) -> None:
         steps = self.config.steps
         end = min(steps, until or steps)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with (
-            alone_in(self.out),
+            alone_in(self._mine),
             progress_bar(*columns, shown=progress, transient=False) as bar,
             ExitStack() as stack,
         ):
@@ -173,10 +196,11 @@ class Trainer:
                 d_vocab=self.source.d_vocab,
             )
             results.append(run.export(*self.source.sites(config), provenance))
-        with alone_in(self.out):
+        with alone_in(self._mine):
             for folder, dictionaries in zip(self._folders(), results, strict=False):
                 save_native(dictionaries, folder)
-        if self.step == self.config.steps:
+        self.split.world.wait()
+        if self.step == self.config.steps and self.split.world.first:
             self._compare_l0(results)
         return results
 
@@ -198,8 +222,9 @@ class Trainer:
         else:
             what = f"the activations at {spoilt.site} are not finite"
             if activations is not None and spoilt.step == self.step:
-                row = spoilt_rows(activations)[0]
-                what += f" (row {row} of the batch, {self.stream.place(row)}); mend or leave out what they come from"
+                for row in spoilt_rows(activations)[:1]:  # other ranks have no such row
+                    what += f" (row {row} of the batch, {self.stream.place(row)})"
+                what += "; mend or leave out what they come from"
         raise NotFiniteError(f"Training stopped at step {spoilt.step}: {what}. {self._way_back()}")
 
     def _way_back(self) -> str:
@@ -213,10 +238,12 @@ class Trainer:
         if all(config.target_l0 is None for config in self.configs):
             return
         sample = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch).transpose(0, 1).float()
-        for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
+        sample = dict(zip(self.sites, sample, strict=True))
+        for config, name, result in zip(self.configs, self.names, results, strict=True):
             if config.target_l0 is None:
                 continue
-            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(reads))
+            reads = torch.stack([sample[site] for site in self.source.sites(config)[0]])
+            l0 = len(result.encode(reads.to(_device(result))).value) / (reads.shape[0] * reads.shape[1])
             if abs(l0 / config.target_l0 - 1) > _L0_TOLERANCE:
                 logger.warning(
                     "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
@@ -232,18 +259,19 @@ class Trainer:
             if sink is not None:
                 sink(line)
         texts = [f"{n}: fvu {m['fvu']:.3f}, L0 {m['l0']:.1f}" for n, m in zip(self.names, lines, strict=True)]
-        logger.info("step %d of %d, %s", self.step, self.config.steps, "; ".join(texts))
+        if self.split.world.first:
+            logger.info("step %d of %d, %s", self.step, self.config.steps, "; ".join(texts))
         return texts[0] if len(texts) == 1 else f"{len(texts)} dictionaries, {texts[0]}"
 
     # starting and resuming
 
     def _start(self) -> None:
-        if self.out is not None and (earlier := latest_checkpoint(self.out)):
+        if self._mine is not None and (earlier := latest_checkpoint(self._mine)):
             # It would be taken for this run's.
             logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
-            remove_checkpoints(self.out)
-        first = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch)
-        for place, site in enumerate(self.sites):
+            remove_checkpoints(self._mine)
+        first = self.source.sample(self._own_sites, _SCALE_BATCHES * self.config.batch)
+        for place, site in enumerate(self._own_sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
                 raise NotFiniteError(
                     f"Training did not start: the activations at {site} are not finite in {len(rows)} of the first "
@@ -251,7 +279,7 @@ class Trainer:
                 )
         self.step = 0
         self.runs = [
-            Run.start(config, first[:, reads], first[:, writes])
+            Run.start(config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers)
             for config, (reads, writes) in zip(self.configs, self._places, strict=True)
         ]
         self._open(None)
@@ -264,7 +292,7 @@ class Trainer:
             raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")
         record = read_record(folder, steps=self.config.steps, runs=len(self.configs))
         require_same_run(self.out, record["run"], self._identity())
-        tensors = read_state(folder, record, self.source.device)
+        tensors = read_state(folder, record, self.source.device, self._own_piece)
         self.step = record["step"]
         self.runs = [
             Run.restore(
@@ -274,6 +302,7 @@ class Trainer:
                 record["runs"][i],
                 folder,
                 self.source.device,
+                split=self.split,
             )
             for i, config in enumerate(self.configs)
         ]
@@ -281,24 +310,39 @@ class Trainer:
         logger.info("resuming %s at step %d of %d", self.out, self.step, self.config.steps)
 
     def _open(self, state: Mapping[str, Any] | None) -> None:
-        self.stream = self.source.open(self.sites, batch=self.config.batch, state=state)
+        self.stream = self.source.open(self.sites, batch=self.config.batch, state=state, split=self.split)
         self.batches = iter(self.stream)
 
     def _save_checkpoint(self) -> None:
         assert self.out is not None
         for run in self.runs:
             run.require_finite(f"The checkpoint of step {self.step}")
-        save_checkpoint(self.out, self.step, self._checkpoint())
+        checkpoint = self._checkpoint()
+        if self.split.world.first:
+            save_checkpoint(self.out, self.step, checkpoint)
+        else:
+            checkpoint.take_part()
 
     def _checkpoint(self) -> Checkpoint:
-        tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
+        shapes: dict[str, Tensor] = {}
+        streams: list[Iterator[tuple[str, Tensor | None]]] = []
+        for i, run in enumerate(self.runs):
+            of_run, stream = run.to_first()
+            shapes |= {f"{i}.{name}": like for name, like in of_run.items()}
+            streams.append(stream)
         record = {
             "step": self.step,
             "data": self.stream.state(),
             "runs": [run.record() for run in self.runs],
             "run": self._identity(),
         }
-        return Checkpoint(tensors, record)
+        return Checkpoint(shapes, (tensor for stream in streams for _, tensor in stream), record)
+
+    def _own_piece(self, name: str) -> tuple[str, Piece] | None:
+        """What of a checkpoint's tensor is with this rank, and its name here."""
+        number = name.partition(".")[0]
+        features = self.configs[int(number)].features if number.isdigit() and int(number) < len(self.configs) else 0
+        return self.split.own(name, self.source.n_layers, features)
 
     def _identity(self) -> dict[str, Any]:
         # Through JSON, because that is how a checkpoint remembers it: tuples become lists.
@@ -316,16 +360,24 @@ class Trainer:
     # files
 
     def _folders(self) -> list[Path]:
-        """One for each dictionary: the output folder itself, or named folders in it where there are several."""
-        if self.out is None:
+        """One for each dictionary: the output folder itself, or named folders in it where there are several.
+
+        None on ranks that write nothing.
+        """
+        if self._mine is None:
             return []
-        return [self.out] if len(self.configs) == 1 else [self.out / name for name in self.names]
+        return [self._mine] if len(self.configs) == 1 else [self._mine / name for name in self.names]
+
+    @property
+    def _mine(self) -> Path | None:
+        """The output folder, where this rank writes to it."""
+        return self.out if self.split.world.first else None
 
     def _open_sinks(self, stack: ExitStack) -> list[Sink | None]:
         """For each dictionary where its configuration wants its metrics besides the file, closed with the stack."""
         sinks: list[Sink | None] = []
         for config, name in zip(self.configs, self.names, strict=True):
-            if config.log_to == "none":
+            if config.log_to == "none" or not self.split.world.first:
                 sinks.append(None)
                 continue
             if self.out is None:
@@ -345,6 +397,11 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
                 f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
                 "Give them one value, or train them one after the other."
             )
+
+
+def _device(dictionaries: DictionarySet) -> torch.device:
+    assert isinstance(dictionaries, torch.nn.Module)
+    return next(dictionaries.parameters()).device
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
