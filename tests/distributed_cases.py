@@ -1,13 +1,19 @@
 """What ranks do in the tests of distributed training, and a single process as well."""
 
+import os
+import signal
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from transcoders import random_model
+from transcoders.errors import LostRankError, NotFiniteError
 from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig
-from transcoders.training.batches import VectorSource
+from transcoders.training.batches import ModelSource, VectorSource
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import World
 from transcoders.training.trainer import Trainer
@@ -21,7 +27,7 @@ CASES: dict[str, TrainConfig] = {
     "sae-topk-sparse": SAEConfig(activation="topk", k_aux=4, kernels="sparse", **COMMON),
     "sae-batchtopk": SAEConfig(activation="batchtopk", kernels="sparse", layers_at_once=1, **COMMON),
     "sae-gated": SAEConfig(activation="gated", target_l0=4.0, **COMMON),
-    "plt-jumprelu": TranscoderConfig(target_l0=4.0, skip=True, ema=0.9, **COMMON),
+    "plt-jumprelu": TranscoderConfig(target_l0=4.0, skip=True, ema=0.9, layers_at_once=1, **COMMON),
     "plt-p-anneal": TranscoderConfig(activation="relu", penalty="p_anneal", p_start=0.1, layers_at_once=2, **COMMON),
     "plt-resample": TranscoderConfig(
         activation="topk", remedy="resample", resample_every=2, decay=0.2, **{**COMMON, "dead_after": 60}
@@ -62,3 +68,50 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         "dictionaries": {name: tensor.numpy() for name, tensor in exported.items()},
         "memory": {name: tensor.nbytes for name, tensor in run.tensors().items()},
     }
+
+
+def model_source(config: TrainConfig) -> ModelSource:
+    """Rows of tokens of a small model, in several chunks that do not divide evenly among ranks."""
+    model = random_model(n_layers=LAYERS, d_model=D, n_heads=2, d_vocab=30, context=16, seed=1)
+    rows = torch.randint(0, 30, (43, 9), generator=torch.Generator().manual_seed(0))
+    source = ModelSource(model, rows, config)
+    source.config = replace(config, buffer_mb=0)  # chunks of one batch's rows
+    return source
+
+
+def trained_on_text(world: World, configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
+    return [outcome(Trainer(model_source(config), [config], world=world)) for config in configs]
+
+
+def first_part(world: World, config: TrainConfig, out: Path, until: int) -> None:
+    Trainer(source_of(config), [config], world=world, out=out).run(until=until, progress=False)
+
+
+def second_part(world: World, config: TrainConfig, out: Path) -> dict[str, Any]:
+    return outcome(Trainer(source_of(config), [config], world=world, out=out, resume=True))
+
+
+def killed_at(world: World, config: TrainConfig, out: Path, step: int) -> str:
+    """The last rank is killed at a step; the others say how their training ended."""
+    source = source_of(config)
+    trainer = Trainer(source, [config], world=world, out=out)
+    trainer.run(until=step, progress=False)
+    if world.rank == world.size - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        trainer.run(progress=False)
+    except LostRankError as error:
+        return str(error)
+    return "not noticed"
+
+
+def spoilt(world: World, config: TrainConfig) -> str:
+    """A vector that is not finite, which one rank alone trains on."""
+    x = vectors(0)
+    x[7, 1] = torch.nan
+    trainer = Trainer(VectorSource(lambda chunk: x if chunk else vectors(0), None, seed=0), [config], world=world)
+    try:
+        trainer.run(progress=False)
+    except NotFiniteError as error:
+        return str(error)
+    return "not noticed"

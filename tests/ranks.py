@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import transcoders.training.entry
+from transcoders.errors import LostRankError
 from transcoders.training.distributed import World, join, leave
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -35,9 +36,9 @@ def start_ranks(function: Callable[..., Any], *arguments: Any, size: int = 2) ->
 def on_ranks(function: Callable[..., Any], *arguments: Any, size: int = 2) -> list[Any]:
     """What each rank returned; the first error that one of them raised is raised here."""
     results = [heard(*rank) for rank in start_ranks(function, *arguments, size=size)]
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, LostRankError)):
+        raise error
     return results
 
 

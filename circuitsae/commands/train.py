@@ -56,12 +56,16 @@ def train(
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
+    from transcoders.training.distributed import device_of_rank, leave, rank_in_environment
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
     text = corpus_for(model, corpus, TRAINING)
-    language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
+    language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
+    leave()
+    if rank_in_environment() > 0:  # the first of torchrun's processes reports
+        return
     if evaluate_tokens:
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)

@@ -7,7 +7,7 @@ from torch import Tensor
 from transcoders.dictionaries import Activation, JumpReLU, ReLU, TopK
 from transcoders.training.config import SAEConfig, TrainConfig
 from transcoders.training.export import Scales
-from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters, kth_largest
+from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters
 from transcoders.training.sparsity import START_OVER_TARGET
 from transcoders.training.split import WHOLE, Split
 
@@ -140,11 +140,14 @@ def centre_bias(weights: TrainingParameters, mean: Float[Tensor, "layer d_model"
 
 @torch.no_grad()
 def calibrate_bias(weights: TrainingParameters, reads: Float[Tensor, "layer batch d_model"], l0: float) -> None:
-    """Biases such that every feature is over its threshold on the same share `l0 / features` of the tokens."""
+    """Biases such that every feature is over its threshold on the same share `l0 / features` of the tokens.
+
+    Halfway between two tokens: none lies on the threshold, where rounding would decide.
+    """
     h = weights.pre_activations(reads)
     rank = max(1, round(l0 / h.shape[2] * h.shape[1]))
     for layer in range(weights.n_layers):
-        cut = torch.stack([kth_largest(h[layer, :, f], rank + 1) for f in range(h.shape[2])])
+        cut = h[layer].topk(min(rank + 1, h.shape[1]), dim=0).values[-2:].mean(dim=0)
         if isinstance(weights.activation, JumpReLU):
             cut = cut - weights.activation.threshold[layer]
         weights.b_enc[layer] -= cut

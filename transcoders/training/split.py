@@ -228,7 +228,7 @@ class Dealing:
 
 
 def _share(n: int, world: World, rank: int | None) -> range:
-    r = world.rank if rank is None else rank
+    r = 0 if world.size == 1 else world.rank if rank is None else rank
     return range(n * r // world.size, n * (r + 1) // world.size)
 
 
