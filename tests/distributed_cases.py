@@ -60,7 +60,8 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
     (run,) = trainer.runs
     _, stream = run.to_first()
     (dictionaries,) = trainer.finish()
-    exported = dictionaries.state_dict()  # pyright: ignore[reportAttributeAccessIssue]
+    # What a rank has of a set that is in a file it reads from there.
+    exported = dictionaries.state_dict() if isinstance(dictionaries, torch.nn.Module) else {}
     return {
         "tensors": {name: tensor.detach().cpu().numpy() for name, tensor in stream if tensor is not None},
         "metrics": run.metrics(trainer.step),

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-import transcoders.training.entry
 from transcoders.errors import LostRankError
 from transcoders.training.distributed import World, join, leave
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.ranks"])
+_CONTEXT.set_forkserver_preload(["tests.ranks", "transcoders.training.entry"])
 _SECONDS = 120
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import transcoders
 from tests.distributed_cases import (
     CASES,
     COMMON,
@@ -91,17 +90,19 @@ def test_layers_and_features_are_held_by_one_rank_each(together):
 def test_a_run_goes_on_among_other_ranks(tmp_path, alone, before, after):
     name = "plt-jumprelu"
     config = replace(CASES[name], checkpoint_every=5)
-    steps = [(first_part, before, (5,)), (second_part, after, ())]
-    for function, how, more in steps:
+
+    def on(how, function, *more):
         if how == "alone":
-            result = function(ALONE, config, tmp_path, *more)
-        else:
-            result = on_ranks(function, replace(config, parallel=how), tmp_path, *more)[0]
+            return function(ALONE, config, tmp_path, *more)
+        return on_ranks(function, replace(config, parallel=how), tmp_path, *more)[0]
+
+    on(before, first_part, 5)
+    result = on(after, second_part)
     for key, tensor in alone[name]["tensors"].items():
         close(result["tensors"][key], tensor, key)
-    loaded = transcoders.load_dictionaries(tmp_path).state_dict()
-    for key, tensor in alone[name]["dictionaries"].items():
-        close(loaded[key].numpy(), tensor, key)
+    loaded = load_file(tmp_path / "weights.safetensors")
+    for key, tensor in result["dictionaries"].items():
+        assert np.array_equal(loaded[key.removeprefix("dictionaries.")].numpy(), tensor), key
 
 
 @pytest.mark.parametrize("how", ["data", "features"])

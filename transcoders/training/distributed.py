@@ -69,7 +69,6 @@ class World:
         """x itself, which all ranks have alike and each uses for its own part: its gradient is the sum of theirs."""
         return x if self.size == 1 else _apply(_Shared, x, self)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Put the sums over all ranks in the place of the tensors; small ones travel together."""
@@ -84,7 +83,6 @@ class World:
             for tensor, part in zip(small, summed.split([tensor.numel() for tensor in small]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    @torch.compiler.disable
     @torch.no_grad()
     def gather(self, x: Shaped[Tensor, "..."], dim: int = 0) -> Shaped[Tensor, "..."]:
         """The tensors of all ranks side by side, in the order of ranks; they may differ in length along `dim`."""
@@ -159,7 +157,6 @@ class World:
             return x
         return self._all_reduce(x.detach().clone(memory_format=torch.contiguous_format), by)
 
-    @torch.compiler.disable
     def _all_reduce(self, x: Tensor, by: Any = dist.ReduceOp.SUM) -> Tensor:
         with self._heard():
             dist.all_reduce(x, op=by)

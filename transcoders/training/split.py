@@ -78,6 +78,11 @@ class Split:
                 f"{self.world.size} ranks cannot share {config.features} features evenly; give a multiple of "
                 f"{self.world.size}."
             )
+        if config.compile and self.competing.size > 1:
+            raise InputError(
+                f"compile needs a loss that no other rank has a part in; with parallel={self.by!r} leave it out, or give "
+                "parallel='layers'."
+            )
         if n_layers < self.layers.size:
             raise InputError(f"{self.world.size} ranks cannot share {n_layers} layers; start {n_layers} at most.")
 
@@ -163,16 +168,21 @@ class Split:
         for name, like in self.whole_shapes(tensors, n_layers, n_features).items():
             yield name, self._whole(name, like, tensors, n_layers, n_features)
 
-    def to_all(self, tensors: Mapping[str, Tensor], n_layers: int, n_features: int) -> dict[str, Tensor]:
-        """Copies of the tensors of the whole run, on every rank."""
+    def whole(
+        self, tensors: Mapping[str, Tensor], n_layers: int, n_features: int, everywhere: bool
+    ) -> dict[str, Tensor] | None:
+        """Copies of the tensors of the whole run, on every rank or on the first one and those that have them anyway."""
         if self.world.size == 1 or self.by == "data":
             return {name: tensor.clone() for name, tensor in tensors.items()}
         shapes, whole = self.whole_shapes(tensors, n_layers, n_features), {}
         for name, found in self.to_first(tensors, n_layers, n_features):
-            like = shapes[name]
-            whole[name] = torch.empty(like.shape, dtype=like.dtype) if found is None else found.detach().cpu().clone()
-            self.world.broadcast([whole[name]])
-        return whole
+            if found is not None:
+                whole[name] = found.detach().cpu().clone()
+            if everywhere:
+                like = shapes[name]
+                whole.setdefault(name, torch.empty(like.shape, dtype=like.dtype))
+                self.world.broadcast([whole[name]])
+        return whole or None
 
     def _whole(
         self, name: str, like: Tensor, tensors: Mapping[str, Tensor], n_layers: int, n_features: int

@@ -288,14 +288,23 @@ class Run:
         return metrics
 
     @torch.no_grad()
-    def export(self, reads: Sequence[Site], writes: Sequence[Site], provenance: DictionaryProvenance) -> DictionarySet:
+    def export(
+        self,
+        reads: Sequence[Site],
+        writes: Sequence[Site],
+        provenance: DictionaryProvenance,
+        *,
+        everywhere: bool = True,
+    ) -> DictionarySet | None:
         """The dictionaries as they are now, or their running mean, on the model's own activations.
 
-        Every rank gets them.
+        Without `everywhere` on the first rank only, and on those that have all of them anyway; None on others.
         """
-        own = {name: self.averaged.get(name, value).detach() for name, value in self.weights.state_dict().items()}
+        own = dict(self.weights.state_dict()) | self.averaged
         own |= {"scales.read": self.scales.read, "scales.write": self.scales.write}
-        tensors = self.split.to_all(own, self.n_layers, self.config.features)
+        tensors = self.split.whole(own, self.n_layers, self.config.features, everywhere)
+        if tensors is None:
+            return None
         scales = Scales(tensors.pop("scales.read"), tensors.pop("scales.write"))
         weights = self.weights.holding(tensors)
         weights.constrain()

@@ -6,7 +6,7 @@ Numbers that are not finite are noticed without making a device wait for each st
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import InputError, LostRankError, NotFiniteError
 from transcoders.formats.native import save_native
+from transcoders.formats.registry import load_dictionaries
 from transcoders.progress import progress_bar
 from transcoders.sites import Site
 from transcoders.training.batches import Source
@@ -140,10 +141,8 @@ class Trainer:
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
         """Train to the end, or up to a step."""
-        try:
+        with self._hearing():
             self._run(until, progress and self.split.world.first)
-        except LostRankError as error:
-            raise LostRankError(f"Training stopped at step {self.step}: {error} {self._way_back()}") from error
 
     def _run(self, until: int | None, progress: bool) -> None:
         steps = self.config.steps
@@ -178,31 +177,45 @@ class Trainer:
         At the end of training a warning says where `target_l0` was missed by more than 5 %. `NotFiniteError` for
         weights that are not finite; nothing is saved then.
         """
-        self._require_finite(None)
-        results = []
-        for config, run, name in zip(self.configs, self.runs, self.names, strict=True):
-            run.require_finite(f"The dictionary {name}")
-            provenance = DictionaryProvenance(
-                model=self.source.name,
-                model_origin=self.source.origin,
-                fingerprint=self.source.fingerprint(),
-                frame=self.source.frame,
-                corpus=self.source.corpus,
-                tokens=self.step * config.batch,
-                bos=self.source.bos,
-                seed=config.seed,
-                versions=library_versions(),
-                config=config.to_json(),
-                d_vocab=self.source.d_vocab,
-            )
-            results.append(run.export(*self.source.sites(config), provenance))
-        with alone_in(self._mine):
-            for folder, dictionaries in zip(self._folders(), results, strict=False):
-                save_native(dictionaries, folder)
-        self.split.world.wait()
+        with self._hearing():
+            self._require_finite(None)
+            exported = [self._export(*each) for each in zip(self.configs, self.runs, self.names, strict=True)]
+            with alone_in(self._mine):
+                for folder, dictionaries in zip(self._folders(), exported, strict=False):
+                    assert dictionaries is not None
+                    save_native(dictionaries, folder)
+            self.split.world.wait()
+        results = [each for each in exported if each is not None]
+        if not results:  # a rank that has a part of them: of the rest it reads what it needs
+            results = [load_dictionaries(folder, decoders="mapped") for folder in self._folders_of(self.out)]
         if self.step == self.config.steps and self.split.world.first:
             self._compare_l0(results)
         return results
+
+    def _export(self, config: TrainConfig, run: Run, name: str) -> DictionarySet | None:
+        run.require_finite(f"The dictionary {name}")
+        provenance = DictionaryProvenance(
+            model=self.source.name,
+            model_origin=self.source.origin,
+            fingerprint=self.source.fingerprint(),
+            frame=self.source.frame,
+            corpus=self.source.corpus,
+            tokens=self.step * config.batch,
+            bos=self.source.bos,
+            seed=config.seed,
+            versions=library_versions(),
+            config=config.to_json(),
+            d_vocab=self.source.d_vocab,
+        )
+        return run.export(*self.source.sites(config), provenance, everywhere=self.out is None)
+
+    @contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """Where a rank is lost, say how to go on."""
+        try:
+            yield
+        except LostRankError as error:
+            raise LostRankError(f"Training stopped at step {self.step}: {error} {self._way_back()}") from error
 
     # one step
 
@@ -360,13 +373,14 @@ class Trainer:
     # files
 
     def _folders(self) -> list[Path]:
-        """One for each dictionary: the output folder itself, or named folders in it where there are several.
+        """One for each dictionary, where this rank writes."""
+        return self._folders_of(self._mine)
 
-        None on ranks that write nothing.
-        """
-        if self._mine is None:
+    def _folders_of(self, out: Path | None) -> list[Path]:
+        """The output folder itself, or named folders in it where there are several dictionaries."""
+        if out is None:
             return []
-        return [self._mine] if len(self.configs) == 1 else [self._mine / name for name in self.names]
+        return [out] if len(self.configs) == 1 else [out / name for name in self.names]
 
     @property
     def _mine(self) -> Path | None:
