@@ -15,7 +15,15 @@ from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
     __version__: str
-    from transcoders.data import Corpus, held_out_rows, open_corpus, pack_rows, take_rows
+    from transcoders.data import (
+        ActivationStore,
+        Corpus,
+        held_out_rows,
+        open_corpus,
+        pack_rows,
+        take_rows,
+        write_activations,
+    )
     from transcoders.dictionaries import (
         SAE,
         CrossLayerTranscoder,
@@ -62,7 +70,15 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "transcoders.data": ("Corpus", "held_out_rows", "open_corpus", "pack_rows", "take_rows"),
+        "transcoders.data": (
+            "ActivationStore",
+            "Corpus",
+            "held_out_rows",
+            "open_corpus",
+            "pack_rows",
+            "take_rows",
+            "write_activations",
+        ),
         "transcoders.dictionaries": (
             "SAE",
             "CrossLayerTranscoder",

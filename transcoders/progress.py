@@ -4,7 +4,9 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
 
-def progress_bar(*columns: ProgressColumn, shown: bool, transient: bool = True) -> Progress:
+def progress_bar(
+    *columns: ProgressColumn, shown: bool, transient: bool = True, console: Console | None = None
+) -> Progress:
     """A bar, drawn where it is to be `shown` and a terminal is there; `transient`: gone at the end."""
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=transient)

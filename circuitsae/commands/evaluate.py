@@ -9,11 +9,14 @@ from circuitsae.commands.shared import (
     Bos,
     ChoiceOptions,
     Choices,
+    CorpusPart,
+    CorpusPartOptions,
     Dtype,
     WeightOptions,
     Weights,
     Wide,
     load_language_model,
+    opened_corpus,
     say,
 )
 from circuitsae.tables import open_console
@@ -37,6 +40,7 @@ def evaluate(
     /,
     *,
     corpus: str | None = None,
+    part: CorpusPartOptions = CorpusPart(),
     tokens: int = _TOKENS,
     context: int | None = None,
     separator: str | None = None,
@@ -57,7 +61,8 @@ def evaluate(
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name; the pocket model has "pocket", "pocket-plt" and "pocket-sae".
-        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; the pocket model has its own.
+        part: Which part of it.
         tokens: How many held-out tokens to read, at most.
         context: Tokens per row of text; default, what the dictionaries were trained with, or 128.
         separator: Text between documents; default, what the dictionaries were trained with.
@@ -78,7 +83,7 @@ def evaluate(
     console = open_console(wide)
     with console.status("evaluating"):
         evaluation = _evaluate(
-            model, dictionaries, corpus, tokens, context, separator, bos, device, dtype, weights, choices
+            model, dictionaries, corpus, part, tokens, context, separator, bos, device, dtype, weights, choices
         )
     from circuitsae.console import show_evaluation
 
@@ -94,6 +99,7 @@ def _evaluate(
     model: str,
     dictionaries: str,
     corpus: str | None,
+    part: CorpusPart,
     tokens: int,
     context: int | None,
     separator: str | None,
@@ -104,13 +110,12 @@ def _evaluate(
     choices: Choices,
 ) -> "Evaluation":
     from circuitsae.loading import POCKET, load_dictionaries
-    from transcoders.data import open_corpus
     from transcoders.dictionaries.provenance import reading_as_trained
     from transcoders.evaluation import evaluate as measure
 
     if corpus is None and model != POCKET:
         raise InputError(f"No text was named to evaluate on; give --corpus FILE, what {model} should read.")
-    text = None if corpus is None else open_corpus(corpus)
+    text = opened_corpus(corpus, part)
     language_model = load_language_model(model, device, dtype, weights)
     loaded = load_dictionaries(dictionaries, device=language_model.device, dtype=dtype, **choices.wanted())
     language_model = reading_as_trained(language_model, loaded.provenance, bos)

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from circuitsae.commands.shared import WeightOptions, Weights, Wide, corpus_for, load_language_model, say, say_next
+from circuitsae.commands.shared import (
+    CorpusPart,
+    CorpusPartOptions,
+    WeightOptions,
+    Weights,
+    Wide,
+    corpus_for,
+    load_language_model,
+    say,
+    say_next,
+)
 from circuitsae.tables import open_console
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig, config_of
@@ -18,6 +28,7 @@ def train(
     /,
     *,
     corpus: str | None = None,
+    part: CorpusPartOptions = CorpusPart(),
     out: Path,
     kind: Literal["clt", "plt", "sae"] = "clt",
     skip: Annotated[bool | None, tyro.conf.DisallowNone] = None,
@@ -34,7 +45,9 @@ def train(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        corpus: A file or folder (.txt, .jsonl, .parquet), a hub data set, or a folder of `circuitsae activations`; the
+            pocket model has its own text.
+        part: Which part of a data set.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
@@ -60,18 +73,21 @@ def train(
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
-    text = corpus_for(model, corpus, TRAINING)
+    store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
+    text = store or corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
     leave()
     if rank_in_environment() > 0:  # the first of torchrun's processes reports
         return
-    if evaluate_tokens:
+    if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows)
         show_evaluation(console, evaluation)
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
     say(console, f"Dictionaries: {out}")
-    if kind != "sae":
+    if store is not None:
+        say_next(console, f"circuitsae evaluate {model} {out} --corpus TEXT")
+    elif kind != "sae":
         how = " ".join(["", *map(shlex.quote, weights.words())])
         say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}{how}')

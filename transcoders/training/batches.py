@@ -1,6 +1,10 @@
 """Where training data come from: a language model reading text, or vectors that are there already."""
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -8,13 +12,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.data.activations import ActivationBatch, ActivationStream
-from transcoders.data.tokens import Corpus, CorpusSource, open_corpus, pack_rows
+from transcoders.data.chunks import no_row, require_masked
+from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.data.outliers import SAMPLE_TOKENS, find_outliers
+from transcoders.data.tokens import CorpusRows, Rows, TokenRows, stacked
 from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Frame, Site
 from transcoders.training.config import SAEConfig, TrainConfig
-from transcoders.training.split import WHOLE, Dealing, Split
+from transcoders.training.dealing import SharedStream
+from transcoders.training.distributed import World
+from transcoders.training.split import WHOLE, Split
+
+logger = logging.getLogger(__name__)
+
+_SPARE = 1.1
+"""Rows for a batch, in multiples of what it needs where no token is left out as an outlier."""
 
 Vectors = Tensor | Callable[[int], Tensor]
 """`[token, d_model]` or `[token, layer, d_model]`, or a function from a chunk's number to such a tensor."""
@@ -22,7 +36,7 @@ Vectors = Tensor | Callable[[int], Tensor]
 
 @runtime_checkable
 class Stream(Protocol):
-    """Endless batches."""
+    """Endless batches, each of which lasts until the next one is asked for."""
 
     def __iter__(self) -> Iterator[ActivationBatch]: ...
 
@@ -45,6 +59,10 @@ class Source(Protocol):
     corpus: str
     bos: bool | None
     """Whether rows of tokens begin with BOS; None where there are none."""
+    first: int
+    """Positions left out at the start of every row of tokens."""
+    limits: Mapping[Site, float]
+    """Norms of activations above which a token is left out; known once the first values were sampled."""
     frame: Frame
     n_layers: int
     d_model: int
@@ -69,7 +87,7 @@ class Source(Protocol):
         ...
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
-        """For first values."""
+        """For first values: that many, or fewer where memory is bounded."""
         ...
 
 
@@ -86,6 +104,13 @@ class ModelSource:
         self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
         self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
+        self.first = config.first
+        self.limits: Mapping[Site, float] = {}
+        if self._context <= self.first:
+            raise InputError(
+                f"Rows of {self._context} tokens have none after the first {self.first}; give a longer context, or a "
+                "smaller `first`."
+            )
         self.bos: bool | None = model.adds_bos
         if isinstance(corpus, Tensor):
             self.bos = model.bos is not None and bool((corpus[:, 0] == model.bos).all())
@@ -94,12 +119,35 @@ class ModelSource:
         return sites_of_kind(config, self.n_layers)
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
-        return next(iter(self._stream(sites, batch=tokens, buffer_mb=0, state=None))).reads
+        """No more than half of the buffer holds, as those who normalise it make a copy."""
+        fit = self.config.buffer_mb * 2**19 // self._bytes_per_token(sites)
+        tokens = max(min(tokens, self.config.batch), min(tokens, fit))
+        return next(iter(self._stream(sites, batch=tokens, buffer_mb=0, limits=self._limits(sites), state=None))).reads
 
     def open(
         self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
     ) -> ActivationStream:
-        return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, state=state, split=split)
+        if state is None:
+            limits = self._limits(sites)
+        else:  # an older run had none
+            limits = {Site.parse(site): limit for site, limit in state.get("limits", {}).items()}
+            self.limits = limits
+        buffer_mb = self.config.buffer_mb
+        return self._stream(sites, batch=batch, buffer_mb=buffer_mb, limits=limits, state=state, split=split)
+
+    def _limits(self, sites: Sequence[Site]) -> Mapping[Site, float]:
+        """Norms above which a token is left out; found once, and named in the log."""
+        if self.config.outliers and not self.limits:
+            n = -(-SAMPLE_TOKENS // self._context)
+            if not (some := list(islice(self._rows(), n))):
+                raise no_row()
+            rows, positions = (side.to(self.device) for side in stacked(some))
+            how = {"times": self.config.outliers, "first": self.first, "positions": positions}
+            found = find_outliers(self.model, rows, sites, **how)
+            if found.largest:
+                logger.info("%s Features are trained on the rest.", found.describe())
+            self.limits = found.limits
+        return self.limits
 
     def _stream(
         self,
@@ -107,23 +155,31 @@ class ModelSource:
         *,
         batch: int,
         buffer_mb: int,
+        limits: Mapping[Site, float],
         state: Mapping[str, Any] | None,
         split: Split = WHOLE,
     ) -> ActivationStream:
-        """Chunks as large as the buffer, and large enough for a batch."""
-        bytes_per_row = self._context * len(sites) * self.d_model * self.model.W_U.element_size()
-        enough = -(-batch // (self._context - 1))
-        return ActivationStream(
+        """Chunks as large as the buffer, and large enough for a batch; of whole rows, where all are of one length."""
+        spare = _SPARE if limits else 1.0
+        positions = self._context - self.first
+        rows = buffer_mb * 2**20 // (positions * self._bytes_per_token(sites))
+        shared = {} if split.world.size == 1 else {"split": split, "n_layers": self.n_layers}
+        return (SharedStream if shared else ActivationStream)(
             self.model,
             self._rows,
             reads=sites,
             writes=(),
             batch=batch,
-            chunk_rows=max(enough, buffer_mb * 2**20 // bytes_per_row),
+            chunk_tokens=max(math.ceil(spare * batch / positions), rows) * positions,
             seed=self.config.seed,
+            first=self.first,
+            limits=limits,
             state=state,
-            dealing=None if split.world.size == 1 else Dealing(split, sites, self.n_layers),
+            **shared,
         )
+
+    def _bytes_per_token(self, sites: Sequence[Site]) -> int:
+        return len(sites) * self.d_model * self.model.W_U.element_size()
 
 
 class VectorSource:
@@ -132,6 +188,8 @@ class VectorSource:
     name, corpus, frame = "vectors", VECTORS, Frame()
     origin: Mapping[str, str]
     bos: bool | None = None
+    first = 1
+    limits: Mapping[Site, float] = MappingProxyType({})
     d_vocab: int | None = None
 
     def __init__(self, reads: Vectors, writes: Vectors | None, *, seed: int) -> None:
@@ -161,9 +219,9 @@ class VectorSource:
 
     def open(
         self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
-    ) -> "VectorStream":
+    ) -> Stream:
         own = [sites[place] for place in split.sites_of(sites, self.n_layers)]
-        return VectorStream(self, own, batch=batch, state=state, split=split)
+        return own_tokens(VectorStream(self, own, batch=batch, state=state), split)
 
     def shuffled(self, chunk: int, sites: Sequence[Site], batch: int) -> Iterable[Float[Tensor, "batch site d_model"]]:
         """The whole batches of a chunk, in its own order."""
@@ -199,15 +257,9 @@ class VectorStream:
     """`Stream` of a `VectorSource`: chunk after chunk; a plain tensor is one chunk, read in a new order each time."""
 
     def __init__(
-        self,
-        source: VectorSource,
-        sites: Sequence[Site],
-        *,
-        batch: int,
-        state: Mapping[str, Any] | None,
-        split: Split = WHOLE,
+        self, source: VectorSource, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None
     ) -> None:
-        self.source, self.sites, self.batch, self.split = source, sites, batch, split
+        self.source, self.sites, self.batch = source, sites, batch
         self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
 
     def state(self) -> dict[str, Any]:
@@ -219,14 +271,35 @@ class VectorStream:
             for number, vectors in enumerate(self.source.shuffled(self.chunk, self.sites, self.batch)):
                 if number >= skip:
                     self.batch_in_chunk += 1
-                    own = self.split.tokens_of(vectors)
-                    yield ActivationBatch(own, own[:, :0])
+                    yield ActivationBatch(vectors, vectors[:, :0])
             self.chunk, self.batch_in_chunk = self.chunk + 1, 0
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
-        in_batch = self.split.tokens.rank + row * self.split.tokens.size
-        return f"row {self.source.row(self.chunk, (self.batch_in_chunk - 1) * self.batch + in_batch)} of the vectors"
+        return f"row {self.source.row(self.chunk, (self.batch_in_chunk - 1) * self.batch + row)} of the vectors"
+
+
+class OwnTokens:
+    """`Stream` of this rank's tokens of one that every rank reads alike."""
+
+    def __init__(self, whole: Stream, ranks: World) -> None:
+        self.whole, self.ranks = whole, ranks
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        mine = slice(self.ranks.rank, None, self.ranks.size)
+        for batch in self.whole:
+            yield ActivationBatch(batch.reads[mine], batch.writes[mine])
+
+    def state(self) -> dict[str, Any]:
+        return self.whole.state()
+
+    def place(self, row: int) -> str:
+        return self.whole.place(self.ranks.rank + row * self.ranks.size)
+
+
+def own_tokens(whole: Stream, split: Split) -> Stream:
+    """What of the batches this rank trains on."""
+    return whole if split.tokens.size == 1 else OwnTokens(whole, split.tokens)
 
 
 def sites_of_kind(config: TrainConfig, n_layers: int) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
@@ -245,16 +318,15 @@ def _by_layer(vectors: Tensor) -> Float[Tensor, "token layer d_model"]:
     return vectors
 
 
-def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Any, int]:
-    """The name of the corpus, a function that opens a pass over its rows of tokens, and their length."""
+def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
+    """The name of the corpus, its rows of tokens, and their length."""
     if isinstance(corpus, Tensor):
-        rows = corpus.tolist()
-        return ROWS, lambda: iter(rows), corpus.shape[1]
-    opened: Corpus = open_corpus(corpus)
+        if config.documents != "packed":
+            raise InputError(f"documents={config.documents!r} is of text; rows of tokens are read as they are given.")
+        return ROWS, TokenRows(corpus), corpus.shape[1]
+    opened = open_corpus(corpus)
     context = min(config.context, model.context)
-
-    def passes() -> Iterator[Sequence[int]]:
-        separator = opened.separator_or(config.separator)
-        return pack_rows(model, opened.training(), context=context, separator=separator)
-
-    return opened.name, passes, context
+    if config.documents == "masked":
+        require_masked(model, context)
+    rows = CorpusRows(model, opened, context, opened.separator_or(config.separator), config.documents)
+    return opened.name, rows, context

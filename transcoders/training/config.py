@@ -15,6 +15,7 @@ from transcoders.sites import SiteKind
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
 Remedy = Literal["auxiliary", "resample", "none"]
+Documents = Literal["packed", "masked", "separate"]
 LogTo = Literal["none", "tensorboard", "wandb"]
 Parallel = Literal["data", "layers", "features"]
 
@@ -121,12 +122,20 @@ class TrainConfig:
     """Whether the loss goes through torch.compile; needs a C++ compiler, and that ranks share nothing but layers."""
     context: int = 128
     """Tokens per row of text."""
+    documents: Documents = "packed"
+    """`packed`: rows are cut from the documents end to end. `masked`: so too, but each document begins anew, and none
+    sees another. `separate`: a document a row, longer ones over several; short rows take computation."""
     separator: str | None = None
     """Text between documents; None for what the corpus has there: a blank line, or the model's end-of-text token."""
     bos: bool | None = None
     """Whether each row begins with the beginning-of-text token; None for what the model's own tokenizer does."""
+    first: int = 1
+    """Positions left out at the start of every row: attention sinks, whose activations are like no others."""
+    outliers: float = 30.0
+    """A token is left out too where the norm of its activations at a site is more than this many times the site's
+    median (massive activations); 0 for none."""
     buffer_mb: int = 512
-    """Memory for the activations that are shuffled together."""
+    """Memory for the activations that are shuffled together; at least a batch is."""
     seed: int = 0
     """Of the first weights and of the order of the data."""
     checkpoint_every: int = 1000
@@ -157,6 +166,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive; got {value}.")
+        if self.first < 0:
+            raise InputError(f"first, the positions left out at the start of a row, is at least 0; got {self.first}.")
+        if self.outliers and not self.outliers > 1:
+            raise InputError(
+                f"outliers is how many times the median norm is too much, above 1, or 0 for none; got {self.outliers}."
+            )
         if self.layers_at_once is not None and self.layers_at_once < 1:
             raise InputError(f"layers_at_once must be at least 1; got {self.layers_at_once}.")
         if self.k_start < 1:
@@ -164,6 +179,8 @@ class TrainConfig:
         for name in ("target_l0", "start_l0"):
             if (getattr(self, name) or 0) >= self.features:
                 raise InputError(f"{name} must be below the {self.features} features; got {getattr(self, name)}.")
+        if self.documents not in get_args(Documents):
+            raise InputError(f"documents cannot be {self.documents!r}; there are {', '.join(get_args(Documents))}.")
         if not 0 < self.p_end <= 1:
             raise InputError(f"p_end must be above 0 and at most 1; got {self.p_end}.")
         if not 0 <= self.ema < 1:

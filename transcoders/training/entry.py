@@ -8,7 +8,8 @@ from typing import Any, overload
 from jaxtyping import Int
 from torch import Tensor
 
-from transcoders.data.tokens import CorpusSource
+from transcoders.data.corpora import CorpusSource
+from transcoders.data.store import ActivationStore
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -16,12 +17,23 @@ from transcoders.training.batches import ModelSource, Source, Vectors, VectorSou
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import join
+from transcoders.training.stored import StoreSource, as_stored
 from transcoders.training.trainer import Trainer, require_configs
 
 Text = CorpusSource | Int[Tensor, "row pos"]
-"""A text file, a hub data set, documents, or rows of tokens."""
+"""What `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens."""
 
 
+@overload
+def train(
+    model: LanguageModel | None, corpus: ActivationStore, config: TrainConfig, *,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> DictionarySet: ...  # fmt: skip
+@overload
+def train(
+    model: LanguageModel | None, corpus: ActivationStore, config: Sequence[TrainConfig], *,
+    names: Sequence[str] | None = ..., progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> list[DictionarySet]: ...  # fmt: skip
 @overload
 def train(
     model: LanguageModel, corpus: Text, config: TrainConfig, *,
@@ -44,7 +56,7 @@ def train(
 ) -> list[DictionarySet]: ...  # fmt: skip
 def train(
     model: LanguageModel | None,
-    corpus: Text | Vectors | tuple[Vectors, Vectors],
+    corpus: Text | ActivationStore | Vectors | tuple[Vectors, Vectors],
     config: TrainConfig | Sequence[TrainConfig],
     *,
     names: Sequence[str] | None = None,
@@ -54,16 +66,19 @@ def train(
 ) -> DictionarySet | list[DictionarySet]:
     """Train dictionaries of the kind that `config` names for all layers of `model`, or on vectors where it is None.
 
-    `corpus`: a text file, a hub data set, documents, or rows of tokens; of documents every twentieth is held out.
+    `corpus`: what `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens; of documents
+    every twentieth is held out.
     Without a model: vectors `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function
     from a chunk's number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and
-    writes. A tensor is read again, in another order, until `config.tokens` are seen.
+    writes. A tensor is read again, in another order, until `config.tokens` are seen. Or, with a model or without, the
+    `ActivationStore` that `write_activations` wrote: runs that share it and the seed get the same batches, and the
+    model, where it is given, says on which device, and is checked to be the store's.
 
     `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
-    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `separator` and `bos`; the order
-    of the data is that of the first one's seed. Each comes out as it would alone with that order, which also depends on
-    how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in `out`, by `names` or
-    by kind and activation, and checkpoints are of all together.
+    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator` and
+    `bos`; the order of the data is that of the first one's seed. Each comes out as it would alone with that order,
+    which also depends on how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in
+    `out`, by `names` or by kind and activation, and checkpoints are of all together.
 
     `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
     go on from the latest checkpoint there, to the same result as an unbroken run; `InputError` where there is none.
@@ -76,6 +91,8 @@ def train(
     """
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
+    if isinstance(corpus, ActivationStore):
+        configs = [as_stored(each, corpus) for each in configs]
     source = _source(model, corpus, configs[0])
     world = join(source.device)
     with alone_in(Path(out) if out is not None and world.first else None):
@@ -87,6 +104,8 @@ def train(
 
 def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:
     """Where batches come from; `InputError` for vectors with a model, and for text without one."""
+    if isinstance(corpus, ActivationStore):
+        return StoreSource(corpus, model, first)
     sides = list(corpus) if isinstance(corpus, tuple) else [corpus]
     floats = [isinstance(side, Tensor) and side.is_floating_point() for side in sides]
     are_vectors = all(given or callable(side) for given, side in zip(floats, sides, strict=True))

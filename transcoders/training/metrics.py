@@ -13,12 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from time import perf_counter
+from typing import Any, Literal, TypeVar, get_args
 
 from transcoders.errors import InputError
 from transcoders.files import write_error, write_file
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class MetricsFile:
@@ -56,6 +59,26 @@ class MetricsFile:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+
+class Wait:
+    """Which share of the time was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._waited, self._since = 0.0, perf_counter()
+
+    def next(self, items: Iterator[T]) -> T:
+        began = perf_counter()
+        item = next(items)
+        self._waited += perf_counter() - began
+        return item
+
+    def share(self) -> float:
+        """Since this was asked last, or since the start."""
+        now = perf_counter()
+        share = self._waited / (now - self._since)
+        self._waited, self._since = 0.0, now
+        return round(share, 4)
 
 
 def _step(line: str) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.errors import FileFormatError, InputError
@@ -80,8 +80,7 @@ class Split:
             )
         if config.compile and self.competing.size > 1:
             raise InputError(
-                f"compile needs a loss that no other rank has a part in; with parallel={self.by!r} leave it out, or give "
-                "parallel='layers'."
+                "compile needs a loss that no other rank has a part in; leave it out, or give parallel='layers'."
             )
         if n_layers < self.layers.size:
             raise InputError(f"{self.world.size} ranks cannot share {n_layers} layers; start {n_layers} at most.")
@@ -95,10 +94,6 @@ class Split:
     def features_of(self, n_features: int) -> range:
         """The features of each layer that this rank has."""
         return _share(n_features, self.features, None)
-
-    def tokens_of(self, batch: Float[Tensor, "batch *rest"]) -> Float[Tensor, "own *rest"]:
-        """This rank's tokens of a batch that every rank has."""
-        return batch[self.tokens.rank :: self.tokens.size]
 
     def share_of(self, n_tokens: int, batch: int) -> float:
         """The part of a batch that so many tokens are; what there is, is the batch, where tokens are not shared.
@@ -207,34 +202,6 @@ class Split:
 
 
 WHOLE = Split()
-
-
-class Dealing:
-    """Rows of text among ranks: each runs the model on every `size`-th of them, and gets what it trains on."""
-
-    def __init__(self, split: Split, sites: Sequence[Site], n_layers: int) -> None:
-        self.split, self.world = split, split.world
-        self.rows = slice(self.world.rank, None, self.world.size)
-        """Those that this rank runs."""
-        self._sites = [split.sites_of(sites, n_layers, rank) for rank in range(self.world.size)]
-
-    def deal(
-        self, own: Float[Tensor, "own_token site d_model"], row: Int[Tensor, "token"]
-    ) -> tuple[Float[Tensor, "_ own_site d_model"], Int[Tensor, "token"]]:
-        """Activations of the tokens that this rank trains on, at its own sites; and where each token of a chunk is
-        among them, −1 for those of other ranks.
-
-        `own`: of this rank's rows, at all sites; `row`: of each token of the chunk.
-        """
-        owner = row % self.world.size
-        if self.split.by == "data":
-            held = torch.full_like(row, -1)
-            held[owner == self.world.rank] = torch.arange(len(own), device=row.device)
-            return own, held
-        mine, d_model = len(self._sites[self.world.rank]), own.shape[-1]
-        shapes = [[int((owner == rank).sum()), mine, d_model] for rank in range(self.world.size)]
-        received = self.world.exchange([own[:, places] for places in self._sites], shapes)
-        return torch.cat(received), owner.argsort(stable=True).argsort()
 
 
 def _share(n: int, world: World, rank: int | None) -> range:

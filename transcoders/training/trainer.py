@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import InputError, LostRankError, NotFiniteError
 from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
-from transcoders.progress import progress_bar
 from transcoders.sites import Site
 from transcoders.training.batches import Source
 from transcoders.training.checkpoint import (
@@ -33,9 +31,11 @@ from transcoders.training.checkpoint import (
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.display import Display
 from transcoders.training.distributed import ALONE, World
 from transcoders.training.export import library_versions
-from transcoders.training.metrics import MetricsFile, Sink, open_sink
+from transcoders.training.metrics import MetricsFile, Sink, Wait, open_sink
+from transcoders.training.record import write_record
 from transcoders.training.split import Piece, Split
 from transcoders.training.step import Run
 
@@ -55,10 +55,10 @@ class Watch:
     """For every site and every dictionary the first step with a number that is not finite, kept on the device."""
 
     def __init__(
-        self, sites: Sequence[Site], names: Sequence[str], device: torch.device, split: Split, own: Sequence[int]
+        self, sites: Sequence[Site], names: Sequence[str], device: torch.device, world: World, own: Sequence[int]
     ) -> None:
         """`own`: the places of the sites that this rank sees."""
-        self.sites, self.names, self.world = list(sites), list(names), split.world
+        self.sites, self.names, self.world = list(sites), list(names), world
         self._own = torch.tensor(own, device=device)
         self._first = torch.zeros(len(self.sites) + len(self.names), dtype=torch.int64, device=device)
 
@@ -93,7 +93,7 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 logger = logging.getLogger(__name__)
 
 _SCALE_BATCHES = 8
-_SHARED = ("tokens", "batch", "context", "separator", "bos", "parallel")
+_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers", "parallel")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
 _L0_TOLERANCE = 0.05
@@ -128,11 +128,11 @@ class Trainer:
         self.out = None if out is None else Path(out)
         sides = [source.sites(config) for config in configs]
         self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
-        own = self.split.sites_of(self.sites, source.n_layers)
-        self._own_sites = [self.sites[place] for place in own]
-        place = {site: i for i, site in enumerate(self._own_sites)}
-        self._places = [tuple([place[site] for site in side if site in place] for side in pair) for pair in sides]
-        self._watch = Watch(self.sites, self.names, source.device, self.split, own)
+        self._own = self.split.sites_of(self.sites, source.n_layers)
+        place = {self.sites[site]: i for i, site in enumerate(self._own)}
+        own = [[[place[site] for site in side if site in place] for side in pair] for pair in sides]
+        self._places = [tuple(_evenly(side) for side in pair) for pair in own]
+        self._watch = Watch(self.sites, self.names, source.device, world, self._own)
         with alone_in(self._mine):
             if resume:
                 self._restore()
@@ -147,27 +147,25 @@ class Trainer:
     def _run(self, until: int | None, progress: bool) -> None:
         steps = self.config.steps
         end = min(steps, until or steps)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with (
-            alone_in(self._mine),
-            progress_bar(*columns, shown=progress, transient=False) as bar,
-            ExitStack() as stack,
-        ):
+        self._wait = Wait()
+        display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
+        with alone_in(self._mine), display, ExitStack() as stack:
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
             files = [
                 stack.enter_context(MetricsFile(folder / "metrics.jsonl", step=self.step)) for folder in self._folders()
             ]
-            task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
             while self.step < end:
-                activations = next(self.batches).reads
+                activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
                 self._train_step(activations, measure=log)
                 save = self.out is not None and self.step % self.config.checkpoint_every == 0
                 if log or save or self.step == end or activations.device.type == "cpu":
                     self._require_finite(activations)
                 if log:
-                    bar.update(task, description=self._log(files, sinks))
-                bar.update(task, advance=1)
+                    figures = display.measured(self._log(files, sinks))
+                    if self.split.world.first:
+                        logger.info("step %d of %d, %s", self.step, steps, figures)
+                display.advance()
                 if save:
                     self._save_checkpoint()
 
@@ -184,6 +182,7 @@ class Trainer:
                 for folder, dictionaries in zip(self._folders(), exported, strict=False):
                     assert dictionaries is not None
                     save_native(dictionaries, folder)
+                self._write_records()
             self.split.world.wait()
         results = [each for each in exported if each is not None]
         if not results:  # a rank that has a part of them: of the rest it reads what it needs
@@ -206,6 +205,8 @@ class Trainer:
             versions=library_versions(),
             config=config.to_json(),
             d_vocab=self.source.d_vocab,
+            first=self.source.first,
+            limits={str(site): limit for site, limit in self.source.limits.items()},
         )
         return run.export(*self.source.sites(config), provenance, everywhere=self.out is None)
 
@@ -235,7 +236,7 @@ class Trainer:
         else:
             what = f"the activations at {spoilt.site} are not finite"
             if activations is not None and spoilt.step == self.step:
-                for row in spoilt_rows(activations)[:1]:  # other ranks have no such row
+                for row in spoilt_rows(activations)[:1]:  # ranks may have none
                     what += f" (row {row} of the batch, {self.stream.place(row)})"
                 what += "; mend or leave out what they come from"
         raise NotFiniteError(f"Training stopped at step {spoilt.step}: {what}. {self._way_back()}")
@@ -251,11 +252,10 @@ class Trainer:
         if all(config.target_l0 is None for config in self.configs):
             return
         sample = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch).transpose(0, 1).float()
-        sample = dict(zip(self.sites, sample, strict=True))
         for config, name, result in zip(self.configs, self.names, results, strict=True):
             if config.target_l0 is None:
                 continue
-            reads = torch.stack([sample[site] for site in self.source.sites(config)[0]])
+            reads = sample[_evenly([self.sites.index(site) for site in self.source.sites(config)[0]])]
             l0 = len(result.encode(reads.to(_device(result))).value) / (reads.shape[0] * reads.shape[1])
             if abs(l0 / config.target_l0 - 1) > _L0_TOLERANCE:
                 logger.warning(
@@ -263,18 +263,16 @@ class Trainer:
                     name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
                 )  # fmt: skip
 
-    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> str:
-        """Metrics to the files, the sinks and the log; returns a line for the progress bar."""
-        lines = [run.metrics(self.step) for run in self.runs]
+    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
+        """Metrics to the files and the sinks; returns them."""
+        waited = self._wait.share()
+        lines = [{**run.metrics(self.step), "data_wait": waited} for run in self.runs]
         for file, line in zip(files, lines, strict=False):
             file.write(line)
         for sink, line in zip(sinks, lines, strict=True):
             if sink is not None:
                 sink(line)
-        texts = [f"{n}: fvu {m['fvu']:.3f}, L0 {m['l0']:.1f}" for n, m in zip(self.names, lines, strict=True)]
-        if self.split.world.first:
-            logger.info("step %d of %d, %s", self.step, self.config.steps, "; ".join(texts))
-        return texts[0] if len(texts) == 1 else f"{len(texts)} dictionaries, {texts[0]}"
+        return lines
 
     # starting and resuming
 
@@ -283,14 +281,15 @@ class Trainer:
             # It would be taken for this run's.
             logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
             remove_checkpoints(self._mine)
-        first = self.source.sample(self._own_sites, _SCALE_BATCHES * self.config.batch)
-        for place, site in enumerate(self._own_sites):
+        first = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch)
+        for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
                 raise NotFiniteError(
                     f"Training did not start: the activations at {site} are not finite in {len(rows)} of the first "
                     f"{len(first)} tokens; mend or leave out what they come from."
                 )
         self.step = 0
+        first = first[:, _evenly(self._own)]
         self.runs = [
             Run.start(config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers)
             for config, (reads, writes) in zip(self.configs, self._places, strict=True)
@@ -333,6 +332,7 @@ class Trainer:
         checkpoint = self._checkpoint()
         if self.split.world.first:
             save_checkpoint(self.out, self.step, checkpoint)
+            self._write_records()
         else:
             checkpoint.take_part()
 
@@ -371,6 +371,11 @@ class Trainer:
         return json.loads(json.dumps(identity))
 
     # files
+
+    def _write_records(self) -> None:
+        identity = {**self._identity(), "data_hash": self.stream.state().get("hash")}
+        for folder, config in zip(self._folders(), self.configs, strict=False):
+            write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
     def _folders(self) -> list[Path]:
         """One for each dictionary, where this rank writes."""
@@ -416,6 +421,13 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
 def _device(dictionaries: DictionarySet) -> torch.device:
     assert isinstance(dictionaries, torch.nn.Module)
     return next(dictionaries.parameters()).device
+
+
+def _evenly(places: list[int]) -> list[int] | slice:
+    """Places at even distances as a slice, by which a tensor is seen and not copied."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
+    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
