@@ -35,6 +35,7 @@ def train(
     site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
     centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
+    plan: bool = False,
     evaluate_tokens: int = 20_000,
     device: str = "cpu",
     wide: Wide = False,
@@ -54,6 +55,7 @@ def train(
         site: SAEs only: what is read and reconstructed; resid_post unless given.
         centred: SAEs only: the encoder reads its input less the decoder's bias.
         resume: Go on from the latest checkpoint in the folder. Without it the checkpoints there are removed.
+        plan: Train nothing; print what the run would take, from a trial of ten seconds. Exit code 2 where it cannot fit.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model.
@@ -65,7 +67,7 @@ def train(
     import json
 
     import transcoders
-    from circuitsae.console import show_evaluation
+    from circuitsae.console import show_evaluation, show_plan
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory
@@ -76,6 +78,11 @@ def train(
     store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
     text = store or corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
+    if plan:
+        planned = transcoders.plan(language_model, text, config, out=out, evaluate_tokens=evaluate_tokens)
+        show_plan(console, planned)
+        planned.require_fit()
+        return
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
     leave()
     if rank_in_environment() > 0:  # the first of torchrun's processes reports

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transcoders.training.calibration import CalibratedLayer, calibrate_topk
     from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, config_from_json
     from transcoders.training.cost import TrainingCost, training_cost
-    from transcoders.training.entry import train, train_many, train_many_on, train_on
+    from transcoders.training.entry import plan, train, train_many, train_many_on, train_on
     from transcoders.training.export import fold_topk
     from transcoders.training.trainer import Trainer
 
@@ -36,7 +36,7 @@ __getattr__, __all__ = lazy_exports(
             "config_from_json",
         ),
         "transcoders.training.cost": ("TrainingCost", "training_cost"),
-        "transcoders.training.entry": ("train", "train_many", "train_many_on", "train_on"),
+        "transcoders.training.entry": ("plan", "train", "train_many", "train_many_on", "train_on"),
         "transcoders.training.export": ("fold_topk",),
         "transcoders.training.trainer": ("Trainer",),
     },

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from torch import Tensor
 from transcoders.data.activations import ActivationBatch, ActivationStream
 from transcoders.data.chunks import no_row, require_masked
 from transcoders.data.corpora import CorpusSource, open_corpus
-from transcoders.data.outliers import SAMPLE_TOKENS, find_outliers
+from transcoders.data.outliers import SAMPLE_TOKENS, TokenOutliers, find_outliers
 from transcoders.data.tokens import CorpusRows, Rows, TokenRows, stacked
 from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
@@ -27,6 +27,10 @@ from transcoders.training.split import WHOLE, Split
 
 logger = logging.getLogger(__name__)
 
+FIRST_BATCHES = 8
+"""Batches from which first values are taken."""
+_TIMES = 30.0
+"""Median norms above which a token is named, where none is left out."""
 _SPARE = 1.1
 """Rows for a batch, in multiples of what it needs where no token is left out as an outlier."""
 
@@ -91,6 +95,30 @@ class Source(Protocol):
         ...
 
 
+class Places(NamedTuple):
+    """Which columns of a batch each dictionary reads and writes."""
+
+    sites: list[Site]
+    """Of the columns: all that any of them reads or writes."""
+    of_each: list[tuple[list[int] | slice, list[int] | slice]]
+    """Among the columns that this rank trains on."""
+
+    @classmethod
+    def of(cls, source: Source, configs: Sequence[TrainConfig], split: Split = WHOLE) -> "Places":
+        sides = [source.sites(config) for config in configs]
+        sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
+        place = {sites[column]: i for i, column in enumerate(split.sites_of(sites, source.n_layers))}
+        own = [[[place[site] for site in side if site in place] for side in pair] for pair in sides]
+        return cls(sites, [tuple(evenly(side) for side in pair) for pair in own])  # pyright: ignore[reportArgumentType]
+
+
+def evenly(places: list[int]) -> list[int] | slice:
+    """Places at even distances as a slice, by which a tensor is seen and not copied."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
+    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
+
+
 class ModelSource:
     """The activations of a language model on a corpus: all sites from one pass."""
 
@@ -103,12 +131,12 @@ class ModelSource:
         self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
         self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
-        self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
+        self.corpus, self._rows, self.context = _open_rows(model, corpus, config)
         self.first = config.first
         self.limits: Mapping[Site, float] = {}
-        if self._context <= self.first:
+        if self.context <= self.first:
             raise InputError(
-                f"Rows of {self._context} tokens have none after the first {self.first}; give a longer context, or a "
+                f"Rows of {self.context} tokens have none after the first {self.first}; give a longer context, or a "
                 "smaller `first`."
             )
         self.bos: bool | None = model.adds_bos
@@ -138,16 +166,29 @@ class ModelSource:
     def _limits(self, sites: Sequence[Site]) -> Mapping[Site, float]:
         """Norms above which a token is left out; found once, and named in the log."""
         if self.config.outliers and not self.limits:
-            n = -(-SAMPLE_TOKENS // self._context)
-            if not (some := list(islice(self._rows(), n))):
-                raise no_row()
-            rows, positions = (side.to(self.device) for side in stacked(some))
-            how = {"times": self.config.outliers, "first": self.first, "positions": positions}
-            found = find_outliers(self.model, rows, sites, **how)
+            found = self.outliers(sites)
             if found.largest:
                 logger.info("%s Features are trained on the rest.", found.describe())
             self.limits = found.limits
         return self.limits
+
+    def outliers(self, sites: Sequence[Site]) -> TokenOutliers:
+        """What the first rows say of the tokens to leave out."""
+        rows, positions = self.first_rows(SAMPLE_TOKENS)
+        times = self.config.outliers or _TIMES
+        return find_outliers(self.model, rows, sites, times=times, first=self.first, positions=positions)
+
+    def first_rows(self, tokens: int) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+        """Rows of so many tokens or a few more, and the positions of their tokens, which restart at every text."""
+        if not (some := list(islice(self._rows(), -(-tokens // self.context)))):
+            raise no_row()
+        rows, positions = (side.to(self.device) for side in stacked(some))
+        return rows, positions
+
+    def buffer_bytes(self, sites: Sequence[Site], batch: int) -> int:
+        """What `open` keeps in memory."""
+        limits = dict.fromkeys(sites, 0.0) if self.config.outliers else {}
+        return self._chunk_tokens(sites, batch, self.config.buffer_mb, limits) * self._bytes_per_token(sites)
 
     def _stream(
         self,
@@ -159,10 +200,6 @@ class ModelSource:
         state: Mapping[str, Any] | None,
         split: Split = WHOLE,
     ) -> ActivationStream:
-        """Chunks as large as the buffer, and large enough for a batch; of whole rows, where all are of one length."""
-        spare = _SPARE if limits else 1.0
-        positions = self._context - self.first
-        rows = buffer_mb * 2**20 // (positions * self._bytes_per_token(sites))
         shared = {} if split.world.size == 1 else {"split": split, "n_layers": self.n_layers}
         return (SharedStream if shared else ActivationStream)(
             self.model,
@@ -170,13 +207,21 @@ class ModelSource:
             reads=sites,
             writes=(),
             batch=batch,
-            chunk_tokens=max(math.ceil(spare * batch / positions), rows) * positions,
+            chunk_tokens=self._chunk_tokens(sites, batch, buffer_mb, limits),
             seed=self.config.seed,
             first=self.first,
             limits=limits,
             state=state,
             **shared,
         )
+
+    def _chunk_tokens(self, sites: Sequence[Site], batch: int, buffer_mb: int, limits: Mapping[Site, float]) -> int:
+        """As many as fit the buffer or are trained on, and enough for a batch; of whole rows of one length."""
+        spare = _SPARE if limits else 1.0
+        positions = self.context - self.first
+        rows = buffer_mb * 2**20 // (positions * self._bytes_per_token(sites))
+        rows = min(rows, math.ceil(spare * self.config.steps * self.config.batch / positions))
+        return max(math.ceil(spare * batch / positions), rows) * positions
 
     def _bytes_per_token(self, sites: Sequence[Site]) -> int:
         return len(sites) * self.d_model * self.model.W_U.element_size()

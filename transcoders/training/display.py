@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from transcoders.progress import progress_bar
+from transcoders.progress import progress_bar, spoken_time
 
 _EVERY = 30.0
 """Seconds between lines where there is no terminal."""
@@ -67,17 +67,10 @@ class Display:
             left = (self._steps - self._done) * (now - self._started) / (self._done - self._first)
             figures = f", {self._figures}" if self._figures else ""
             self._console.print(
-                f"step {self._done:,} of {self._steps:,}: {self._rate(now)}{figures}, {_spoken(left)} left",
+                f"step {self._done:,} of {self._steps:,}: {self._rate(now)}{figures}, {spoken_time(left)} left",
                 highlight=False, markup=False,
             )  # fmt: skip
 
     def _rate(self, now: float) -> str:
         """Of this session, since its start."""
         return f"{(self._done - self._first) * self._batch / max(now - self._started, 1e-9):,.0f} tokens/s"
-
-
-def _spoken(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -1,4 +1,4 @@
-"""What users call: `train`, for one dictionary or several, on a language model or on vectors."""
+"""What users call: `plan` and `train`, for one dictionary or several, on a language model or on vectors."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from transcoders.training.batches import ModelSource, Source, Vectors, VectorSou
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import join
+from transcoders.training.planning import Plan, plan_run
 from transcoders.training.stored import StoreSource, as_stored
 from transcoders.training.trainer import Trainer, require_configs
 
@@ -100,6 +101,27 @@ def train(
         trainer.run(progress=progress)
         results = trainer.finish()
     return results[0] if isinstance(config, TrainConfig) else results
+
+
+def plan(
+    model: LanguageModel | None,
+    corpus: Text | Vectors | tuple[Vectors, Vectors] | ActivationStore,
+    config: TrainConfig | Sequence[TrainConfig],
+    *,
+    out: Path | str | None = None,
+    evaluate_tokens: int = 0,
+    trial_seconds: float = 10.0,
+) -> Plan:
+    """What `train` with the same arguments will take: operations, memory, disk and time, from a short trial.
+
+    `evaluate_tokens`: held-out tokens of an evaluation afterwards, which is counted as well. Nothing is written.
+    `Plan.require_fit` raises `InputError` where memory or disk do not suffice.
+    """
+    configs = [config] if isinstance(config, TrainConfig) else config
+    require_configs(configs)
+    place = None if out is None else Path(out)
+    source = _source(model, corpus, configs[0])
+    return plan_run(source, configs, out=place, evaluate_tokens=evaluate_tokens, trial_seconds=trial_seconds)
 
 
 def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:

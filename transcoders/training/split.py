@@ -166,9 +166,9 @@ class Split:
     def whole(
         self, tensors: Mapping[str, Tensor], n_layers: int, n_features: int, everywhere: bool
     ) -> dict[str, Tensor] | None:
-        """Copies of the tensors of the whole run, on every rank or on the first one and those that have them anyway."""
+        """The tensors of the whole run, on every rank or on the first one and those that have them anyway."""
         if self.world.size == 1 or self.by == "data":
-            return {name: tensor.clone() for name, tensor in tensors.items()}
+            return dict(tensors)
         shapes, whole = self.whole_shapes(tensors, n_layers, n_features), {}
         for name, found in self.to_first(tensors, n_layers, n_features):
             if found is not None:

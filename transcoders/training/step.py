@@ -74,6 +74,7 @@ class Run:
         self.counter = never_fired(n, weights.W_enc.shape[1], config.dead_after, device)
         at_once = layers_at_once(config, weights.W_enc.shape[-1], n, device)
         self.parts = [self._part(first, min(first + at_once, n)) for first in range(0, n, at_once)]
+        self._stacked_moments = self._share_moments()
         self.controller = SparsityController(config)
         self.averaged = {n: p.detach().clone() for n, p in weights.named_parameters()} if config.ema else {}
         self.measured: Measured | None = None
@@ -152,14 +153,28 @@ class Run:
 
     def _moments(self) -> dict[str, Tensor]:
         """Adam's, by the names of the parameters, however many parts these are in; none before the first step."""
-        if not any(part.optimizer.state for part in self.parts):
+        if not any(bool(state["step"]) for part in self.parts for state in part.optimizer.state.values()):
             return {}
         moments: dict[str, Tensor] = {}
-        for name, places in self._places().items():
-            states = [part.optimizer.state[parameter] for part, parameter in places]
-            moments |= {f"optimizer.{name}.{key}": _joined([state[key] for state in states]) for key in _MOMENTS}
-            moments[f"optimizer.{name}.step"] = states[0]["step"]
+        for name, ((part, parameter), *_) in self._places().items():
+            state = part.optimizer.state[parameter] | self._stacked_moments.get(name, {})
+            moments |= {f"optimizer.{name}.{key}": state[key] for key in (*_MOMENTS, "step")}
         return moments
+
+    def _share_moments(self) -> dict[str, dict[str, Tensor]]:
+        """The moments of parameters that several parts make up, stacked as these are; the parts have views of them.
+
+        So what is saved needs no copy.
+        """
+        whole = dict(self.weights.named_parameters())
+        stacked = {}
+        for name, places in self._places().items():
+            if len(places) > 1:
+                stacked[name] = {key: torch.zeros_like(whole[name]).detach() for key in _MOMENTS}
+                for part, parameter in places:
+                    views = {key: moment[part.layers] for key, moment in stacked[name].items()}
+                    part.optimizer.state[parameter] = {"step": parameter.new_zeros(()).detach(), **views}
+        return stacked
 
     def _moments_like(self) -> dict[str, Tensor]:
         """Their names and shapes after a step."""
@@ -171,13 +186,12 @@ class Run:
 
     def _restore_moments(self, moments: dict[str, Tensor]) -> None:
         for name, places in self._places().items():
+            found = {key: moments[f"{name}.{key}"] for key in _MOMENTS}
+            if len(places) > 1:
+                self._stacked_moments[name] = found
             for part, parameter in places:
-                whole = len(places) == 1
-                part.optimizer.state[parameter] = {"step": moments[f"{name}.step"].clone()} | {
-                    key: (m if whole else m[part.layers].clone())
-                    for key in _MOMENTS
-                    for m in [moments[f"{name}.{key}"]]
-                }
+                views = found if len(places) == 1 else {key: moment[part.layers] for key, moment in found.items()}
+                part.optimizer.state[parameter] = {"step": moments[f"{name}.step"].clone(), **views}
 
     def _places(self) -> dict[str, list[tuple[Part, Tensor]]]:
         """Of each parameter of the whole, the parts' own parameters that make it up."""
@@ -305,9 +319,12 @@ class Run:
         tensors = self.split.whole(own, self.n_layers, self.config.features, everywhere)
         if tensors is None:
             return None
-        scales = Scales(tensors.pop("scales.read"), tensors.pop("scales.write"))
+        scales = Scales(tensors["scales.read"], tensors["scales.write"])
+        if self.averaged:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         weights = self.weights.holding(tensors)
-        weights.constrain()
+        if self.averaged:
+            weights.constrain()
         return export(weights, self.config.kind, scales, reads, writes, provenance)
 
 
@@ -320,10 +337,6 @@ def _normalise(
 
 def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 @torch.no_grad()

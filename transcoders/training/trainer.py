@@ -19,7 +19,7 @@ from transcoders.errors import InputError, LostRankError, NotFiniteError
 from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
 from transcoders.sites import Site
-from transcoders.training.batches import Source
+from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly
 from transcoders.training.checkpoint import (
     Checkpoint,
     alone_in,
@@ -92,7 +92,6 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 
 logger = logging.getLogger(__name__)
 
-_SCALE_BATCHES = 8
 _SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers", "parallel")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
@@ -126,12 +125,8 @@ class Trainer:
             self.split.require(config, source.n_layers)
         self.names = _names(configs, names)
         self.out = None if out is None else Path(out)
-        sides = [source.sites(config) for config in configs]
-        self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
+        self.sites, self._places = Places.of(source, configs, self.split)
         self._own = self.split.sites_of(self.sites, source.n_layers)
-        place = {self.sites[site]: i for i, site in enumerate(self._own)}
-        own = [[[place[site] for site in side if site in place] for side in pair] for pair in sides]
-        self._places = [tuple(_evenly(side) for side in pair) for pair in own]
         self._watch = Watch(self.sites, self.names, source.device, world, self._own)
         with alone_in(self._mine):
             if resume:
@@ -168,6 +163,8 @@ class Trainer:
                 display.advance()
                 if save:
                     self._save_checkpoint()
+        if self.step == steps:
+            self.batches = iter(())  # what the stream buffers is needed no longer
 
     def finish(self) -> list[DictionarySet]:
         """The dictionaries as they are now, on the model's own activations; saved where there is an output folder.
@@ -251,11 +248,11 @@ class Trainer:
         """Warn where the L0 of what is handed out is not the one that was asked."""
         if all(config.target_l0 is None for config in self.configs):
             return
-        sample = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch).transpose(0, 1).float()
+        sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
         for config, name, result in zip(self.configs, self.names, results, strict=True):
             if config.target_l0 is None:
                 continue
-            reads = sample[_evenly([self.sites.index(site) for site in self.source.sites(config)[0]])]
+            reads = torch.stack([sample[self.sites.index(site)] for site in self.source.sites(config)[0]])
             l0 = len(result.encode(reads.to(_device(result))).value) / (reads.shape[0] * reads.shape[1])
             if abs(l0 / config.target_l0 - 1) > _L0_TOLERANCE:
                 logger.warning(
@@ -281,7 +278,7 @@ class Trainer:
             # It would be taken for this run's.
             logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
             remove_checkpoints(self._mine)
-        first = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch)
+        first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
                 raise NotFiniteError(
@@ -289,7 +286,7 @@ class Trainer:
                     f"{len(first)} tokens; mend or leave out what they come from."
                 )
         self.step = 0
-        first = first[:, _evenly(self._own)]
+        first = first[:, evenly(self._own)]
         self.runs = [
             Run.start(config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers)
             for config, (reads, writes) in zip(self.configs, self._places, strict=True)
@@ -421,13 +418,6 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
 def _device(dictionaries: DictionarySet) -> torch.device:
     assert isinstance(dictionaries, torch.nn.Module)
     return next(dictionaries.parameters()).device
-
-
-def _evenly(places: list[int]) -> list[int] | slice:
-    """Places at even distances as a slice, by which a tensor is seen and not copied."""
-    step = places[1] - places[0] if len(places) > 1 else 1
-    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
-    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
