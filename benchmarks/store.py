@@ -8,7 +8,7 @@ tokens per second that a store gives where nothing else is done.
 
 The model: 2 layers, 656k parameters, trained by others on TinyStories (../shared/data/models/tinystories-656k).
 
-    python benchmarks/store.py [--seeds 3] [--tokens 1000000]
+    python benchmarks/store.py [--kinds sae transcoder] [--seeds 3] [--tokens 1000000]
 """
 
 import argparse
@@ -33,9 +33,8 @@ from transcoders.training.batches import sites_of_kind
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 DTYPES = ("float32", "bf16", "int8")
-SITES = ("resid_post", "mlp_in", "mlp_out")
 SETTINGS: dict[str, Any] = {"activation": "topk", "k": 16, "features": 512, "batch": 512}
-KINDS: dict[str, type[TrainConfig]] = {"SAE of the stream": SAEConfig, "transcoder": TranscoderConfig}
+KINDS: dict[str, type[TrainConfig]] = {"sae": SAEConfig, "transcoder": TranscoderConfig}
 CONTEXT, HELD_OUT, BATCH = 128, 10_000, 512
 COLUMNS = (
     "kind", "stored as", "times smaller", "error", "FVU", "FVU less float32's, by seed", "waiting", "trained, tokens/s",
@@ -54,6 +53,12 @@ class Run(NamedTuple):
 def everything(store: ActivationStore, sites: Any) -> Tensor:
     """All that is stored, in the order in which it was written."""
     return torch.cat([store.read(s, b, sites) for s in range(len(store.shards)) for b in range(store.blocks(s))])
+
+
+def written(model: LanguageModel, corpus: Path, out: Path, sites: Any, dtype: Any) -> ActivationStore:
+    store = write_activations(model, corpus, out, sites=sites, dtype=dtype, shard_mb=128, progress=False)
+    assert store is not None
+    return store
 
 
 def run(model: LanguageModel, store: ActivationStore, config: TrainConfig, held_out: Tensor) -> Run:
@@ -81,6 +86,7 @@ def reading_speed(store: ActivationStore, config: TrainConfig, n_layers: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=1)
@@ -89,23 +95,17 @@ def main() -> None:
     model = load_model(SHARED / "models/tinystories-656k")
     corpus = SHARED / "corpora/tiny_stories_944k.txt"
     held_out = held_out_rows(model, corpus, tokens=HELD_OUT, context=CONTEXT)
-    table = []
-    with TemporaryDirectory() as folder:
-        stores: dict[str, ActivationStore] = {}
-        for dtype in DTYPES:
-            written = write_activations(
-                model, corpus, Path(folder) / dtype, sites=SITES, dtype=dtype, shard_mb=128, progress=False
-            )
-            assert written is not None
-            stores[dtype] = written
-        tokens = stores["float32"].tokens
-        for kind, of in KINDS.items():
+    table, tokens = [], 0
+    for kind in given.kinds:
+        configs = [KINDS[kind](**SETTINGS, tokens=given.tokens, seed=seed) for seed in range(given.seeds)]
+        sites = sorted({site for side in sites_of_kind(configs[0], model.n_layers) for site in side})
+        with TemporaryDirectory() as folder:
+            stores = {dtype: written(model, corpus, Path(folder) / dtype, sites, dtype) for dtype in DTYPES}
+            tokens = stores["float32"].tokens
             exact: list[Run] = []
             for dtype, store in stores.items():
-                configs = [of(**SETTINGS, tokens=given.tokens, seed=seed) for seed in range(given.seeds)]
                 runs = [run(model, store, config, held_out) for config in configs]
                 exact = exact or runs
-                sites = sorted({site for side in sites_of_kind(configs[0], model.n_layers) for site in side})
                 x, stored = everything(stores["float32"], sites).double(), everything(store, sites).double()
                 error = float((stored - x).square().sum() / (x - x.mean(dim=0)).square().sum())
                 fvu = [r.fvu for r in runs]
@@ -118,7 +118,7 @@ def main() -> None:
                 ])  # fmt: skip
                 print(" | ".join(table[-1]), flush=True)
     said = (
-        f"{tokens:,} tokens stored at {', '.join(SITES)} of both layers; {given.tokens:,} seen in training, batch "
+        f"{tokens:,} tokens stored; {given.tokens:,} seen in training, batch "
         f"{BATCH}, {SETTINGS['features']} features, k {SETTINGS['k']}, {given.seeds} seeds: mean (range)."
     )
     print(write_table("store", f"{str(__doc__).strip()}\n\n{said}", COLUMNS, table))

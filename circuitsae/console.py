@@ -226,7 +226,8 @@ def _show_replacements(console: Console, evaluation: "Evaluation") -> None:
             name, f"{found.recovered_zero:.3f}", f"{found.recovered_mean:.3f}", f"{found.top1_agreement:.1%}",
             f"{found.kl:.4f}",
         ))  # fmt: skip
-    show_table(console, "With reconstructions in the place of the model's own writes", columns, rows)
+    title = f"With reconstructions in the place of the model's own writes, on {evaluation.loss_tokens:,} tokens"
+    show_table(console, title, columns, rows)
 
 
 def _figure(value: float, form: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from transcoders import random_model
-from transcoders.errors import LostRankError, NotFiniteError
+from transcoders.errors import LostRankError, NotFiniteError, Stopped
 from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig
 from transcoders.training.batches import ModelSource, VectorSource
 from transcoders.training.config import TrainConfig
@@ -116,3 +116,23 @@ def spoilt(world: World, config: TrainConfig) -> str:
     except NotFiniteError as error:
         return str(error)
     return "not noticed"
+
+
+def stopped_at(world: World, config: TrainConfig, out: Path, step: int) -> str:
+    """The last rank is asked to stop, as Slurm asks; all say how their training ended."""
+    source = source_of(config)
+    trainer = Trainer(source, [config], world=world, out=out)
+    take = source.shuffled
+
+    def shuffled(*arguments: Any) -> Iterator[Tensor]:
+        for batch in take(*arguments):
+            if trainer.step == step and world.rank == world.size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    source.shuffled = shuffled  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        trainer.run(progress=False)
+    except Stopped as stop:
+        return f"{stop.exit_code}: {stop}"
+    return "not heard"

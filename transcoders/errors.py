@@ -53,3 +53,12 @@ class NotFiniteError(CheckFailedError):
 
 class LostRankError(CheckFailedError):
     """Another process of a distributed run does not answer any more."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Work was asked to stop by a signal, has kept what it had, and says how to go on."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+        """As a shell has it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM."""

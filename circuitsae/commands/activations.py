@@ -7,10 +7,21 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from circuitsae.commands.shared import Bos, WeightOptions, Weights, corpus_for, load_language_model, say, say_next
+from circuitsae.commands.shared import (
+    Bos,
+    CorpusPart,
+    CorpusPartOptions,
+    WeightOptions,
+    Weights,
+    corpus_for,
+    load_language_model,
+    say,
+    say_next,
+)
 from circuitsae.tables import open_console
 from transcoders.errors import InputError
 from transcoders.sites import Site, SiteKind
+from transcoders.training.config import Documents
 
 
 def activations(
@@ -18,10 +29,12 @@ def activations(
     /,
     *,
     corpus: str | None = None,
+    part: CorpusPartOptions = CorpusPart(),
     out: Path,
     site: tuple[str, ...] = (),
     tokens: Annotated[int | None, tyro.conf.DisallowNone] = None,
     context: int = 128,
+    documents: Documents = "packed",
     separator: Annotated[str | None, tyro.conf.DisallowNone] = None,
     bos: Bos = None,
     first: int = 1,
@@ -39,11 +52,13 @@ def activations(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; the pocket model has its own text.
+        part: Which part of a data set.
         out: Folder for the shards.
         site: What is written: resid_post, or mlp_in and mlp_out for transcoders, of every layer; or of one, 3.mlp_in.
         tokens: As many rows of text as hold so many tokens; all of the text unless given.
         context: Tokens per row of text.
+        documents: What becomes of the ends of documents, as in `train`.
         separator: Text between documents; what the corpus has there unless given.
         bos: Begin each row with the beginning-of-text token, or not; as the model's own tokenizer does unless given.
         first: The first position of each row that is kept; those before are outliers in most models.
@@ -66,11 +81,12 @@ def activations(
     from transcoders.data import write_activations
 
     console = open_console()
-    text = corpus_for(model, corpus, TRAINING)
+    text = corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device, "float32", weights)
     store = write_activations(
-        language_model, text, out, sites=places, tokens=tokens, context=context, separator=separator, bos=bos,
-        first=first, outliers=outliers, dtype=dtype, shard_mb=shard_mb, seed=seed, job=share,
+        language_model, text, out, sites=places, tokens=tokens, context=context, documents=documents,
+        separator=separator, bos=bos, first=first, outliers=outliers, dtype=dtype, shard_mb=shard_mb, seed=seed,
+        job=share,
     )  # fmt: skip
     if store is None:
         say(console, f"Job {job} has written its shards to {out}; the folder is complete when all jobs have ended.")

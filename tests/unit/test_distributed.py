@@ -17,6 +17,7 @@ from tests.distributed_cases import (
     second_part,
     source_of,
     spoilt,
+    stopped_at,
     trained,
     trained_on_text,
 )
@@ -64,7 +65,7 @@ def test_two_ranks_come_to_what_a_single_process_does(alone, together, how, name
 
 
 TEXT = [
-    TranscoderConfig(activation="batchtopk", parallel=how, **{**COMMON, "context": 9, "tokens": 64 * 14})
+    TranscoderConfig(activation="batchtopk", parallel=how, outliers=1.5, **{**COMMON, "context": 9, "tokens": 64 * 14})
     for how in ("data", "layers", "features")
 ]
 
@@ -112,10 +113,19 @@ def test_a_killed_rank_ends_the_run_and_both_go_on_to_the_very_weights(tmp_path,
     word, silence = on_ranks(killed_at, config, tmp_path, 4)
     assert silence is None
     assert re.match(r"Training stopped at step 4: Rank 0 of 2 no longer hears the others", word)
-    assert f"The last good checkpoint is {tmp_path}/checkpoint-00000003, from which `resume` goes on." in word
+    assert f"The last good checkpoint is {tmp_path}/checkpoint-00000003, from which `resume`" in word
     resumed, _ = on_ranks(second_part, config, tmp_path)
     for key, tensor in unbroken["tensors"].items():
         assert np.array_equal(resumed["tensors"][key], tensor), key
+
+
+def test_all_ranks_stop_where_one_is_asked_to(tmp_path, alone):
+    name = "clt-batchtopk-sparse"
+    config = replace(CASES[name], parallel="features")
+    words = on_ranks(stopped_at, config, tmp_path, 3)
+    assert all(re.match(r"143: Training stopped after step 4 of 8\. .*checkpoint-00000004", word) for word in words)
+    for key, tensor in on_ranks(second_part, config, tmp_path)[0]["tensors"].items():
+        close(tensor, alone[name]["tensors"][key], key)
 
 
 def test_what_is_not_finite_on_one_rank_stops_all_at_one_step():

@@ -29,6 +29,7 @@ from transcoders import (
 )
 from transcoders.data import sites_of, store_writing
 from transcoders.data.shards import GROUP, compress, decompress, quantise
+from transcoders.data.tokens import CorpusRows
 from transcoders.errors import FileFormatError, InputError, NotFiniteError, WriteError
 from transcoders.sites import Frame, Site
 
@@ -140,6 +141,20 @@ def test_text_is_read_as_training_reads_it(stories, tmp_path):
     expected = sites_of(stories, rows, store.sites, ()).reads
     torch.testing.assert_close(in_order(everything(store, store.sites)), in_order(expected), rtol=1e-5, atol=1e-5)
     assert store.settings.bos
+
+
+def test_documents_can_be_kept_apart(stories, tmp_path):
+    documents = ["A dog ran home. " * n for n in range(1, 30)]
+    sites = [Site(0, "mlp_out"), Site(1, "resid_post")]
+    store = write_activations(
+        stories, documents, tmp_path, sites=sites, context=20, documents="separate", outliers=0.0, progress=False
+    )
+    assert store is not None
+    rows = CorpusRows(stories, transcoders.open_corpus(documents), 20, None, "separate")()
+    alone = [sites_of(stories, torch.tensor([row.ids]), store.sites, ()).reads for row in rows]
+    found = in_order(everything(store, store.sites))
+    torch.testing.assert_close(found, in_order(torch.cat(alone)), rtol=1e-4, atol=1e-5)
+    assert store.settings.documents == "separate"
 
 
 @pytest.fixture(scope="module")

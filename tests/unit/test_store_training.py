@@ -78,6 +78,8 @@ def test_trained_alone_or_with_others_and_with_the_model_or_without_it_is_the_sa
     together = train(model, stores["float32"], others, progress=False)
     for config, dictionaries in zip(others, together, strict=True):
         assert same_weights(train(None, stores["float32"], config, progress=False), dictionaries)
+    by_path = train(model, str(stores["float32"].folder), others[0], progress=False)
+    assert same_weights(by_path, together[0])
 
 
 def test_a_run_on_a_store_is_resumed_to_the_bit(stores, tmp_path):

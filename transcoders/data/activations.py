@@ -114,7 +114,7 @@ class ActivationStream:
     ) -> None:
         """`rows`: a new pass over them begins when one ends. `state`: where to go on."""
         self.model, self.reads, self.writes = model, tuple(reads), tuple(writes)
-        self.batch, self.seed = batch, seed
+        self.batch, self.chunk_tokens, self.seed = batch, chunk_tokens, seed
         self.first, self.limits = first, dict(limits)
         self.batch_in_chunk = 0 if state is None else whole_number(state, "batch_in_chunk")
         self._chunks = Chunks(rows, tokens=chunk_tokens, first=first, state=state)
@@ -129,8 +129,8 @@ class ActivationStream:
         buffer = self._room_for(0)
         for chunk in self._chunks:
             n_tokens = int((chunk.positions >= self.first).sum())
-            if len(buffer) < n_tokens:
-                buffer = self._room_for(n_tokens)
+            if len(buffer) < n_tokens:  # the longest row may be the last: room for it once and for all
+                buffer = self._room_for(max(n_tokens, self.chunk_tokens + chunk.tokens.shape[1]))
             batches = self._fill(buffer, chunk, n_tokens) // self.batch
             for number in range(self.batch_in_chunk, batches):
                 self.batch_in_chunk += 1

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from torch import Tensor
 
 from transcoders.data.shards import Shard, StoreDtype, damaged
+from transcoders.data.tokens import Boundaries
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.files import file_hash, short_hash
 from transcoders.language_model import LanguageModel
@@ -52,6 +53,7 @@ _SETTINGS: dict[str, Any] = {
     "corpus": {"type": "string"},
     "bos": {"type": "boolean"},
     "context": _COUNT,
+    "documents": {"enum": list(get_args(Boundaries))},
     "separator": _TEXT,
     "first": {"type": "integer", "minimum": 0},
     "outliers": {"type": "number", "minimum": 0},
@@ -59,6 +61,8 @@ _SETTINGS: dict[str, Any] = {
     "sites": {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string"}},
     "dtype": {"enum": list(get_args(StoreDtype))},
     "seed": {"type": "integer"},
+    "most_tokens": {"type": ["integer", "null"], "minimum": 1},
+    "shard_tokens": _COUNT,
     "block": _COUNT,
 }
 SETTINGS_SCHEMA: dict[str, Any] = {"type": "object", "required": list(_SETTINGS), "properties": _SETTINGS}
@@ -106,6 +110,8 @@ class StoreSettings:
     """Whether the rows begin with BOS."""
     context: int
     """Tokens of a row of text."""
+    documents: Boundaries
+    """What became of the ends of documents."""
     separator: str | None
     """Text between documents; None for the model's end-of-text token."""
     first: int
@@ -118,6 +124,10 @@ class StoreSettings:
     dtype: StoreDtype
     seed: int
     """Of the order in each shard."""
+    most_tokens: int | None
+    """Tokens that were asked for; None for all of the text."""
+    shard_tokens: int
+    """At most so many tokens are in a shard."""
     block: int
     """Tokens of a shard that are read, and in int8 compressed, together."""
 

@@ -8,7 +8,7 @@ takes little time, and runs the model on its own share.
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from torch import Tensor
 
 from transcoders.data.activations import sites_of
+from transcoders.data.chunks import require_masked
 from transcoders.data.corpora import CorpusSource, open_corpus
 from transcoders.data.outliers import SAMPLE_TOKENS, find_outliers
 from transcoders.data.shards import STORED, StoreDtype, write_shard
@@ -32,7 +33,7 @@ from transcoders.data.store import (
     StoreSettings,
     read_record,
 )
-from transcoders.data.tokens import pack_rows
+from transcoders.data.tokens import Boundaries, CorpusRows, Row, Rows, TokenRows, stacked
 from transcoders.errors import FileFormatError, InputError, NotFiniteError
 from transcoders.files import short_hash, write_json
 from transcoders.language_model import LanguageModel
@@ -55,6 +56,7 @@ def write_activations(
     sites: SiteKind | Iterable[Site | SiteKind],
     tokens: int | None = None,
     context: int = 128,
+    documents: Boundaries = "packed",
     separator: str | None = None,
     bos: bool | None = None,
     first: int = 1,
@@ -69,6 +71,7 @@ def write_activations(
 
     `corpus`: as `train` takes it; of documents every twentieth is held out. `sites`: places, or kinds of place of which
     every layer's is written; all of one width. `tokens`: as many rows of text as hold so many; None for all of it.
+    `context`, `documents`, `separator`, `bos`: how text becomes rows, see `TrainConfig`.
     `first`: the first position of each row that is kept. `outliers`: of the others, a token is left out whose norm at
     one of the sites is more than this many times the site's median; 0 for none. `dtype`: `float32`, `bf16`, or `int8`
     with a bf16 scale for each 64 coordinates, compressed with zstd. `shard_mb`: memory for the activations that are
@@ -81,16 +84,22 @@ def write_activations(
     `NotFiniteError` for activations that are not finite; no shard is half-written.
     """
     out = Path(out)
-    rows = _Rows.of(model.with_bos(bos), corpus, context=context, separator=separator, first=first)
-    settings = _settings(rows, _all_sites(model, sites), first=first, outliers=outliers, dtype=dtype, seed=seed)
-    writer = _Writer(rows, settings, out, shard_mb, _row_count(tokens, rows.context - first))
     number, of = _require_job(job)
+    text = _Text.of(model.with_bos(bos), corpus, context=context, separator=separator, documents=documents)
+    settings = _settings(
+        text, _all_sites(model, sites), first=first, outliers=outliers, dtype=dtype, seed=seed, shard_mb=shard_mb,
+        most=tokens,
+    )  # fmt: skip
     if (out / STORE).is_file():
-        return _require_same(ActivationStore(out), settings)
+        return _there_already(out, settings)
+    writer = _Writer(text, settings, out)
     writer.begin()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns, shown=progress) as bar:
-        task = bar.add_task(f"activations, job {number} of {of}", total=writer.expected)
+        task = bar.add_task(
+            f"activations, job {number} of {of}",
+            total=settings.most_tokens and -(-settings.most_tokens // settings.shard_tokens),
+        )
         shards = 0
         for shard, part in enumerate(writer.parts()):
             writer.take(shard, part, mine=shard % of == number - 1)
@@ -100,15 +109,16 @@ def write_activations(
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Text:
     """Rows of tokens, and the model that reads them."""
 
     model: LanguageModel
-    corpus: str
+    name: str
     context: int
     separator: str | None
+    documents: Boundaries
     bos: bool
-    open: Callable[[], Iterator[Sequence[int]]]
+    rows: Rows
 
     @classmethod
     def of(
@@ -118,67 +128,68 @@ class _Rows:
         *,
         context: int,
         separator: str | None,
-        first: int,
-    ) -> "_Rows":
+        documents: Boundaries,
+    ) -> "_Text":
         if isinstance(corpus, Tensor):
+            if documents != "packed":
+                raise InputError(f"documents={documents!r} is of text; rows of tokens are read as they are given.")
             begins = model.bos is not None and bool((corpus[:, 0] == model.bos).all())
-            rows = cls(model, _CORPUS_OF_ROWS, corpus.shape[1], None, begins, lambda: iter(corpus.tolist()))
-        else:
-            opened = open_corpus(corpus)
-            context = min(context, model.context)
-            between = opened.separator_or(separator)
-
-            def passes() -> Iterator[Sequence[int]]:
-                return pack_rows(model, opened.training(), context=context, separator=between)
-
-            rows = cls(model, opened.name, context, between, model.adds_bos, passes)
-        if not 0 <= first < rows.context:
-            raise InputError(f"first={first} leaves nothing of rows of {rows.context} tokens; give 0, 1 or a few more.")
-        return rows
+            return cls(model, _CORPUS_OF_ROWS, corpus.shape[1], None, documents, begins, TokenRows(corpus))
+        opened = open_corpus(corpus)
+        context = min(context, model.context)
+        if documents == "masked":
+            require_masked(model, context)
+        between = opened.separator_or(separator)
+        rows = CorpusRows(model, opened, context, between, documents)
+        return cls(model, opened.name, context, between, documents, model.adds_bos, rows)
 
 
 class _Writer:
     """One job: the shards that it writes, and the others that it knows to be there."""
 
-    def __init__(self, rows: _Rows, settings: StoreSettings, out: Path, shard_mb: int, most_rows: int | None) -> None:
-        self.rows, self.settings, self.out, self.most_rows = rows, settings, out, most_rows
-        per_row = (rows.context - settings.first) * len(settings.sites) * settings.d_model * 4
-        self.rows_per_shard = shard_mb * 2**20 // per_row
-        if self.rows_per_shard < 1:
-            raise InputError(
-                f"shard_mb={shard_mb} does not hold one row of text, whose activations take {per_row / 2**20:.1f} MB; "
-                "give more, or a shorter context."
-            )
-        self.expected = None if most_rows is None else -(-most_rows // self.rows_per_shard)
+    def __init__(self, text: _Text, settings: StoreSettings, out: Path) -> None:
+        self.text, self.settings, self.out = text, settings, out
         self._seen: list[str] = []
+        self._n_rows = 0
 
     def begin(self) -> None:
         """Say in the folder what is written there; `InputError` where something else is."""
         path = self.out / _WRITING
-        sizes = {"rows_per_shard": self.rows_per_shard, "most_rows": self.most_rows}
         if not path.is_file():
-            write_json(path, replace(self.settings, limits=self._limits()).to_json() | sizes)
+            write_json(path, replace(self.settings, limits=self._limits()).to_json())
         found = read_record(path, SETTINGS_SCHEMA)
-        _require_equal(self.out, found, self.settings.to_json() | sizes)
+        _require_equal(self.out, found, self.settings.to_json())
         self.settings = StoreSettings.from_json(path, found)  # with the limits that all jobs share
 
-    def parts(self) -> Iterator[list[Sequence[int]]]:
-        """The rows of each shard."""
-        rows = islice(self.rows.open(), self.most_rows)
-        while part := list(islice(rows, self.rows_per_shard)):
+    def parts(self) -> Iterator[list[Row]]:
+        """The rows of each shard: as many as its memory holds."""
+        kept = self.settings
+        part, room, left = [], kept.shard_tokens, kept.most_tokens
+        for row in self.text.rows():
+            if left is not None and left <= 0:
+                break
+            tokens = sum(max(0, length - kept.first) for length in row.lengths)
+            left = None if left is None else left - tokens
+            if tokens > room:
+                yield part
+                part, room = [], kept.shard_tokens
+            part.append(row)
+            room -= tokens
+        if part:
             yield part
 
-    def take(self, shard: int, rows: list[Sequence[int]], *, mine: bool) -> None:
+    def take(self, shard: int, rows: list[Row], *, mine: bool) -> None:
         """Write a shard where it is this job's and not there yet."""
-        seen = short_hash(f"{row}" for row in rows)
+        seen = short_hash(f"{row.ids}{row.lengths}" for row in rows)
         self._seen.append(seen)
+        self._n_rows += len(rows)
         if (self.out / STORE).is_file():  # another job has just ended it
             return
         if (found := self._written(shard)) is not None:
             self._require_rows(shard, found)
         elif mine:
             name = f"shard-{shard:05d}.safetensors"
-            activations = self._shuffled(shard, torch.tensor(rows, device=self.rows.model.device))
+            activations = self._shuffled(shard, *(side.to(self.text.model.device) for side in stacked(rows)))
             digest = write_shard(self.out / name, activations, self.settings.dtype, self.settings.block)
             tokens = len(next(iter(activations.values())))
             stored = StoredShard(name, tokens, (self.out / name).stat().st_size, digest, seen)
@@ -187,10 +198,11 @@ class _Writer:
     def finish(self, shards: int) -> ActivationStore | None:
         """Write `store.json` where all shards are there."""
         if shards == 0:
-            raise InputError(f"{self.rows.corpus} does not fill a row of {self.rows.context} tokens; give more text.")
+            (self.out / _WRITING).unlink(missing_ok=True)
+            raise InputError(f"{self.text.name} does not fill a row of {self.text.context} tokens; give more text.")
         found = [self._written(shard) for shard in range(shards)]
         if (self.out / STORE).is_file():  # by another job that ended at the same time
-            return ActivationStore(self.out)
+            return _there_already(self.out, self.settings)
         written = [shard for shard in found if shard is not None]
         if len(written) < shards:
             logger.info("%d of %d shards are written; other jobs have the rest", len(written), shards)
@@ -198,35 +210,37 @@ class _Writer:
         for shard, stored in enumerate(written):
             self._require_rows(shard, stored)
         write_json(self.out / STORE, self.settings.to_json() | {"shards": [s.to_json() for s in written]})
-        (self.out / _WRITING).unlink(missing_ok=True)
-        shutil.rmtree(self.out / _PARTS, ignore_errors=True)
-        return ActivationStore(self.out)
+        return _there_already(self.out, self.settings)
 
     def _limits(self) -> Mapping[Site, float]:
         """Norms above which a token is left out, by a sample from the start of the text."""
         kept = self.settings
-        sample = list(islice(self.rows.open(), -(-SAMPLE_TOKENS // self.rows.context))) if kept.outliers else []
+        sample = list(islice(self.text.rows(), -(-SAMPLE_TOKENS // self.text.context))) if kept.outliers else []
         if not sample:
             return {}
-        rows = torch.tensor(sample, device=self.rows.model.device)
-        found = find_outliers(self.rows.model, rows, kept.sites, times=kept.outliers, first=kept.first)
+        rows, positions = (side.to(self.text.model.device) for side in stacked(sample))
+        found = find_outliers(
+            self.text.model, rows, kept.sites, times=kept.outliers, first=kept.first, positions=positions
+        )
         if found.largest:
             logger.info("%s They are left out.", found.describe())
         return found.limits
 
     @torch.no_grad()
-    def _shuffled(self, shard: int, rows: Int[Tensor, "row pos"]) -> dict[Site, Float[Tensor, "token d_model"]]:
+    def _shuffled(
+        self, shard: int, rows: Int[Tensor, "row pos"], positions: Int[Tensor, "row pos"]
+    ) -> dict[Site, Float[Tensor, "token d_model"]]:
         """The activations of some rows at each site, in the order of the shard."""
         kept = self.settings
-        most = len(rows) * (rows.shape[1] - kept.first)
+        most = int((positions >= kept.first).sum())
         found = {site: torch.empty(most, kept.d_model, dtype=STORED[kept.dtype]) for site in kept.sites}
         at_once = max(1, _TOKENS_AT_ONCE // rows.shape[1])
         tokens = 0
         for start in range(0, len(rows), at_once):
-            group = rows[start : start + at_once]
-            reads = sites_of(self.rows.model, group, kept.sites, (), first=kept.first, limits=kept.limits).reads
+            group, places = rows[start : start + at_once], positions[start : start + at_once]
+            reads = self._activations(group, places, kept.limits)
             if not bool(reads.isfinite().all()):
-                raise self._not_finite(group, shard * self.rows_per_shard + start)
+                raise self._not_finite(group, places, self._n_rows - len(rows) + start)
             for i, site in enumerate(kept.sites):
                 found[site][tokens : tokens + len(reads)] = reads[:, i]
             tokens += len(reads)
@@ -235,13 +249,21 @@ class _Writer:
             found[site] = found[site][order]
         return found
 
-    def _not_finite(self, group: Int[Tensor, "row pos"], first_row: int) -> NotFiniteError:
+    def _activations(
+        self, rows: Int[Tensor, "row pos"], positions: Int[Tensor, "row pos"], limits: Mapping[Site, float]
+    ) -> Float[Tensor, "token site d_model"]:
         kept = self.settings
-        reads = sites_of(self.rows.model, group, kept.sites, (), first=kept.first).reads
-        token, site = (~reads.isfinite().all(dim=2)).nonzero()[0].tolist()
-        row, position = divmod(token, group.shape[1] - kept.first)
+        return sites_of(
+            self.text.model, rows, kept.sites, (), first=kept.first, limits=limits, positions=positions
+        ).reads
+
+    def _not_finite(
+        self, rows: Int[Tensor, "row pos"], positions: Int[Tensor, "row pos"], first_row: int
+    ) -> NotFiniteError:
+        token, site = (~self._activations(rows, positions, {}).isfinite().all(dim=2)).nonzero()[0].tolist()
+        row, column = (positions >= self.settings.first).nonzero()[token].tolist()
         return NotFiniteError(
-            f"The activations at {kept.sites[site]} are not finite at position {position + kept.first} of row "
+            f"The activations at {self.settings.sites[site]} are not finite at position {column} of row "
             f"{first_row + row} of the text; mend or leave out what they come from."
         )
 
@@ -263,24 +285,41 @@ class _Writer:
     def _require_rows(self, shard: int, stored: StoredShard) -> None:
         if stored.rows != self._seen[shard]:
             raise InputError(
-                f"{self.out / stored.file} was written from another text than {self.rows.corpus} is now; write to "
+                f"{self.out / stored.file} was written from another text than {self.text.name} is now; write to "
                 "another folder, or remove this one."
             )
 
 
 def _settings(
-    rows: _Rows, sites: tuple[Site, ...], *, first: int, outliers: float, dtype: StoreDtype, seed: int
+    text: _Text,
+    sites: tuple[Site, ...],
+    *,
+    first: int,
+    outliers: float,
+    dtype: StoreDtype,
+    seed: int,
+    shard_mb: int,
+    most: int | None,
 ) -> StoreSettings:
-    model = rows.model
+    model = text.model
     if dtype not in get_args(StoreDtype):
         raise InputError(f"dtype cannot be {dtype!r}; there are {', '.join(map(repr, get_args(StoreDtype)))}.")
     if outliers and not outliers > 1:
         raise InputError(f"outliers is how many times the median norm is too much, above 1, or 0; got {outliers}.")
+    if not 0 <= first < text.context:
+        raise InputError(f"first={first} leaves nothing of rows of {text.context} tokens; give 0, 1 or a few more.")
+    if most is not None and most < 1:
+        raise InputError(f"tokens must be at least 1; got {most}.")
     widths = {model.width(site) for site in sites}
     if len(widths) > 1:
         raise InputError(f"Sites of one store have one width; got widths {sorted(widths)}. Write a store for each.")
     d_model = widths.pop()
-    block = max(1, min(_MOST_IN_BLOCK, _BLOCK_BYTES // (4 * d_model * len(sites))))
+    per_token = 4 * d_model * len(sites)
+    if shard_mb * 2**20 < text.context * per_token:
+        raise InputError(
+            f"shard_mb={shard_mb} does not hold one row of text, whose activations take "
+            f"{text.context * per_token / 2**20:.1f} MB; give more, or a shorter context."
+        )
     return StoreSettings(
         model=model.name,
         origin=model.origin,
@@ -289,17 +328,20 @@ def _settings(
         n_layers=model.n_layers,
         d_model=d_model,
         d_vocab=model.d_vocab,
-        corpus=rows.corpus,
-        bos=rows.bos,
-        context=rows.context,
-        separator=rows.separator,
+        corpus=text.name,
+        bos=text.bos,
+        context=text.context,
+        documents=text.documents,
+        separator=text.separator,
         first=first,
         outliers=outliers,
         limits={},
         sites=sites,
         dtype=dtype,
         seed=seed,
-        block=block,
+        most_tokens=most,
+        shard_tokens=shard_mb * 2**20 // per_token,
+        block=max(1, min(_MOST_IN_BLOCK, _BLOCK_BYTES // per_token)),
     )
 
 
@@ -316,12 +358,6 @@ def _all_sites(model: LanguageModel, sites: SiteKind | Iterable[Site | SiteKind]
     return tuple(sorted(set(named)))
 
 
-def _row_count(tokens: int | None, per_row: int) -> int | None:
-    if tokens is not None and tokens < 1:
-        raise InputError(f"tokens must be at least 1; got {tokens}.")
-    return None if tokens is None else -(-tokens // per_row)
-
-
 def _require_job(job: tuple[int, int]) -> tuple[int, int]:
     number, of = job
     if not 1 <= number <= of:
@@ -329,8 +365,12 @@ def _require_job(job: tuple[int, int]) -> tuple[int, int]:
     return number, of
 
 
-def _require_same(store: ActivationStore, settings: StoreSettings) -> ActivationStore:
-    _require_equal(store.folder, store.settings.to_json(), settings.to_json())
+def _there_already(out: Path, settings: StoreSettings) -> ActivationStore:
+    """A store that is complete, without what was needed to write it."""
+    store = ActivationStore(out)
+    _require_equal(out, store.settings.to_json(), settings.to_json())
+    (out / _WRITING).unlink(missing_ok=True)
+    shutil.rmtree(out / _PARTS, ignore_errors=True)
     return store
 
 

@@ -7,7 +7,7 @@ replaced. A layer that is replaced alone changes nothing before it, so the model
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -31,11 +31,14 @@ _TOLERANCE = 1e-3
 """Share of the largest value by which a run from a block on may differ from a whole one; rounding is far below."""
 
 
+By = Literal["spliced", "zero", "mean"]
+
+
 class _Key(NamedTuple):
     """Which layer is replaced (None: all of them), and by what."""
 
     layer: int | None
-    by: Literal["spliced", "zero", "mean"]
+    by: By
 
 
 class _Group(NamedTuple):
@@ -173,8 +176,8 @@ class _Losses:
     ) -> Iterator[tuple[_Key, Mapping[Site, Hook]]]:
         """Each layer alone, and all of them, by reconstruction, zeros and mean."""
         first, writes = self.dictionaries.provenance.first, self.dictionaries.writes
-        zeros = torch.zeros_like(self.means)
-        for by, values in (("spliced", rebuilt), ("zero", zeros), ("mean", self.means)):
+        replacements: dict[By, Any] = {"spliced": rebuilt, "zero": torch.zeros_like(self.means), "mean": self.means}
+        for by, values in replacements.items():
             edits = {layer: {writes[layer]: in_the_place(values[layer], first)} for layer in self.layers}
             for layer, edit in edits.items():
                 yield _Key(layer, by), edit

@@ -101,7 +101,7 @@ class Statistics:
     def update_by_layer(
         self, reads: Sequence[Float[Tensor, "token d_model"]], writes: Sequence[Float[Tensor, "token d_model"]]
     ) -> None:
-        """The same of one tensor for each layer; layers that can be apart are encoded in turn."""
+        """The same of one tensor for each layer; where they can be encoded apart, no two are at the same time."""
         self.tokens += len(writes[0])
         for layer, (activations, y_hat) in enumerate(reconstruct(self.dictionaries, reads)):
             self._add(layer, writes[layer].cpu().double(), y_hat.cpu().double())

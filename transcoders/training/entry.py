@@ -1,9 +1,10 @@
 """What users call: `plan` and `train`, for one dictionary or several, on a language model or on vectors."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from jaxtyping import Int
 from torch import Tensor
@@ -18,8 +19,11 @@ from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import join
 from transcoders.training.planning import Plan, plan_run
+from transcoders.training.run_folder import finished_dictionaries, identity_of
 from transcoders.training.stored import StoreSource, as_stored
 from transcoders.training.trainer import Trainer, require_configs
+
+logger = logging.getLogger(__name__)
 
 Text = CorpusSource | Int[Tensor, "row pos"]
 """What `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens."""
@@ -72,8 +76,8 @@ def train(
     Without a model: vectors `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function
     from a chunk's number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and
     writes. A tensor is read again, in another order, until `config.tokens` are seen. Or, with a model or without, the
-    `ActivationStore` that `write_activations` wrote: runs that share it and the seed get the same batches, and the
-    model, where it is given, says on which device, and is checked to be the store's.
+    `ActivationStore` that `write_activations` wrote, or its path: runs that share it and the seed get the same batches,
+    and the model, where it is given, says on which device, and is checked to be the store's.
 
     `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
     list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator` and
@@ -82,9 +86,11 @@ def train(
     `out`, by `names` or by kind and activation, and checkpoints are of all together.
 
     `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
-    go on from the latest checkpoint there, to the same result as an unbroken run; `InputError` where there is none.
-    Without it the checkpoints of an earlier run there are removed, which a warning says. `NotFiniteError` where
-    activations or a loss are not finite: the last good checkpoint stays.
+    go on from the latest checkpoint there that is not damaged, to the same result as an unbroken run; where the run was
+    killed before its first one, from the beginning; of a complete run, hand out what it saved. `InputError` where no
+    run was started. Without it the checkpoints of an earlier run there are removed, which a warning says. Ctrl-C and
+    SIGTERM write a checkpoint after the step at hand and raise `transcoders.errors.Stopped`, a KeyboardInterrupt.
+    `NotFiniteError` where activations or a loss are not finite: the last good checkpoint stays.
 
     In processes that `torchrun` started, all of which call this alike, the run is shared as `config.parallel` says, and
     every one gets the result, which is that of a single process. Only the first writes; `out` must be a folder that all
@@ -92,15 +98,27 @@ def train(
     """
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
+    if ActivationStore.is_store(corpus):
+        corpus = ActivationStore(cast("Path | str", corpus))
     if isinstance(corpus, ActivationStore):
         configs = [as_stored(each, corpus) for each in configs]
     source = _source(model, corpus, configs[0])
     world = join(source.device)
     with alone_in(Path(out) if out is not None and world.first else None):
-        trainer = Trainer(source, configs, out=out, resume=resume, names=names, world=world)
-        trainer.run(progress=progress)
-        results = trainer.finish()
+        results = _complete(source, configs, Path(out)) if resume and out is not None else None
+        if results is None:
+            trainer = Trainer(source, configs, out=out, resume=resume, names=names, world=world)
+            trainer.run(progress=progress)
+            results = trainer.finish()
     return results[0] if isinstance(config, TrainConfig) else results
+
+
+def _complete(source: Source, configs: Sequence[TrainConfig], out: Path) -> list[DictionarySet] | None:
+    """What a run wrote that is done already."""
+    results = finished_dictionaries(out, identity_of(source, configs), source.device)
+    if results is not None:
+        logger.warning("The run in %s is complete; its dictionaries are handed out as they were saved.", out)
+    return results
 
 
 def plan(

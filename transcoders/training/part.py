@@ -52,7 +52,7 @@ class Part:
         """
         self.config, self.weights, self.counter, self.split, self.before = config, weights, counter, split, before
         self.layers, self.alone = slice(first, first + weights.n_layers), alone
-        self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr, betas=config.betas, fused=True)
+        self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr_used, betas=config.betas, fused=True)
         self.sparse = self._sparse_at_first()
         self.finite = torch.ones((), dtype=torch.bool, device=weights.W_enc.device)
         """Whether the last step's loss and gradient were finite; not read each step, as a device would have to wait."""
@@ -69,7 +69,7 @@ class Part:
     ) -> Losses:
         """One optimizer step on normalised activations."""
         config, weights, split = self.config, self.weights, self.split
-        dead = self.counter.dead if config.remedy == "auxiliary" else None
+        dead = self.counter.dead if config.remedy_used == "auxiliary" else None
         compute = losses if self.sparse else self._losses
         result = compute(
             weights,
@@ -99,7 +99,7 @@ class Part:
         tokens = x.shape[1] if split.tokens.size == 1 else config.batch
         self.counter.update(split.tokens.any(result.code.fired()), tokens=tokens)
         self._choose_kernels(step, result.code, x.shape[1])
-        if config.remedy == "resample":
+        if config.remedy_used == "resample":
             self._resample(step, x, result)
         if not self.alone:
             self.optimizer.zero_grad()
@@ -154,9 +154,9 @@ class Part:
         falling = step + 1 >= (1 - config.decay) * config.steps
         dead = self.counter.dead
         split = self.split
-        if falling or (step + 1) % config.resample_every or not bool(split.features.any(dead.any())):
+        if falling or (step + 1) % config.resample_every_used or not bool(split.features.any(dead.any())):
             return
-        resample(
+        renewed = resample(
             self.weights,
             self.optimizer,
             x,
@@ -168,7 +168,7 @@ class Part:
             seed=config.seed * 1_000_003 + step + (self.before + self.layers.start) * 7_919,
             split=split,
         )
-        self.counter.since_fired[dead] = 0
+        self.counter.since_fired[renewed] = 0
 
 
 def layers_at_once(config: TrainConfig, d_model: int, n_layers: int, device: torch.device) -> int:

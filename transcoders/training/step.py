@@ -71,7 +71,7 @@ class Run:
         self.config, self.weights, self.scales, self.split = config, weights, scales, split
         n, device = weights.n_layers, weights.W_enc.device
         self.n_layers = n_layers or n
-        self.counter = never_fired(n, weights.W_enc.shape[1], config.dead_after, device)
+        self.counter = never_fired(n, weights.W_enc.shape[1], config.dead_after_used, device)
         at_once = layers_at_once(config, weights.W_enc.shape[-1], n, device)
         self.parts = [self._part(first, min(first + at_once, n)) for first in range(0, n, at_once)]
         self._stacked_moments = self._share_moments()
@@ -80,7 +80,7 @@ class Run:
         self.measured: Measured | None = None
 
     def _part(self, first: int, last: int) -> Part:
-        counter = DeadCounter(self.counter.since_fired[first:last], self.config.dead_after)
+        counter = DeadCounter(self.counter.since_fired[first:last], self.config.dead_after_used)
         alone = last - first == self.weights.n_layers
         weights = self.weights if alone else self.weights.views(first, last)
         before = self.split.layers_of(self.n_layers).start
@@ -125,21 +125,38 @@ class Run:
 
         `FileFormatError` where they are not of it.
         """
-        n_layers, d_model = shape
-        empty = torch.zeros(2, len(split.layers_of(n_layers)), d_model, device=device)
-        weights = initial_parameters(config, empty, empty, split=split, n_layers=n_layers)
-        run = cls(config, weights, measure_scales(empty, empty, config), split=split, n_layers=n_layers)
+        run = cls._empty(config, shape, device, split)
         require_like(folder, tensors, run.tensors() | run._moments_like())
-        run.weights.load_state_dict(_within(_OWN, tensors))
+        run._take(tensors)
         run._restore_moments(_within("optimizer.", tensors))
-        run.scales = Scales(tensors["scales.read"], tensors["scales.write"])
-        run.counter.since_fired.copy_(tensors["since_fired"])
         run.controller = SparsityController(config, **record["controller"])
         require_for_each_layer(folder, record["sparse"], shape[0])
         for part in run.parts:
             part.sparse = record["sparse"][part.before + part.layers.start]
-        run.averaged = _within("averaged.", tensors)
         return run
+
+    @classmethod
+    def of_weights(cls, config: TrainConfig, tensors: dict[str, Tensor], folder: Path, device: torch.device) -> "Run":
+        """To be exported, not to go on: of `tensors()` all but the optimizer's; `FileFormatError` as in `restore`."""
+        W_enc = tensors.get(f"{_OWN}W_enc")
+        layers, d_model = (1, 1) if W_enc is None or W_enc.ndim != 3 else (W_enc.shape[0], W_enc.shape[2])
+        run = cls._empty(config, (layers, d_model), device, WHOLE)
+        require_like(folder, tensors, run.tensors())
+        run._take(tensors)
+        return run
+
+    @classmethod
+    def _empty(cls, config: TrainConfig, shape: tuple[int, int], device: torch.device, split: Split) -> "Run":
+        n_layers, d_model = shape
+        empty = torch.zeros(2, len(split.layers_of(n_layers)), d_model, device=device)
+        weights = initial_parameters(config, empty, empty, split=split, n_layers=n_layers)
+        return cls(config, weights, measure_scales(empty, empty, config), split=split, n_layers=n_layers)
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        self.weights.load_state_dict(_within(_OWN, tensors))
+        self.scales = Scales(tensors["scales.read"], tensors["scales.write"])
+        self.counter.since_fired.copy_(tensors["since_fired"])
+        self.averaged = _within("averaged.", tensors)
 
     # what is saved
 

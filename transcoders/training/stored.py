@@ -69,7 +69,7 @@ class StoreSource:
         )
 
 
-_READ_AS = ("context", "separator", "bos", "first", "outliers")
+_READ_AS = ("context", "documents", "separator", "bos", "first", "outliers")
 """Settings of how text was read, which a store has settled."""
 
 
