@@ -61,6 +61,7 @@ interop: $(VENV)/.installed-dev  ## other communities' packages, in environments
 cli: $(VENV)/.installed  ## write the page of the command line again
 	$(BIN)/python docs/write_cli.py
 	$(BIN)/python docs/write_formats.py
+	$(BIN)/python docs/write_scaling.py
 
 docs: $(VENV)/.installed-dev
 	@$(PIP) --editable '.[docs]'

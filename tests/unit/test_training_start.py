@@ -155,7 +155,8 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     error[:, :] *= 1e-3
     error[:, [5, 9]] = 10 * (x - x.mean(dim=1, keepdim=True))[:, [5, 9]]
     before = {name: p.detach().clone() for name, p in run.weights.named_parameters()}
-    renewed = resample(run.weights, part.optimizer, result.code, x, error, dead, config, seed=0)
+    of_code = {"l0": result.code.l0(), "smallest": result.code.smallest()}
+    renewed = resample(run.weights, part.optimizer, x, error, dead, config, **of_code, seed=0)
     assert torch.equal(renewed, dead)
     after = dict(run.weights.named_parameters())
     for name in ("W_enc", "b_enc"):
@@ -217,9 +218,10 @@ def test_resampling_happens_when_it_is_asked_and_not_while_the_rate_falls():
             run.step(step, x[:64, None], x[:64, None])
             reset = bool(((run.counter.since_fired == 0) & (before >= 64)).any())
             changes += reset  # nothing fires, so nothing else resets the count
-            assert not reset or step < 20
+            assert not reset or (step < 20 and step % 5 == 4)
         counts.append(changes)
-    assert counts == [3, 0]
+    assert counts[0] >= 2  # at the third chance all may be alive
+    assert counts[1] == 0
 
 
 # settings
