@@ -26,7 +26,7 @@ from circuitsae.loading import load_model
 from circuitsae.pocket.corpus import held_out_text, text_stream
 from transcoders.data import Corpus, held_out_rows, take_rows
 from transcoders.data.activations import sites_of
-from transcoders.data.tokens import CorpusSource
+from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, evaluate, write_pareto
 from transcoders.files import write_file, write_json

@@ -1,7 +1,7 @@
 """What the commands print: tables of a graph, of a validation and of an evaluation."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.text import Text
 from circuitsae.report.text import visible
 from circuitsae.sentences import of_evaluation
 from circuitsae.tables import Column, show_table
+from transcoders.progress import spoken_size, spoken_time
 from transcoders.token_text import join_tokens
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph
     from circuitsae.validation import Calibration, Validation
     from transcoders.evaluation import Evaluation
+    from transcoders.training.planning import Plan
 
 VERDICT_STYLE = {
     "confirmed": "green",
@@ -224,9 +226,38 @@ def _show_replacements(console: Console, evaluation: "Evaluation") -> None:
             name, f"{found.recovered_zero:.3f}", f"{found.recovered_mean:.3f}", f"{found.top1_agreement:.1%}",
             f"{found.kl:.4f}",
         ))  # fmt: skip
-    show_table(console, "With reconstructions in the place of the model's own writes", columns, rows)
+    title = f"With reconstructions in the place of the model's own writes, on {evaluation.loss_tokens:,} tokens"
+    show_table(console, title, columns, rows)
 
 
 def _figure(value: float, form: str) -> str:
     """A number, or a dash for one that was not measured or means nothing (a correlation of one edge)."""
     return "–" if value != value else format(value, form)
+
+
+def show_plan(console: Console, plan: "Plan") -> None:
+    """What a run of training would take, a line for each kind of thing."""
+    lines = [
+        ("Steps", f"{plan.steps:,}, {plan.tokens:,} tokens in all, {plan.threads} threads"),
+        ("Time", _with_parts(sum(plan.seconds.values()), plan.seconds, spoken_time)),
+        ("Operations", _with_parts(sum(plan.flops.values()), plan.flops, "{:.1e}".format)),
+        ("Memory", f"{_with_parts(plan.peak, plan.memory, spoken_size)}; {spoken_size(plan.memory_there)} are there"),
+    ]
+    if plan.disk_there is not None:
+        disk = _with_parts(sum(plan.disk.values()), plan.disk, spoken_size)
+        lines.append(("Disk", f"{disk}; {spoken_size(plan.disk_there)} are free"))
+    by_kind: dict[str, list[tuple[str, int]]] = {}
+    for site, hook in plan.sites.items():
+        by_kind.setdefault(site.partition(".")[2], []).append(hook)
+    for kind, hooks in by_kind.items():
+        (first, width), last = hooks[0], hooks[-1][0]
+        lines.append((kind, f"{first}{'' if first == last else f' … {last}'}, [batch, {width}]"))
+    if plan.outliers is not None:
+        lines.append(("Outliers", plan.outliers))
+    for name, text in lines:
+        console.print(Text(f"{name + ':':12}{text}"), soft_wrap=True)
+
+
+def _with_parts(total: float | int, parts: Mapping[str, Any], spoken: Callable[[Any], str]) -> str:
+    listed = ", ".join(f"{name} {spoken(value)}" for name, value in parts.items())
+    return f"about {spoken(total)} ({listed})" if parts else spoken(total)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitsae.frozen import FrozenModel
 from transcoders._lazy import public
+from transcoders.data.outliers import massive_tokens
 from transcoders.dictionaries import DictionarySet, SparseFeatures, fitted, present_layers
 from transcoders.dictionaries.provenance import has_other_weights, reading_as_trained
 from transcoders.errors import CheckFailedError, DictionaryError, InputError, ModelError
@@ -37,6 +38,7 @@ class Trace:
     At positions from `first` on, `write_l = Σ features + b_dec_l (+ read_l W_skip) + errors_l`, where `write_l` is what
     the MLP gives at the site that its dictionary writes. Positions before have no features: there `errors_l` is all of
     the MLP's output but the skip term, which is a path wherever it starts. At BOS it is the same for every prompt.
+    `massive` positions have none either, in any layer: of the sum above they have all but the features.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -48,6 +50,15 @@ class Trace:
     logits: Float[Tensor, "pos d_vocab"]
     first: int = 1
     """The first position with features."""
+    massive: tuple[int, ...] = ()
+    """Positions from `first` on whose activations exceed a limit of the dictionaries' training."""
+
+    @property
+    def exact(self) -> Bool[Tensor, "pos"]:
+        """Positions without features, where errors hold what MLPs write."""
+        exact = torch.arange(self.n_positions, device=self.tokens.device) < self.first
+        exact[list(self.massive)] = True
+        return exact
 
     @property
     def n_positions(self) -> int:
@@ -89,6 +100,12 @@ class ReplacementModel:
     def first(self) -> int:
         """The first position with features; what MLPs write before it is exact."""
         return self.dictionaries.provenance.first
+
+    def exact(self, tokens: Int[Tensor, "pos"]) -> Bool[Tensor, "pos"]:
+        """Positions without features: those before `first`, and those that exceed a limit of the training."""
+        exact = massive_tokens(self.model, tokens[None], self.dictionaries.provenance.site_limits)[0]
+        exact[: self.first] = True
+        return exact
 
     @classmethod
     def from_pretrained(
@@ -135,7 +152,8 @@ class ReplacementModel:
         skips = [dictionaries.skip(layer) for layer in range(self.model.n_layers)]
         frozen = FrozenModel(self.model, tokens, skips, reads=dictionaries.reads, writes=dictionaries.writes)
         active = dictionaries.encode(frozen.reads.by_layer)
-        keep = active.index[:, 1] >= self.first
+        exact = self.exact(tokens)
+        keep = ~exact[active.index[:, 1]]
         features = SparseFeatures(active.index[keep], active.value[keep])
         _check_active(features)
         return Trace(
@@ -147,6 +165,7 @@ class ReplacementModel:
             frozen=frozen,
             logits=frozen.logits,
             first=self.first,
+            massive=tuple(pos for pos in exact.nonzero().squeeze(1).tolist() if pos >= self.first),
         )
 
     @torch.no_grad()
@@ -164,8 +183,8 @@ class ReplacementModel:
     @torch.no_grad()
     def fit(self, trace: Trace) -> Fit:
         """L0 and FVU of the dictionaries on a prompt, layers without one left out."""
-        present = present_layers(self.dictionaries)
-        written, errors = (x[present, self.first :] for x in (trace.frozen.writes.mlp_out, trace.errors))
+        present, with_features = present_layers(self.dictionaries), ~trace.exact
+        written, errors = (x[present][:, with_features] for x in (trace.frozen.writes.mlp_out, trace.errors))
         n = written.shape[1]
         fvu = float(unexplained(written, errors).mean()) if n > 1 and present else math.nan
         return Fit(l0=len(trace.features.value) / max(1, n * len(present)), fvu=fvu)
@@ -194,9 +213,9 @@ class ReplacementModel:
         """Logits with every MLP replaced by its features, computed layer by layer from the stream that results.
 
         With the `errors` of the prompt's trace these are the model's own logits; without, those of the dictionaries
-        alone (the positions before `first`, and layers without a dictionary, keep the model's MLP output).
+        alone (positions without features, and layers without a dictionary, keep the model's MLP output).
         """
-        logits, _ = self.model.run(tokens[None], edits=self.edits(errors))
+        logits, _ = self.model.run(tokens[None], edits=self.edits(self.exact(tokens), errors))
         return logits[0]
 
     def logit_error(self, trace: Trace) -> float:
@@ -216,10 +235,15 @@ class ReplacementModel:
             )
         return error
 
-    def edits(self, errors: Float[Tensor, "layer pos d_model"] | None = None) -> dict[Site, Hook]:
-        """Hooks for one forward pass that put features (and `errors`) in the place of every MLP's output."""
+    def edits(
+        self, exact: Bool[Tensor, "pos"], errors: Float[Tensor, "layer pos d_model"] | None = None
+    ) -> dict[Site, Hook]:
+        """Hooks for one forward pass that put features (and `errors`) in the place of every MLP's output.
+
+        At the `exact` positions MLPs write what they do.
+        """
         written: dict[int, Tensor] = {}
-        dictionaries, first = self.dictionaries, self.first
+        dictionaries = self.dictionaries
 
         def read(layer: int) -> Hook:
             def encode(value: Tensor) -> None:
@@ -234,7 +258,7 @@ class ReplacementModel:
         def write(layer: int) -> Hook:
             def replace(mlp_out: Tensor) -> Tensor:
                 out = written[layer] if errors is None else written[layer] + errors[layer]
-                return torch.cat([mlp_out[:, :first], out[:, first:]], dim=1)
+                return torch.where(exact[:, None], mlp_out, out)
 
             return replace
 

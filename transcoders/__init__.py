@@ -15,7 +15,15 @@ from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
     __version__: str
-    from transcoders.data import Corpus, held_out_rows, open_corpus, pack_rows, take_rows
+    from transcoders.data import (
+        ActivationStore,
+        Corpus,
+        held_out_rows,
+        open_corpus,
+        pack_rows,
+        take_rows,
+        write_activations,
+    )
     from transcoders.dictionaries import (
         SAE,
         CrossLayerTranscoder,
@@ -53,6 +61,8 @@ if TYPE_CHECKING:
         calibrate_topk,
         config_from_json,
         fold_topk,
+        from_checkpoint,
+        plan,
         train,
         train_many,
         train_many_on,
@@ -62,7 +72,15 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "transcoders.data": ("Corpus", "held_out_rows", "open_corpus", "pack_rows", "take_rows"),
+        "transcoders.data": (
+            "ActivationStore",
+            "Corpus",
+            "held_out_rows",
+            "open_corpus",
+            "pack_rows",
+            "take_rows",
+            "write_activations",
+        ),
         "transcoders.dictionaries": (
             "SAE",
             "CrossLayerTranscoder",
@@ -100,6 +118,8 @@ __getattr__, __all__ = lazy_exports(
             "calibrate_topk",
             "config_from_json",
             "fold_topk",
+            "from_checkpoint",
+            "plan",
             "train",
             "train_many",
             "train_many_on",

@@ -48,3 +48,12 @@ class CheckFailedError(CircuitsaeError):
 
 class NotFiniteError(CheckFailedError):
     """A computation came to NaN or infinity."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Work was asked to stop by a signal, has kept what it had, and says how to go on."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+        """As a shell has it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transcoders._lazy import public
 from transcoders.bridge import TransformerBridge, fit_precision, prepare, remembered
+from transcoders.edits import Hook, after, apart, by_token, in_the_middle
 from transcoders.errors import ModelError, PromptError
 from transcoders.files import short_hash
 from transcoders.model_parts import ModelParts
@@ -19,9 +20,9 @@ from transcoders.precision import Precision, as_dtype
 from transcoders.sites import Frame, Site, SiteKind
 from transcoders.token_text import token_text, with_characters
 
-Hook = Callable[[Tensor], Tensor | None]
-
 _FINGERPRINT_VALUES = 4096
+_FINAL = "unembed.hook_in"
+"""What the unembedding reads, as TransformerBridge calls it."""
 _MISSING: dict[SiteKind, str] = {
     "resid_mid": "its attention and MLP run side by side",
     "mlp_normed": "no norm stands before its MLP",
@@ -255,36 +256,100 @@ class LanguageModel:
         Hooks, too, take and give one vector per token (heads side by side); what is written at `resid_mid` stays in
         the stream. Raises `ModelError` as `hook` does.
         """
-        read, edits = list(sites), edits or {}
+        names = {site: self.hook(site) for site in sites}
+        logits, cache = self.run_hooked(tokens, read=dict.fromkeys(names.values()), write=self._edits(edits or {}))
+        return logits, {site: cache[name].flatten(2) for site, name in names.items()}
+
+    def _edits(self, edits: Mapping[Site, Hook]) -> dict[str, Hook]:
+        """Edits of sites by hook, in the hooks' own shapes."""
         write: dict[str, Hook] = {}
         # A stream in the middle is changed last, by what attention adds once that has been changed itself.
         for site, edit in sorted(edits.items(), key=lambda item: item[0].kind == "resid_mid"):
             for name, hook in self._writing(site, edit).items():
-                hook = _by_token(hook)
-                write[name] = hook if name not in write else _after(write[name], hook)
-        names = {site: self.hook(site) for site in read}
-        logits, cache = self.run_hooked(tokens, read=dict.fromkeys(names.values()), write=write)
-        return logits, {site: cache[name].flatten(2) for site, name in names.items()}
+                hook = by_token(hook)
+                write[name] = hook if name not in write else after(write[name], hook)
+        return write
+
+    def run_to_unembedding(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Iterable[Site] = (),
+        edits: Mapping[Site, Hook] | None = None,
+        *,
+        start: int = 0,
+        stream: Float[Tensor, "batch pos d_model"] | None = None,
+    ) -> tuple[Float[Tensor, "batch pos _"], dict[Site, Float[Tensor, "batch pos _"]]]:
+        """As `run`, with what the unembedding reads in the place of logits, which `logits_of` makes of it.
+
+        With `stream`, the residual stream before block `start`, that block is the first to run.
+        """
+        final: list[Tensor] = []
+
+        def stop(value: Tensor) -> None:
+            final.append(value)
+            raise _AllFound
+
+        cache: dict[str, Tensor] = {}
+        names = {site: self.hook(site) for site in sites}
+        write = self._edits(edits or {}) | {_FINAL: stop}
+        hooks = self._hooks(tokens, dict.fromkeys(names.values()), write, cache)
+        # Keys and values of all blocks would be kept otherwise.
+        kept: dict[str, Any] = {"use_cache": False} if hasattr(self.parts.config, "use_cache") else {}
+        with contextlib.suppress(_AllFound), self.parts.passed_over(start if stream is not None else 0, stream):
+            self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
+        return final[0], {site: cache[name].flatten(2) for site, name in names.items()}
+
+    def logits_of(self, final: Float[Tensor, "row _"]) -> Float[Tensor, "row d_vocab"]:
+        """The logits of what the unembedding reads, through whatever soft cap or factor the model has behind it."""
+        tokens = torch.zeros(len(final), 1, dtype=torch.long, device=self.device)
+        with self.parts.passed_over(self.n_layers):
+            logits, _ = self.run_hooked(tokens, write={_FINAL: lambda value: final.reshape(value.shape)})
+        return logits[:, 0]
 
     def activations(
-        self, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Iterable[Site],
+        *,
+        positions: Int[Tensor, "batch pos"] | None = None,
     ) -> dict[Site, Float[Tensor, "batch pos _"]]:
-        """The activations at `sites`; nothing after the last of them is computed."""
-        found: dict[str, Tensor] = {}
-        home = self.device
-        names = {site: self.hook(site) for site in sites}
-        wanted = set(names.values())
+        """The activations at `sites`; nothing after the last of them is computed. `positions`: as of `visit`."""
+        found: dict[Site, Tensor] = {}
+        self.visit(tokens, sites, found.__setitem__, positions=positions)
+        return found
 
-        def store(value: Tensor, hook: Any) -> None:
-            found[hook.name] = value.to(home)
-            if len(found) == len(wanted):
+    def visit(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Iterable[Site],
+        see: Callable[[Site, Tensor], None],
+        *,
+        positions: Int[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        """Give `see` each site's activations `[batch, pos, width]` as one forward pass comes to it, keeping none.
+
+        Nothing after the last of the sites is computed. `positions`: where each token stands in its text, of which a
+        row then holds several, each beginning at 0, and none sees another; not every model obeys. Raises `ModelError`
+        as `hook` does.
+        """
+        home = self.device
+        named: dict[str, list[Site]] = {}
+        for site in sites:
+            named.setdefault(self.hook(site), []).append(site)
+        left = set(named)
+
+        def show(value: Tensor, hook: Any) -> None:
+            left.discard(hook.name)
+            for site in named[hook.name]:
+                see(site, apart(value.to(home), tokens).flatten(2))
+            if not left:
                 raise _AllFound
 
-        if wanted:
-            hooks: list[tuple[Any, Any]] = [(name, store) for name in wanted]
+        if named:
+            hooks: list[tuple[Any, Any]] = [(name, show) for name in named]
+            texts = {} if positions is None else _kept_apart(positions, self.dtype)
             with contextlib.suppress(_AllFound):
-                self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False)
-        return {site: _apart(found[name], tokens).flatten(2) for site, name in names.items()}
+                self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **texts)
 
     def _writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
         """The hooks that edit a site."""
@@ -311,28 +376,33 @@ class LanguageModel:
         `past` (of `new_cache`) holds the keys and values of earlier positions, and takes those of `tokens`.
         """
         cache: dict[str, Tensor] = {}
+        hooks = self._hooks(tokens, read, write or {}, cache)
+        kept = {} if past is None else {"past_key_values": past, "use_cache": True}
+        logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
+        return logits.to(self.device), cache
+
+    def _hooks(
+        self, tokens: Int[Tensor, "batch pos"], read: Iterable[str], write: Mapping[str, Hook], cache: dict[str, Tensor]
+    ) -> list[tuple[Any, Any]]:
+        """The bridge's hooks that edit as `write` says, and then put into `cache` what is at `read`."""
         home = self.device
 
         def reader(name: str) -> Callable[..., None]:
             def store(value: Tensor, hook: Any) -> None:
-                cache[name] = _apart(value, tokens).to(home)
+                cache[name] = apart(value, tokens).to(home)
 
             return store
 
         def writer(edit: Hook) -> Callable[..., Tensor | None]:
             def change(value: Tensor, hook: Any) -> Tensor | None:
-                changed = edit((apart := _apart(value, tokens)).to(home))
-                if changed is not None and apart is not value:
+                changed = edit((whole := apart(value, tokens)).to(home))
+                if changed is not None and whole is not value:
                     changed = changed.reshape(value.shape)
                 return None if changed is None else changed.to(value.device)
 
             return change
 
-        hooks: list[tuple[Any, Any]] = [(name, writer(edit)) for name, edit in (write or {}).items()]
-        hooks += [(name, reader(name)) for name in read]
-        kept = {} if past is None else {"past_key_values": past, "use_cache": True}
-        logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
-        return logits.to(home), cache
+        return [(name, writer(edit)) for name, edit in write.items()] + [(name, reader(name)) for name in read]
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values for `run_hooked`."""
@@ -380,42 +450,9 @@ class LanguageModel:
         return self.parts.bias_groups()
 
 
-def _apart(value: Tensor, tokens: Int[Tensor, "batch pos"]) -> Tensor:
-    return value.unflatten(0, tokens.shape) if value.ndim == 2 and len(value) == tokens.numel() else value
-
-
-def in_the_middle(edit: Hook) -> tuple[Hook, Hook]:
-    """Hooks for `resid_pre` and `attn_added` by which `edit` changes the stream between them, `resid_mid`.
-
-    That place itself is only seen by the MLP's norm; what is written there would not stay in the stream.
-    """
-    before: list[Tensor] = []
-
-    def note(resid_pre: Tensor) -> None:
-        before[:] = [resid_pre]
-
-    def change(added: Tensor) -> Tensor | None:
-        stream = before[0] + added
-        changed = edit(stream)
-        return None if changed is None else added + (changed - stream)
-
-    return note, change
-
-
-def _by_token(edit: Hook) -> Hook:
-    """`edit`, which sees one vector per token, in the hook's own shape."""
-
-    def reshaped(value: Tensor) -> Tensor | None:
-        changed = edit(value.flatten(2))
-        return None if changed is None else changed.reshape(value.shape)
-
-    return reshaped
-
-
-def _after(first: Hook, second: Hook) -> Hook:
-    def both(value: Tensor) -> Tensor | None:
-        changed = first(value)
-        again = second(value if changed is None else changed)
-        return changed if again is None else again
-
-    return both
+def _kept_apart(positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> dict[str, Any]:
+    """What keeps the texts of a row apart: positions, and what is added to scores, −∞ between texts."""
+    text = (positions == 0).cumsum(dim=1)
+    seen = (text[:, :, None] == text[:, None, :]).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return {"position_ids": positions.clamp(min=0), "attention_mask": mask[:, None]}

@@ -4,7 +4,7 @@ They carry TransformerLens' names: `ln1`, `attn`, `ln1_post`, `ln2`, `mlp`, `ln2
 `ln_final` and `unembed` around the blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -194,6 +194,33 @@ class ModelParts:
         return DynamicCache(config=self.config)
 
     @contextmanager
+    def passed_over(self, count: int, stream: Float[Tensor, "batch pos d_model"] | None = None) -> Iterator[None]:
+        """While it lasts, the first `count` blocks compute nothing: each gives `stream`, or else what it is given."""
+        replaced = list(zip(self._bridge.blocks[:count], self._block_outputs if count else (), strict=False))
+        try:
+            for block, size in replaced:
+                block.__dict__["forward"] = _giving(stream, size)  # set as an attribute, it would go to what is inside
+            yield
+        finally:
+            for block, _ in replaced:
+                block.__dict__.pop("forward", None)
+
+    @cached_property
+    def _block_outputs(self) -> tuple[int | None, ...]:
+        """For each block how many values it returns, the stream first; None where it returns the stream itself."""
+        sizes: list[int | None] = []
+
+        def note(module: Any, inputs: Any, output: Any) -> None:
+            sizes.append(len(output) if isinstance(output, tuple) else None)
+
+        token = torch.zeros(1, 1, dtype=torch.long, device=self._home)
+        with torch.no_grad(), ExitStack() as hooks:
+            for block in self._bridge.blocks:
+                hooks.callback(block.register_forward_hook(note).remove)
+            self._bridge(token, return_type="logits", prepend_bos=False)
+        return tuple(sizes)
+
+    @contextmanager
     def recorded_calls(self) -> Iterator[list[Call]]:
         """What the model calls its attention with in each block, filled as it runs."""
         calls: list[Call] = []
@@ -229,6 +256,17 @@ def _to(x: Tensor, module: Any) -> Tensor:
     """`x` on the device of a module's weights, where it has any."""
     weight = next(module.parameters(), None)
     return x if weight is None else x.to(weight.device)
+
+
+def _giving(stream: Tensor | None, size: int | None) -> Callable[..., Any]:
+    """The forward of a block that gives `stream`, or what it is given, in the form of its own output."""
+
+    def forward(*args: Any, **named: Any) -> Any:
+        given = args[0] if args else named["hidden_states"]
+        out = given if stream is None else stream.to(given.device)
+        return out if size is None else (out, *[None] * (size - 1))
+
+    return forward
 
 
 def _biases(component: Any) -> list[Tensor]:

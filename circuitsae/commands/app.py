@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from circuitsae.commands.activations import activations
 from circuitsae.commands.compare import compare
 from circuitsae.commands.convert import convert
 from circuitsae.commands.dictionaries import dictionaries
@@ -25,7 +26,7 @@ from circuitsae.tables import open_console
 from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
-for command in (trace, validate, show, compare, train, evaluate, intervene, steer, reproduce):
+for command in (trace, validate, show, compare, activations, train, evaluate, intervene, steer, reproduce):
     app.command(command)
 app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
 app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe and upload them.")

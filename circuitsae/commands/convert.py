@@ -7,11 +7,22 @@ import tyro
 from rich.console import Console
 
 from circuitsae.commands.exchange import export_graph, import_graph
-from circuitsae.commands.shared import Bos, ChoiceOptions, Choices, load_language_model, say, say_next
+from circuitsae.commands.shared import (
+    Bos,
+    ChoiceOptions,
+    Choices,
+    CorpusPart,
+    CorpusPartOptions,
+    load_language_model,
+    opened_corpus,
+    say,
+    say_next,
+)
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import DictionaryError, InputError
 
 if TYPE_CHECKING:
+    from transcoders.data import Corpus
     from transcoders.dictionaries import DictionarySet
     from transcoders.formats.format import FormatName
     from transcoders.training import CalibratedLayer
@@ -30,6 +41,7 @@ def convert(
     ] = None,
     revision: Annotated[str | None, tyro.conf.DisallowNone] = None,
     calibrate_on: Annotated[str | None, tyro.conf.DisallowNone] = None,
+    part: CorpusPartOptions = CorpusPart(),
     model: Annotated[str | None, tyro.conf.DisallowNone] = None,
     tokens: int = 8192,
     context: int = 128,
@@ -50,7 +62,8 @@ def convert(
         storage_dtype: Precision of the weights that are stored; default, that of the dictionaries.
         revision: Of a repository: a branch, a tag or a commit.
         calibrate_on: Replace TopK by thresholds that leave as many features active on this text, for formats that
-            have no TopK; a text file, or the hub name of a data set.
+            have no TopK; a file or folder (.txt, .jsonl, .parquet), or a hub data set.
+        part: With --calibrate-on: which part of the text.
         model: With --calibrate-on: the model of the dictionaries; default, the one that they name.
         tokens: With --calibrate-on: tokens of text, and as many held-out ones to measure the difference on.
         context: With --calibrate-on: tokens of a row.
@@ -75,11 +88,12 @@ def convert(
     if not overwrite:
         _require_empty(target)
     console = open_console()
+    text = opened_corpus(calibrate_on, part)
     with Console(stderr=True).status("converting"):
         loaded = load_dictionaries(source, revision=revision, **choices.wanted())
-        if calibrate_on is not None:
+        if text is not None:
             name = model or loaded.provenance.model
-            loaded, layers = _calibrated(loaded, name, calibrate_on, tokens, context, bos, device)
+            loaded, layers = _calibrated(loaded, name, text, tokens, context, bos, device)
             _show_calibration(console, layers)
         _save(loaded, target, form, storage_dtype)
     say(console, f"Dictionaries: {target} ({form})")
@@ -119,12 +133,10 @@ def _convert_graph(source: Path, target: Path, format: str | None) -> None:
 
 
 def _calibrated(
-    dictionaries: "DictionarySet", model: str, corpus: str, tokens: int, context: int, bos: bool | None, device: str
+    dictionaries: "DictionarySet", model: str, text: "Corpus", tokens: int, context: int, bos: bool | None, device: str
 ) -> "tuple[DictionarySet, list[CalibratedLayer]]":
-    from transcoders.data import open_corpus
     from transcoders.training import calibrate_topk
 
-    text = open_corpus(corpus)  # a wrong name is refused before a model is loaded
     language_model = load_language_model(model, device)
     return calibrate_topk(language_model, dictionaries, text, tokens=tokens, context=context, bos=bos)
 

@@ -10,6 +10,8 @@ from circuitsae.commands.shared import (
     Bos,
     ChoiceOptions,
     Choices,
+    CorpusPart,
+    CorpusPartOptions,
     WeightOptions,
     Weights,
     Wide,
@@ -36,6 +38,7 @@ def collect(
     *,
     dictionaries: str | None = None,
     corpus: str | None = None,
+    part: CorpusPartOptions = CorpusPart(),
     separator: str | None = None,
     out: Path | None = None,
     tokens: int = 1_000_000,
@@ -56,7 +59,8 @@ def collect(
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder of dictionaries; the pocket model has its own.
-        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; the pocket model has its own.
+        part: Which part of it.
         separator: What stands between documents; default, as in the corpus, or the model's end-of-text token.
         out: Folder for the cards; default cards/ in the dictionaries' folder, where every command looks for them.
         tokens: Tokens to read.
@@ -79,7 +83,7 @@ def collect(
     target = out or _folder_for_cards(name)
     asked = {"tokens": tokens, "top": top, "strata": strata, "per_stratum": per_stratum, "seed": seed}
     config = _settings(model, context, asked)
-    source = corpus_for(model, corpus, UNSEEN)
+    source = corpus_for(model, corpus, UNSEEN, part)
     language_model = load_language_model(model, device, "float32", weights)
     loaded = load_dictionaries(name, device=language_model.device, **choices.wanted())
     how: dict[str, Any] = {"separator": separator, "bos": bos, "resume": resume, "progress": True}

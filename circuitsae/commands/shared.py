@@ -114,8 +114,32 @@ def layers_of(text: str) -> list[int]:
     return found
 
 
+@dataclass(frozen=True)
+class CorpusPart:
+    """Which part of a corpus is meant."""
+
+    corpus_config: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Of a data set: its configuration, such as en."""
+    corpus_split: str = "train"
+    """Of a data set: its split."""
+    corpus_revision: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Of a data set of the hub: a branch, a tag or a commit."""
+    corpus_column: str = "text"
+    """Of JSON lines, parquet or a data set: the column that holds the text."""
+
+    def wanted(self) -> dict[str, Any]:
+        """As `open_corpus` takes it."""
+        return {name.removeprefix("corpus_"): value for name, value in vars(self).items()}
+
+    def stated(self) -> dict[str, str]:
+        """What was chosen."""
+        return {name: value for name, value in vars(self).items() if value != getattr(CorpusPart, name)}
+
+
 ChoiceOptions = Annotated[Choices, tyro.conf.arg(name=""), tyro.conf.DisallowNone]
 NO_CHOICE = Choices()
+CorpusPartOptions = Annotated[CorpusPart, tyro.conf.arg(name="")]
+THE_WHOLE = CorpusPart()
 WeightOptions = Annotated[Weights, tyro.conf.arg(name=""), tyro.conf.DisallowNone]
 DEFAULT_WEIGHTS = Weights()
 
@@ -162,14 +186,24 @@ def lasting(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def corpus_for(model: str, corpus: str | None, own: "Corpus") -> "Corpus":
+def corpus_for(model: str, corpus: str | None, own: "Corpus", part: CorpusPart = THE_WHOLE) -> "Corpus":
     """The text that was named, or, of the pocket model, its `own`; raises `InputError` where there is none."""
     from circuitsae.loading import POCKET
-    from transcoders.data.tokens import open_corpus
 
     if corpus is None and model != POCKET:
         raise InputError(f"No corpus was named for {model}; give --corpus, a text file or the name of a data set.")
-    return own if corpus is None else open_corpus(corpus)  # a wrong name is refused before a model is loaded
+    return opened_corpus(corpus, part) or own
+
+
+def opened_corpus(corpus: str | None, part: CorpusPart) -> "Corpus | None":
+    """The text that was named, if any; called before a model is loaded, so that a wrong name is refused at once."""
+    from transcoders.data import open_corpus
+
+    if corpus is not None:
+        return open_corpus(corpus, **part.wanted())
+    if part != THE_WHOLE:
+        raise InputError("--corpus-config, -split, -revision and -column choose of a text; give --corpus as well.")
+    return None
 
 
 def write_page(graph: "AttributionGraph", path: Path, *, validation: "pd.DataFrame | None" = None) -> Path:

@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 import tyro
 
-from circuitsae.commands.shared import WeightOptions, Weights, Wide, corpus_for, load_language_model, say, say_next
+from circuitsae.commands.evaluate import LOSS_TOKENS
+from circuitsae.commands.runs import TrainedOn
+from circuitsae.commands.shared import (
+    CorpusPart,
+    CorpusPartOptions,
+    WeightOptions,
+    Weights,
+    Wide,
+    corpus_for,
+    load_language_model,
+    say,
+    say_next,
+)
 from circuitsae.tables import open_console
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig, config_of
@@ -18,13 +30,16 @@ def train(
     /,
     *,
     corpus: str | None = None,
+    part: CorpusPartOptions = CorpusPart(),
     out: Path,
     kind: Literal["clt", "plt", "sae"] = "clt",
     skip: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
     centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
+    plan: bool = False,
     evaluate_tokens: int = 20_000,
+    loss_tokens: int = LOSS_TOKENS,
     device: str = "cpu",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
@@ -34,14 +49,19 @@ def train(
 
     Args:
         model: A hub name, a local Hugging Face folder, or "pocket".
-        corpus: A text file, or the hub name of a data set; the pocket model has its own.
+        corpus: A file or folder (.txt, .jsonl, .parquet), a hub data set, or a folder of `circuitsae activations`; the
+            pocket model has its own text.
+        part: Which part of a data set.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         skip: Transcoders only: add a linear map from input to output.
         site: SAEs only: what is read and reconstructed; resid_post unless given.
         centred: SAEs only: the encoder reads its input less the decoder's bias.
-        resume: Go on from the latest checkpoint in the folder. Without it the checkpoints there are removed.
+        resume: Go on from the latest checkpoint in the folder; a run that is complete is evaluated as it is. Without it
+            the checkpoints there are removed.
+        plan: Train nothing; print what the run would take, by a trial of ten seconds. Exit code 2 where it cannot fit.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
+        loss_tokens: How many of them to measure losses, agreement and KL on, layer by layer.
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model.
         settings: How to train.
@@ -52,22 +72,33 @@ def train(
     import json
 
     import transcoders
-    from circuitsae.console import show_evaluation
+    from circuitsae.console import show_evaluation, show_plan
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
-    from transcoders.kernels import keep_freed_memory
+    from transcoders.kernels import keep_freed_memory, release_freed_memory
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
-    text = corpus_for(model, corpus, TRAINING)
+    store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
+    text = store or corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
+    if plan:
+        planned = transcoders.plan(language_model, text, config, out=out, evaluate_tokens=evaluate_tokens)
+        show_plan(console, planned)
+        planned.require_fit()
+        return
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
-    if evaluate_tokens:
-        rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
-        evaluation = transcoders.evaluate(language_model, dictionaries, rows)
+    TrainedOn.given(model, None if store else corpus, weights, part).save(out)
+    if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
+        release_freed_memory()
+        stream = {"context": config.context, "separator": config.separator}
+        rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, **stream)
+        evaluation = transcoders.evaluate(language_model, dictionaries, rows, loss_tokens=loss_tokens, progress=True)
         show_evaluation(console, evaluation)
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
     say(console, f"Dictionaries: {out}")
-    if kind != "sae":
+    if store is not None:
+        say_next(console, f"circuitsae evaluate {model} {out} --corpus TEXT")
+    elif kind != "sae":
         how = " ".join(["", *map(shlex.quote, weights.words())])
         say_next(console, f'circuitsae trace "Some prompt" --model {model} --dictionaries {out}{how}')

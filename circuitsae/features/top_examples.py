@@ -55,7 +55,7 @@ def token_activations(
         for layer in layers:
             active = model.dictionaries.activations(layer, reads[model.dictionaries.reads[layer]][0])[:, index[layer]]
             total += active[:, 0] if one else active @ weight[layer]
-        total[: model.first] = 0
+        total[model.exact(tokens)] = 0
         found.append(total)
     return found
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitsae.interventions.changes import Contribution, Intervention
@@ -38,8 +38,8 @@ class Regime:
     norms: Held | frozenset[str] = "live"
     """Norm scales, the final norm's included; or the ones (hooks) that are live, all others held."""
     first: Held = "live"
-    """With the model's own MLPs: their outputs before the first position with features, which a graph holds (a skip
-    term stays live)."""
+    """With the model's own MLPs: their outputs at positions without features, which a graph holds (a skip term stays
+    live)."""
     until: int | None = None
     """With features: they stand in for the MLPs of layers below this one; from it on the model's own MLPs run."""
 
@@ -247,11 +247,11 @@ class Forward:
 
     def _stand_in(self, layer: int, mlp_out: Tensor) -> Tensor:
         """What the regime puts in the place of the MLP's output, before anything is changed."""
-        mode, dictionaries, first = self.regime.mlp(layer), self.model.dictionaries, self.model.first
+        mode, dictionaries = self.regime.mlp(layer), self.model.dictionaries
         if mode == "live" and self.regime.first == "live":
             return mlp_out
         if mode == "live":
-            return torch.cat([self._clean(layer)[:, :first], mlp_out[:, first:]], dim=1)
+            return torch.where(self._exact, self._clean(layer), mlp_out)
         if mode == "constant":
             return self._clean(layer)
         if mode == "linear":
@@ -261,7 +261,12 @@ class Forward:
         if skip is not None:
             out = out + self.read[layer] @ skip
         out = out + self.by_row(lambda p: p.trace.errors[layer])
-        return torch.cat([mlp_out[:, :first], out[:, first:]], dim=1)
+        return torch.where(self._exact, mlp_out, out)
+
+    @property
+    def _exact(self) -> Bool[Tensor, "row pos 1"]:
+        """Positions without features."""
+        return self.by_row(lambda p: p.trace.exact)[..., None]
 
     def _clean(self, layer: int) -> Tensor:
         """The clean MLP output; a skip term is a path, and stays live."""

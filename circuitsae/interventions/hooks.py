@@ -293,7 +293,10 @@ class _Compiler:
             index, at = target.index.to(device), None
             index = index[(index[:, 1] >= self.window.start) & (index[:, 1] < self.window.stop)]
         else:
-            rows = [(target.layer, pos, target.index) for pos in self._positions(target, self.model.first)]
+            positions = self._positions(target, self.model.first)
+            if self.prompt.positions(target.at) is None:
+                positions = [pos for pos in positions if pos not in self.prompt.trace.massive]
+            rows = [(target.layer, pos, target.index) for pos in positions]
             index, at = torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, 3), target.at
         if not len(index):
             return index, at
@@ -305,6 +308,11 @@ class _Compiler:
                 raise InputError(f"There is no feature {layer}.{last}; layer {layer} has {there}.")
         if (pos := int(index[:, 1].min())) < (first := self.model.first):
             raise InputError(f"{target}: position {pos} has no features; choose positions from {first} on.")
+        if massive := sorted(set(index[:, 1].tolist()) & set(self.prompt.trace.massive)):
+            raise InputError(
+                f"{target}: position {massive[0]} has no features, as its activations are outliers that were left out "
+                "in the dictionaries' training; choose another position."
+            )
         return index, at
 
     def _add_features(self, index: Int[Tensor, "n 3"], scale: float, shift: Float[Tensor, "n"]) -> None:

@@ -95,8 +95,9 @@ class Outcome:
     @torch.no_grad()
     def _encode(self, layer: int, read: Float[Tensor, "*batch layer pos d_model"]) -> Tensor:
         active = self.model.dictionaries.activations(layer, read[..., layer, :, :])
-        active[..., : self.model.first, :] = 0
-        return active
+        exact = torch.stack([prompt.trace.exact for prompt in self.prompts])
+        exact = exact.reshape(len(exact), *[1] * (active.ndim - 3), -1, 1)
+        return active.masked_fill_(exact, 0)
 
     def _reads(self) -> BatchReads:
         if self.changed_reads is None:

@@ -230,7 +230,7 @@ class Means:
         """What the position of a prompt belongs to: its template, and its role or number."""
         if self.by == "position":
             return prompt.template, pos
-        if pos < prompt.model.first:
+        if bool(prompt.trace.exact[pos]):
             return ("" if self.by == "corpus" else prompt.template), _START
         if self.by == "corpus":
             return "", _ANY

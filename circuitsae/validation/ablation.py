@@ -273,9 +273,8 @@ class _Outside(Forward):
             else:
                 encode_all(read)
             keep, fill = self._outside_features(layer)
-            keep[:, : self.model.first] = True
             value = self._in_this_run(layer, read, mode)
-            put = torch.where(keep, value, fill)
+            put = torch.where(keep | self._exact, value, fill)
             if replaced:
                 self._write_later(layer, put, self._written, replaced)
             if rest := set(dictionaries.write_layers(layer)) - replaced:
@@ -301,5 +300,4 @@ class _Outside(Forward):
 
     def _add_errors(self, layer: int, out: Tensor) -> Tensor:
         keep, fill = self._outside_errors(layer)
-        keep[:, : self.model.first] = True
-        return out + torch.where(keep, 0, fill - self.by_row(lambda prompt: prompt.trace.errors[layer]))
+        return out + torch.where(keep | self._exact, 0, fill - self.by_row(lambda prompt: prompt.trace.errors[layer]))

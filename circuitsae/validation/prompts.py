@@ -123,7 +123,7 @@ class _Counterparts:
             pos = node.pos
         else:
             return None
-        return None if node.kind is NodeKind.FEATURE and pos < self.prompt.model.first else replace(node, pos=pos)
+        return None if node.kind is NodeKind.FEATURE and bool(self.prompt.trace.exact[pos]) else replace(node, pos=pos)
 
     def is_on(self, node: Node) -> bool:
         return node.kind is not NodeKind.FEATURE or (node.layer, node.pos, node.index) in self.active

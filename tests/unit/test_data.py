@@ -8,6 +8,7 @@ import torch
 
 from transcoders import LanguageModel, held_out_rows, load_model, open_corpus, pack_rows, random_model, take_rows
 from transcoders.data import ActivationStream, sites_of
+from transcoders.data.tokens import CorpusRows, TokenRows
 from transcoders.errors import InputError, PromptError
 from transcoders.sites import Site
 
@@ -31,8 +32,8 @@ def token_rows(n, seed=0):
 
 
 def stream(model, rows, **options):
-    settings = {"reads": READS, "writes": WRITES, "batch": 10, "chunk_rows": 5, "seed": 0, **options}
-    return ActivationStream(model, lambda: iter(rows.tolist()), **settings)
+    settings = {"reads": READS, "writes": WRITES, "batch": 10, "chunk_tokens": 5 * (CONTEXT - 1), "seed": 0, **options}
+    return ActivationStream(model, TokenRows(rows), **settings)
 
 
 # corpora
@@ -151,9 +152,12 @@ def test_a_stream_goes_on_where_another_stopped(model):
         assert torch.equal(expected.writes, found.writes)
 
 
-def test_a_corpus_that_can_be_read_only_once_says_so(model):
-    rows = iter(token_rows(6).tolist())
-    once = ActivationStream(model, lambda: rows, reads=READS, writes=WRITES, batch=10, chunk_rows=5, seed=0)
+def test_a_corpus_that_can_be_read_only_once_says_so(word_tokenizer):
+    model = random_model(n_layers=2, d_model=16, n_heads=2, d_vocab=50, context=16)
+    model.tokenizer = word_tokenizer()
+    documents = open_corpus(iter([" w1 w2 w3" * 10] * 10))
+    rows = CorpusRows(model, documents, CONTEXT)
+    once = ActivationStream(model, rows, reads=READS, writes=WRITES, batch=10, chunk_tokens=40, seed=0)
     with pytest.raises(InputError, match="can be read again"):
         list(islice(once, 100))
 

@@ -79,7 +79,7 @@ def test_statistics_by_hand(model, rows):
     plt = random_dictionaries(
         "plt", n_layers=N_LAYERS, d_model=D_MODEL, activation="topk", k=3, dtype=torch.float64
     ).requires_grad_(False)
-    evaluation = evaluate(model, plt, rows, batch_rows=4)
+    evaluation = evaluate(model, plt, rows, memory=500_000)
     _, cache = model.run(rows, [*plt.reads, *plt.writes])
     for layer, found in enumerate(evaluation.layers):
         x, y = (cache[sites[layer]][:, 1:].flatten(0, 1) for sites in (plt.reads, plt.writes))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import transcoders.files
 from transcoders import SAEConfig, TranscoderConfig, random_model, train
 from transcoders.data.activations import ActivationStream, sites_of
+from transcoders.data.tokens import TokenRows
 from transcoders.errors import CheckFailedError, FileFormatError, InputError, NotFiniteError, WriteError
 from transcoders.files import file_hash
 from transcoders.sites import Site
@@ -22,7 +23,8 @@ from transcoders.training import Trainer, VectorSource
 from transcoders.training.checkpoint import _LOCK
 from transcoders.training.metrics import MetricsFile
 
-COMMON: dict[str, Any] = {"features": 24, "batch": 16, "tokens": 640, "k": 3, "log_every": 5, "checkpoint_every": 10}
+COMMON: dict[str, Any] = {"features": 24, "batch": 16, "tokens": 640, "k": 3, "log_every": 5, "checkpoint_every": 10,
+                          "keep_last": 1}  # fmt: skip
 SAE = SAEConfig(activation="jumprelu", **COMMON)
 N = 600
 
@@ -105,7 +107,7 @@ def test_a_row_of_a_batch_is_traced_to_its_text():
     model = random_model(n_layers=1, d_model=8, n_heads=2, d_vocab=20, context=8, seed=1)
     rows = torch.randint(0, 20, (7, 5), generator=torch.Generator().manual_seed(0))
     sites = (Site(0, "resid_post"),)
-    stream = ActivationStream(model, lambda: iter(rows.tolist()), reads=sites, writes=(), batch=6, chunk_rows=3, seed=2)
+    stream = ActivationStream(model, TokenRows(rows), reads=sites, writes=(), batch=6, chunk_tokens=12, seed=2)
     batches = iter(stream)
     for _ in range(5):
         batch = next(batches).reads
@@ -140,7 +142,14 @@ def test_a_broken_line_of_metrics_is_dropped_and_training_goes_on(rest, tmp_path
     with (tmp_path / "broken/metrics.jsonl").open("a") as file:
         file.write(rest)
     train(None, vectors(), SAE, progress=False, out=tmp_path / "broken", resume=True)
-    assert (tmp_path / "broken/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+    broken, whole = (
+        [
+            {**json.loads(line), "data_wait": None}
+            for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in ("broken", "whole")
+    )
+    assert broken == whole
 
 
 class FullDisk:
@@ -185,7 +194,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_one(tmp_path, monkey
             patch.setattr(transcoders.files.os, "fsync", full)
             with pytest.raises(WriteError, match="is full; make room"):
                 write()
-        assert sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK) == ["checkpoint-00000010", "metrics.jsonl"]
+        assert sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK) == [
+            "README.md", "checkpoint-00000010", "curve.svg", "metrics.jsonl", "run.json"
+        ]  # fmt: skip
     whole: Any = train(None, vectors(), SAE, progress=False)
     resumed: Any = train(None, vectors(), SAE, progress=False, out=tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -245,7 +256,7 @@ def test_a_setting_that_differs_is_named_alone(tmp_path):
     with pytest.raises(InputError) as caught:
         train(None, vectors(), other, progress=False, out=tmp_path, resume=True)
     assert str(caught.value) == (
-        f"The checkpoint in {tmp_path} belongs to another run: its lr is 0.002, this run's 0.01. "
+        f"{tmp_path} belongs to another run: its lr is 0.002, this run's 0.01. "
         "Give the settings of that run, or another output folder."
     )
 

@@ -91,8 +91,15 @@ def test_the_card_says_what_they_are_and_how_they_load(folder):
     assert "# mine" in body
 
 
+def test_what_a_run_says_of_itself_follows_the_card(hub, folder):
+    (folder / "README.md").write_text("# sae of vectors, finished")
+    upload_dictionaries(folder, "me/mine")
+    assert hub[-1][-1].startswith("---")
+    assert hub[-1][-1].endswith("# sae of vectors, finished")
+
+
 def test_a_card_that_is_there_is_kept(hub, folder):
-    (folder / "README.md").write_text("mine")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nmine")
     upload_dictionaries(folder, "me/mine")
     assert [each[0] for each in hub] == ["log in", "create", "folder"]
 

@@ -1,21 +1,20 @@
 """Rows of tokens → shuffled batches of activations."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from transcoders.data.chunks import Chunk, Chunks
+from transcoders.data.outliers import groups_of, over, positions_of
+from transcoders.data.places import whole_number
+from transcoders.data.tokens import Rows
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
-
-logger = logging.getLogger(__name__)
-
-_TOKENS_AT_ONCE = 4096
 
 
 class ActivationBatch(NamedTuple):
@@ -27,109 +26,152 @@ class ActivationBatch(NamedTuple):
 
 @torch.no_grad()
 def sites_of(
-    model: LanguageModel, rows: Int[Tensor, "row pos"], reads: Sequence[Site], writes: Sequence[Site], *, first: int = 1
+    model: LanguageModel,
+    rows: Int[Tensor, "row pos"],
+    reads: Sequence[Site],
+    writes: Sequence[Site],
+    *,
+    first: int = 1,
+    limits: Mapping[Site, float] = MappingProxyType({}),
+    positions: Int[Tensor, "row pos"] | None = None,
 ) -> ActivationBatch:
     """Activations at all sites from one forward pass per group of rows, at the positions from `first` on.
 
-    Position 0 is left out by default: its activations are outliers in most models. Layers after the last site are not
-    computed.
+    Position 0 is left out by default: its activations are outliers in most models. So are tokens whose norm at a site
+    exceeds its limit. Layers after the last site are not computed. `positions`: of each token in its part of the row,
+    as a `Chunk` has them, where parts are to be read each by itself; columns unless given.
     """
-    batches = []
-    for group in rows.split(max(1, _TOKENS_AT_ONCE // rows.shape[1])):
-        cache = model.activations(group, {*reads, *writes})
-        tensors = [_side([cache[s][:, first:].flatten(0, 1) for s in sites], model) for sites in (reads, writes)]
-        batches.append(tensors)
-    return ActivationBatch(*(torch.cat(side) for side in zip(*batches, strict=True)))
+    sites = [*reads, *writes]
+    positions = positions_of(rows) if positions is None else positions
+    n = int((positions >= first).sum())
+    found = torch.empty(n, len(sites), _width(model, sites), dtype=model.dtype, device=model.device)
+    places = torch.arange(n, device=model.device)
+    massive = fill(model, rows, positions, sites, first, limits, found, places)
+    if bool(massive.any()):
+        found = found[~massive]
+    return ActivationBatch(found[:, : len(reads)], found[:, len(reads) :])
 
 
-def _side(
-    activations: Sequence[Float[Tensor, "token d_model"]], model: LanguageModel
-) -> Float[Tensor, "token layer d_model"]:
-    if not activations:
-        return torch.empty(0, 0, model.d_model, device=model.device, dtype=model.dtype)
-    widths = sorted({x.shape[-1] for x in activations})
+def _width(model: LanguageModel, sites: Sequence[Site]) -> int:
+    widths = sorted({model.width(site) for site in sites})
     if len(widths) > 1:
         raise InputError(f"Sites that are read together have one width; got widths {widths}. Take them one by one.")
-    return torch.stack(list(activations), dim=1)
+    return widths[0] if widths else model.d_model
+
+
+def fill(
+    model: LanguageModel,
+    rows: Int[Tensor, "row pos"],
+    positions: Int[Tensor, "row pos"],
+    sites: Sequence[Site],
+    first: int,
+    limits: Mapping[Site, float],
+    buffer: Float[Tensor, "slot site d_model"],
+    places: Int[Tensor, "token"],
+) -> Bool[Tensor, "token"]:
+    """Put the activations of each token from `first` on into its place; which places hold a token over a limit."""
+    massive = torch.zeros(len(places), dtype=torch.bool, device=buffer.device)
+    order = {}
+    for number, site in enumerate(sites):
+        order.setdefault(site, []).append(number)
+    done = 0
+    for group in groups_of(rows, positions):
+        late = group.positions >= first
+        here = places[done : (done := done + int(late.sum()))]
+
+        def see(site: Site, value: Tensor, here: Tensor = here, late: Tensor = late) -> None:
+            value = value[late]
+            for number in order[site]:
+                buffer[:, number].index_copy_(0, here, value)
+            massive[here] |= over(value, limits.get(site))
+
+        group.visit(model, sites, see)
+    return massive
 
 
 class ActivationStream:
-    """Endless shuffled batches of activations, a function of the rows and the seed alone.
+    """Endless shuffled batches of activations, a function of the rows, the limits and the seed alone.
 
-    Works chunk by chunk: takes rows, runs the model on them, shuffles all their tokens, and deals them out. The tokens
-    of a chunk that do not fill a batch are dropped.
+    Works chunk by chunk: takes rows, runs the model on them, puts each token in its place of a shuffled order, and
+    deals them out. Left out are the `first` positions of each row, tokens whose norm at a site exceeds its limit, and
+    the tokens of a chunk that do not fill a batch. One buffer holds a chunk, and a batch is a view of it, which lasts
+    until the next batch is asked for.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        rows: Callable[[], Iterator[Sequence[int]]],
+        rows: Rows,
         *,
         reads: Sequence[Site],
         writes: Sequence[Site],
         batch: int,
-        chunk_rows: int,
+        chunk_tokens: int,
         seed: int,
+        first: int = 1,
+        limits: Mapping[Site, float] = MappingProxyType({}),
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """`rows` opens a pass over the token rows; it is called again when a pass ends. `state`: where to go on."""
+        """`rows`: a new pass over them begins when one ends. `state`: where to go on."""
         self.model, self.reads, self.writes = model, tuple(reads), tuple(writes)
-        self.batch, self.chunk_rows, self.seed = batch, chunk_rows, seed
-        self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
-        self._chunks = _chunks(rows, chunk_rows)
+        self.batch, self.chunk_tokens, self.seed = batch, chunk_tokens, seed
+        self.first, self.limits = first, dict(limits)
+        self.batch_in_chunk = 0 if state is None else whole_number(state, "batch_in_chunk")
+        self._chunks = Chunks(rows, tokens=chunk_tokens, first=first, state=state)
+        self._width = _width(model, [*reads, *writes])
 
     def state(self) -> dict[str, Any]:
         """Where the next batch comes from, as JSON."""
-        return {"chunk": self.chunk, "batch_in_chunk": self.batch_in_chunk}
+        limits = {str(site): limit for site, limit in self.limits.items()}
+        return {**self._chunks.state(), "batch_in_chunk": self.batch_in_chunk} | ({"limits": limits} if limits else {})
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        for _ in range(self.chunk):  # resuming: rows are cheap, the model is not run on them
-            next(self._chunks)
-        while True:
-            reads, writes = self._next_activations()
-            self._n_tokens = len(reads)
-            order = self._order(len(reads)).to(reads.device)
-            for picked in order.split(self.batch)[self.batch_in_chunk : len(order) // self.batch]:
+        buffer = self._room_for(0)
+        for chunk in self._chunks:
+            n_tokens = int((chunk.positions >= self.first).sum())
+            if len(buffer) < n_tokens:  # the longest row may be the last: room for it once and for all
+                buffer = self._room_for(max(n_tokens, self.chunk_tokens + chunk.tokens.shape[1]))
+            batches = self._fill(buffer, chunk, n_tokens) // self.batch
+            for number in range(self.batch_in_chunk, batches):
                 self.batch_in_chunk += 1
-                yield ActivationBatch(reads[picked], writes[picked] if writes.shape[1] else writes)
-            self.chunk, self.batch_in_chunk = self.chunk + 1, 0
+                dealt = buffer[number * self.batch : (number + 1) * self.batch]
+                yield ActivationBatch(dealt[:, : len(self.reads)], dealt[:, len(self.reads) :])
+            self.batch_in_chunk = 0
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
-        token = int(self._order(self._n_tokens)[(self.batch_in_chunk - 1) * self.batch + row])
-        positions = self._n_tokens // self._n_rows
-        text_row = self.chunk * self.chunk_rows + token // positions
-        return f"position {token % positions + 1} of row {text_row} of the text"
+        token = int(self._tokens[(self.batch_in_chunk - 1) * self.batch + row])
+        text_row, position = (self._chunk.positions >= self.first).nonzero()[token].tolist()
+        return f"position {position} of row {self._chunk.first_row + text_row} of the text"
 
-    def _next_activations(self) -> ActivationBatch:
-        rows = torch.tensor(next(self._chunks), device=self.model.device)
-        self._n_rows = len(rows)
-        activations = sites_of(self.model, rows, self.reads, self.writes)
-        if len(activations.reads) < self.batch:
+    @torch.no_grad()
+    def _fill(self, buffer: Float[Tensor, "slot site d_model"], chunk: Chunk, n_tokens: int) -> int:
+        """Put a chunk into the buffer, in the order it is dealt in; how many tokens there are."""
+        self._chunk = chunk
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + chunk.number)
+        self._tokens = torch.randperm(n_tokens, generator=generator)
+        places = torch.argsort(self._tokens).to(self.model.device)
+        rows, positions = chunk.tokens.to(self.model.device), chunk.positions.to(self.model.device)
+        sites = [*self.reads, *self.writes]
+        massive = fill(self.model, rows, positions, sites, self.first, self.limits, buffer, places)
+        kept = close_gaps(massive.cpu(), buffer, self._tokens)
+        if kept < self.batch:
+            without = f" without {n_tokens - kept} that are outliers" if kept < n_tokens else ""
             raise InputError(
-                f"{len(rows)} rows of {rows.shape[1]} tokens do not fill one batch of {self.batch}; "
+                f"{len(rows)} rows of {rows.shape[1]} tokens{without} do not fill one batch of {self.batch}; "
                 "give more text, or a smaller batch."
             )
-        return activations
+        return kept
 
-    def _order(self, n: int) -> Int[Tensor, "token"]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.chunk)
-        return torch.randperm(n, generator=generator)
-
-
-def _chunks(rows: Callable[[], Iterator[Sequence[int]]], chunk_rows: int) -> Iterator[list[Sequence[int]]]:
-    """Chunks of rows, pass after pass without a break."""
-    endless = _endless(rows)
-    while True:
-        yield list(islice(endless, chunk_rows))
+    def _room_for(self, tokens: int) -> Float[Tensor, "slot site d_model"]:
+        sites = len(self.reads) + len(self.writes)
+        return torch.empty(tokens, sites, self._width, dtype=self.model.dtype, device=self.model.device)
 
 
-def _endless(rows: Callable[[], Iterator[Sequence[int]]]) -> Iterator[Sequence[int]]:
-    while True:
-        n_rows = 0
-        for row in rows():
-            yield row
-            n_rows += 1
-        if n_rows == 0:
-            raise InputError("The corpus has no row of tokens left; give more text, or one that can be read again.")
-        logger.info("the corpus has been read to its end (%d rows); reading it again", n_rows)
+def close_gaps(gone: Bool[Tensor, "slot"], *tables: Shaped[Tensor, "_ ..."]) -> int:
+    """Put the last rows of each table that stay, in place, where rows are gone; how many stay."""
+    stay = len(gone) - int(gone.sum())
+    holes, movers = gone[:stay].nonzero().squeeze(1), (~gone[stay:]).nonzero().squeeze(1) + stay
+    for table in tables:
+        table[holes.to(table.device)] = table[movers.to(table.device)]
+    return stay

@@ -1,103 +1,176 @@
-"""Documents → rows of tokens of equal length.
+"""Documents → rows of tokens, in an order that is the same each time, each pass with its place."""
 
-Texts to train and to measure on: a local file, a data set of the hub, or documents given one by one.
-"""
-
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from itertools import chain, islice
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from transcoders.data.corpora import Corpus, CorpusSource, open_corpus
+from transcoders.data.places import Pass, damaged, whole_number
 from transcoders.errors import InputError, PromptError
-from transcoders.hub import first_line, folder_or_name
 from transcoders.language_model import LanguageModel
 
-HELD_OUT_EVERY = 20
-"""One document in this many is never trained on."""
+Boundaries = Literal["packed", "masked", "separate"]
+"""What becomes of the ends of documents, see `TrainConfig.documents`."""
 
-_END_OF_TEXT = "<|endoftext|>"
-_BLANK_LINE = "\n\n"
+_DOCUMENTS_AT_ONCE = 256
+_CHARACTERS_AT_ONCE = 2**20
+
+
+class Row(NamedTuple):
+    """Token ids that go through the model side by side."""
+
+    ids: list[int]
+    lengths: tuple[int, ...]
+    """Of the parts that are to be read as if each stood alone, from first to last; they add up to the row."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Rows that can be read again and again, from the start or from a place."""
+
+    def __call__(self, state: Mapping[str, Any] | None = None) -> Pass[Row]:
+        """A pass from the first row, or from where another pass's `state()` says."""
+        ...
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Documents under a name, split once and for all: every twentieth document is held out."""
+class CorpusRows:
+    """`Rows` of the documents of a corpus that are trained on."""
 
-    name: str
-    documents: Callable[[], Iterator[str]]
-    """A fresh pass over all documents, always in the same order."""
+    model: LanguageModel
+    corpus: Corpus
+    context: int
+    """Tokens in a row."""
     separator: str | None = None
-    """What stands between them in the source; None for the model's end-of-text token."""
+    """Text after each document; None for the model's end-of-text token."""
+    boundaries: Boundaries = "packed"
 
-    def separator_or(self, given: str | None) -> str | None:
-        """The separator that was given, or the corpus's own."""
-        return self.separator if given is None else given
-
-    def training(self) -> Iterator[str]:
-        return (text for i, text in enumerate(self.documents()) if i % HELD_OUT_EVERY)
-
-    def held_out(self) -> Iterator[str]:
-        return (text for i, text in enumerate(self.documents()) if not i % HELD_OUT_EVERY)
-
-
-CorpusSource = Corpus | str | Path | Iterable[str]
+    def __call__(self, state: Mapping[str, Any] | None = None) -> "RowPass":
+        inner = None if state is None else state.get("documents")
+        if state is not None and not isinstance(inner, Mapping):
+            raise damaged("documents", inner, "an object")
+        texts = self.corpus.training(inner)
+        settings = {"context": self.context, "separator": self.separator, "boundaries": self.boundaries}
+        return RowPass(self.model, texts, **settings, state=state)
 
 
-def open_corpus(source: CorpusSource) -> Corpus:
-    """The corpus that `source` names: a text file, a data set of the hub, or documents.
+class RowPass:
+    """One pass over the rows of documents, which are tokenised some at a time.
 
-    A text file is cut at `<|endoftext|>` where it has that mark, at blank lines otherwise. A generator can be read
-    only once; give a list, or a `Corpus`, where several passes are needed.
-
-    Raises `InputError` for a file that is not there, and where the hub cannot be asked for what is not here.
+    Its state is the place of the first of these, the tokens that were left over before them, and how many of the rows
+    since have been given: going on tokenises only them again.
     """
-    if isinstance(source, Corpus):
-        return source
-    if isinstance(source, Path) or (isinstance(source, str) and _looks_local(source)):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise InputError(f"There is no text file at {path}; give a text file, or the name of a hub data set.")
-        mark = _END_OF_TEXT if _END_OF_TEXT in path.read_text(encoding="utf-8") else _BLANK_LINE
-        return Corpus(
-            path.name, lambda: _file_documents(path, mark), separator=None if mark == _END_OF_TEXT else _BLANK_LINE
-        )
-    if isinstance(source, str):
-        instead = "check the name and the network, or give a text file"
-        place = folder_or_name(source, f"The data set {source!r}", InputError, instead, "dataset")
-        return Corpus(source, lambda: _hub_documents(source, str(place)))
-    return Corpus("documents", lambda: iter(source))
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        documents: Iterable[str],
+        *,
+        context: int,
+        separator: str | None = None,
+        boundaries: Boundaries = "packed",
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not 2 <= context <= model.context:
+            raise InputError(
+                f"Rows of {context} tokens do not suit {model.name}; give a context from 2 to {model.context}."
+            )
+        self._model = model.with_bos(model.adds_bos)  # asks the tokenizer once
+        self._documents, self._context, self._separator = iter(documents), context, separator
+        self._cut = _CUTS[boundaries]
+        self._rest: list[list[int]] = []
+        self._rows: list[Row] = []
+        self._given = 0
+        if state is not None:
+            self._go_on(state)
+        else:
+            self._mark()
+
+    def __iter__(self) -> "RowPass":
+        return self
+
+    def __next__(self) -> Row:
+        while self._given == len(self._rows):
+            self._mark()
+            if not self._read():
+                raise StopIteration
+        self._given += 1
+        return self._rows[self._given - 1]
+
+    def state(self) -> dict[str, Any]:
+        """Where the next row comes from."""
+        return {"documents": self._place, "rest": self._left, "row": self._given}
+
+    def _mark(self) -> None:
+        documents = self._documents
+        self._place = documents.state() if isinstance(documents, Pass) else None
+        self._left = self._rest
+        self._rows, self._given = [], 0
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        rest = state.get("rest")
+        if not isinstance(rest, list) or not all(isinstance(ids, list) for ids in rest):
+            raise damaged("rest", rest, "lists of tokens")
+        self._rest = rest
+        self._mark()
+        if (given := whole_number(state, "row")) > 0:
+            self._read()
+        if given > len(self._rows):
+            raise damaged("row", given, f"at most {len(self._rows)}")
+        self._given = given
+
+    def _read(self) -> bool:
+        """Cut the next documents into rows; whether there were any."""
+        texts = _some(self._documents)
+        if texts:
+            tokens = _tokenised(self._model, texts, self._separator)
+            self._rows, self._rest = self._cut(self._model, [*self._rest, *tokens], self._context)
+        return bool(texts)
 
 
-def _looks_local(source: str) -> bool:
-    # A hub name has at most one slash and no suffix; anything else was meant as a path.
-    return Path(source).expanduser().exists() or source.startswith((".", "/", "~")) or source.endswith(".txt")
+class TokenRows:
+    """`Rows` of token ids that are there already."""
+
+    def __init__(self, tokens: Int[Tensor, "row pos"]) -> None:
+        self.tokens = tokens
+
+    def __call__(self, state: Mapping[str, Any] | None = None) -> "TokenPass":
+        return TokenPass(self.tokens, 0 if state is None else whole_number(state, "row"))
 
 
-def _file_documents(path: Path, mark: str) -> Iterator[str]:
-    return (piece.strip() for piece in path.read_text(encoding="utf-8").split(mark) if piece.strip())
+class TokenPass:
+    """One pass over `TokenRows`."""
+
+    def __init__(self, tokens: Int[Tensor, "row pos"], row: int) -> None:
+        self._tokens, self._row = tokens, row
+
+    def __iter__(self) -> "TokenPass":
+        return self
+
+    def __next__(self) -> Row:
+        if self._row >= len(self._tokens):
+            raise StopIteration
+        self._row += 1
+        return Row(self._tokens[self._row - 1].tolist(), (self._tokens.shape[1],))
+
+    def state(self) -> dict[str, int]:
+        return {"row": self._row}
 
 
-def _hub_documents(name: str, place: str) -> Iterator[str]:
-    from datasets import load_dataset
-
-    logging.getLogger(__name__).info("streaming %s from the hub", name)
-    try:
-        rows = load_dataset(place, split="train", streaming=True)
-        for row in rows:
-            yield row["text"]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"Could not read the data set {name!r} ({first_line(error)}); check the name, the network, and that it has "
-            "a 'train' split with a 'text' column."
-        ) from error
-
-
-_DOCUMENTS_AT_ONCE = 256
+def stacked(rows: Sequence[Row]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+    """Tokens, and the position of each in its part of the row; shorter rows are filled up, at position −1."""
+    width = max(len(row.ids) for row in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    positions = torch.full_like(tokens, -1)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row.ids)] = torch.tensor(row.ids)
+        positions[number, : len(row.ids)] = torch.cat([torch.arange(length) for length in row.lengths])
+    return tokens, positions
 
 
 def pack_rows(
@@ -108,19 +181,7 @@ def pack_rows(
     Every row begins with BOS where the model `adds_bos`. Between documents stands `separator`, or the tokenizer's
     end-of-text token where that is None.
     """
-    if not 2 <= context <= model.context:
-        raise InputError(
-            f"Rows of {context} tokens do not suit {model.name}; give a context from 2 to {model.context}."
-        )
-    model = model.with_bos(model.adds_bos)  # asks the tokenizer once
-    pending: list[int] = []
-    for ids in _tokenised(model, documents, separator):
-        pending += ids
-        start = 0
-        while len(row := model.begun(pending[start : start + context])) >= context:
-            yield row[:context]
-            start += 2 * context - len(row)
-        pending = pending[start:]
+    return (row.ids for row in RowPass(model, documents, context=context, separator=separator))
 
 
 def take_rows(
@@ -145,14 +206,77 @@ def held_out_rows(
     return take_rows(model, opened.held_out(), rows=rows, context=context, separator=separator)
 
 
-def _tokenised(model: LanguageModel, documents: Iterable[str], separator: str | None) -> Iterator[list[int]]:
-    """The tokens of each document with what separates it from the next."""
+# tokens of documents
+
+
+def _some(documents: Iterator[str]) -> list[str]:
+    """The next documents, as many as are tokenised at once."""
+    texts: list[str] = []
+    room = _CHARACTERS_AT_ONCE
+    while room > 0 and len(texts) < _DOCUMENTS_AT_ONCE and (text := next(documents, None)) is not None:
+        texts.append(text)
+        room -= len(text)
+    return texts
+
+
+def _tokenised(model: LanguageModel, texts: Sequence[str], separator: str | None) -> Iterator[list[int]]:
+    """The tokens of each text with what separates it from the next."""
     if not model.has_tokenizer:
         raise PromptError(f"{model.name} has no tokenizer; give rows of token ids instead of text.")
     tokenizer = model.tokenizer
     end = [tokenizer.eos_token_id] if separator is None and tokenizer.eos_token_id is not None else []
-    stream = iter(documents)
-    while batch := list(islice(stream, _DOCUMENTS_AT_ONCE)):
-        texts = [text + (separator or "") for text in batch]
-        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            yield ids + end
+    for ids in tokenizer([text + (separator or "") for text in texts], add_special_tokens=False)["input_ids"]:
+        yield ids + end
+
+
+# rows of tokens
+
+
+def _packed(model: LanguageModel, documents: Sequence[list[int]], context: int) -> tuple[list[Row], list[list[int]]]:
+    """Rows cut from the documents end to end, and what is left for the next."""
+    ids = list(chain.from_iterable(documents))
+    rows, at = [], 0
+    while len(row := model.begun(ids[at : at + context])) >= context:
+        rows.append(Row(row[:context], (context,)))
+        at += 2 * context - len(row)
+    return rows, [ids[at:]]
+
+
+def _masked(model: LanguageModel, documents: Sequence[list[int]], context: int) -> tuple[list[Row], list[list[int]]]:
+    """Full rows of parts that each begin as a text does; a document that does not fit is gone on with in the next."""
+    rows: list[Row] = []
+    row, lengths, inside = [], [], []
+    for ids in documents:
+        at = 0
+        while at < len(ids):
+            part, after = _part(model, ids, at, context - len(row))
+            row, lengths = row + part, [*lengths, len(part)]
+            inside.append(ids[at:after])
+            at = after
+            if len(row) == context:
+                rows.append(Row(row, tuple(lengths)))
+                row, lengths, inside = [], [], []
+    return rows, inside
+
+
+def _separate(model: LanguageModel, documents: Sequence[list[int]], context: int) -> tuple[list[Row], list[list[int]]]:
+    """A row for each document, and further ones where it is longer; what has a single token is left out."""
+    rows: list[Row] = []
+    for ids in documents:
+        at = 0
+        while at < len(ids):
+            part, at = _part(model, ids, at, context)
+            rows += [Row(part, (len(part),))] if len(part) > 1 else []
+    return rows, []
+
+
+def _part(model: LanguageModel, ids: list[int], at: int, room: int) -> tuple[list[int], int]:
+    """At most `room` tokens from `ids[at]` on, begun as a text is, and where the next ones are."""
+    wanted = ids[at : at + room]
+    begun = model.begun(wanted)
+    part = begun[:room]
+    return part, at + len(part) - (len(begun) - len(wanted))
+
+
+_Cut = Callable[[LanguageModel, Sequence[list[int]], int], tuple[list[Row], list[list[int]]]]
+_CUTS: dict[Boundaries, _Cut] = {"packed": _packed, "masked": _masked, "separate": _separate}

@@ -48,14 +48,22 @@ class DictionaryProvenance:
     first: int = 1
     """The first position with features. What is before it was left out in training, and is exact: attention sinks with
     outlier activations (position 0 in most models), or a chat prefix."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Norms of activations, by site (`"3.mlp_out"`). A token over one of them was left out in training, and is exact:
+    it has no features in any layer. Empty where no token was left out for that."""
 
     def __post_init__(self) -> None:
         if self.first < 0:
             raise DictionaryError(f"The first position with features counts from 0; got first={self.first}.")
 
     def to_json(self) -> dict[str, Any]:
-        record = asdict(self)
-        return record if self.model_origin else {key: record[key] for key in record if key != "model_origin"}
+        # What older releases do not know is written where it says something.
+        return {k: v for k, v in asdict(self).items() if v or k not in ("model_origin", "limits")}
+
+    @property
+    def site_limits(self) -> dict[Site, float]:
+        """`limits` by site."""
+        return {Site.parse(site): limit for site, limit in self.limits.items()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DictionaryProvenance":

@@ -1,131 +1,76 @@
-"""Evaluation of dictionaries on rows of held-out tokens.
+"""Evaluation of dictionaries on rows of held-out tokens, within a budget of memory.
 
-Reconstructions in the place of what a model writes, while it runs.
+Two passes over the rows: one for the statistics, whose means the second one needs, in which the model runs with layers
+replaced. A layer that is replaced alone changes nothing before it, so the model goes on from its block.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from transcoders.data.activations import sites_of
-from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet, fitted, present_layers
+from transcoders.dictionaries import DictionarySet, fitted, present_layers
 from transcoders.errors import InputError
+from transcoders.evaluation.comparing import Original, Sums, next_tokens
+from transcoders.evaluation.cost import MEMORY, VARIANTS, DictionarySizes, positions_at_once, rows_at_once
 from transcoders.evaluation.result import Evaluation, LayerEvaluation, ReplacedModel
-from transcoders.evaluation.statistics import Statistics, alignment, reconstruct_dense
+from transcoders.evaluation.splice import Splice, in_the_place, sequential
+from transcoders.evaluation.statistics import Statistics, alignment, reconstruct
 from transcoders.language_model import Hook, LanguageModel
+from transcoders.progress import progress_bar
 from transcoders.sites import Site
 
+logger = logging.getLogger(__name__)
 
-class Splice:
-    """Edits that replace the writes of some layers by what the dictionaries make of the edited model's own stream.
-
-    A cross-layer transcoder's write at layer l' sums what the features of all layers l ≤ l' send there, each computed
-    in the same pass. Positions before the first with features keep the model's own write, and so do layers without a
-    dictionary. One `Splice` serves one forward pass at a time.
-    """
-
-    def __init__(self, dictionaries: DictionarySet, layers: Collection[int] | None = None) -> None:
-        self.dictionaries = dictionaries
-        self.layers = set(present_layers(dictionaries) if layers is None else layers)
-        self._pending: dict[int, Tensor] = {}
-        self._reads: dict[int, Tensor] = {}
-
-    def edits(self) -> dict[Site, Hook]:
-        """For `LanguageModel.run`."""
-        edits: dict[Site, Hook] = {}
-        for layer in range(self.dictionaries.n_layers):
-            read, write = self.dictionaries.reads[layer], self.dictionaries.writes[layer]
-            if read == write:
-                edits[read] = self._both(layer)
-            else:
-                edits[read] = self._reader(layer)
-                edits[write] = self._writer(layer)
-        return edits
-
-    def _reader(self, layer: int) -> Hook:
-        def read(value: Float[Tensor, "batch pos d_model"]) -> None:
-            self._receive(layer, value)
-
-        return read
-
-    def _writer(self, layer: int) -> Hook:
-        def write(value: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
-            return self._emit(layer, value)
-
-        return write
-
-    def _both(self, layer: int) -> Hook:
-        def replace(value: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
-            self._receive(layer, value)
-            return self._emit(layer, value)
-
-        return replace
-
-    def _receive(self, layer: int, read: Float[Tensor, "batch pos d_model"]) -> None:
-        """Encode one layer's read, and set aside what its features write to this and later layers."""
-        targets = [target for target in self.dictionaries.write_layers(layer) if target in self.layers]
-        if not targets:
-            return
-        first = self.dictionaries.write_layers(layer).start
-        parts = self.dictionaries.decode_layer(layer, self.dictionaries.activations(layer, read))
-        for target in targets:
-            part = parts[..., target - first, :]
-            self._pending[target] = self._pending[target] + part if target in self._pending else part
-        if layer in self.layers:
-            self._reads[layer] = read
-
-    def _emit(self, layer: int, value: Float[Tensor, "batch pos d_model"]) -> Tensor | None:
-        if layer not in self.layers:
-            return None
-        y = self._pending.pop(layer) + self.dictionaries.decoder_bias(layer)
-        replacement = self.dictionaries.finished(layer, y, self._reads.pop(layer))
-        return keep_first(value, replacement, self.dictionaries.provenance.first)
+_TOLERANCE = 1e-3
+"""Share of the largest value by which a run from a block on may differ from a whole one; rounding is far below."""
 
 
-class Fixed:
-    """Edits that replace the writes of some layers by given ones; the first positions keep the model's own."""
-
-    def __init__(
-        self, dictionaries: DictionarySet, writes: Float[Tensor, "layer batch pos d_model"], layers: Collection[int]
-    ) -> None:
-        self.edited = {dictionaries.writes[layer]: writes[layer] for layer in layers}
-        self.first = dictionaries.provenance.first
-
-    def edits(self) -> dict[Site, Hook]:
-        """For `LanguageModel.run`."""
-        return {site: self._writer(replacement) for site, replacement in self.edited.items()}
-
-    def _writer(self, replacement: Float[Tensor, "batch pos d_model"]) -> Hook:
-        return lambda value: keep_first(value, replacement, self.first)
+By = Literal["spliced", "zero", "mean"]
 
 
-def keep_first(
-    value: Float[Tensor, "batch pos d_model"], replacement: Float[Tensor, "*any d_model"], first: int
-) -> Float[Tensor, "batch pos d_model"]:
-    """`replacement` at the positions from `first` on."""
-    return torch.cat([value[:, :first], replacement.expand_as(value)[:, first:]], dim=1)
+class _Key(NamedTuple):
+    """Which layer is replaced (None: all of them), and by what."""
+
+    layer: int | None
+    by: By
 
 
-def constant(vector: Float[Tensor, "d_model"], first: int) -> Callable[[Tensor], Tensor]:
-    """An edit that writes the same vector at the positions from `first` on."""
-    return lambda value: keep_first(value, vector, first)
+class _Group(NamedTuple):
+    """The original on some rows."""
 
-
-Groups = Sequence[Int[Tensor, "_ pos"]]
+    final: Float[Tensor, "row pos _"]
+    """What the unembedding reads."""
+    streams: Mapping[int, Float[Tensor, "row pos d_model"]]
+    """The residual stream before each block that a run can begin at."""
+    rebuilt: Mapping[int, Float[Tensor, "row pos d_model"]]
+    """Each layer's reconstruction."""
 
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"], *, batch_rows: int = 32
+    model: LanguageModel,
+    dictionaries: DictionarySet,
+    rows: Int[Tensor, "row pos"],
+    *,
+    loss_tokens: int | None = None,
+    memory: int = MEMORY,
+    progress: bool = False,
 ) -> Evaluation:
     """Sparsity and reconstruction of every layer, and what the model loses when its writes are replaced.
 
     `rows`: tokens the dictionaries were not trained on. The first position of every row is left out of all figures;
     positions before the first with features keep the model's own writes, and are left out of L0 and FVU. Losses are
     measured with each layer replaced alone, and with all of them. Layers without a dictionary are left out.
+
+    `loss_tokens`: how many of the tokens losses, agreement and KL are measured on, in rows spread evenly over all;
+    None for all of them. `memory`: bytes to take beside model and dictionaries, though never less than one row needs;
+    `evaluation_cost` says what will be taken. `progress`: show a bar on a terminal.
 
     Loss recovered is `(L_ablated − L_spliced) / (L_ablated − L)` with zeros or the mean write as ablation; agreement
     compares `argmax` of the next-token distributions p (original) and q (replaced), and KL is `Σ p log(p / q)`.
@@ -140,38 +85,162 @@ def evaluate(
         raise InputError("No layer has a dictionary, so there is nothing to measure; give at least one.")
     if rows.shape[1] < least:
         raise InputError(f"Rows of {rows.shape[1]} tokens have nothing to measure; give at least {least} tokens a row.")
-    groups = rows.to(model.device).split(batch_rows)
-    statistics = Statistics(dictionaries)
-    for group in groups:
-        first = dictionaries.provenance.first
-        statistics.update(*sites_of(model, group, dictionaries.reads, dictionaries.writes, first=first))
-    means = statistics.mean.to(model.device, model.dtype)
-    loss = _mean_loss(model, groups, {})
-    evaluated = [
-        _evaluate_layer(model, dictionaries, groups, layer, loss, means[layer], statistics) for layer in layers
-    ]
-    replaced = _evaluate_replaced(model, dictionaries, groups, loss, means)
-    return Evaluation(tokens=statistics.tokens, loss=loss, layers=tuple(evaluated), replaced=replaced)
+    rows = rows.to(model.device)
+    some = _spread(rows, loss_tokens)
+    at_once = rows_at_once(model, DictionarySizes.of(dictionaries), rows.shape[1], memory)
+    steps = len(rows.split(at_once)) + len(some.split(at_once)) * 2 * VARIANTS * (len(layers) + 1)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with progress_bar(*columns, shown=progress) as bar:
+        task = bar.add_task("evaluating", total=steps)
+        statistics = _statistics(model, dictionaries, rows.split(at_once), (bar, task))
+        losses = _Losses(model, dictionaries, statistics.mean.to(model.device, model.dtype), some[:1])
+        for group in some.split(at_once):
+            losses.update(group, positions_at_once(model, memory), (bar, task))
+    evaluated = tuple(_layer(layer, statistics, losses, dictionaries) for layer in layers)
+    features = "replaced" if sequential(dictionaries) else "original"
+    replaced = ReplacedModel(features=features, loss=losses.loss(_Key(None, "spliced")), **losses.figures(None))
+    return Evaluation(
+        tokens=statistics.tokens, loss_tokens=losses.tokens, loss=losses.original, layers=evaluated, replaced=replaced
+    )
 
 
-def _sequential(dictionaries: DictionarySet) -> bool:
-    """Whether a layer's features are known before the later layers have run."""
-    return not isinstance(dictionaries, CrossLayerTranscoder) or not dictionaries.activation.over_layers
+def _spread(rows: Int[Tensor, "row pos"], tokens: int | None) -> Int[Tensor, "_ pos"]:
+    """About as many tokens, in whole rows evenly spread over all."""
+    if tokens is None:
+        return rows
+    if tokens < 1:
+        raise InputError(f"loss_tokens={tokens} leaves nothing to measure; give at least 1, or None for all tokens.")
+    count = min(len(rows), -(-tokens // rows.shape[1]))
+    return rows[torch.arange(count, device=rows.device) * len(rows) // count]
 
 
-def _evaluate_layer(
+def _statistics(
     model: LanguageModel,
     dictionaries: DictionarySet,
-    groups: Groups,
-    layer: int,
-    loss: float,
-    mean: Float[Tensor, "d_model"],
-    statistics: Statistics,
-) -> LayerEvaluation:
-    site, first = dictionaries.writes[layer], dictionaries.provenance.first
-    zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(mean), first)})
-    averaged = _mean_loss(model, groups, {site: constant(mean, first)})
-    spliced = _compare(model, dictionaries, groups, [layer])
+    groups: Sequence[Int[Tensor, "_ pos"]],
+    bar: tuple[Progress, TaskID],
+) -> Statistics:
+    statistics, first = Statistics(dictionaries), dictionaries.provenance.first
+    for group in groups:
+        at = model.activations(group, {*dictionaries.reads, *dictionaries.writes})
+        tensors = ([at[s][:, first:].flatten(0, 1) for s in side] for side in (dictionaries.reads, dictionaries.writes))
+        statistics.update_by_layer(*tensors)
+        bar[0].advance(bar[1])
+    return statistics
+
+
+class _Losses:
+    """What the model loses, summed over groups of rows."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        dictionaries: DictionarySet,
+        means: Float[Tensor, "layer d_model"],
+        row: Int[Tensor, "1 pos"],
+    ) -> None:
+        """`row`: to see whether the model can be run from a block on."""
+        self.model, self.dictionaries, self.means = model, dictionaries, means
+        self.layers = present_layers(dictionaries)
+        self.starts = _starts(model, {dictionaries.writes[layer].layer for layer in self.layers}, row)
+        self.sums: dict[_Key | None, Sums] = defaultdict(Sums)
+        self.tokens = self.predicted = 0
+
+    def update(self, rows: Int[Tensor, "row pos"], at_once: int, bar: tuple[Progress, TaskID]) -> None:
+        """Run the model on `rows` with everything that is to be replaced, and compare `at_once` positions a time."""
+        group = self._original(rows)
+        finals: dict[_Key, Tensor] = {}
+        for key, edits in self._replacements(group.rebuilt):
+            start = max((k for k in group.streams if k <= min(site.layer for site in edits)), default=0)
+            final, _ = self.model.run_to_unembedding(rows, edits=edits, start=start, stream=group.streams.get(start))
+            finals[key] = _compared(final)
+            bar[0].advance(bar[1])
+        original, targets = _compared(group.final), next_tokens(rows)[:, 1:].flatten()
+        del group
+        for chosen in torch.arange(len(targets), device=targets.device).split(at_once):
+            self._compare(original[chosen], targets[chosen], {key: final[chosen] for key, final in finals.items()})
+            bar[0].advance(bar[1], len(finals) * len(chosen) / len(targets))
+        self.tokens += len(targets)
+        self.predicted += rows.shape[0] * (rows.shape[1] - 2)
+
+    def _original(self, rows: Int[Tensor, "row pos"]) -> _Group:
+        before = {start: Site(start - 1, "resid_post") for start in self.starts}
+        final, at = self.model.run_to_unembedding(rows, {*self.dictionaries.reads, *before.values()})
+        reads = [at[site].flatten(0, 1) for site in self.dictionaries.reads]
+        rebuilt = {layer: y for layer, (_, y) in enumerate(reconstruct(self.dictionaries, reads))}
+        kept = {layer: rebuilt[layer].unflatten(0, rows.shape) for layer in self.layers}
+        return _Group(final, {start: at[site] for start, site in before.items()}, kept)
+
+    def _replacements(
+        self, rebuilt: Mapping[int, Float[Tensor, "row pos d_model"]]
+    ) -> Iterator[tuple[_Key, Mapping[Site, Hook]]]:
+        """Each layer alone, and all of them, by reconstruction, zeros and mean."""
+        first, writes = self.dictionaries.provenance.first, self.dictionaries.writes
+        replacements: dict[By, Any] = {"spliced": rebuilt, "zero": torch.zeros_like(self.means), "mean": self.means}
+        for by, values in replacements.items():
+            edits = {layer: {writes[layer]: in_the_place(values[layer], first)} for layer in self.layers}
+            for layer, edit in edits.items():
+                yield _Key(layer, by), edit
+            if by == "spliced" and sequential(self.dictionaries):
+                yield _Key(None, by), Splice(self.dictionaries, self.layers).edits()
+            else:
+                yield _Key(None, by), {site: hook for edit in edits.values() for site, hook in edit.items()}
+
+    def _compare(
+        self,
+        original: Float[Tensor, "token _"],
+        targets: Int[Tensor, "token"],
+        finals: Mapping[_Key, Float[Tensor, "token _"]],
+    ) -> None:
+        model = Original(self.model.logits_of(original), targets)
+        self.sums[None] += Sums(model.loss)
+        for key, final in finals.items():
+            logits = self.model.logits_of(final)
+            self.sums[key] += model.against(logits) if key.by == "spliced" else Sums(model.loss_of(logits))
+
+    @property
+    def original(self) -> float:
+        """Cross-entropy per token of the untouched model."""
+        return self.sums[None].loss / self.predicted
+
+    def loss(self, key: _Key) -> float:
+        return self.sums[key].loss / self.predicted
+
+    def figures(self, layer: int | None) -> dict[str, float]:
+        """Of one layer replaced, or of all."""
+        spliced, zero, mean = (self.loss(_Key(layer, by)) for by in ("spliced", "zero", "mean"))
+        found = self.sums[_Key(layer, "spliced")]
+        return {
+            "loss_zero": zero,
+            "loss_mean": mean,
+            "recovered_zero": _recovered(self.original, spliced, zero),
+            "recovered_mean": _recovered(self.original, spliced, mean),
+            "top1_agreement": found.agreeing / self.tokens,
+            "kl": found.kl / self.tokens,
+        }
+
+
+def _compared(final: Float[Tensor, "row pos _"]) -> Float[Tensor, "token _"]:
+    """At the positions whose predictions are compared: all but the first."""
+    return final[:, 1:].flatten(0, 1)
+
+
+def _starts(model: LanguageModel, blocks: set[int], row: Int[Tensor, "1 pos"]) -> list[int]:
+    """The blocks, of some, that a run can begin at: none where blocks hand on more than the residual stream."""
+    wanted = sorted(block for block in blocks if block > 0)
+    before = {start: Site(start - 1, "resid_post") for start in wanted}
+    if not all(model.has_site(site) for site in before.values()):
+        return []
+    final, at = model.run_to_unembedding(row, before.values())
+    for start in wanted[-1:] + wanted[len(wanted) // 2 :][:1]:
+        again, _ = model.run_to_unembedding(row, start=start, stream=at[before[start]])
+        if not (again - final).abs().max() <= _TOLERANCE * final.abs().max():
+            logger.info("%s cannot be run from a block on; it runs as a whole each time", model.name)
+            return []
+    return wanted
+
+
+def _layer(layer: int, statistics: Statistics, losses: _Losses, dictionaries: DictionarySet) -> LayerEvaluation:
     return LayerEvaluation(
         layer=layer,
         l0=statistics.l0[layer],
@@ -182,89 +251,9 @@ def _evaluate_layer(
         dense=statistics.dense[layer],
         firing=statistics.firing[layer],
         alignment=alignment(dictionaries, layer).summary(),
-        loss_spliced=spliced.loss,
-        loss_zero=zero,
-        loss_mean=averaged,
-        recovered_zero=_recovered(loss, spliced.loss, zero),
-        recovered_mean=_recovered(loss, spliced.loss, averaged),
-        top1_agreement=spliced.top1_agreement,
-        kl=spliced.kl,
+        loss_spliced=losses.loss(_Key(layer, "spliced")),
+        **losses.figures(layer),
     )
-
-
-def _evaluate_replaced(
-    model: LanguageModel,
-    dictionaries: DictionarySet,
-    groups: Groups,
-    loss: float,
-    means: Float[Tensor, "layer d_model"],
-) -> ReplacedModel:
-    layers, first = present_layers(dictionaries), dictionaries.provenance.first
-    sites = {dictionaries.writes[layer]: means[layer] for layer in layers}
-    zero = _mean_loss(model, groups, {site: constant(torch.zeros_like(mean), first) for site, mean in sites.items()})
-    averaged = _mean_loss(model, groups, {site: constant(mean, first) for site, mean in sites.items()})
-    spliced = _compare(model, dictionaries, groups, layers)
-    return ReplacedModel(
-        features="replaced" if _sequential(dictionaries) else "original",
-        loss=spliced.loss,
-        loss_zero=zero,
-        loss_mean=averaged,
-        recovered_zero=_recovered(loss, spliced.loss, zero),
-        recovered_mean=_recovered(loss, spliced.loss, averaged),
-        top1_agreement=spliced.top1_agreement,
-        kl=spliced.kl,
-    )
-
-
-class _Comparison(NamedTuple):
-    """The model with some writes replaced, against the original."""
-
-    loss: float
-    top1_agreement: float
-    kl: float
-
-
-def _compare(model: LanguageModel, dictionaries: DictionarySet, groups: Groups, layers: Sequence[int]) -> _Comparison:
-    total, agreeing, kl, tokens = 0.0, 0, 0.0, 0
-    for group in groups:
-        original, edits = _original(model, dictionaries, group, layers)
-        replaced, _ = model.run(group, edits=edits)
-        original, replaced = original[:, 1:].double(), replaced[:, 1:].double()
-        total += float(_losses(replaced, group).sum())
-        agreeing += int((original.argmax(-1) == replaced.argmax(-1)).sum())
-        log_p, log_q = original.log_softmax(-1), replaced.log_softmax(-1)
-        kl += float((log_p.exp() * (log_p - log_q)).sum())
-        tokens += original.shape[0] * original.shape[1]
-    return _Comparison(total / _predicted(groups), agreeing / tokens, kl / tokens)
-
-
-def _original(
-    model: LanguageModel, dictionaries: DictionarySet, group: Int[Tensor, "row pos"], layers: Sequence[int]
-) -> tuple[Float[Tensor, "row pos d_vocab"], Mapping[Site, Hook]]:
-    """The original's logits, and the edits that replace its writes at `layers`."""
-    if _sequential(dictionaries):
-        return model.run(group)[0], Splice(dictionaries, layers).edits()
-    logits, cache = model.run(group, dictionaries.reads)
-    reads = torch.stack([cache[site].flatten(0, 1) for site in dictionaries.reads])
-    _, writes = reconstruct_dense(dictionaries, reads)
-    return logits, Fixed(dictionaries, writes.unflatten(1, group.shape), layers).edits()
-
-
-def _mean_loss(model: LanguageModel, groups: Groups, edits: Mapping[Site, Hook]) -> float:
-    """Cross-entropy of predicting positions 2, 3, … from positions 1, 2, …"""
-    total = sum(float(_losses(model.run(group, edits=edits)[0][:, 1:].double(), group).sum()) for group in groups)
-    return total / _predicted(groups)
-
-
-def _losses(logits: Float[Tensor, "row pos d_vocab"], group: Int[Tensor, "row _"]) -> Float[Tensor, "token"]:
-    """Of logits from position 1 on."""
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), group[:, 2:].flatten().long(), reduction="none"
-    )
-
-
-def _predicted(groups: Groups) -> int:
-    return sum(len(group) * (group.shape[1] - 2) for group in groups)
 
 
 def _recovered(loss: float, spliced: float, ablated: float) -> float:

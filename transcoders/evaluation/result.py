@@ -118,6 +118,9 @@ class Evaluation:
     """Dictionaries of all layers on held-out tokens; the first position of every row is left out throughout."""
 
     tokens: int
+    """Tokens that sparsity and reconstruction were measured on."""
+    loss_tokens: int
+    """Tokens that losses, agreement and KL were measured on: those of all rows, or of some spread evenly over them."""
     loss: float
     """Cross-entropy per token of the untouched model."""
     layers: tuple[LayerEvaluation, ...]
@@ -168,7 +171,8 @@ class Evaluation:
         try:
             layers = tuple(_layer(layer) for layer in record["layers"])
             replaced = ReplacedModel(**_with_nan(record["replaced"]))
-            return cls(tokens=record["tokens"], loss=record["loss"], layers=layers, replaced=replaced)
+            counts = {"tokens": record["tokens"], "loss_tokens": record.get("loss_tokens", record["tokens"])}
+            return cls(**counts, loss=record["loss"], layers=layers, replaced=replaced)
         except (KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
                 f"The record is no evaluation of this version ({error}); write it again with `circuitsae evaluate`."

@@ -3,17 +3,19 @@
 How well each feature's encoder points along what it writes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet
 from transcoders.evaluation.result import DENSE_RATE, AlignmentSummary, FiringHistogram
+from transcoders.evaluation.splice import sequential
 
 _TINY = 1e-12
+_FEATURES_AT_ONCE = 4096
 
 
 class Alignment(NamedTuple):
@@ -46,6 +48,11 @@ def alignment(dictionaries: DictionarySet, layer: int) -> Alignment:
     Source: Brzozowski & Chung 2026, *Aligned Training* (arXiv 2605.18629).
     """
     features = torch.arange(dictionaries.n_features(layer), device=dictionaries.decoder_bias(layer).device)
+    blocks = [_alignment(dictionaries, layer, block) for block in features.split(_FEATURES_AT_ONCE)]
+    return Alignment(*(torch.cat(side) for side in zip(*blocks, strict=True)))
+
+
+def _alignment(dictionaries: DictionarySet, layer: int, features: Int[Tensor, "k"]) -> Alignment:
     factors = getattr(dictionaries.provenance, "normalisation", {})
     ones = [1.0] * dictionaries.n_layers
     read, write = factors.get("read", ones), factors.get("write", ones)
@@ -89,18 +96,25 @@ class Statistics:
         self._fired = [torch.zeros(dictionaries.n_features(layer), dtype=torch.int64) for layer in range(n)]
 
     def update(self, reads: Float[Tensor, "token layer d_model"], writes: Float[Tensor, "token layer d_model"]) -> None:
-        activations, reconstruction = reconstruct_dense(self.dictionaries, reads.transpose(0, 1))
-        y, y_hat = writes.transpose(0, 1).double().cpu(), reconstruction.double().cpu()
-        self.tokens += y.shape[1]
-        self._sum += y.sum(dim=1)
-        self._sum_hat += y_hat.sum(dim=1)
-        self._squares += y.square().sum(dim=(1, 2))
-        self._squares_hat += y_hat.square().sum(dim=(1, 2))
-        self._products += (y * y_hat).sum(dim=(1, 2))
-        self._squared_error += (y - y_hat).square().sum(dim=(1, 2))
-        self._cosines += torch.nn.functional.cosine_similarity(y, y_hat, dim=-1).sum(dim=1)
-        for fired, dense in zip(self._fired, activations, strict=True):
-            fired += (dense > 0).sum(dim=0).cpu()
+        self.update_by_layer(list(reads.unbind(1)), list(writes.unbind(1)))
+
+    def update_by_layer(
+        self, reads: Sequence[Float[Tensor, "token d_model"]], writes: Sequence[Float[Tensor, "token d_model"]]
+    ) -> None:
+        """The same of one tensor for each layer; where they can be encoded apart, no two are at the same time."""
+        self.tokens += len(writes[0])
+        for layer, (activations, y_hat) in enumerate(reconstruct(self.dictionaries, reads)):
+            self._add(layer, writes[layer].cpu().double(), y_hat.cpu().double())
+            self._fired[layer] += (activations > 0).sum(dim=0).cpu()
+
+    def _add(self, layer: int, y: Float[Tensor, "token d_model"], y_hat: Float[Tensor, "token d_model"]) -> None:
+        self._sum[layer] += y.sum(dim=0)
+        self._sum_hat[layer] += y_hat.sum(dim=0)
+        self._squares[layer] += y.square().sum()
+        self._squares_hat[layer] += y_hat.square().sum()
+        self._products[layer] += (y * y_hat).sum()
+        self._squared_error[layer] += (y - y_hat).square().sum()
+        self._cosines[layer] += torch.nn.functional.cosine_similarity(y, y_hat, dim=-1).sum()
 
     @property
     def mean(self) -> Float[Tensor, "layer d_model"]:
@@ -175,18 +189,32 @@ def _unexplained(
     return squared_error / (squares - (total / tokens).square().sum(1) * tokens)
 
 
+def reconstruct(
+    dictionaries: DictionarySet, reads: Sequence[Float[Tensor, "token d_model"]]
+) -> Iterator[tuple[Float[Tensor, "token _"], Float[Tensor, "token d_model"]]]:
+    """Activations and reconstruction of one layer after the other, through dense products: for many tokens at once.
+
+    Only where features of all layers compete (TopK over layers) are the activations of all of them held together.
+    """
+    if not sequential(dictionaries):
+        assert isinstance(dictionaries, CrossLayerTranscoder)
+        stacked = torch.stack(list(reads))
+        activations = dictionaries.encode_dense(stacked)
+        yield from zip(activations, dictionaries.decode_dense(activations, stacked), strict=True)
+        return
+    pending: dict[int, Tensor] = {}
+    for layer, read in enumerate(reads):
+        a = dictionaries.activations(layer, read)
+        targets = dictionaries.write_layers(layer)
+        for target, part in zip(targets, dictionaries.decode_layer(layer, a).unbind(-2), strict=True):
+            pending[target] = pending[target] + part if target in pending else part
+        y = pending.pop(layer) + dictionaries.decoder_bias(layer)
+        yield a, dictionaries.finished(layer, y, read)
+
+
 def reconstruct_dense(
     dictionaries: DictionarySet, reads: Float[Tensor, "layer token d_model"]
 ) -> tuple[list[Float[Tensor, "token _"]], Float[Tensor, "layer token d_model"]]:
-    """Activations of each layer and the reconstruction, through dense products: for many tokens at once."""
-    if isinstance(dictionaries, CrossLayerTranscoder):  # TopK needs all layers together
-        a = dictionaries.encode_dense(reads)
-        return list(a), dictionaries.decode_dense(a, reads)
-    activations = [dictionaries.activations(layer, read) for layer, read in enumerate(reads)]
-    writes = [dictionaries.decoder_bias(layer).expand_as(read) for layer, read in enumerate(reads)]
-    for layer, a in enumerate(activations):
-        targets = dictionaries.write_layers(layer)
-        for target, part in zip(targets, dictionaries.decode_layer(layer, a).unbind(-2), strict=True):
-            writes[target] = writes[target] + part
-    writes = [dictionaries.finished(layer, y, read) for layer, (y, read) in enumerate(zip(writes, reads, strict=True))]
-    return activations, torch.stack(writes)
+    """`reconstruct` of all layers together."""
+    activations, writes = zip(*reconstruct(dictionaries, list(reads)), strict=True)
+    return list(activations), torch.stack(writes)

@@ -23,7 +23,8 @@ def upload_dictionaries(folder: Path | str, repo: str, *, private: bool = False,
     """Put a folder of dictionaries, in any format, on the hub as `OWNER/NAME`, and return its address.
 
     The repository is made where there is none; checkpoints of training stay here. A model card is written from what
-    the dictionaries say of themselves, unless the folder has a README.md. `token`: otherwise that of `hf auth login`.
+    the dictionaries say of themselves; a README.md in the folder, such as a run's, follows it, or stands in its place
+    where it begins with the hub's settings (`---`). `token`: otherwise that of `hf auth login`.
     Raises `FileFormatError` where the folder holds no sound dictionaries, and `InputError` where the hub refuses.
     """
     folder = Path(folder).expanduser()
@@ -31,7 +32,8 @@ def upload_dictionaries(folder: Path | str, repo: str, *, private: bool = False,
         raise FileFormatError(f"There is no folder {folder}; give a folder of dictionaries.")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", repo) is None:
         raise InputError(f"{repo!r} is no name of a repository; give OWNER/NAME, such as 'me/gpt2-transcoders'.")
-    card = None if (folder / _CARD).is_file() else model_card(folder, repo)
+    own = (folder / _CARD).read_text(encoding="utf-8") if (folder / _CARD).is_file() else ""
+    card = None if own.startswith("---") else "\n".join(filter(None, [model_card(folder, repo), own]))
     if (problem := hub_problem()) is not None:
         raise InputError(f"Nothing was uploaded, for the hub cannot be asked ({problem}); check the network.")
     from huggingface_hub import HfApi

@@ -1,19 +1,35 @@
 """Where training data come from: a language model reading text, or vectors that are there already."""
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.data.activations import ActivationBatch, ActivationStream
-from transcoders.data.tokens import Corpus, CorpusSource, open_corpus, pack_rows
+from transcoders.data.chunks import no_row, require_masked
+from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.data.outliers import SAMPLE_TOKENS, TokenOutliers, find_outliers
+from transcoders.data.tokens import CorpusRows, Rows, TokenRows, stacked
 from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Frame, Site
 from transcoders.training.config import SAEConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+FIRST_BATCHES = 8
+"""Batches from which first values are taken."""
+_TIMES = 30.0
+"""Median norms above which a token is named, where none is left out."""
+_SPARE = 1.1
+"""Rows for a batch, in multiples of what it needs where no token is left out as an outlier."""
 
 Vectors = Tensor | Callable[[int], Tensor]
 """`[token, d_model]` or `[token, layer, d_model]`, or a function from a chunk's number to such a tensor."""
@@ -21,7 +37,7 @@ Vectors = Tensor | Callable[[int], Tensor]
 
 @runtime_checkable
 class Stream(Protocol):
-    """Endless batches."""
+    """Endless batches, each of which lasts until the next one is asked for."""
 
     def __iter__(self) -> Iterator[ActivationBatch]: ...
 
@@ -44,6 +60,10 @@ class Source(Protocol):
     corpus: str
     bos: bool | None
     """Whether rows of tokens begin with BOS; None where there are none."""
+    first: int
+    """Positions left out at the start of every row of tokens."""
+    limits: Mapping[Site, float]
+    """Norms of activations above which a token is left out; known once the first values were sampled."""
     frame: Frame
     n_layers: int
     d_model: int
@@ -63,8 +83,30 @@ class Source(Protocol):
         ...
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
-        """For first values."""
+        """For first values: that many, or fewer where memory is bounded."""
         ...
+
+
+class Places(NamedTuple):
+    """Which columns of a batch each dictionary reads and writes."""
+
+    sites: list[Site]
+    """Of the columns: all that any of them reads or writes."""
+    of_each: list[tuple[list[int] | slice, list[int] | slice]]
+
+    @classmethod
+    def of(cls, source: Source, configs: Sequence[TrainConfig]) -> "Places":
+        sides = [source.sites(config) for config in configs]
+        sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
+        place = {site: i for i, site in enumerate(sites)}
+        return cls(sites, [tuple(_evenly([place[site] for site in side]) for side in pair) for pair in sides])  # pyright: ignore[reportArgumentType]
+
+
+def _evenly(places: list[int]) -> list[int] | slice:
+    """Places at even distances as a slice, by which a tensor is seen and not copied."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    even = slice(places[0], places[-1] + 1, step) if step > 0 else None
+    return even if even and list(range(*even.indices(places[-1] + 1))) == places else places
 
 
 class ModelSource:
@@ -79,7 +121,14 @@ class ModelSource:
         self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
         self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
-        self.corpus, self._rows, self._context = _open_rows(model, corpus, config)
+        self.corpus, self._rows, self.context = _open_rows(model, corpus, config)
+        self.first = config.first
+        self.limits: Mapping[Site, float] = {}
+        if self.context <= self.first:
+            raise InputError(
+                f"Rows of {self.context} tokens have none after the first {self.first}; give a longer context, or a "
+                "smaller `first`."
+            )
         self.bos: bool | None = model.adds_bos
         if isinstance(corpus, Tensor):
             self.bos = model.bos is not None and bool((corpus[:, 0] == model.bos).all())
@@ -88,27 +137,78 @@ class ModelSource:
         return sites_of_kind(config, self.n_layers)
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
-        return next(iter(self._stream(sites, batch=tokens, buffer_mb=0, state=None))).reads
+        """No more than half of the buffer holds, as those who normalise it make a copy."""
+        fit = self.config.buffer_mb * 2**19 // self._bytes_per_token(sites)
+        tokens = max(min(tokens, self.config.batch), min(tokens, fit))
+        return next(iter(self._stream(sites, batch=tokens, buffer_mb=0, limits=self._limits(sites), state=None))).reads
 
     def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> ActivationStream:
-        return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, state=state)
+        if state is None:
+            limits = self._limits(sites)
+        else:  # an older run had none
+            limits = {Site.parse(site): limit for site, limit in state.get("limits", {}).items()}
+            self.limits = limits
+        return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, limits=limits, state=state)
+
+    def _limits(self, sites: Sequence[Site]) -> Mapping[Site, float]:
+        """Norms above which a token is left out; found once, and named in the log."""
+        if self.config.outliers and not self.limits:
+            found = self.outliers(sites)
+            if found.largest:
+                logger.info("%s Features are trained on the rest.", found.describe())
+            self.limits = found.limits
+        return self.limits
+
+    def outliers(self, sites: Sequence[Site]) -> TokenOutliers:
+        """What the first rows say of the tokens to leave out."""
+        rows, positions = self.first_rows(SAMPLE_TOKENS)
+        times = self.config.outliers or _TIMES
+        return find_outliers(self.model, rows, sites, times=times, first=self.first, positions=positions)
+
+    def first_rows(self, tokens: int) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+        """Rows of so many tokens or a few more, and the positions of their tokens, which restart at every text."""
+        if not (some := list(islice(self._rows(), -(-tokens // self.context)))):
+            raise no_row()
+        rows, positions = (side.to(self.device) for side in stacked(some))
+        return rows, positions
+
+    def buffer_bytes(self, sites: Sequence[Site], batch: int) -> int:
+        """What `open` keeps in memory."""
+        limits = dict.fromkeys(sites, 0.0) if self.config.outliers else {}
+        return self._chunk_tokens(sites, batch, self.config.buffer_mb, limits) * self._bytes_per_token(sites)
 
     def _stream(
-        self, sites: Sequence[Site], *, batch: int, buffer_mb: int, state: Mapping[str, Any] | None
+        self,
+        sites: Sequence[Site],
+        *,
+        batch: int,
+        buffer_mb: int,
+        limits: Mapping[Site, float],
+        state: Mapping[str, Any] | None,
     ) -> ActivationStream:
-        """Chunks as large as the buffer, and large enough for a batch."""
-        bytes_per_row = self._context * len(sites) * self.d_model * self.model.W_U.element_size()
-        enough = -(-batch // (self._context - 1))
         return ActivationStream(
             self.model,
             self._rows,
             reads=sites,
             writes=(),
             batch=batch,
-            chunk_rows=max(enough, buffer_mb * 2**20 // bytes_per_row),
+            chunk_tokens=self._chunk_tokens(sites, batch, buffer_mb, limits),
             seed=self.config.seed,
+            first=self.first,
+            limits=limits,
             state=state,
         )
+
+    def _chunk_tokens(self, sites: Sequence[Site], batch: int, buffer_mb: int, limits: Mapping[Site, float]) -> int:
+        """As many as fit the buffer or are trained on, and enough for a batch; of whole rows of one length."""
+        spare = _SPARE if limits else 1.0
+        positions = self.context - self.first
+        rows = buffer_mb * 2**20 // (positions * self._bytes_per_token(sites))
+        rows = min(rows, math.ceil(spare * self.config.steps * self.config.batch / positions))
+        return max(math.ceil(spare * batch / positions), rows) * positions
+
+    def _bytes_per_token(self, sites: Sequence[Site]) -> int:
+        return len(sites) * self.d_model * self.model.W_U.element_size()
 
 
 class VectorSource:
@@ -117,6 +217,8 @@ class VectorSource:
     name, corpus, frame = "vectors", VECTORS, Frame()
     origin: Mapping[str, str]
     bos: bool | None = None
+    first = 1
+    limits: Mapping[Site, float] = MappingProxyType({})
     d_vocab: int | None = None
 
     def __init__(self, reads: Vectors, writes: Vectors | None, *, seed: int) -> None:
@@ -219,16 +321,15 @@ def _by_layer(vectors: Tensor) -> Float[Tensor, "token layer d_model"]:
     return vectors
 
 
-def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Any, int]:
-    """The name of the corpus, a function that opens a pass over its rows of tokens, and their length."""
+def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
+    """The name of the corpus, its rows of tokens, and their length."""
     if isinstance(corpus, Tensor):
-        rows = corpus.tolist()
-        return ROWS, lambda: iter(rows), corpus.shape[1]
-    opened: Corpus = open_corpus(corpus)
+        if config.documents != "packed":
+            raise InputError(f"documents={config.documents!r} is of text; rows of tokens are read as they are given.")
+        return ROWS, TokenRows(corpus), corpus.shape[1]
+    opened = open_corpus(corpus)
     context = min(config.context, model.context)
-
-    def passes() -> Iterator[Sequence[int]]:
-        separator = opened.separator_or(config.separator)
-        return pack_rows(model, opened.training(), context=context, separator=separator)
-
-    return opened.name, passes, context
+    if config.documents == "masked":
+        require_masked(model, context)
+    rows = CorpusRows(model, opened, context, opened.separator_or(config.separator), config.documents)
+    return opened.name, rows, context

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from transcoders.data import held_out_rows, open_corpus, sites_of, take_rows
-from transcoders.data.tokens import CorpusSource
+from transcoders.data import ActivationBatch, held_out_rows, open_corpus, sites_of, take_rows
+from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet, SAESet, TranscoderSet
 from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError
@@ -53,7 +53,7 @@ def calibrate_topk(
     rows = take_rows(
         model, text.training(), rows=-(-tokens // context), context=context, separator=text.separator_or(None)
     )
-    reads = sites_of(model, rows, dictionaries.reads, [], first=dictionaries.provenance.first).reads.transpose(0, 1)
+    reads = _activations(model, dictionaries, rows).reads.transpose(0, 1)
     folded = fold_topk(copy.deepcopy(dictionaries), reads.to(dictionaries.decoder_bias(0)))
     config = {**folded.provenance.config, "calibrated": {"corpus": text.name, "tokens": reads.shape[1]}}
     folded.provenance = replace(folded.provenance, config=config)
@@ -66,8 +66,12 @@ def calibrate_topk(
 def _measured(model: LanguageModel, dictionaries: Folded, rows: Int[Tensor, "row pos"]) -> Statistics:
     statistics = Statistics(dictionaries)
     for group in rows.split(32):
-        reads, writes = sites_of(
-            model, group, dictionaries.reads, dictionaries.writes, first=dictionaries.provenance.first
-        )
+        reads, writes = _activations(model, dictionaries, group)
         statistics.update(reads.to(dictionaries.decoder_bias(0)), writes)
     return statistics
+
+
+def _activations(model: LanguageModel, dictionaries: Folded, rows: Int[Tensor, "row pos"]) -> ActivationBatch:
+    """At the positions with features."""
+    source = dictionaries.provenance
+    return sites_of(model, rows, dictionaries.reads, dictionaries.writes, first=source.first, limits=source.site_limits)

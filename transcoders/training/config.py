@@ -15,7 +15,9 @@ from transcoders.sites import SiteKind
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
 Remedy = Literal["default", "auxiliary", "resample", "none"]
+Documents = Literal["packed", "masked", "separate"]
 LogTo = Literal["none", "tensorboard", "wandb"]
+Parallel = Literal["data", "layers", "features"]
 
 PENALTIES: dict[str, tuple[PenaltyName, ...]] = {
     "relu": ("l1", "unit_l1", "p_anneal"),
@@ -121,20 +123,35 @@ class TrainConfig:
     layers_at_once: int | None = None
     """SAEs and transcoders: layers that take a step together, the others' gradients needing no memory meanwhile; None
     for as many as fit 64 MB on a CPU, 2 GB on a GPU. The result is the same."""
+    parallel: Parallel = "data"
+    """What the processes of `torchrun` share out: the tokens of a batch, the layers (SAEs, transcoders), or each
+    layer's features. The result is the same; a single process does it all."""
     compile: bool = False
     """Whether the loss goes through torch.compile; needs a C++ compiler."""
     context: int = 128
     """Tokens per row of text."""
+    documents: Documents = "packed"
+    """`packed`: rows are cut from the documents end to end. `masked`: so too, but each document begins anew, and none
+    sees another. `separate`: a document a row, longer ones over several; short rows take computation."""
     separator: str | None = None
     """Text between documents; None for what the corpus has there: a blank line, or the model's end-of-text token."""
     bos: bool | None = None
     """Whether each row begins with the beginning-of-text token; None for what the model's own tokenizer does."""
+    first: int = 1
+    """Positions left out at the start of every row: attention sinks, whose activations are like no others."""
+    outliers: float = 30.0
+    """A token is left out too where the norm of its activations at a site is more than this many times the site's
+    median (massive activations); 0 for none."""
     buffer_mb: int = 512
-    """Memory for the activations that are shuffled together."""
+    """Memory for the activations that are shuffled together; at least a batch is."""
     seed: int = 0
     """Of the first weights and of the order of the data."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, where an output folder is given."""
+    keep_last: int = 2
+    """Checkpoints that stay, the latest ones; each takes three times the memory of the weights."""
+    keep_best: bool = False
+    """Whether the best checkpoint stays as well: of least FVU, or of least loss where a penalty's weight is given."""
     log_every: int = 100
     """Steps between lines of metrics."""
     log_to: LogTo = "none"
@@ -142,8 +159,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "features", "k", "tokens", "batch", "context", "checkpoint_every", "log_every", "k_aux", "resample_every",
-            "dead_after",
+            "features", "k", "tokens", "batch", "context", "checkpoint_every", "keep_last", "log_every", "k_aux",
+            "resample_every", "dead_after",
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -163,13 +180,26 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive; got {value}.")
+        if self.first < 0:
+            raise InputError(f"first, the positions left out at the start of a row, is at least 0; got {self.first}.")
+        if self.outliers and not self.outliers > 1:
+            raise InputError(
+                f"outliers is how many times the median norm is too much, above 1, or 0 for none; got {self.outliers}."
+            )
         if self.layers_at_once is not None and self.layers_at_once < 1:
             raise InputError(f"layers_at_once must be at least 1; got {self.layers_at_once}.")
+        if self.keep_best and self.log_every > self.checkpoint_every:
+            raise InputError(
+                f"keep_best compares checkpoints by what was logged since the one before, so log_every must be at most "
+                f"checkpoint_every ({self.checkpoint_every}); got {self.log_every}."
+            )
         if self.k_start < 1:
             raise InputError(f"k_start is at least 1, as k only falls; got {self.k_start}.")
         for name in ("target_l0", "start_l0"):
             if (getattr(self, name) or 0) >= self.features:
                 raise InputError(f"{name} must be below the {self.features} features; got {getattr(self, name)}.")
+        if self.documents not in get_args(Documents):
+            raise InputError(f"documents cannot be {self.documents!r}; there are {', '.join(get_args(Documents))}.")
         if not 0 < self.p_end <= 1:
             raise InputError(f"p_end must be above 0 and at most 1; got {self.p_end}.")
         if not 0 <= self.ema < 1:
@@ -191,6 +221,8 @@ class TrainConfig:
             raise InputError(
                 f"target_l0 steers a penalty, and {self.activation!r} has none; set k = {self.target_l0:g}."
             )
+        if self.parallel not in get_args(Parallel):
+            raise InputError(f"parallel cannot be {self.parallel!r}; there are {', '.join(get_args(Parallel))}.")
         if self.aligned and self.activation == "gated":
             raise InputError("aligned has no meaning for 'gated', which has two encoders; choose another activation.")
         if self.matryoshka and (list(self.matryoshka) != sorted(set(self.matryoshka)) or self.matryoshka[-1] != 1):
@@ -289,6 +321,14 @@ class CLTConfig(TrainConfig):
 
     skip: bool = False
     """Whether a linear map of each layer's input is added to its output."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel == "layers":
+            raise InputError(
+                "parallel='layers' is for layers that know nothing of each other, which those of a cross-layer "
+                "transcoder do; give 'data' or 'features'."
+            )
 
 
 _KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}

@@ -1,26 +1,43 @@
-"""What users call: `train`, for one dictionary or several, on a language model or on vectors."""
+"""What users call: `plan` and `train`, for one dictionary or several, on a language model or on vectors."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from jaxtyping import Int
 from torch import Tensor
 
-from transcoders.data.tokens import CorpusSource
+from transcoders.data.corpora import CorpusSource
+from transcoders.data.store import ActivationStore
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
+from transcoders.training.planning import Plan, plan_run
+from transcoders.training.run_folder import finished_dictionaries, identity_of
+from transcoders.training.stored import StoreSource, as_stored
 from transcoders.training.trainer import Trainer, require_configs
 
+logger = logging.getLogger(__name__)
+
 Text = CorpusSource | Int[Tensor, "row pos"]
-"""A text file, a hub data set, documents, or rows of tokens."""
+"""What `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens."""
 
 
+@overload
+def train(
+    model: LanguageModel | None, corpus: ActivationStore, config: TrainConfig, *,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> DictionarySet: ...  # fmt: skip
+@overload
+def train(
+    model: LanguageModel | None, corpus: ActivationStore, config: Sequence[TrainConfig], *,
+    names: Sequence[str] | None = ..., progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+) -> list[DictionarySet]: ...  # fmt: skip
 @overload
 def train(
     model: LanguageModel, corpus: Text, config: TrainConfig, *,
@@ -43,7 +60,7 @@ def train(
 ) -> list[DictionarySet]: ...  # fmt: skip
 def train(
     model: LanguageModel | None,
-    corpus: Text | Vectors | tuple[Vectors, Vectors],
+    corpus: Text | ActivationStore | Vectors | tuple[Vectors, Vectors],
     config: TrainConfig | Sequence[TrainConfig],
     *,
     names: Sequence[str] | None = None,
@@ -53,34 +70,76 @@ def train(
 ) -> DictionarySet | list[DictionarySet]:
     """Train dictionaries of the kind that `config` names for all layers of `model`, or on vectors where it is None.
 
-    `corpus`: a text file, a hub data set, documents, or rows of tokens; of documents every twentieth is held out.
+    `corpus`: what `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens; of documents
+    every twentieth is held out.
     Without a model: vectors `[token, d_model]`, or `[token, layer, d_model]` for one dictionary a layer; or a function
     from a chunk's number to such a tensor, where there are too many to hold. For transcoders a pair of them, reads and
-    writes. A tensor is read again, in another order, until `config.tokens` are seen.
+    writes. A tensor is read again, in another order, until `config.tokens` are seen. Or, with a model or without, the
+    `ActivationStore` that `write_activations` wrote, or its path: runs that share it and the seed get the same batches,
+    and the model, where it is given, says on which device, and is checked to be the store's.
 
     `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
-    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `separator` and `bos`; the order
-    of the data is that of the first one's seed. Each comes out as it would alone with that order, which also depends on
-    how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in `out`, by `names` or
-    by kind and activation, and checkpoints are of all together.
+    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator` and
+    `bos`; the order of the data is that of the first one's seed. Each comes out as it would alone with that order,
+    which also depends on how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in
+    `out`, by `names` or by kind and activation, and checkpoints are of all together.
 
     `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
-    go on from the latest checkpoint there, to the same result as an unbroken run; `InputError` where there is none.
-    Without it the checkpoints of an earlier run there are removed, which a warning says. `NotFiniteError` where
-    activations or a loss are not finite: the last good checkpoint stays.
+    go on from the latest checkpoint there that is not damaged, to the same result as an unbroken run; where the run was
+    killed before its first one, from the beginning; of a complete run, hand out what it saved. `InputError` where no
+    run was started. Without it the checkpoints of an earlier run there are removed, which a warning says. Ctrl-C and
+    SIGTERM write a checkpoint after the step at hand and raise `transcoders.errors.Stopped`, a KeyboardInterrupt.
+    `NotFiniteError` where activations or a loss are not finite: the last good checkpoint stays.
     """
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
+    if ActivationStore.is_store(corpus):
+        corpus = ActivationStore(cast("Path | str", corpus))
+    if isinstance(corpus, ActivationStore):
+        configs = [as_stored(each, corpus) for each in configs]
     source = _source(model, corpus, configs[0])
     with alone_in(None if out is None else Path(out)):
-        trainer = Trainer(source, configs, out=out, resume=resume, names=names)
-        trainer.run(progress=progress)
-        results = trainer.finish()
+        results = _complete(source, configs, Path(out)) if resume and out is not None else None
+        if results is None:
+            trainer = Trainer(source, configs, out=out, resume=resume, names=names)
+            trainer.run(progress=progress)
+            results = trainer.finish()
     return results[0] if isinstance(config, TrainConfig) else results
+
+
+def _complete(source: Source, configs: Sequence[TrainConfig], out: Path) -> list[DictionarySet] | None:
+    """What a run wrote that is done already."""
+    results = finished_dictionaries(out, identity_of(source, configs), source.device)
+    if results is not None:
+        logger.warning("The run in %s is complete; its dictionaries are handed out as they were saved.", out)
+    return results
+
+
+def plan(
+    model: LanguageModel | None,
+    corpus: Text | Vectors | tuple[Vectors, Vectors] | ActivationStore,
+    config: TrainConfig | Sequence[TrainConfig],
+    *,
+    out: Path | str | None = None,
+    evaluate_tokens: int = 0,
+    trial_seconds: float = 10.0,
+) -> Plan:
+    """What `train` with the same arguments will take: operations, memory, disk and time, from a short trial.
+
+    `evaluate_tokens`: held-out tokens of an evaluation afterwards, which is counted as well. Nothing is written.
+    `Plan.require_fit` raises `InputError` where memory or disk do not suffice.
+    """
+    configs = [config] if isinstance(config, TrainConfig) else config
+    require_configs(configs)
+    place = None if out is None else Path(out)
+    source = _source(model, corpus, configs[0])
+    return plan_run(source, configs, out=place, evaluate_tokens=evaluate_tokens, trial_seconds=trial_seconds)
 
 
 def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:
     """Where batches come from; `InputError` for vectors with a model, and for text without one."""
+    if isinstance(corpus, ActivationStore):
+        return StoreSource(corpus, model, first)
     sides = list(corpus) if isinstance(corpus, tuple) else [corpus]
     floats = [isinstance(side, Tensor) and side.is_floating_point() for side in sides]
     are_vectors = all(given or callable(side) for given, side in zip(floats, sides, strict=True))

@@ -13,12 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from time import perf_counter
+from typing import Any, Literal, TypeVar, get_args
 
 from transcoders.errors import InputError
 from transcoders.files import write_error, write_file
 
 logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+T = TypeVar("T")
 
 
 class MetricsFile:
@@ -56,6 +60,37 @@ class MetricsFile:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+
+def lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """The metrics that a file holds of later steps than `step`."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    found: list[dict[str, Any]] = []
+    for line in reversed(lines):
+        if (of := _step(line)) is None or of <= step:
+            break
+        found.insert(0, json.loads(line))
+    return found
+
+
+class Wait:
+    """Which share of the time was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._waited, self._since = 0.0, perf_counter()
+
+    def next(self, items: Iterator[T]) -> T:
+        began = perf_counter()
+        item = next(items)
+        self._waited += perf_counter() - began
+        return item
+
+    def share(self) -> float:
+        """Since this was asked last, or since the start."""
+        now = perf_counter()
+        share = self._waited / (now - self._since)
+        self._waited, self._since = 0.0, now
+        return round(share, 4)
 
 
 def _step(line: str) -> int | None:

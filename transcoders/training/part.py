@@ -26,7 +26,7 @@ _MEASURE_EVERY = 20
 """Steps between measurements of the density."""
 _AT_ONCE = {"cpu": 2**26, "cuda": 2**31}
 """Bytes of gradients and activations that the layers of one part may take together."""
-_CODES = 3
+CODES = 3
 """Tensors of the size of all pre-activations that a step holds."""
 
 
@@ -144,7 +144,7 @@ def layers_at_once(config: TrainConfig, d_model: int, n_layers: int, device: tor
         return n_layers
     if config.layers_at_once is not None:
         return min(config.layers_at_once, n_layers)
-    bytes_per_layer = 4 * (2 * config.features * d_model + _CODES * config.batch * config.features)
+    bytes_per_layer = 4 * (2 * config.features * d_model + CODES * config.batch * config.features)
     return max(1, min(n_layers, _AT_ONCE.get(device.type, _AT_ONCE["cuda"]) // bytes_per_layer))
 
 

@@ -49,6 +49,7 @@ class Run:
         self.counter = never_fired(n, config.features, config.dead_after_used, device)
         at_once = layers_at_once(config, weights.W_enc.shape[-1], n, device)
         self.parts = [self._part(first, min(first + at_once, n)) for first in range(0, n, at_once)]
+        self._stacked_moments = self._share_moments()
         self.controller = SparsityController(config)
         self.averaged = {n: p.detach().clone() for n, p in weights.named_parameters()} if config.ema else {}
         self.measured: Measured | None = None
@@ -88,19 +89,36 @@ class Run:
         device: torch.device,
     ) -> "Run":
         """As `tensors()` and `record()` left it, `[layer, d_model]`; `FileFormatError` where they are not of it."""
-        empty = torch.zeros(2, *shape, device=device)
-        run = cls(config, initial_parameters(config, empty, empty), measure_scales(empty, empty, config))
+        run = cls._empty(config, shape, device)
         require_like(folder, tensors, run.tensors() | run._moments_like())
-        run.weights.load_state_dict(_within(_OWN, tensors))
+        run._take(tensors)
         run._restore_moments(_within("optimizer.", tensors))
-        run.scales = Scales(tensors["scales.read"], tensors["scales.write"])
-        run.counter.since_fired.copy_(tensors["since_fired"])
         run.controller = SparsityController(config, **record["controller"])
         require_for_each_layer(folder, record["sparse"], shape[0])
         for part in run.parts:
             part.sparse = record["sparse"][part.layers.start]
-        run.averaged = _within("averaged.", tensors)
         return run
+
+    @classmethod
+    def of_weights(cls, config: TrainConfig, tensors: dict[str, Tensor], folder: Path, device: torch.device) -> "Run":
+        """To be exported, not to go on: of `tensors()` all but the optimizer's; `FileFormatError` as in `restore`."""
+        W_enc = tensors.get(f"{_OWN}W_enc")
+        layers, d_model = (1, 1) if W_enc is None or W_enc.ndim != 3 else (W_enc.shape[0], W_enc.shape[2])
+        run = cls._empty(config, (layers, d_model), device)
+        require_like(folder, tensors, run.tensors())
+        run._take(tensors)
+        return run
+
+    @classmethod
+    def _empty(cls, config: TrainConfig, shape: tuple[int, int], device: torch.device) -> "Run":
+        empty = torch.zeros(2, *shape, device=device)
+        return cls(config, initial_parameters(config, empty, empty), measure_scales(empty, empty, config))
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        self.weights.load_state_dict(_within(_OWN, tensors))
+        self.scales = Scales(tensors["scales.read"], tensors["scales.write"])
+        self.counter.since_fired.copy_(tensors["since_fired"])
+        self.averaged = _within("averaged.", tensors)
 
     # what is saved
 
@@ -114,14 +132,28 @@ class Run:
 
     def _moments(self) -> dict[str, Tensor]:
         """Adam's, by the names of the parameters, however many parts these are in; none before the first step."""
-        if not any(part.optimizer.state for part in self.parts):
+        if not any(bool(state["step"]) for part in self.parts for state in part.optimizer.state.values()):
             return {}
         moments: dict[str, Tensor] = {}
-        for name, places in self._places().items():
-            states = [part.optimizer.state[parameter] for part, parameter in places]
-            moments |= {f"optimizer.{name}.{key}": _joined([state[key] for state in states]) for key in _MOMENTS}
-            moments[f"optimizer.{name}.step"] = states[0]["step"]
+        for name, ((part, parameter), *_) in self._places().items():
+            state = part.optimizer.state[parameter] | self._stacked_moments.get(name, {})
+            moments |= {f"optimizer.{name}.{key}": state[key] for key in (*_MOMENTS, "step")}
         return moments
+
+    def _share_moments(self) -> dict[str, dict[str, Tensor]]:
+        """The moments of parameters that several parts make up, stacked as these are; the parts have views of them.
+
+        So what is saved needs no copy.
+        """
+        whole = dict(self.weights.named_parameters())
+        stacked = {}
+        for name, places in self._places().items():
+            if len(places) > 1:
+                stacked[name] = {key: torch.zeros_like(whole[name]).detach() for key in _MOMENTS}
+                for part, parameter in places:
+                    views = {key: moment[part.layers] for key, moment in stacked[name].items()}
+                    part.optimizer.state[parameter] = {"step": parameter.new_zeros(()).detach(), **views}
+        return stacked
 
     def _moments_like(self) -> dict[str, Tensor]:
         """Their names and shapes after a step."""
@@ -133,13 +165,12 @@ class Run:
 
     def _restore_moments(self, moments: dict[str, Tensor]) -> None:
         for name, places in self._places().items():
+            found = {key: moments[f"{name}.{key}"] for key in _MOMENTS}
+            if len(places) > 1:
+                self._stacked_moments[name] = found
             for part, parameter in places:
-                whole = len(places) == 1
-                part.optimizer.state[parameter] = {"step": moments[f"{name}.step"].clone()} | {
-                    key: (m if whole else m[part.layers].clone())
-                    for key in _MOMENTS
-                    for m in [moments[f"{name}.{key}"]]
-                }
+                views = found if len(places) == 1 else {key: moment[part.layers] for key, moment in found.items()}
+                part.optimizer.state[parameter] = {"step": moments[f"{name}.step"].clone(), **views}
 
     def _places(self) -> dict[str, list[tuple[Part, Tensor]]]:
         """Of each parameter of the whole, the parts' own parameters that make it up."""
@@ -238,10 +269,12 @@ class Run:
     @torch.no_grad()
     def export(self, reads: Sequence[Site], writes: Sequence[Site], provenance: DictionaryProvenance) -> DictionarySet:
         """The dictionaries as they are now, or their running mean, on the model's own activations."""
+        if not self.averaged:
+            return export(self.weights, self.config.kind, self.scales, reads, writes, provenance)
         own = {name: parameter.detach().clone() for name, parameter in self.weights.named_parameters()}
         try:
             for name, parameter in self.weights.named_parameters():
-                parameter.copy_(self.averaged.get(name, own[name]))
+                parameter.copy_(self.averaged[name])
             self.weights.constrain()
             return export(self.weights, self.config.kind, self.scales, reads, writes, provenance)
         finally:
@@ -258,10 +291,6 @@ def _normalise(
 
 def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 @torch.no_grad()

@@ -3,38 +3,44 @@
 Numbers that are not finite are noticed without making a device wait for each step.
 """
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
-from transcoders.errors import InputError, NotFiniteError
+from transcoders.errors import FileFormatError, InputError, NotFiniteError, WriteError
+from transcoders.files import sweep
 from transcoders.formats.native import save_native
-from transcoders.progress import progress_bar
 from transcoders.sites import Site
-from transcoders.training.batches import Source
+from transcoders.training.batches import FIRST_BATCHES, Places, Source
+from transcoders.training.best import L0_TOLERANCE, score
 from transcoders.training.checkpoint import (
+    RECORD,
     Checkpoint,
     alone_in,
+    checkpoints,
+    damaged,
+    keep_checkpoints,
     latest_checkpoint,
     read_record,
     read_state,
     remove_checkpoints,
-    require_same_run,
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
+from transcoders.training.display import Display
 from transcoders.training.export import library_versions
-from transcoders.training.metrics import MetricsFile, Sink, open_sink
+from transcoders.training.metrics import METRICS, MetricsFile, Sink, Wait, lines_after, open_sink
+from transcoders.training.record import write_record
+from transcoders.training.run_folder import identity_of, mark_finished, mark_started, require_same_run, was_started
 from transcoders.training.step import Run
+from transcoders.training.stopping import stop_requests
 
 
 class Spoilt(NamedTuple):
@@ -81,14 +87,8 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 
 logger = logging.getLogger(__name__)
 
-_SCALE_BATCHES = 8
-_SHARED = ("tokens", "batch", "context", "separator", "bos")
+_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers")
 """Settings of the stream, which all dictionaries trained on it have in common."""
-
-_L0_TOLERANCE = 0.05
-
-_FREE_TO_CHANGE = ("log_to",)
-"""Settings that nothing trained depends on: a run may be resumed with others."""
 
 
 class Trainer:
@@ -110,10 +110,7 @@ class Trainer:
         self.source, self.configs, self.config = source, list(configs), configs[0]
         self.names = _names(configs, names)
         self.out = None if out is None else Path(out)
-        sides = [source.sites(config) for config in configs]
-        self.sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
-        place = {site: i for i, site in enumerate(self.sites)}
-        self._places = [tuple([place[site] for site in side] for side in pair) for pair in sides]
+        self.sites, self._places = Places.of(source, configs)
         self._watch = Watch(self.sites, self.names, source.device)
         with alone_in(self.out):
             if resume:
@@ -122,32 +119,41 @@ class Trainer:
                 self._start()
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
-        """Train to the end, or up to a step."""
+        """Train to the end, or up to a step.
+
+        Where there is an output folder, Ctrl-C and SIGTERM are heard at the end of a step: a checkpoint is written, and
+        `Stopped`, a KeyboardInterrupt, says so.
+        """
         steps = self.config.steps
         end = min(steps, until or steps)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._wait = Wait()
+        display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
         with (
             alone_in(self.out),
-            progress_bar(*columns, shown=progress, transient=False) as bar,
+            self._with_way_back(),
+            stop_requests(heard=self.out is not None) as request,
+            display,
             ExitStack() as stack,
         ):
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
-            files = [
-                stack.enter_context(MetricsFile(folder / "metrics.jsonl", step=self.step)) for folder in self._folders()
-            ]
-            task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
+            files = [stack.enter_context(MetricsFile(folder / METRICS, step=self.step)) for folder in self._folders()]
             while self.step < end:
-                activations = next(self.batches).reads
+                activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
                 self._train_step(activations, measure=log)
-                save = self.out is not None and self.step % self.config.checkpoint_every == 0
+                stop = request.number is not None
+                save = self.out is not None and (stop or self.step % self.config.checkpoint_every == 0)
                 if log or save or self.step == end or activations.device.type == "cpu":
                     self._require_finite(activations)
                 if log:
-                    bar.update(task, description=self._log(files, sinks))
-                bar.update(task, advance=1)
+                    logger.info("step %d of %d, %s", self.step, steps, display.measured(self._log(files, sinks)))
+                display.advance()
                 if save:
                     self._save_checkpoint()
+                if stop:
+                    raise request.stopped(f"Training stopped after step {self.step} of {steps}. {self._way_back()}")
+        if self.step == steps:
+            self.batches = iter(())  # what the stream buffers is needed no longer
 
     def finish(self) -> list[DictionarySet]:
         """The dictionaries as they are now, on the model's own activations; saved where there is an output folder.
@@ -159,23 +165,13 @@ class Trainer:
         results = []
         for config, run, name in zip(self.configs, self.runs, self.names, strict=True):
             run.require_finite(f"The dictionary {name}")
-            provenance = DictionaryProvenance(
-                model=self.source.name,
-                model_origin=self.source.origin,
-                fingerprint=self.source.fingerprint(),
-                frame=self.source.frame,
-                corpus=self.source.corpus,
-                tokens=self.step * config.batch,
-                bos=self.source.bos,
-                seed=config.seed,
-                versions=library_versions(),
-                config=config.to_json(),
-                d_vocab=self.source.d_vocab,
-            )
-            results.append(run.export(*self.source.sites(config), provenance))
-        with alone_in(self.out):
+            results.append(run.export(*self.source.sites(config), self._provenance(config)))
+        with alone_in(self.out), self._with_way_back():
             for folder, dictionaries in zip(self._folders(), results, strict=False):
                 save_native(dictionaries, folder)
+            self._write_records()
+            if self.out is not None and self.step == self.config.steps:
+                mark_finished(self.out, self._identity(), self._folders())
         if self.step == self.config.steps:
             self._compare_l0(results)
         return results
@@ -202,47 +198,50 @@ class Trainer:
                 what += f" (row {row} of the batch, {self.stream.place(row)}); mend or leave out what they come from"
         raise NotFiniteError(f"Training stopped at step {spoilt.step}: {what}. {self._way_back()}")
 
+    @contextmanager
+    def _with_way_back(self) -> Iterator[None]:
+        """A full disk ends a run; it says from where the run can go on once there is room."""
+        try:
+            yield
+        except WriteError as error:
+            raise WriteError(f"{error} {self._way_back()}") from error
+
     def _way_back(self) -> str:
         folder = None if self.out is None else latest_checkpoint(self.out)
         if folder is None:
             return "There is no checkpoint to go back to."
-        return f"The last good checkpoint is {folder}, from which `resume` goes on."
+        return f"The last good checkpoint is {folder}, from which `resume` (--resume) goes on."
 
     def _compare_l0(self, results: Sequence[DictionarySet]) -> None:
         """Warn where the L0 of what is handed out is not the one that was asked."""
         if all(config.target_l0 is None for config in self.configs):
             return
-        sample = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch).transpose(0, 1).float()
+        sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
         for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
             if config.target_l0 is None:
                 continue
-            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(reads))
-            if abs(l0 / config.target_l0 - 1) > _L0_TOLERANCE:
+            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(sample[reads]))
+            if abs(l0 / config.target_l0 - 1) > L0_TOLERANCE:
                 logger.warning(
                     "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
                     name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
                 )  # fmt: skip
 
-    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> str:
-        """Metrics to the files, the sinks and the log; returns a line for the progress bar."""
-        lines = [run.metrics(self.step) for run in self.runs]
+    def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
+        """Metrics to the files and the sinks; returns them."""
+        waited = self._wait.share()
+        lines = [{**run.metrics(self.step), "data_wait": waited} for run in self.runs]
         for file, line in zip(files, lines, strict=False):
             file.write(line)
         for sink, line in zip(sinks, lines, strict=True):
             if sink is not None:
                 sink(line)
-        texts = [f"{n}: fvu {m['fvu']:.3f}, L0 {m['l0']:.1f}" for n, m in zip(self.names, lines, strict=True)]
-        logger.info("step %d of %d, %s", self.step, self.config.steps, "; ".join(texts))
-        return texts[0] if len(texts) == 1 else f"{len(texts)} dictionaries, {texts[0]}"
+        return lines
 
     # starting and resuming
 
     def _start(self) -> None:
-        if self.out is not None and (earlier := latest_checkpoint(self.out)):
-            # It would be taken for this run's.
-            logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
-            remove_checkpoints(self.out)
-        first = self.source.sample(self.sites, _SCALE_BATCHES * self.config.batch)
+        first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
                 raise NotFiniteError(
@@ -255,15 +254,49 @@ class Trainer:
             for config, (reads, writes) in zip(self.configs, self._places, strict=True)
         ]
         self._open(None)
+        if self.out is not None:
+            self._take_folder(self.out)
+
+    def _take_folder(self, out: Path) -> None:
+        """Last of all that can fail: what an earlier run left to go on from is lost here."""
+        self._sweep()
+        if earlier := latest_checkpoint(out):
+            # It would be taken for this run's.
+            logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
+            remove_checkpoints(out)
+        mark_started(out, self._identity())
 
     def _restore(self) -> None:
+        """From the latest checkpoint that is not damaged; from the beginning where the run was killed before any."""
         if self.out is None:
             raise InputError("`resume` goes on from a checkpoint in an output folder; give `out` as well.")
-        folder = latest_checkpoint(self.out)
-        if folder is None:
+        started, there = was_started(self.out, self._identity()), checkpoints(self.out)
+        if not there and started:
+            logger.info("%s has no checkpoint yet; starting at step 0", self.out)
+            self._start()
+            return
+        if not there:
             raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")
+        self._sweep()
+        while True:
+            folder = there.pop()
+            try:
+                self._restore_from(folder)
+                break
+            except FileFormatError as error:
+                if not there:
+                    raise FileFormatError(
+                        f"{error} There is no checkpoint before it, so leave out `resume` to train anew."
+                    ) from error
+                logger.warning("%s Going on from the one before it, %s.", error, there[-1])
+        self._keep_checkpoints()  # a kill may have left one too many
+        if not started:  # of an earlier release
+            mark_started(self.out, self._identity())
+        logger.info("resuming %s at step %d of %d", self.out, self.step, self.config.steps)
+
+    def _restore_from(self, folder: Path) -> None:
         record = read_record(folder, steps=self.config.steps, runs=len(self.configs))
-        require_same_run(self.out, record["run"], self._identity())
+        require_same_run(folder.parent, record["run"], self._identity())
         tensors = read_state(folder, record, self.source.device)
         self.step = record["step"]
         self.runs = [
@@ -277,8 +310,12 @@ class Trainer:
             )
             for i, config in enumerate(self.configs)
         ]
-        self._open(record["data"])
-        logger.info("resuming %s at step %d of %d", self.out, self.step, self.config.steps)
+        try:
+            self._open(record["data"])
+        except InputError:  # of data that are not there any more, for example
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder / RECORD, "data", record["data"], "where the data go on") from error
 
     def _open(self, state: Mapping[str, Any] | None) -> None:
         self.stream = self.source.open(self.sites, batch=self.config.batch, state=state)
@@ -289,6 +326,13 @@ class Trainer:
         for run in self.runs:
             run.require_finite(f"The checkpoint of step {self.step}")
         save_checkpoint(self.out, self.step, self._checkpoint())
+        self._write_records()
+        self._keep_checkpoints()
+
+    def _keep_checkpoints(self) -> None:
+        assert self.out is not None
+        keep_last, keep_best = self.config.keep_last, self.config.keep_best
+        keep_checkpoints(self.out, self.step, keep_last=keep_last, keep_best=keep_best)
 
     def _checkpoint(self) -> Checkpoint:
         tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
@@ -297,29 +341,58 @@ class Trainer:
             "data": self.stream.state(),
             "runs": [run.record() for run in self.runs],
             "run": self._identity(),
+            "names": self.names,
+            "provenance": [self._provenance(config).to_json() for config in self.configs],
+            "score": self._score(),
         }
         return Checkpoint(tensors, record)
 
+    def _score(self) -> float | None:
+        """Of what was logged since the checkpoint before, over all dictionaries; None where it says nothing."""
+        since = (self.step - 1) // self.config.checkpoint_every * self.config.checkpoint_every
+        lines = [lines_after(folder / METRICS, since) for folder in self._folders()]
+        scores = [score(config, each) for config, each in zip(self.configs, lines, strict=True)]
+        known = [each for each in scores if each is not None]
+        return sum(known) / len(known) if len(known) == len(scores) else None
+
+    def _provenance(self, config: TrainConfig) -> DictionaryProvenance:
+        source = self.source
+        return DictionaryProvenance(
+            model=source.name,
+            model_origin=source.origin,
+            fingerprint=source.fingerprint(),
+            frame=source.frame,
+            corpus=source.corpus,
+            tokens=self.step * config.batch,
+            bos=source.bos,
+            seed=config.seed,
+            versions=library_versions(),
+            config=config.to_json(),
+            d_vocab=source.d_vocab,
+            first=source.first,
+            limits={str(site): limit for site, limit in source.limits.items()},
+        )
+
     def _identity(self) -> dict[str, Any]:
-        # Through JSON, because that is how a checkpoint remembers it: tuples become lists.
-        identity = {
-            "model": self.source.name,
-            "fingerprint": self.source.fingerprint(),
-            "corpus": self.source.corpus,
-            "config": [
-                {key: value for key, value in config.to_json().items() if key not in _FREE_TO_CHANGE}
-                for config in self.configs
-            ],
-        }
-        return json.loads(json.dumps(identity))
+        return identity_of(self.source, self.configs)
 
     # files
+
+    def _write_records(self) -> None:
+        identity = {**self._identity(), "data_hash": self.stream.state().get("hash")}
+        for folder, config in zip(self._folders(), self.configs, strict=False):
+            write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
     def _folders(self) -> list[Path]:
         """One for each dictionary: the output folder itself, or named folders in it where there are several."""
         if self.out is None:
             return []
         return [self.out] if len(self.configs) == 1 else [self.out / name for name in self.names]
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written; the lock says that it is not there any more."""
+        for folder in {self.out, *self._folders()} - {None}:
+            sweep(folder)
 
     def _open_sinks(self, stack: ExitStack) -> list[Sink | None]:
         """For each dictionary where its configuration wants its metrics besides the file, closed with the stack."""

@@ -19,8 +19,8 @@ from circuitsae.features.collection.config import CollectConfig
 from circuitsae.features.collection.examples import Chunk
 from circuitsae.features.collection.state import STATE, Collected
 from circuitsae.features.collection.statistics import Firing
-from transcoders.data import pack_rows
-from transcoders.data.tokens import CorpusSource, open_corpus
+from transcoders.data import massive_tokens, pack_rows
+from transcoders.data.corpora import CorpusSource, open_corpus
 from transcoders.dictionaries import DictionarySet, SparseFeatures, fitted
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.dictionaries.provenance import reading_as_trained
@@ -133,11 +133,14 @@ def _read(
 
 
 def encode_rows(model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"]) -> Firing:
-    """What fires where on rows of tokens, all layers together; nothing before the first position with features."""
+    """What fires where on rows of tokens, all layers together; nothing at positions without features."""
     start = dictionaries.provenance.first
     found = model.activations(rows, dict.fromkeys(dictionaries.reads))
     reads = torch.stack([found[site][:, start:].flatten(0, 1) for site in dictionaries.reads])
+    massive = massive_tokens(model, rows, dictionaries.provenance.site_limits)[:, start:].flatten()
     features = dictionaries.encode(reads)
+    with_features = ~massive[features.index[:, 1]]
+    features = SparseFeatures(features.index[with_features], features.value[with_features])
     layer, place, feature = (column.cpu().numpy() for column in features.index.unbind(1))
     widths = [dictionaries.n_features(i) for i in range(dictionaries.n_layers)]
     first = np.concatenate([[0], np.cumsum(widths)])

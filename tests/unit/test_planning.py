@@ -1,0 +1,135 @@
+"""What a run will take is what it then takes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import transcoders as tc
+from circuitsae.cli import main
+from transcoders.errors import InputError
+from transcoders.training.planning import available_memory
+
+TEXT = "\n\n".join(f"document number {i} tells of the town of Austin and of a dog" for i in range(400))
+
+
+def small(kind="plt", **settings):
+    made = {"sae": tc.SAEConfig, "plt": tc.TranscoderConfig, "clt": tc.CLTConfig}[kind]
+    return made(
+        **{"features": 32, "activation": "topk", "k": 4, "tokens": 6400, "batch": 64, "context": 16, **settings}
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tc.random_model(n_layers=2, d_model=16)
+
+
+@pytest.fixture(scope="module")
+def rows(model):
+    return torch.randint(0, model.d_vocab, (300, 16), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_plan_names_what_is_read_and_counts_the_model(model, rows):
+    plan = tc.plan(model, rows, small(), trial_seconds=0.1, evaluate_tokens=160)
+    assert plan.sites["1.mlp_out"] == (model.hook(tc.Site(1, "mlp_out")), 16)
+    assert (plan.steps, plan.tokens) == (100, 6400)
+    # Two layers: attention 4 d², MLP 8 d², scores and mix 2 · 16 d; of 16 tokens 15 are trained on.
+    products = 2 * (12 * 16 * 16 + 2 * 16 * 16)
+    assert plan.flops["model"] == pytest.approx(2 * products * 6400 * 16 / 15, rel=0.05)
+    assert all(seconds > 0 for seconds in plan.seconds.values())
+    assert plan.flops.keys() == plan.seconds.keys() == {"model", "dictionaries", "evaluation"}
+    assert json.loads(json.dumps(plan.to_json()))["peak"] == plan.peak
+    assert plan.outliers is not None
+    assert plan.disk_there is None
+
+
+def test_nothing_is_written_and_a_run_is_what_it_would_have_been(model, rows, tmp_path):
+    config = small(tokens=640)
+    alone = tc.train(model, rows, config, progress=False)
+    plan = tc.plan(model, rows, config, out=tmp_path / "new" / "run", trial_seconds=0.1)
+    assert list(tmp_path.iterdir()) == []
+    assert plan.disk_there is not None
+    after = tc.train(model, rows, config, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), after.state_dict().values(), strict=True))
+
+
+def test_checkpoints_and_dictionaries_take_the_planned_room(tmp_path):
+    x = torch.randn(600, 2, 64, generator=torch.Generator().manual_seed(0))
+    config = tc.SAEConfig(features=512, activation="relu", tokens=640, batch=64, checkpoint_every=5)
+    plan = tc.plan(None, x, config, out=tmp_path, trial_seconds=0.1)
+    tc.train(None, x, config, out=tmp_path, progress=False)
+    folder, *others = tmp_path.glob("checkpoint-*")
+    assert plan.disk["checkpoints"] / (len(others) + 2) == pytest.approx(
+        (folder / "state.safetensors").stat().st_size, rel=0.02
+    )
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert plan.disk["dictionaries"] == pytest.approx(written, rel=0.02)
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch):
+    x = torch.randn(600, 16)
+    plan = tc.plan(None, x, small("sae"), out=tmp_path, trial_seconds=0.1)
+    plan.require_fit()
+    for there, what in (("memory_there", "of memory and 1 MB are there"), ("disk_there", "are free; make room")):
+        with pytest.raises(InputError, match=what):
+            type(plan)(**{**vars(plan), there: 2**20 if there == "memory_there" else 10}).require_fit()
+
+
+def test_memory_is_what_the_machine_or_its_control_group_leaves(tmp_path, monkeypatch):
+    free = available_memory(torch.device("cpu"))
+    monkeypatch.setattr("transcoders.training.planning._CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    assert available_memory(torch.device("cpu")) == 600_000 < free
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(torch.device("cpu")) > 600_000
+
+
+MEASURED = """
+import sys, torch, psutil, resource
+import transcoders as tc
+x = torch.randn(4096, 8, 256)
+config = tc.SAEConfig(features=4096, activation="relu", penalty="l1", tokens=5120, batch=512, kernels="dense")
+if sys.argv[1] == "plan":
+    plan = tc.plan(None, x, config, trial_seconds=0.0)
+    print(plan.peak)
+else:
+    tc.train(None, x, config, progress=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_planned_memory_is_measured_memory_to_a_tenth(tmp_path):
+    script = tmp_path / "measured.py"
+    script.write_text(MEASURED)
+    found = [
+        int(subprocess.run([sys.executable, script, what], capture_output=True, text=True, check=True).stdout)
+        for what in ("plan", "run")
+    ]
+    assert found[0] == pytest.approx(found[1], rel=0.1)
+
+
+def test_the_command_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transcoders.training.entry.plan_run", _hasty(monkeypatch))
+    arguments = ["train", "pocket", "--out", str(tmp_path / "run"), "--plan", "--kind", "plt", "--features", "64"]
+    main([*arguments, "--tokens", "6400", "--batch", "64", "--evaluate-tokens", "640"])
+    out = capsys.readouterr().out
+    for line in (
+        "Steps:      100, 6,400 tokens in all",
+        "Memory:     about",
+        "Disk:       about",
+        "mlp_in:     blocks.0.",
+    ):
+        assert line in out
+    assert "Outliers:" in out
+    assert not (tmp_path / "run").exists()
+
+
+def _hasty(monkeypatch):
+    from transcoders.training.planning import plan_run
+
+    return lambda *args, **options: plan_run(*args, **{**options, "trial_seconds": 0.1})

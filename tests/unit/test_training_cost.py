@@ -1,0 +1,76 @@
+"""What a training is said to cost is what it takes, counted on a run."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig, training_cost
+from transcoders.training.losses import losses
+from transcoders.training.step import Run
+
+LAYERS, D, BATCH = 3, 8, 32
+CONFIGS = [
+    SAEConfig(features=24, batch=BATCH, activation="topk", k=3),
+    TranscoderConfig(features=24, batch=BATCH, activation="relu", ema=0.9),
+    TranscoderConfig(features=24, batch=BATCH, skip=True),
+    CLTConfig(features=24, batch=BATCH, activation="jumprelu"),
+    CLTConfig(features=24, batch=BATCH, activation="relu", skip=True),
+]
+IDS = [f"{c.kind}-{c.activation}" for c in CONFIGS]
+
+
+def run_of(config):
+    x = torch.randn(64, LAYERS, D, generator=torch.Generator().manual_seed(0))
+    run = Run.start(config, x, x)
+    run.step(0, x[:BATCH], x[:BATCH])
+    return run
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_parameters_and_bytes_are_those_of_a_run(config):
+    run, cost = run_of(config), training_cost(config, n_layers=LAYERS, d_model=D)
+    assert cost.parameters == sum(p.numel() for p in run.weights.parameters())
+    tensors = run.tensors()
+    moments = [t for name, t in tensors.items() if "exp_avg" in name]
+    averaged = [t for name, t in tensors.items() if name.startswith("averaged.")]
+    assert cost.weights == sum(p.nbytes for p in run.weights.parameters())
+    assert cost.moments == sum(t.nbytes for t in moments)
+    assert cost.averaged == sum(t.nbytes for t in averaged)
+    assert cost.counters == run.counter.since_fired.nbytes
+    assert cost.gradients == cost.weights  # few enough for one part
+    assert cost.checkpoint == cost.weights + cost.moments + cost.averaged
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_operations_of_dense_products_are_those_that_torch_counts(config):
+    run = run_of(config)
+    x = torch.randn(LAYERS, BATCH, D)
+    with FlopCounterMode(display=False) as counter:
+        losses(run.weights, x, x, config, sparsity_weight=1.0, dead=None).total.backward()
+    counted = counter.get_total_flops() / BATCH
+    assert training_cost(config, n_layers=LAYERS, d_model=D).dense_flops == pytest.approx(counted, rel=1e-6)
+
+
+def test_sparse_products_take_what_active_features_take():
+    config = TranscoderConfig(features=4096, activation="topk", k=16)
+    cost = training_cost(config, n_layers=2, d_model=64)
+    assert cost.sparse_flops == 2 * (2 * 64 * 4096 + 2 * 64 * 16 + 3 * 2 * 64 * 16)
+    assert training_cost(config, n_layers=2, d_model=64, l0=4096.0).sparse_flops == cost.dense_flops
+
+
+def test_ranks_share_what_parallel_names():
+    sizes = {"n_layers": 4, "d_model": 16}
+    alone = training_cost(SAEConfig(features=64, activation="topk", k=4), **sizes)
+    assert alone.network == 0
+    data, layers, features = (
+        training_cost(SAEConfig(features=64, activation="topk", k=4, parallel=how), **sizes, ranks=2)
+        for how in ("data", "layers", "features")
+    )
+    assert data.weights == alone.weights
+    assert data.activations == alone.activations // 2
+    assert layers.weights * 2 == alone.weights
+    assert layers.gradients * 2 == alone.gradients
+    assert alone.weights / 2 < features.weights < 0.51 * alone.weights  # each rank has the biases of the outputs
+    assert data.parameters == layers.parameters == features.parameters
+    assert data.network == data.weights  # 2 · 1/2 of all gradients
+    assert layers.network == 4 * 512 * 4 * 16 // 4

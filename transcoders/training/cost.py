@@ -1,0 +1,132 @@
+"""What a training costs: bytes on each rank, floating-point operations of a token, bytes on the network of a step.
+
+Everything follows from the configuration and the model's shape; `plan` and docs/scaling.md print it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from transcoders.training.config import TrainConfig
+from transcoders.training.part import CODES, layers_at_once
+
+_NUMBER = 4
+"""Bytes of a float32, which weights, gradients, moments and sums are in."""
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Of one dictionary (an SAE or a transcoder for every layer, or a cross-layer transcoder). Bytes are one rank's."""
+
+    parameters: int
+    """Numbers that are learned, on all ranks together, each counted once."""
+    weights: int
+    moments: int
+    """Adam's two."""
+    averaged: int
+    """The running mean of the weights; 0 where `ema` is 0."""
+    gradients: int
+    """Of the layers that take a step together."""
+    activations: int
+    """Of the same: pre-activations, activations and their gradients, inputs, outputs and errors. An upper bound where
+    only active features are touched."""
+    counters: int
+    """Since when each feature has not fired."""
+    dense_flops: float
+    """Of a token, on all ranks together: forward and backward, a product and a sum counted as two."""
+    sparse_flops: float
+    """The same where only active features are touched; every pre-activation is computed all the same."""
+    network: int
+    """Bytes that a rank sends in a step; 0 for a single process."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the height of a step, besides the model and the buffer of activations."""
+        return self.weights + self.moments + self.averaged + self.gradients + self.activations + self.counters
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint on the disk: the weights, Adam's moments and the running mean, of all ranks."""
+        return (4 if self.averaged else 3) * _NUMBER * self.parameters
+
+
+def training_cost(
+    config: TrainConfig, *, n_layers: int, d_model: int, l0: float | None = None, ranks: int = 1, device: str = "cpu"
+) -> TrainingCost:
+    """Cost of a step of `config` for a model of so many layers and this width, on `ranks` processes.
+
+    With features F and layers L, and S = L (SAEs, transcoders) or L (L + 1) / 2 (cross-layer), a token takes
+    `4 L F d + 6 S F d` operations: two products with the encoder, as inputs need no gradient, and three with the
+    decoders. Where only active features are touched it takes `2 L F d + 2 L l0 d + 6 S l0 d`.
+
+    `l0`: active features of a token and layer, where k and `target_l0` do not say; one in a hundred otherwise.
+    `ranks`: how many processes share the work as `config.parallel` says. Network: of an all-reduce of n bytes a rank
+    sends `2 n (N − 1) / N`, of an all-gather of n bytes in all `n (N − 1) / N`.
+
+    Source of both: Thakur et al. 2005, *Optimization of Collective Communication Operations in MPICH*.
+    """
+    features, batch = config.features, config.batch
+    by_features, by_layers, by_tokens = (config.parallel == how for how in ("features", "layers", "data"))
+    own_features = -(-features // ranks) if by_features else features
+    own_layers = -(-n_layers // ranks) if by_layers else n_layers
+    own_tokens = -(-batch // ranks) if by_tokens else batch
+    own = parameter_count(config, own_layers, d_model, own_features)
+    at_once = layers_at_once(config, d_model, own_layers, torch.device(device))
+    widths = CODES * own_features + 4 * d_model
+    l0 = _active(config, n_layers) if l0 is None else l0
+    encoder, decoder, skip = (2 * d_model * n for n in (n_layers, spans(config, n_layers), _skip(config) * n_layers))
+    return TrainingCost(
+        parameters=parameter_count(config, n_layers, d_model, features),
+        weights=_NUMBER * own,
+        moments=2 * _NUMBER * own,
+        averaged=_NUMBER * own * (config.ema > 0),
+        gradients=_NUMBER * own * at_once // own_layers,
+        activations=_NUMBER * own_tokens * at_once * widths,
+        counters=8 * own_layers * own_features,
+        dense_flops=float(features * (2 * encoder + 3 * decoder) + 2 * d_model * skip),
+        sparse_flops=float(encoder * (features + l0) + 3 * decoder * l0 + 2 * d_model * skip),
+        network=0 if ranks == 1 else _network(config, n_layers, d_model, ranks),
+    )
+
+
+def parameter_count(config: TrainConfig, n_layers: int, d_model: int, features: int) -> int:
+    """Of so many features of so many layers: encoders, decoders, biases, thresholds, the skip term."""
+    per_feature = {"jumprelu": 2, "gated": 3}.get(config.activation, 1)
+    weights = features * (d_model * (n_layers + spans(config, n_layers)) + per_feature * n_layers)
+    return weights + n_layers * d_model * (1 + _skip(config) * d_model)
+
+
+def spans(config: TrainConfig, n_layers: int) -> int:
+    """Pairs of a layer that is read and one that is written."""
+    return n_layers * (n_layers + 1) // 2 if config.kind == "clt" else n_layers
+
+
+def _active(config: TrainConfig, n_layers: int) -> float:
+    if config.ranks:
+        return config.k / (n_layers if config.kind == "clt" else 1)
+    return config.target_l0 or config.features / 100
+
+
+def _skip(config: TrainConfig) -> int:
+    return int(getattr(config, "skip", False))
+
+
+def _network(config: TrainConfig, n_layers: int, d_model: int, ranks: int) -> int:
+    """Bytes that a rank sends in a step."""
+    others = (ranks - 1) / ranks
+    if config.parallel == "data":  # the gradients' sum
+        return round(2 * others * _NUMBER * parameter_count(config, n_layers, d_model, config.features))
+    sides = 1 if config.kind == "sae" else 2
+    activations = _NUMBER * config.batch * n_layers * sides * d_model
+    if config.parallel == "layers":  # each rank's tokens go to the owners of the layers
+        return round(others * activations / ranks)
+    writes = _NUMBER * config.batch * n_layers * d_model * (len(config.prefixes) + (config.activation == "gated"))
+    return round(others * (activations + 2 * writes + ranks * _NUMBER * _candidates(config, n_layers, ranks)))
+
+
+def _candidates(config: TrainConfig, n_layers: int, ranks: int) -> int:
+    """Values that a rank shows the others, so that all agree on the smallest that is kept."""
+    if not config.ranks:
+        return 0
+    groups = 1 if config.kind == "clt" else n_layers
+    return config.batch * groups * min(config.k, n_layers * config.features // (groups * ranks))

@@ -1,0 +1,203 @@
+"""What a run will take, before it is started: operations, memory, disk and time, and whether it fits this machine."""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from transcoders.errors import InputError
+from transcoders.evaluation.cost import DictionarySizes, evaluation_cost
+from transcoders.language_model import LanguageModel
+from transcoders.progress import spoken_size
+from transcoders.sites import Site
+from transcoders.training.batches import FIRST_BATCHES, ModelSource, Places, Source
+from transcoders.training.config import TrainConfig
+from transcoders.training.cost import TrainingCost, training_cost
+from transcoders.training.step import Run
+
+_TRIAL_ROWS = 8
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes; bytes, floating-point operations and seconds by what they are for."""
+
+    steps: int
+    tokens: int
+    threads: int
+    sites: Mapping[str, tuple[str, int]]
+    """Of each site that is read or written the hook, and the width of its activations."""
+    flops: Mapping[str, float]
+    memory: Mapping[str, int]
+    """At the height of the run; `in use` is what this process holds already, with the model. On a GPU: there."""
+    disk: Mapping[str, int]
+    seconds: Mapping[str, float]
+    outliers: str | None
+    """A sentence on the tokens that are left out, where rows of text are read."""
+    memory_there: int
+    disk_there: int | None
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory at the height of the run."""
+        parts = dict(self.memory)
+        evaluation = parts.pop("evaluation", 0)  # afterwards, when buffer and moments are gone
+        return max(sum(parts.values()), parts["in use"] + parts["weights"] + evaluation)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "peak": self.peak}
+
+    def require_fit(self) -> None:
+        """Raises `InputError` where memory or disk do not suffice, saying what takes most of it and what to change."""
+        if self.peak > self.memory_there:
+            largest = sorted((part for part in self.memory.items() if part[0] != "in use"), key=lambda p: -p[1])[:3]
+            raise InputError(
+                f"The run needs about {spoken_size(self.peak)} of memory and {spoken_size(self.memory_there)} are "
+                f"there ({', '.join(f'{name} {spoken_size(bytes)}' for name, bytes in largest)}); lower features, batch or "
+                "buffer_mb, or take a larger machine."
+            )
+        needed = sum(self.disk.values())
+        if self.disk_there is not None and needed > self.disk_there:
+            raise InputError(
+                f"The run writes about {spoken_size(needed)} and {spoken_size(self.disk_there)} are free; make room, "
+                "or give another output folder."
+            )
+
+
+def plan_run(
+    source: Source,
+    configs: Sequence[TrainConfig],
+    *,
+    out: Path | None = None,
+    evaluate_tokens: int = 0,
+    trial_seconds: float = 10.0,
+) -> Plan:
+    """What training `configs` at once on `source` will take, timed by steps of the trainer for about `trial_seconds`.
+
+    Nothing is written. Memory is what this process holds now and what the run adds; `InputError` is for `require_fit`.
+    """
+    model = source.model if isinstance(source, ModelSource) else None
+    places = Places.of(source, configs)
+    in_use = _in_use(source.device)
+    costs = [_cost(config, source) for config in configs]
+    found = source.outliers(places.sites) if isinstance(source, ModelSource) else None
+    sample = source.sample(places.sites, FIRST_BATCHES * configs[0].batch)
+    per_step = _seconds_per_step(configs, places, sample, 0.6 * trial_seconds)
+    flops, seconds = _of_training(configs, costs, per_step)
+    memory = {"in use": in_use, "weights": sum(c.weights + c.averaged + c.counters for c in costs)}
+    memory["moments"] = sum(c.moments for c in costs)
+    memory["a step"] = max(c.gradients + c.activations for c in costs)
+    disk: dict[str, int] = {}
+    if model is not None and isinstance(source, ModelSource):
+        memory["buffer"] = source.buffer_bytes(places.sites, configs[0].batch)
+        per_token, spent = _forward(model, source, places.sites, 0.3 * trial_seconds)
+        flops["model"], seconds["model"] = per_token * configs[0].tokens, spent * configs[0].tokens
+    if out is not None:
+        disk["checkpoints"] = (configs[0].keep_last + configs[0].keep_best + 1) * sum(c.checkpoint for c in costs)
+        disk["dictionaries"] = sum(4 * c.parameters for c in costs)
+    if model is not None and evaluate_tokens:
+        for config, cost in zip(configs, costs, strict=True):
+            sizes = DictionarySizes(model.n_layers, cost.parameters, config.features)
+            evaluation = evaluation_cost(model, sizes, evaluate_tokens, context=config.context)
+            flops["evaluation"] = flops.get("evaluation", 0.0) + evaluation.flops
+            memory["evaluation"] = max(memory.get("evaluation", 0), evaluation.bytes)
+        rate = flops["model"] / seconds["model"] if seconds["model"] else float("inf")
+        seconds["evaluation"] = flops["evaluation"] / rate
+    return Plan(
+        steps=configs[0].steps,
+        tokens=configs[0].tokens,
+        threads=torch.get_num_threads(),
+        sites={} if model is None else {str(site): (model.hook(site), model.width(site)) for site in places.sites},
+        flops=flops,
+        memory=memory,
+        disk=disk,
+        seconds=seconds,
+        outliers=None if found is None else found.describe(),
+        memory_there=in_use + available_memory(source.device),
+        disk_there=None if out is None else shutil.disk_usage(_existing(out)).free,
+    )
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that this process may still take: of the GPU, or of the machine within the limit of its control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, used = (_CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def _in_use(device: torch.device) -> int:
+    return (
+        torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process(os.getpid()).memory_info().rss
+    )
+
+
+def _cost(config: TrainConfig, source: Source) -> TrainingCost:
+    return training_cost(config, n_layers=source.n_layers, d_model=source.d_model, device=source.device.type)
+
+
+def _of_training(
+    configs: Sequence[TrainConfig], costs: Sequence[TrainingCost], per_step: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Operations and seconds of all steps."""
+    sparse = [c.sparse_flops if config.ranks else c.dense_flops for config, c in zip(configs, costs, strict=True)]
+    return {"dictionaries": sum(sparse) * configs[0].tokens}, {"dictionaries": per_step * configs[0].steps}
+
+
+def _seconds_per_step(configs: Sequence[TrainConfig], places: Places, sample: torch.Tensor, budget: float) -> float:
+    """Of the trainer's own steps, after one that is not counted."""
+    batch = configs[0].batch
+    runs = [
+        Run.start(config, sample[:, reads], sample[:, writes])
+        for config, (reads, writes) in zip(configs, places.of_each, strict=True)
+    ]
+
+    def step(number: int) -> None:
+        first = (number * batch) % max(1, len(sample) - batch + 1)
+        for run, (reads, writes) in zip(runs, places.of_each, strict=True):
+            own = sample[first : first + batch]
+            run.step(number, own[:, reads], own[:, writes], measure=False)
+        _wait(sample.device)
+
+    step(0)
+    started, done = time.perf_counter(), 0
+    while done == 0 or time.perf_counter() - started < budget:
+        step(done := done + 1)
+    return (time.perf_counter() - started) / done
+
+
+@torch.no_grad()
+def _forward(model: LanguageModel, source: ModelSource, sites: Sequence[Site], budget: float) -> tuple[float, float]:
+    """Operations and seconds for each token that is trained on of the model's pass up to the last site."""
+    rows, _ = source.first_rows(_TRIAL_ROWS * source.context)
+    trained = len(rows) * (source.context - source.first)
+    with FlopCounterMode(display=False) as counter:
+        model.visit(rows, sites, lambda site, value: None)
+    started, done = time.perf_counter(), 0
+    while done == 0 or time.perf_counter() - started < budget:
+        model.visit(rows, sites, lambda site, value: None)
+        _wait(model.device)
+        done += 1
+    return counter.get_total_flops() / trained, (time.perf_counter() - started) / (done * trained)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    path = path.absolute()
+    return path if path.exists() else _existing(path.parent)
