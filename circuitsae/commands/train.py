@@ -76,18 +76,22 @@ def train(
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory, release_freed_memory
+    from transcoders.training.distributed import device_of_rank, leave, rank_in_environment
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
     store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
     text = store or corpus_for(model, corpus, TRAINING, part)
-    language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
+    language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
     if plan:
         planned = transcoders.plan(language_model, text, config, out=out, evaluate_tokens=evaluate_tokens)
         show_plan(console, planned)
         planned.require_fit()
         return
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
+    leave()
+    if rank_in_environment() > 0:  # the first of torchrun's processes reports
+        return
     TrainedOn.given(model, None if store else corpus, weights, part).save(out)
     if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
         release_freed_memory()

@@ -5,7 +5,7 @@ One training at a time in an output folder. Which checkpoints stay: the latest o
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from transcoders.errors import FileFormatError, InputError
 from transcoders.files import file_hash, new_folder, remove_folder, write_error, write_json
-from transcoders.formats.files import read_json, read_tensors, write_tensors
+from transcoders.formats.files import read_json, read_tensors
+from transcoders.formats.one_by_one import write_one_by_one
+from transcoders.training.split import Piece
 
 TENSORS, RECORD = "state.safetensors", "state.json"
 
@@ -26,15 +28,28 @@ TENSORS, RECORD = "state.safetensors", "state.json"
 class Checkpoint:
     """Everything the rest of a run depends on besides model and corpus."""
 
-    tensors: dict[str, Tensor]
+    shapes: Mapping[str, Tensor]
+    """Of each tensor, without its data."""
+    tensors: Iterator[Tensor | None]
+    """One after the other; None on ranks that write nothing, all of which take part."""
     record: dict[str, Any]
+
+    def written(self) -> Iterator[Tensor]:
+        for tensor in self.tensors:
+            assert tensor is not None
+            yield tensor
+
+    def take_part(self) -> None:
+        """What ranks do that write nothing, while another one writes."""
+        for _ in self.tensors:
+            pass
 
 
 def save_checkpoint(out: Path, step: int, checkpoint: Checkpoint) -> None:
     """Write the folder, whole or not at all."""
     folder = out / f"checkpoint-{step:08d}"
     with new_folder(folder) as temporary:
-        write_tensors(temporary / TENSORS, checkpoint.tensors)
+        write_one_by_one(temporary / TENSORS, checkpoint.shapes, checkpoint.written())
         write_json(temporary / RECORD, {**checkpoint.record, "sha256": file_hash(temporary / TENSORS)})
 
 
@@ -141,10 +156,26 @@ def read_record(folder: Path, *, steps: int, runs: int) -> dict[str, Any]:
     return record
 
 
-def read_state(folder: Path, record: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """A checkpoint's tensors; `FileFormatError` where they are not those that were written with its record."""
-    path = folder / TENSORS
-    tensors, _ = read_tensors(path, device=device)
+def read_state(
+    folder: Path,
+    record: Mapping[str, Any],
+    device: torch.device,
+    own: Callable[[str], tuple[str, Piece] | None] = lambda name: (name, Piece(name)),
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors; `FileFormatError` where they are not those that were written with its record.
+
+    `own`: of a tensor, the name it has on this rank and the piece of it that is here.
+    """
+    path, names = folder / TENSORS, {}
+
+    def wanted(name: str) -> bool:
+        names[name] = own(name)
+        return names[name] is not None
+
+    read, _ = read_tensors(
+        path, device=device, wanted=wanted, part=lambda name, whole: names[name][1].cut(str(path), whole)
+    )
+    tensors = {names[name][0]: tensor for name, tensor in read.items()}
     if "sha256" in record and record["sha256"] != file_hash(path):
         raise FileFormatError(f"{path} was changed after it was written; {_DAMAGED}.")
     return tensors

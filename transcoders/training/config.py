@@ -127,7 +127,7 @@ class TrainConfig:
     """What the processes of `torchrun` share out: the tokens of a batch, the layers (SAEs, transcoders), or each
     layer's features. The result is the same; a single process does it all."""
     compile: bool = False
-    """Whether the loss goes through torch.compile; needs a C++ compiler."""
+    """Whether the loss goes through torch.compile; needs a C++ compiler, and that ranks share nothing but layers."""
     context: int = 128
     """Tokens per row of text."""
     documents: Documents = "packed"

@@ -17,6 +17,7 @@ from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
+from transcoders.training.distributed import join
 from transcoders.training.planning import Plan, plan_run
 from transcoders.training.run_folder import finished_dictionaries, identity_of
 from transcoders.training.stored import StoreSource, as_stored
@@ -90,6 +91,10 @@ def train(
     run was started. Without it the checkpoints of an earlier run there are removed, which a warning says. Ctrl-C and
     SIGTERM write a checkpoint after the step at hand and raise `transcoders.errors.Stopped`, a KeyboardInterrupt.
     `NotFiniteError` where activations or a loss are not finite: the last good checkpoint stays.
+
+    In processes that `torchrun` started, all of which call this alike, the run is shared as `config.parallel` says, and
+    every one gets the result, which is that of a single process. Only the first writes; `out` must be a folder that all
+    of them see. `LostRankError` where one of them ends before its time.
     """
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
@@ -98,10 +103,11 @@ def train(
     if isinstance(corpus, ActivationStore):
         configs = [as_stored(each, corpus) for each in configs]
     source = _source(model, corpus, configs[0])
-    with alone_in(None if out is None else Path(out)):
+    world = join(source.device)
+    with alone_in(Path(out) if out is not None and world.first else None):
         results = _complete(source, configs, Path(out)) if resume and out is not None else None
         if results is None:
-            trainer = Trainer(source, configs, out=out, resume=resume, names=names)
+            trainer = Trainer(source, configs, out=out, resume=resume, names=names, world=world)
             trainer.run(progress=progress)
             results = trainer.finish()
     return results[0] if isinstance(config, TrainConfig) else results

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _RUN, _SETTINGS = "run.json", "config.json"
 
-_FREE_TO_CHANGE = ("log_to", "checkpoint_every", "keep_last", "keep_best")
+_FREE_TO_CHANGE = ("log_to", "parallel", "checkpoint_every", "keep_last", "keep_best")
 """Settings that nothing trained depends on: a run may be resumed with others."""
 
 

@@ -45,7 +45,9 @@ def from_checkpoint(
     )
     tensors: dict[str, Tensor] = {n.removeprefix(prefix): tensor for n, tensor in found.items()}
     run = Run.of_weights(config, tensors, place, torch.device(device))
-    return run.export(*sites_of_kind(config, run.weights.n_layers), provenance)
+    exported = run.export(*sites_of_kind(config, run.weights.n_layers), provenance)
+    assert exported is not None  # there are no other ranks
+    return exported
 
 
 def _number(place: Path, record: dict[str, Any], name: str | None) -> int:

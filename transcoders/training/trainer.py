@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from signal import Signals
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
-from transcoders.errors import FileFormatError, InputError, NotFiniteError, WriteError
+from transcoders.errors import FileFormatError, InputError, LostRankError, NotFiniteError, WriteError
 from transcoders.files import sweep
 from transcoders.formats.native import save_native
+from transcoders.formats.registry import load_dictionaries
 from transcoders.sites import Site
-from transcoders.training.batches import FIRST_BATCHES, Places, Source
+from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly
 from transcoders.training.best import L0_TOLERANCE, score
 from transcoders.training.checkpoint import (
     RECORD,
@@ -35,12 +37,14 @@ from transcoders.training.checkpoint import (
 )
 from transcoders.training.config import TrainConfig
 from transcoders.training.display import Display
+from transcoders.training.distributed import ALONE, World
 from transcoders.training.export import library_versions
 from transcoders.training.metrics import METRICS, MetricsFile, Sink, Wait, lines_after, open_sink
 from transcoders.training.record import write_record
 from transcoders.training.run_folder import identity_of, mark_finished, mark_started, require_same_run, was_started
+from transcoders.training.split import Piece, Split
 from transcoders.training.step import Run
-from transcoders.training.stopping import stop_requests
+from transcoders.training.stopping import StopRequest, stop_requests
 
 
 class Spoilt(NamedTuple):
@@ -57,8 +61,12 @@ class Spoilt(NamedTuple):
 class Watch:
     """For every site and every dictionary the first step with a number that is not finite, kept on the device."""
 
-    def __init__(self, sites: Sequence[Site], names: Sequence[str], device: torch.device) -> None:
-        self.sites, self.names = list(sites), list(names)
+    def __init__(
+        self, sites: Sequence[Site], names: Sequence[str], device: torch.device, world: World, own: Sequence[int]
+    ) -> None:
+        """`own`: the places of the sites that this rank sees."""
+        self.sites, self.names, self.world = list(sites), list(names), world
+        self._own = torch.tensor(own, device=device)
         self._first = torch.zeros(len(self.sites) + len(self.names), dtype=torch.int64, device=device)
 
     def see(
@@ -66,12 +74,16 @@ class Watch:
     ) -> None:
         """Take in a step's activations, and whether each dictionary's loss and gradient were finite."""
         ends = torch.stack([activations.amax(dim=(0, 2)), activations.amin(dim=(0, 2))])  # NaN where anything is
-        good = torch.cat([ends.isfinite().all(dim=0), torch.stack(list(finite))])
+        good = torch.ones_like(self._first, dtype=torch.bool)
+        good[self._own] = ends.isfinite().all(dim=0)
+        good[len(self.sites) :] = torch.stack(list(finite))
         self._first = torch.where((self._first == 0) & ~good, step, self._first)
 
     def first(self) -> Spoilt | None:
-        """The first of them; waits for the device. Activations go before the losses they spoil."""
-        steps = self._first.tolist()
+        """The first of them on any rank; waits for the device. Activations go before the losses they spoil."""
+        never = torch.iinfo(self._first.dtype).max
+        first = self.world.least(self._first.where(self._first > 0, never))
+        steps = first.where(first < never, 0).tolist()
         if not any(steps):
             return None
         step, place = min((step, place) for place, step in enumerate(steps) if step)
@@ -87,7 +99,7 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 
 logger = logging.getLogger(__name__)
 
-_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers")
+_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers", "parallel")
 """Settings of the stream, which all dictionaries trained on it have in common."""
 
 
@@ -105,14 +117,20 @@ class Trainer:
         out: Path | str | None = None,
         resume: bool = False,
         names: Sequence[str] | None = None,
+        world: World = ALONE,
     ) -> None:
+        """`world`: the ranks that train together; the first one writes."""
         require_configs(configs)
         self.source, self.configs, self.config = source, list(configs), configs[0]
+        self.split = Split(world, self.config.parallel)
+        for config in configs:
+            self.split.require(config, source.n_layers)
         self.names = _names(configs, names)
         self.out = None if out is None else Path(out)
-        self.sites, self._places = Places.of(source, configs)
-        self._watch = Watch(self.sites, self.names, source.device)
-        with alone_in(self.out):
+        self.sites, self._places = Places.of(source, configs, self.split)
+        self._own = self.split.sites_of(self.sites, source.n_layers)
+        self._watch = Watch(self.sites, self.names, source.device, world, self._own)
+        with alone_in(self._mine):
             if resume:
                 self._restore()
             else:
@@ -127,9 +145,11 @@ class Trainer:
         steps = self.config.steps
         end = min(steps, until or steps)
         self._wait = Wait()
-        display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
+        display = Display(
+            self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress and self._writes
+        )
         with (
-            alone_in(self.out),
+            alone_in(self._mine),
             self._with_way_back(),
             stop_requests(heard=self.out is not None) as request,
             display,
@@ -141,12 +161,14 @@ class Trainer:
                 activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
                 self._train_step(activations, measure=log)
-                stop = request.number is not None
+                stop = self.out is not None and self._agreed(request)
                 save = self.out is not None and (stop or self.step % self.config.checkpoint_every == 0)
                 if log or save or self.step == end or activations.device.type == "cpu":
                     self._require_finite(activations)
                 if log:
-                    logger.info("step %d of %d, %s", self.step, steps, display.measured(self._log(files, sinks)))
+                    figures = display.measured(self._log(files, sinks))
+                    if self._writes:
+                        logger.info("step %d of %d, %s", self.step, steps, figures)
                 display.advance()
                 if save:
                     self._save_checkpoint()
@@ -161,22 +183,36 @@ class Trainer:
         At the end of training a warning says where `target_l0` was missed by more than 5 %. `NotFiniteError` for
         weights that are not finite; nothing is saved then.
         """
-        self._require_finite(None)
-        results = []
-        for config, run, name in zip(self.configs, self.runs, self.names, strict=True):
-            run.require_finite(f"The dictionary {name}")
-            results.append(run.export(*self.source.sites(config), self._provenance(config)))
-        with alone_in(self.out), self._with_way_back():
-            for folder, dictionaries in zip(self._folders(), results, strict=False):
+        with self._with_way_back(), alone_in(self._mine):
+            self._require_finite(None)
+            exported = [self._export(*each) for each in zip(self.configs, self.runs, self.names, strict=True)]
+            for folder, dictionaries in zip(self._folders(), exported, strict=False):
+                assert dictionaries is not None
                 save_native(dictionaries, folder)
             self._write_records()
-            if self.out is not None and self.step == self.config.steps:
-                mark_finished(self.out, self._identity(), self._folders())
-        if self.step == self.config.steps:
+            if self._mine is not None and self.step == self.config.steps:
+                mark_finished(self._mine, self._identity(), self._folders())
+            self.split.world.wait()
+        results = [each for each in exported if each is not None]
+        if not results:  # a rank that has a part of them: of the rest it reads what it needs
+            results = [load_dictionaries(folder, decoders="mapped") for folder in self._folders_of(self.out)]
+        if self.step == self.config.steps and self._writes:
             self._compare_l0(results)
         return results
 
+    def _export(self, config: TrainConfig, run: Run, name: str) -> DictionarySet | None:
+        run.require_finite(f"The dictionary {name}")
+        sites, provenance = self.source.sites(config), self._provenance(config)
+        return run.export(*sites, provenance, everywhere=self.out is None)
+
     # one step
+
+    def _agreed(self, request: StopRequest) -> bool:
+        """Whether any rank was asked to stop: all do at the same step."""
+        if self.split.world.size > 1:
+            number = -int(self.split.world.least(torch.tensor(-int(request.number or 0))))
+            request.number = Signals(number) if number else None
+        return request.number is not None
 
     def _train_step(self, activations: Float[Tensor, "batch site d_model"], *, measure: bool) -> None:
         for run, (reads, writes) in zip(self.runs, self._places, strict=True):
@@ -194,17 +230,20 @@ class Trainer:
         else:
             what = f"the activations at {spoilt.site} are not finite"
             if activations is not None and spoilt.step == self.step:
-                row = spoilt_rows(activations)[0]
-                what += f" (row {row} of the batch, {self.stream.place(row)}); mend or leave out what they come from"
+                for row in spoilt_rows(activations)[:1]:  # ranks may have none
+                    what += f" (row {row} of the batch, {self.stream.place(row)})"
+                what += "; mend or leave out what they come from"
         raise NotFiniteError(f"Training stopped at step {spoilt.step}: {what}. {self._way_back()}")
 
     @contextmanager
     def _with_way_back(self) -> Iterator[None]:
-        """A full disk ends a run; it says from where the run can go on once there is room."""
+        """A full disk ends a run, and so does a lost rank; it says from where the run can go on."""
         try:
             yield
         except WriteError as error:
             raise WriteError(f"{error} {self._way_back()}") from error
+        except LostRankError as error:
+            raise LostRankError(f"Training stopped at step {self.step}: {error} {self._way_back()}") from error
 
     def _way_back(self) -> str:
         folder = None if self.out is None else latest_checkpoint(self.out)
@@ -217,10 +256,11 @@ class Trainer:
         if all(config.target_l0 is None for config in self.configs):
             return
         sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
-        for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
+        for config, name, result in zip(self.configs, self.names, results, strict=True):
             if config.target_l0 is None:
                 continue
-            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(sample[reads]))
+            reads = torch.stack([sample[self.sites.index(site)] for site in self.source.sites(config)[0]])
+            l0 = len(result.encode(reads.to(_device(result))).value) / (reads.shape[0] * reads.shape[1])
             if abs(l0 / config.target_l0 - 1) > L0_TOLERANCE:
                 logger.warning(
                     "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
@@ -249,13 +289,14 @@ class Trainer:
                     f"{len(first)} tokens; mend or leave out what they come from."
                 )
         self.step = 0
+        first = first[:, evenly(self._own)]
         self.runs = [
-            Run.start(config, first[:, reads], first[:, writes])
+            Run.start(config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers)
             for config, (reads, writes) in zip(self.configs, self._places, strict=True)
         ]
         self._open(None)
-        if self.out is not None:
-            self._take_folder(self.out)
+        if self._mine is not None:
+            self._take_folder(self._mine)
 
     def _take_folder(self, out: Path) -> None:
         """Last of all that can fail: what an earlier run left to go on from is lost here."""
@@ -281,7 +322,7 @@ class Trainer:
         while True:
             folder = there.pop()
             try:
-                self._restore_from(folder)
+                self._restore_alike(folder)
                 break
             except FileFormatError as error:
                 if not there:
@@ -290,14 +331,24 @@ class Trainer:
                     ) from error
                 logger.warning("%s Going on from the one before it, %s.", error, there[-1])
         self._keep_checkpoints()  # a kill may have left one too many
-        if not started:  # of an earlier release
-            mark_started(self.out, self._identity())
+        if not started and self._mine is not None:  # of an earlier release
+            mark_started(self._mine, self._identity())
         logger.info("resuming %s at step %d of %d", self.out, self.step, self.config.steps)
+
+    def _restore_alike(self, folder: Path) -> None:
+        """On all ranks or on none: what one finds damaged, the others may not have read."""
+        damage = None
+        try:
+            self._restore_from(folder)
+        except FileFormatError as error:
+            damage = error
+        if bool(self.split.world.any(torch.tensor(damage is not None))):
+            raise damage or FileFormatError(f"{folder} is damaged, as another rank says.")
 
     def _restore_from(self, folder: Path) -> None:
         record = read_record(folder, steps=self.config.steps, runs=len(self.configs))
         require_same_run(folder.parent, record["run"], self._identity())
-        tensors = read_state(folder, record, self.source.device)
+        tensors = read_state(folder, record, self.source.device, self._own_piece)
         self.step = record["step"]
         self.runs = [
             Run.restore(
@@ -307,6 +358,7 @@ class Trainer:
                 record["runs"][i],
                 folder,
                 self.source.device,
+                split=self.split,
             )
             for i, config in enumerate(self.configs)
         ]
@@ -318,24 +370,34 @@ class Trainer:
             raise damaged(folder / RECORD, "data", record["data"], "where the data go on") from error
 
     def _open(self, state: Mapping[str, Any] | None) -> None:
-        self.stream = self.source.open(self.sites, batch=self.config.batch, state=state)
+        self.stream = self.source.open(self.sites, batch=self.config.batch, state=state, split=self.split)
         self.batches = iter(self.stream)
 
     def _save_checkpoint(self) -> None:
         assert self.out is not None
         for run in self.runs:
             run.require_finite(f"The checkpoint of step {self.step}")
-        save_checkpoint(self.out, self.step, self._checkpoint())
-        self._write_records()
-        self._keep_checkpoints()
+        checkpoint = self._checkpoint()
+        if self._writes:
+            save_checkpoint(self.out, self.step, checkpoint)
+            self._write_records()
+            self._keep_checkpoints()
+        else:
+            checkpoint.take_part()
+        self.split.world.wait()
 
     def _keep_checkpoints(self) -> None:
-        assert self.out is not None
-        keep_last, keep_best = self.config.keep_last, self.config.keep_best
-        keep_checkpoints(self.out, self.step, keep_last=keep_last, keep_best=keep_best)
+        if self._mine is not None:
+            keep_last, keep_best = self.config.keep_last, self.config.keep_best
+            keep_checkpoints(self._mine, self.step, keep_last=keep_last, keep_best=keep_best)
 
     def _checkpoint(self) -> Checkpoint:
-        tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
+        shapes: dict[str, Tensor] = {}
+        streams: list[Iterator[tuple[str, Tensor | None]]] = []
+        for i, run in enumerate(self.runs):
+            of_run, stream = run.to_first()
+            shapes |= {f"{i}.{name}": like for name, like in of_run.items()}
+            streams.append(stream)
         record = {
             "step": self.step,
             "data": self.stream.state(),
@@ -343,9 +405,15 @@ class Trainer:
             "run": self._identity(),
             "names": self.names,
             "provenance": [self._provenance(config).to_json() for config in self.configs],
-            "score": self._score(),
+            "score": self._score() if self._writes else None,
         }
-        return Checkpoint(tensors, record)
+        return Checkpoint(shapes, (tensor for stream in streams for _, tensor in stream), record)
+
+    def _own_piece(self, name: str) -> tuple[str, Piece] | None:
+        """What of a checkpoint's tensor is with this rank, and its name here."""
+        number = name.partition(".")[0]
+        features = self.configs[int(number)].features if number.isdigit() and int(number) < len(self.configs) else 0
+        return self.split.own(name, self.source.n_layers, features)
 
     def _score(self) -> float | None:
         """Of what was logged since the checkpoint before, over all dictionaries; None where it says nothing."""
@@ -384,21 +452,34 @@ class Trainer:
             write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
     def _folders(self) -> list[Path]:
-        """One for each dictionary: the output folder itself, or named folders in it where there are several."""
-        if self.out is None:
+        """One for each dictionary, where this rank writes."""
+        return self._folders_of(self._mine)
+
+    def _folders_of(self, out: Path | None) -> list[Path]:
+        """The output folder itself, or named folders in it where there are several dictionaries."""
+        if out is None:
             return []
-        return [self.out] if len(self.configs) == 1 else [self.out / name for name in self.names]
+        return [out] if len(self.configs) == 1 else [out / name for name in self.names]
+
+    @property
+    def _writes(self) -> bool:
+        return self.split.world.first
+
+    @property
+    def _mine(self) -> Path | None:
+        """The output folder, where this rank writes to it."""
+        return self.out if self._writes else None
 
     def _sweep(self) -> None:
         """Remove what a killed run left half-written; the lock says that it is not there any more."""
-        for folder in {self.out, *self._folders()} - {None}:
+        for folder in {self._mine, *self._folders()} - {None}:
             sweep(folder)
 
     def _open_sinks(self, stack: ExitStack) -> list[Sink | None]:
         """For each dictionary where its configuration wants its metrics besides the file, closed with the stack."""
         sinks: list[Sink | None] = []
         for config, name in zip(self.configs, self.names, strict=True):
-            if config.log_to == "none":
+            if config.log_to == "none" or not self._writes:
                 sinks.append(None)
                 continue
             if self.out is None:
@@ -418,6 +499,11 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
                 f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
                 "Give them one value, or train them one after the other."
             )
+
+
+def _device(dictionaries: DictionarySet) -> torch.device:
+    assert isinstance(dictionaries, torch.nn.Module)
+    return next(dictionaries.parameters()).device
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
