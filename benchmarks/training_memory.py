@@ -48,9 +48,10 @@ def measure(model: str, text: str, steps: int, features: int, batch: int, buffer
         print(json.dumps({"stage": name, "before": before, "peak": resident("VmHWM")}), flush=True)
         return result
 
-    import transcoders.loading  # noqa: F401  # what is imported later belongs to the libraries too
     import transformer_lens  # noqa: F401
     import transformers  # noqa: F401
+
+    import transcoders.loading  # what is imported later belongs to the libraries too
 
     stage("libraries", lambda: None)
     loaded = stage("load the model", lambda: tc.load_model(model))

@@ -5,7 +5,10 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Exit codes: 0 done, 1 a check failed, 2 wrong use, 130 interrupted."""
+    """Run a command.
+
+    Exit codes: 0 done, 1 a check failed, 2 wrong use, 130 interrupted, 143 a training that SIGTERM ended.
+    """
     if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
         import circuitsae
 
@@ -18,9 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(stop, "exit_code", 130))
     except BrokenPipeError:  # whoever read the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

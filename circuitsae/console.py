@@ -211,6 +211,13 @@ def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
     ]  # fmt: skip
     rows += [None, ("mean", f"{evaluation.l0:.1f}", f"{evaluation.fvu:.3f}", "", "", f"{evaluation.dead:.1%}", "", "")]
     show_table(console, f"On {evaluation.tokens:,} held-out tokens", columns, rows)
+    if evaluation.massive:
+        worst = max(evaluation.layers, key=lambda layer: abs(layer.fvu_all - layer.fvu))
+        console.print(
+            f"Left out: {evaluation.massive:,} tokens of massive activations, which have no features. With them the "
+            f"FVU of layer {worst.layer} is {worst.fvu_all:.3f}.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     _show_replacements(console, evaluation)
     console.print(of_evaluation(evaluation), highlight=False, soft_wrap=True)
 
@@ -226,7 +233,8 @@ def _show_replacements(console: Console, evaluation: "Evaluation") -> None:
             name, f"{found.recovered_zero:.3f}", f"{found.recovered_mean:.3f}", f"{found.top1_agreement:.1%}",
             f"{found.kl:.4f}",
         ))  # fmt: skip
-    show_table(console, "With reconstructions in the place of the model's own writes", columns, rows)
+    title = f"With reconstructions in the place of the model's own writes, on {evaluation.loss_tokens:,} tokens"
+    show_table(console, title, columns, rows)
 
 
 def _figure(value: float, form: str) -> str:

@@ -8,11 +8,11 @@ import torch
 import transcoders
 from circuitsae.pocket import MODEL_DIR, POCKET_DICTIONARIES, dictionary_folder
 from transcoders.dictionaries import DictionarySet
-from transcoders.errors import DictionaryError
+from transcoders.errors import DictionaryError, InputError
 from transcoders.formats.offers import Offer
 from transcoders.formats.registry import Wanted
 from transcoders.language_model import LanguageModel
-from transcoders.precision import Precision
+from transcoders.precision import Precision, as_dtype
 
 POCKET = "pocket"
 
@@ -42,10 +42,27 @@ def load_dictionaries(name: str | Path = POCKET, **wanted: Unpack[Wanted]) -> Di
     """Dictionaries of any community by name; the pocket model has `"pocket"` (CLT), `"pocket-plt"`, `"pocket-sae"`.
 
     `wanted`: the arguments of `transcoders.load_dictionaries`, `sae_id`, `layers`, `site`, `width`, `l0`, `variant`,
-    `revision`, `dtype`, `device`, `decoders`.
+    `revision`, `dtype`, `device`, `decoders`. A checkpoint of training, `RUN/checkpoint-…`, is read as well;
+    of several dictionaries trained at once, `sae_id` is then the name of one.
     Raises `FileFormatError` for files that are no dictionaries, and `InputError` where a choice is missing.
     """
+    if (Path(name) / "state.safetensors").is_file():
+        return _of_checkpoint(Path(name), wanted)
     return transcoders.load_dictionaries(_place(name), **wanted)
+
+
+def _of_checkpoint(folder: Path, wanted: Wanted) -> DictionarySet:
+    choices = {
+        key: value for key, value in wanted.items() if key not in ("device", "dtype", "sae_id") and value is not None
+    }
+    choices = {key: value for key, value in choices.items() if (key, value) != ("decoders", "memory")}
+    if choices:
+        raise InputError(
+            f"{folder} is a checkpoint, of which there is nothing to choose; leave out {next(iter(choices))}."
+        )
+    dictionaries = transcoders.from_checkpoint(folder, name=wanted.get("sae_id"), device=wanted.get("device", "cpu"))
+    dtype = wanted.get("dtype")
+    return dictionaries if dtype is None else dictionaries.to(as_dtype(dtype))
 
 
 def list_dictionaries(name: str | Path = POCKET, *, revision: str | None = None) -> tuple[str, list[Offer]]:

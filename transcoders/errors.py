@@ -8,7 +8,8 @@
     │   ├── FileFormatError         a file that is not what it claims to be
     │   └── WriteError              a place that cannot be written to (the disk is full, …)
     └── CheckFailedError            a check was run and its answer is no (exit code 1)
-        └── NotFiniteError          a computation came to NaN or infinity
+        ├── NotFiniteError          a computation came to NaN or infinity
+        └── LostRankError           another process of a distributed run does not answer any more
 
 Each message says what was wrong (with the value), what was expected, and what to do.
 """
@@ -48,3 +49,16 @@ class CheckFailedError(CircuitsaeError):
 
 class NotFiniteError(CheckFailedError):
     """A computation came to NaN or infinity."""
+
+
+class LostRankError(CheckFailedError):
+    """Another process of a distributed run does not answer any more."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Work was asked to stop by a signal, has kept what it had, and says how to go on."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+        """As a shell has it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM."""

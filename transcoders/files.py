@@ -8,7 +8,9 @@ system refuses (a full disk, a folder that may not be written to, a file where a
     write_file(path, content)               one file: bytes, text, or a function that writes to an open file
     with new_file(path) as temporary:       one file, for code that wants a path to write to
     with new_files(folder) as temporary:    files that belong together, moved into `folder` at the end
+    settle(folder)                          before reading such files: what a kill left of that move is done
     with new_folder(folder) as temporary:   a folder that takes the place of `folder` at the end
+    remove_folder(folder)                   gone at once, however long it takes to delete
     with claimed(folder) as mine:           before long work: the folder can be written to, and no other process will
 """
 
@@ -40,6 +42,10 @@ Content = bytes | memoryview | str | Callable[[BinaryIO], object]
 _CLAIM = ".claimed.lock"
 _DAY = 24 * 60 * 60
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.tmp", re.DOTALL)
+_WHOLE = ".whole"
+"""Suffix of a folder whose files, all of them, belong to the folder that it is in."""
+_WITHOUT = ".without.json"
+"""In such a folder: names of files that go."""
 
 
 def write_file(path: Path, content: Content) -> None:
@@ -81,33 +87,46 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_files(folder: Path, without: Iterable[str] = ()) -> Iterator[Path]:
     """A temporary folder; at the end of the block its files, at any depth, are moved into `folder`, which keeps others.
 
-    Of those it loses the ones named by `without`, which belong to files that are replaced. Nothing is moved before all
-    is on the disk, and two processes do not move theirs at the same time.
+    Of those it loses the ones named by `without`, which belong to files that are replaced. Once all is on the disk, the
+    set is there for good: a kill while it is moved leaves the rest to the next `new_files`, `settle` or `undisturbed`.
+    Two processes do not move theirs at the same time.
     """
     with _place(folder) as folder, _parents(folder):
         temporary = _temporary(folder / "files")
+        whole = temporary.with_suffix(_WHOLE)
         try:
             temporary.mkdir()
             yield temporary
-            written = sorted(path for path in temporary.rglob("*") if path.is_file())
-            for file in written:
+            if names := list(without):
+                (temporary / _WITHOUT).write_text(json.dumps(names))
+            for file in _files(temporary):
                 _force(file)
-            places = [folder / file.relative_to(temporary) for file in written]
             with _locked(folder, shared=False):
-                for name in without:
-                    (folder / name).unlink(missing_ok=True)
-                for file, place in zip(written, places, strict=True):
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    file.replace(place)
-            for inner in {folder, *(place.parent for place in places)}:
-                _force_names(inner)
+                _settle(folder)
+                temporary.replace(whole)
+                _force_names(folder)
+                _move_in(folder, whole)
+        except OSError:
+            shutil.rmtree(whole, ignore_errors=True)
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Move in what a killed `new_files` left behind, all of it; nothing to do almost always.
+
+    Where the folder may not be written to, it stays as it is.
+    """
+    if any(_wholes(folder)):
+        with suppress(OSError), _locked(folder, shared=False):
+            _settle(folder)
 
 
 @contextmanager
 def undisturbed(folder: Path) -> Iterator[None]:
     """No `new_files` moves its files into `folder` meanwhile: for reading files that belong together."""
+    settle(folder)
     with _locked(folder, shared=True):
         yield
 
@@ -140,6 +159,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
         finally:
             for stale in (temporary, earlier):
                 shutil.rmtree(stale, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """A kill in between leaves it whole, or under a temporary name; never a part of it under its own."""
+    with _place(folder) as place:
+        stale = _temporary(place)
+        place.replace(stale)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder that no other process writes to."""
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(left.name):
+            _remove(left)
 
 
 @contextmanager
@@ -256,13 +290,48 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
 
 
+def _remove(left: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 @cache
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left in a folder more than a day ago."""
     for left in folder.iterdir():
         with suppress(OSError):
             if _TEMPORARY.fullmatch(left.name) and time.time() - left.stat().st_mtime > _DAY:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                _remove(left)
+
+
+def _wholes(folder: Path) -> Iterator[Path]:
+    return folder.glob(f".files.*{_WHOLE}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _settle(folder: Path) -> None:
+    """With the folder locked."""
+    for whole in sorted(_wholes(folder), key=lambda path: path.stat().st_mtime_ns):
+        _move_in(folder, whole)
+
+
+def _move_in(folder: Path, whole: Path) -> None:
+    """Done twice, or the rest of it after a kill, it comes to the same."""
+    without, changed = whole / _WITHOUT, {folder}
+    for name in json.loads(without.read_text()) if without.is_file() else ():
+        (folder / name).unlink(missing_ok=True)
+    for file in _files(whole):
+        if file != without:
+            place = folder / file.relative_to(whole)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+            changed.add(place.parent)
+    for inner in changed:
+        _force_names(inner)
+    shutil.rmtree(whole, ignore_errors=True)
 
 
 def _force(file: Path) -> None:

@@ -294,7 +294,7 @@ class LanguageModel:
         write = self._edits(edits or {}) | {_FINAL: stop}
         hooks = self._hooks(tokens, dict.fromkeys(names.values()), write, cache)
         # Keys and values of all blocks would be kept otherwise.
-        kept = {"use_cache": False} if hasattr(self.parts.config, "use_cache") else {}
+        kept: dict[str, Any] = {"use_cache": False} if hasattr(self.parts.config, "use_cache") else {}
         with contextlib.suppress(_AllFound), self.parts.passed_over(start if stream is not None else 0, stream):
             self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
         return final[0], {site: cache[name].flatten(2) for site, name in names.items()}

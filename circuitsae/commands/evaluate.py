@@ -1,10 +1,12 @@
 """`circuitsae evaluate`: the figures of some dictionaries on held-out text, as a table and as JSON."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Console
 
+from circuitsae.commands.runs import TrainedOn, require_run
 from circuitsae.commands.shared import (
     Bos,
     ChoiceOptions,
@@ -32,16 +34,20 @@ if TYPE_CHECKING:
 
 _CONTEXT = 128
 _TOKENS = 20_000
+LOSS_TOKENS = 5_000
+"""Of the held-out tokens, how many losses are measured on unless told otherwise."""
 
 
 def evaluate(
     model: tyro.conf.Positional[str],
-    dictionaries: tyro.conf.Positional[str],
+    dictionaries: Annotated[tyro.conf.Positional[str | None], tyro.conf.DisallowNone] = None,
     /,
     *,
     corpus: str | None = None,
     part: CorpusPartOptions = CorpusPart(),
     tokens: int = _TOKENS,
+    loss_tokens: int = LOSS_TOKENS,
+    memory_mb: int = 512,
     context: int | None = None,
     separator: str | None = None,
     out: Path | None = None,
@@ -56,14 +62,19 @@ def evaluate(
 ) -> None:
     """Evaluate dictionaries on held-out text: sparsity, reconstruction, and what the model loses with them in place.
 
-    Of the corpus every twentieth document is read, those that `train` leaves out.
+    Of the corpus every twentieth document is read, those that `train` leaves out. A folder that `train` wrote can be
+    named alone: `circuitsae evaluate RUN`, on the model and the text that it was trained on.
 
     Args:
-        model: A hub name, a local Hugging Face folder, or "pocket".
+        model: A hub name, a local Hugging Face folder, or "pocket"; or, alone, a folder that `train` wrote.
         dictionaries: A folder or hub name; the pocket model has "pocket", "pocket-plt" and "pocket-sae".
-        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; the pocket model has its own.
+        corpus: A file or folder (.txt, .jsonl, .parquet), or a hub data set; default, that of a run's training; the
+            pocket model has its own.
         part: Which part of it.
         tokens: How many held-out tokens to read, at most.
+        loss_tokens: How many of them to measure losses, agreement and KL on, layer by layer; they take nearly all of
+            the time.
+        memory_mb: Memory to take beside the model and the dictionaries.
         context: Tokens per row of text; default, what the dictionaries were trained with, or 128.
         separator: Text between documents; default, what the dictionaries were trained with.
         out: Where to write the JSON; default evaluation.json in the folder of the dictionaries, or here.
@@ -75,53 +86,67 @@ def evaluate(
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.
     """
-    if tokens < 1:
-        raise InputError(f"--tokens {tokens} leaves nothing to measure; give at least 1.")
+    for option, value in (("tokens", tokens), ("loss-tokens", loss_tokens), ("memory-mb", memory_mb)):
+        if value < 1:
+            raise InputError(f"--{option} {value} leaves nothing to measure; give at least 1.")
     _refuse_impossible_bars(require_fvu, require_agreement)
     if out is not None and out.is_dir():
         raise InputError(f"--out {out} is a folder; give the name of a JSON file.")
     console = open_console(wide)
-    with console.status("evaluating"):
-        evaluation = _evaluate(
-            model, dictionaries, corpus, part, tokens, context, separator, bos, device, dtype, weights, choices
-        )
-    from circuitsae.console import show_evaluation
+    language_model, loaded, text = _opened(model, dictionaries, corpus, part, device, dtype, weights, choices)
 
+    from circuitsae.console import show_evaluation
+    from transcoders.dictionaries.provenance import reading_as_trained
+    from transcoders.evaluation import evaluate as measure
+
+    language_model = reading_as_trained(language_model, loaded.provenance, bos)
+    length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
+    separator = separator if separator is not None else _recorded(loaded, "separator", None)
+    rows = _rows(language_model, text, tokens, length, separator)
+    evaluation = measure(language_model, loaded, rows, loss_tokens=loss_tokens, memory=memory_mb * 2**20, progress=True)
     show_evaluation(console, evaluation)
-    path = out or (Path(dictionaries) if Path(dictionaries).is_dir() else Path()) / "evaluation.json"
+    folder = Path(model if dictionaries is None else dictionaries)
+    path = out or (folder if folder.is_dir() else Path()) / "evaluation.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     evaluation.save(path)
     say(console, f"Written: {path}")
     _check(evaluation, require_fvu, require_agreement)
 
 
-def _evaluate(
+def _opened(
     model: str,
-    dictionaries: str,
+    dictionaries: str | None,
     corpus: str | None,
     part: CorpusPart,
-    tokens: int,
-    context: int | None,
-    separator: str | None,
-    bos: bool | None,
     device: str,
-    dtype: str,
+    dtype: Dtype,
     weights: Weights,
     choices: Choices,
-) -> "Evaluation":
+) -> "tuple[LanguageModel, DictionarySet, Corpus | None]":
+    """The model, the dictionaries and the text: named, or those of a run; no text for the pocket model's own."""
     from circuitsae.loading import POCKET, load_dictionaries
-    from transcoders.dictionaries.provenance import reading_as_trained
-    from transcoders.evaluation import evaluate as measure
+
+    if dictionaries is None:
+        if model == POCKET:
+            dictionaries = POCKET
+        else:
+            folder = require_run(model)
+            run = TrainedOn.of(folder)
+            model, dictionaries, weights = run.model, str(folder), run.weights(weights)
+            corpus, part = (corpus, part) if corpus else (run.corpus, run.part(part))
+    text = _text(model, corpus, part)
+    with Console(stderr=True).status("loading"):
+        language_model = load_language_model(model, device, dtype, weights)
+        loaded = load_dictionaries(dictionaries, device=language_model.device, dtype=dtype, **choices.wanted())
+    return language_model, loaded, text
+
+
+def _text(model: str, corpus: str | None, part: CorpusPart) -> "Corpus | None":
+    from circuitsae.loading import POCKET
 
     if corpus is None and model != POCKET:
         raise InputError(f"No text was named to evaluate on; give --corpus FILE, what {model} should read.")
-    text = opened_corpus(corpus, part)
-    language_model = load_language_model(model, device, dtype, weights)
-    loaded = load_dictionaries(dictionaries, device=language_model.device, dtype=dtype, **choices.wanted())
-    language_model = reading_as_trained(language_model, loaded.provenance, bos)
-    length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
-    separator = separator if separator is not None else _recorded(loaded, "separator", None)
-    return measure(language_model, loaded, _rows(language_model, text, tokens, length, separator))
+    return opened_corpus(corpus, part)
 
 
 def _rows(

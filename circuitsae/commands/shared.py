@@ -131,6 +131,10 @@ class CorpusPart:
         """As `open_corpus` takes it."""
         return {name.removeprefix("corpus_"): value for name, value in vars(self).items()}
 
+    def stated(self) -> dict[str, str]:
+        """What was chosen."""
+        return {name: value for name, value in vars(self).items() if value != getattr(CorpusPart, name)}
+
 
 ChoiceOptions = Annotated[Choices, tyro.conf.arg(name=""), tyro.conf.DisallowNone]
 NO_CHOICE = Choices()

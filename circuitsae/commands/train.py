@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from circuitsae.commands.evaluate import LOSS_TOKENS
+from circuitsae.commands.runs import TrainedOn
 from circuitsae.commands.shared import (
     CorpusPart,
     CorpusPartOptions,
@@ -37,6 +39,7 @@ def train(
     resume: bool = False,
     plan: bool = False,
     evaluate_tokens: int = 20_000,
+    loss_tokens: int = LOSS_TOKENS,
     device: str = "cpu",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
@@ -54,9 +57,11 @@ def train(
         skip: Transcoders only: add a linear map from input to output.
         site: SAEs only: what is read and reconstructed; resid_post unless given.
         centred: SAEs only: the encoder reads its input less the decoder's bias.
-        resume: Go on from the latest checkpoint in the folder. Without it the checkpoints there are removed.
-        plan: Train nothing; print what the run would take, from a trial of ten seconds. Exit code 2 where it cannot fit.
+        resume: Go on from the latest checkpoint in the folder; a run that is complete is evaluated as it is. Without it
+            the checkpoints there are removed.
+        plan: Train nothing; print what the run would take, by a trial of ten seconds. Exit code 2 where it cannot fit.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
+        loss_tokens: How many of them to measure losses, agreement and KL on, layer by layer.
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model.
         settings: How to train.
@@ -70,22 +75,29 @@ def train(
     from circuitsae.console import show_evaluation, show_plan
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
-    from transcoders.kernels import keep_freed_memory
+    from transcoders.kernels import keep_freed_memory, release_freed_memory
+    from transcoders.training.distributed import device_of_rank, leave, rank_in_environment
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
     store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
     text = store or corpus_for(model, corpus, TRAINING, part)
-    language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
+    language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
     if plan:
         planned = transcoders.plan(language_model, text, config, out=out, evaluate_tokens=evaluate_tokens)
         show_plan(console, planned)
         planned.require_fit()
         return
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
+    leave()
+    if rank_in_environment() > 0:  # the first of torchrun's processes reports
+        return
+    TrainedOn.given(model, None if store else corpus, weights, part).save(out)
     if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
-        rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, context=config.context)
-        evaluation = transcoders.evaluate(language_model, dictionaries, rows)
+        release_freed_memory()
+        stream = {"context": config.context, "separator": config.separator}
+        rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, **stream)
+        evaluation = transcoders.evaluate(language_model, dictionaries, rows, loss_tokens=loss_tokens, progress=True)
         show_evaluation(console, evaluation)
         write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
     say(console, f"Dictionaries: {out}")

@@ -1,11 +1,15 @@
 """`circuitsae evaluate` as a user runs it: tables, exit codes and files."""
 
+import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from circuitsae.cli import main
+from circuitsae.commands.runs import TrainedOn
+from circuitsae.commands.shared import Weights
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.pocket.corpus import held_out_text
 from transcoders import evaluate, save_dictionaries
@@ -79,6 +83,57 @@ def test_the_pocket_model_brings_its_own_text_and_figures_agree_with_python(run,
     assert found.replaced.kl == pytest.approx(expected.replaced.kl, rel=1e-4)
 
 
+def test_losses_can_be_measured_on_fewer_tokens(run, saved, corpus, tmp_path):
+    out = tmp_path / "found.json"
+    printed = run(
+        "evaluate", "pocket", saved / "plt", "--corpus", corpus, "--tokens", "600", "--loss-tokens", "128", "--out", out
+    )
+    found = load_evaluation(out)
+    assert (found.tokens, found.loss_tokens) == (4 * 127, 127)
+    assert "own writes, on 127 tokens" in printed
+
+
+@pytest.fixture
+def named_run(saved, corpus, tmp_path):
+    """A run folder with the model and the text that it was trained on, as `train` writes it."""
+    folder = shutil.copytree(saved / "plt", tmp_path / "run")
+    TrainedOn.given("pocket", str(corpus), Weights()).save(folder)
+    return folder
+
+
+def test_a_run_is_evaluated_by_its_name_alone(run, named_run, corpus, tmp_path):
+    run("evaluate", named_run, "--tokens", "300")
+    run("evaluate", "pocket", named_run, "--corpus", corpus, "--tokens", "300", "--out", tmp_path / "named.json")
+    assert load_evaluation(named_run / "evaluation.json") == load_evaluation(tmp_path / "named.json")
+
+
+def test_a_run_without_a_record_is_what_its_dictionaries_say(run, named_run, corpus, tmp_path):
+    (named_run / "trained_on.json").unlink()
+    config = json.loads((named_run / "config.json").read_text())
+    config["provenance"] |= {"model": "pocket", "corpus": "pocket"}
+    (named_run / "config.json").write_text(json.dumps(config))
+    run("evaluate", named_run, "--tokens", "100")
+    run("evaluate", "pocket", named_run, "--tokens", "100", "--out", tmp_path / "named.json")
+    assert load_evaluation(named_run / "evaluation.json") == load_evaluation(tmp_path / "named.json")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"model": 3}', "does not say what the run was trained on"),
+        ('["pocket"]', "expected an object"),
+        ('{"model": "pocket", "trust_remote_code": "yes"}', "does not say what the run was trained on"),
+        ('{"model": "pocket", "corpus": "./gone.txt"}', "There is no text file"),
+        ('{"model": "./gone"}', "No text was named"),
+    ],
+)
+def test_a_record_that_leads_nowhere_gets_one_sentence(run, named_run, record, message):
+    (named_run / "trained_on.json").write_text(record)
+    printed = run("evaluate", named_run, code=2)
+    assert "Traceback" not in printed
+    assert message in printed
+
+
 def test_a_bar_that_is_missed_is_a_failed_check(run, saved, corpus, tmp_path):
     common = ("evaluate", "pocket", saved / "plt", "--corpus", corpus, "--tokens", "200", "--out", tmp_path / "e.json")
     printed = run(*common, "--require-agreement", "1.0", code=1)
@@ -97,7 +152,9 @@ def test_a_bar_that_is_missed_is_a_failed_check(run, saved, corpus, tmp_path):
         (["pocket", "{saved}/narrow", "--corpus", "{corpus}"], "width 8"),
         (["pocket", "{saved}/plt", "--corpus", "./nowhere.txt"], "There is no text file"),
         (["gpt2", "{saved}/plt"], "No text was named"),
-        (["pocket", "{saved}/plt", "--tokens", "0"], "leaves nothing to measure"),
+        (["./nowhere"], "There is no run folder ./nowhere"),
+        (["pocket", "{saved}/plt", "--tokens", "0"], "--tokens 0 leaves nothing to measure"),
+        (["pocket", "{saved}/plt", "--loss-tokens", "0"], "--loss-tokens 0 leaves nothing to measure"),
         (["pocket", "{saved}/plt", "--require-agreement", "95"], "is not a share"),
         (["pocket", "{saved}/plt", "--out", "{saved}"], "is a folder"),
     ],

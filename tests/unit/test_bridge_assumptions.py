@@ -312,6 +312,19 @@ def test_torch_counts_the_changes_of_a_tensor():
         _ = made._version
 
 
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "falcon", "gemma2", "granite", "cohere"])
+def test_blocks_can_be_passed_over(family):
+    model = model_of(family)
+    logits, cache = model.run_hooked(TOKENS, read=["blocks.0.hook_out", "unembed.hook_in"])
+    final, _ = model.run_to_unembedding(TOKENS, start=1, stream=cache["blocks.0.hook_out"])
+    seen = "what blocks return, or what they hand on; ModelParts.passed_over"
+    assert torch.equal(final, cache["unembed.hook_in"]), seen
+    torch.testing.assert_close(
+        model.logits_of(final[0]), logits[0], rtol=1e-12, atol=1e-12, msg=lambda m: f"{seen}: {m}"
+    )
+    assert torch.equal(model.run(TOKENS)[0], logits), "passed over for good"
+
+
 def test_attention_is_called_with_what_the_parts_leave_out():
     """State of a run (caches) is not handed on when attention is run again."""
     with model_of("llama").parts.recorded_calls() as calls:

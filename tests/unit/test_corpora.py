@@ -8,8 +8,11 @@ import tracemalloc
 from pathlib import Path
 
 import datasets
+import httpx
 import pytest
 import zstandard
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import errors
 
 from transcoders.data import Corpus, open_corpus, text_files
 from transcoders.errors import FileFormatError, InputError
@@ -281,7 +284,7 @@ def test_what_a_data_set_does_not_have_is_refused_with_what_it_has(hub, settings
         ("a.jsonl", b'{"body": "a", "id": 3}\n', "has no column 'text'; it has body, id"),
         ("a.json", b'[{"text": 3}]', "holds 3 in record 1, which is int"),
         ("a.parquet", b"no parquet", r"Could not read .*a\.parquet \(.+\); give whole files"),
-        ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], r"a\.txt\.gz cannot be read \(.+\); give a whole file"),
+        ("a.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], r"a\.txt\.gz cannot be read \(.+\); give a whole file"),
         ("a.txt.zst", b"no zstandard", r"a\.txt\.zst cannot be read \(.+\); give a whole file"),
     ],
 )
@@ -351,3 +354,22 @@ def test_a_damaged_place_is_refused(tmp_path, source, state):
     corpus = open_corpus(source(tmp_path))
     with pytest.raises(FileFormatError, match="The place in the data has .* start anew"):
         next(corpus.training(state))
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (errors.GatedRepoError, r"some/texts \(it is gated: ask for access on its page, .*\); check the name"),
+        (errors.RevisionNotFoundError, "it has no such revision"),
+        (errors.RepositoryNotFoundError, "there is no such repository, or it is private"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_refused_with_its_reason(monkeypatch, cause, said):
+    def refuse(*_, **__):
+        response = httpx.Response(403, request=httpx.Request("GET", "https://hub.invalid"))
+        raise DatasetNotFoundError("not there") from cause("403", response=response)
+
+    monkeypatch.setattr("transcoders.data.corpora.folder_or_name", lambda name, *_: name)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(InputError, match=said):
+        open_corpus("some/texts")

@@ -67,13 +67,22 @@ def test_every_path_in_the_map_exists():
 
 @pytest.fixture(scope="module")
 def formats():
-    """docs/write_formats.py as a module."""
-    spec = importlib.util.spec_from_file_location("write_formats", ROOT / "docs/write_formats.py")
+    return script("write_formats")
+
+
+def script(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_what_training_needs_by_size_is_what_its_function_says():
+    scaling = script("write_scaling")
+    assert scaling.PAGE.read_text("utf-8") == scaling.page(), "run `python docs/write_scaling.py`"
 
 
 def test_the_table_of_formats_is_up_to_date(formats):

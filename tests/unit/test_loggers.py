@@ -101,7 +101,7 @@ def test_training_sends_the_lines_of_the_metrics_file_of_those_that_ask(fake_wan
 
 def test_a_run_is_finished_when_training_fails(fake_wandb, tmp_path, monkeypatch):
     trainer = Trainer(VectorSource(vectors(), None, seed=0), [config(log_to="wandb")], out=tmp_path)
-    monkeypatch.setattr(trainer, "_train_step", lambda activations: 1 / 0)
+    monkeypatch.setattr(trainer, "_train_step", lambda activations, **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.run(progress=False)
     assert fake_wandb[0].finished

@@ -10,12 +10,13 @@ import torch
 
 from circuitsae.attribution import LogitTargets, attribute
 from circuitsae.features.collection.run import encode_rows
-from circuitsae.interventions import Feature, Zero, intervene
+from circuitsae.interventions import Feature, Intervention, Zero, intervene
 from circuitsae.replacement import ReplacementModel
 from transcoders import random_model
 from transcoders.data import ActivationStream, find_outliers, massive_tokens, sites_of
 from transcoders.data.activations import close_gaps
 from transcoders.data.outliers import TokenOutliers
+from transcoders.data.tokens import TokenRows
 from transcoders.dictionaries import DictionaryProvenance, random_dictionaries
 from transcoders.errors import InputError
 from transcoders.sites import Site
@@ -93,15 +94,15 @@ def test_a_norm_that_is_not_finite_is_a_fault_and_no_outlier(model, rows):
 def test_the_stream_deals_every_other_token_once_and_knows_where_it_is_from(model, rows, first):
     limits = find_outliers(model, rows, SITES, times=20.0).limits
     stream = ActivationStream(
-        model, lambda: iter(rows.tolist()), reads=SITES, writes=(), batch=10, chunk_rows=8, seed=3, first=first,
-        limits=limits,
+        model, TokenRows(rows), reads=SITES, writes=(), batch=10, chunk_tokens=8 * (CONTEXT - first), seed=3,
+        first=first, limits=limits,
     )  # fmt: skip
     expected = sites_of(model, rows[:8], SITES, (), first=first).reads
     kept = ~(rows[:8, first:] == SINK).flatten()
     n_batches = int(kept.sum()) // 10
     dealt = []
     for batch in islice(stream, n_batches):
-        assert stream.chunk == 0
+        assert stream.state()["chunk"] == 0
         for row in range(10):
             words = stream.place(row).split()
             token = int(words[4]) * (CONTEXT - first) + int(words[1]) - first
@@ -109,18 +110,17 @@ def test_the_stream_deals_every_other_token_once_and_knows_where_it_is_from(mode
             dealt.append(token)
     assert len(set(dealt)) == 10 * n_batches
     assert set(dealt) <= set(kept.nonzero().squeeze(1).tolist())
-    next(iter(stream))
     without = sites_of(model, rows[:8], SITES, (), first=first, limits=limits).reads
     torch.testing.assert_close(without, expected[kept])
 
 
 def test_batches_are_views_of_one_buffer(model, rows):
     stream = ActivationStream(
-        model, lambda: iter(rows.tolist()), reads=SITES[:1], writes=SITES[1:], batch=32, chunk_rows=8, seed=0
+        model, TokenRows(rows), reads=SITES[:1], writes=SITES[1:], batch=32, chunk_tokens=64, seed=0
     )
     batches = islice(stream, 6)
     places = [{side.untyped_storage().data_ptr() for side in batch} for batch in batches]
-    assert stream.chunk == 2
+    assert stream.state()["chunk"] == 2
     assert all(len(place) == 1 for place in places)
     assert len(set.union(*places)) == 1
 
@@ -142,7 +142,14 @@ def test_gaps_are_closed_in_place(seed):
 def test_a_chunk_of_nothing_but_outliers_is_refused(model):
     rows = [[SINK] * CONTEXT] * 4
     stream = ActivationStream(
-        model, lambda: iter(rows), reads=SITES, writes=(), batch=8, chunk_rows=4, seed=0, limits={SITES[0]: 1.0}
+        model,
+        TokenRows(torch.tensor(rows)),
+        reads=SITES,
+        writes=(),
+        batch=8,
+        chunk_tokens=32,
+        seed=0,
+        limits={SITES[0]: 1.0},
     )
     with pytest.raises(InputError, match="4 rows of 9 tokens without 32 that are outliers do not fill one batch of 8"):
         next(iter(stream))
@@ -154,9 +161,7 @@ def test_one_pass_serves_all_sites_and_ends_at_the_last_of_them(rows):
     for layer, block in enumerate(model.bridge.blocks):
         block.register_forward_pre_hook(lambda *_, layer=layer: calls.__setitem__(layer, calls[layer] + 1))
     sites = [Site(layer, kind) for layer in range(3) for kind in ("mlp_in", "mlp_out")]
-    stream = ActivationStream(
-        model, lambda: iter(rows.tolist()), reads=sites, writes=(), batch=16, chunk_rows=10, seed=0
-    )
+    stream = ActivationStream(model, TokenRows(rows), reads=sites, writes=(), batch=16, chunk_tokens=80, seed=0)
     batches = iter(stream)
     for _ in range(5):
         next(batches)
@@ -177,23 +182,21 @@ def test_training_leaves_them_out_names_them_and_records_the_limits(model, rows,
         trainer = Trainer(source, [config()])
     (said,) = [r.getMessage() for r in caplog.records if "median norm" in r.getMessage()]
     assert f"'#{SINK}'" in said
-    while trainer.step < 5:
-        batch = next(trainer.batches).reads
-        assert not (batch.double().norm(dim=-1) > torch.tensor(list(source.limits.values()))).any()
-        trainer.step += 1
+    limits = torch.tensor(list(source.limits.values()))
+    for batch in islice(source.open(SITES, batch=16), 12):
+        assert not (batch.reads.norm(dim=-1) > limits).any()
     trainer.run(progress=False)
     (saes,) = trainer.finish()
-    found = find_outliers(model, rows, SITES, times=20.0)
-    assert saes.provenance.site_limits == found.limits
+    assert saes.provenance.site_limits == find_outliers(model, rows, SITES, times=20.0).limits
     again = DictionaryProvenance.from_json(json.loads(json.dumps(saes.provenance.to_json())))
-    assert again == saes.provenance
+    assert again.limits == saes.provenance.limits
 
 
 def test_without_the_setting_all_tokens_are_trained_on(model, rows):
-    source = ModelSource(model, rows, config(outliers=0, first=0))
+    source = ModelSource(model, rows, config(outliers=0.0, first=0))
     batches = torch.cat([batch.reads.clone() for batch in islice(source.open(SITES, batch=16), 40 * CONTEXT // 16)])
     assert int((batches.norm(dim=-1).amax(dim=1) > 100).sum()) > 40
-    (saes,) = Trainer(source, [config(outliers=0, first=0)]).finish()
+    (saes,) = Trainer(source, [config(outliers=0.0, first=0)]).finish()
     assert saes.provenance.first == 0
     assert "limits" not in saes.provenance.to_json()
 
@@ -240,18 +243,20 @@ def test_rows_without_a_position_to_train_on_are_refused(model, rows):
 # attribution
 
 TOKENS = torch.tensor([0, 11, 22, 33, 11])
-MASSIVE = 2
+
+
+def layer_1(model):
+    """The norm of what layer 1 writes at each of the `TOKENS`."""
+    return norms(model, TOKENS[None], [Site(1, "mlp_out")])[0, :, 0]
 
 
 @pytest.fixture(scope="module", params=["plt", "clt"])
 def replacement(request):
-    """Dictionaries whose training would have left out position 2 for what layer 1 writes there."""
+    """Dictionaries whose training would have left out one of the positions for what layer 1 writes there."""
     model = random_model(n_layers=3, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64, seed=2)
     dictionaries = random_dictionaries(kind=request.param, n_layers=3, d_model=16, features=24, dtype=torch.float64)
-    site = Site(1, "mlp_out")
-    norm = norms(model, TOKENS[None], [site])[0, :, 0]
-    limits = {str(site): float(norm[MASSIVE]) * (1 - 1e-9)}
-    dictionaries.provenance = replace(dictionaries.provenance, limits=limits)
+    largest, second = layer_1(model)[1:].topk(2).values.tolist()
+    dictionaries.provenance = replace(dictionaries.provenance, limits={"1.mlp_out": (largest + second) / 2})
     return ReplacementModel(model, dictionaries)
 
 
@@ -261,16 +266,14 @@ def trace(replacement):
 
 
 def test_a_massive_token_has_no_features_and_its_errors_are_exact(replacement, trace):
-    norm = norms(replacement.model, TOKENS[None], [Site(1, "mlp_out")])[0, :, 0]
-    expected = [pos for pos in range(1, 5) if norm[pos] >= norm[MASSIVE]]
-    assert MASSIVE in trace.massive == tuple(expected)
-    assert trace.exact.tolist() == [pos == 0 or pos in expected for pos in range(5)]
-    assert not set(trace.features.index[:, 1].tolist()) & set(expected)
-    assert len(trace.features.value) > 0
+    massive = 1 + int(layer_1(replacement.model)[1:].argmax())
+    assert trace.massive == (massive,)
+    assert trace.exact.tolist() == [pos in (0, massive) for pos in range(5)]
+    assert set(trace.features.index[:, 1].tolist()) == set(range(1, 5)) - {massive}
     errors = (
         trace.frozen.writes.mlp_out - torch.stack([replacement.dictionaries.decoder_bias(i) for i in range(3)])[:, None]
     )
-    torch.testing.assert_close(trace.errors[:, MASSIVE], errors[:, MASSIVE])
+    torch.testing.assert_close(trace.errors[:, massive], errors[:, massive])
     assert replacement.logit_error(trace) < 1e-12
 
 
@@ -310,7 +313,7 @@ def test_edges_of_its_graph_hold_and_sum_up(replacement, trace):
     )
     assert closed.nodes == oracle.nodes
     assert not [n for n in closed.nodes if n.kind.name == "FEATURE" and n.pos in trace.massive]
-    error = [i for i, n in enumerate(closed.nodes) if n.kind.name == "ERROR" and n.pos == MASSIVE]
+    error = [i for i, n in enumerate(closed.nodes) if n.kind.name == "ERROR" and n.pos in trace.massive]
     assert len(error) == 3
     assert closed.weights.toarray() == pytest.approx(oracle.weights.toarray(), rel=1e-9, abs=1e-11)
 
@@ -326,16 +329,19 @@ def test_fit_is_that_of_the_positions_with_features(replacement, trace):
 
 def test_interventions_on_its_features_are_refused_and_others_leave_it(replacement, trace):
     layer, pos, feature = trace.features.index[0].tolist()
-    with pytest.raises(InputError, match=f"position {MASSIVE} has no features, as its activations are outliers"):
-        intervene(replacement, trace, [Zero(Feature(layer, feature, MASSIVE))])
-    outcome = intervene(replacement, trace, [Zero(Feature(layer, feature))], reads=True)
+    with pytest.raises(
+        InputError, match=f"position {trace.massive[0]} has no features, as its activations are outliers"
+    ):
+        intervene(replacement, trace, [Intervention(Feature(layer, feature, trace.massive[0]), Zero())])
+    outcome = intervene(replacement, trace, [Intervention(Feature(layer, feature), Zero())], reads=True)
     assert not outcome.features(layer)[..., trace.exact, :].any()
     assert outcome.features(layer)[..., pos, :].any()
 
 
 def test_nothing_fires_on_it_in_a_corpus(replacement, trace):
     rows = torch.stack([TOKENS, TOKENS.flip(0)])
-    firing = encode_rows(replacement.model, replacement.dictionaries, rows)
+    with torch.no_grad():
+        firing = encode_rows(replacement.model, replacement.dictionaries, rows)
     here = {int(token) for token in firing.token if token < 5}
     assert here
     assert not here & {pos for pos in range(5) if trace.exact[pos]}

@@ -61,8 +61,10 @@ def test_checkpoints_and_dictionaries_take_the_planned_room(tmp_path):
     config = tc.SAEConfig(features=512, activation="relu", tokens=640, batch=64, checkpoint_every=5)
     plan = tc.plan(None, x, config, out=tmp_path, trial_seconds=0.1)
     tc.train(None, x, config, out=tmp_path, progress=False)
-    (folder,) = tmp_path.glob("checkpoint-*")
-    assert plan.disk["checkpoints"] / 2 == pytest.approx((folder / "state.safetensors").stat().st_size, rel=0.02)
+    folder, *others = tmp_path.glob("checkpoint-*")
+    assert plan.disk["checkpoints"] / (len(others) + 2) == pytest.approx(
+        (folder / "state.safetensors").stat().st_size, rel=0.02
+    )
     written = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert plan.disk["dictionaries"] == pytest.approx(written, rel=0.02)
 
@@ -71,7 +73,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch):
     x = torch.randn(600, 16)
     plan = tc.plan(None, x, small("sae"), out=tmp_path, trial_seconds=0.1)
     plan.require_fit()
-    for there, what in (("memory_there", "of memory and 1 MB are there"), ("disk_there", "are free; make room")):
+    for there, what in (("memory_there", "of memory, and 1 MB are there"), ("disk_there", "are free; make room")):
         with pytest.raises(InputError, match=what):
             type(plan)(**{**vars(plan), there: 2**20 if there == "memory_there" else 10}).require_fit()
 

@@ -152,7 +152,8 @@ def test_documents_can_be_kept_apart(stories, tmp_path):
     assert store is not None
     rows = CorpusRows(stories, transcoders.open_corpus(documents), 20, None, "separate")()
     alone = [sites_of(stories, torch.tensor([row.ids]), store.sites, ()).reads for row in rows]
-    torch.testing.assert_close(in_order(everything(store, store.sites)), in_order(torch.cat(alone)), rtol=1e-3, atol=1e-4)
+    found = in_order(everything(store, store.sites))
+    torch.testing.assert_close(found, in_order(torch.cat(alone)), rtol=1e-3, atol=1e-4)
     assert store.settings.documents == "separate"
 
 

@@ -127,7 +127,7 @@ def test_the_output_folder_holds_metrics_a_checkpoint_and_the_result(model, tmp_
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30, 31]
     assert {"fvu", "l0", "dead", "learning_rate", "sparsity_weight"} <= set(lines[0])
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000030"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-00000020", "checkpoint-00000030"]
     assert not list(tmp_path.rglob("*.tmp"))
     loaded = load_dictionaries(tmp_path)
     assert same_weights(loaded, result)

@@ -1,5 +1,7 @@
 """What a training is said to cost is what it takes, counted on a run."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,7 +61,7 @@ def test_sparse_products_take_what_active_features_take():
 
 
 def test_ranks_share_what_parallel_names():
-    sizes = {"n_layers": 4, "d_model": 16}
+    sizes: Any = {"n_layers": 4, "d_model": 16}
     alone = training_cost(SAEConfig(features=64, activation="topk", k=4), **sizes)
     assert alone.network == 0
     data, layers, features = (

@@ -23,7 +23,8 @@ from transcoders.training import Trainer, VectorSource
 from transcoders.training.checkpoint import _LOCK
 from transcoders.training.metrics import MetricsFile
 
-COMMON: dict[str, Any] = {"features": 24, "batch": 16, "tokens": 640, "k": 3, "log_every": 5, "checkpoint_every": 10}
+COMMON: dict[str, Any] = {"features": 24, "batch": 16, "tokens": 640, "k": 3, "log_every": 5, "checkpoint_every": 10,
+                          "keep_last": 1}  # fmt: skip
 SAE = SAEConfig(activation="jumprelu", **COMMON)
 N = 600
 
@@ -193,7 +194,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_one(tmp_path, monkey
             patch.setattr(transcoders.files.os, "fsync", full)
             with pytest.raises(WriteError, match="is full; make room"):
                 write()
-        assert sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK) == ["checkpoint-00000010", "metrics.jsonl"]
+        assert sorted(p.name for p in tmp_path.iterdir() if p.name != _LOCK) == [
+            "README.md", "checkpoint-00000010", "curve.svg", "metrics.jsonl", "run.json"
+        ]  # fmt: skip
     whole: Any = train(None, vectors(), SAE, progress=False)
     resumed: Any = train(None, vectors(), SAE, progress=False, out=tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -253,7 +256,7 @@ def test_a_setting_that_differs_is_named_alone(tmp_path):
     with pytest.raises(InputError) as caught:
         train(None, vectors(), other, progress=False, out=tmp_path, resume=True)
     assert str(caught.value) == (
-        f"The checkpoint in {tmp_path} belongs to another run: its lr is 0.002, this run's 0.01. "
+        f"{tmp_path} belongs to another run: its lr is 0.002, this run's 0.01. "
         "Give the settings of that run, or another output folder."
     )
 

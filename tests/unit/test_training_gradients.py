@@ -130,7 +130,8 @@ def oracle(config, weights, reads, writes, dead, *, sparsity_weight, p):
             rank = masked.argsort(1, descending=True).argsort(1)
             keep = (rank < config.k_aux) & dead[layer]
             picked.append(h[layer] * keep.double())
-        revival = (error - written(picked, FEATURES)).square().sum() / error.square().sum()
+        left, of = (x.square().sum(dim=(1, 2)) for x in (error - written(picked, FEATURES), error))
+        revival = left.sum() / of.sum() if config.kind == "clt" else (left / of).mean()
     else:
         revival = 0.0
         for layer in layers:

@@ -139,15 +139,17 @@ def test_auxk_predicts_the_residual_by_loops():
     dead[:, [1, 4, 7]] = True
     reads, error = draw(N_LAYERS, 5, D_MODEL), draw(N_LAYERS, 5, D_MODEL, seed=4)
     h = built.pre_activations(reads)
-    squared, total = 0.0, 0.0
+    ratio = 0.0
     for layer in range(N_LAYERS):
+        squared, total = 0.0, 0.0
         for token in range(5):
             chosen = sorted([1, 4, 7], key=lambda f: -float(h[layer, token, f]))[:2]
             predicted = sum(h[layer, token, f] * built.W_dec[layer][f, 0] for f in chosen)
             squared += float((error[layer, token] - predicted).square().sum())
             total += float(error[layer, token].square().sum())
+        ratio += squared / total / N_LAYERS
     loss = revival_loss(built, DenseCode(h, h), reads, error, dead, settings)
-    assert float(loss) == pytest.approx(squared / total)
+    assert float(loss) == pytest.approx(ratio)
 
 
 def test_auxk_with_fewer_dead_latents_than_it_may_choose_is_finite():

@@ -114,7 +114,7 @@ class ActivationStream:
     ) -> None:
         """`rows`: a new pass over them begins when one ends. `state`: where to go on."""
         self.model, self.reads, self.writes = model, tuple(reads), tuple(writes)
-        self.batch, self.seed = batch, seed
+        self.batch, self.chunk_tokens, self.seed = batch, chunk_tokens, seed
         self.first, self.limits = first, dict(limits)
         self.batch_in_chunk = 0 if state is None else whole_number(state, "batch_in_chunk")
         self._chunks = Chunks(rows, tokens=chunk_tokens, first=first, state=state)
@@ -129,8 +129,8 @@ class ActivationStream:
         buffer = self._room_for(0)
         for chunk in self._chunks:
             n_tokens = int((chunk.positions >= self.first).sum())
-            if len(buffer) < n_tokens:
-                buffer = self._room_for(n_tokens)
+            if len(buffer) < n_tokens:  # the longest row may be the last: room for it once and for all
+                buffer = self._room_for(max(n_tokens, self.chunk_tokens + chunk.tokens.shape[1]))
             batches = self._fill(buffer, chunk, n_tokens) // self.batch
             for number in range(self.batch_in_chunk, batches):
                 self.batch_in_chunk += 1
@@ -140,7 +140,9 @@ class ActivationStream:
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
-        token = int(self._tokens[(self.batch_in_chunk - 1) * self.batch + row])
+        return self._place_of(int(self._tokens[(self.batch_in_chunk - 1) * self.batch + row]))
+
+    def _place_of(self, token: int) -> str:
         text_row, position = (self._chunk.positions >= self.first).nonzero()[token].tolist()
         return f"position {position} of row {self._chunk.first_row + text_row} of the text"
 
@@ -148,20 +150,28 @@ class ActivationStream:
     def _fill(self, buffer: Float[Tensor, "slot site d_model"], chunk: Chunk, n_tokens: int) -> int:
         """Put a chunk into the buffer, in the order it is dealt in; how many tokens there are."""
         self._chunk = chunk
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + chunk.number)
-        self._tokens = torch.randperm(n_tokens, generator=generator)
+        self._tokens = self._order(chunk, n_tokens)
         places = torch.argsort(self._tokens).to(self.model.device)
         rows, positions = chunk.tokens.to(self.model.device), chunk.positions.to(self.model.device)
         sites = [*self.reads, *self.writes]
         massive = fill(self.model, rows, positions, sites, self.first, self.limits, buffer, places)
         kept = close_gaps(massive.cpu(), buffer, self._tokens)
+        self._require_batch(chunk, n_tokens, kept)
+        return kept
+
+    def _order(self, chunk: Chunk, n_tokens: int) -> Int[Tensor, "slot"]:
+        """Which token each place of a chunk has."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + chunk.number)
+        return torch.randperm(n_tokens, generator=generator)
+
+    def _require_batch(self, chunk: Chunk, n_tokens: int, kept: int) -> None:
         if kept < self.batch:
             without = f" without {n_tokens - kept} that are outliers" if kept < n_tokens else ""
+            rows, length = chunk.tokens.shape
             raise InputError(
-                f"{len(rows)} rows of {rows.shape[1]} tokens{without} do not fill one batch of {self.batch}; "
-                "give more text, or a smaller batch."
+                f"{rows} rows of {length} tokens{without} do not fill one batch of {self.batch}; give more text, or a "
+                "smaller batch."
             )
-        return kept
 
     def _room_for(self, tokens: int) -> Float[Tensor, "slot site d_model"]:
         sites = len(self.reads) + len(self.writes)

@@ -1,23 +1,28 @@
 """How good dictionaries are: on text they were not trained on, against each other, and against known features.
 
 On text: `statistics` measures reconstruction and sparsity, `alignment` encoders against decoders, `splice` puts
-reconstructions in the place of MLPs while the model runs, `evaluate` does all of it and measures what the model loses,
-`result` is the outcome, `pareto` plots several. Against each other: `matching` across seeds, `splitting` and
-`stitching` across widths, `meta_sae` decoders made of other decoders. Against known features: `recovery`.
+reconstructions in the place of MLPs while the model runs, `comparing` says what becomes of its predictions, `evaluate`
+does all of it within a budget of memory, `cost` knows beforehand what that takes, `result` is the outcome, `pareto`
+plots several. Against each other: `matching` across seeds, `splitting` and `stitching` across widths, `meta_sae`
+decoders made of other decoders. Against known features: `recovery`.
 """
 
-from transcoders.evaluation.evaluate import Splice, evaluate
+from transcoders.evaluation.cost import DictionarySizes, EvaluationCost, evaluation_cost
+from transcoders.evaluation.evaluate import evaluate
 from transcoders.evaluation.matching import Matching, Recovery, SeedComparison, compare_seeds, match, mmcs, recovery
 from transcoders.evaluation.meta_sae import Decomposition, decompose
 from transcoders.evaluation.pareto import pareto_front, write_pareto
 from transcoders.evaluation.result import Evaluation, FiringHistogram, LayerEvaluation, load_evaluation
+from transcoders.evaluation.splice import Splice
 from transcoders.evaluation.splitting import Splitting, Stitching, connected_groups, splitting, stitch
 from transcoders.evaluation.statistics import Alignment, alignment, bimodality
 
 __all__ = [
     "Alignment",
     "Decomposition",
+    "DictionarySizes",
     "Evaluation",
+    "EvaluationCost",
     "FiringHistogram",
     "LayerEvaluation",
     "Matching",
@@ -32,6 +37,7 @@ __all__ = [
     "connected_groups",
     "decompose",
     "evaluate",
+    "evaluation_cost",
     "load_evaluation",
     "match",
     "mmcs",

@@ -40,7 +40,7 @@ _Strict = extend(
     ),
 )
 """3.0 is no integer to Python."""
-_CHECKSUMS = "checksums"
+CHECKSUMS = "checksums"
 _TEXT_BYTES = 2**26
 _YAML_BYTES = 2**20
 """PyYAML reads about a megabyte a second."""
@@ -49,10 +49,10 @@ _YAML_BYTES = 2**20
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all, with a checksum of each tensor in its metadata."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sums = json.dumps({name: _checksum(tensor) for name, tensor in contiguous.items()})
+    sums = json.dumps({name: checksum(tensor) for name, tensor in contiguous.items()})
     with new_file(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata={**(metadata or {}), _CHECKSUMS: sums})
+            save_file(contiguous, temporary, metadata={**(metadata or {}), CHECKSUMS: sums})
         except SafetensorError as error:
             if number := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
@@ -126,12 +126,13 @@ def read_tensors(
     mapped: Callable[[str], bool] = lambda name: False,
     weights: bool = False,
     wanted: Callable[[str], bool] = lambda name: True,
+    part: Callable[[str, Tensor], Tensor] = lambda name, stored: stored,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file (floating ones converted to `dtype`) and its metadata.
 
     Those whose names are `mapped` stay in the file, in its precision: reading them reads the file. The others must be
     what their checksums say, where the file has them. `weights`: they must be finite, and of a size that weights have.
-    `wanted`: names of the tensors to read, if not all.
+    `wanted`: names of the tensors to read, if not all. `part`: what of each is kept.
     """
     tensors: dict[str, Tensor] = {}
     with _opened(path) as file:
@@ -142,9 +143,9 @@ def read_tensors(
             if mapped(name):
                 tensors[name] = stored
                 continue
-            if name in sums and sums[name] != _checksum(stored):
+            if name in sums and sums[name] != checksum(stored):
                 raise FileFormatError(f"{path} is damaged: {name} is not what was saved; download or save it again.")
-            tensors[name] = stored.to(device, dtype if stored.is_floating_point() else None)
+            tensors[name] = part(name, stored).to(device, dtype if stored.is_floating_point() else None)
             if weights:
                 require_finite(path, name, tensors[name])
     return tensors, metadata
@@ -250,7 +251,7 @@ def _opened(path: Path) -> Any:
         ) from error
 
 
-def _checksum(tensor: Tensor) -> str:
+def checksum(tensor: Tensor) -> str:
     """Of shape, type and bytes."""
     head = zlib.crc32(f"{tensor.dtype}{list(tensor.shape)}".encode())
     return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, head):08x}"
@@ -258,7 +259,7 @@ def _checksum(tensor: Tensor) -> str:
 
 def _checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     try:
-        return {str(name): str(checksum) for name, checksum in json.loads(metadata.get(_CHECKSUMS, "{}")).items()}
+        return {str(name): str(checksum) for name, checksum in json.loads(metadata.get(CHECKSUMS, "{}")).items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged: its checksums cannot be read; download or save it again.") from error
 

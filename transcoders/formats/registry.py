@@ -184,6 +184,11 @@ def format_of(source: Source) -> Format:
             f"{source.label} is in a layout that SAELens converts by {conversion!r} and this package does not read; "
             "load it with SAELens, save it as SAELens does, and load that folder."
         )
+    if any(name.endswith("state.safetensors") for name in source.names):
+        raise FileFormatError(
+            f"{source.label} holds checkpoints of training, and no dictionaries yet; `transcoders.from_checkpoint` "
+            "makes some of them, and `train` with `resume` goes on."
+        )
     raise FileFormatError(
         f"{source.label} holds no dictionaries in a known format ({', '.join(FORMATS)}); its files are "
         f"({some(source.names, 3)[:200] or 'none'}), those of each format are named in docs/dictionaries.md."

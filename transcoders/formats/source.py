@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs
 
 from transcoders.errors import FileFormatError
+from transcoders.files import settle
 from transcoders.formats.releases import Release, near_releases, release_named
 from transcoders.hub import downloaded, hub_problem, hub_says
 
@@ -260,6 +261,7 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
             f"{path} lies on this machine, where there is no revision {revision!r}; leave the revision out."
         )
     if path.is_dir():
+        settle(path)
         return LocalFolder(path)
     if path.is_file():
         return LocalFolder(path.parent, path.name)

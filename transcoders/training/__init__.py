@@ -1,13 +1,15 @@
 """Learning dictionaries. `train` is what users call, and follows one path:
 
 `config` says what to train, `batches` gives activations (of a model reading text, or vectors that are there; `stored`
-those on disk), `step` brings one dictionary a step further, `checkpoint` keeps what a run is resumed from. `trainer` is
-the loop over these for any number of dictionaries at once, `entry` the one function above it.
+those on disk), `step` brings one dictionary a step further, `checkpoint` keeps what a run is resumed from, `run_folder`
+whose folder it is and whether the run is complete. `trainer` is the loop over these for any number of dictionaries at
+once, `entry` the functions above it, and `planning` says beforehand what a run takes.
 
 Below `step`: `parameters` (all layers stacked, activations normalised) with their first values (`initialise`), `codes`
 (which features are active, by dense or by sparse kernels), `sparsity` (penalties, rates, the controller of L0) and
-`revival` of dead latents. Beside the loop: `metrics` writes figures, `export` makes what is used of what was trained,
-and `calibration` puts thresholds in the place of TopK.
+`revival` of dead latents. Beside the loop: `metrics` writes figures, `best` compares checkpoints by them, `stopping`
+hears Ctrl-C, `export` makes what is used of what was trained, `snapshot` of a checkpoint, and `calibration` puts
+thresholds in the place of TopK.
 """
 
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from transcoders.training.cost import TrainingCost, training_cost
     from transcoders.training.entry import plan, train, train_many, train_many_on, train_on
     from transcoders.training.export import fold_topk
+    from transcoders.training.snapshot import from_checkpoint
     from transcoders.training.trainer import Trainer
 
 __getattr__, __all__ = lazy_exports(
@@ -38,6 +41,7 @@ __getattr__, __all__ = lazy_exports(
         "transcoders.training.cost": ("TrainingCost", "training_cost"),
         "transcoders.training.entry": ("plan", "train", "train_many", "train_many_on", "train_on"),
         "transcoders.training.export": ("fold_topk",),
+        "transcoders.training.snapshot": ("from_checkpoint",),
         "transcoders.training.trainer": ("Trainer",),
     },
 )

@@ -21,12 +21,15 @@ from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Frame, Site
 from transcoders.training.config import SAEConfig, TrainConfig
+from transcoders.training.dealing import SharedStream
+from transcoders.training.distributed import World
+from transcoders.training.split import WHOLE, Split
 
 logger = logging.getLogger(__name__)
 
 FIRST_BATCHES = 8
 """Batches from which first values are taken."""
-_TIMES = 30.0
+_TIMES = 20.0
 """Median norms above which a token is named, where none is left out."""
 _SPARE = 1.1
 """Rows for a batch, in multiples of what it needs where no token is left out as an outlier."""
@@ -78,8 +81,13 @@ class Source(Protocol):
         """What a dictionary of each layer reads and writes."""
         ...
 
-    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> Stream:
-        """Batches with all `sites` as reads `[batch, site, d_model]`, from the first one or from a stream's `state`."""
+    def open(
+        self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
+    ) -> Stream:
+        """Batches with all `sites` as reads `[batch, site, d_model]`, from the first one or from a stream's `state`.
+
+        `split`: what of each batch this rank trains on, its own tokens or the sites of its own layers.
+        """
         ...
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
@@ -93,16 +101,18 @@ class Places(NamedTuple):
     sites: list[Site]
     """Of the columns: all that any of them reads or writes."""
     of_each: list[tuple[list[int] | slice, list[int] | slice]]
+    """Among the columns that this rank trains on."""
 
     @classmethod
-    def of(cls, source: Source, configs: Sequence[TrainConfig]) -> "Places":
+    def of(cls, source: Source, configs: Sequence[TrainConfig], split: Split = WHOLE) -> "Places":
         sides = [source.sites(config) for config in configs]
         sites = sorted({site for reads, writes in sides for site in (*reads, *writes)})
-        place = {site: i for i, site in enumerate(sites)}
-        return cls(sites, [tuple(_evenly([place[site] for site in side]) for side in pair) for pair in sides])  # pyright: ignore[reportArgumentType]
+        place = {sites[column]: i for i, column in enumerate(split.sites_of(sites, source.n_layers))}
+        own = [[[place[site] for site in side if site in place] for side in pair] for pair in sides]
+        return cls(sites, [tuple(evenly(side) for side in pair) for pair in own])  # pyright: ignore[reportArgumentType]
 
 
-def _evenly(places: list[int]) -> list[int] | slice:
+def evenly(places: list[int]) -> list[int] | slice:
     """Places at even distances as a slice, by which a tensor is seen and not copied."""
     step = places[1] - places[0] if len(places) > 1 else 1
     even = slice(places[0], places[-1] + 1, step) if step > 0 else None
@@ -142,13 +152,16 @@ class ModelSource:
         tokens = max(min(tokens, self.config.batch), min(tokens, fit))
         return next(iter(self._stream(sites, batch=tokens, buffer_mb=0, limits=self._limits(sites), state=None))).reads
 
-    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> ActivationStream:
+    def open(
+        self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
+    ) -> ActivationStream:
         if state is None:
             limits = self._limits(sites)
         else:  # an older run had none
             limits = {Site.parse(site): limit for site, limit in state.get("limits", {}).items()}
             self.limits = limits
-        return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, limits=limits, state=state)
+        buffer_mb = self.config.buffer_mb
+        return self._stream(sites, batch=batch, buffer_mb=buffer_mb, limits=limits, state=state, split=split)
 
     def _limits(self, sites: Sequence[Site]) -> Mapping[Site, float]:
         """Norms above which a token is left out; found once, and named in the log."""
@@ -185,8 +198,10 @@ class ModelSource:
         buffer_mb: int,
         limits: Mapping[Site, float],
         state: Mapping[str, Any] | None,
+        split: Split = WHOLE,
     ) -> ActivationStream:
-        return ActivationStream(
+        shared = {} if split.world.size == 1 else {"split": split, "n_layers": self.n_layers}
+        return (SharedStream if shared else ActivationStream)(
             self.model,
             self._rows,
             reads=sites,
@@ -197,6 +212,7 @@ class ModelSource:
             first=self.first,
             limits=limits,
             state=state,
+            **shared,
         )
 
     def _chunk_tokens(self, sites: Sequence[Site], batch: int, buffer_mb: int, limits: Mapping[Site, float]) -> int:
@@ -246,8 +262,11 @@ class VectorSource:
         vectors = self._at(self._chunk(0), sites)
         return vectors[self._order(0, len(vectors))[:tokens].to(vectors.device)]
 
-    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> "VectorStream":
-        return VectorStream(self, sites, batch=batch, state=state)
+    def open(
+        self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
+    ) -> Stream:
+        own = [sites[place] for place in split.sites_of(sites, self.n_layers)]
+        return own_tokens(VectorStream(self, own, batch=batch, state=state), split)
 
     def shuffled(self, chunk: int, sites: Sequence[Site], batch: int) -> Iterable[Float[Tensor, "batch site d_model"]]:
         """The whole batches of a chunk, in its own order."""
@@ -303,6 +322,29 @@ class VectorStream:
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
         return f"row {self.source.row(self.chunk, (self.batch_in_chunk - 1) * self.batch + row)} of the vectors"
+
+
+class OwnTokens:
+    """`Stream` of this rank's tokens of one that every rank reads alike."""
+
+    def __init__(self, whole: Stream, ranks: World) -> None:
+        self.whole, self.ranks = whole, ranks
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        mine = slice(self.ranks.rank, None, self.ranks.size)
+        for batch in self.whole:
+            yield ActivationBatch(batch.reads[mine], batch.writes[mine])
+
+    def state(self) -> dict[str, Any]:
+        return self.whole.state()
+
+    def place(self, row: int) -> str:
+        return self.whole.place(self.ranks.rank + row * self.ranks.size)
+
+
+def own_tokens(whole: Stream, split: Split) -> Stream:
+    """What of the batches this rank trains on."""
+    return whole if split.tokens.size == 1 else OwnTokens(whole, split.tokens)
 
 
 def sites_of_kind(config: TrainConfig, n_layers: int) -> tuple[tuple[Site, ...], tuple[Site, ...]]:

@@ -19,7 +19,10 @@ from transcoders.kernels import (
     threshold_encode,
     topk_encode,
 )
+from transcoders.training.distributed import World
 from transcoders.training.parameters import BatchTopK, Gated, Step, TrainingParameters
+from transcoders.training.ranking import activate_among_ranks, kept_by_all
+from transcoders.training.split import WHOLE, Split
 
 
 @runtime_checkable
@@ -75,8 +78,18 @@ class DenseCode:
         self.h, self.a = h, a
 
     @classmethod
-    def of(cls, weights: TrainingParameters, reads: Float[Tensor, "layer batch d_model"]) -> "DenseCode":
+    def of(
+        cls,
+        weights: TrainingParameters,
+        reads: Float[Tensor, "layer batch d_model"],
+        split: Split = WHOLE,
+        batch: int = 0,
+    ) -> "DenseCode":
+        """`batch`: tokens on all ranks, where `split` shares them out."""
         h = weights.pre_activations(reads)
+        activation = weights.activation
+        if isinstance(activation, TopK | BatchTopK) and (ranks := _competing(activation, split)).size > 1:
+            return cls(h, activate_among_ranks(activation, h, _tokens(reads, split, batch), ranks))
         return cls(h, weights.activate(h))
 
     def decode(self, weights: TrainingParameters, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
@@ -120,11 +133,19 @@ class SparseCode:
 
     @classmethod
     def of(
-        cls, weights: TrainingParameters, reads: Float[Tensor, "layer batch d_model"], margin: float
+        cls,
+        weights: TrainingParameters,
+        reads: Float[Tensor, "layer batch d_model"],
+        margin: float,
+        split: Split = WHOLE,
+        batch: int = 0,
     ) -> "SparseCode":
-        """`margin`: how far below its threshold a feature is listed, half the widest of JumpReLU's kernels."""
+        """`margin`: how far below its threshold a feature is listed, half the widest of JumpReLU's kernels.
+
+        `batch`: tokens on all ranks, where `split` shares them out.
+        """
         encoder = weights.encoder()
-        found = _find(weights, reads, encoder.mT, weights.encoder_bias(encoder), margin)
+        found = _find(weights, reads, encoder.mT, weights.encoder_bias(encoder), margin, split, batch)
         code = cls(found.value, found.value, found.active)
         activation = weights.activation
         if isinstance(activation, JumpReLU):
@@ -173,13 +194,32 @@ class SparseCode:
         return None
 
 
-def _find(weights: TrainingParameters, x: Tensor, W_enc: Tensor, b_enc: Tensor, margin: float) -> SparseActivations:
-    activation = weights.activation
+def _find(
+    weights: TrainingParameters, x: Tensor, W_enc: Tensor, b_enc: Tensor, margin: float, split: Split, batch: int
+) -> SparseActivations:
+    activation, (n_layers, own_tokens, _) = weights.activation, x.shape
     if isinstance(activation, TopK):
-        return topk_encode(x, W_enc, b_enc, activation.k, over_layers=activation.over_layers)
+        found = topk_encode(x, W_enc, b_enc, activation.k, over_layers=activation.over_layers)
+        group = found.active.row % own_tokens if activation.over_layers else found.active.row
+        n_groups = own_tokens if activation.over_layers else n_layers * own_tokens
+        return kept_by_all(found, group, n_groups, activation.k, _competing(activation, split))
     if isinstance(activation, BatchTopK):
-        return batch_topk_encode(x, W_enc, b_enc, activation.k, over_layers=activation.over_layers)
+        kept = activation.k * _tokens(x, split, batch)
+        found = batch_topk_encode(x, W_enc, b_enc, kept / own_tokens, over_layers=activation.over_layers)
+        group = found.active.row // (n_layers * own_tokens if activation.over_layers else own_tokens)
+        n_groups = 1 if activation.over_layers else n_layers
+        return kept_by_all(found, group, n_groups, kept, _competing(activation, split))
     return threshold_encode(x, W_enc, b_enc, _lowest(weights, margin))
+
+
+def _competing(activation: TopK | BatchTopK, split: Split) -> World:
+    """The ranks whose features compete: for a token those that share its features, for a batch its tokens as well."""
+    return split.world if isinstance(activation, BatchTopK) and split.by == "data" else split.features
+
+
+def _tokens(x: Tensor, split: Split, batch: int) -> int:
+    """Tokens of a batch `[layer, batch, d_model]`, of which each rank may have some."""
+    return batch if split.tokens.size > 1 else x.shape[1]
 
 
 def _lowest(weights: TrainingParameters, margin: float) -> Float[Tensor, "layer feature"]:

@@ -45,6 +45,11 @@ class TrainingCost:
         return self.weights + self.moments + self.averaged + self.gradients + self.activations + self.counters
 
     @property
+    def update(self) -> int:
+        """Bytes that a step's update moves: Adam reads weights, gradients and two moments, and writes all but one."""
+        return 7 * self.weights
+
+    @property
     def checkpoint(self) -> int:
         """Bytes of a checkpoint on the disk: the weights, Adam's moments and the running mean, of all ranks."""
         return (4 if self.averaged else 3) * _NUMBER * self.parameters

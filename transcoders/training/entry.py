@@ -1,5 +1,6 @@
 """What users call: `plan` and `train`, for one dictionary or several, on a language model or on vectors."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,13 @@ from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig
+from transcoders.training.distributed import join
 from transcoders.training.planning import Plan, plan_run
+from transcoders.training.run_folder import finished_dictionaries, identity_of
 from transcoders.training.stored import StoreSource, as_stored
 from transcoders.training.trainer import Trainer, require_configs
+
+logger = logging.getLogger(__name__)
 
 Text = CorpusSource | Int[Tensor, "row pos"]
 """What `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens."""
@@ -81,9 +86,15 @@ def train(
     `out`, by `names` or by kind and activation, and checkpoints are of all together.
 
     `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
-    go on from the latest checkpoint there, to the same result as an unbroken run; `InputError` where there is none.
-    Without it the checkpoints of an earlier run there are removed, which a warning says. `NotFiniteError` where
-    activations or a loss are not finite: the last good checkpoint stays.
+    go on from the latest checkpoint there that is not damaged, to the same result as an unbroken run; where the run was
+    killed before its first one, from the beginning; of a complete run, hand out what it saved. `InputError` where no
+    run was started. Without it the checkpoints of an earlier run there are removed, which a warning says. Ctrl-C and
+    SIGTERM write a checkpoint after the step at hand and raise `transcoders.errors.Stopped`, a KeyboardInterrupt.
+    `NotFiniteError` where activations or a loss are not finite: the last good checkpoint stays.
+
+    In processes that `torchrun` started, all of which call this alike, the run is shared as `config.parallel` says, and
+    every one gets the result, which is that of a single process. Only the first writes; `out` must be a folder that all
+    of them see. `LostRankError` where one of them ends before its time.
     """
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
@@ -92,11 +103,22 @@ def train(
     if isinstance(corpus, ActivationStore):
         configs = [as_stored(each, corpus) for each in configs]
     source = _source(model, corpus, configs[0])
-    with alone_in(None if out is None else Path(out)):
-        trainer = Trainer(source, configs, out=out, resume=resume, names=names)
-        trainer.run(progress=progress)
-        results = trainer.finish()
+    world = join(source.device)
+    with alone_in(Path(out) if out is not None and world.first else None):
+        results = _complete(source, configs, Path(out)) if resume and out is not None else None
+        if results is None:
+            trainer = Trainer(source, configs, out=out, resume=resume, names=names, world=world)
+            trainer.run(progress=progress)
+            results = trainer.finish()
     return results[0] if isinstance(config, TrainConfig) else results
+
+
+def _complete(source: Source, configs: Sequence[TrainConfig], out: Path) -> list[DictionarySet] | None:
+    """What a run wrote that is done already."""
+    results = finished_dictionaries(out, identity_of(source, configs), source.device)
+    if results is not None:
+        logger.warning("The run in %s is complete; its dictionaries are handed out as they were saved.", out)
+    return results
 
 
 def plan(

@@ -7,17 +7,15 @@ from torch import Tensor
 from transcoders.dictionaries import Activation, JumpReLU, ReLU, TopK
 from transcoders.training.config import SAEConfig, TrainConfig
 from transcoders.training.export import Scales
-from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters, kth_largest
+from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters
 from transcoders.training.sparsity import START_OVER_TARGET
+from transcoders.training.split import WHOLE, Split
 
 _SMALLEST_VARIANCE = 1e-12
 """So that a layer that writes a constant does not divide by zero."""
 
 _DECODER_NORM = 0.1
 """Norm of a transcoder's first decoders, where a write has norm √d."""
-
-_RANKED_ENCODER = 0.1
-"""Norm of a first SAE encoder whose features are ranked: small, so that its direction is learned quickly."""
 
 
 def measure_scales(
@@ -40,35 +38,49 @@ def measure_scales(
 
 
 def initial_parameters(
-    config: TrainConfig, reads: Float[Tensor, "batch layer d_model"], writes: Float[Tensor, "batch layer d_model"]
+    config: TrainConfig,
+    reads: Float[Tensor, "batch layer d_model"],
+    writes: Float[Tensor, "batch layer d_model"],
+    *,
+    split: Split = WHOLE,
+    n_layers: int | None = None,
 ) -> TrainingParameters:
     """Encoders in random directions, decoders that begin small, `b_dec` the mean of the (normalised) writes.
 
     Encoder biases centre the pre-activations on the first batch, so that all features start alike; with `start_l0`
     they are such that each feature fires equally often. An SAE's decoder begins as its encoder's transpose.
+
+    `split`: whose layers and features; the weights are those that a single process gives these, of `n_layers` in all.
     """
-    n_layers, d_model = reads.shape[1:]
+    n_own, d_model = reads.shape[1:]
+    n_layers = n_layers or n_own
+    layers, features = split.layers_of(n_layers), split.features_of(config.features)
     generator = torch.Generator().manual_seed(config.seed)
 
-    def directions(*shape: int) -> Tensor:
-        drawn = torch.randn(shape, generator=generator).to(reads)
-        return drawn / drawn.norm(dim=-1, keepdim=True)
+    def directions(*span: int) -> Tensor:
+        drawn = torch.randn((config.features, *span, d_model), generator=generator)
+        own = drawn[features.start : features.stop].to(reads)
+        return own / own.norm(dim=-1, keepdim=True)
 
-    encoder = directions(n_layers, config.features, d_model)
+    def of_own(*spans: tuple[int, ...]) -> list[Tensor]:
+        # the others' are drawn and dropped, one by one
+        return [drawn for layer, span in enumerate(spans) for drawn in [directions(*span)] if layer in layers]
+
+    encoder = torch.stack(of_own(*[()] * n_layers))
     b_dec = first_bias(config, writes)
     spans = [n_layers - layer if config.kind == "clt" else 1 for layer in range(n_layers)]
     transposed = config.decoder_init == "transpose" or (config.decoder_init == "default" and config.kind == "sae")
     norm = _decoder_norm(config, d_model)
-    W_dec = [
-        norm * (encoder[i].unsqueeze(1).expand(-1, n, -1) if transposed else directions(config.features, n, d_model))
-        / n**0.5
-        for i, n in enumerate(spans)
-    ]  # fmt: skip
+    if transposed:
+        written = [encoder[i].unsqueeze(1).expand(-1, spans[layer], -1) for i, layer in enumerate(layers)]
+    else:
+        written = of_own(*((span,) for span in spans))
+    W_dec = [norm * W / W.shape[1] ** 0.5 for W in written]
     centred = isinstance(config, SAEConfig) and config.centred
-    W_enc = _encoder_norm(config) * encoder
+    W_enc = (config.encoder_scale or 1.0) * encoder
     centre = reads.mean(dim=0) - b_dec if centred else reads.mean(dim=0)
     b_enc = -torch.einsum("ld,lfd->lf", centre, W_enc)
-    skip = torch.zeros(n_layers, d_model, d_model).to(reads) if getattr(config, "skip", False) else None
+    skip = torch.zeros(n_own, d_model, d_model).to(reads) if getattr(config, "skip", False) else None
     weights = TrainingParameters(
         W_enc=W_enc,
         b_enc=b_enc,
@@ -80,13 +92,14 @@ def initial_parameters(
         aligned=config.aligned,
         unit_decoders=config.unit_decoders,
         bf16=config.precision == "bf16",
+        ranks=split.features,
     )
     weights.constrain()
     start_l0 = config.start_l0
     if start_l0 is None and config.target_l0 is not None:
         start_l0 = min(START_OVER_TARGET * config.target_l0, config.features / 2)
     if start_l0 is not None:
-        calibrate_bias(weights, reads.transpose(0, 1), start_l0)
+        calibrate_bias(weights, reads.transpose(0, 1), start_l0 * len(features) / config.features)
     elif config.aligned:  # the encoder in use is not the one the bias was centred for
         centre_bias(weights, reads.mean(dim=0))
     return weights
@@ -124,11 +137,14 @@ def centre_bias(weights: TrainingParameters, mean: Float[Tensor, "layer d_model"
 
 @torch.no_grad()
 def calibrate_bias(weights: TrainingParameters, reads: Float[Tensor, "layer batch d_model"], l0: float) -> None:
-    """Biases such that every feature is over its threshold on the same share `l0 / features` of the tokens."""
+    """Biases such that every feature is over its threshold on the same share `l0 / features` of the tokens.
+
+    Halfway between two tokens: none lies on the threshold, where rounding would decide.
+    """
     h = weights.pre_activations(reads)
     rank = max(1, round(l0 / h.shape[2] * h.shape[1]))
     for layer in range(weights.n_layers):
-        cut = torch.stack([kth_largest(h[layer, :, f], rank + 1) for f in range(h.shape[2])])
+        cut = h[layer].topk(min(rank + 1, h.shape[1]), dim=0).values[-2:].mean(dim=0)
         if isinstance(weights.activation, JumpReLU):
             cut = cut - weights.activation.threshold[layer]
         weights.b_enc[layer] -= cut
@@ -145,12 +161,6 @@ def _activation(config: TrainConfig, b_enc: Float[Tensor, "layer feature"]) -> A
     if config.activation == "batchtopk":
         return BatchTopK(config.k, len(b_enc), over_layers=over_layers).to(b_enc.device)
     return Gated(b_enc) if config.activation == "gated" else ReLU()
-
-
-def _encoder_norm(config: TrainConfig) -> float:
-    if config.encoder_scale is not None:
-        return config.encoder_scale
-    return _RANKED_ENCODER if config.ranks and config.kind == "sae" else 1.0
 
 
 def _decoder_norm(config: TrainConfig, d_model: int) -> float:

@@ -11,10 +11,14 @@ from transcoders.training.config import TrainConfig
 from transcoders.training.parameters import Gated, TrainingParameters
 from transcoders.training.revival import revival_loss
 from transcoders.training.sparsity import sparsity_penalty
+from transcoders.training.split import WHOLE, Split
 
 
 class Losses(NamedTuple):
-    """The parts of the loss, and what they were computed from."""
+    """The parts of the loss, and what they were computed from.
+
+    Where ranks share the tokens, all but `total` are of this rank's own; the `total` of all ranks add up to the loss.
+    """
 
     total: Float[Tensor, ""]
     fvu: Float[Tensor, "layer"]
@@ -36,38 +40,49 @@ def losses(
     dead: Bool[Tensor, "layer feature"] | None,
     p: float = 1.0,
     sparse: bool = False,
+    split: Split = WHOLE,
 ) -> Losses:
     """`mean_l ‖y_l − ŷ_l‖² / d + λ · sparsity + revival`, averaged over the batch.
 
     With prefixes (Matryoshka), the first term is the mean over them. `dead`: latents to be revived by an auxiliary
     loss. `p`: the exponent of an annealed penalty. `sparse`: whether only active features are touched; the loss and
-    its gradients are the same.
+    its gradients are the same. `split`: what of the batch, or of its features, is with this rank.
     """
-    code = SparseCode.of(weights, reads, config.margin) if sparse else DenseCode.of(weights, reads)
+    share = split.share_of(reads.shape[1], config.batch)
+    if sparse:
+        code = SparseCode.of(weights, reads, config.margin, split, config.batch)
+    else:
+        code = DenseCode.of(weights, reads, split, config.batch)
     target = writes - weights.base(reads)
-    errors = _prefix_errors(weights, target, code, config.prefixes)
+    errors = _prefix_errors(weights, target, code, config, split)
     fvu = torch.stack([error.square().mean(dim=(1, 2)) for error in errors])
-    sparsity = sparsity_penalty(weights, code, config, p=p)
+    sparsity = split.features.total(sparsity_penalty(weights, code, config, p=p))
     total = fvu.mean() + sparsity_weight * sparsity
     if isinstance(weights.activation, Gated):
-        total = total + _gate_loss(weights, code, writes, reads)
+        total = total + _gate_loss(weights, code, writes, reads, split)
     error = errors[-1].detach()
     revival = fvu.new_zeros(())
-    if dead is not None and bool(dead.any()):
-        revival = config.revival * revival_loss(weights, code, reads, error, dead, config)
-    return Losses(total + revival, fvu[-1].detach(), sparsity.detach(), revival.detach(), code, error)
+    if dead is not None and bool(split.features.any(dead.any())):
+        revival = config.revival * revival_loss(weights, code, reads, error, dead, config, split)
+    return Losses(share * total + revival, fvu[-1].detach(), sparsity.detach(), revival.detach(), code, error)
 
 
 def _prefix_errors(
-    weights: TrainingParameters, target: Float[Tensor, "layer batch d_model"], code: Code, prefixes: tuple[int, ...]
+    weights: TrainingParameters,
+    target: Float[Tensor, "layer batch d_model"],
+    code: Code,
+    config: TrainConfig,
+    split: Split,
 ) -> list[Float[Tensor, "layer batch d_model"]]:
     """What the first features leave of the target, for each of the prefixes; costs as much as the last one alone.
 
     Source: Bussmann et al. 2025, *Learning Multi-Level Features with Matryoshka Sparse Autoencoders*, eq. 6.
     """
     errors: list[Tensor] = []
-    for first, last in zip((0, *prefixes), prefixes, strict=False):
-        target = target - code.decode(weights, first, last)
+    own = split.features_of(config.features)
+    for first, last in zip((0, *config.prefixes), config.prefixes, strict=False):
+        first, last = (min(max(at, own.start), own.stop) - own.start for at in (first, last))
+        target = target - split.features.total(code.decode(weights, first, last))
         errors.append(target)
     return errors
 
@@ -77,9 +92,11 @@ def _gate_loss(
     code: Code,
     writes: Float[Tensor, "layer batch d_model"],
     reads: Float[Tensor, "layer batch d_model"],
+    split: Split,
 ) -> Float[Tensor, ""]:
     """`‖y − relu(π) W_dec − b_dec‖² / d` with a decoder that gets no gradient from it: how the gate learns.
 
     Source: Rajamanoharan et al. 2024, *Improving Dictionary Learning with Gated Sparse Autoencoders*, eq. 8.
     """
-    return (writes - weights.base(reads, frozen=True) - code.decode_gate(weights)).square().mean()
+    written = split.features.total(code.decode_gate(weights))
+    return (writes - weights.base(reads, frozen=True) - written).square().mean()

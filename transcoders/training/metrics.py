@@ -21,6 +21,7 @@ from transcoders.files import write_error, write_file
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
 T = TypeVar("T")
 
 
@@ -59,6 +60,17 @@ class MetricsFile:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+
+def lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """The metrics that a file holds of later steps than `step`."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    found: list[dict[str, Any]] = []
+    for line in reversed(lines):
+        if (of := _step(line)) is None or of <= step:
+            break
+        found.insert(0, json.loads(line))
+    return found
 
 
 class Wait:

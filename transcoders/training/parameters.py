@@ -5,7 +5,7 @@ Some activation functions exist in training only and take `[batch, layer, featur
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from transcoders.dictionaries import Activation, JumpReLU
 from transcoders.errors import DictionaryError
+from transcoders.training.distributed import ALONE, World
 
 _THRESHOLD_DECAY = 0.95
 """Per step, of the running mean of BatchTopK's smallest activation."""
@@ -156,7 +157,9 @@ class TrainingParameters(nn.Module):
         aligned: bool = False,
         unit_decoders: bool = False,
         bf16: bool = False,
+        ranks: World = ALONE,
     ) -> None:
+        """`ranks`: those that have the other features of these layers."""
         super().__init__()
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec = nn.ParameterList(nn.Parameter(w) for w in W_dec)
@@ -164,6 +167,7 @@ class TrainingParameters(nn.Module):
         self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
         self.activation = activation
         self.centred, self.aligned, self.unit_decoders, self.bf16 = centred, aligned, unit_decoders, bf16
+        self.ranks = ranks
 
     @property
     def n_layers(self) -> int:
@@ -183,7 +187,28 @@ class TrainingParameters(nn.Module):
                 aligned=self.aligned,
                 unit_decoders=self.unit_decoders,
                 bf16=self.bf16,
+                ranks=self.ranks,
             )
+
+    def holding(self, tensors: Mapping[str, Tensor]) -> "TrainingParameters":
+        """The same kind of other weights, given by the names of `state_dict`."""
+        activation = copy.copy(self.activation)
+        own = {name.removeprefix("activation."): t for name, t in tensors.items() if name.startswith("activation.")}
+        activation._parameters = {name: nn.Parameter(own[name]) for name in activation._parameters}
+        activation._buffers = {name: own[name] for name in activation._buffers}
+        n_layers = len(tensors["W_enc"])
+        return TrainingParameters(
+            W_enc=tensors["W_enc"],
+            b_enc=tensors["b_enc"],
+            W_dec=[tensors[f"W_dec.{layer}"] for layer in range(n_layers)],
+            b_dec=tensors["b_dec"],
+            activation=activation,
+            W_skip=tensors.get("W_skip"),
+            centred=self.centred,
+            aligned=self.aligned,
+            unit_decoders=self.unit_decoders,
+            bf16=self.bf16,
+        )
 
     # the parts of a forward pass
 
@@ -211,7 +236,7 @@ class TrainingParameters(nn.Module):
         """The constant of the pre-activations: `b_enc`, or `b_enc − b_dec W_enc` where the encoder reads x − b_dec."""
         if not self.centred:
             return self.b_enc
-        return self.b_enc - (encoder @ self.b_dec.unsqueeze(-1)).squeeze(-1)
+        return self.b_enc - (encoder @ self.ranks.shared(self.b_dec).unsqueeze(-1)).squeeze(-1)
 
     def pre_activations(self, reads: Float[Tensor, "layer batch d_model"]) -> Float[Tensor, "layer batch feature"]:
         """h; of a gated dictionary the pre-activations of its gate."""
@@ -262,12 +287,16 @@ class TrainingParameters(nn.Module):
 
     # upkeep
 
-    def gradients(self) -> list[list[Tensor]]:
-        """Of every layer those that there are."""
-        stacked = [p.grad for name, p in self.named_parameters() if not name.startswith("W_dec.")]
-        written = [W_dec.grad for W_dec in self.W_dec]
+    def gradients(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Of every layer those that there are: those of its features, and those of `b_dec` and the skip term."""
+        outputs = [p for p in (self.b_dec, self.W_skip) if p is not None]
+        stacked = [p for name, p in self.named_parameters() if not name.startswith(("W_dec.", "b_dec", "W_skip"))]
         return [
-            [g for g in (*(g if g is None else g[layer] for g in stacked), written[layer]) if g is not None]
+            (
+                [p.grad[layer] for p in stacked if p.grad is not None]
+                + [p.grad for p in [self.W_dec[layer]] if p.grad is not None],
+                [p.grad[layer] for p in outputs if p.grad is not None],
+            )
             for layer in range(self.n_layers)
         ]
 

@@ -4,6 +4,7 @@ The layers of a per-layer kind know nothing of each other, so they can take thei
 activations of the others need no memory meanwhile. A cross-layer transcoder is one part.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transcoders.training.losses import Losses, losses
 from transcoders.training.parameters import BatchTopK, TrainingParameters
 from transcoders.training.revival import DeadCounter, resample
 from transcoders.training.sparsity import learning_rate
+from transcoders.training.split import WHOLE, Split
 
 _DENSE_ABOVE = 0.05
 """Density of listed features from which dense products are faster."""
@@ -34,12 +36,23 @@ class Part:
     """Some layers of a dictionary in training; the loss of each is its own, and so is the norm that is clipped."""
 
     def __init__(
-        self, config: TrainConfig, weights: TrainingParameters, counter: DeadCounter, first: int, *, alone: bool
+        self,
+        config: TrainConfig,
+        weights: TrainingParameters,
+        counter: DeadCounter,
+        first: int,
+        *,
+        alone: bool,
+        split: Split = WHOLE,
+        before: int = 0,
     ) -> None:
-        """`weights`: views of layers from `first` on. `alone`: whether they are all; if not, gradients are freed."""
-        self.config, self.weights, self.counter = config, weights, counter
+        """`weights`: views of layers from `first` on. `alone`: whether they are all; if not, gradients are freed.
+
+        `split`: what of them is with this rank; `before`: layers of the ranks before it.
+        """
+        self.config, self.weights, self.counter, self.split, self.before = config, weights, counter, split, before
         self.layers, self.alone = slice(first, first + weights.n_layers), alone
-        self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr, betas=config.betas, fused=True)
+        self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr_used, betas=config.betas, fused=True)
         self.sparse = self._sparse_at_first()
         self.finite = torch.ones((), dtype=torch.bool, device=weights.W_enc.device)
         """Whether the last step's loss and gradient were finite; not read each step, as a device would have to wait."""
@@ -55,8 +68,8 @@ class Part:
         p: float,
     ) -> Losses:
         """One optimizer step on normalised activations."""
-        config, weights = self.config, self.weights
-        dead = self.counter.dead if config.remedy == "auxiliary" else None
+        config, weights, split = self.config, self.weights, self.split
+        dead = self.counter.dead if config.remedy_used == "auxiliary" else None
         compute = losses if self.sparse else self._losses
         result = compute(
             weights,
@@ -64,13 +77,15 @@ class Part:
             y,
             config,
             sparsity_weight=sparsity_weight,
-            dead=dead if dead is not None and bool(dead.any()) else None,
+            dead=dead if dead is not None and bool(split.features.any(dead.any())) else None,
             p=p,
             sparse=self.sparse,
+            split=split,
         )
         self.optimizer.zero_grad()
         # The losses of layers that know nothing of each other are summed, so that each has the gradient it has alone.
         (result.total if config.kind == "clt" else result.total * weights.n_layers).backward()
+        self._add_up_gradients()
         weights.project_gradients()
         self.finite = result.total.detach().isfinite()
         if config.clip:
@@ -80,10 +95,11 @@ class Part:
         self.optimizer.step()
         weights.constrain()
         if isinstance(weights.activation, BatchTopK):
-            weights.activation.observe(result.code.smallest())
-        self.counter.update(result.code.fired(), tokens=x.shape[1])
-        self._choose_kernels(step, result.code)
-        if config.remedy == "resample":
+            weights.activation.observe(split.competing.least(result.code.smallest()))
+        tokens = x.shape[1] if split.tokens.size == 1 else config.batch
+        self.counter.update(split.tokens.any(result.code.fired()), tokens=tokens)
+        self._choose_kernels(step, result.code, x.shape[1])
+        if config.remedy_used == "resample":
             self._resample(step, x, result)
         if not self.alone:
             self.optimizer.zero_grad()
@@ -91,15 +107,28 @@ class Part:
 
     def _clip(self) -> Bool[Tensor, ""]:
         """Gradients of norm `clip` at most, a layer's or a cross-layer transcoder's; whether they are finite."""
+        gradients = self.weights.gradients()
+        norms = [[torch.nn.utils.get_total_norm(side).to(self.finite.device) for side in layer] for layer in gradients]
+        own, outputs = torch.stack([torch.stack(pair) for pair in norms]).T
+        squares = self.split.features.sum(own.square()) + outputs.square()
         if self.config.kind == "clt":
-            return torch.nn.utils.clip_grad_norm_(self.weights.parameters(), self.config.clip).isfinite()
-        norms = []
-        for gradients in self.weights.gradients():
-            norms.append(norm := torch.nn.utils.get_total_norm(gradients))
-            factor = (self.config.clip / (norm + 1e-6)).clamp(max=1)
-            for gradient in gradients:
+            squares = squares.sum().expand_as(squares)
+        factors = (self.config.clip / (squares.sqrt() + 1e-6)).clamp(max=1)
+        for layer, factor in zip(gradients, factors, strict=True):
+            for gradient in itertools.chain(*layer):
                 gradient.mul_(factor)
-        return torch.stack(norms).isfinite().all()
+        return squares.isfinite().all()
+
+    def _add_up_gradients(self) -> None:
+        """Those of all tokens; and of what all ranks have alike, one and the same gradient."""
+        self.split.tokens.add_up([p.grad for p in self.weights.parameters() if p.grad is not None])
+        if (ranks := self.split.features).size > 1:
+            outputs = [
+                p.grad for p in (self.weights.b_dec, self.weights.W_skip) if p is not None and p.grad is not None
+            ]
+            ranks.add_up(outputs)
+            for gradient in outputs:
+                gradient /= ranks.size
 
     def _sparse_at_first(self) -> bool:
         """The ranked kinds' density is known; of the others all is active at first."""
@@ -109,7 +138,7 @@ class Part:
         layers = self.weights.n_layers if config.kind == "clt" else 1
         return config.ranks and config.features >= _SMALLEST and config.k / (layers * config.features) < _DENSE_ABOVE
 
-    def _choose_kernels(self, step: int, code: Code) -> None:
+    def _choose_kernels(self, step: int, code: Code, n_tokens: int) -> None:
         config = self.config
         if config.kernels != "auto" or config.ranks or config.features < _SMALLEST or step % _MEASURE_EVERY:
             return
@@ -117,25 +146,29 @@ class Part:
         if isinstance(code, DenseCode):
             density = code.density(self.weights, config.margin)
         assert density is not None
-        self.sparse = density < _DENSE_ABOVE
+        of_features = self.split.features.sum(torch.tensor(density)) / self.split.features.size
+        self.sparse = float(self.split.of_batch(of_features, n_tokens, config.batch)) < _DENSE_ABOVE
 
     def _resample(self, step: int, x: Tensor, result: Losses) -> None:
         config = self.config
         falling = step + 1 >= (1 - config.decay) * config.steps
         dead = self.counter.dead
-        if falling or (step + 1) % config.resample_every or not bool(dead.any()):
+        split = self.split
+        if falling or (step + 1) % config.resample_every_used or not bool(split.features.any(dead.any())):
             return
-        resample(
+        renewed = resample(
             self.weights,
             self.optimizer,
-            result.code,
             x,
             result.error,
             dead,
             config,
-            seed=config.seed * 1_000_003 + step + self.layers.start * 7_919,
+            l0=split.of_batch(split.features.sum(result.code.l0()), x.shape[1], config.batch),
+            smallest=split.competing.least(result.code.smallest()),
+            seed=config.seed * 1_000_003 + step + (self.before + self.layers.start) * 7_919,
+            split=split,
         )
-        self.counter.since_fired[dead] = 0
+        self.counter.since_fired[renewed] = 0
 
 
 def layers_at_once(config: TrainConfig, d_model: int, n_layers: int, device: torch.device) -> int:

@@ -22,8 +22,6 @@ from transcoders.training.config import TrainConfig
 from transcoders.training.cost import TrainingCost, training_cost
 from transcoders.training.step import Run
 
-_KEPT = 2
-"""Checkpoints that are on the disk while one is written, beside those that are kept."""
 _TRIAL_ROWS = 8
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -61,10 +59,10 @@ class Plan:
         """Raises `InputError` where memory or disk do not suffice, saying what takes most of it and what to change."""
         if self.peak > self.memory_there:
             largest = sorted((part for part in self.memory.items() if part[0] != "in use"), key=lambda p: -p[1])[:3]
+            most = ", ".join(f"{name} {spoken_size(bytes)}" for name, bytes in largest)
             raise InputError(
-                f"The run needs about {spoken_size(self.peak)} of memory and {spoken_size(self.memory_there)} are there "
-                f"({', '.join(f'{name} {spoken_size(bytes)}' for name, bytes in largest)}); lower features, batch or "
-                "buffer_mb, or take a larger machine."
+                f"The run needs about {spoken_size(self.peak)} of memory, and {spoken_size(self.memory_there)} are "
+                f"there ({most}); lower features, batch or buffer_mb, or take a larger machine."
             )
         needed = sum(self.disk.values())
         if self.disk_there is not None and needed > self.disk_there:
@@ -103,7 +101,7 @@ def plan_run(
         per_token, spent = _forward(model, source, places.sites, 0.3 * trial_seconds)
         flops["model"], seconds["model"] = per_token * configs[0].tokens, spent * configs[0].tokens
     if out is not None:
-        disk["checkpoints"] = _KEPT * sum(c.checkpoint for c in costs)
+        disk["checkpoints"] = (configs[0].keep_last + configs[0].keep_best + 1) * sum(c.checkpoint for c in costs)
         disk["dictionaries"] = sum(4 * c.parameters for c in costs)
     if model is not None and evaluate_tokens:
         for config, cost in zip(configs, costs, strict=True):

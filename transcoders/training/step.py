@@ -3,7 +3,7 @@
 All tensors are normalised: a layer's writes have variance one per coordinate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from transcoders.training.parameters import BatchTopK, TrainingParameters
 from transcoders.training.part import Part, layers_at_once
 from transcoders.training.revival import DeadCounter, never_fired
 from transcoders.training.sparsity import P_SMALLEST, SparsityController, exponent, falling, learning_rate, shares
+from transcoders.training.split import WHOLE, Split
 
 _OWN = "trainee."
 """Before the names of weights in a checkpoint, as the first release wrote them."""
@@ -39,14 +40,38 @@ class Measured(NamedTuple):
     sparsity: Float[Tensor, ""]
     revival: Float[Tensor, ""]
 
+    def over_ranks(self, split: Split, n_tokens: int, config: TrainConfig) -> "Measured":
+        """The same of all ranks' tokens, layers and features."""
+        if split.world.size == 1:
+            return self
+        fvu, sparsity = (split.of_batch(x, n_tokens, config.batch) for x in (self.fvu, self.sparsity))
+        l0 = split.of_batch(split.features.sum(self.l0), n_tokens, config.batch)
+        loss, revival = split.tokens.sum(torch.stack([self.loss, self.revival]))
+        n_own, ranks = len(fvu), split.layers
+        loss, sparsity, revival = ranks.sum(torch.stack([loss, sparsity, revival]) * n_own) / ranks.count(n_own)
+        return Measured(loss, ranks.gather(fvu), ranks.gather(l0), sparsity, revival)
+
 
 class Run:
-    """One dictionary in training. Batches are `[batch, layer, d_model]`, as the model has them."""
+    """One dictionary in training, or what of it is with this rank.
 
-    def __init__(self, config: TrainConfig, weights: TrainingParameters, scales: Scales) -> None:
-        self.config, self.weights, self.scales = config, weights, scales
+    Batches are `[batch, layer, d_model]`, as the model has them.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        weights: TrainingParameters,
+        scales: Scales,
+        *,
+        split: Split = WHOLE,
+        n_layers: int | None = None,
+    ) -> None:
+        """`weights`, `scales`: this rank's; `n_layers`: of all ranks."""
+        self.config, self.weights, self.scales, self.split = config, weights, scales, split
         n, device = weights.n_layers, weights.W_enc.device
-        self.counter = never_fired(n, config.features, config.dead_after, device)
+        self.n_layers = n_layers or n
+        self.counter = never_fired(n, weights.W_enc.shape[1], config.dead_after_used, device)
         at_once = layers_at_once(config, weights.W_enc.shape[-1], n, device)
         self.parts = [self._part(first, min(first + at_once, n)) for first in range(0, n, at_once)]
         self._stacked_moments = self._share_moments()
@@ -55,10 +80,11 @@ class Run:
         self.measured: Measured | None = None
 
     def _part(self, first: int, last: int) -> Part:
-        counter = DeadCounter(self.counter.since_fired[first:last], self.config.dead_after)
-        if last - first == self.weights.n_layers:
-            return Part(self.config, self.weights, counter, 0, alone=True)
-        return Part(self.config, self.weights.views(first, last), counter, first, alone=False)
+        counter = DeadCounter(self.counter.since_fired[first:last], self.config.dead_after_used)
+        alone = last - first == self.weights.n_layers
+        weights = self.weights if alone else self.weights.views(first, last)
+        before = self.split.layers_of(self.n_layers).start
+        return Part(self.config, weights, counter, first, alone=alone, split=self.split, before=before)
 
     @property
     def finite(self) -> Bool[Tensor, ""]:
@@ -71,12 +97,17 @@ class Run:
         config: TrainConfig,
         reads: Float[Tensor, "batch layer d_model"],
         writes: Float[Tensor, "batch layer d_model"],
+        *,
+        split: Split = WHOLE,
+        n_layers: int | None = None,
     ) -> "Run":
-        """With first values from a sample of the data."""
+        """With first values from a sample of the data, of the layers of `n_layers` that are with this rank."""
         reads, writes = reads.float(), writes.float()
         scales = measure_scales(reads, writes, config)
         first = (x * scale[:, None] for x, scale in ((reads, scales.read), (writes, scales.write)))
-        return cls(config, initial_parameters(config, *first), scales)
+        weights = initial_parameters(config, *first, split=split, n_layers=n_layers)
+        split.tokens.broadcast([scales.read, scales.write, *weights.parameters()])
+        return cls(config, weights, scales, split=split, n_layers=n_layers)
 
     @classmethod
     def restore(
@@ -87,21 +118,45 @@ class Run:
         record: dict[str, Any],
         folder: Path,
         device: torch.device,
+        *,
+        split: Split = WHOLE,
     ) -> "Run":
-        """As `tensors()` and `record()` left it, `[layer, d_model]`; `FileFormatError` where they are not of it."""
-        empty = torch.zeros(2, *shape, device=device)
-        run = cls(config, initial_parameters(config, empty, empty), measure_scales(empty, empty, config))
+        """As `tensors()` and `record()` left it, `[layer, d_model]` of all ranks, where `tensors` are this rank's.
+
+        `FileFormatError` where they are not of it.
+        """
+        run = cls._empty(config, shape, device, split)
         require_like(folder, tensors, run.tensors() | run._moments_like())
-        run.weights.load_state_dict(_within(_OWN, tensors))
+        run._take(tensors)
         run._restore_moments(_within("optimizer.", tensors))
-        run.scales = Scales(tensors["scales.read"], tensors["scales.write"])
-        run.counter.since_fired.copy_(tensors["since_fired"])
         run.controller = SparsityController(config, **record["controller"])
         require_for_each_layer(folder, record["sparse"], shape[0])
         for part in run.parts:
-            part.sparse = record["sparse"][part.layers.start]
-        run.averaged = _within("averaged.", tensors)
+            part.sparse = record["sparse"][part.before + part.layers.start]
         return run
+
+    @classmethod
+    def of_weights(cls, config: TrainConfig, tensors: dict[str, Tensor], folder: Path, device: torch.device) -> "Run":
+        """To be exported, not to go on: of `tensors()` all but the optimizer's; `FileFormatError` as in `restore`."""
+        W_enc = tensors.get(f"{_OWN}W_enc")
+        layers, d_model = (1, 1) if W_enc is None or W_enc.ndim != 3 else (W_enc.shape[0], W_enc.shape[2])
+        run = cls._empty(config, (layers, d_model), device, WHOLE)
+        require_like(folder, tensors, run.tensors())
+        run._take(tensors)
+        return run
+
+    @classmethod
+    def _empty(cls, config: TrainConfig, shape: tuple[int, int], device: torch.device, split: Split) -> "Run":
+        n_layers, d_model = shape
+        empty = torch.zeros(2, len(split.layers_of(n_layers)), d_model, device=device)
+        weights = initial_parameters(config, empty, empty, split=split, n_layers=n_layers)
+        return cls(config, weights, measure_scales(empty, empty, config), split=split, n_layers=n_layers)
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        self.weights.load_state_dict(_within(_OWN, tensors))
+        self.scales = Scales(tensors["scales.read"], tensors["scales.write"])
+        self.counter.since_fired.copy_(tensors["since_fired"])
+        self.averaged = _within("averaged.", tensors)
 
     # what is saved
 
@@ -166,14 +221,25 @@ class Run:
         return places
 
     def require_finite(self, place: str) -> None:
-        """Raises `NotFiniteError` where a weight is not finite."""
+        """Raises `NotFiniteError` where a weight is not finite, on all ranks."""
+        bad = []
         for name, value in self.tensors().items():
             if not bool(value.isfinite().all()):
-                raise NotFiniteError(f"{place} has numbers in {name} that are not finite, so it is not written.")
+                bad.append(name)
+        if bool(self.split.world.any(torch.tensor(bool(bad)))):
+            which = f"in {bad[0]}" if bad else "on another rank"
+            raise NotFiniteError(f"{place} has numbers {which} that are not finite, so it is not written.")
 
     def record(self) -> dict[str, Any]:
-        sparse = [part.sparse for part in self.parts for _ in range(part.weights.n_layers)]
-        return {"controller": self.controller.state(), "sparse": sparse}
+        """What else is saved, of all ranks."""
+        sparse = torch.tensor([part.sparse for part in self.parts for _ in range(part.weights.n_layers)])
+        return {"controller": self.controller.state(), "sparse": self.split.layers.gather(sparse).tolist()}
+
+    def to_first(self) -> tuple[dict[str, Tensor], Iterator[tuple[str, Tensor | None]]]:
+        """The tensors of all ranks: shapes without data, and one tensor after the other on the first rank."""
+        sizes = self.n_layers, self.config.features
+        tensors = self.tensors()
+        return self.split.whole_shapes(tensors, *sizes), self.split.to_first(tensors, *sizes)
 
     # one step
 
@@ -203,7 +269,7 @@ class Run:
             if annealed < p:
                 strengths.append(_strengths(part.weights, result, (p, annealed)))
         if measured:
-            self.measured = _together(measured)
+            self.measured = _together(measured).over_ranks(self.split, reads.shape[0], config)
         self._steer(step, strengths)
         self._average()
 
@@ -215,6 +281,7 @@ class Run:
             self.controller.update(step, float(self.measured.l0.mean()))
         if strengths:
             before, after = (sum(side) for side in zip(*strengths, strict=True))
+            before, after = self.split.world.sum(torch.tensor([before, after], dtype=torch.float64)).tolist()
             self.controller.gain *= before / max(after, 1e-12) if after > 0 else 1.0
 
     @torch.no_grad()
@@ -228,7 +295,9 @@ class Run:
         """Of the last batch that was measured; `step` counts the steps done."""
         result = self.measured
         assert result is not None
-        dead = self.counter.dead.float().mean(dim=1)
+        ranks = self.split.features
+        dead = self.split.layers.gather(ranks.sum(self.counter.dead.float().mean(dim=1)) / ranks.size)
+        alignment = self.split.layers.gather(ranks.sum(self.weights.alignment().mean(dim=1)) / ranks.size)
         metrics = {
             "step": step,
             "tokens": step * self.config.batch,
@@ -236,7 +305,7 @@ class Run:
             "fvu": float(result.fvu.mean()),
             "l0": float(result.l0.mean()),
             "dead": float(dead.mean()),
-            "alignment": float(self.weights.alignment().mean()),
+            "alignment": float(alignment.mean()),
             "sparsity": float(result.sparsity),
             "revival": float(result.revival),
             "learning_rate": learning_rate(self.config, step - 1),
@@ -250,19 +319,30 @@ class Run:
         return metrics
 
     @torch.no_grad()
-    def export(self, reads: Sequence[Site], writes: Sequence[Site], provenance: DictionaryProvenance) -> DictionarySet:
-        """The dictionaries as they are now, or their running mean, on the model's own activations."""
-        if not self.averaged:
-            return export(self.weights, self.config.kind, self.scales, reads, writes, provenance)
-        own = {name: parameter.detach().clone() for name, parameter in self.weights.named_parameters()}
-        try:
-            for name, parameter in self.weights.named_parameters():
-                parameter.copy_(self.averaged[name])
-            self.weights.constrain()
-            return export(self.weights, self.config.kind, self.scales, reads, writes, provenance)
-        finally:
-            for name, parameter in self.weights.named_parameters():
-                parameter.copy_(own[name])
+    def export(
+        self,
+        reads: Sequence[Site],
+        writes: Sequence[Site],
+        provenance: DictionaryProvenance,
+        *,
+        everywhere: bool = True,
+    ) -> DictionarySet | None:
+        """The dictionaries as they are now, or their running mean, on the model's own activations.
+
+        Without `everywhere` on the first rank only, and on those that have all of them anyway; None on others.
+        """
+        own = dict(self.weights.state_dict()) | self.averaged
+        own |= {"scales.read": self.scales.read, "scales.write": self.scales.write}
+        tensors = self.split.whole(own, self.n_layers, self.config.features, everywhere)
+        if tensors is None:
+            return None
+        scales = Scales(tensors["scales.read"], tensors["scales.write"])
+        if self.averaged:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        weights = self.weights.holding(tensors)
+        if self.averaged:
+            weights.constrain()
+        return export(weights, self.config.kind, scales, reads, writes, provenance)
 
 
 def _normalise(

@@ -13,8 +13,9 @@ from transcoders.data.store_stream import StoreStream
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
-from transcoders.training.batches import sites_of_kind
+from transcoders.training.batches import Stream, own_tokens, sites_of_kind
 from transcoders.training.config import TrainConfig
+from transcoders.training.split import WHOLE, Split
 
 
 class StoreSource:
@@ -42,8 +43,11 @@ class StoreSource:
         self.store.require_sites([*reads, *writes])
         return reads, writes
 
-    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> StoreStream:
-        return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, state=state)
+    def open(
+        self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None, split: Split = WHOLE
+    ) -> Stream:
+        own = [sites[place] for place in split.sites_of(sites, self.n_layers)]
+        return own_tokens(self._stream(own, batch=batch, buffer_mb=self.config.buffer_mb, state=state), split)
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
         """No more than half of the buffer holds, as those who normalise it make a copy."""

@@ -3,11 +3,11 @@
 Numbers that are not finite are noticed without making a device wait for each step.
 """
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from signal import Signals
 from typing import Any, NamedTuple
 
 import torch
@@ -15,26 +15,36 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
-from transcoders.errors import InputError, NotFiniteError
+from transcoders.errors import FileFormatError, InputError, LostRankError, NotFiniteError, WriteError
+from transcoders.files import sweep
 from transcoders.formats.native import save_native
+from transcoders.formats.registry import load_dictionaries
 from transcoders.sites import Site
-from transcoders.training.batches import FIRST_BATCHES, Places, Source
+from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly
+from transcoders.training.best import L0_TOLERANCE, score
 from transcoders.training.checkpoint import (
+    RECORD,
     Checkpoint,
     alone_in,
+    checkpoints,
+    damaged,
+    keep_checkpoints,
     latest_checkpoint,
     read_record,
     read_state,
     remove_checkpoints,
-    require_same_run,
     save_checkpoint,
 )
 from transcoders.training.config import TrainConfig
 from transcoders.training.display import Display
+from transcoders.training.distributed import ALONE, World
 from transcoders.training.export import library_versions
-from transcoders.training.metrics import MetricsFile, Sink, Wait, open_sink
+from transcoders.training.metrics import METRICS, MetricsFile, Sink, Wait, lines_after, open_sink
 from transcoders.training.record import write_record
+from transcoders.training.run_folder import identity_of, mark_finished, mark_started, require_same_run, was_started
+from transcoders.training.split import Piece, Split
 from transcoders.training.step import Run
+from transcoders.training.stopping import StopRequest, stop_requests
 
 
 class Spoilt(NamedTuple):
@@ -51,8 +61,12 @@ class Spoilt(NamedTuple):
 class Watch:
     """For every site and every dictionary the first step with a number that is not finite, kept on the device."""
 
-    def __init__(self, sites: Sequence[Site], names: Sequence[str], device: torch.device) -> None:
-        self.sites, self.names = list(sites), list(names)
+    def __init__(
+        self, sites: Sequence[Site], names: Sequence[str], device: torch.device, world: World, own: Sequence[int]
+    ) -> None:
+        """`own`: the places of the sites that this rank sees."""
+        self.sites, self.names, self.world = list(sites), list(names), world
+        self._own = torch.tensor(own, device=device)
         self._first = torch.zeros(len(self.sites) + len(self.names), dtype=torch.int64, device=device)
 
     def see(
@@ -60,12 +74,16 @@ class Watch:
     ) -> None:
         """Take in a step's activations, and whether each dictionary's loss and gradient were finite."""
         ends = torch.stack([activations.amax(dim=(0, 2)), activations.amin(dim=(0, 2))])  # NaN where anything is
-        good = torch.cat([ends.isfinite().all(dim=0), torch.stack(list(finite))])
+        good = torch.ones_like(self._first, dtype=torch.bool)
+        good[self._own] = ends.isfinite().all(dim=0)
+        good[len(self.sites) :] = torch.stack(list(finite))
         self._first = torch.where((self._first == 0) & ~good, step, self._first)
 
     def first(self) -> Spoilt | None:
-        """The first of them; waits for the device. Activations go before the losses they spoil."""
-        steps = self._first.tolist()
+        """The first of them on any rank; waits for the device. Activations go before the losses they spoil."""
+        never = torch.iinfo(self._first.dtype).max
+        first = self.world.least(self._first.where(self._first > 0, never))
+        steps = first.where(first < never, 0).tolist()
         if not any(steps):
             return None
         step, place = min((step, place) for place, step in enumerate(steps) if step)
@@ -81,13 +99,8 @@ def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
 
 logger = logging.getLogger(__name__)
 
-_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers")
+_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers", "parallel")
 """Settings of the stream, which all dictionaries trained on it have in common."""
-
-_L0_TOLERANCE = 0.05
-
-_FREE_TO_CHANGE = ("log_to",)
-"""Settings that nothing trained depends on: a run may be resumed with others."""
 
 
 class Trainer:
@@ -104,42 +117,63 @@ class Trainer:
         out: Path | str | None = None,
         resume: bool = False,
         names: Sequence[str] | None = None,
+        world: World = ALONE,
     ) -> None:
+        """`world`: the ranks that train together; the first one writes."""
         require_configs(configs)
         self.source, self.configs, self.config = source, list(configs), configs[0]
+        self.split = Split(world, self.config.parallel)
+        for config in configs:
+            self.split.require(config, source.n_layers)
         self.names = _names(configs, names)
         self.out = None if out is None else Path(out)
-        self.sites, self._places = Places.of(source, configs)
-        self._watch = Watch(self.sites, self.names, source.device)
-        with alone_in(self.out):
+        self.sites, self._places = Places.of(source, configs, self.split)
+        self._own = self.split.sites_of(self.sites, source.n_layers)
+        self._watch = Watch(self.sites, self.names, source.device, world, self._own)
+        with alone_in(self._mine):
             if resume:
                 self._restore()
             else:
                 self._start()
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
-        """Train to the end, or up to a step."""
+        """Train to the end, or up to a step.
+
+        Where there is an output folder, Ctrl-C and SIGTERM are heard at the end of a step: a checkpoint is written, and
+        `Stopped`, a KeyboardInterrupt, says so.
+        """
         steps = self.config.steps
         end = min(steps, until or steps)
         self._wait = Wait()
-        display = Display(self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress)
-        with alone_in(self.out), display, ExitStack() as stack:
+        display = Display(
+            self.names, steps=steps, done=self.step, batch=self.config.batch, shown=progress and self._writes
+        )
+        with (
+            alone_in(self._mine),
+            self._with_way_back(),
+            stop_requests(heard=self.out is not None) as request,
+            display,
+            ExitStack() as stack,
+        ):
             sinks = self._open_sinks(stack)  # first: a missing package is to leave everything as it was
-            files = [
-                stack.enter_context(MetricsFile(folder / "metrics.jsonl", step=self.step)) for folder in self._folders()
-            ]
+            files = [stack.enter_context(MetricsFile(folder / METRICS, step=self.step)) for folder in self._folders()]
             while self.step < end:
                 activations = self._wait.next(self.batches).reads
                 log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
                 self._train_step(activations, measure=log)
-                save = self.out is not None and self.step % self.config.checkpoint_every == 0
+                stop = self.out is not None and self._agreed(request)
+                save = self.out is not None and (stop or self.step % self.config.checkpoint_every == 0)
                 if log or save or self.step == end or activations.device.type == "cpu":
                     self._require_finite(activations)
                 if log:
-                    logger.info("step %d of %d, %s", self.step, steps, display.measured(self._log(files, sinks)))
+                    figures = display.measured(self._log(files, sinks))
+                    if self._writes:
+                        logger.info("step %d of %d, %s", self.step, steps, figures)
                 display.advance()
                 if save:
                     self._save_checkpoint()
+                if stop:
+                    raise request.stopped(f"Training stopped after step {self.step} of {steps}. {self._way_back()}")
         if self.step == steps:
             self.batches = iter(())  # what the stream buffers is needed no longer
 
@@ -149,35 +183,36 @@ class Trainer:
         At the end of training a warning says where `target_l0` was missed by more than 5 %. `NotFiniteError` for
         weights that are not finite; nothing is saved then.
         """
-        self._require_finite(None)
-        results = []
-        for config, run, name in zip(self.configs, self.runs, self.names, strict=True):
-            run.require_finite(f"The dictionary {name}")
-            provenance = DictionaryProvenance(
-                model=self.source.name,
-                model_origin=self.source.origin,
-                fingerprint=self.source.fingerprint(),
-                frame=self.source.frame,
-                corpus=self.source.corpus,
-                tokens=self.step * config.batch,
-                bos=self.source.bos,
-                seed=config.seed,
-                versions=library_versions(),
-                config=config.to_json(),
-                d_vocab=self.source.d_vocab,
-                first=self.source.first,
-                limits={str(site): limit for site, limit in self.source.limits.items()},
-            )
-            results.append(run.export(*self.source.sites(config), provenance))
-        with alone_in(self.out):
-            for folder, dictionaries in zip(self._folders(), results, strict=False):
+        with self._with_way_back(), alone_in(self._mine):
+            self._require_finite(None)
+            exported = [self._export(*each) for each in zip(self.configs, self.runs, self.names, strict=True)]
+            for folder, dictionaries in zip(self._folders(), exported, strict=False):
+                assert dictionaries is not None
                 save_native(dictionaries, folder)
             self._write_records()
-        if self.step == self.config.steps:
+            if self._mine is not None and self.step == self.config.steps:
+                mark_finished(self._mine, self._identity(), self._folders())
+            self.split.world.wait()
+        results = [each for each in exported if each is not None]
+        if not results:  # a rank that has a part of them: of the rest it reads what it needs
+            results = [load_dictionaries(folder, decoders="mapped") for folder in self._folders_of(self.out)]
+        if self.step == self.config.steps and self._writes:
             self._compare_l0(results)
         return results
 
+    def _export(self, config: TrainConfig, run: Run, name: str) -> DictionarySet | None:
+        run.require_finite(f"The dictionary {name}")
+        sites, provenance = self.source.sites(config), self._provenance(config)
+        return run.export(*sites, provenance, everywhere=self.out is None)
+
     # one step
+
+    def _agreed(self, request: StopRequest) -> bool:
+        """Whether any rank was asked to stop: all do at the same step."""
+        if self.split.world.size > 1:
+            number = -int(self.split.world.least(torch.tensor(-int(request.number or 0))))
+            request.number = Signals(number) if number else None
+        return request.number is not None
 
     def _train_step(self, activations: Float[Tensor, "batch site d_model"], *, measure: bool) -> None:
         for run, (reads, writes) in zip(self.runs, self._places, strict=True):
@@ -195,26 +230,38 @@ class Trainer:
         else:
             what = f"the activations at {spoilt.site} are not finite"
             if activations is not None and spoilt.step == self.step:
-                row = spoilt_rows(activations)[0]
-                what += f" (row {row} of the batch, {self.stream.place(row)}); mend or leave out what they come from"
+                for row in spoilt_rows(activations)[:1]:  # ranks may have none
+                    what += f" (row {row} of the batch, {self.stream.place(row)})"
+                what += "; mend or leave out what they come from"
         raise NotFiniteError(f"Training stopped at step {spoilt.step}: {what}. {self._way_back()}")
+
+    @contextmanager
+    def _with_way_back(self) -> Iterator[None]:
+        """A full disk ends a run, and so does a lost rank; it says from where the run can go on."""
+        try:
+            yield
+        except WriteError as error:
+            raise WriteError(f"{error} {self._way_back()}") from error
+        except LostRankError as error:
+            raise LostRankError(f"Training stopped at step {self.step}: {error} {self._way_back()}") from error
 
     def _way_back(self) -> str:
         folder = None if self.out is None else latest_checkpoint(self.out)
         if folder is None:
             return "There is no checkpoint to go back to."
-        return f"The last good checkpoint is {folder}, from which `resume` goes on."
+        return f"The last good checkpoint is {folder}, from which `resume` (--resume) goes on."
 
     def _compare_l0(self, results: Sequence[DictionarySet]) -> None:
         """Warn where the L0 of what is handed out is not the one that was asked."""
         if all(config.target_l0 is None for config in self.configs):
             return
         sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
-        for config, name, (reads, _), result in zip(self.configs, self.names, self._places, results, strict=True):
+        for config, name, result in zip(self.configs, self.names, results, strict=True):
             if config.target_l0 is None:
                 continue
-            l0 = len(result.encode(sample[reads]).value) / (sample.shape[1] * len(sample[reads]))
-            if abs(l0 / config.target_l0 - 1) > _L0_TOLERANCE:
+            reads = torch.stack([sample[self.sites.index(site)] for site in self.source.sites(config)[0]])
+            l0 = len(result.encode(reads.to(_device(result))).value) / (reads.shape[0] * reads.shape[1])
+            if abs(l0 / config.target_l0 - 1) > L0_TOLERANCE:
                 logger.warning(
                     "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
                     name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
@@ -234,10 +281,6 @@ class Trainer:
     # starting and resuming
 
     def _start(self) -> None:
-        if self.out is not None and (earlier := latest_checkpoint(self.out)):
-            # It would be taken for this run's.
-            logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
-            remove_checkpoints(self.out)
         first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
@@ -246,21 +289,66 @@ class Trainer:
                     f"{len(first)} tokens; mend or leave out what they come from."
                 )
         self.step = 0
+        first = first[:, evenly(self._own)]
         self.runs = [
-            Run.start(config, first[:, reads], first[:, writes])
+            Run.start(config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers)
             for config, (reads, writes) in zip(self.configs, self._places, strict=True)
         ]
         self._open(None)
+        if self._mine is not None:
+            self._take_folder(self._mine)
+
+    def _take_folder(self, out: Path) -> None:
+        """Last of all that can fail: what an earlier run left to go on from is lost here."""
+        self._sweep()
+        if earlier := latest_checkpoint(out):
+            # It would be taken for this run's.
+            logger.warning("Removing %s of an earlier run, as this one starts anew (`resume` would go on).", earlier)
+            remove_checkpoints(out)
+        mark_started(out, self._identity())
 
     def _restore(self) -> None:
+        """From the latest checkpoint that is not damaged; from the beginning where the run was killed before any."""
         if self.out is None:
             raise InputError("`resume` goes on from a checkpoint in an output folder; give `out` as well.")
-        folder = latest_checkpoint(self.out)
-        if folder is None:
+        started, there = was_started(self.out, self._identity()), checkpoints(self.out)
+        if not there and started:
+            logger.info("%s has no checkpoint yet; starting at step 0", self.out)
+            self._start()
+            return
+        if not there:
             raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")
+        self._sweep()
+        while True:
+            folder = there.pop()
+            try:
+                self._restore_alike(folder)
+                break
+            except FileFormatError as error:
+                if not there:
+                    raise FileFormatError(
+                        f"{error} There is no checkpoint before it, so leave out `resume` to train anew."
+                    ) from error
+                logger.warning("%s Going on from the one before it, %s.", error, there[-1])
+        self._keep_checkpoints()  # a kill may have left one too many
+        if not started and self._mine is not None:  # of an earlier release
+            mark_started(self._mine, self._identity())
+        logger.info("resuming %s at step %d of %d", self.out, self.step, self.config.steps)
+
+    def _restore_alike(self, folder: Path) -> None:
+        """On all ranks or on none: what one finds damaged, the others may not have read."""
+        damage = None
+        try:
+            self._restore_from(folder)
+        except FileFormatError as error:
+            damage = error
+        if bool(self.split.world.any(torch.tensor(damage is not None))):
+            raise damage or FileFormatError(f"{folder} is damaged, as another rank says.")
+
+    def _restore_from(self, folder: Path) -> None:
         record = read_record(folder, steps=self.config.steps, runs=len(self.configs))
-        require_same_run(self.out, record["run"], self._identity())
-        tensors = read_state(folder, record, self.source.device)
+        require_same_run(folder.parent, record["run"], self._identity())
+        tensors = read_state(folder, record, self.source.device, self._own_piece)
         self.step = record["step"]
         self.runs = [
             Run.restore(
@@ -270,45 +358,91 @@ class Trainer:
                 record["runs"][i],
                 folder,
                 self.source.device,
+                split=self.split,
             )
             for i, config in enumerate(self.configs)
         ]
-        self._open(record["data"])
-        logger.info("resuming %s at step %d of %d", self.out, self.step, self.config.steps)
+        try:
+            self._open(record["data"])
+        except InputError:  # of data that are not there any more, for example
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder / RECORD, "data", record["data"], "where the data go on") from error
 
     def _open(self, state: Mapping[str, Any] | None) -> None:
-        self.stream = self.source.open(self.sites, batch=self.config.batch, state=state)
+        self.stream = self.source.open(self.sites, batch=self.config.batch, state=state, split=self.split)
         self.batches = iter(self.stream)
 
     def _save_checkpoint(self) -> None:
         assert self.out is not None
         for run in self.runs:
             run.require_finite(f"The checkpoint of step {self.step}")
-        save_checkpoint(self.out, self.step, self._checkpoint())
-        self._write_records()
+        checkpoint = self._checkpoint()
+        if self._writes:
+            save_checkpoint(self.out, self.step, checkpoint)
+            self._write_records()
+            self._keep_checkpoints()
+        else:
+            checkpoint.take_part()
+        self.split.world.wait()
+
+    def _keep_checkpoints(self) -> None:
+        if self._mine is not None:
+            keep_last, keep_best = self.config.keep_last, self.config.keep_best
+            keep_checkpoints(self._mine, self.step, keep_last=keep_last, keep_best=keep_best)
 
     def _checkpoint(self) -> Checkpoint:
-        tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
+        shapes: dict[str, Tensor] = {}
+        streams: list[Iterator[tuple[str, Tensor | None]]] = []
+        for i, run in enumerate(self.runs):
+            of_run, stream = run.to_first()
+            shapes |= {f"{i}.{name}": like for name, like in of_run.items()}
+            streams.append(stream)
         record = {
             "step": self.step,
             "data": self.stream.state(),
             "runs": [run.record() for run in self.runs],
             "run": self._identity(),
+            "names": self.names,
+            "provenance": [self._provenance(config).to_json() for config in self.configs],
+            "score": self._score() if self._writes else None,
         }
-        return Checkpoint(tensors, record)
+        return Checkpoint(shapes, (tensor for stream in streams for _, tensor in stream), record)
+
+    def _own_piece(self, name: str) -> tuple[str, Piece] | None:
+        """What of a checkpoint's tensor is with this rank, and its name here."""
+        number = name.partition(".")[0]
+        features = self.configs[int(number)].features if number.isdigit() and int(number) < len(self.configs) else 0
+        return self.split.own(name, self.source.n_layers, features)
+
+    def _score(self) -> float | None:
+        """Of what was logged since the checkpoint before, over all dictionaries; None where it says nothing."""
+        since = (self.step - 1) // self.config.checkpoint_every * self.config.checkpoint_every
+        lines = [lines_after(folder / METRICS, since) for folder in self._folders()]
+        scores = [score(config, each) for config, each in zip(self.configs, lines, strict=True)]
+        known = [each for each in scores if each is not None]
+        return sum(known) / len(known) if len(known) == len(scores) else None
+
+    def _provenance(self, config: TrainConfig) -> DictionaryProvenance:
+        source = self.source
+        return DictionaryProvenance(
+            model=source.name,
+            model_origin=source.origin,
+            fingerprint=source.fingerprint(),
+            frame=source.frame,
+            corpus=source.corpus,
+            tokens=self.step * config.batch,
+            bos=source.bos,
+            seed=config.seed,
+            versions=library_versions(),
+            config=config.to_json(),
+            d_vocab=source.d_vocab,
+            first=source.first,
+            limits={str(site): limit for site, limit in source.limits.items()},
+        )
 
     def _identity(self) -> dict[str, Any]:
-        # Through JSON, because that is how a checkpoint remembers it: tuples become lists.
-        identity = {
-            "model": self.source.name,
-            "fingerprint": self.source.fingerprint(),
-            "corpus": self.source.corpus,
-            "config": [
-                {key: value for key, value in config.to_json().items() if key not in _FREE_TO_CHANGE}
-                for config in self.configs
-            ],
-        }
-        return json.loads(json.dumps(identity))
+        return identity_of(self.source, self.configs)
 
     # files
 
@@ -318,16 +452,34 @@ class Trainer:
             write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
     def _folders(self) -> list[Path]:
-        """One for each dictionary: the output folder itself, or named folders in it where there are several."""
-        if self.out is None:
+        """One for each dictionary, where this rank writes."""
+        return self._folders_of(self._mine)
+
+    def _folders_of(self, out: Path | None) -> list[Path]:
+        """The output folder itself, or named folders in it where there are several dictionaries."""
+        if out is None:
             return []
-        return [self.out] if len(self.configs) == 1 else [self.out / name for name in self.names]
+        return [out] if len(self.configs) == 1 else [out / name for name in self.names]
+
+    @property
+    def _writes(self) -> bool:
+        return self.split.world.first
+
+    @property
+    def _mine(self) -> Path | None:
+        """The output folder, where this rank writes to it."""
+        return self.out if self._writes else None
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written; the lock says that it is not there any more."""
+        for folder in {self._mine, *self._folders()} - {None}:
+            sweep(folder)
 
     def _open_sinks(self, stack: ExitStack) -> list[Sink | None]:
         """For each dictionary where its configuration wants its metrics besides the file, closed with the stack."""
         sinks: list[Sink | None] = []
         for config, name in zip(self.configs, self.names, strict=True):
-            if config.log_to == "none":
+            if config.log_to == "none" or not self._writes:
                 sinks.append(None)
                 continue
             if self.out is None:
@@ -347,6 +499,11 @@ def require_configs(configs: Sequence[TrainConfig]) -> None:
                 f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
                 "Give them one value, or train them one after the other."
             )
+
+
+def _device(dictionaries: DictionarySet) -> torch.device:
+    assert isinstance(dictionaries, torch.nn.Module)
+    return next(dictionaries.parameters()).device
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
