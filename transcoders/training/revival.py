@@ -13,7 +13,7 @@ from transcoders.dictionaries import JumpReLU
 from transcoders.kernels import auxk_encode, cross_layer_decode
 from transcoders.training.codes import Code
 from transcoders.training.config import TrainConfig
-from transcoders.training.parameters import Gated, TrainingParameters
+from transcoders.training.parameters import Gated, TrainingParameters, aligned_to
 
 
 class DeadCounter:
@@ -104,8 +104,8 @@ def resample(
 
     Source: Bricken et al. 2023, *Towards Monosemanticity*, appendix on neuron resampling. Departures: there both
     directions are the token's input, which is a mixture of features, where its error is what has no feature yet; the
-    bias is zero, with which a new latent is active on so much else that it is soon driven to silence again; and no
-    latent is turned away, which on real activations, where few directions have most of the variance, made things worse.
+    bias is zero, with which a new latent is active on so much else that it is soon driven to silence again; and every
+    dead latent is renewed, whether that helps or not.
     """
     generator = torch.Generator(device=reads.device).manual_seed(seed)
     renewed = torch.zeros_like(dead)
@@ -161,11 +161,13 @@ def _drawn(
     alive = weights.encoder()[layer][~dead]
     size = alive.norm(dim=1).mean() if len(alive) else weights.W_enc.new_ones(())
     W_enc = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
+    norm = 1.0 if weights.unit_decoders else weights.decoder_norms()[layer][~dead].mean().nan_to_num(1.0)
+    W_dec = norm * _unit(error[token].flatten(1)).view_as(error[token])
+    if weights.aligned:
+        W_enc = aligned_to(W_dec.sum(dim=1), W_enc)
     centre = weights.b_dec[layer] if weights.centred else 0.0
     h = (reads[layer] - centre) @ W_enc.T
     b_enc = cut - _exceeded_by(h, _SELDOM * l0 / len(dead))
-    norm = 1.0 if weights.unit_decoders else weights.decoder_norms()[layer][~dead].mean().nan_to_num(1.0)
-    W_dec = norm * _unit(error[token].flatten(1)).view_as(error[token])
     a = torch.where(h + b_enc > cut, torch.relu(h + b_enc), 0.0)
     along = error.flatten(1) @ W_dec.flatten(1).T
     useful = (a * (2 * along - a * W_dec.square().sum(dim=(1, 2)))).sum(dim=0) > 0
