@@ -14,6 +14,7 @@ from tests.distributed_cases import (
     D,
     first_part,
     killed_at,
+    model_source,
     second_part,
     source_of,
     spoilt,
@@ -65,12 +66,14 @@ def test_two_ranks_come_to_what_a_single_process_does(alone, together, how, name
 
 
 TEXT = [
-    TranscoderConfig(activation="batchtopk", parallel=how, outliers=1.5, **{**COMMON, "context": 9, "tokens": 64 * 14})
+    TranscoderConfig(activation="batchtopk", parallel=how, outliers=2.2, **{**COMMON, "context": 9, "tokens": 64 * 14})
     for how in ("data", "layers", "features")
 ]
 
 
 def test_rows_of_text_are_run_apart_and_batches_stay_what_they_are():
+    source = model_source(TEXT[0])
+    assert source.outliers(source.sites(TEXT[0])[1]).share > 0  # some tokens are left out
     (expected,) = trained_on_text(ALONE, TEXT[:1])
     for first, _ in zip(*on_ranks(trained_on_text, TEXT), strict=True):
         for key, tensor in expected["tensors"].items():
