@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev  ## the whole suite, but what is marked slow or gpu
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
-pythons: $(VENV)/.installed-dev  ## the suite without browser and slow tests, on every Python that is here
+pythons: $(VENV)/.installed-dev  ## the suite without browser, slow and page tests, on every Python that is here
 	$(BIN)/nox --sessions tests
 
 lowest: $(VENV)/.installed-dev  ## the same with the lowest versions that pyproject.toml allows

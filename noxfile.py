@@ -4,7 +4,7 @@
     nox -s tests-3.12      one of them
     nox -s lowest
 
-Browser, slow and GPU tests differ by machine, not by Python.
+Browser, slow and GPU tests differ by machine, not by Python; what pages show is run on the default one.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import nox
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-ARGUMENTS = ("-n", "2", "--dist", "worksteal", "-m", "not slow and not gpu and not browser")
+ARGUMENTS = ("-n", "2", "--dist", "worksteal", "-m", "not slow and not gpu and not browser and not pages")
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"

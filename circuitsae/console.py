@@ -211,6 +211,13 @@ def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
     ]  # fmt: skip
     rows += [None, ("mean", f"{evaluation.l0:.1f}", f"{evaluation.fvu:.3f}", "", "", f"{evaluation.dead:.1%}", "", "")]
     show_table(console, f"On {evaluation.tokens:,} held-out tokens", columns, rows)
+    if evaluation.massive:
+        worst = max(evaluation.layers, key=lambda layer: abs(layer.fvu_all - layer.fvu))
+        console.print(
+            f"Left out: {evaluation.massive:,} tokens of massive activations, which have no features. With them the "
+            f"FVU of layer {worst.layer} is {worst.fvu_all:.3f}.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     _show_replacements(console, evaluation)
     console.print(of_evaluation(evaluation), highlight=False, soft_wrap=True)
 

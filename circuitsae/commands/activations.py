@@ -38,7 +38,7 @@ def activations(
     separator: Annotated[str | None, tyro.conf.DisallowNone] = None,
     bos: Bos = None,
     first: int = 1,
-    outliers: float = 30.0,
+    outliers: float = 20.0,
     dtype: Literal["float32", "bf16", "int8"] = "float32",
     shard_mb: int = 512,
     seed: int = 0,

@@ -8,7 +8,7 @@ from circuitsae.commands.shared import THE_WHOLE, CorpusPart, Weights, lasting
 from transcoders.errors import FileFormatError, InputError
 from transcoders.files import write_json
 
-RUN = "run.json"
+RUN = "trained_on.json"
 
 
 @dataclass(frozen=True, kw_only=True)

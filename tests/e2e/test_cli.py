@@ -170,7 +170,7 @@ def test_train_then_trace(tmp_path):
     )  # fmt: skip
     assert "held-out tokens" in printed
     assert (out / "evaluation.json").exists()
-    assert json.loads((out / "run.json").read_text()) == {"model": "pocket", "corpus": str(corpus.resolve())}
+    assert json.loads((out / "trained_on.json").read_text()) == {"model": "pocket", "corpus": str(corpus.resolve())}
     printed = run("trace", PROMPT, "--dictionaries", out, "--out", tmp_path / "graph", "--validate", "5")
     assert re.search("of [1-5] graph claims? hold within a factor of two", printed)
     assert load_graph(tmp_path / "graph").provenance["dictionaries"]["model"] == "pocket"

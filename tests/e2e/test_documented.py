@@ -186,6 +186,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(page, True, id=f"{page}-slow", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize(("page", "slow"), list(cases()))
 def test_what_a_page_says_works(page, slow, clone, tmp_path, monkeypatch, subtests):
     folder = shutil.copytree(clone, tmp_path / "circuitsae")

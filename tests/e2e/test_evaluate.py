@@ -108,7 +108,7 @@ def test_a_run_is_evaluated_by_its_name_alone(run, named_run, corpus, tmp_path):
 
 
 def test_a_run_without_a_record_is_what_its_dictionaries_say(run, named_run, corpus, tmp_path):
-    (named_run / "run.json").unlink()
+    (named_run / "trained_on.json").unlink()
     config = json.loads((named_run / "config.json").read_text())
     config["provenance"] |= {"model": "pocket", "corpus": "pocket"}
     (named_run / "config.json").write_text(json.dumps(config))
@@ -128,7 +128,7 @@ def test_a_run_without_a_record_is_what_its_dictionaries_say(run, named_run, cor
     ],
 )
 def test_a_record_that_leads_nowhere_gets_one_sentence(run, named_run, record, message):
-    (named_run / "run.json").write_text(record)
+    (named_run / "trained_on.json").write_text(record)
     printed = run("evaluate", named_run, code=2)
     assert "Traceback" not in printed
     assert message in printed

@@ -35,7 +35,7 @@ from circuitsae.validation import Validation
 from tests.sample_graphs import small_graph
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
-QUICK = ("--max-features", "20", "--validate", "4")
+QUICK = ("--max-features", "20", "--validate", "0")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -142,7 +142,7 @@ def test_validate_hands_on_what_it_was_told(copied, monkeypatch):
 def test_edges_are_tested_on_other_prompts_and_verdicts_calibrated(call, copied, tmp_path):
     others = tmp_path / "others.txt"
     others.write_text("When Tom and Mary went to the store, Tom gave a drink to\n")
-    words = ["validate", copied, "--edges", "20", "--controls", "40", "--prompts", others, "--calibrate", 5]
+    words = ["validate", copied, "--edges", "8", "--controls", "20", "--prompts", others, "--calibrate", 2]
     printed = call(*words, columns=200)
     assert "on other prompts" in printed
     assert re.search(r"graph claim\s+│ planted", printed)
@@ -250,7 +250,7 @@ def test_a_trace_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_overwriting_leaves_nothing_of_the_earlier_graph(call):
-    call("trace", PROMPT, *QUICK, "--out", "graph")
+    call("trace", PROMPT, "--max-features", "5", "--validate", "1", "--out", "graph")
     assert (Path("graph") / "validation.json").exists()
     call("trace", PROMPT, "--max-features", "5", "--validate", "0", "--overwrite", "--out", "graph")
     assert sorted(path.name for path in Path("graph").iterdir()) == ["edges.npz", "graph.html", "graph.json"]

@@ -249,6 +249,52 @@ def test_positions_before_the_first_with_features_keep_the_models_own_writes(mod
         assert loss == pytest.approx(loss_of(logits, rows), rel=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_massive_tokens_keep_the_models_own_writes_and_fvu_is_given_with_and_without(model, rows, kind):
+    sets = random_dictionaries(kind, n_layers=N_LAYERS, d_model=D_MODEL, features=24, dtype=torch.float64)
+    at = model.activations(rows, [*sets.reads, *sets.writes])
+    written = at[sets.writes[1]]
+    limit = float(written[:, 1:].norm(dim=-1).quantile(0.8))
+    sets.provenance = replace(sets.provenance, limits={str(sets.writes[1]): limit})
+    exact = written.norm(dim=-1) > limit
+    kept = ~exact
+    kept[:, 0] = False
+    evaluation = evaluate(model, sets, rows)
+    assert (evaluation.tokens, evaluation.massive) == (int(kept.sum()), int(exact[:, 1:].sum()))
+    found = evaluation.layers[1]
+    put = sum(
+        sets.activations(i, at[sets.reads[i]]) @ sets.decoder_rows(i, torch.arange(24), 1)
+        for i in range(N_LAYERS)
+        if 1 in sets.write_layers(i)
+    ) + sets.decoder_bias(1)
+    for where, fvu in ((kept, found.fvu), (torch.arange(rows.shape[1]).expand_as(rows) > 0, found.fvu_all)):
+        y, error = written[where], (written - put)[where]
+        assert fvu == pytest.approx(float(error.square().sum() / (y - y.mean(0)).square().sum()))
+    assert found.fvu != pytest.approx(found.fvu_all)
+    assert found.l0 == pytest.approx(float((sets.activations(1, at[sets.reads[1]])[kept] > 0).double().sum(-1).mean()))
+    whole = torch.where(kept[..., None], put, written)
+    logits, _ = model.run(rows, edits={sets.writes[1]: lambda _: whole})
+    assert found.loss_spliced == pytest.approx(loss_of(logits, rows), rel=1e-10)
+    # All layers replaced: each keeps its own write at these tokens, whatever the stream has become.
+    pending = [0.0] * N_LAYERS
+
+    def read(layer):
+        def encode(value):
+            out = sets.decode_layer(layer, sets.activations(layer, value)).unbind(-2)
+            for target, part in zip(sets.write_layers(layer), out, strict=True):
+                pending[target] = pending[target] + part
+
+        return encode
+
+    def write(layer):
+        return lambda value: torch.where(kept[..., None], pending[layer] + sets.decoder_bias(layer), value)
+
+    edits = {sets.reads[i]: read(i) for i in range(N_LAYERS)} | {sets.writes[i]: write(i) for i in range(N_LAYERS)}
+    logits, _ = model.run(rows, edits=edits)
+    assert evaluation.replaced.loss == pytest.approx(loss_of(logits, rows), rel=1e-10)
+    assert Evaluation.from_json(evaluation.to_json()) == evaluation
+
+
 def test_what_does_not_fit_is_refused(model, rows):
     with pytest.raises(DictionaryError, match="width 8"):
         evaluate(model, random_dictionaries("plt", n_layers=N_LAYERS, d_model=8), rows)

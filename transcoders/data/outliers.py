@@ -66,7 +66,7 @@ def find_outliers(
     rows: Int[Tensor, "row pos"],
     sites: Sequence[Site],
     *,
-    times: float = 30.0,
+    times: float = 20.0,
     first: int = 1,
     positions: Int[Tensor, "row pos"] | None = None,
 ) -> TokenOutliers:

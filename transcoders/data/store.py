@@ -57,7 +57,7 @@ _SETTINGS: dict[str, Any] = {
     "separator": _TEXT,
     "first": {"type": "integer", "minimum": 0},
     "outliers": {"type": "number", "minimum": 0},
-    "limits": {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+    "limits": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
     "sites": {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string"}},
     "dtype": {"enum": list(get_args(StoreDtype))},
     "seed": {"type": "integer"},

@@ -60,7 +60,7 @@ def write_activations(
     separator: str | None = None,
     bos: bool | None = None,
     first: int = 1,
-    outliers: float = 30.0,
+    outliers: float = 20.0,
     dtype: StoreDtype = "float32",
     shard_mb: int = 512,
     seed: int = 0,

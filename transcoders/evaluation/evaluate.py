@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from transcoders.data.outliers import massive_tokens
 from transcoders.dictionaries import DictionarySet, fitted, present_layers
 from transcoders.errors import InputError
 from transcoders.evaluation.comparing import Original, Sums, next_tokens
@@ -65,8 +66,9 @@ def evaluate(
     """Sparsity and reconstruction of every layer, and what the model loses when its writes are replaced.
 
     `rows`: tokens the dictionaries were not trained on. The first position of every row is left out of all figures;
-    positions before the first with features keep the model's own writes, and are left out of L0 and FVU. Losses are
-    measured with each layer replaced alone, and with all of them. Layers without a dictionary are left out.
+    positions before the first with features keep the model's own writes, and are left out of L0 and FVU; so do tokens
+    that exceed a limit of the training, with which FVU is given beside. Losses are measured with each layer replaced
+    alone, and with all of them. Layers without a dictionary are left out.
 
     `loss_tokens`: how many of the tokens losses, agreement and KL are measured on, in rows spread evenly over all;
     None for all of them. `memory`: bytes to take beside model and dictionaries, though never less than one row needs;
@@ -100,8 +102,9 @@ def evaluate(
     features = "replaced" if sequential(dictionaries) else "original"
     replaced = ReplacedModel(features=features, loss=losses.loss(_Key(None, "spliced")), **losses.figures(None))
     return Evaluation(
-        tokens=statistics.tokens, loss_tokens=losses.tokens, loss=losses.original, layers=evaluated, replaced=replaced
-    )
+        tokens=statistics.tokens, massive=statistics.massive, loss_tokens=losses.tokens, loss=losses.original,
+        layers=evaluated, replaced=replaced,
+    )  # fmt: skip
 
 
 def _spread(rows: Int[Tensor, "row pos"], tokens: int | None) -> Int[Tensor, "_ pos"]:
@@ -124,7 +127,8 @@ def _statistics(
     for group in groups:
         at = model.activations(group, {*dictionaries.reads, *dictionaries.writes})
         tensors = ([at[s][:, first:].flatten(0, 1) for s in side] for side in (dictionaries.reads, dictionaries.writes))
-        statistics.update_by_layer(*tensors)
+        massive = massive_tokens(model, group, dictionaries.provenance.site_limits)[:, first:].flatten()
+        statistics.update_by_layer(*tensors, massive)
         bar[0].advance(bar[1])
     return statistics
 
@@ -150,7 +154,8 @@ class _Losses:
         """Run the model on `rows` with everything that is to be replaced, and compare `at_once` positions a time."""
         group = self._original(rows)
         finals: dict[_Key, Tensor] = {}
-        for key, edits in self._replacements(group.rebuilt):
+        massive = massive_tokens(self.model, rows, self.dictionaries.provenance.site_limits)
+        for key, edits in self._replacements(group.rebuilt, massive):
             start = max((k for k in group.streams if k <= min(site.layer for site in edits)), default=0)
             final, _ = self.model.run_to_unembedding(rows, edits=edits, start=start, stream=group.streams.get(start))
             finals[key] = _compared(final)
@@ -172,17 +177,17 @@ class _Losses:
         return _Group(final, {start: at[site] for start, site in before.items()}, kept)
 
     def _replacements(
-        self, rebuilt: Mapping[int, Float[Tensor, "row pos d_model"]]
+        self, rebuilt: Mapping[int, Float[Tensor, "row pos d_model"]], massive: Bool[Tensor, "row pos"]
     ) -> Iterator[tuple[_Key, Mapping[Site, Hook]]]:
         """Each layer alone, and all of them, by reconstruction, zeros and mean."""
         first, writes = self.dictionaries.provenance.first, self.dictionaries.writes
         replacements: dict[By, Any] = {"spliced": rebuilt, "zero": torch.zeros_like(self.means), "mean": self.means}
         for by, values in replacements.items():
-            edits = {layer: {writes[layer]: in_the_place(values[layer], first)} for layer in self.layers}
+            edits = {layer: {writes[layer]: in_the_place(values[layer], first, massive)} for layer in self.layers}
             for layer, edit in edits.items():
                 yield _Key(layer, by), edit
             if by == "spliced" and sequential(self.dictionaries):
-                yield _Key(None, by), Splice(self.dictionaries, self.layers).edits()
+                yield _Key(None, by), Splice(self.dictionaries, self.layers, massive).edits()
             else:
                 yield _Key(None, by), {site: hook for edit in edits.values() for site, hook in edit.items()}
 
@@ -245,6 +250,7 @@ def _layer(layer: int, statistics: Statistics, losses: _Losses, dictionaries: Di
         layer=layer,
         l0=statistics.l0[layer],
         fvu=statistics.fvu[layer],
+        fvu_all=statistics.fvu_all[layer],
         cosine=statistics.cosine[layer],
         shrinkage=statistics.shrinkage[layer],
         dead=statistics.dead[layer],

@@ -64,6 +64,8 @@ class LayerEvaluation:
     """Active features per token."""
     fvu: float
     """Fraction of the variance of the write that the reconstruction leaves unexplained."""
+    fvu_all: float
+    """The same with the tokens that were left out in training as outliers, which have no features in use."""
     cosine: float
     """Mean cosine of write and reconstruction."""
     shrinkage: float
@@ -119,6 +121,8 @@ class Evaluation:
 
     tokens: int
     """Tokens that sparsity and reconstruction were measured on."""
+    massive: int = 0
+    """Tokens without features, as their activations exceed a limit of the training; not among these."""
     loss_tokens: int
     """Tokens that losses, agreement and KL were measured on: those of all rows, or of some spread evenly over them."""
     loss: float
@@ -172,6 +176,7 @@ class Evaluation:
             layers = tuple(_layer(layer) for layer in record["layers"])
             replaced = ReplacedModel(**_with_nan(record["replaced"]))
             counts = {"tokens": record["tokens"], "loss_tokens": record.get("loss_tokens", record["tokens"])}
+            counts["massive"] = record.get("massive", 0)
             return cls(**counts, loss=record["loss"], layers=layers, replaced=replaced)
         except (KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
@@ -192,7 +197,7 @@ def load_evaluation(path: Path | str) -> Evaluation:
 
 
 def _layer(record: Mapping[str, Any]) -> LayerEvaluation:
-    settings = dict(_with_nan(record))
+    settings = {"fvu_all": record["fvu"]} | _with_nan(record)
     rates = settings.pop("firing")
     firing = FiringHistogram(edges=tuple(rates["edges"]), counts=tuple(rates["counts"]), never=rates["never"])
     alignment = AlignmentSummary(**_with_nan(settings.pop("alignment")))

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet, present_layers
@@ -20,12 +20,17 @@ class Splice:
     """Edits that replace the writes of some layers by what the dictionaries make of the edited model's own stream.
 
     A cross-layer transcoder's write at layer l' sums what the features of all layers l ≤ l' send there, each computed
-    in the same pass. Positions before the first with features keep the model's own write, and so do layers without a
-    dictionary. One `Splice` serves one forward pass at a time.
+    in the same pass. Positions before the first with features keep the model's own write, and so do `massive` tokens
+    and layers without a dictionary. One `Splice` serves one forward pass at a time.
     """
 
-    def __init__(self, dictionaries: DictionarySet, layers: Collection[int] | None = None) -> None:
-        self.dictionaries = dictionaries
+    def __init__(
+        self,
+        dictionaries: DictionarySet,
+        layers: Collection[int] | None = None,
+        massive: Bool[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        self.dictionaries, self.massive = dictionaries, massive
         self.layers = set(present_layers(dictionaries) if layers is None else layers)
         self._pending: dict[int, Tensor] = {}
         self._reads: dict[int, Tensor] = {}
@@ -79,16 +84,22 @@ class Splice:
             return None
         y = self._pending.pop(layer) + self.dictionaries.decoder_bias(layer)
         replacement = self.dictionaries.finished(layer, y, self._reads.pop(layer))
-        return keep_first(value, replacement, self.dictionaries.provenance.first)
+        return with_features(value, replacement, self.dictionaries.provenance.first, self.massive)
 
 
-def keep_first(
-    value: Float[Tensor, "batch pos d_model"], replacement: Float[Tensor, "*any d_model"], first: int
+def with_features(
+    value: Float[Tensor, "batch pos d_model"],
+    replacement: Float[Tensor, "*any d_model"],
+    first: int,
+    massive: Bool[Tensor, "batch pos"] | None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """`replacement` at the positions from `first` on."""
-    return torch.cat([value[:, :first], replacement.expand_as(value)[:, first:]], dim=1)
+    """`replacement` at the positions with features: from `first` on, those that are not `massive`."""
+    replaced = torch.cat([value[:, :first], replacement.expand_as(value)[:, first:]], dim=1)
+    return replaced if massive is None else torch.where(massive[..., None], value, replaced)
 
 
-def in_the_place(replacement: Float[Tensor, "*any d_model"], first: int) -> Hook:
-    """An edit that writes `replacement`, of every token or the same for all, at the positions from `first` on."""
-    return lambda value: keep_first(value, replacement, first)
+def in_the_place(
+    replacement: Float[Tensor, "*any d_model"], first: int, massive: Bool[Tensor, "batch pos"] | None = None
+) -> Hook:
+    """An edit that writes `replacement`, of every token or the same for all, at the positions with features."""
+    return lambda value: with_features(value, replacement, first, massive)

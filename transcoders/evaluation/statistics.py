@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet
@@ -88,24 +88,44 @@ class Statistics:
     def __init__(self, dictionaries: DictionarySet) -> None:
         self.dictionaries = dictionaries
         n, d = dictionaries.n_layers, dictionaries.d_model
-        self.tokens = 0
+        self.tokens = self.massive = 0
         self._sum, self._sum_hat = (torch.zeros(n, d, dtype=torch.float64) for _ in range(2))
         self._squares, self._squares_hat, self._products, self._squared_error, self._cosines = (
             torch.zeros(n, dtype=torch.float64) for _ in range(5)
         )
+        self._massive_sum = torch.zeros(n, d, dtype=torch.float64)
+        self._massive_squares, self._massive_error = (torch.zeros(n, dtype=torch.float64) for _ in range(2))
         self._fired = [torch.zeros(dictionaries.n_features(layer), dtype=torch.int64) for layer in range(n)]
 
     def update(self, reads: Float[Tensor, "token layer d_model"], writes: Float[Tensor, "token layer d_model"]) -> None:
         self.update_by_layer(list(reads.unbind(1)), list(writes.unbind(1)))
 
     def update_by_layer(
-        self, reads: Sequence[Float[Tensor, "token d_model"]], writes: Sequence[Float[Tensor, "token d_model"]]
+        self,
+        reads: Sequence[Float[Tensor, "token d_model"]],
+        writes: Sequence[Float[Tensor, "token d_model"]],
+        massive: Bool[Tensor, "token"] | None = None,
     ) -> None:
-        """The same of one tensor for each layer; where they can be encoded apart, no two are at the same time."""
-        self.tokens += len(writes[0])
+        """The same of one tensor for each layer; where they can be encoded apart, no two are at the same time.
+
+        Tokens that are `massive` count in `fvu_all` alone.
+        """
+        out = torch.zeros(len(writes[0]), dtype=torch.bool) if massive is None else massive.cpu()
+        kept = ~out if bool(out.any()) else slice(None)  # a view where it can be
+        self.massive += int(out.sum())
+        self.tokens += int((~out).sum())
         for layer, (activations, y_hat) in enumerate(reconstruct(self.dictionaries, reads)):
-            self._add(layer, writes[layer].cpu().double(), y_hat.cpu().double())
-            self._fired[layer] += (activations > 0).sum(dim=0).cpu()
+            y, y_hat = writes[layer].cpu().double(), y_hat.cpu().double()
+            self._add(layer, y[kept], y_hat[kept])
+            self._add_massive(layer, y[out], y_hat[out])
+            self._fired[layer] += (activations > 0)[kept].sum(dim=0).cpu()
+
+    def _add_massive(
+        self, layer: int, y: Float[Tensor, "token d_model"], y_hat: Float[Tensor, "token d_model"]
+    ) -> None:
+        self._massive_sum[layer] += y.sum(dim=0)
+        self._massive_squares[layer] += y.square().sum()
+        self._massive_error[layer] += (y - y_hat).square().sum()
 
     def _add(self, layer: int, y: Float[Tensor, "token d_model"], y_hat: Float[Tensor, "token d_model"]) -> None:
         self._sum[layer] += y.sum(dim=0)
@@ -125,6 +145,16 @@ class Statistics:
     def fvu(self) -> list[float]:
         """`Σ ‖y − ŷ‖² / Σ ‖y − μ‖²`."""
         return _unexplained(self._squared_error, self._squares, self._sum, self.tokens).tolist()
+
+    @property
+    def fvu_all(self) -> list[float]:
+        """The same with the massive tokens, reconstructed as if they had features."""
+        return _unexplained(
+            self._squared_error + self._massive_error,
+            self._squares + self._massive_squares,
+            self._sum + self._massive_sum,
+            self.tokens + self.massive,
+        ).tolist()
 
     @property
     def cosine(self) -> list[float]:

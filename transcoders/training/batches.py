@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_BATCHES = 8
 """Batches from which first values are taken."""
-_TIMES = 30.0
+_TIMES = 20.0
 """Median norms above which a token is named, where none is left out."""
 _SPARE = 1.1
 """Rows for a batch, in multiples of what it needs where no token is left out as an outlier."""

@@ -139,7 +139,7 @@ class TrainConfig:
     """Whether each row begins with the beginning-of-text token; None for what the model's own tokenizer does."""
     first: int = 1
     """Positions left out at the start of every row: attention sinks, whose activations are like no others."""
-    outliers: float = 30.0
+    outliers: float = 20.0
     """A token is left out too where the norm of its activations at a site is more than this many times the site's
     median (massive activations); 0 for none."""
     buffer_mb: int = 512
