@@ -73,7 +73,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch):
     x = torch.randn(600, 16)
     plan = tc.plan(None, x, small("sae"), out=tmp_path, trial_seconds=0.1)
     plan.require_fit()
-    for there, what in (("memory_there", "of memory and 1 MB are there"), ("disk_there", "are free; make room")):
+    for there, what in (("memory_there", "of memory, and 1 MB are there"), ("disk_there", "are free; make room")):
         with pytest.raises(InputError, match=what):
             type(plan)(**{**vars(plan), there: 2**20 if there == "memory_there" else 10}).require_fit()
 

@@ -155,8 +155,8 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     error[:, :] *= 1e-3
     error[:, [5, 9]] = 10 * (x - x.mean(dim=1, keepdim=True))[:, [5, 9]]
     before = {name: p.detach().clone() for name, p in run.weights.named_parameters()}
-    of_code = {"l0": result.code.l0(), "smallest": result.code.smallest()}
-    renewed = resample(run.weights, part.optimizer, x, error, dead, config, **of_code, seed=0)
+    l0, smallest = result.code.l0(), result.code.smallest()
+    renewed = resample(run.weights, part.optimizer, x, error, dead, config, l0=l0, smallest=smallest, seed=0)
     assert torch.equal(renewed, dead)
     after = dict(run.weights.named_parameters())
     for name in ("W_enc", "b_enc"):
@@ -192,7 +192,8 @@ def test_resampling_turns_away_latents_that_would_not_lessen_the_squared_error(a
     dead = torch.zeros(1, FEATURES, dtype=torch.bool)
     dead[0, ::2] = True
     before = run.weights.W_dec[0].detach().clone()
-    renewed = resample(run.weights, part.optimizer, result.code, x, error, dead, config, seed=0)[0]
+    of_code: Any = {"l0": result.code.l0(), "smallest": result.code.smallest(), "seed": 0}
+    renewed = resample(run.weights, part.optimizer, x, error, dead, config, **of_code)[0]
     assert bool(renewed.any())
     assert torch.equal((run.weights.W_dec[0] != before).flatten(1).any(1), renewed)
     h = run.weights.pre_activations(x)[0].double()
@@ -201,7 +202,7 @@ def test_resampling_turns_away_latents_that_would_not_lessen_the_squared_error(a
         a = torch.where(h[:, latent] > cut, h[:, latent].relu(), 0.0)
         left = error[0].double() - a[:, None] * run.weights.W_dec[0][latent].double()
         assert float(left.square().sum()) < float(error.double().square().sum())
-    nothing_left = resample(run.weights, part.optimizer, result.code, x, 1e-6 * error, dead, config, seed=0)
+    nothing_left = resample(run.weights, part.optimizer, x, 1e-6 * error, dead, config, **of_code)
     assert not bool(nothing_left.any())
 
 

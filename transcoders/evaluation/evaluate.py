@@ -126,9 +126,10 @@ def _statistics(
     statistics, first = Statistics(dictionaries), dictionaries.provenance.first
     for group in groups:
         at = model.activations(group, {*dictionaries.reads, *dictionaries.writes})
-        tensors = ([at[s][:, first:].flatten(0, 1) for s in side] for side in (dictionaries.reads, dictionaries.writes))
+        sides = dictionaries.reads, dictionaries.writes
+        reads, writes = ([at[site][:, first:].flatten(0, 1) for site in side] for side in sides)
         massive = massive_tokens(model, group, dictionaries.provenance.site_limits)[:, first:].flatten()
-        statistics.update_by_layer(*tensors, massive)
+        statistics.update_by_layer(reads, writes, massive)
         bar[0].advance(bar[1])
     return statistics
 

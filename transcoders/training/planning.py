@@ -61,8 +61,8 @@ class Plan:
             largest = sorted((part for part in self.memory.items() if part[0] != "in use"), key=lambda p: -p[1])[:3]
             most = ", ".join(f"{name} {spoken_size(bytes)}" for name, bytes in largest)
             raise InputError(
-                f"The run needs about {spoken_size(self.peak)} of memory and {spoken_size(self.memory_there)} are there "
-                f"({most}); lower features, batch or buffer_mb, or take a larger machine."
+                f"The run needs about {spoken_size(self.peak)} of memory, and {spoken_size(self.memory_there)} are "
+                f"there ({most}); lower features, batch or buffer_mb, or take a larger machine."
             )
         needed = sum(self.disk.values())
         if self.disk_there is not None and needed > self.disk_there:
