@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transcoders import random_model
+from transcoders import ActivationStore, random_model
 from transcoders.errors import LostRankError, NotFiniteError, Stopped
 from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig
 from transcoders.training.batches import ModelSource, VectorSource
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import World
+from transcoders.training.stored import StoreSource
 from transcoders.training.trainer import Trainer
 
 LAYERS, D = 3, 8
@@ -136,3 +137,8 @@ def stopped_at(world: World, config: TrainConfig, out: Path, step: int) -> str:
     except Stopped as stop:
         return f"{stop.exit_code}: {stop}"
     return "not heard"
+
+
+def trained_on_store(world: World, configs: Sequence[TrainConfig], folder: Path) -> list[dict[str, Any]]:
+    sources = [StoreSource(ActivationStore(folder), None, config) for config in configs]
+    return [outcome(Trainer(source, [config], world=world)) for source, config in zip(sources, configs, strict=True)]

@@ -14,18 +14,22 @@ from tests.distributed_cases import (
     D,
     first_part,
     killed_at,
+    model_source,
     second_part,
     source_of,
     spoilt,
     stopped_at,
     trained,
+    trained_on_store,
     trained_on_text,
 )
 from tests.ranks import on_ranks
+from tests.small_stores import rows_of, small_model
+from transcoders import write_activations
 from transcoders.errors import FileFormatError, InputError
 from transcoders.formats.files import read_tensors
 from transcoders.formats.one_by_one import write_one_by_one
-from transcoders.training import CLTConfig, Trainer, TranscoderConfig
+from transcoders.training import CLTConfig, SAEConfig, Trainer, TranscoderConfig
 from transcoders.training.distributed import ALONE, World, device_of_rank
 from transcoders.training.split import Split
 
@@ -65,14 +69,28 @@ def test_two_ranks_come_to_what_a_single_process_does(alone, together, how, name
 
 
 TEXT = [
-    TranscoderConfig(activation="batchtopk", parallel=how, outliers=1.5, **{**COMMON, "context": 9, "tokens": 64 * 14})
+    TranscoderConfig(activation="batchtopk", parallel=how, outliers=2.2, **{**COMMON, "context": 9, "tokens": 64 * 14})
     for how in ("data", "layers", "features")
 ]
 
 
 def test_rows_of_text_are_run_apart_and_batches_stay_what_they_are():
+    source = model_source(TEXT[0])
+    assert source.outliers(source.sites(TEXT[0])[1]).share > 0  # some tokens are left out
     (expected,) = trained_on_text(ALONE, TEXT[:1])
     for first, _ in zip(*on_ranks(trained_on_text, TEXT), strict=True):
+        for key, tensor in expected["tensors"].items():
+            close(first["tensors"][key], tensor, key)
+
+
+def test_a_store_is_shared_as_text_is(tmp_path):
+    write_activations(small_model(), rows_of(40), tmp_path, sites=("resid_post",), progress=False)
+    configs = [
+        SAEConfig(activation="topk", parallel=how, context=17, **{**COMMON, "tokens": 64 * 14})
+        for how in ("data", "layers")
+    ]
+    (expected,) = trained_on_store(ALONE, configs[:1], tmp_path)
+    for first in on_ranks(trained_on_store, configs, tmp_path)[0]:
         for key, tensor in expected["tensors"].items():
             close(first["tensors"][key], tensor, key)
 

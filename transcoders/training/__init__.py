@@ -10,6 +10,9 @@ Below `step`: `parameters` (all layers stacked, activations normalised) with the
 `revival` of dead latents. Beside the loop: `metrics` writes figures, `best` compares checkpoints by them, `stopping`
 hears Ctrl-C, `export` makes what is used of what was trained, `snapshot` of a checkpoint, and `calibration` puts
 thresholds in the place of TopK.
+
+Several processes: `distributed` is what they say to each other, `split` what of a run each has, `dealing` the rows that
+each runs the model on, `ranking` how features on different ranks compete; `cost` is what all of it takes.
 """
 
 from typing import TYPE_CHECKING
