@@ -62,7 +62,8 @@ def training_step(
         totals: dict[str, list[float]] = {way: [] for way in runs}
 
         def step(way: str, runs=runs, steps=steps, totals=totals) -> None:
-            totals[way].append(float(runs[way].step(steps[way], x, x.roll(1, dims=1)).total.detach()))
+            runs[way].step(steps[way], x, x.roll(1, dims=1))
+            totals[way].append(float(runs[way].measured.loss))
             steps[way] += 1
 
         seconds = in_turns({way: lambda way=way: step(way) for way in runs}, options.rounds)

@@ -1,5 +1,6 @@
 """Corpora, packing, and the stream of shuffled activations."""
 
+import json
 from itertools import islice
 
 import pytest
@@ -144,7 +145,7 @@ def test_a_stream_goes_on_where_another_stopped(model):
     batches = iter(unbroken)
     for _ in range(6):
         next(batches)
-    resumed = stream(model, rows, chunk=unbroken.chunk, batch_in_chunk=unbroken.batch_in_chunk)
+    resumed = stream(model, rows, state=json.loads(json.dumps(unbroken.state())))
     for expected, found in islice(zip(batches, resumed, strict=False), 9):
         assert torch.equal(expected.reads, found.reads)
         assert torch.equal(expected.writes, found.writes)

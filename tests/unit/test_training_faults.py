@@ -296,12 +296,17 @@ def cut(name, where):
     return edit_tensors(lambda tensors: tensors.update({name: tensors[name][where].clone()}))
 
 
+NO_PLACES = ("x", -1, 10**9, 1e9, 1.5, None, True, [1])
+
 DAMAGES = {
     **{f"without {key}": edit_record(lambda record, key=key: record.pop(key))
-       for key in ("step", "chunk", "batch_in_chunk", "runs", "run")},
-    **{f"{key} {value}": setting(key, value)
-       for key in ("step", "chunk", "batch_in_chunk") for value in ("x", -1, 10**9, 1e9, 1.5, None, True, [1])},
+       for key in ("step", "data", "runs", "run")},
+    **{f"step {value}": setting("step", value) for value in NO_PLACES},
+    **{f"data {value}": setting("data", value) for value in (1, [], None, {})},
+    **{f"{key} {value}": edit_record(lambda record, key=key, value=value: record["data"].update({key: value}))
+       for key in ("chunk", "batch_in_chunk") for value in NO_PLACES},
     **{f"runs {value}": setting("runs", value) for value in ([], {}, [1], [{}], [{"sparse": True}], "x")},
+    "sparse of a layer": edit_record(lambda record: record["runs"][0].update(sparse=[])),
     **{f"run {value}": setting("run", value) for value in (1, [], None)},
     **{f"controller {value}": steering("log_weight", value) for value in ("x", None, float("nan"), [1])},
     "controller more": steering("more", 1.0),
@@ -313,12 +318,12 @@ DAMAGES = {
     "half the tensors": lambda folder: os.truncate(folder / "state.safetensors", 1000),
     "a flipped bit": flip_a_bit,
     **{f"without {name}": edit_tensors(lambda tensors, name=name: tensors.pop(name))
-       for name in ("0.trainee.W_enc", "0.scales.read", "0.optimizer.0.exp_avg", "0.since_fired")},
+       for name in ("0.trainee.W_enc", "0.scales.read", "0.optimizer.W_enc.exp_avg", "0.since_fired")},
     **{f"short {name}": cut(name, slice(0, -1)) for name in ("0.trainee.b_dec", "0.scales.write", "0.since_fired")},
     "flat W_enc": edit_tensors(lambda t: t.update({"0.trainee.W_enc": t["0.trainee.W_enc"].flatten()})),
     "integer W_enc": edit_tensors(lambda t: t.update({"0.trainee.W_enc": t["0.trainee.W_enc"].int()})),
     "NaN": edit_tensors(lambda t: t["0.trainee.W_enc"].view(-1)[3:4].fill_(torch.nan)),
-    "infinite moment": edit_tensors(lambda t: t["0.optimizer.0.exp_avg"].view(-1)[3:4].fill_(torch.inf)),
+    "infinite moment": edit_tensors(lambda t: t["0.optimizer.W_enc.exp_avg"].view(-1)[3:4].fill_(torch.inf)),
     "another tensor": edit_tensors(lambda t: t.update({"0.optimizer.x": torch.zeros(1)})),
 }  # fmt: skip
 

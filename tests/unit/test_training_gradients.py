@@ -8,7 +8,7 @@ import torch
 from transcoders import CLTConfig, SAEConfig, TranscoderConfig
 from transcoders.training.config import PENALTIES
 from transcoders.training.initialise import initial_parameters
-from transcoders.training.step import losses
+from transcoders.training.losses import losses
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 3, 6, 12, 16
 CONFIGS = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}

@@ -14,9 +14,10 @@ from transcoders.training.codes import DenseCode
 from transcoders.training.config import PENALTIES
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_parameters
+from transcoders.training.losses import losses
 from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters, kth_largest
 from transcoders.training.sparsity import SparsityController, exponent, p_norm, sparsity_penalty
-from transcoders.training.step import Run, losses
+from transcoders.training.step import Run
 
 D_MODEL, FEATURES = 16, 24
 CONFIGS: dict[str, Any] = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}
@@ -278,8 +279,9 @@ def test_when_p_falls_the_weight_is_changed_so_that_the_penalty_stays_as_strong(
     strengths = []
     for step in range(config.steps):
         before = exponent(config, step), run.controller.weight(step)
-        result = run.step(step, x[:256], x[:256])
-        share = result.code.a.detach() * run.weights.decoder_norms().detach()[:, None] / D_MODEL**0.5
+        code = DenseCode.of(run.weights, x[:256].transpose(0, 1) * run.scales.read)
+        run.step(step, x[:256], x[:256])
+        share = code.a.detach() * run.weights.decoder_norms().detach()[:, None] / D_MODEL**0.5
         after = exponent(config, step + 1), run.controller.weight(step + 1)
         if after[0] < before[0]:
             strengths.append(
@@ -361,11 +363,13 @@ def test_precision_of_products_is_not_that_of_the_weights():
     x = sparse_vectors(8192)
     run = Run.start(config, x[:512, None], x[:512, None])
     batches = [x[256 * (step % 30) :][:256, None] for step in range(60)]
-    result = [run.step(step, batch, batch) for step, batch in enumerate(batches)][-1]
+    for step, batch in enumerate(batches):
+        run.step(step, batch, batch)
+    assert run.measured is not None
     for p in run.weights.parameters():
         assert p.grad is not None
         assert p.dtype == p.grad.dtype == torch.float32
-    assert result.total.dtype == torch.float32
+    assert run.measured.loss.dtype == torch.float32
     full = TrainingParameters(
         W_enc=run.weights.W_enc.detach(), b_enc=run.weights.b_enc.detach(),
         W_dec=[w.detach() for w in run.weights.W_dec], b_dec=run.weights.b_dec.detach(),

@@ -10,9 +10,9 @@ from transcoders.sites import Site
 from transcoders.training.codes import DenseCode
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_parameters, measure_scales
+from transcoders.training.losses import losses
 from transcoders.training.revival import never_fired, revival_loss
 from transcoders.training.sparsity import sparsity_penalty
-from transcoders.training.step import losses
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 3, 6, 10, 64
 CONFIGS = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}

@@ -224,11 +224,11 @@ def test_kernels_are_chosen_by_the_measured_density():
         "lr": 1e-2,
     }
     trainer = Trainer(VectorSource(x, None, seed=0), [SAEConfig(activation="jumprelu", start_l0=400.0, **settings)])
-    assert not trainer.runs[0].sparse
+    assert not trainer.runs[0].parts[0].sparse
     trainer.run(progress=False)
-    assert trainer.runs[0].sparse
+    assert trainer.runs[0].parts[0].sparse
     ranked = SAEConfig(activation="topk", **{**COMMON, "features": 1024})
-    assert Trainer(VectorSource(x, None, seed=0), [ranked]).runs[0].sparse
+    assert Trainer(VectorSource(x, None, seed=0), [ranked]).runs[0].parts[0].sparse
 
 
 def test_the_running_mean_of_the_weights_is_handed_out():

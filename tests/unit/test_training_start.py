@@ -143,7 +143,11 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     config = kind(features=FEATURES, activation=activation, k=4, threshold=0.01)
     reads, writes = draw(200, N_LAYERS, D_MODEL), draw(200, N_LAYERS, D_MODEL, seed=1)
     run = Run.start(config, reads, writes)
-    result = [run.step(step, reads, writes) for step in range(3)][-1]
+    for step in range(2):
+        run.step(step, reads, writes)
+    (part,) = run.parts
+    scaled = [a.transpose(0, 1) * s[:, None, None] for a, s in ((reads, run.scales.read), (writes, run.scales.write))]
+    result = part.step(2, *scaled, sparsity_weight=run.controller.weight(2), p=1.0)
     dead = torch.zeros(N_LAYERS, FEATURES, dtype=torch.bool)
     dead[1, [3, 7]] = True
     error = result.error.clone()
@@ -151,7 +155,7 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     error[:, 5] = 10 * draw(N_LAYERS, D_MODEL, seed=4)
     before = {name: p.detach().clone() for name, p in run.weights.named_parameters()}
     x = reads.transpose(0, 1).contiguous()
-    assert resample(run.weights, run.optimizer, result.code, x, error, dead, config, seed=0) == 2
+    assert resample(run.weights, part.optimizer, result.code, x, error, dead, config, seed=0) == 2
     after = dict(run.weights.named_parameters())
     for name in ("W_enc", "b_enc"):
         changed = (after[name] != before[name]).reshape(N_LAYERS, FEATURES, -1).any(-1)
@@ -160,7 +164,7 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     assert torch.equal(changed, dead[1])
     written = torch.nn.functional.normalize(after["W_dec.1"][3].flatten(), dim=0)
     assert abs(float(written @ torch.nn.functional.normalize(error[1, 5], dim=0))) > 0.999
-    moments = run.optimizer.state[run.weights.W_enc]["exp_avg"]
+    moments = part.optimizer.state[run.weights.W_enc]["exp_avg"]
     assert not moments[1, [3, 7]].any()
     assert bool(moments[1, [4, 8]].any())
     h = run.weights.pre_activations(x)[1][:, [3, 7]]

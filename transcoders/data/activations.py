@@ -1,9 +1,9 @@
 """Rows of tokens → shuffled batches of activations."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -57,7 +57,7 @@ class ActivationStream:
     """Endless shuffled batches of activations, a function of the rows and the seed alone.
 
     Works chunk by chunk: takes rows, runs the model on them, shuffles all their tokens, and deals them out. The tokens
-    of a chunk that do not fill a batch are dropped. `chunk` and `batch_in_chunk` say where the next batch comes from.
+    of a chunk that do not fill a batch are dropped.
     """
 
     def __init__(
@@ -70,14 +70,17 @@ class ActivationStream:
         batch: int,
         chunk_rows: int,
         seed: int,
-        chunk: int = 0,
-        batch_in_chunk: int = 0,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
-        """`rows` opens a pass over the token rows; it is called again when a pass ends."""
+        """`rows` opens a pass over the token rows; it is called again when a pass ends. `state`: where to go on."""
         self.model, self.reads, self.writes = model, tuple(reads), tuple(writes)
         self.batch, self.chunk_rows, self.seed = batch, chunk_rows, seed
-        self.chunk, self.batch_in_chunk = chunk, batch_in_chunk
+        self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
         self._chunks = _chunks(rows, chunk_rows)
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch comes from, as JSON."""
+        return {"chunk": self.chunk, "batch_in_chunk": self.batch_in_chunk}
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         for _ in range(self.chunk):  # resuming: rows are cheap, the model is not run on them

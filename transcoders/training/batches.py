@@ -21,12 +21,13 @@ Vectors = Tensor | Callable[[int], Tensor]
 
 @runtime_checkable
 class Stream(Protocol):
-    """Endless batches; `chunk` and `batch_in_chunk` say where the next one comes from."""
-
-    chunk: int
-    batch_in_chunk: int
+    """Endless batches."""
 
     def __iter__(self) -> Iterator[ActivationBatch]: ...
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch comes from, as JSON: `chunk`, `batch_in_chunk` and what else `Source.open` needs."""
+        ...
 
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
@@ -57,8 +58,8 @@ class Source(Protocol):
         """What a dictionary of each layer reads and writes."""
         ...
 
-    def open(self, sites: Sequence[Site], *, batch: int, chunk: int = 0, batch_in_chunk: int = 0) -> Stream:
-        """Batches with all `sites` as reads `[batch, site, d_model]`."""
+    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> Stream:
+        """Batches with all `sites` as reads `[batch, site, d_model]`, from the first one or from a stream's `state`."""
         ...
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
@@ -87,15 +88,13 @@ class ModelSource:
         return sites_of_kind(config, self.n_layers)
 
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token site d_model"]:
-        return next(iter(self._stream(sites, batch=tokens, buffer_mb=0, chunk=0, batch_in_chunk=0))).reads
+        return next(iter(self._stream(sites, batch=tokens, buffer_mb=0, state=None))).reads
 
-    def open(self, sites: Sequence[Site], *, batch: int, chunk: int = 0, batch_in_chunk: int = 0) -> ActivationStream:
-        return self._stream(
-            sites, batch=batch, buffer_mb=self.config.buffer_mb, chunk=chunk, batch_in_chunk=batch_in_chunk
-        )
+    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> ActivationStream:
+        return self._stream(sites, batch=batch, buffer_mb=self.config.buffer_mb, state=state)
 
     def _stream(
-        self, sites: Sequence[Site], *, batch: int, buffer_mb: int, chunk: int, batch_in_chunk: int
+        self, sites: Sequence[Site], *, batch: int, buffer_mb: int, state: Mapping[str, Any] | None
     ) -> ActivationStream:
         """Chunks as large as the buffer, and large enough for a batch."""
         bytes_per_row = self._context * len(sites) * self.d_model * self.model.W_U.element_size()
@@ -108,8 +107,7 @@ class ModelSource:
             batch=batch,
             chunk_rows=max(enough, buffer_mb * 2**20 // bytes_per_row),
             seed=self.config.seed,
-            chunk=chunk,
-            batch_in_chunk=batch_in_chunk,
+            state=state,
         )
 
 
@@ -146,8 +144,8 @@ class VectorSource:
         vectors = self._at(self._chunk(0), sites)
         return vectors[self._order(0, len(vectors))[:tokens].to(vectors.device)]
 
-    def open(self, sites: Sequence[Site], *, batch: int, chunk: int = 0, batch_in_chunk: int = 0) -> "VectorStream":
-        return VectorStream(self, sites, batch=batch, chunk=chunk, batch_in_chunk=batch_in_chunk)
+    def open(self, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None = None) -> "VectorStream":
+        return VectorStream(self, sites, batch=batch, state=state)
 
     def shuffled(self, chunk: int, sites: Sequence[Site], batch: int) -> Iterable[Float[Tensor, "batch site d_model"]]:
         """The whole batches of a chunk, in its own order."""
@@ -183,10 +181,13 @@ class VectorStream:
     """`Stream` of a `VectorSource`: chunk after chunk; a plain tensor is one chunk, read in a new order each time."""
 
     def __init__(
-        self, source: VectorSource, sites: Sequence[Site], *, batch: int, chunk: int, batch_in_chunk: int
+        self, source: VectorSource, sites: Sequence[Site], *, batch: int, state: Mapping[str, Any] | None
     ) -> None:
         self.source, self.sites, self.batch = source, sites, batch
-        self.chunk, self.batch_in_chunk = chunk, batch_in_chunk
+        self.chunk, self.batch_in_chunk = (0, 0) if state is None else (state["chunk"], state["batch_in_chunk"])
+
+    def state(self) -> dict[str, Any]:
+        return {"chunk": self.chunk, "batch_in_chunk": self.batch_in_chunk}
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         while True:

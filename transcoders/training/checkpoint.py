@@ -5,7 +5,7 @@ One training at a time in an output folder.
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,17 +55,21 @@ def read_record(folder: Path, *, steps: int, runs: int) -> dict[str, Any]:
     path = folder / _RECORD
     record = read_json(path)
     step = _whole(path, record, "step", 1, steps)
+    data = record.get("data")
+    if not isinstance(data, dict):
+        raise _damaged(path, "data", data, "an object")
     # Every chunk holds a batch at least, so there were not more chunks than steps.
-    chunk = _whole(path, record, "chunk", 0, step)
-    _whole(path, record, "batch_in_chunk", 0, step - chunk)
+    chunk = _whole(path, data, "chunk", 0, step)
+    _whole(path, data, "batch_in_chunk", 0, step - chunk)
     if not isinstance(record.get("run"), dict):
         raise _damaged(path, "run", record.get("run"), "an object")
     states = record.get("runs")
     if not isinstance(states, list) or len(states) != runs:
         raise _damaged(path, "runs", states, f"a list of {runs}")
     for state in states:
-        if not isinstance(state, dict) or not isinstance(state.get("sparse"), bool):
-            raise _damaged(path, "runs", state, "objects with `sparse` true or false")
+        sparse = state.get("sparse") if isinstance(state, dict) else None
+        if not isinstance(sparse, list) or not all(isinstance(each, bool) for each in sparse):
+            raise _damaged(path, "runs", state, "objects with `sparse`, true or false for each layer")
         _require_numbers(path, state.get("controller"))
     return record
 
@@ -94,6 +98,11 @@ def require_like(folder: Path, found: Mapping[str, Tensor], expected: Mapping[st
             )
         if not bool(tensor.isfinite().all()):
             raise FileFormatError(f"{path} has numbers in {name} that are not finite; {_ADVICE}.")
+
+
+def require_for_each_layer(folder: Path, values: Sequence[Any], n_layers: int) -> None:
+    if len(values) != n_layers:
+        raise _damaged(folder / _RECORD, "sparse", values, f"a list of {n_layers}")
 
 
 _ADVICE = "the checkpoint cannot be resumed, so remove it and train anew"
@@ -147,21 +156,6 @@ def _damaged(path: Path, key: str, value: Any, expected: str) -> FileFormatError
 def _folders(out: Path) -> list[Path]:
     named = (path for path in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{8,}", path.name))
     return sorted((path for path in named if path.is_dir()), key=lambda path: int(path.name.partition("-")[2]))
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state, one named tensor for each parameter and moment."""
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{key}": value for i, moments in state.items() for key, value in moments.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 _LOCK = ".training.lock"

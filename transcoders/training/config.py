@@ -80,7 +80,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's moment decays."""
     clip: float = 1.0
-    """Largest norm of the gradient; 0 for no limit."""
+    """Largest norm of the gradient, of each layer by itself (a cross-layer transcoder: of all); 0 for no limit."""
     ema: float = 0.0
     """Decay per step of the running mean of the weights that is handed out; 0 for the last weights."""
     decoder_init: Literal["default", "transpose", "random"] = "default"
@@ -110,6 +110,9 @@ class TrainConfig:
     """Of matrix products; weights, thresholds and sums stay in float32."""
     kernels: Literal["auto", "dense", "sparse"] = "auto"
     """Whether only active features are touched; `auto`: where so few are active that it is faster."""
+    layers_at_once: int | None = None
+    """SAEs and transcoders: layers that take a step together, the others' gradients needing no memory meanwhile; None
+    for as many as fit 64 MB on a CPU, 2 GB on a GPU. The result is the same."""
     compile: bool = False
     """Whether the loss goes through torch.compile; needs a C++ compiler."""
     context: int = 128
@@ -150,6 +153,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive; got {value}.")
+        if self.layers_at_once is not None and self.layers_at_once < 1:
+            raise InputError(f"layers_at_once must be at least 1; got {self.layers_at_once}.")
         if self.k_start < 1:
             raise InputError(f"k_start is at least 1, as k only falls; got {self.k_start}.")
         for name in ("target_l0", "start_l0"):

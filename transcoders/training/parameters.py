@@ -4,6 +4,7 @@ Some activation functions exist in training only and take `[batch, layer, featur
 `export` turns them into those of `transcoders.dictionaries`.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class BatchTopK(Activation):
     name = "batchtopk"
     pointwise = False
     threshold_sum: Float[Tensor, "layer"]
-    threshold_weight: Float[Tensor, ""]
+    threshold_weight: Float[Tensor, "layer"]
 
     def __init__(self, k: int, n_layers: int, *, over_layers: bool = False) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class BatchTopK(Activation):
             raise DictionaryError(f"BatchTopK keeps at least one feature; got k = {k}.")
         self.k, self.over_layers = int(k), over_layers
         self.register_buffer("threshold_sum", torch.zeros(n_layers))
-        self.register_buffer("threshold_weight", torch.zeros(()))
+        self.register_buffer("threshold_weight", torch.zeros(n_layers))
 
     @property
     def threshold(self) -> Float[Tensor, "layer"]:
@@ -168,6 +169,22 @@ class TrainingParameters(nn.Module):
     def n_layers(self) -> int:
         return self.W_enc.shape[0]
 
+    def views(self, first: int, last: int) -> "TrainingParameters":
+        """The layers `first … last − 1` in the same memory, as parameters with gradients of their own."""
+        with torch.no_grad():
+            return TrainingParameters(
+                W_enc=self.W_enc[first:last],
+                b_enc=self.b_enc[first:last],
+                W_dec=[W_dec.detach() for W_dec in self.W_dec[first:last]],
+                b_dec=self.b_dec[first:last],
+                activation=_views(self.activation, first, last),
+                W_skip=None if self.W_skip is None else self.W_skip[first:last],
+                centred=self.centred,
+                aligned=self.aligned,
+                unit_decoders=self.unit_decoders,
+                bf16=self.bf16,
+            )
+
     # the parts of a forward pass
 
     def encoder(self) -> Float[Tensor, "layer feature d_model"]:
@@ -245,6 +262,15 @@ class TrainingParameters(nn.Module):
 
     # upkeep
 
+    def gradients(self) -> list[list[Tensor]]:
+        """Of every layer those that there are."""
+        stacked = [p.grad for name, p in self.named_parameters() if not name.startswith("W_dec.")]
+        written = [W_dec.grad for W_dec in self.W_dec]
+        return [
+            [g for g in (*(g if g is None else g[layer] for g in stacked), written[layer]) if g is not None]
+            for layer in range(self.n_layers)
+        ]
+
     @torch.no_grad()
     def project_gradients(self) -> None:
         """Where decoders have norm one: take the part of their gradient along them away.
@@ -274,6 +300,16 @@ class TrainingParameters(nn.Module):
     def alignment(self) -> Float[Tensor, "layer feature"]:
         """⟨encoder, what the feature writes⟩ of every feature."""
         return (self.encoder() * self.written()).sum(dim=-1)
+
+
+def _views(activation: Activation, first: int, last: int) -> Activation:
+    """An activation function of some layers, its parameters and buffers in the same memory."""
+    views = copy.copy(activation)
+    views._parameters = {
+        name: None if p is None else nn.Parameter(p.detach()[first:last]) for name, p in activation._parameters.items()
+    }
+    views._buffers = {name: None if b is None else b[first:last] for name, b in activation._buffers.items()}
+    return views
 
 
 def _pieces(weights: Float[Tensor, "feature _ d_model"]) -> Sequence[Float[Tensor, "_ _"]]:

@@ -53,16 +53,17 @@ def revival_loss(
     """A gradient for latents that never fire; only their weights are touched.
 
     TopK, BatchTopK: AuxK (Gao et al. 2024, appendix A.2). Of the dead latents of a layer the `k_aux` with the largest
-    pre-activation predict the residual; a departure: no ReLU after the choice, since a dead latent's pre-activation is
-    often negative and would have no gradient. ReLU, JumpReLU, Gated: `Σ_dead relu(θ − h) ‖W_dec‖ / √d`, as in
-    Anthropic's January 2025 update.
+    pre-activation predict the residual, of each layer in units of its own. A departure: no ReLU after the choice, since
+    a dead latent's pre-activation is often negative and would have no gradient. ReLU, JumpReLU, Gated:
+    `Σ_dead relu(θ − h) ‖W_dec‖ / √d`, as in Anthropic's January 2025 update.
     """
     encoder = weights.encoder()
     bias = weights.encoder_bias(encoder)
     if config.ranks:
         found = auxk_encode(reads, encoder.mT, bias, dead, config.k_aux)
         written = cross_layer_decode(found.value, found.active, list(weights.W_dec))
-        return (error - written).square().sum() / error.square().sum()
+        left, of = (x.square().sum(dim=(1, 2)) for x in (error - written, error))
+        return left.sum() / of.sum() if config.kind == "clt" else (left / of.clamp(min=1e-12)).mean()
     norms = weights.decoder_norms().detach()
     threshold = getattr(weights.activation, "threshold", torch.zeros_like(bias)).detach()
     pull = error.new_zeros(())

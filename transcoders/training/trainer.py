@@ -5,7 +5,7 @@ Numbers that are not finite are noticed without making a device wait for each st
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,8 +138,8 @@ class Trainer:
             task = bar.add_task(f"training {', '.join(self.names)}", total=steps, completed=self.step)
             while self.step < end:
                 activations = next(self.batches).reads
-                self._train_step(activations)
-                log = self.step % self.config.log_every == 0 or self.step == steps
+                log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == steps
+                self._train_step(activations, measure=log)
                 save = self.out is not None and self.step % self.config.checkpoint_every == 0
                 if log or save or self.step == end or activations.device.type == "cpu":
                     self._require_finite(activations)
@@ -182,9 +182,9 @@ class Trainer:
 
     # one step
 
-    def _train_step(self, activations: Float[Tensor, "batch site d_model"]) -> None:
+    def _train_step(self, activations: Float[Tensor, "batch site d_model"], *, measure: bool) -> None:
         for run, (reads, writes) in zip(self.runs, self._places, strict=True):
-            run.step(self.step, activations[:, reads], activations[:, writes])
+            run.step(self.step, activations[:, reads], activations[:, writes], measure=measure)
         self.step += 1
         self._watch.see(self.step, activations, [run.finite for run in self.runs])
 
@@ -254,7 +254,7 @@ class Trainer:
             Run.start(config, first[:, reads], first[:, writes])
             for config, (reads, writes) in zip(self.configs, self._places, strict=True)
         ]
-        self._open(chunk=0, batch_in_chunk=0)
+        self._open(None)
 
     def _restore(self) -> None:
         if self.out is None:
@@ -277,11 +277,11 @@ class Trainer:
             )
             for i, config in enumerate(self.configs)
         ]
-        self._open(chunk=record["chunk"], batch_in_chunk=record["batch_in_chunk"])
+        self._open(record["data"])
         logger.info("resuming %s at step %d of %d", self.out, self.step, self.config.steps)
 
-    def _open(self, *, chunk: int, batch_in_chunk: int) -> None:
-        self.stream = self.source.open(self.sites, batch=self.config.batch, chunk=chunk, batch_in_chunk=batch_in_chunk)
+    def _open(self, state: Mapping[str, Any] | None) -> None:
+        self.stream = self.source.open(self.sites, batch=self.config.batch, state=state)
         self.batches = iter(self.stream)
 
     def _save_checkpoint(self) -> None:
@@ -294,8 +294,7 @@ class Trainer:
         tensors = {f"{i}.{name}": t for i, run in enumerate(self.runs) for name, t in run.tensors().items()}
         record = {
             "step": self.step,
-            "chunk": self.stream.chunk,
-            "batch_in_chunk": self.stream.batch_in_chunk,
+            "data": self.stream.state(),
             "runs": [run.record() for run in self.runs],
             "run": self._identity(),
         }

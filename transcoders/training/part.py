@@ -1,0 +1,156 @@
+"""Layers that are trained together: views of a run's weights, an optimizer of their own, the kernels that suit them.
+
+The layers of a per-layer kind know nothing of each other, so they can take their steps some at a time: gradients and
+activations of the others need no memory meanwhile. A cross-layer transcoder is one part.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from transcoders.dictionaries import JumpReLU
+from transcoders.training.codes import Code, DenseCode, SparseCode
+from transcoders.training.config import TrainConfig
+from transcoders.training.losses import Losses, losses
+from transcoders.training.parameters import BatchTopK, TrainingParameters
+from transcoders.training.revival import DeadCounter, resample
+from transcoders.training.sparsity import learning_rate
+
+_DENSE_ABOVE = 0.05
+"""Density of listed features from which dense products are faster."""
+_SMALLEST = 512
+"""Features per layer from which sparse products can be faster."""
+_MEASURE_EVERY = 20
+"""Steps between measurements of the density."""
+_AT_ONCE = {"cpu": 2**26, "cuda": 2**31}
+"""Bytes of gradients and activations that the layers of one part may take together."""
+_CODES = 3
+"""Tensors of the size of all pre-activations that a step holds."""
+
+
+class Part:
+    """Some layers of a dictionary in training; the loss of each is its own, and so is the norm that is clipped."""
+
+    def __init__(
+        self, config: TrainConfig, weights: TrainingParameters, counter: DeadCounter, first: int, *, alone: bool
+    ) -> None:
+        """`weights`: views of layers from `first` on. `alone`: whether they are all; if not, gradients are freed."""
+        self.config, self.weights, self.counter = config, weights, counter
+        self.layers, self.alone = slice(first, first + weights.n_layers), alone
+        self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr, betas=config.betas, fused=True)
+        self.sparse = self._sparse_at_first()
+        self.finite = torch.ones((), dtype=torch.bool, device=weights.W_enc.device)
+        """Whether the last step's loss and gradient were finite; not read each step, as a device would have to wait."""
+        self._losses = torch.compile(losses) if config.compile else losses
+
+    def step(
+        self,
+        step: int,
+        x: Float[Tensor, "layer batch d_model"],
+        y: Float[Tensor, "layer batch d_model"],
+        *,
+        sparsity_weight: float,
+        p: float,
+    ) -> Losses:
+        """One optimizer step on normalised activations."""
+        config, weights = self.config, self.weights
+        dead = self.counter.dead if config.remedy == "auxiliary" else None
+        compute = losses if self.sparse else self._losses
+        result = compute(
+            weights,
+            x,
+            y,
+            config,
+            sparsity_weight=sparsity_weight,
+            dead=dead if dead is not None and bool(dead.any()) else None,
+            p=p,
+            sparse=self.sparse,
+        )
+        self.optimizer.zero_grad()
+        # The losses of layers that know nothing of each other are summed, so that each has the gradient it has alone.
+        (result.total if config.kind == "clt" else result.total * weights.n_layers).backward()
+        weights.project_gradients()
+        self.finite = result.total.detach().isfinite()
+        if config.clip:
+            self.finite = self.finite & self._clip()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["factor"] * learning_rate(config, step)
+        self.optimizer.step()
+        weights.constrain()
+        if isinstance(weights.activation, BatchTopK):
+            weights.activation.observe(result.code.smallest())
+        self.counter.update(result.code.fired(), tokens=x.shape[1])
+        self._choose_kernels(step, result.code)
+        if config.remedy == "resample":
+            self._resample(step, x, result)
+        if not self.alone:
+            self.optimizer.zero_grad()
+        return result
+
+    def _clip(self) -> Bool[Tensor, ""]:
+        """Gradients of norm `clip` at most, a layer's or a cross-layer transcoder's; whether they are finite."""
+        if self.config.kind == "clt":
+            return torch.nn.utils.clip_grad_norm_(self.weights.parameters(), self.config.clip).isfinite()
+        norms = []
+        for gradients in self.weights.gradients():
+            norms.append(norm := torch.nn.utils.get_total_norm(gradients))
+            factor = (self.config.clip / (norm + 1e-6)).clamp(max=1)
+            for gradient in gradients:
+                gradient.mul_(factor)
+        return torch.stack(norms).isfinite().all()
+
+    def _sparse_at_first(self) -> bool:
+        """The ranked kinds' density is known; of the others all is active at first."""
+        config = self.config
+        if config.kernels != "auto":
+            return config.kernels == "sparse"
+        layers = self.weights.n_layers if config.kind == "clt" else 1
+        return config.ranks and config.features >= _SMALLEST and config.k / (layers * config.features) < _DENSE_ABOVE
+
+    def _choose_kernels(self, step: int, code: Code) -> None:
+        config = self.config
+        if config.kernels != "auto" or config.ranks or config.features < _SMALLEST or step % _MEASURE_EVERY:
+            return
+        density = code.active.density if isinstance(code, SparseCode) else None
+        if isinstance(code, DenseCode):
+            density = code.density(self.weights, config.margin)
+        assert density is not None
+        self.sparse = density < _DENSE_ABOVE
+
+    def _resample(self, step: int, x: Tensor, result: Losses) -> None:
+        config = self.config
+        falling = step + 1 >= (1 - config.decay) * config.steps
+        dead = self.counter.dead
+        if falling or (step + 1) % config.resample_every or not bool(dead.any()):
+            return
+        resample(
+            self.weights,
+            self.optimizer,
+            result.code,
+            x,
+            result.error,
+            dead,
+            config,
+            seed=config.seed * 1_000_003 + step + self.layers.start * 7_919,
+        )
+        self.counter.since_fired[dead] = 0
+
+
+def layers_at_once(config: TrainConfig, d_model: int, n_layers: int, device: torch.device) -> int:
+    """How many layers a part has: what was asked, or as many as fit 64 MB (a GPU: 2 GB), one at least."""
+    if config.kind == "clt":
+        return n_layers
+    if config.layers_at_once is not None:
+        return min(config.layers_at_once, n_layers)
+    bytes_per_layer = 4 * (2 * config.features * d_model + _CODES * config.batch * config.features)
+    return max(1, min(n_layers, _AT_ONCE.get(device.type, _AT_ONCE["cuda"]) // bytes_per_layer))
+
+
+def _groups(config: TrainConfig, weights: TrainingParameters) -> list[dict[str, Any]]:
+    """Parameters by their rate: JumpReLU's thresholds have one of their own."""
+    thresholds = [weights.activation.threshold] if isinstance(weights.activation, JumpReLU) else []
+    others = [p for p in weights.parameters() if all(p is not t for t in thresholds)]
+    groups = ((others, 1.0), (thresholds, config.threshold_rate or (1.0 if config.target_l0 is None else 3.0)))
+    return [{"params": parameters, "factor": factor} for parameters, factor in groups if parameters]
