@@ -27,7 +27,7 @@ SHAPES = {
     "small": Shape(128, 512, 8, (1e-3, 2e-3, 4e-3)),
     "large": Shape(768, 12288, 32, (3e-4, 1e-3, 2e-3)),
 }
-SIGNUM = (0.1, 0.3, 1.0)
+SIGNUM = (0.1, 0.3, 2.0)
 """Rates that sparsify tries with its own optimiser, in multiples of its default."""
 CLT_RATES = (3e-4, 1e-3, 3e-3)
 DATA = ("synthetic", "tinystories")

@@ -38,12 +38,13 @@ class Plan:
             yield from best
 
     def _tried(self, case: Case, name: str, steps: int) -> tuple[float | None, ...]:
-        """The default and three rates; in the longest runs the one of these that was best in shorter ones."""
+        """The default and three rates in the shortest runs; in longer ones the best of these, and the default."""
         rates = (None, *PEERS[name].rates(name, SHAPES[case.shape]))
-        if steps < STEPS[-1]:
+        if steps == STEPS[0]:
             return rates
-        shorter = [self.best(case, name, length) for length in STEPS[-2::-1]]
-        return next(((found[0].rate,) for found in shorter if found is not None), rates)
+        shorter = self.best(case, name, STEPS[0])
+        best = None if shorter is None else shorter[0].rate
+        return () if shorter is None else (best,) if best is None or steps == STEPS[-1] else (best, None)
 
     def best(self, case: Case, name: str, steps: int) -> list[Cell] | None:
         """The seeds at the best rate; None before all rates are there."""
@@ -51,7 +52,7 @@ class Plan:
         if settings is None:
             return None
         tried = [self._cell(case, name, steps, 0, rate, settings) for rate in self._tried(case, name, steps)]
-        if not all(self.cells.done(cell) for cell in tried):
+        if not tried or not all(self.cells.done(cell) for cell in tried):
             return None
         results = [(result, cell) for cell in tried if (result := self.cells.get(cell)) is not None]
         if not results:
@@ -106,12 +107,9 @@ class Plan:
     # ours
 
     def _ours(self, case: Case, steps: int) -> Iterator[Cell]:
-        if case.kind in RANKED:
-            yield from self.ours(case, steps, None)
-            yield from (self._cell(case, OURS, steps, 0, rate, {}) for rate in SHAPES[case.shape].rates)
         for peer in (None,) if case.kind in RANKED else case.peers:
             for length in (steps, *LADDER[steps]):
-                yield from self.ours(case, length, peer, against=steps) or ()
+                yield from self.ours(case, length, peer, against=steps)
 
     def ours(self, case: Case, steps: int, peer: str | None, *, against: int | None = None) -> list[Cell]:
         """All seeds at our defaults; of kinds with a penalty at the L0 that a peer had after `against` steps."""

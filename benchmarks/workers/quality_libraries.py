@@ -50,7 +50,8 @@ class Ours:
         self.run, self.n_steps = Run.start(config, reads, writes), 0
 
     def step(self, batch: Batch) -> None:
-        self.run.step(self.n_steps, _layered(batch.reads), _layered(batch.writes))
+        measure = (self.n_steps + 1) % self.config.log_every == 0  # as the trainer does
+        self.run.step(self.n_steps, _layered(batch.reads), _layered(batch.writes), measure=measure)
         self.n_steps += 1
 
     def reconstruct(self, reads: Tensor) -> Reconstruction:
