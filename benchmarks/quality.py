@@ -25,6 +25,7 @@ from quality_cells import Cells, Place, Worker, measure
 from quality_plan import Plan
 from quality_table import write_tables
 
+CACHE = Path("~/.cache/circuitsae-quality").expanduser()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 COST = {"circuitsae": 1.0, "sparsify": 2.0, "sparsify-adam": 2.0, "oracle": 3.0}
 """Of a step, against ours; of others 4."""
@@ -50,7 +51,7 @@ class Options:
     """Run again what failed."""
     rounds: int = 10
     """Turns of every library in a timing."""
-    cache: Path = Path("~/.cache/circuitsae-quality").expanduser()
+    cache: Path = CACHE
     """Where data and measured cells are kept."""
     model: Path = SHARED / "models" / "tinystories-656k"
     """The small Llama."""
@@ -93,7 +94,7 @@ class Bench:
             worker.stop()
 
     def time_steps(self) -> None:
-        """Seconds of a step: all libraries of a row in turns, so that a change of the machine's load meets all alike."""
+        """Seconds of a step: all libraries of a row in turns, so that the machine's load meets all alike."""
         for case in cases():
             libraries = [n for n in (OURS, *case.peers) if n in self.libraries and self._asked(case, n, strict=False)]
             if time.monotonic() < self.until and len(libraries) > 1 and self.cells.timing(case) is None:
@@ -131,7 +132,11 @@ class Bench:
         for case in cases():
             for steps in self.options.steps:
                 for library in (OURS, *case.peers):
-                    if library in self.libraries and self._asked(case, library) and (found := self.plan.missing(case, library, steps)):
+                    if (
+                        library in self.libraries
+                        and self._asked(case, library)
+                        and (found := self.plan.missing(case, library, steps))
+                    ):
                         cost = steps * (1 if case.shape == "small" else 100)
                         options.append((cost, library != running, COST.get(library, 4.0), found))
         return min(options, key=lambda option: option[:3])[3] if options else []

@@ -39,9 +39,7 @@ class Place:
 
     def task(self, cell: Cell) -> dict[str, Any]:
         shape = SHAPES[cell.case.shape]
-        reads, writes = files(
-            self.data, cell.case.data, cell.case.kind, shape.d, model=self.model, corpus=self.corpus
-        )
+        reads, writes = files(self.data, cell.case.data, cell.case.kind, shape.d, model=self.model, corpus=self.corpus)
         return {
             "library": cell.library, "kind": cell.case.kind, "d": shape.d, "width": shape.width, "k": shape.k,
             "batch": BATCH, "steps": cell.steps, "rate": cell.rate, "seed": cell.seed, "threads": 1,

@@ -6,8 +6,8 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from machine import write_table
-from quality_cases import OURS, PEERS, RANKED, SHAPES, STEPS, Case, Cell, cases
-from quality_cells import BATCH, POINTS, Cells
+from quality_cases import OURS, RANKED, SHAPES, STEPS, Case, Cell, cases
+from quality_cells import POINTS, Cells
 from quality_plan import LADDER, Plan
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -22,7 +22,9 @@ COLUMNS = (
 
 def write_tables(cells: Cells, plan: Plan) -> str:
     """Writes `results/quality.md` and `results/quality_curves.md`; returns the first."""
-    rows = [row for case in cases() for steps in STEPS for peer in case.peers if (row := _row(plan, case, steps, peer))]
+    rows = [
+        row for case in cases() for steps in STEPS for peer in case.peers if (row := row_of(plan, case, steps, peer))
+    ]
     lines = [line for case in cases() for library in (OURS, *case.peers) if (line := _curve(plan, case, library))]
     columns = ["data", "d, width, k", "kind", "library", "steps", "rate", "L0", "ms a step", *map(_share, POINTS)]
     write_table("quality_curves", _CURVES, columns, lines)
@@ -33,25 +35,27 @@ def write_tables(cells: Cells, plan: Plan) -> str:
 _CLAIM = """Claim: at equal steps a dictionary trained here explains no less of held-out activations than a peer's.
 
     python benchmarks/quality.py --budget-minutes 60 --clt-forge CHECKOUT/src
+    python benchmarks/quality.py --timing --clt-forge CHECKOUT/src
 
-Batch 1,024, the same batches in the same order for everybody, 262,144 synthetic or 240,411 real vectors of mean square
+Batch 1,024, the same batches in the same order for everybody; 262,144 synthetic or 240,411 real vectors of mean square
 one, of which 8,192 are held out; one thread, float32. "Its rate" is the best by held-out FVU, with the first seed, of
-the peer's default and three more after 500 steps; longer runs have the best of those, those of 3,000 the default as well. Ours has its default, and no other
-setting is changed, in no library, but warm-ups, which are cut to a tenth of a run. Kinds with a penalty: the peer's
-weight is the one that gives L0 near k after 500 steps (dictionary_learning's JumpReLU steers for k), and ours is asked
-for the L0 that the peer ended with (`target_l0`). sparsify's own optimiser is sign descent; `sparsify-adam` is the one
-that it also has. `oracle` is our CLT's loss in plain dense float32, from the same first weights, with the same weight
-of the penalty; CLT-Forge's first biases need more features than the small shape has, and stay zero."""
+the peer's default and three more after 500 steps; longer runs have the best of those, runs of 3,000 also the default.
+Ours has its default. No other setting is changed, in no library, but warm-ups, which are cut to a tenth of a run. Kinds
+with a penalty: the peer's weight is the one that gives L0 near k after 500 steps (dictionary_learning's JumpReLU steers
+for k), and ours is asked for the L0 that the peer ended with (`target_l0`). sparsify's own optimiser is sign descent;
+`sparsify-adam` is the one that it also has. `oracle` is our CLT's loss in plain dense float32, from the same first
+weights, with the same weight of the penalty; CLT-Forge's first biases need more features than the small shape has, and
+stay zero."""
 
-_CLAIM_TIME = """"Our steps" are the fewest, of all lengths of a run that were tried, after which our mean FVU is no more than
-the peer's final one, with an L0 no more than 5 % above its. Times are those steps times the seconds of a step, which
-were measured with all libraries taking turns; with ~ they are seconds of the processor from separate runs. Verdicts:
-"ours" where the whole interval over seeds is below zero, "peer" where it is above, else "level"; "one seed" where there
-is no interval yet. A dash is a cell that has not been measured."""
+_CLAIM_TIME = """"Our steps" are the fewest, of all lengths of a run that were tried, after which our mean FVU is no
+more than the peer's final one, with an L0 no more than 5 % above its. Times are those steps times a step's seconds,
+measured with all libraries taking turns; with ~ they are seconds of the processor from separate runs. Verdicts: "ours"
+where the whole interval over seeds is below zero, "peer" where it is above, else "level"; "one seed" where there is no
+interval yet. A dash is a cell that has not been measured."""
 
-_CURVES = """Held-out FVU along the longest run that has been measured of each library (mean of seeds; the peer's at its best
-rate), after shares of its steps; samples are steps times 1,024. Ours is trained with a rate that falls at the end, so
-that shorter runs end lower than this curve passes (`quality.md`)."""
+_CURVES = """Held-out FVU along the longest run that has been measured of each library (mean of seeds; the peer's at its
+best rate), after shares of its steps; samples are steps times 1,024, seconds are steps times "ms a step". Ours is
+trained with a rate that falls at the end, so that shorter runs end lower than this curve passes (`quality.md`)."""
 
 
 def _share(point: float) -> str:
@@ -63,7 +67,7 @@ def _shape(case: Case) -> str:
     return f"{shape.d}, {shape.width:,}, {shape.k}"
 
 
-def _row(plan: Plan, case: Case, steps: int, peer: str) -> list[object] | None:
+def row_of(plan: Plan, case: Case, steps: int, peer: str) -> list[object] | None:
     head: list[object] = [case.data, _shape(case), case.kind, f"{steps:,}", peer]
     best = plan.best(case, peer, steps)
     theirs = [] if best is None else _results(plan, best)

@@ -33,7 +33,7 @@ class CLTForge:
         self.clt = CLT(config.create_sub_config(CLTConfig, n_layers=sample.reads.shape[1]))
         self.trainer = CLTTrainer(self.clt, None, config, lambda **_: None)
         self.rate = config.lr
-        if 20_000 <= task["width"]:
+        if task["width"] >= 20_000:
             hidden = torch.einsum("bnd,ndk->bnk", sample.reads * self.scales[0], self.clt.W_enc.detach())
             self.clt._initialize_b_enc(hidden)
 
@@ -64,7 +64,7 @@ class Jump(torch.autograd.Function):
 
 
 class Oracle:
-    """The loss and the schedule that circuitsae documents for a JumpReLU CLT, written plainly: dense, float32, one Adam.
+    """The loss and the schedule that circuitsae documents for a JumpReLU CLT, written plainly: dense, float32.
 
     First weights are circuitsae's own, so that its rows differ from these by the way of computing alone. The weight of
     the penalty is given; dead features are left alone.

@@ -95,8 +95,12 @@ class SAELens:
                 {"l0_coefficient": strength},
             ),
             "gated": (gated_sae.GatedTrainingSAE, gated_sae.GatedTrainingSAEConfig, {"l1_coefficient": strength}),
-            "l1": (standard_sae.StandardTrainingSAE, standard_sae.StandardTrainingSAEConfig, {"l1_coefficient": strength}),
-        }[task["kind"]]  # fmt: skip
+            "l1": (
+                standard_sae.StandardTrainingSAE,
+                standard_sae.StandardTrainingSAEConfig,
+                {"l1_coefficient": strength},
+            ),
+        }[task["kind"]]
         self.sae = sae_class(config_class(d_in=task["d"], d_sae=task["width"], **settings))
         self.rate = task["rate"] or SAETrainerConfig.lr
         config = SAETrainerConfig(

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from quality_worker import Data
 from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
-from quality_worker import Data
 
 KINDS = {
     "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
