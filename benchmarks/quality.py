@@ -58,7 +58,7 @@ class Options:
     corpus: Path = SHARED / "corpora" / "tiny_stories_944k.txt"
     """What it reads."""
     clt_forge: str = ""
-    """The `src` of a checkout of CLT-Forge, and with `:` what it needs besides SAELens; on no package index."""
+    """The `src` of a checkout of CLT-Forge, which is on no package index; after a `:` a folder with zstandard."""
 
 
 class Bench:
@@ -97,7 +97,7 @@ class Bench:
         """Seconds of a step: all libraries of a row in turns, so that the machine's load meets all alike."""
         for case in cases():
             libraries = [n for n in (OURS, *case.peers) if n in self.libraries and self._asked(case, n, strict=False)]
-            if time.monotonic() < self.until and len(libraries) > 1 and self.cells.timing(case) is None:
+            if time.monotonic() < self.until and len(libraries) > 1 and not self.cells.timing(case):
                 self._time(case, libraries)
 
     def _time(self, case: Case, libraries: list[str]) -> None:

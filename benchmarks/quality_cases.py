@@ -44,8 +44,8 @@ class Peer:
     kinds: tuple[str, ...]
     weighted: dict[str, float] = field(default_factory=dict)
     """Kinds whose L0 is set by the weight of a penalty, with its default; the one that gives L0 = k is looked for."""
-    source: str | None = None
-    """Environment variable with a folder for PYTHONPATH; of libraries that are on no package index."""
+    checkout: bool = False
+    """Whether it is on no package index, so that the user's checkout goes on PYTHONPATH."""
 
     def rates(self, name: str, shape: Shape) -> tuple[float, ...]:
         if name == "sparsify":
@@ -60,7 +60,7 @@ PEERS = {
     "sparsify-adam": Peer("sparsify", "eai-sparsify", SPARSIFY),
     "dictionary-learning": Peer("dictionary_learning", "dictionary-learning", SAES, weighted={"gated": 0.1, "l1": 0.1}),
     "sae-lens": Peer("sae_lens", "sae-lens", SAES, weighted={"jumprelu": 1.0, "gated": 1.0, "l1": 1.0}),
-    "clt-forge": Peer("clt_forge", "sae-lens", ("clt",), weighted={"clt": 1e-3}, source="CLT_FORGE"),
+    "clt-forge": Peer("clt_forge", "sae-lens", ("clt",), weighted={"clt": 1e-3}, checkout=True),
     "oracle": Peer("transcoders", "", ("clt",), weighted={"clt": 5e-3}),
 }
 

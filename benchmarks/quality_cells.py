@@ -51,7 +51,7 @@ class Place:
         """The interpreter of a library's environment; None where it is not installed."""
         if library in (OURS, "oracle"):
             return sys.executable
-        if PEERS[library].source is not None and not self.clt_forge:
+        if PEERS[library].checkout and not self.clt_forge:
             return None
         python = ENVIRONMENTS / PEERS[library].environment / "bin" / "python"
         return str(python) if python.exists() else None
@@ -61,7 +61,9 @@ class Place:
         if library in (OURS, "oracle"):
             return _own_version()
         peer = PEERS[library]
-        if peer.source is not None:
+        if peer.checkout:
+            if not self.clt_forge:
+                return "unknown"
             sources = b"".join(p.read_bytes() for p in sorted(_first(self.clt_forge).rglob("*.py")))
             return hashlib.sha256(sources).hexdigest()[:12]
         return _installed(peer)
@@ -117,9 +119,10 @@ class Cells:
     def put(self, cell: Cell, result: dict[str, Any]) -> None:
         self._write(cell.key(self.versions[cell.library]), result)
 
-    def timing(self, case: Case) -> dict[str, list[float]] | None:
-        """Seconds of each turn of all libraries, which took turns."""
-        return (self._results.get(_name(self._timing_key(case))) or {}).get("seconds")
+    def timing(self, case: Case) -> dict[str, list[float]]:
+        """Seconds of a step in each of the turns that the libraries took; empty where that is not measured."""
+        record = self._results.get(_name(self._timing_key(case))) or {"seconds": {}}
+        return {name: [s / record["steps"] for s in seconds] for name, seconds in record["seconds"].items()}
 
     def put_timing(self, case: Case, seconds: dict[str, list[float]], steps: int) -> None:
         self._write(self._timing_key(case), {"seconds": seconds, "steps": steps})

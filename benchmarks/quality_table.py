@@ -127,7 +127,7 @@ def _step_ratio(
 ) -> tuple[float, bool]:
     """Our seconds of a step over its: measured in turns, or else estimated from the processor's time."""
     turns = cells.timing(case)
-    if turns and peer in turns and OURS in turns:
+    if peer in turns and OURS in turns:
         return median(mine / its for mine, its in zip(turns[OURS], turns[peer], strict=True)), True
     its, mine = (median(r["cpu"] / r["curve"][-1]["steps"] for r in results) for results in (theirs, ours))
     return mine / its, False
@@ -143,14 +143,11 @@ def _curve(plan: Plan, case: Case, library: str) -> list[object] | None:
         results = _results(plan, found or [])
         if not results:
             continue
-        turns = plan.cells.timing(case) or {}
-        per_turn = STEPS[0] / 10 if case.shape == "small" else 2
-        cost = f"{1000 * median(turns[library]) / per_turn:.1f}" if library in turns else (
-            f"~{1000 * median(r['cpu'] for r in results) / steps:.1f}"
-        )  # fmt: skip
+        turns = plan.cells.timing(case).get(library)
+        cost = median(turns) if turns else median(r["cpu"] for r in results) / steps
         values = [f"{mean(r['curve'][i]['fvu'] for r in results):.4f}" for i in range(len(POINTS))]
         head = [case.data, _shape(case), case.kind, library, f"{steps:,}", f"{results[0]['rate']:.3g}"]
-        return [*head, f"{mean(r['l0'] for r in results):.1f}", cost, *values]
+        return [*head, f"{mean(r['l0'] for r in results):.1f}", f"{'' if turns else '~'}{1000 * cost:.1f}", *values]
     return None
 
 

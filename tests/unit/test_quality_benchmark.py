@@ -95,12 +95,12 @@ def test_a_row_says_who_is_ahead_and_how_many_steps_it_takes(bench: Any, cells: 
     plan, case = bench.Plan(cells, seeds=3), bench.Case("synthetic", "small", "topk")
     fill(plan, case, "sae-lens", 500, lambda cell: result(0.2 + 0.001 * cell.seed))
     fill(plan, case, bench.OURS, 500, lambda cell: result(0.1 + 0.002 * cell.seed, steps=cell.steps))
-    row = dict(zip(bench.COLUMNS, bench.row_of(plan, case, 500, "sae-lens") or [], strict=True))
+    row = dict(zip(bench.COLUMNS, bench.row_of(plan, case, 500, "sae-lens"), strict=True))
     assert row["verdict"] == "ours"
     assert row["ours − its (95 %)"] == "-0.0990 ± 0.0025"  # t(2) = 4.303, stdev .001, √3
     assert row["our steps to its FVU"] == "8"  # a sixteenth of the run of 125 steps, where it is at .196
     cells.put_timing(case, {bench.OURS: [1.0, 3.0], "sae-lens": [4.0, 12.0]}, 10)
-    again = dict(zip(bench.COLUMNS, bench.row_of(plan, case, 500, "sae-lens") or [], strict=True))
+    again = dict(zip(bench.COLUMNS, bench.row_of(plan, case, 500, "sae-lens"), strict=True))
     assert again["our time / its"] == f"{8 / 500 / 4:.2f}"
 
 
