@@ -22,13 +22,19 @@ COLUMNS = (
 
 def write_tables(cells: Cells, plan: Plan) -> str:
     """Writes `results/quality.md` and `results/quality_curves.md`; returns the first."""
-    rows = [
-        row for case in cases() for steps in STEPS for peer in case.peers if (row := row_of(plan, case, steps, peer))
-    ]
+    rows, missing = [], dict[str, list[str]]()
+    for case in cases():
+        for steps in STEPS:
+            for peer in case.peers:
+                row = row_of(plan, case, steps, peer)
+                if row[-1] != _MISSING:
+                    rows.append(row)
+                else:
+                    missing.setdefault(f"{case.data} {case.shape} {case.kind}", []).append(f"{steps:,} {peer}")
     lines = [line for case in cases() for library in (OURS, *case.peers) if (line := _curve(plan, case, library))]
     columns = ["data", "d, width, k", "kind", "library", "steps", "rate", "L0", "ms a step", *map(_share, POINTS)]
     write_table("quality_curves", _CURVES, columns, lines)
-    claim = f"{_CLAIM}\n\n{_CLAIM_TIME}\n\n{_summary(rows)}"
+    claim = "\n\n".join((_CLAIM, _CLAIM_TIME, _summary(rows, missing)))
     return write_table("quality", claim, COLUMNS, rows)
 
 
@@ -67,7 +73,8 @@ def _shape(case: Case) -> str:
     return f"{shape.d}, {shape.width:,}, {shape.k}"
 
 
-def row_of(plan: Plan, case: Case, steps: int, peer: str) -> list[object] | None:
+def row_of(plan: Plan, case: Case, steps: int, peer: str) -> list[object]:
+    """A peer's row, with dashes for what is not measured."""
     head: list[object] = [case.data, _shape(case), case.kind, f"{steps:,}", peer]
     best = plan.best(case, peer, steps)
     theirs = [] if best is None else _results(plan, best)
@@ -151,12 +158,14 @@ def _curve(plan: Plan, case: Case, library: str) -> list[object] | None:
     return None
 
 
-def _summary(rows: Sequence[Sequence[object]]) -> str:
+def _summary(rows: Sequence[Sequence[object]], missing: dict[str, list[str]]) -> str:
     verdicts = [row[COLUMNS.index("verdict")] for row in rows]
-    times = [str(row[-1]) for row in rows if row[-1] not in (_MISSING, "")]
+    times = [str(row[-1]) for row in rows if row[-1] != ""]
     half = sum(float(time.lstrip("~")) <= 0.5 for time in times)
     parts = [f"{verdicts.count(name)} {name}" for name in ("ours", "level", "peer", "one seed")]
-    return (
-        f"Of {len(rows)} rows {len(rows) - verdicts.count(_MISSING)} are measured: {', '.join(parts)}. "
-        f"Our time to the peer's FVU is at most half of its in {half} of {len(times)} rows where it is reached."
+    counts = (
+        f"{len(rows)} rows are measured: {', '.join(parts)}. Our time to the peer's FVU is at most half of its in {half} "
+        f"of the {len(times)} rows where ours comes there."
     )
+    todo = "\n".join(f"* {what}: {', '.join(cells)}" for what, cells in missing.items())
+    return f"{counts}\n\nNot measured, or not to the end:\n\n{todo}" if missing else counts
