@@ -164,8 +164,8 @@ def _summary(rows: Sequence[Sequence[object]], missing: dict[str, list[str]]) ->
     half = sum(float(time.lstrip("~")) <= 0.5 for time in times)
     parts = [f"{verdicts.count(name)} {name}" for name in ("ours", "level", "peer", "one seed")]
     counts = (
-        f"{len(rows)} rows are measured: {', '.join(parts)}. Our time to the peer's FVU is at most half of its in {half} "
-        f"of the {len(times)} rows where ours comes there."
+        f"{len(rows)} rows are measured: {', '.join(parts)}. Ours needs at most half of the peer's time to its FVU in "
+        f"{half} of the {len(times)} rows where it comes there."
     )
     todo = "\n".join(f"* {what}: {', '.join(cells)}" for what, cells in missing.items())
     return f"{counts}\n\nNot measured, or not to the end:\n\n{todo}" if missing else counts
