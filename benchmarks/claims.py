@@ -125,7 +125,7 @@ def random_setting(n: int, seed: int) -> Setting:
     """A random GPT-2 with transcoders trained on its activations on random tokens."""
     tokens = torch.randint(1, 64, (8000, 16), generator=torch.Generator().manual_seed(seed))
     exact, usual = (cs.random_model("gpt2", n_layers=3, d_model=32, seed=1, dtype=getattr(torch, d)) for d in DTYPES)
-    config = TranscoderConfig(features=256, activation="topk", k=16, tokens=128_000, context=16)
+    config = TranscoderConfig(features=256, activation="topk", k=16, tokens=128_000, lr=2e-3, context=16)
     dictionaries = train(usual, tokens[n:], config, progress=False)
     both = cs.ReplacementModel(exact, dictionaries), cs.ReplacementModel(usual, dictionaries)
     return Setting("random GPT-2, PLT", *both, list(tokens[:n]))

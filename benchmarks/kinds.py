@@ -145,6 +145,8 @@ def configuration(kind: str, l0: int, n_layers: int, where: Setting, given: Opti
         sparsity: dict[str, Any] = {_RANKED: l0 * n_layers if of is CLTConfig else l0}
     else:
         sparsity = {_PENALISED: float(l0)}
+    if of is SAEConfig:  # what was the default when the table was made
+        sparsity |= {"centred": False, "remedy": "auxiliary", "encoder_scale": 0.1 if of(**settings).ranks else 1.0}
     return of(
         features=given.features,
         tokens=given.tokens,

@@ -36,8 +36,12 @@ from transcoders.training import SAEConfig, Trainer, VectorSource
 
 L0 = 8
 RESAMPLED: dict[str, Any] = {"remedy": "resample", "resample_every": 50, "dead_after": 5000}
-RANKED: dict[str, Any] = {"k": L0, "k_start": 4.0, "sparsity_warmup": 0.6, **RESAMPLED}
-STEERED: dict[str, Any] = {"target_l0": float(L0), **RESAMPLED}
+EARLIER: dict[str, Any] = {"centred": False}
+"""What was the default when the table was made; so were `encoder_scale` and `lr`."""
+RANKED: dict[str, Any] = {
+    "k": L0, "k_start": 4.0, "sparsity_warmup": 0.6, "encoder_scale": 0.1, **RESAMPLED, **EARLIER,
+}  # fmt: skip
+STEERED: dict[str, Any] = {"target_l0": float(L0), **RESAMPLED, **EARLIER}
 KINDS: dict[str, dict[str, Any]] = {
     "topk": {"activation": "topk", **RANKED},
     "batchtopk": {"activation": "batchtopk", **RANKED},
@@ -268,7 +272,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=50_000)
     parser.add_argument("--tokens", type=int, default=3_072_000, help="samples seen in training")
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--lr", type=float, default=SAEConfig.lr)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer-python", nargs="*", default=[], metavar="sae-lens=PYTHON")
     parser.add_argument("--peer-lr", nargs="+", type=float, default=[1e-3, 2e-3])

@@ -59,7 +59,7 @@ def configurations(*, quick: bool) -> dict[str, TrainConfig]:
     return {
         "clt": CLTConfig(tokens=tokens(3), sparsity=2.4e-3, **common),
         "plt": TranscoderConfig(tokens=tokens(2), sparsity=3e-3, **common),
-        "sae": SAEConfig(tokens=tokens(1), sparsity=8e-3, site="resid_post", **common),
+        "sae": SAEConfig(tokens=tokens(1), sparsity=8e-3, site="resid_post", centred=False, **common),
     }
 
 

@@ -27,8 +27,11 @@ def test_a_configuration_of_the_first_release_is_read_with_the_defaults_of_what_
         "checkpoint_every": 1000, "log_every": 100, "skip": false}"""
     )
     config = config_from_json(record)
-    assert config == CLTConfig(features=1024, tokens=3_000_000, lr=3e-3, context=96, separator="\n", buffer_mb=256)
-    assert (config.penalty_used, config.remedy, config.aligned) == ("tanh", "auxiliary", False)
+    assert config == CLTConfig(
+        features=1024, tokens=3_000_000, lr=3e-3, context=96, separator="\n", buffer_mb=256, dead_after=100_000
+    )
+    assert (config.penalty_used, config.remedy, config.aligned) == ("tanh", "default", False)
+    assert (config.remedy_used, config.dead_after_used) == ("auxiliary", 100_000)
 
 
 def test_optional_settings_and_lists_survive_json():
@@ -69,6 +72,19 @@ def test_an_unknown_setting_suggests_the_nearest():
 def test_an_impossible_setting_is_refused(setting, message):
     with pytest.raises(InputError, match=message):
         config_from_json({"kind": "sae", **setting})
+
+
+def test_what_is_not_chosen_follows_from_the_number_of_features_and_of_tokens():
+    rates = [SAEConfig(features=n).lr_used for n in (64, 512, 2048, 32768)]
+    assert rates == pytest.approx([4e-3, 4e-3, 2e-3, 5e-4])
+    assert SAEConfig(lr=1e-3).lr_used == 1e-3
+    short, long = (SAEConfig(activation="topk", batch=1024, tokens=1024 * steps) for steps in (500, 12_000))
+    assert [c.remedy_used for c in (short, CLTConfig(activation="topk"), SAEConfig(remedy="none"))] == [
+        "resample", "auxiliary", "none",
+    ]  # fmt: skip
+    assert [c.dead_after_used for c in (short, long)] == [5120, 122_880]
+    assert [c.resample_every_used for c in (short, long)] == [12, 300]
+    assert SAEConfig(activation="topk", tokens=1000, batch=10, dead_after=7).dead_after_used == 7
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():

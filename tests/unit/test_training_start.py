@@ -151,11 +151,12 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     dead = torch.zeros(N_LAYERS, FEATURES, dtype=torch.bool)
     dead[1, [3, 7]] = True
     error = result.error.clone()
-    error[:, :] *= 1e-3
-    error[:, 5] = 10 * draw(N_LAYERS, D_MODEL, seed=4)
-    before = {name: p.detach().clone() for name, p in run.weights.named_parameters()}
     x = reads.transpose(0, 1).contiguous()
-    assert resample(run.weights, part.optimizer, result.code, x, error, dead, config, seed=0) == 2
+    error[:, :] *= 1e-3
+    error[:, [5, 9]] = 10 * (x - x.mean(dim=1, keepdim=True))[:, [5, 9]]
+    before = {name: p.detach().clone() for name, p in run.weights.named_parameters()}
+    renewed = resample(run.weights, part.optimizer, result.code, x, error, dead, config, seed=0)
+    assert torch.equal(renewed, dead)
     after = dict(run.weights.named_parameters())
     for name in ("W_enc", "b_enc"):
         changed = (after[name] != before[name]).reshape(N_LAYERS, FEATURES, -1).any(-1)
@@ -163,16 +164,44 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     changed = (after["W_dec.1"] != before["W_dec.1"]).flatten(1).any(1)
     assert torch.equal(changed, dead[1])
     written = torch.nn.functional.normalize(after["W_dec.1"][3].flatten(), dim=0)
-    assert abs(float(written @ torch.nn.functional.normalize(error[1, 5], dim=0))) > 0.999
+    along = torch.nn.functional.normalize(error[1, [5, 9]], dim=1) @ written
+    assert sorted(float(abs(cosine)) > 0.999 for cosine in along) == [False, True]
     moments = part.optimizer.state[run.weights.W_enc]["exp_avg"]
     assert not moments[1, [3, 7]].any()
     assert bool(moments[1, [4, 8]].any())
     h = run.weights.pre_activations(x)[1][:, [3, 7]]
     if kind is not SAEConfig:  # their encoders have the token's read, an SAE's has its error
-        assert float(h[5].detach().min()) > float(h.detach().mean())
+        assert float(h[[5, 9]].detach().max()) > float(h.detach().mean())
     cut = {"jumprelu": 0.01, "topk": float(result.code.smallest()[1])}.get(activation, 0.0)
     share = float((h > cut + 1e-6).float().mean())
     assert share == pytest.approx(0.5 * float(result.code.l0()[1]) / FEATURES, abs=2 / 200)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
+def test_resampling_turns_away_latents_that_would_not_lessen_the_squared_error(activation, centred):
+    """Against the squared errors themselves, in float64, on data with a mean far from zero."""
+    config = SAEConfig(features=FEATURES, activation=activation, k=4, threshold=0.01, centred=centred)
+    x = draw(300, 1, D_MODEL) * torch.linspace(0.1, 3, D_MODEL) + 4
+    run = Run.start(config, x, x)
+    (part,) = run.parts
+    x = (x * run.scales.read).transpose(0, 1).contiguous()
+    result = part.step(0, x, x, sparsity_weight=0.0, p=1.0)
+    error = result.error + draw(1, 300, D_MODEL, seed=5) * torch.linspace(0, 2, 300)[:, None]
+    dead = torch.zeros(1, FEATURES, dtype=torch.bool)
+    dead[0, ::2] = True
+    before = run.weights.W_dec[0].detach().clone()
+    renewed = resample(run.weights, part.optimizer, result.code, x, error, dead, config, seed=0)[0]
+    assert 0 < int(renewed.sum()) < int(dead.sum())
+    assert torch.equal((run.weights.W_dec[0] != before).flatten(1).any(1), renewed)
+    h = run.weights.pre_activations(x)[0].double()
+    cut = {"jumprelu": 0.01, "topk": float(result.code.smallest()[0])}.get(activation, 0.0)
+    for latent in renewed.nonzero().flatten().tolist():
+        a = torch.where(h[:, latent] > cut, h[:, latent].relu(), 0.0)
+        left = error[0].double() - a[:, None] * run.weights.W_dec[0][latent].double()
+        assert float(left.square().sum()) < float(error.double().square().sum())
+    nothing_left = resample(run.weights, part.optimizer, result.code, x, 1e-6 * error, dead, config, seed=0)
+    assert not bool(nothing_left.any())
 
 
 def test_resampling_happens_when_it_is_asked_and_not_while_the_rate_falls():

@@ -14,7 +14,7 @@ from transcoders.sites import SiteKind
 
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
-Remedy = Literal["auxiliary", "resample", "none"]
+Remedy = Literal["default", "auxiliary", "resample", "none"]
 LogTo = Literal["none", "tensorboard", "wandb"]
 
 PENALTIES: dict[str, tuple[PenaltyName, ...]] = {
@@ -25,6 +25,12 @@ PENALTIES: dict[str, tuple[PenaltyName, ...]] = {
     "batchtopk": (),
 }
 """The penalties an activation can be trained with, the default first."""
+
+_RATE, _RATE_FEATURES = 4e-3, 512
+"""The default learning rate, and the largest number of features that it is for."""
+
+_DEAD_AFTER = 100_000
+"""Tokens, where latents are not resampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +77,8 @@ class TrainConfig:
     """Tokens to train on; a shorter corpus is read again."""
     batch: int = 512
     """Tokens per step."""
-    lr: float = 2e-3
-    """Peak learning rate of Adam."""
+    lr: float | None = None
+    """Peak learning rate of Adam; None for 4e-3 up to 512 features, and falling as 1/√features beyond."""
     warmup: float = 0.05
     """Fraction of the steps over which the learning rate rises linearly to its peak."""
     decay: float = 0.3
@@ -88,7 +94,7 @@ class TrainConfig:
     decoder_norm: float | None = None
     """Norm of the first decoders; None for a tenth (transcoders), or what makes the first outputs inputs (SAEs)."""
     encoder_scale: float | None = None
-    """Norm of the first encoders; None for a tenth where a SAE's TopK or BatchTopK ranks features, else one."""
+    """Norm of the first encoders; None for one."""
     bias_init: Literal["mean", "median", "zero"] = "mean"
     """First b_dec: the mean of the targets, their geometric median, or zero."""
     start_l0: float | None = None
@@ -96,16 +102,18 @@ class TrainConfig:
     where there is one, else for centred pre-activations."""
     normalise: Literal["layer", "none"] = "layer"
     """`layer`: each layer's activations are brought to variance one by a factor, which is recorded and folded in."""
-    remedy: Remedy = "auxiliary"
-    """For dead latents. `auxiliary`: AuxK for TopK, a pull on pre-activations otherwise. `resample`: new directions."""
-    dead_after: int = 100_000
-    """A latent that fired on none of this many tokens counts as dead."""
+    remedy: Remedy = "default"
+    """For dead latents. `auxiliary`: AuxK for TopK, a pull on pre-activations otherwise. `resample`: new directions.
+    `default`: `resample` for a SAE's TopK and BatchTopK, else `auxiliary`."""
+    dead_after: int | None = None
+    """A latent that fired on none of this many tokens counts as dead; None for 100,000, with `resample` for a hundredth
+    of all, at least 4 batches."""
     revival: float = 1 / 32
     """`auxiliary` only: weight of the loss that revives dead latents."""
     k_aux: int = 64
     """`auxiliary`, TopK only: dead latents per layer and token that predict the residual."""
-    resample_every: int = 1000
-    """`resample` only: steps between replacements; none while the learning rate falls."""
+    resample_every: int | None = None
+    """`resample` only: steps between replacements, none while the learning rate falls; None for a fortieth of all."""
     precision: Literal["float32", "bf16"] = "float32"
     """Of matrix products; weights, thresholds and sums stay in float32."""
     kernels: Literal["auto", "dense", "sparse"] = "auto"
@@ -134,9 +142,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "features", "k", "tokens", "batch", "context", "checkpoint_every", "log_every", "k_aux", "resample_every"
+            "features", "k", "tokens", "batch", "context", "checkpoint_every", "log_every", "k_aux", "resample_every",
+            "dead_after",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
         for name in ("warmup", "decay", "sparsity_warmup", "p_start"):
             if not 0 <= getattr(self, name) <= 1:
@@ -149,6 +158,7 @@ class TrainConfig:
             "start_l0",
             "decoder_norm",
             "encoder_scale",
+            "lr",
         ):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -196,6 +206,30 @@ class TrainConfig:
         return max(1, self.tokens // self.batch)
 
     @property
+    def lr_used(self) -> float:
+        """The peak learning rate, with the one for this many features where none was chosen."""
+        return _RATE * min(1.0, (_RATE_FEATURES / self.features) ** 0.5) if self.lr is None else self.lr
+
+    @property
+    def remedy_used(self) -> Remedy:
+        """The remedy for dead latents, with the kind's own where none was chosen."""
+        if self.remedy != "default":
+            return self.remedy
+        return "resample" if self.ranks and self.kind == "sae" else "auxiliary"
+
+    @property
+    def dead_after_used(self) -> int:
+        """Tokens after which a latent that did not fire counts as dead."""
+        if self.dead_after is not None:
+            return self.dead_after
+        return max(self.tokens // 100, 4 * self.batch) if self.remedy_used == "resample" else _DEAD_AFTER
+
+    @property
+    def resample_every_used(self) -> int:
+        """Steps between replacements of dead latents."""
+        return max(1, self.steps // 40) if self.resample_every is None else self.resample_every
+
+    @property
     def penalty_used(self) -> PenaltyName | None:
         """The penalty, with the activation's own where none was chosen; None for TopK and BatchTopK."""
         allowed = PENALTIES[self.activation]
@@ -233,7 +267,7 @@ class SAEConfig(TrainConfig):
 
     site: SiteKind = "resid_post"
     """What is read and reconstructed."""
-    centred: bool = False
+    centred: bool = True
     """Whether the encoder reads `x − b_dec`."""
 
 

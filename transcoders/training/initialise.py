@@ -16,9 +16,6 @@ _SMALLEST_VARIANCE = 1e-12
 _DECODER_NORM = 0.1
 """Norm of a transcoder's first decoders, where a write has norm √d."""
 
-_RANKED_ENCODER = 0.1
-"""Norm of a first SAE encoder whose features are ranked: small, so that its direction is learned quickly."""
-
 
 def measure_scales(
     reads: Float[Tensor, "batch layer d_model"],
@@ -65,7 +62,7 @@ def initial_parameters(
         for i, n in enumerate(spans)
     ]  # fmt: skip
     centred = isinstance(config, SAEConfig) and config.centred
-    W_enc = _encoder_norm(config) * encoder
+    W_enc = (config.encoder_scale or 1.0) * encoder
     centre = reads.mean(dim=0) - b_dec if centred else reads.mean(dim=0)
     b_enc = -torch.einsum("ld,lfd->lf", centre, W_enc)
     skip = torch.zeros(n_layers, d_model, d_model).to(reads) if getattr(config, "skip", False) else None
@@ -145,12 +142,6 @@ def _activation(config: TrainConfig, b_enc: Float[Tensor, "layer feature"]) -> A
     if config.activation == "batchtopk":
         return BatchTopK(config.k, len(b_enc), over_layers=over_layers).to(b_enc.device)
     return Gated(b_enc) if config.activation == "gated" else ReLU()
-
-
-def _encoder_norm(config: TrainConfig) -> float:
-    if config.encoder_scale is not None:
-        return config.encoder_scale
-    return _RANKED_ENCODER if config.ranks and config.kind == "sae" else 1.0
 
 
 def _decoder_norm(config: TrainConfig, d_model: int) -> float:

@@ -39,7 +39,7 @@ class Part:
         """`weights`: views of layers from `first` on. `alone`: whether they are all; if not, gradients are freed."""
         self.config, self.weights, self.counter = config, weights, counter
         self.layers, self.alone = slice(first, first + weights.n_layers), alone
-        self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr, betas=config.betas, fused=True)
+        self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr_used, betas=config.betas, fused=True)
         self.sparse = self._sparse_at_first()
         self.finite = torch.ones((), dtype=torch.bool, device=weights.W_enc.device)
         """Whether the last step's loss and gradient were finite; not read each step, as a device would have to wait."""
@@ -56,7 +56,7 @@ class Part:
     ) -> Losses:
         """One optimizer step on normalised activations."""
         config, weights = self.config, self.weights
-        dead = self.counter.dead if config.remedy == "auxiliary" else None
+        dead = self.counter.dead if config.remedy_used == "auxiliary" else None
         compute = losses if self.sparse else self._losses
         result = compute(
             weights,
@@ -83,7 +83,7 @@ class Part:
             weights.activation.observe(result.code.smallest())
         self.counter.update(result.code.fired(), tokens=x.shape[1])
         self._choose_kernels(step, result.code)
-        if config.remedy == "resample":
+        if config.remedy_used == "resample":
             self._resample(step, x, result)
         if not self.alone:
             self.optimizer.zero_grad()
@@ -123,9 +123,9 @@ class Part:
         config = self.config
         falling = step + 1 >= (1 - config.decay) * config.steps
         dead = self.counter.dead
-        if falling or (step + 1) % config.resample_every or not bool(dead.any()):
+        if falling or (step + 1) % config.resample_every_used or not bool(dead.any()):
             return
-        resample(
+        renewed = resample(
             self.weights,
             self.optimizer,
             result.code,
@@ -135,7 +135,7 @@ class Part:
             config,
             seed=config.seed * 1_000_003 + step + self.layers.start * 7_919,
         )
-        self.counter.since_fired[dead] = 0
+        self.counter.since_fired[renewed] = 0
 
 
 def layers_at_once(config: TrainConfig, d_model: int, n_layers: int, device: torch.device) -> int:

@@ -3,6 +3,8 @@
 Counting latents that no longer fire.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -90,50 +92,84 @@ def resample(
     config: TrainConfig,
     *,
     seed: int,
-) -> int:
-    """Give dead latents the directions of tokens that are badly reconstructed; returns how many there were.
+) -> Bool[Tensor, "layer feature"]:
+    """Give dead latents the directions of tokens that are badly reconstructed; returns which were given one.
 
-    Tokens are drawn with probability ∝ ‖error‖⁴. The decoder becomes the direction of the token's errors in all layers
-    it writes to; the encoder the direction of its error for an SAE, of its read minus the mean read otherwise. The
-    encoder's norm is 0.2 of the mean of the living, or the whole of it where features are ranked. The bias lets the
-    latent be active half as often as an average one, so that what it is active on is mostly what it was drawn for. The
-    optimizer's moments are cleared.
+    Tokens are drawn with probability ∝ ‖error‖⁴, each once. The decoder becomes the direction of the token's errors in
+    all layers it writes to; the encoder the direction of its error for an SAE, of its read minus the mean read
+    otherwise. The encoder's norm is 0.2 of the mean of the living, or the whole of it where features are ranked. The
+    bias lets the latent be active half as often as an average one, so that what it is active on is mostly what it was
+    drawn for. One that would not lessen the squared error of this batch, `Σ a² ‖d‖² ≥ 2 Σ a ⟨error, d⟩`, is left as it
+    was. The optimizer's moments are cleared.
 
     Source: Bricken et al. 2023, *Towards Monosemanticity*, appendix on neuron resampling. Departures: there both
-    directions are the token's input, which is a mixture of features, where its error is what has no feature yet; and
-    the bias is zero, with which a new latent is active on so much else that it is soon driven to silence again.
+    directions are the token's input, which is a mixture of features, where its error is what has no feature yet; the
+    bias is zero, with which a new latent is active on so much else that it is soon driven to silence again; and no
+    latent is turned away, which on real activations, where few directions have most of the variance, made things worse.
     """
     generator = torch.Generator(device=reads.device).manual_seed(seed)
-    count, l0, smallest = 0, code.l0(), code.smallest()
+    renewed = torch.zeros_like(dead)
+    l0, smallest = code.l0(), code.smallest()
     for layer in range(weights.n_layers):
-        which = dead[layer].nonzero().squeeze(1)
-        if len(which) == 0:
+        if not bool(dead[layer].any()):
             continue
-        span = weights.W_dec[layer].shape[1]
-        loss = error[layer : layer + span].square().sum(dim=(0, 2))
-        drawn = torch.multinomial(loss.square() + 1e-12, len(which), replacement=True, generator=generator)
-        direction = _unit(
-            error[layer, drawn] if config.kind == "sae" else reads[layer, drawn] - reads[layer].mean(dim=0)
-        )
-        alive = weights.encoder()[layer][~dead[layer]]
-        size = alive.norm(dim=1).mean() if len(alive) else weights.W_enc.new_ones(())
-        weights.W_enc[layer, which] = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
-        share = _SELDOM * float(l0[layer]) / dead.shape[1]
         cut = config.threshold if isinstance(weights.activation, JumpReLU) else 0.0
         if config.ranks:
             cut = float(smallest[layer].nan_to_num(posinf=0.0))
-        weights.b_enc[layer, which] = cut - _exceeded_by(reads[layer] @ weights.W_enc[layer, which].T, share)
-        written = error[layer : layer + span, drawn].transpose(0, 1)
-        norm = 1.0 if weights.unit_decoders else weights.decoder_norms()[layer][~dead[layer]].mean().nan_to_num(1.0)
-        weights.W_dec[layer][which] = norm * _unit(written.flatten(1)).view_as(written)
+        drawn = _drawn(weights, reads, error, layer, dead[layer], config, cut, float(l0[layer]), generator)
+        which = dead[layer].nonzero().squeeze(1)[: len(drawn.b_enc)]
+        useful = drawn.useful.nonzero().squeeze(1)
+        which = which[useful]
+        weights.W_enc[layer, which], weights.b_enc[layer, which] = drawn.W_enc[useful], drawn.b_enc[useful]
+        weights.W_dec[layer][which] = drawn.W_dec[useful]
         if isinstance(weights.activation, JumpReLU):
             weights.activation.threshold[layer, which] = config.threshold
         if isinstance(weights.activation, Gated):
             weights.activation.r[layer, which] = 0
             weights.activation.b_mag[layer, which] = weights.b_enc[layer, which]
         _clear_moments(weights, optimizer, layer, which)
-        count += len(which)
-    return count
+        renewed[layer, which] = True
+    return renewed
+
+
+class _Drawn(NamedTuple):
+    """New latents of a layer, one for a token each."""
+
+    W_enc: Float[Tensor, "n d_model"]
+    b_enc: Float[Tensor, "n"]
+    W_dec: Float[Tensor, "n span d_model"]
+    useful: Bool[Tensor, "n"]
+    """Whether the squared error of the batch is less with it."""
+
+
+def _drawn(
+    weights: TrainingParameters,
+    reads: Float[Tensor, "layer batch d_model"],
+    error: Float[Tensor, "layer batch d_model"],
+    layer: int,
+    dead: Bool[Tensor, "feature"],
+    config: TrainConfig,
+    cut: float,
+    l0: float,
+    generator: torch.Generator,
+) -> _Drawn:
+    error = error[layer : layer + weights.W_dec[layer].shape[1]].transpose(0, 1)
+    loss = error.square().sum(dim=(1, 2))
+    count = min(int(dead.sum()), len(loss))
+    token = torch.multinomial(loss.square() + 1e-12, count, generator=generator)
+    direction = _unit(error[token, 0] if config.kind == "sae" else reads[layer, token] - reads[layer].mean(dim=0))
+    alive = weights.encoder()[layer][~dead]
+    size = alive.norm(dim=1).mean() if len(alive) else weights.W_enc.new_ones(())
+    W_enc = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
+    centre = weights.b_dec[layer] if weights.centred else 0.0
+    h = (reads[layer] - centre) @ W_enc.T
+    b_enc = cut - _exceeded_by(h, _SELDOM * l0 / len(dead))
+    norm = 1.0 if weights.unit_decoders else weights.decoder_norms()[layer][~dead].mean().nan_to_num(1.0)
+    W_dec = norm * _unit(error[token].flatten(1)).view_as(error[token])
+    a = torch.where(h + b_enc > cut, torch.relu(h + b_enc), 0.0)
+    along = error.flatten(1) @ W_dec.flatten(1).T
+    useful = (a * (2 * along - a * W_dec.square().sum(dim=(1, 2)))).sum(dim=0) > 0
+    return _Drawn(W_enc, b_enc, W_dec, useful)
 
 
 def _clear_moments(weights: TrainingParameters, optimizer: torch.optim.Optimizer, layer: int, which: Tensor) -> None:

@@ -23,7 +23,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, plateau, linear decay to zero."""
     up = (step + 1) / max(1, round(config.warmup * config.steps))
     down = (config.steps - step) / max(1, round(config.decay * config.steps))
-    return config.lr * min(1.0, up, down)
+    return config.lr_used * min(1.0, up, down)
 
 
 def sparsity_weight(config: TrainConfig, step: int) -> float:
@@ -150,7 +150,9 @@ class SparsityController:
         self.l0 = _MEMORY * self.l0 + (1 - _MEMORY) * l0
         self.seen = _MEMORY * self.seen + (1 - _MEMORY)
         if self.config.target_l0 is not None:
-            moved = self.log_weight + _INTEGRAL * learning_rate(self.config, step) / self.config.lr * self._error(step)
+            moved = self.log_weight + _INTEGRAL * learning_rate(self.config, step) / self.config.lr_used * self._error(
+                step
+            )
             self.log_weight = min(moved, self._most())
 
     def _most(self) -> float:

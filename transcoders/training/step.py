@@ -46,7 +46,7 @@ class Run:
     def __init__(self, config: TrainConfig, weights: TrainingParameters, scales: Scales) -> None:
         self.config, self.weights, self.scales = config, weights, scales
         n, device = weights.n_layers, weights.W_enc.device
-        self.counter = never_fired(n, config.features, config.dead_after, device)
+        self.counter = never_fired(n, config.features, config.dead_after_used, device)
         at_once = layers_at_once(config, weights.W_enc.shape[-1], n, device)
         self.parts = [self._part(first, min(first + at_once, n)) for first in range(0, n, at_once)]
         self.controller = SparsityController(config)
@@ -54,7 +54,7 @@ class Run:
         self.measured: Measured | None = None
 
     def _part(self, first: int, last: int) -> Part:
-        counter = DeadCounter(self.counter.since_fired[first:last], self.config.dead_after)
+        counter = DeadCounter(self.counter.since_fired[first:last], self.config.dead_after_used)
         if last - first == self.weights.n_layers:
             return Part(self.config, self.weights, counter, 0, alone=True)
         return Part(self.config, self.weights.views(first, last), counter, first, alone=False)
