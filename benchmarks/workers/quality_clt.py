@@ -83,7 +83,7 @@ class Oracle:
         scales = measure_scales(*sample, config)
         self.read, self.write = scales.read[:, None], scales.write[:, None]
         first = initial_parameters(config, sample.reads * self.read, sample.writes * self.write)
-        self.rate, self.n_steps, self.steps = config.lr, 0, config.steps
+        self.rate, self.n_steps, self.steps = config.lr_used, 0, config.steps
         self.W_enc, self.b_enc, self.b_dec = (p.detach().clone() for p in (first.W_enc, first.b_enc, first.b_dec))
         self.W_dec = [p.detach().clone() for p in first.W_dec]
         self.threshold = torch.full_like(self.b_enc, config.threshold)
@@ -91,7 +91,7 @@ class Oracle:
         for p in (*self.plain, self.threshold):
             p.requires_grad_()
         groups = [{"params": self.plain}, {"params": [self.threshold]}]
-        self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=config.betas)
+        self.optimizer = torch.optim.Adam(groups, lr=self.rate, betas=config.betas)
 
     def features(self, reads: Tensor) -> Tensor:
         h = torch.einsum("bld,lfd->blf", reads * self.read, self.W_enc) + self.b_enc
@@ -118,7 +118,7 @@ class Oracle:
         up = (step + 1) / max(1, round(config.warmup * self.steps))
         down = (self.steps - step) / max(1, round(config.decay * self.steps))
         for group, factor in zip(self.optimizer.param_groups, (1.0, config.threshold_rate or 1.0), strict=True):
-            group["lr"] = factor * config.lr * min(1.0, up, down)
+            group["lr"] = factor * self.rate * min(1.0, up, down)
         self.optimizer.step()
         with torch.no_grad():
             self.threshold.clamp_(min=0)

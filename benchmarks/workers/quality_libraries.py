@@ -46,7 +46,7 @@ class Ours:
             settings["lr"] = task["rate"]
         config = config_class(**settings)
         reads, writes = (_layered(side) for side in data.sample())
-        self.config, self.rate = config, config.lr
+        self.config, self.rate = config, config.lr_used
         self.run, self.n_steps = Run.start(config, reads, writes), 0
 
     def step(self, batch: Batch) -> None:
