@@ -6,7 +6,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from machine import write_table
-from quality_cases import OURS, RANKED, SHAPES, STEPS, Case, Cell, cases
+from quality_cases import OURS, PEERS, RANKED, SHAPES, STEPS, Case, Cell, cases
 from quality_cells import POINTS, Cells
 from quality_plan import LADDER, Plan
 
@@ -22,19 +22,14 @@ COLUMNS = (
 
 def write_tables(cells: Cells, plan: Plan) -> str:
     """Writes `results/quality.md` and `results/quality_curves.md`; returns the first."""
-    rows, missing = [], dict[str, list[str]]()
-    for case in cases():
-        for steps in STEPS:
-            for peer in case.peers:
-                row = row_of(plan, case, steps, peer)
-                if row[-1] != _MISSING:
-                    rows.append(row)
-                else:
-                    missing.setdefault(f"{case.data} {case.shape} {case.kind}", []).append(f"{steps:,} {peer}")
+    all_rows = {case: {steps: _rows(plan, case, steps) for steps in STEPS} for case in cases()}
+    rows = [
+        row for of_case in all_rows.values() for of_length in of_case.values() for row in of_length if _measured(row)
+    ]
     lines = [line for case in cases() for library in (OURS, *case.peers) if (line := _curve(plan, case, library))]
     columns = ["data", "d, width, k", "kind", "library", "steps", "rate", "L0", "ms a step", *map(_share, POINTS)]
     write_table("quality_curves", _CURVES, columns, lines)
-    claim = "\n\n".join((_CLAIM, _CLAIM_TIME, _summary(rows, missing)))
+    claim = "\n\n".join((_CLAIM, _CLAIM_TIME, _summary(rows), _todo(all_rows)))
     return write_table("quality", claim, COLUMNS, rows)
 
 
@@ -46,12 +41,12 @@ _CLAIM = """Claim: at equal steps a dictionary trained here explains no less of 
 Batch 1,024, the same batches in the same order for everybody; 262,144 synthetic or 240,411 real vectors of mean square
 one, of which 8,192 are held out; one thread, float32. "Its rate" is the best by held-out FVU, with the first seed, of
 the peer's default and three more after 500 steps; longer runs have the best of those, runs of 3,000 also the default.
-Ours has its default. No other setting is changed, in no library, but warm-ups, which are cut to a tenth of a run. Kinds
-with a penalty: the peer's weight is the one that gives L0 near k after 500 steps (dictionary_learning's JumpReLU steers
-for k), and ours is asked for the L0 that the peer ended with (`target_l0`). sparsify's own optimiser is sign descent;
-`sparsify-adam` is the one that it also has. `oracle` is our CLT's loss in plain dense float32, from the same first
-weights, with the same weight of the penalty; CLT-Forge's first biases need more features than the small shape has, and
-stay zero."""
+↑ marks the largest that was tried. Ours has its default. No other setting is changed, in no library, but warm-ups,
+which are cut to a tenth of a run. Kinds with a penalty: the peer's weight is the one that gives L0 near k after 500
+steps (dictionary_learning's JumpReLU steers for k), and ours is asked for the L0 that the peer ended with
+(`target_l0`). sparsify's own optimiser is sign descent; `sparsify-adam` is the one that it also has. `oracle` is our
+CLT's loss in plain dense float32, from the same first weights, with the same weight of the penalty; CLT-Forge's first
+biases need more features than the small shape has, and stay zero."""
 
 _CLAIM_TIME = """"Our steps" are the fewest, of all lengths of a run that were tried, after which our mean FVU is no
 more than the peer's final one, with an L0 no more than 5 % above its. Times are those steps times a step's seconds,
@@ -82,7 +77,12 @@ def row_of(plan: Plan, case: Case, steps: int, peer: str) -> list[object]:
         return [*head, *[_MISSING] * (len(COLUMNS) - len(head))]
     default = plan.default(case, peer, steps)
     at_default = plan.cells.get(default) if default is not None else None
-    row = [*head, f"{theirs[0]['rate']:.3g}", f"{at_default['fvu']:.4f}" if at_default else _MISSING]
+    largest = best[0].rate == max(PEERS[peer].rates(peer, SHAPES[case.shape]))
+    row = [
+        *head,
+        f"{theirs[0]['rate']:.3g}{' ↑' if largest else ''}",
+        f"{at_default['fvu']:.4f}" if at_default else _MISSING,
+    ]
     row += [_spread(theirs, "fvu", 4), _spread(theirs, "l0", 1)]
     ours = _results(plan, plan.ours(case, steps, peer))
     if not ours:
@@ -158,14 +158,33 @@ def _curve(plan: Plan, case: Case, library: str) -> list[object] | None:
     return None
 
 
-def _summary(rows: Sequence[Sequence[object]], missing: dict[str, list[str]]) -> str:
+def _rows(plan: Plan, case: Case, steps: int) -> list[list[object]]:
+    return [row_of(plan, case, steps, peer) for peer in case.peers]
+
+
+def _measured(row: Sequence[object]) -> bool:
+    return row[-1] != _MISSING
+
+
+def _summary(rows: Sequence[Sequence[object]]) -> str:
     verdicts = [row[COLUMNS.index("verdict")] for row in rows]
     times = [str(row[-1]) for row in rows if row[-1] != ""]
     half = sum(float(time.lstrip("~")) <= 0.5 for time in times)
     parts = [f"{verdicts.count(name)} {name}" for name in ("ours", "level", "peer", "one seed")]
-    counts = (
+    return (
         f"{len(rows)} rows are measured: {', '.join(parts)}. Ours needs at most half of the peer's time to its FVU in "
         f"{half} of the {len(times)} rows where it comes there."
     )
-    todo = "\n".join(f"* {what}: {', '.join(cells)}" for what, cells in missing.items())
-    return f"{counts}\n\nNot measured, or not to the end:\n\n{todo}" if missing else counts
+
+
+def _todo(rows: dict[Case, dict[int, list[list[object]]]]) -> str:
+    """What is not measured: lengths, with the peers where it is not all of them."""
+    lines = []
+    for case, lengths in rows.items():
+        parts = []
+        for steps, of_length in lengths.items():
+            peers = [str(row[COLUMNS.index("peer")]) for row in of_length if not _measured(row)]
+            some = f" ({', '.join(peers)})" if len(peers) < len(of_length) else ""
+            parts += [f"{steps:,}{some}"] if peers else []
+        lines += [f"* {case.data} {case.shape} {case.kind}: {'; '.join(parts)}"] if parts else []
+    return "\n".join(["Steps not measured, or not to the end:", "", *lines]) if lines else "All rows are measured."
