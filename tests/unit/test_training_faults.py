@@ -256,7 +256,7 @@ def test_a_setting_that_differs_is_named_alone(tmp_path):
     with pytest.raises(InputError) as caught:
         train(None, vectors(), other, progress=False, out=tmp_path, resume=True)
     assert str(caught.value) == (
-        f"{tmp_path} belongs to another run: its lr is 0.002, this run's 0.01. "
+        f"{tmp_path} belongs to another run: its lr is None, this run's 0.01. "
         "Give the settings of that run, or another output folder."
     )
 

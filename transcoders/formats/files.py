@@ -259,7 +259,7 @@ def checksum(tensor: Tensor) -> str:
 
 def _checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     try:
-        return {str(name): str(checksum) for name, checksum in json.loads(metadata.get(CHECKSUMS, "{}")).items()}
+        return {str(name): str(found) for name, found in json.loads(metadata.get(CHECKSUMS, "{}")).items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged: its checksums cannot be read; download or save it again.") from error
 
