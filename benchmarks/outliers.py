@@ -4,8 +4,8 @@
 
 First where norms are far above the median of their site. Then a transcoder for every layer, whose FVU is measured at
 every step: the largest of each layer in medians of the steps before it, with the tokens left out and (`--without
-STEPS`) with all of them in. A run goes on where it was stopped. Writes benchmarks/results/outliers.md. For SmolLM2-135M see
-`benchmarks/training_memory.py`.
+STEPS`) with all of them in. A run goes on where it was stopped. Writes benchmarks/results/outliers.md. For
+SmolLM2-135M see `benchmarks/training_memory.py`.
 """
 
 import argparse

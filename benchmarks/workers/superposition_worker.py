@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from quality_worker import Data
 from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
-from sae_worker import Data
 
 KINDS = {
     "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
@@ -43,7 +43,7 @@ def train(task: dict[str, Any], data: Data) -> Any:
     )
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=data)
     for _ in range(steps):
-        trainer.step(next(data))
+        trainer.step(next(data).reads)
         trainer.n_training_steps += 1
     return sae
 
@@ -63,11 +63,11 @@ def main() -> None:
     folder = Path(sys.argv[1])
     task = json.loads((folder / "task.json").read_text())
     torch.set_num_threads(task["threads"])
-    data = Data(task["data"], task["batch"], task["held_out"], task["seed"])
+    data = Data(task["data"], None, batch=task["batch"], held_out=task["held_out"], seed=task["seed"])
     start = time.perf_counter()
     sae = train(task, data)
     seconds = time.perf_counter() - start
-    result = judge(sae, data.held_out, folder) | {"speed": task["batch"] * task["steps"] / seconds}
+    result = judge(sae, data.held_out.reads, folder) | {"speed": task["batch"] * task["steps"] / seconds}
     (folder / "result.json").write_text(json.dumps(result))
 
 

@@ -153,7 +153,7 @@ def test_documents_can_be_kept_apart(stories, tmp_path):
     rows = CorpusRows(stories, transcoders.open_corpus(documents), 20, None, "separate")()
     alone = [sites_of(stories, torch.tensor([row.ids]), store.sites, ()).reads for row in rows]
     found = in_order(everything(store, store.sites))
-    torch.testing.assert_close(found, in_order(torch.cat(alone)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, in_order(torch.cat(alone)), rtol=1e-3, atol=1e-4)
     assert store.settings.documents == "separate"
 
 

@@ -178,11 +178,11 @@ def test_resampling_gives_dead_latents_and_no_others_directions_of_badly_reconst
     assert share == pytest.approx(0.5 * float(result.code.l0()[1]) / FEATURES, abs=2 / 200)
 
 
-@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("options", [{}, {"centred": False}, {"aligned": True}])
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
-def test_resampling_turns_away_latents_that_would_not_lessen_the_squared_error(activation, centred):
+def test_resampling_turns_away_latents_that_would_not_lessen_the_squared_error(activation, options):
     """Against the squared errors themselves, in float64, on data with a mean far from zero."""
-    config = SAEConfig(features=FEATURES, activation=activation, k=4, threshold=0.01, centred=centred)
+    config = SAEConfig(features=FEATURES, activation=activation, k=4, threshold=0.01, **options)
     x = draw(300, 1, D_MODEL) * torch.linspace(0.1, 3, D_MODEL) + 4
     run = Run.start(config, x, x)
     (part,) = run.parts
@@ -206,23 +206,26 @@ def test_resampling_turns_away_latents_that_would_not_lessen_the_squared_error(a
     assert not bool(nothing_left.any())
 
 
-def test_resampling_happens_when_it_is_asked_and_not_while_the_rate_falls():
-    x = draw(400, D_MODEL)
-    common: Any = {"features": 24, "batch": 64, "tokens": 64 * 40, "dead_after": 64, "activation": "jumprelu"}
-    counts = []
-    for remedy in ("resample", "none"):
-        config = SAEConfig(remedy=remedy, resample_every=5, threshold=500.0, decay=0.5, **common)
-        run = Run.start(config, x[:256, None], x[:256, None])
-        changes = 0
+def test_resampling_happens_when_it_is_asked_and_not_while_the_rate_falls(monkeypatch):
+    x = draw(64, D_MODEL)
+    common: Any = {"features": 24, "batch": 64, "tokens": 64 * 40, "dead_after": 64, "activation": "relu"}
+    steps: list[int] = []
+
+    def renewed(weights, optimizer, reads, error, dead, config, **others):
+        steps.append(step)
+        assert bool(dead.all())
+        return dead
+
+    monkeypatch.setattr("transcoders.training.part.resample", renewed)
+    for remedy, expected in (("resample", [4, 9, 14]), ("none", [])):
+        steps.clear()
+        run = Run.start(SAEConfig(remedy=remedy, resample_every=5, decay=0.5, **common), x[:, None], x[:, None])
+        with torch.no_grad():
+            run.weights.b_enc.sub_(1000)  # nothing fires, so nothing else resets the count
         for step in range(40):
-            before = run.counter.since_fired.clone()
-            run.step(step, x[:64, None], x[:64, None])
-            reset = bool(((run.counter.since_fired == 0) & (before >= 64)).any())
-            changes += reset  # nothing fires, so nothing else resets the count
-            assert not reset or (step < 20 and step % 5 == 4)
-        counts.append(changes)
-    assert counts[0] >= 2  # at the third chance all may be alive
-    assert counts[1] == 0
+            run.step(step, x[:, None], x[:, None])
+            assert bool((run.counter.since_fired == 0).all()) == (step in expected)
+        assert steps == expected
 
 
 # settings

@@ -224,9 +224,7 @@ class TrainingParameters(nn.Module):
         """
         if not self.aligned:
             return self.W_enc
-        written = self.written()
-        missing = 1 - (self.W_enc * written).sum(dim=-1, keepdim=True)
-        return self.W_enc + missing / written.square().sum(dim=-1, keepdim=True).clamp(min=1e-12) * written
+        return aligned_to(self.written(), self.W_enc)
 
     def written(self) -> Float[Tensor, "layer feature d_model"]:
         """The sum of each feature's decoders."""
@@ -329,6 +327,14 @@ class TrainingParameters(nn.Module):
     def alignment(self) -> Float[Tensor, "layer feature"]:
         """⟨encoder, what the feature writes⟩ of every feature."""
         return (self.encoder() * self.written()).sum(dim=-1)
+
+
+def aligned_to(
+    written: Float[Tensor, "*of d_model"], W_enc: Float[Tensor, "*of d_model"]
+) -> Float[Tensor, "*of d_model"]:
+    """The encoders next to `W_enc` with ⟨encoder, written⟩ = 1."""
+    missing = 1 - (W_enc * written).sum(dim=-1, keepdim=True)
+    return W_enc + missing / written.square().sum(dim=-1, keepdim=True).clamp(min=1e-12) * written
 
 
 def _views(activation: Activation, first: int, last: int) -> Activation:

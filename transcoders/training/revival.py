@@ -14,7 +14,7 @@ from transcoders.kernels import auxk_encode, cross_layer_decode
 from transcoders.training.codes import Code
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import World
-from transcoders.training.parameters import Gated, TrainingParameters
+from transcoders.training.parameters import Gated, TrainingParameters, aligned_to
 from transcoders.training.ranking import kept_by_all
 from transcoders.training.split import WHOLE, Split
 
@@ -117,8 +117,8 @@ def resample(
 
     Source: Bricken et al. 2023, *Towards Monosemanticity*, appendix on neuron resampling. Departures: there both
     directions are the token's input, which is a mixture of features, where its error is what has no feature yet; the
-    bias is zero, with which a new latent is active on so much else that it is soon driven to silence again; and no
-    latent is turned away, which on real activations, where few directions have most of the variance, made things worse.
+    bias is zero, with which a new latent is active on so much else that it is soon driven to silence again; and every
+    dead latent is renewed, whether that helps or not.
     """
     renewed = torch.zeros_like(dead)
     reads, error = (split.tokens.gather(x, dim=1) for x in (reads, error))
@@ -172,11 +172,13 @@ def _drawn(
     direction = _unit(error[token, 0] if config.kind == "sae" else reads[layer, token] - reads[layer].mean(dim=0))
     size = _mean_norm(weights.encoder()[layer][~dead].norm(dim=1), ranks)
     W_enc = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
+    norm = 1.0 if weights.unit_decoders else _mean_norm(weights.decoder_norms()[layer][~dead], ranks)
+    W_dec = norm * _unit(error[token].flatten(1)).view_as(error[token])
+    if weights.aligned:
+        W_enc = aligned_to(W_dec.sum(dim=1), W_enc)
     centre = weights.b_dec[layer] if weights.centred else 0.0
     h = (reads[layer] - centre) @ W_enc.T
     b_enc = cut - _exceeded_by(h, _SELDOM * l0 / config.features)
-    norm = 1.0 if weights.unit_decoders else _mean_norm(weights.decoder_norms()[layer][~dead], ranks)
-    W_dec = norm * _unit(error[token].flatten(1)).view_as(error[token])
     a = torch.where(h + b_enc > cut, torch.relu(h + b_enc), 0.0)
     along = error.flatten(1) @ W_dec.flatten(1).T
     useful = (a * (2 * along - a * W_dec.square().sum(dim=(1, 2)))).sum(dim=0) > 0
