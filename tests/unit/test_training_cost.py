@@ -12,9 +12,7 @@ from transcoders.training.step import Run
 
 LAYERS, D, BATCH = 3, 8, 32
 CONFIGS = [
-    SAEConfig(
-        features=24, batch=BATCH, activation="topk", k=3, centred=False
-    ),  # b_dec W_enc is of a batch, not a token
+    SAEConfig(features=24, batch=BATCH, activation="topk", k=3, centred=False),
     TranscoderConfig(features=24, batch=BATCH, activation="relu", ema=0.9),
     TranscoderConfig(features=24, batch=BATCH, skip=True),
     CLTConfig(features=24, batch=BATCH, activation="jumprelu"),
