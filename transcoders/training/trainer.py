@@ -392,7 +392,8 @@ class Trainer:
     # files
 
     def _write_records(self) -> None:
-        identity = {**self._identity(), "data_hash": self.stream.state().get("hash")}
+        place = self.stream.state()
+        identity = {**self._identity(), "data_hash": place.get("hash") or place.get("store")}
         for folder, config in zip(self._folders(), self.configs, strict=False):
             write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
