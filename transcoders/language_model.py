@@ -15,7 +15,7 @@ from transcoders.bridge import TransformerBridge, fit_precision, prepare, rememb
 from transcoders.edits import Hook, after, apart, by_token, in_the_middle
 from transcoders.errors import ModelError, PromptError
 from transcoders.files import short_hash
-from transcoders.model_parts import ModelParts
+from transcoders.model_parts import ModelParts, kept_apart
 from transcoders.precision import Precision, as_dtype
 from transcoders.sites import Frame, Site, SiteKind
 from transcoders.token_text import token_text, with_characters
@@ -347,7 +347,7 @@ class LanguageModel:
 
         if named:
             hooks: list[tuple[Any, Any]] = [(name, show) for name in named]
-            texts = {} if positions is None else _kept_apart(positions, self.dtype)
+            texts = {} if positions is None else kept_apart(positions, self.dtype)
             with contextlib.suppress(_AllFound):
                 self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **texts)
 
@@ -448,11 +448,3 @@ class LanguageModel:
         follows the blocks (`ln_final`, `unembed`), and as layer -1 a norm of the embeddings (`embed_ln`).
         """
         return self.parts.bias_groups()
-
-
-def _kept_apart(positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> dict[str, Any]:
-    """What keeps the texts of a row apart: positions, and what is added to scores, −∞ between texts."""
-    text = (positions == 0).cumsum(dim=1)
-    seen = (text[:, :, None] == text[:, None, :]).tril()
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-    return {"position_ids": positions.clamp(min=0), "attention_mask": mask[:, None]}

@@ -287,3 +287,11 @@ def _hooked(point: Any, edit: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def kept_apart(positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> dict[str, Any]:
+    """What keeps the texts of a row apart: positions, and what is added to scores, −∞ between texts."""
+    text = (positions == 0).cumsum(dim=1)
+    seen = (text[:, :, None] == text[:, None, :]).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return {"position_ids": positions.clamp(min=0), "attention_mask": mask[:, None]}

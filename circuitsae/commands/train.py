@@ -10,6 +10,7 @@ import tyro
 from circuitsae.commands.evaluate import LOSS_TOKENS
 from circuitsae.commands.runs import TrainedOn
 from circuitsae.commands.shared import (
+    THE_WHOLE,
     CorpusPart,
     CorpusPartOptions,
     WeightOptions,
@@ -21,6 +22,7 @@ from circuitsae.commands.shared import (
     say_next,
 )
 from circuitsae.tables import open_console
+from transcoders.errors import InputError
 from transcoders.sites import SiteKind
 from transcoders.training.config import TrainConfig, config_of
 
@@ -81,10 +83,14 @@ def train(
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
     store = transcoders.ActivationStore(corpus) if corpus and transcoders.ActivationStore.is_store(corpus) else None
+    if store is not None and part != THE_WHOLE:
+        raise InputError(f"{corpus} holds activations, of which there is no part to choose; leave out --corpus-….")
     text = store or corpus_for(model, corpus, TRAINING, part)
     language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
     if plan:
-        planned = transcoders.plan(language_model, text, config, out=out, evaluate_tokens=evaluate_tokens)
+        planned = transcoders.plan(
+            language_model, text, config, out=out, evaluate_tokens=evaluate_tokens, loss_tokens=loss_tokens
+        )
         show_plan(console, planned)
         planned.require_fit()
         return

@@ -69,6 +69,21 @@ def test_checkpoints_and_dictionaries_take_the_planned_room(tmp_path):
     assert plan.disk["dictionaries"] == pytest.approx(written, rel=0.02)
 
 
+def test_a_store_is_planned_by_its_path_with_the_settings_it_was_written_with(model, rows, tmp_path):
+    tc.write_activations(model, rows, tmp_path / "acts", sites=["mlp_in", "mlp_out"], progress=False)
+    plan = tc.plan(None, tmp_path / "acts", small(context=128), trial_seconds=0.0)
+    assert (plan.steps, plan.tokens) == (100, 6400)
+    with pytest.raises(InputError, match="was written with first=1; got first=2"):
+        tc.plan(None, tmp_path / "acts", small(context=128, first=2), trial_seconds=0.0)
+
+
+def test_losses_on_fewer_tokens_are_planned_as_such(model, rows):
+    whole, some = (
+        tc.plan(model, rows, small(), trial_seconds=0.0, evaluate_tokens=1600, loss_tokens=n) for n in (None, 160)
+    )
+    assert some.flops["evaluation"] < 0.3 * whole.flops["evaluation"]
+
+
 def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch):
     x = torch.randn(600, 16)
     plan = tc.plan(None, x, small("sae"), out=tmp_path, trial_seconds=0.1)

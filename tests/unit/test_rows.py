@@ -87,6 +87,7 @@ def test_a_stream_of_text_goes_on_over_the_end_of_a_pass(model, mode, n_batches)
     resumed = ActivationStream(model, rows, **settings, state=json.loads(json.dumps(unbroken.state())))
     for expected, found in islice(zip(batches, resumed, strict=False), 8):
         assert torch.equal(expected.reads, found.reads)
+    assert resumed.state()["hash"] == unbroken.state()["hash"] != ""
 
 
 @pytest.mark.parametrize("damage", [{"rest": 3}, {"rest": [1]}, {"row": -1}, {"row": 10**6}, {"documents": None}])

@@ -84,7 +84,7 @@ def test_the_folder_of_a_run_says_what_made_it_and_how_to_go_on(run):
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"| all layers | {last['fvu']:.4f} | 2.0 | {last['dead']:.1%} |" in text
     assert f"| layer 1 | {last['fvu_per_layer'][1]:.4f} |" in text
-    assert f"circuitsae evaluate '{out}'" in text
+    assert f"load_dictionaries({str(out)!r})" in text  # of vectors, which no model can be evaluated on
 
 
 def test_the_curve_has_a_line_for_each_layer_and_one_for_all(run):
@@ -107,5 +107,8 @@ def test_a_curve_is_drawn_of_one_point_and_of_numbers_that_have_no_logarithm():
 def test_the_command_is_what_was_typed(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/circuitsae", "train", "pocket", "--out", "my run"])
     assert record.command_line() == "circuitsae train pocket --out 'my run'"
-    monkeypatch.setattr("sys.argv", ["notebook.py"])
-    assert record.command_line() == "transcoders.train"
+    monkeypatch.setattr("sys.argv", ["/lib/circuitsae/__main__.py", "train", "pocket"])  # as torchrun starts it
+    assert record.command_line() == "circuitsae train pocket"
+    for other in ("notebook.py", "/lib/pytest/__main__.py"):
+        monkeypatch.setattr("sys.argv", [other])
+        assert record.command_line() == "transcoders.train"

@@ -12,6 +12,7 @@ from torch import Tensor
 from transcoders.data.places import damaged, whole_number
 from transcoders.data.tokens import Row, Rows, stacked
 from transcoders.errors import InputError
+from transcoders.files import short_hash
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 
@@ -35,7 +36,9 @@ class Chunks:
     def __init__(self, rows: Rows, *, tokens: int, first: int = 1, state: Mapping[str, Any] | None = None) -> None:
         self._rows, self._tokens, self._first = rows, tokens, first
         self._number, self._n_rows, where = 0, 0, None
+        self._hash = self._hash_before = ""
         if state is not None:
+            self._hash = self._hash_before = str(state.get("hash_before", ""))
             self._number, self._n_rows = whole_number(state, "chunk"), whole_number(state, "row")
             where = state.get("rows")
             if not isinstance(where, Mapping):
@@ -53,11 +56,13 @@ class Chunks:
             rows.append(row := self._next_row())
             room -= sum(max(0, length - self._first) for length in row.lengths)
         self._number, self._n_rows = number + 1, first_row + len(rows)
+        self._hash_before = self._hash
+        self._hash = short_hash([self._hash, *(f"{row.ids}{row.lengths}" for row in rows)])
         return Chunk(number, first_row, *stacked(rows))
 
     def state(self) -> dict[str, Any]:
-        """Where the last chunk begins, as JSON; `chunk` is its number."""
-        return self._place
+        """Where the last chunk begins, as JSON; `chunk` is its number, `hash` that of all rows up to its end."""
+        return {**self._place, "hash_before": self._hash_before, "hash": self._hash}
 
     def _now(self) -> dict[str, Any]:
         return {"chunk": self._number, "row": self._n_rows, "rows": self._pass.state()}

@@ -1,4 +1,4 @@
-"""Activations on disk: a folder of shards that is written once (`write_store`) and read by any number of runs.
+"""Activations on disk: a folder of shards that is written once (`write_activations`) and read by any number of runs.
 
 `store.json` says of what model, text and sites they are, and names each shard with its tokens, its size and its
 SHA-256. It is written last, so a folder with it is complete. A shard is checked when it is first read.

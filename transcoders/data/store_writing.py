@@ -34,6 +34,7 @@ from transcoders.data.store import (
     read_record,
 )
 from transcoders.data.tokens import Boundaries, CorpusRows, Row, Rows, TokenRows, stacked
+from transcoders.dictionaries.provenance import ROWS
 from transcoders.errors import FileFormatError, InputError, NotFiniteError
 from transcoders.files import short_hash, write_json
 from transcoders.language_model import LanguageModel
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 _WRITING, _PARTS = "writing.json", "parts"
 _BLOCK_BYTES, _MOST_IN_BLOCK = 2**24, 4096
 _TOKENS_AT_ONCE = 4096
-_CORPUS_OF_ROWS = "rows of tokens"
 
 
 def write_activations(
@@ -134,7 +134,7 @@ class _Text:
             if documents != "packed":
                 raise InputError(f"documents={documents!r} is of text; rows of tokens are read as they are given.")
             begins = model.bos is not None and bool((corpus[:, 0] == model.bos).all())
-            return cls(model, _CORPUS_OF_ROWS, corpus.shape[1], None, documents, begins, TokenRows(corpus))
+            return cls(model, ROWS, corpus.shape[1], None, documents, begins, TokenRows(corpus))
         opened = open_corpus(corpus)
         context = min(context, model.context)
         if documents == "masked":

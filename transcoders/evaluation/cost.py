@@ -72,7 +72,7 @@ def evaluation_cost(
 
     Raises `InputError` for less than one token.
     """
-    if min(tokens, context, loss_tokens or 1) < 1:
+    if min(tokens, context, 1 if loss_tokens is None else loss_tokens) < 1:
         raise InputError(f"tokens={tokens}, context={context}, loss_tokens={loss_tokens}: give at least 1 of each.")
     sizes = dictionaries if isinstance(dictionaries, DictionarySizes) else DictionarySizes.of(dictionaries)
     context = min(context, model.context)

@@ -4,7 +4,7 @@
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -160,7 +160,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (
             "features", "k", "tokens", "batch", "context", "checkpoint_every", "keep_last", "log_every", "k_aux",
-            "resample_every", "dead_after",
+            "resample_every", "dead_after", "layers_at_once",
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -186,8 +186,6 @@ class TrainConfig:
             raise InputError(
                 f"outliers is how many times the median norm is too much, above 1, or 0 for none; got {self.outliers}."
             )
-        if self.layers_at_once is not None and self.layers_at_once < 1:
-            raise InputError(f"layers_at_once must be at least 1; got {self.layers_at_once}.")
         if self.keep_best and self.log_every > self.checkpoint_every:
             raise InputError(
                 f"keep_best compares checkpoints by what was logged since the one before, so log_every must be at most "
@@ -332,6 +330,23 @@ class CLTConfig(TrainConfig):
 
 
 _KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}
+
+
+_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers", "parallel")
+"""Settings of the stream, which all dictionaries trained on it have in common."""
+
+
+def require_configs(configs: Sequence[TrainConfig]) -> None:
+    """Raises `InputError` where there is none, or they cannot be trained on one stream."""
+    if not configs:
+        raise InputError("There is nothing to train; give at least one configuration.")
+    for name in _SHARED:
+        values = {getattr(config, name) for config in configs}
+        if len(values) > 1:
+            raise InputError(
+                f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
+                "Give them one value, or train them one after the other."
+            )
 
 
 def config_of(kind: str, **settings: Any) -> TrainConfig:

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 from jaxtyping import Int
 from torch import Tensor
@@ -16,12 +16,12 @@ from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import TrainConfig, require_configs
 from transcoders.training.distributed import join
 from transcoders.training.planning import Plan, plan_run
 from transcoders.training.run_folder import finished_dictionaries, identity_of
 from transcoders.training.stored import StoreSource, as_stored
-from transcoders.training.trainer import Trainer, require_configs
+from transcoders.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,10 @@ def train(
     and the model, where it is given, says on which device, and is checked to be the store's.
 
     `config`: of a sequence all dictionaries, of any kinds, are trained at once on the same batches, and come back as a
-    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator` and
-    `bos`; the order of the data is that of the first one's seed. Each comes out as it would alone with that order,
-    which also depends on how many tokens fit the buffer, hence on the number of sites. Each has a folder of its own in
-    `out`, by `names` or by kind and activation, and checkpoints are of all together.
+    list; the model runs once for all. They must agree in `tokens`, `batch`, `context`, `documents`, `separator`, `bos`,
+    `first`, `outliers` and `parallel`; the order of the data is that of the first one's seed. Each comes out as it
+    would alone with that order, which also depends on how many tokens fit the buffer, hence on the number of sites.
+    Each has a folder of its own in `out`, by `names` or by kind and activation, and checkpoints are of all together.
 
     `out`: a folder for the metrics (`metrics.jsonl`), checkpoints and the result, for one training at a time. `resume`:
     go on from the latest checkpoint there that is not damaged, to the same result as an unbroken run; where the run was
@@ -96,13 +96,7 @@ def train(
     every one gets the result, which is that of a single process. Only the first writes; `out` must be a folder that all
     of them see. `LostRankError` where one of them ends before its time.
     """
-    configs = [config] if isinstance(config, TrainConfig) else config
-    require_configs(configs)
-    if ActivationStore.is_store(corpus):
-        corpus = ActivationStore(cast("Path | str", corpus))
-    if isinstance(corpus, ActivationStore):
-        configs = [as_stored(each, corpus) for each in configs]
-    source = _source(model, corpus, configs[0])
+    source, configs = _opened(model, corpus, config)
     world = join(source.device)
     with alone_in(Path(out) if out is not None and world.first else None):
         results = _complete(source, configs, Path(out)) if resume and out is not None else None
@@ -128,18 +122,33 @@ def plan(
     *,
     out: Path | str | None = None,
     evaluate_tokens: int = 0,
+    loss_tokens: int | None = None,
     trial_seconds: float = 10.0,
 ) -> Plan:
     """What `train` with the same arguments will take: operations, memory, disk and time, from a short trial.
 
-    `evaluate_tokens`: held-out tokens of an evaluation afterwards, which is counted as well. Nothing is written.
+    `evaluate_tokens`: held-out tokens of an evaluation afterwards, which is counted as well, `loss_tokens` of them for
+    losses, as `evaluate` takes them. Nothing is written.
     `Plan.require_fit` raises `InputError` where memory or disk do not suffice.
     """
+    source, configs = _opened(model, corpus, config)
+    return plan_run(
+        source, configs, out=None if out is None else Path(out), evaluate_tokens=evaluate_tokens,
+        loss_tokens=loss_tokens, trial_seconds=trial_seconds,
+    )  # fmt: skip
+
+
+def _opened(
+    model: LanguageModel | None, corpus: Any, config: TrainConfig | Sequence[TrainConfig]
+) -> tuple[Source, Sequence[TrainConfig]]:
+    """Where batches come from, and the configurations with what a store has settled."""
     configs = [config] if isinstance(config, TrainConfig) else config
     require_configs(configs)
-    place = None if out is None else Path(out)
-    source = _source(model, corpus, configs[0])
-    return plan_run(source, configs, out=place, evaluate_tokens=evaluate_tokens, trial_seconds=trial_seconds)
+    if ActivationStore.is_store(corpus):
+        corpus = ActivationStore(corpus)
+    if isinstance(corpus, ActivationStore):
+        configs = [as_stored(each, corpus) for each in configs]
+    return _source(model, corpus, configs[0]), configs
 
 
 def _source(model: LanguageModel | None, corpus: Any, first: TrainConfig) -> Source:

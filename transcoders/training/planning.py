@@ -78,6 +78,7 @@ def plan_run(
     *,
     out: Path | None = None,
     evaluate_tokens: int = 0,
+    loss_tokens: int | None = None,
     trial_seconds: float = 10.0,
 ) -> Plan:
     """What training `configs` at once on `source` will take, timed by steps of the trainer for about `trial_seconds`.
@@ -105,8 +106,9 @@ def plan_run(
         disk["dictionaries"] = sum(4 * c.parameters for c in costs)
     if model is not None and evaluate_tokens:
         for config, cost in zip(configs, costs, strict=True):
-            sizes = DictionarySizes(model.n_layers, cost.parameters, config.features)
-            evaluation = evaluation_cost(model, sizes, evaluate_tokens, context=config.context)
+            together = model.n_layers if config.kind == "clt" and config.activation == "topk" else 1
+            sizes = DictionarySizes(model.n_layers, cost.parameters, together * config.features)
+            evaluation = evaluation_cost(model, sizes, evaluate_tokens, context=config.context, loss_tokens=loss_tokens)
             flops["evaluation"] = flops.get("evaluation", 0.0) + evaluation.flops
             memory["evaluation"] = max(memory.get("evaluation", 0), evaluation.bytes)
         rate = flops["model"] / seconds["model"] if seconds["model"] else float("inf")
@@ -180,8 +182,8 @@ def _seconds_per_step(configs: Sequence[TrainConfig], places: Places, sample: to
 @torch.no_grad()
 def _forward(model: LanguageModel, source: ModelSource, sites: Sequence[Site], budget: float) -> tuple[float, float]:
     """Operations and seconds for each token that is trained on of the model's pass up to the last site."""
-    rows, _ = source.first_rows(_TRIAL_ROWS * source.context)
-    trained = len(rows) * (source.context - source.first)
+    rows, positions = source.first_rows(_TRIAL_ROWS * source.context)
+    trained = max(1, int((positions >= source.first).sum()))
     with FlopCounterMode(display=False) as counter:
         model.visit(rows, sites, lambda site, value: None)
     started, done = time.perf_counter(), 0

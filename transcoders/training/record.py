@@ -9,6 +9,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
+from transcoders.dictionaries.provenance import VECTORS
 from transcoders.files import write_file
 from transcoders.training.config import TrainConfig
 
@@ -35,7 +36,8 @@ def readme(
     identity: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> str:
-    """What a run is, in Markdown. `identity`: model, fingerprint and corpus, as a checkpoint records them."""
+    """What a run is, in Markdown. `identity`: model, fingerprint and corpus, as a checkpoint records them, and
+    `data_hash`: of the rows read so far, or of the whole store."""
     finished = step >= config.steps
     state = "finished" if finished else f"at step {step:,} of {config.steps:,}; not finished"
     changed = [(f.name, getattr(config, f.name)) for f in fields(config) if getattr(config, f.name) != f.default]
@@ -45,7 +47,7 @@ def readme(
             ("model", identity["model"]),
             ("its weights' fingerprint", identity.get("fingerprint") or "none"),
             ("data", identity["corpus"]),
-            ("hash of the data so far", identity.get("data_hash") or "none"),
+            ("hash of the data read", identity.get("data_hash") or "none"),
             ("tokens trained on", f"{step * config.batch:,}"),
             ("command", f"`{command_line()}`"),
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -61,7 +63,8 @@ def readme(
 
 def command_line() -> str:
     """What was typed, or, from Python, the function that was called."""
-    if Path(sys.argv[0]).name in ("circuitsae", "__main__.py"):
+    program = Path(sys.argv[0])
+    if program.name == "circuitsae" or program.parts[-2:] == ("circuitsae", "__main__.py"):
         return shlex.join(["circuitsae", *sys.argv[1:]])
     return "transcoders.train"
 
@@ -88,6 +91,8 @@ def _next(folder: Path, config: TrainConfig, identity: Mapping[str, Any], *, fin
     if not finished:
         return "The command with `--resume` added (in Python `resume=True`) goes on from the last checkpoint."
     place = shlex.quote(str(folder))
+    if identity["corpus"] == VECTORS:  # of no model, so there is nothing to run
+        return f"`transcoders.load_dictionaries({str(folder)!r})` loads the dictionaries."
     lines = [f"circuitsae evaluate {place}"]
     if config.kind != "sae":
         lines.append(f'circuitsae trace "Some prompt" --model {identity["model"]} --dictionaries {place}')

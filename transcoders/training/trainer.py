@@ -1,17 +1,14 @@
-"""The training loop: all sites from one pass over the model, all dictionaries at once, over one stream.
-
-Numbers that are not finite are noticed without making a device wait for each step.
-"""
+"""The training loop: all sites from one pass over the model, all dictionaries at once, over one stream."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from signal import Signals
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
@@ -19,7 +16,6 @@ from transcoders.errors import FileFormatError, InputError, LostRankError, NotFi
 from transcoders.files import sweep
 from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
-from transcoders.sites import Site
 from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly
 from transcoders.training.best import L0_TOLERANCE, score
 from transcoders.training.checkpoint import (
@@ -35,7 +31,7 @@ from transcoders.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import TrainConfig, require_configs
 from transcoders.training.display import Display
 from transcoders.training.distributed import ALONE, World
 from transcoders.training.export import library_versions
@@ -45,62 +41,9 @@ from transcoders.training.run_folder import identity_of, mark_finished, mark_sta
 from transcoders.training.split import Piece, Split
 from transcoders.training.step import Run
 from transcoders.training.stopping import StopRequest, stop_requests
-
-
-class Spoilt(NamedTuple):
-    """The first number that was not finite."""
-
-    step: int
-    """Counted from one, as in the metrics."""
-    site: Site | None
-    """Whose activations were not finite, or None where they were and a loss was not."""
-    name: str
-    """Whose loss it was."""
-
-
-class Watch:
-    """For every site and every dictionary the first step with a number that is not finite, kept on the device."""
-
-    def __init__(
-        self, sites: Sequence[Site], names: Sequence[str], device: torch.device, world: World, own: Sequence[int]
-    ) -> None:
-        """`own`: the places of the sites that this rank sees."""
-        self.sites, self.names, self.world = list(sites), list(names), world
-        self._own = torch.tensor(own, device=device)
-        self._first = torch.zeros(len(self.sites) + len(self.names), dtype=torch.int64, device=device)
-
-    def see(
-        self, step: int, activations: Float[Tensor, "batch site d_model"], finite: Sequence[Bool[Tensor, ""]]
-    ) -> None:
-        """Take in a step's activations, and whether each dictionary's loss and gradient were finite."""
-        ends = torch.stack([activations.amax(dim=(0, 2)), activations.amin(dim=(0, 2))])  # NaN where anything is
-        good = torch.ones_like(self._first, dtype=torch.bool)
-        good[self._own] = ends.isfinite().all(dim=0)
-        good[len(self.sites) :] = torch.stack(list(finite))
-        self._first = torch.where((self._first == 0) & ~good, step, self._first)
-
-    def first(self) -> Spoilt | None:
-        """The first of them on any rank; waits for the device. Activations go before the losses they spoil."""
-        never = torch.iinfo(self._first.dtype).max
-        first = self.world.least(self._first.where(self._first > 0, never))
-        steps = first.where(first < never, 0).tolist()
-        if not any(steps):
-            return None
-        step, place = min((step, place) for place, step in enumerate(steps) if step)
-        if place < len(self.sites):
-            return Spoilt(step, self.sites[place], "")
-        return Spoilt(step, None, self.names[place - len(self.sites)])
-
-
-def spoilt_rows(activations: Float[Tensor, "batch site d_model"]) -> list[int]:
-    """The rows of a batch that hold a number that is not finite."""
-    return (~activations.isfinite().all(dim=2).all(dim=1)).nonzero().squeeze(1).tolist()
-
+from transcoders.training.watch import Watch, spoilt_rows
 
 logger = logging.getLogger(__name__)
-
-_SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers", "parallel")
-"""Settings of the stream, which all dictionaries trained on it have in common."""
 
 
 class Trainer:
@@ -211,7 +154,9 @@ class Trainer:
         """Whether any rank was asked to stop: all do at the same step."""
         if self.split.world.size > 1:
             number = -int(self.split.world.least(torch.tensor(-int(request.number or 0))))
-            request.number = Signals(number) if number else None
+            if not number:  # a signal that came meanwhile is for the next step
+                return False
+            request.number = Signals(number)
         return request.number is not None
 
     def _train_step(self, activations: Float[Tensor, "batch site d_model"], *, measure: bool) -> None:
@@ -447,7 +392,8 @@ class Trainer:
     # files
 
     def _write_records(self) -> None:
-        identity = {**self._identity(), "data_hash": self.stream.state().get("hash")}
+        place = self.stream.state()
+        identity = {**self._identity(), "data_hash": place.get("hash") or place.get("store")}
         for folder, config in zip(self._folders(), self.configs, strict=False):
             write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
 
@@ -487,18 +433,6 @@ class Trainer:
             sink = open_sink(config.log_to, folder=self.out, name=name, config=config.to_json())
             sinks.append(stack.enter_context(sink))
         return sinks
-
-
-def require_configs(configs: Sequence[TrainConfig]) -> None:
-    if not configs:
-        raise InputError("There is nothing to train; give at least one configuration.")
-    for name in _SHARED:
-        values = {getattr(config, name) for config in configs}
-        if len(values) > 1:
-            raise InputError(
-                f"Dictionaries trained on one stream share their {name}; got {sorted(map(repr, values))}. "
-                "Give them one value, or train them one after the other."
-            )
 
 
 def _device(dictionaries: DictionarySet) -> torch.device:
