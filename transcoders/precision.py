@@ -1,4 +1,4 @@
-"""Precision of weights, by torch's name for it or as torch's own value, and whether a device can hold them."""
+"""Precision of weights, by torch's name for it or as torch's own value; whether a device can hold them; all finite?"""
 
 import torch
 
@@ -28,3 +28,8 @@ def check_device(device: str | torch.device, error: type[InputError] = InputErro
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as refused:
         raise error(f"The device {str(device)!r} cannot be used here ({first_line(refused)}); try 'cpu'.") from refused
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; without `isfinite`'s copies, several times as large as the tensor."""
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # NaN where anything is

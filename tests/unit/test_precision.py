@@ -8,7 +8,7 @@ import transcoders
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError
-from transcoders.precision import PRECISIONS, as_dtype
+from transcoders.precision import PRECISIONS, all_finite, as_dtype
 from transcoders.random_models import random_model
 
 
@@ -80,3 +80,13 @@ def test_dictionaries_that_two_models_share_keep_their_own_precision():
     tokens = torch.tensor([0, 1, 2])
     assert exact.trace(tokens).errors.dtype is torch.float64
     assert usual.trace(tokens).errors.dtype is torch.float32
+
+
+def test_whether_all_is_finite():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int64):
+        assert all_finite(torch.arange(6).to(dtype).view(2, 3))
+        assert all_finite(torch.empty(0, dtype=dtype))
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        x = torch.zeros(3, 4)
+        x[2, 1] = bad
+        assert not all_finite(x)

@@ -38,6 +38,7 @@ from transcoders.dictionaries.provenance import ROWS
 from transcoders.errors import FileFormatError, InputError, NotFiniteError
 from transcoders.files import short_hash, write_json
 from transcoders.language_model import LanguageModel
+from transcoders.precision import all_finite
 from transcoders.progress import progress_bar
 from transcoders.sites import Site, SiteKind
 
@@ -239,7 +240,7 @@ class _Writer:
         for start in range(0, len(rows), at_once):
             group, places = rows[start : start + at_once], positions[start : start + at_once]
             reads = self._activations(group, places, kept.limits)
-            if not bool(reads.isfinite().all()):
+            if not all_finite(reads):
                 raise self._not_finite(group, places, self._n_rows - len(rows) + start)
             for i, site in enumerate(kept.sites):
                 found[site][tokens : tokens + len(reads)] = reads[:, i]

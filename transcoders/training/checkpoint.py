@@ -19,6 +19,7 @@ from transcoders.errors import FileFormatError, InputError
 from transcoders.files import file_hash, new_folder, remove_folder, write_error, write_json
 from transcoders.formats.files import read_json, read_tensors
 from transcoders.formats.one_by_one import write_one_by_one
+from transcoders.precision import all_finite
 from transcoders.training.split import Piece
 
 TENSORS, RECORD = "state.safetensors", "state.json"
@@ -194,7 +195,7 @@ def require_like(folder: Path, found: Mapping[str, Tensor], expected: Mapping[st
                 f"{path} has {name} as {list(tensor.shape)} of {tensor.dtype}; expected {list(like.shape)} of "
                 f"{like.dtype}; {_DAMAGED}."
             )
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise FileFormatError(f"{path} has numbers in {name} that are not finite; {_DAMAGED}.")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet, TopK
 from transcoders.errors import NotFiniteError
+from transcoders.precision import all_finite
 from transcoders.sites import Site
 from transcoders.training.checkpoint import require_for_each_layer, require_like
 from transcoders.training.config import TrainConfig
@@ -224,7 +225,7 @@ class Run:
         """Raises `NotFiniteError` where a weight is not finite, on all ranks."""
         bad = []
         for name, value in self.tensors().items():
-            if not bool(value.isfinite().all()):
+            if not all_finite(value):
                 bad.append(name)
         if bool(self.split.world.any(torch.tensor(bool(bad)))):
             which = f"in {bad[0]}" if bad else "on another rank"
