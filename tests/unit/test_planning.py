@@ -109,7 +109,7 @@ import transcoders as tc
 x = torch.randn(4096, 8, 256)
 config = tc.SAEConfig(features=4096, activation="relu", penalty="l1", tokens=5120, batch=512, kernels="dense")
 if sys.argv[1] == "plan":
-    plan = tc.plan(None, x, config, trial_seconds=0.0)
+    plan = tc.plan(None, x, config, trial_seconds=3.0)
     print(plan.peak)
 else:
     tc.train(None, x, config, progress=False)

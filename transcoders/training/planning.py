@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,13 @@ from transcoders.training.config import TrainConfig
 from transcoders.training.cost import TrainingCost, training_cost
 from transcoders.training.step import Run
 
+try:
+    import resource
+except ImportError:  # Windows does not say
+    resource = None
+
 _TRIAL_ROWS = 8
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -91,11 +98,13 @@ def plan_run(
     costs = [_cost(config, source) for config in configs]
     found = source.outliers(places.sites) if isinstance(source, ModelSource) else None
     sample = source.sample(places.sites, FIRST_BATCHES * configs[0].batch)
-    per_step = _seconds_per_step(configs, places, sample, 0.6 * trial_seconds)
+    per_step, held = _trial(configs, places, sample, 0.6 * trial_seconds)
     flops, seconds = _of_training(configs, costs, per_step)
     memory = {"in use": in_use, "weights": sum(c.weights + c.averaged + c.counters for c in costs)}
     memory["moments"] = sum(c.moments for c in costs)
-    memory["a step"] = max(c.gradients + c.activations for c in costs)
+    # What the allocator keeps between steps is more than what they need, and only a trial tells how much.
+    step = max(c.gradients + c.activations for c in costs)
+    memory["a step"] = max(step, held - sample.nbytes - sum(memory.values()))
     disk: dict[str, int] = {}
     if model is not None and isinstance(source, ModelSource):
         memory["buffer"] = source.buffer_bytes(places.sites, configs[0].batch)
@@ -145,6 +154,13 @@ def _in_use(device: torch.device) -> int:
     )
 
 
+def _most(device: torch.device) -> int:
+    """The most that this process ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+
+
 def _cost(config: TrainConfig, source: Source) -> TrainingCost:
     return training_cost(config, n_layers=source.n_layers, d_model=source.d_model, device=source.device.type)
 
@@ -157,9 +173,9 @@ def _of_training(
     return {"dictionaries": sum(sparse) * configs[0].tokens}, {"dictionaries": per_step * configs[0].steps}
 
 
-def _seconds_per_step(configs: Sequence[TrainConfig], places: Places, sample: torch.Tensor, budget: float) -> float:
-    """Of the trainer's own steps, after one that is not counted."""
-    batch = configs[0].batch
+def _trial(configs: Sequence[TrainConfig], places: Places, sample: torch.Tensor, budget: float) -> tuple[float, int]:
+    """Seconds of the trainer's own steps, after one that is not counted, and the memory that they come to."""
+    batch, before = configs[0].batch, _most(sample.device)
     runs = [
         Run.start(config, sample[:, reads], sample[:, writes])
         for config, (reads, writes) in zip(configs, places.of_each, strict=True)
@@ -176,7 +192,8 @@ def _seconds_per_step(configs: Sequence[TrainConfig], places: Places, sample: to
     started, done = time.perf_counter(), 0
     while done == 0 or time.perf_counter() - started < budget:
         step(done := done + 1)
-    return (time.perf_counter() - started) / done
+    most = _most(sample.device)  # where it was not reached before, by loading the model
+    return (time.perf_counter() - started) / done, most if most > before else _in_use(sample.device)
 
 
 @torch.no_grad()
