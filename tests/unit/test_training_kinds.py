@@ -138,7 +138,7 @@ def test_the_gates_penalty_does_not_shrink_magnitudes():
 
 
 def test_the_l0_penalty_counts_features_and_moves_thresholds_alone():
-    config = small(activation="jumprelu", penalty="l0", bandwidth=2.0)
+    config = small(activation="jumprelu", penalty="l0", bandwidth=2.0, centred=False)
     built = random_parameters(config)
     code = DenseCode.of(built, draw(2, 50, D_MODEL))
     penalty = sparsity_penalty(built, code, config)
