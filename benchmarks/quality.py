@@ -1,4 +1,4 @@
-r"""Claim: at equal steps a dictionary trained here explains no less than a peer's, and it gets there sooner.
+r"""Does a dictionary trained here explain as much as a peer's at equal steps, and how soon does it get there?
 
 Every kind against every library that has it, on the same batches in the same order, everything at the library's own
 defaults but the learning rate, of which a peer has the best of its default and three more, and ours its default.

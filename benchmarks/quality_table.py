@@ -33,7 +33,7 @@ def write_tables(cells: Cells, plan: Plan) -> str:
     return write_table("quality", claim, COLUMNS, rows)
 
 
-_CLAIM = """Claim: at equal steps a dictionary trained here explains no less of held-out activations than a peer's.
+_CLAIM = """Held-out FVU at equal steps, here and in other libraries, and the time that ours takes to a peer's FVU.
 
     python benchmarks/quality.py --budget-minutes 60 --clt-forge CHECKOUT/src
     python benchmarks/quality.py --timing --clt-forge CHECKOUT/src
