@@ -37,7 +37,8 @@ def readme(
     versions: Mapping[str, str],
 ) -> str:
     """What a run is, in Markdown. `identity`: model, fingerprint and corpus, as a checkpoint records them, and
-    `data_hash`: of the rows read so far, or of the whole store."""
+    `data_hash`: of the rows read so far, or of the whole store.
+    """
     finished = step >= config.steps
     state = "finished" if finished else f"at step {step:,} of {config.steps:,}; not finished"
     changed = [(f.name, getattr(config, f.name)) for f in fields(config) if getattr(config, f.name) != f.default]
