@@ -1,7 +1,9 @@
 """Two processes train what one does: to rounding, in three ways of sharing the work."""
 
 import re
+import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from transcoders.formats.one_by_one import write_one_by_one
 from transcoders.training import CLTConfig, SAEConfig, Trainer, TranscoderConfig
 from transcoders.training.distributed import ALONE, World, device_of_rank
 from transcoders.training.split import Split
+from transcoders.training.stopping import StopRequest
 
 WAYS = [(how, name) for how in ("data", "layers", "features") for name in CASES if (how, name[:3]) != ("layers", "clt")]
 
@@ -197,3 +200,19 @@ def test_tensors_written_one_by_one_are_a_safetensors_file(tmp_path):
     with pytest.raises(InputError, match=r"b was to be \[1\]"):
         write_one_by_one(tmp_path / "y", {"b": torch.empty(1)}, [tensors["b"]])
     assert not (tmp_path / "y").exists()
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_is_heard_at_the_next_step():
+    request = StopRequest()
+
+    class Late:
+        size = 2
+
+        def least(self, x):
+            request.number = request.number or signal.SIGINT
+            return x
+
+    trainer = SimpleNamespace(split=SimpleNamespace(world=Late()))
+    agreed = [Trainer._agreed(trainer, request) for _ in range(2)]  # pyright: ignore[reportArgumentType]
+    assert agreed == [False, True]
+    assert request.number is signal.SIGINT
