@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from machine import write_table
+from quality_data import synthetic
 from torch import Tensor
-from training import synthetic
 
 from circuitsae.loading import load_model
 from transcoders.data import take_rows
@@ -80,7 +80,7 @@ DATA = {
     "superposition": Data(
         512, 8, lambda: SuperpositionModel().vectors(SAMPLES + HELD_OUT, torch.Generator().manual_seed(1))
     ),
-    "zipf": Data(512, 8, lambda: torch.from_numpy(synthetic(128, 0, SAMPLES + HELD_OUT))),
+    "zipf": Data(512, 8, lambda: torch.from_numpy(synthetic(128, "sae", SAMPLES + HELD_OUT)[0][:, 0])),
     "tinystories": Data(1024, 16, of_tinystories),
 }
 

@@ -187,7 +187,9 @@ def test_edges_take_the_colour_of_what_was_found_and_keep_the_dash_of_their_sign
     page.wait_for_function("() => location.hash.includes('paint=1')")
     for claim in ("graph", "direct"):
         page.locator("#claim").select_option(claim)
-        page.wait_for_timeout(60)
+        page.wait_for_function(
+            "before => document.getElementById('all-edges').toDataURL() !== before", arg=pictures[-1]
+        )  # drawn in a frame that a busy machine gives late
         pictures.append(page.evaluate("document.getElementById('all-edges').toDataURL()"))
         seen = 0
         for layer in page.evaluate(layers):

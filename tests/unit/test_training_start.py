@@ -219,7 +219,8 @@ def test_resampling_happens_when_it_is_asked_and_not_while_the_rate_falls(monkey
     monkeypatch.setattr("transcoders.training.part.resample", renewed)
     for remedy, expected in (("resample", [4, 9, 14]), ("none", [])):
         steps.clear()
-        run = Run.start(SAEConfig(remedy=remedy, resample_every=5, decay=0.5, **common), x[:, None], x[:, None])
+        settings: Any = {**common, "remedy": remedy, "resample_every": 5, "decay": 0.5}
+        run = Run.start(SAEConfig(**settings), x[:, None], x[:, None])
         with torch.no_grad():
             run.weights.b_enc.sub_(1000)  # nothing fires, so nothing else resets the count
         for step in range(40):
