@@ -168,7 +168,7 @@ def survey_section(name: str, found: Survey) -> str:
 
 def circuit_section(model: cs.ReplacementModel, task: PromptTask, quick: bool) -> str:
     ranking = rank_nodes(model, task)
-    most = 100 if quick else 1000
+    most = 40 if quick else 1000
     circuit = ranking.circuit(most)
     rows, curves = [], {}
     for ablation in ("mean", "resample", "zero"):
@@ -179,7 +179,7 @@ def circuit_section(model: cs.ReplacementModel, task: PromptTask, quick: bool) -
         rows[-1] |= {"CPR (signed)": found.cpr, "CMD": found.cmd}
         rows[-1] |= {f"nodes for f ≥ {f}": curve.size_for(f) or f"> {len(circuit)}" for f in (0.85, 0.95)}
     size = curves["mean"].size_for(0.85) or len(circuit)
-    null = random_circuits(model, circuit.first(size), ranking, task, count=5 if quick else 20, by="position")
+    null = random_circuits(model, circuit.first(size), ranking, task, count=3 if quick else 20, by="position")
     stable = ranking.stability(size)
     columns = ["nodes", "features", "errors", "f", "f_low", "f_high", "f_q25", "f_q50", "f_q75"]
     return "\n".join(
@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> None:
     quick = "--quick" in arguments
     torch.set_num_threads(min(2, torch.get_num_threads()))
     start = time.perf_counter()
-    n, edges = (1, 10) if quick else (8, 60)
+    n, edges = (1, 5) if quick else (8, 60)
     prompts, parts, found = task_prompts(n), [], {}
     language_model = cs.load_model("pocket")
     kinds = {"pocket": "Cross-layer transcoder", "pocket-plt": "Per-layer transcoders"}

@@ -114,7 +114,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(model, config, tmp_path
 def test_a_run_of_other_settings_is_not_resumed(model, tmp_path):
     config = CLTConfig(tokens=4_000, lr=2e-3, checkpoint_every=10, **COMMON)
     train(model, ROWS, config, progress=False, out=tmp_path)
-    with pytest.raises(InputError, match="belongs to another run: its lr is None, this run's 0.5"):
+    with pytest.raises(InputError, match="belongs to another run: its lr is 0.002, this run's 0.5"):
         train(model, ROWS, CLTConfig(tokens=4_000, lr=0.5, **COMMON), progress=False, out=tmp_path, resume=True)
     other = random_model(n_layers=2, d_model=16, n_heads=2, d_vocab=30, context=32, seed=9)
     with pytest.raises(InputError, match="its model"):

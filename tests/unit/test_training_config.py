@@ -79,9 +79,8 @@ def test_what_is_not_chosen_follows_from_the_number_of_features_and_of_tokens():
     assert rates == pytest.approx([4e-3, 4e-3, 2e-3, 5e-4])
     assert SAEConfig(lr=1e-3).lr_used == 1e-3
     short, long = (SAEConfig(activation="topk", batch=1024, tokens=1024 * steps) for steps in (500, 12_000))
-    assert [c.remedy_used for c in (short, CLTConfig(activation="topk"), SAEConfig(remedy="none"))] == [
-        "resample", "auxiliary", "none",
-    ]  # fmt: skip
+    others = TranscoderConfig(activation="topk"), CLTConfig(activation="topk"), SAEConfig(), SAEConfig(remedy="none")
+    assert [c.remedy_used for c in (short, *others)] == ["resample", "resample", "auxiliary", "auxiliary", "none"]
     assert [c.dead_after_used for c in (short, long)] == [5120, 122_880]
     assert [c.resample_every_used for c in (short, long)] == [12, 300]
     assert SAEConfig(activation="topk", tokens=1000, batch=10, dead_after=7).dead_after_used == 7

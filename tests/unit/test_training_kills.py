@@ -30,6 +30,14 @@ ROOT = Path(__file__).parents[2]
 TOPK, SEVERAL = RUNS["sae-topk"], RUNS["several"]
 
 
+@pytest.fixture(autouse=True)
+def _hearing():
+    """Python's own handler of Ctrl-C, which a shell turns off for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def trained(out, configs=TOPK, **options) -> Any:
     return train(None, data(configs), configs, out=out, progress=False, **options)
 

@@ -106,7 +106,7 @@ class TrainConfig:
     """`layer`: each layer's activations are brought to variance one by a factor, which is recorded and folded in."""
     remedy: Remedy = "default"
     """For dead latents. `auxiliary`: AuxK for TopK, a pull on pre-activations otherwise. `resample`: new directions.
-    `default`: `resample` for a SAE's TopK and BatchTopK, else `auxiliary`."""
+    `default`: `resample` for TopK and BatchTopK but of cross-layer transcoders, else `auxiliary`."""
     dead_after: int | None = None
     """A latent that fired on none of this many tokens counts as dead; None for 100,000, with `resample` for a hundredth
     of all, at least 4 batches."""
@@ -245,7 +245,7 @@ class TrainConfig:
         """The remedy for dead latents, with the kind's own where none was chosen."""
         if self.remedy != "default":
             return self.remedy
-        return "resample" if self.ranks and self.kind == "sae" else "auxiliary"
+        return "resample" if self.ranks and self.kind != "clt" else "auxiliary"
 
     @property
     def dead_after_used(self) -> int:
