@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 import transcoders as tc
-from transcoders.training import record
+from transcoders.training import Trainer, VectorSource, record
 from transcoders.training.display import Display
 
 METRICS = {"fvu": 0.2, "l0": 8.0, "dead": 0.015}
@@ -63,8 +63,8 @@ def run(tmp_path_factory):
     config = tc.SAEConfig(
         features=16, activation="topk", k=2, tokens=640, batch=64, log_every=2, checkpoint_every=4, lr=3e-3
     )
-    source = tc.training.batches.VectorSource(x, None, seed=0)
-    trainer = tc.training.trainer.Trainer(source, [config], out=out)
+    source = VectorSource(x, None, seed=0)
+    trainer = Trainer(source, [config], out=out)
     trainer.run(until=4, progress=False)
     half = (out / "README.md").read_text()
     trainer.run(progress=False)
