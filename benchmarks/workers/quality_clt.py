@@ -4,7 +4,7 @@
 from typing import Any
 
 import torch
-from quality_worker import Batch, Data, Reconstruction
+from quality_batches import Batch, Data, Reconstruction
 from torch import Tensor
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from quality_batches import Batch, Data, Library, Reconstruction
 from quality_clt import CLTForge, Oracle
-from quality_worker import Batch, Data, Library, Reconstruction
 from torch import Tensor
 
 

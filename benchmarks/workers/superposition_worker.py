@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality_worker import Data
+from quality_batches import Data
 from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
