@@ -1,7 +1,8 @@
 """Supernodes in place of their members, every edge summed and none lost."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import networkx as nx
@@ -23,7 +24,7 @@ class Supernode:
     """Ids of nodes."""
     reason: str = ""
     """What they have in common, in words."""
-    score: float = float("nan")
+    score: float = field(default=math.nan, compare=False)
     """Mean similarity of its pairs."""
 
     def as_dict(self) -> dict[str, Any]:

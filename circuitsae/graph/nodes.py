@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -26,6 +26,7 @@ class Node:
     """One node. Layers count from 0; tokens and positional embeddings have layer -1, logits the number of layers.
 
     `pos` is -1 for a bias that acts at every position. `index` is the feature's number, the token's id, or -1.
+    Nodes are equal that stand at one place, whatever was measured there.
     """
 
     kind: NodeKind
@@ -34,13 +35,13 @@ class Node:
     index: int = -1
     text: str = ""
     """The token's text; the component of a bias."""
-    activation: float = math.nan
+    activation: float = field(default=math.nan, compare=False)
     """Of a feature: a = σ(pre_activation)."""
-    pre_activation: float = math.nan
+    pre_activation: float = field(default=math.nan, compare=False)
     """Of a feature: h = r W_enc + b_enc. Of a logit: the centred logit."""
-    bias: float = 0.0
+    bias: float = field(default=0.0, compare=False)
     """The part of `pre_activation` that comes from b_enc, and so from no edge."""
-    probability: float = math.nan
+    probability: float = field(default=math.nan, compare=False)
     """Of a logit: its probability under the model."""
 
     @property

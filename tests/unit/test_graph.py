@@ -1,5 +1,7 @@
 """Graphs without a model: influence and pruning against dense, slow forms of their definitions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +68,16 @@ def test_influence_is_the_series(seed):
     bias = graph.mask(NodeKind.BIAS)
     np.testing.assert_allclose(graph.influence[~bias], series[~bias], atol=1e-12)
     assert np.isnan(graph.influence[bias]).all()
+
+
+def test_nodes_at_one_place_are_equal_whatever_was_measured_there():
+    """Also where nothing was: since Python 3.13 a dataclass compares field by field, and no nan equals another."""
+    node = Node(NodeKind.TOKEN, -1, 2, 7, " cat", activation=float("nan"))
+    again = Node(NodeKind.TOKEN, -1, 2, 7, " cat", activation=float("nan"))
+    assert node == again
+    assert hash(node) == hash(again)
+    assert node != replace(node, pos=3)
+    assert replace(node, activation=1.0) in {node}
 
 
 def test_scores_are_their_formulas():

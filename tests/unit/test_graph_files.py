@@ -83,7 +83,8 @@ def outcome(folder: Path) -> str:
 def test_header_and_graph_agree(folder: Path):
     graph, head = load_graph(folder), load_header(folder)
     assert head.n_edges == graph.weights.nnz == 4
-    assert head.nodes == graph.nodes or [n.id for n in head.nodes] == list(graph.ids)
+    assert head.nodes == graph.nodes
+    assert [n.id for n in head.nodes] == list(graph.ids)
     assert head.scores == graph.scores
     assert head.edge_notes is not None
     for notes in (graph.edge_notes, small_graph().edge_notes):
