@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.errors import ModelError
+from transcoders.held import EMBED, held_hooks
 from transcoders.language_model import Hook, LanguageModel
 from transcoders.sites import Site
 
-_EMBED, _POSITION, _FINAL, _RAW = "embed.hook_out", "pos_embed.hook_out", "unembed.hook_in", "unembed.hook_out"
+_POSITION, _FINAL, _RAW = "pos_embed.hook_out", "unembed.hook_in", "unembed.hook_out"
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,15 @@ class FrozenModel:
     def _record(self) -> None:
         """One clean run: patterns, scales, reads and writes."""
         patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.n_layers)]
-        constants = [name for name in self._constant_names() if name not in patterns]
-        names = [*self._read_names, *self._write_names, _EMBED, _FINAL, _RAW, *patterns, *constants]
+        constants = [name for name in held_hooks(self.model) if name not in patterns]
+        names = [*self._read_names, *self._write_names, EMBED, _FINAL, _RAW, *patterns, *constants]
         has_position = self.model.has_hook(_POSITION)
         self._check_calls(names, self.model.hook_names)
         after_first = Site(0, "resid_post").hooks[0]
         optional = [after_first] * self.model.has_hook(after_first) + [_POSITION] * has_position
         logits, cache = self._clean_run([*names, *optional])
         self._check_calls(names, cache)
-        for name in (_EMBED, _FINAL):
+        for name in (EMBED, _FINAL):
             if cache[name].shape[-1] != self.model.d_model:
                 raise ModelError(
                     f"{self.model.name} has {cache[name].shape[-1]} dimensions at {name} and {self.model.d_model} in "
@@ -89,13 +90,13 @@ class FrozenModel:
                 f"The MLPs of {self.model.name} return the residual stream and not what they add to it; "
                 "its architecture is not supported."
             )
-        self.constants = {name: cache[name].detach() for name in self._constant_names()}
+        self.constants = {name: cache[name].detach() for name in held_hooks(self.model)}
         self.logits: Float[Tensor, "pos d_vocab"] = logits[0]
         raw = cache[_RAW][0, -1]
         self.logit_scale: Float[Tensor, "d_vocab"] = torch.where(raw == 0, 1, self.logits[-1] / raw)
         position = cache[_POSITION].expand(1, len(self.tokens), -1)[0] if has_position else None
         read, written = (torch.cat([cache[name] for name in names]) for names in (self._read_names, self._write_names))
-        self.writes = Writes(cache[_EMBED][0], position, written)
+        self.writes = Writes(cache[EMBED][0], position, written)
         self.reads = Reads(read, cache[_FINAL][0])
         self._check_finite()
 
@@ -128,14 +129,6 @@ class FrozenModel:
                     "its architecture is not supported."
                 )
 
-    def _constant_names(self) -> list[str]:
-        """Hooks of every attention pattern and norm scale."""
-        return [
-            name
-            for name in self.model.hook_names
-            if name.endswith((".attn.hook_pattern", ".hook_scale")) and not name.startswith(("embed.", "unembed."))
-        ]
-
     def __call__(self, writes: Writes) -> Reads:
         """The reads that `writes` produce; differentiable in `writes` and in the model's biases.
 
@@ -143,7 +136,7 @@ class FrozenModel:
         """
         read: list[Tensor] = []
         edits: dict[str, Hook] = {name: _constant(value) for name, value in self.constants.items()}
-        edits[_EMBED] = _constant(writes.embed[None])
+        edits[EMBED] = _constant(writes.embed[None])
         if writes.position is not None:
             edits[_POSITION] = _constant(writes.position[None])
         for layer, name in enumerate(self._write_names):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
@@ -278,10 +279,11 @@ class LanguageModel:
         *,
         start: int = 0,
         stream: Float[Tensor, "batch pos d_model"] | None = None,
+        held: Mapping[str, Hook] = MappingProxyType({}),
     ) -> tuple[Float[Tensor, "batch pos _"], dict[Site, Float[Tensor, "batch pos _"]]]:
         """As `run`, with what the unembedding reads in the place of logits, which `logits_of` makes of it.
 
-        With `stream`, the residual stream before block `start`, that block is the first to run.
+        With `stream`, the residual stream before block `start`, that block runs first. `held`: edits by hooks' names.
         """
         final: list[Tensor] = []
 
@@ -291,7 +293,7 @@ class LanguageModel:
 
         cache: dict[str, Tensor] = {}
         names = {site: self.hook(site) for site in sites}
-        write = self._edits(edits or {}) | {_FINAL: stop}
+        write = self._edits(edits or {}) | {**held, _FINAL: stop}
         hooks = self._hooks(tokens, dict.fromkeys(names.values()), write, cache)
         # Keys and values of all blocks would be kept otherwise.
         kept: dict[str, Any] = {"use_cache": False} if hasattr(self.parts.config, "use_cache") else {}
@@ -414,9 +416,8 @@ class LanguageModel:
         Raises `ModelError` where the model has no such site.
         """
         hooks = self.bridge.hook_dict
-        for name in site.hooks:
-            if name in hooks:
-                return str(hooks[name].name)
+        if there := [name for name in site.hooks if name in hooks]:
+            return str(hooks[there[0]].name)
         if site.layer >= self.n_layers:
             raise ModelError(f"There is no site {site}; {self.name} has layers 0 to {self.n_layers - 1}.")
         kinds = [kind for kind in get_args(SiteKind) if self.has_site(Site(site.layer, kind))]
