@@ -23,7 +23,7 @@ CHOICES = [
     {"activation": "topk"},
     {"activation": "batchtopk"},
 ]
-VARIANTS = [{}, {"aligned": True}, {"matryoshka": (0.25, 0.5, 1.0)}, {"centred": True}, {"skip": True}]
+VARIANTS = [{}, {"aligned": True}, {"matryoshka": (0.25, 0.5, 1.0)}, {"centred": True}, {"skip": True, "skip_penalty": 0.2}]
 
 
 def test_every_activation_and_penalty_is_among_the_choices():
@@ -34,7 +34,7 @@ def test_every_activation_and_penalty_is_among_the_choices():
 
 def cases():
     for kind, choice, variant in itertools.product(CONFIGS, CHOICES, VARIANTS):
-        if kind not in {"centred": ("sae",), "skip": ("plt", "clt")}.get("".join(variant), CONFIGS):
+        if kind not in {"centred": ("sae",), "skip": ("plt", "clt")}.get("".join(list(variant)[:1]), CONFIGS):
             continue
         if "aligned" in variant and choice["activation"] == "gated":
             continue
@@ -122,6 +122,8 @@ def oracle(config, weights, reads, writes, dead, *, sparsity_weight, p):
         auxiliary = writes - frozen_base - written(gate, FEATURES, [w.detach() for w in W_dec])
         loss = loss + auxiliary.square().mean()
 
+    if "W_skip" in weights:
+        loss = loss + config.skip_penalty * weights["W_skip"].square().sum() / N_LAYERS / D_MODEL
     error = errors[-1].detach()
     if config.ranks:
         picked = []

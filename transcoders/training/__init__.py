@@ -6,7 +6,8 @@ whose folder it is and whether the run is complete. `trainer` is the loop over t
 once, `entry` the functions above it, and `planning` says beforehand what a run takes.
 
 Below `step`: `parameters` (all layers stacked, activations normalised) with their first values (`initialise`), `codes`
-(which features are active, by dense or by sparse kernels), `sparsity` (penalties, rates, the controller of L0) and
+(which features are active, by dense or by sparse kernels), `losses` with `derivative` (what is passed on of small
+changes), `sparsity` (penalties, rates, the controller of L0) and
 `revival` of dead latents. Beside the loop: `metrics` writes figures, `best` compares checkpoints by them, `stopping`
 hears Ctrl-C, `export` makes what is used of what was trained, `snapshot` of a checkpoint, and `calibration` puts
 thresholds in the place of TopK.

@@ -20,8 +20,9 @@ from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Frame, Site
-from transcoders.training.config import SAEConfig, TrainConfig
+from transcoders.training.config import MLPConfig, SAEConfig, TrainConfig
 from transcoders.training.dealing import SharedStream
+from transcoders.training.derivative import Nudges
 from transcoders.training.distributed import World
 from transcoders.training.split import WHOLE, Split
 
@@ -345,6 +346,19 @@ class OwnTokens:
 def own_tokens(whole: Stream, split: Split) -> Stream:
     """What of the batches this rank trains on."""
     return whole if split.tokens.size == 1 else OwnTokens(whole, split.tokens)
+
+
+def nudges_of(source: Source, configs: Sequence[TrainConfig]) -> Nudges | None:
+    """The changes that are compared where the derivative is in a loss; `InputError` without a model that reads text."""
+    comparing = [config for config in configs if isinstance(config, MLPConfig) and config.derivative]
+    if not comparing:
+        return None
+    if not isinstance(source, ModelSource):
+        raise InputError(
+            f"derivative={comparing[0].derivative:g} compares the dictionary with the MLPs themselves, and activations "
+            "that were stored or given say nothing of these; train from the model and text, or leave it out."
+        )
+    return Nudges(source.model, *source.sites(comparing[0]), comparing, limits=source.limits)
 
 
 def sites_of_kind(config: TrainConfig, n_layers: int) -> tuple[tuple[Site, ...], tuple[Site, ...]]:

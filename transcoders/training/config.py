@@ -302,23 +302,48 @@ class SAEConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscoderConfig(TrainConfig):
+class MLPConfig(TrainConfig):
+    """What stands for the MLPs: transcoders and cross-layer transcoders."""
+
+    skip: bool = False
+    """Whether a linear map of a layer's input, `W_skip`, is added to its output."""
+    skip_penalty: float = 0.0
+    """Weight of `‖W_skip‖² / d`, which keeps small what goes past the features; the activations have variance one."""
+    derivative: float = 0.0
+    """Weight of the relative squared error of what is passed on of small changes, `‖Ĵ v − J v‖² / ‖J v‖²`."""
+    derivative_share: float = 0.25
+    """Tokens of a step on which changes are compared, as a share of the batch; of a row of text at least."""
+    derivative_from: float = 0.0
+    """Fraction of the steps before the first that compares changes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("derivative_share", "derivative_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is a fraction, from 0 to 1; got {getattr(self, name)}.")
+        for name in ("derivative", "skip_penalty"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0; got {getattr(self, name)}.")
+        if self.skip_penalty and not self.skip:
+            raise InputError("skip_penalty is for a skip term, and there is none; give skip=True (--skip) as well.")
+
+    def compares_at(self, step: int) -> bool:
+        """Whether a step has the derivative in its loss."""
+        return self.derivative > 0 and step >= self.derivative_from * self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscoderConfig(MLPConfig):
     """A transcoder for every MLP."""
 
     kind: ClassVar[str] = "plt"
 
-    skip: bool = False
-    """Whether a linear map of the input is added to the output."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class CLTConfig(TrainConfig):
+class CLTConfig(MLPConfig):
     """A cross-layer transcoder for all MLPs."""
 
     kind: ClassVar[str] = "clt"
-
-    skip: bool = False
-    """Whether a linear map of each layer's input is added to its output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

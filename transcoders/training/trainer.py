@@ -16,7 +16,7 @@ from transcoders.errors import FileFormatError, InputError, LostRankError, NotFi
 from transcoders.files import sweep
 from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
-from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly
+from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly, nudges_of
 from transcoders.training.best import L0_TOLERANCE, score
 from transcoders.training.checkpoint import (
     RECORD,
@@ -78,6 +78,7 @@ class Trainer:
                 self._restore()
             else:
                 self._start()
+        self._nudges = nudges_of(source, configs)
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
         """Train to the end, or up to a step.
@@ -160,8 +161,10 @@ class Trainer:
         return request.number is not None
 
     def _train_step(self, activations: Float[Tensor, "batch site d_model"], *, measure: bool) -> None:
+        directions = None if self._nudges is None else self._nudges.at(self.step, self.stream)
         for run, (reads, writes) in zip(self.runs, self._places, strict=True):
-            run.step(self.step, activations[:, reads], activations[:, writes], measure=measure)
+            sides = activations[:, reads], activations[:, writes]
+            run.step(self.step, *sides, directions=directions, measure=measure)
         self.step += 1
         self._watch.see(self.step, activations, [run.finite for run in self.runs])
 
