@@ -117,9 +117,15 @@ class HeldModel:
 
     @torch.no_grad()
     def through(
-        self, answer: Callable[[int, Tensor], Tensor], embed: Float[Tensor, "batch pos d_model"]
+        self,
+        answer: Callable[[int, Tensor], Tensor],
+        embed: Float[Tensor, "batch pos d_model"] | None = None,
+        written: Float[Tensor, "layer batch pos d_model"] | None = None,
     ) -> Float[Tensor, "layer batch pos d_model"]:
-        """The change of all reads by one of the embeddings, where MLP l writes `answer(l, change of its read)`."""
+        """The change of all reads by one of embeddings and writes, where MLP l writes `answer(l, change of its read)`.
+
+        `written[l]` is added to what is written at layer l, as in `nudge`.
+        """
         found: list[Tensor] = []
         edits: dict[Site, Hook] = {}
 
@@ -129,10 +135,14 @@ class HeldModel:
 
             return note
 
+        def write(layer: int) -> Hook:
+            beside = 0.0 if written is None else written[layer]
+            return lambda _: self.clean.writes[layer] + answer(layer, found[layer]) + beside
+
         for layer, (before, behind) in enumerate(zip(self.read_sites, self.write_sites, strict=True)):
-            edits[before] = read(layer)
-            edits[behind] = lambda value, layer=layer: self.clean.writes[layer] + answer(layer, found[layer])
-        self._run(edits, self._held | {EMBED: _giving(self.embed + embed)})
+            edits |= {before: read(layer), behind: write(layer)}
+        held = self._held if embed is None else self._held | {EMBED: _giving(self.embed + embed)}
+        self._run(edits, held)
         return torch.stack(found)
 
     def _run(self, edits: Mapping[Site, Hook], held: Mapping[str, Hook]) -> tuple[Changes, list[Tensor]]:
