@@ -21,7 +21,7 @@ KINDS = [
     ("plt", {"activation": "gated"}),
     ("plt", {"activation": "jumprelu", "aligned": True}),
     ("clt", {"activation": "batchtopk"}),
-    ("clt", {"activation": "jumprelu", "skip": True}),
+    ("clt", {"activation": "jumprelu", "skip": True, "skip_rank": 2}),
     ("clt", {"activation": "gated", "skip": True}),
 ]
 
@@ -209,6 +209,8 @@ def test_where_there_is_no_mlp_to_compare_with(small, text):
     [
         ({"derivative": -1.0}, "derivative must be at least 0; got -1.0"),
         ({"derivative_share": 2.0}, "derivative_share is a fraction, from 0 to 1; got 2.0"),
+        ({"skip_rank": 2}, "skip_rank is for a skip term, and there is none"),
+        ({"skip": True, "skip_rank": 0}, "skip_rank must be at least 1; got 0"),
         ({"skip_penalty": 0.1}, "skip_penalty is for a skip term, and there is none"),
     ],
 )

@@ -45,7 +45,7 @@ class Agreement:
     """Changes of each kind that were made in every row of text."""
     layers: tuple[LayerAgreement, ...]
     hops: tuple[Passed, ...]
-    """The change of a read with n MLPs on its way, n = 0, 1, …, with dictionaries for all of them: means over starts."""
+    """The change of a read with n MLPs on its way, n = 0, 1, …, dictionaries for all of them: means over starts."""
 
     @property
     def cosine(self) -> float:

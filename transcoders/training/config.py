@@ -315,6 +315,8 @@ class MLPConfig(TrainConfig):
 
     skip: bool = False
     """Whether a linear map of a layer's input, `W_skip`, is added to its output."""
+    skip_rank: int | None = None
+    """Rank of `W_skip`; None for full."""
     skip_penalty: float = 0.0
     """Weight of `‖W_skip‖² / d`, which keeps small what goes past the features; the activations have variance one."""
     derivative: float = 0.0
@@ -332,8 +334,11 @@ class MLPConfig(TrainConfig):
         for name in ("derivative", "skip_penalty"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0; got {getattr(self, name)}.")
-        if self.skip_penalty and not self.skip:
-            raise InputError("skip_penalty is for a skip term, and there is none; give skip=True (--skip) as well.")
+        for name in ("skip_penalty", "skip_rank"):
+            if getattr(self, name) and not self.skip:
+                raise InputError(f"{name} is for a skip term, and there is none; give skip=True (--skip) as well.")
+        if self.skip_rank is not None and self.skip_rank < 1:
+            raise InputError(f"skip_rank must be at least 1; got {self.skip_rank}.")
 
     def compares_at(self, step: int) -> bool:
         """Whether a step has the derivative in its loss."""

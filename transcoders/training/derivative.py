@@ -155,8 +155,8 @@ def derivative_loss(
     """
     own = WHOLE if split.by == "data" else split  # ranks that share tokens have the same directions
     passed_on = own.features.total(_through_features(weights, directions, config, sparse, own))
-    if weights.W_skip is not None:
-        passed_on = passed_on + weights.product(directions.changes, weights.W_skip)
+    if (skipped := weights.skipped(directions.changes)) is not None:
+        passed_on = passed_on + skipped
     size = directions.responses.square().sum(dim=-1)
     median = size.where(size > 0, torch.nan).nanmedian(dim=1, keepdim=True).values
     reached = size > _FAINT**2 * median

@@ -60,8 +60,8 @@ def losses(
     fvu = torch.stack([error.square().mean(dim=(1, 2)) for error in errors])
     sparsity = split.features.total(sparsity_penalty(weights, code, config, p=p))
     total = fvu.mean() + sparsity_weight * sparsity
-    if isinstance(config, MLPConfig) and config.skip_penalty and weights.W_skip is not None:
-        total = total + config.skip_penalty * weights.W_skip.square().sum(dim=2).mean()
+    if isinstance(config, MLPConfig) and config.skip_penalty and (past := weights.skip_map()) is not None:
+        total = total + config.skip_penalty * past.square().sum(dim=2).mean()
     if isinstance(weights.activation, Gated):
         total = total + _gate_loss(weights, code, writes, reads, split)
     error = errors[-1].detach()

@@ -135,9 +135,8 @@ class Part:
         """Those of all tokens; and of what all ranks have alike, one and the same gradient."""
         self.split.tokens.add_up([p.grad for p in self.weights.parameters() if p.grad is not None])
         if (ranks := self.split.features).size > 1:
-            outputs = [
-                p.grad for p in (self.weights.b_dec, self.weights.W_skip) if p is not None and p.grad is not None
-            ]
+            of_all = (self.weights.b_dec, self.weights.W_skip, self.weights.W_skip_out)
+            outputs = [p.grad for p in of_all if p is not None and p.grad is not None]
             ranks.add_up(outputs)
             for gradient in outputs:
                 gradient /= ranks.size
