@@ -15,6 +15,7 @@ from transcoders.sites import SiteKind
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
 Remedy = Literal["default", "auxiliary", "resample", "none"]
+DecoderNorms = Literal["default", "unit", "free"]
 Documents = Literal["packed", "masked", "separate"]
 LogTo = Literal["none", "tensorboard", "wandb"]
 Parallel = Literal["data", "layers", "features"]
@@ -97,6 +98,9 @@ class TrainConfig:
     """Norm of the first decoders; None for a tenth (transcoders), or what makes the first outputs inputs (SAEs)."""
     encoder_scale: float | None = None
     """Norm of the first encoders; None for one."""
+    decoders: DecoderNorms = "default"
+    """`unit`: kept at norm one. `free`: of whatever norm they come to, as in training that starts from dictionaries.
+    `default`: `unit` where features are ranked or the penalty sees activations only."""
     bias_init: Literal["mean", "median", "zero"] = "mean"
     """First b_dec: the mean of the targets, their geometric median, or zero."""
     start_l0: float | None = None
@@ -219,6 +223,8 @@ class TrainConfig:
             raise InputError(
                 f"target_l0 steers a penalty, and {self.activation!r} has none; set k = {self.target_l0:g}."
             )
+        if self.decoders not in get_args(DecoderNorms):
+            raise InputError(f"decoders cannot be {self.decoders!r}; there are {', '.join(get_args(DecoderNorms))}.")
         if self.parallel not in get_args(Parallel):
             raise InputError(f"parallel cannot be {self.parallel!r}; there are {', '.join(get_args(Parallel))}.")
         if self.aligned and self.activation == "gated":
@@ -273,6 +279,8 @@ class TrainConfig:
     @property
     def unit_decoders(self) -> bool:
         """Whether decoders are kept at norm one: where features are ranked, or the penalty sees activations only."""
+        if self.decoders != "default":
+            return self.decoders == "unit"
         return self.ranks or self.penalty_used == "unit_l1"
 
     @property

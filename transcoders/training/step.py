@@ -26,6 +26,7 @@ from transcoders.training.part import Part, layers_at_once
 from transcoders.training.revival import DeadCounter, never_fired
 from transcoders.training.sparsity import P_SMALLEST, SparsityController, exponent, falling, learning_rate, shares
 from transcoders.training.split import WHOLE, Split
+from transcoders.training.warm_start import Start
 
 _OWN = "trainee."
 """Before the names of weights in a checkpoint, as the first release wrote them."""
@@ -104,12 +105,19 @@ class Run:
         *,
         split: Split = WHOLE,
         n_layers: int | None = None,
+        start: Start | None = None,
     ) -> "Run":
-        """With first values from a sample of the data, of the layers of `n_layers` that are with this rank."""
+        """With first values from a sample of the data, of the layers of `n_layers` that are with this rank.
+
+        `start`: dictionaries to start from, of which the sample says the scale alone.
+        """
         reads, writes = reads.float(), writes.float()
         scales = measure_scales(reads, writes, config)
         first = (x * scale[:, None] for x, scale in ((reads, scales.read), (writes, scales.write)))
-        weights = initial_parameters(config, *first, split=split, n_layers=n_layers)
+        if start is None:
+            weights = initial_parameters(config, *first, split=split, n_layers=n_layers)
+        else:
+            weights = start.weights(config, scales, split=split)
         split.tokens.broadcast([scales.read, scales.write, *weights.parameters()])
         return cls(config, weights, scales, split=split, n_layers=n_layers)
 
