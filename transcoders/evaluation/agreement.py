@@ -16,7 +16,7 @@ from transcoders.dictionaries.held import HeldFeatures, nonlinear
 from transcoders.errors import DictionaryError, InputError
 from transcoders.evaluation.agreement_result import Agreement, LayerAgreement, Passed
 from transcoders.evaluation.cost import MEMORY
-from transcoders.held import HeldModel
+from transcoders.held import SIZE, HeldModel
 from transcoders.language_model import LanguageModel
 
 NUDGES = 2
@@ -130,6 +130,7 @@ class _Group:
         self, model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"], dice: _Dice
     ) -> None:
         self.rows, self.dice, self.dictionaries = rows, dice, dictionaries
+        self.size = SIZE if model.dtype == torch.float32 else SIZE**2
         self.held = HeldModel(model, rows, dictionaries.reads, dictionaries.writes)
         self.usable = ~massive_tokens(model, rows, dictionaries.provenance.site_limits)
         self.usable[:, : dictionaries.provenance.first] = False
@@ -143,7 +144,7 @@ class _Group:
         donor = _largest(self.dice.which[0, nudge].to(self.rows.device), other)
         embed, each = torch.zeros_like(self.held.embed), self.each
         embed[each, pos] = (self.held.embed[each, donor] - self.held.embed[each, pos]) * self.usable[each, pos, None]
-        changes, reached = self.held.nudge(embed), self._from(pos)
+        changes, reached = self.held.nudge(embed, size=self.size), self._from(pos)
         start = torch.full_like(pos, -1)
         sums.add("natural", self.features.joint(changes.reads), changes.writes, reached)
         carried = self.held.through(self.features.answers(), embed)
@@ -157,7 +158,7 @@ class _Group:
             return
         pos, written = self._written(nudge, layer)
         later = torch.arange(len(written), device=layer.device)[:, None, None] > layer[:, None]
-        changes, reached = self.held.nudge(written=written), self._from(pos) & later
+        changes, reached = self.held.nudge(written=written, size=self.size), self._from(pos) & later
         sums.add("feature", self.features.joint(changes.reads), changes.writes, reached)
         carried = self.held.through(self.features.answers(), written=written)
         sums.add_hops(carried, changes.reads, reached, layer)
@@ -171,7 +172,7 @@ class _Group:
             shape = (len(reads), *reads.shape[2:])
             directions[:, row] = torch.randn(shape, generator=generator, dtype=torch.float64).to(reads)
         directions *= reads.square().mean(-1, keepdim=True).sqrt()
-        sums.add("random", self.features.joint(directions), self.held.respond(directions), self.usable)
+        sums.add("random", self.features.joint(directions), self.held.respond(directions, size=self.size), self.usable)
 
     def _position(self, kind: int, nudge: int, allowed: Bool[Tensor, "row pos"]) -> Int[Tensor, "row"]:
         return _largest(self.dice.where[kind, nudge].to(allowed.device), allowed)
