@@ -75,11 +75,10 @@ def tested(model: cs.ReplacementModel, text: str) -> pd.DataFrame:
 
 
 def rows_of(name: str, table: pd.DataFrame) -> Iterator[Sequence[object]]:
-    for kind in table["class"].unique():
-        rows = table[table["class"] == kind]
+    for kind, rows in table.groupby("class", sort=False):
         cells = []
         for regime in ("graph", "model"):
-            foreseen, done = (rows[column].to_numpy(float) for column in ("predicted", regime))
+            foreseen, done = (np.asarray(rows[column], dtype=float) for column in ("predicted", regime))
             known = np.isfinite(done)
             found = agreement(foreseen[known], done[known])
             cells += [f"{value:.3f}" for value in (found.spearman, found.sign, found.within)]
