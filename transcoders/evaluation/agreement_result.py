@@ -45,7 +45,7 @@ class Agreement:
     """Changes of each kind that were made in every row of text."""
     layers: tuple[LayerAgreement, ...]
     hops: tuple[Passed, ...]
-    """The change of a read with n MLPs on its way, n = 0, 1, …, with dictionaries for all of them: means over starts."""
+    """The change of a read with n = 0, 1, … MLPs on its way, dictionaries in their place: means over starts."""
 
     @property
     def cosine(self) -> float:
@@ -78,13 +78,18 @@ class Agreement:
             tokens=record["tokens"],
             nudges=record["nudges"],
             layers=tuple(_layer(layer) for layer in record["layers"]),
-            hops=tuple(Passed(**passed) for passed in record["hops"]),
+            hops=tuple(_passed(passed) for passed in record["hops"]),
         )
 
 
 def _layer(record: Mapping[str, Any]) -> LayerAgreement:
-    passed = {kind: None if value is None else Passed(**value) for kind, value in record.items() if kind != "layer"}
+    passed = {kind: None if value is None else _passed(value) for kind, value in record.items() if kind != "layer"}
     return LayerAgreement(layer=record["layer"], **passed)
+
+
+def _passed(record: Mapping[str, Any]) -> Passed:
+    """Figures that are not numbers are null in JSON."""
+    return Passed(**{name: float("nan") if value is None else value for name, value in record.items()})
 
 
 def _mean(values: Sequence[float]) -> float:
