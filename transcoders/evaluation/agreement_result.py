@@ -1,5 +1,6 @@
 """What was found of how dictionaries pass on small changes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,8 +67,10 @@ class Agreement:
         return within
 
     def summary(self) -> dict[str, float]:
-        """What a graph keeps of it."""
-        return {"cosine": self.cosine, "norm_ratio": self.norm_ratio, "reach": self.reach, "tokens": self.tokens}
+        """What dictionaries and graphs keep of it; `measured` is the largest reach that could have been found."""
+        reach, most = self.reach, max(0, len(self.hops) - 1)
+        figures = {"cosine": self.cosine, "norm_ratio": self.norm_ratio}
+        return {**figures, "reach": reach, "measured": most, "tokens": self.tokens}
 
     def to_json(self) -> dict[str, Any]:
         return self.summary() | asdict(self)
@@ -89,8 +92,9 @@ def _layer(record: Mapping[str, Any]) -> LayerAgreement:
 
 def _passed(record: Mapping[str, Any]) -> Passed:
     """Figures that are not numbers are null in JSON."""
-    return Passed(**{name: float("nan") if value is None else value for name, value in record.items()})
+    cosine, ratio = (math.nan if (value := record[name]) is None else value for name in ("cosine", "norm_ratio"))
+    return Passed(cosine=cosine, norm_ratio=ratio, rows=record["rows"])
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    return sum(values) / len(values) if values else math.nan

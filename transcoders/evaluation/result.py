@@ -194,9 +194,13 @@ class Evaluation:
                 f"The record is no evaluation of this version ({error}); write it again with `circuitsae evaluate`."
             ) from error
 
-    def save(self, path: Path) -> None:
-        """As JSON; whole or not at all."""
-        write_json(path, self.to_json())
+    def save(self, path: Path, *, dictionaries_id: str | None = None) -> None:
+        """As JSON; whole or not at all. `dictionaries_id`: of the files in whose folder it is (`native_id`).
+
+        Dictionaries that are loaded from there then carry their Jacobian agreement.
+        """
+        of = {} if dictionaries_id is None else {"dictionaries_id": dictionaries_id}
+        write_json(path, of | self.to_json())
 
 
 def with_agreement(layers: Sequence[LayerEvaluation], agreement: Agreement | None) -> tuple[LayerEvaluation, ...]:
