@@ -45,14 +45,15 @@ FAR, EDGES, DOSE = 5, 20, 1e-2
 def chosen(graph: AttributionGraph) -> Iterator[tuple[str, Pairs]]:
     """Of each class the edges that are tested."""
     for name in CLASSES:
-        rows = choose_edges(graph, name).rows
-        yield name, pairs_of(graph, rows[:EDGES])
+        s, t, hops = choose_edges(graph, name).rows[["s", "t", "hops"]].to_numpy(int).T
+        yield name, pairs_of(graph, s[:EDGES], t[:EDGES])
         if name == "feature→feature":
-            yield f"{name}, {FAR} layers and more", pairs_of(graph, rows[rows["hops"] >= FAR][:EDGES])
+            far = np.flatnonzero(hops >= FAR)[:EDGES]
+            yield f"{name}, {FAR} layers and more", pairs_of(graph, s[far], t[far])
 
 
-def pairs_of(graph: AttributionGraph, rows: pd.DataFrame) -> Pairs:
-    return Pairs.of([(graph.nodes[s], graph.nodes[t]) for s, t in rows[["s", "t"]].to_numpy()])
+def pairs_of(graph: AttributionGraph, sources: np.ndarray, targets: np.ndarray) -> Pairs:
+    return Pairs.of([(graph.nodes[s], graph.nodes[t]) for s, t in zip(sources, targets, strict=True)])
 
 
 def effect(model: cs.ReplacementModel, prompt: Recording, pairs: Pairs, regime: RegimeName, dose: float) -> np.ndarray:
