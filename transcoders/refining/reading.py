@@ -78,8 +78,8 @@ class Reading:
         while left > 0 and (some := list(islice(passing, max(1, _TOGETHER // self.context)))):
             rows, positions = (side.to(self.model.device) for side in stacked(some))
             batch = self._activations(rows, self.limits, positions)
+            yield ActivationBatch(batch.reads[:left], batch.writes[:left])
             left -= len(batch.reads)
-            yield ActivationBatch(batch.reads[: len(batch.reads) + min(left, 0)], batch.writes)
 
     def held_out_batches(self, limits: Mapping[Site, float]) -> Iterator[ActivationBatch]:
         for rows in self.held_out.split(max(1, _TOGETHER // self.context)):

@@ -1,7 +1,7 @@
 """The error of each layer, regressed on what the layer reads: a skip term in closed form, and biases with it."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from transcoders.dictionaries import CrossLayerTranscoder, TranscoderSet, presen
 from transcoders.evaluation.statistics import reconstruct
 from transcoders.refining.regression import AffineMap, Moments, RidgeRegression
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Those that are tried where none is given."""
 
 Refinable = TranscoderSet | CrossLayerTranscoder
@@ -35,12 +35,6 @@ class ErrorMoments:
         for layer, (_, y_hat) in enumerate(reconstruct(self.dictionaries, reads)):
             if layer in self.of_layer:
                 self.of_layer[layer].add(reads[layer], writes[layer] - y_hat)
-
-    def of(self, batches: Iterable[ActivationBatch]) -> Iterator[int]:
-        """Take them all in; tells the number of tokens of each."""
-        for batch in batches:
-            self.add(batch)
-            yield len(batch.reads)
 
 
 class Correction(NamedTuple):
@@ -72,7 +66,7 @@ def _best(regression: RidgeRegression, held_out: Moments, rank: int | None, ridg
 
 
 @torch.no_grad()
-def corrected(dictionaries: Refinable, added: dict[int, AffineMap], *, skip: bool = True) -> Any:
+def corrected(dictionaries: Refinable, added: Mapping[int, AffineMap], *, skip: bool = True) -> Any:
     """A copy with these maps added to some layers; `skip=False`: their biases alone."""
     made = copy.deepcopy(dictionaries)
     if isinstance(made, CrossLayerTranscoder):
