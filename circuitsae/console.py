@@ -85,6 +85,8 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
         f"Replacement score {graph.scores.replacement:.3f}, completeness score {graph.scores.completeness:.3f}",
         highlight=False,
     )
+    if graph.scores.past is not None:
+        console.print(f"Past the features: {graph.scores.past:.1%} of all weight, by skip terms", highlight=False)
     if (fit := _fit(graph)) is not None:
         console.print(f"Dictionaries on this prompt: {fit}", highlight=False)
 

@@ -114,7 +114,9 @@ class Expansion:
         """Without the rounding errors of edges that no skip term lies between."""
         dictionaries, layer = self.ends.model.dictionaries, np.array([self.nodes[node].layer for node in nodes])
         below = np.cumsum([0, *(dictionaries.skip(at) is not None for at in range(dictionaries.n_layers))])
-        written = np.maximum(layer + ~self.bias[nodes], 0)  # attention adds its biases before the layer's own term reads
+        written = np.maximum(
+            layer + ~self.bias[nodes], 0
+        )  # attention adds its biases before the layer's own term reads
         target = np.repeat(layer, edge_counts(past))
         return select_edges(past, below[target] > below[written[past.indices]])
 
@@ -278,7 +280,9 @@ def _graph_of(
         influence=sums.influence[kept],
         inputs=sums.inputs[kept],
         cumulative=cumulative(sums.influence, always=token | logit | bias)[kept],
-        scores=scores(sums.error_share, sums.influence, columns["start"], token, error, None if past is None else bypassed),
+        scores=scores(
+            sums.error_share, sums.influence, columns["start"], token, error, None if past is None else bypassed
+        ),
         tokens=trace.token_strings,
         token_ids=tuple(trace.tokens.tolist()),
         n_layers=expansion.ends.model.model.n_layers,

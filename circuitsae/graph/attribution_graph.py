@@ -228,10 +228,10 @@ class AttributionGraph:
         """The graph in NetworkX, edges from source to target.
 
         Node attributes: the columns of `nodes_frame`. Edge attributes: `weight`, `share`, with skip terms `past` and
-        `past_share` (`edges_frame`), and of edges that were tested the columns of `Validation.edges`: claim by claim `graph_predicted`, `graph_measured`, `graph_ratio` with its
-        interval `graph_low` to `graph_high`, `graph_q`, `graph_verdict`; the same of `direct`; `model_predicted`,
-        `model_measured`; and the others. Graph attributes: `tokens`, `scores`, `provenance`. Values that are missing
-        (NaN) are left out.
+        `past_share` (`edges_frame`), and of edges that were tested the columns of `Validation.edges`: claim by claim
+        `graph_predicted`, `graph_measured`, `graph_ratio` with its interval `graph_low` to `graph_high`, `graph_q`,
+        `graph_verdict`; the same of `direct`; `model_predicted`, `model_measured`; and the others. Graph attributes:
+        `tokens`, `scores`, `provenance`. Values that are missing (NaN) are left out.
         """
         graph = nx.DiGraph(tokens=list(self.tokens), scores=self.scores.as_dict(), provenance=dict(self.provenance))
         for row in self.nodes_frame().to_dict("records"):

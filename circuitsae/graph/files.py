@@ -94,9 +94,7 @@ def write_files(folder: Path, head: Header, weights: sparse.csr_array, past: spa
         write_file(temporary / _DOCUMENT, json.dumps(document, ensure_ascii=False, allow_nan=False))
 
 
-def read_files(
-    folder: Path, limits: Limits | None = None
-) -> tuple[Header, sparse.csr_array, sparse.csr_array | None]:
+def read_files(folder: Path, limits: Limits | None = None) -> tuple[Header, sparse.csr_array, sparse.csr_array | None]:
     """What `write_files` wrote, taken for a stranger's: sizes and counts are checked before memory is taken, every
     value before it is used.
 

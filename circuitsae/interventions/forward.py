@@ -32,7 +32,7 @@ class Regime:
     mlps: MLPs = "live"
     """`constant`: clean outputs (a skip term stays live). `linear`: these, and the active features answer what they
     read with a slope of one; none switches. `features`: the dictionary's features, recomputed layer by layer, plus the
-    clean run's errors. `live`: the model's own MLPs."""
+    clean run's errors; at positions without features the model's own MLPs. `live`: the model's own MLPs."""
     patterns: Held | frozenset[tuple[int, int]] = "live"
     """Attention patterns; or the heads (layer, head) whose patterns are live, all others held."""
     norms: Held | frozenset[str] = "live"
