@@ -86,7 +86,7 @@ class RidgeRegression:
         known = shrunk > len(shrunk) * torch.finfo(torch.float64).eps * shrunk.max()
         W = self._axes @ (self._along * torch.where(known, 1 / shrunk, 0.0)[:, None])
         if rank is not None and rank < min(W.shape):
-            leading = torch.linalg.eigh(W.T @ self._C).eigenvectors[:, -rank:]
+            leading = torch.linalg.eigh(W.T @ self._C).eigenvectors[:, W.shape[1] - rank :]
             W = W @ leading @ leading.T
         x, e = self.moments.means
         return AffineMap(W, e - x @ W)

@@ -26,7 +26,7 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, InputError
 from transcoders.files import short_hash
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import MLPConfig, TrainConfig
 from transcoders.training.export import Scales
 from transcoders.training.parameters import TrainingParameters
 from transcoders.training.split import WHOLE, Split
@@ -128,13 +128,19 @@ class Start:
         W_enc = torch.stack([encoders[i].T[own].to(**like) for i in layers]) / s[:, None, None]
         W_dec = [_write_scaled(decoders[i][own].to(**like), t, place) for place, i in enumerate(layers)]
         activation = _trained(_activations(d), layers, own, config, like)
+        W_skip = W_skip_out = None
+        if isinstance(config, MLPConfig) and config.skip:
+            W_skip = _skips(d, layers, s, t, like)
+            if config.skip_rank is not None:
+                W_skip, W_skip_out = factors(W_skip, config.skip_rank, config.seed)
         return TrainingParameters(
             W_enc=W_enc.to(dtype).contiguous(),
             b_enc=torch.stack([biases[i][own].to(**like) for i in layers]),
             W_dec=W_dec,
             b_dec=torch.stack([b_dec[i].to(**like) for i in layers]) * t[:, None].to(dtype),
             activation=activation,
-            W_skip=_skips(d, layers, s, t, like) if getattr(config, "skip", False) else None,
+            W_skip=W_skip,
+            W_skip_out=W_skip_out,
             centred=getattr(config, "centred", False),
             unit_decoders=config.unit_decoders,
             bf16=config.precision == "bf16",
@@ -177,7 +183,12 @@ def _activations(d: Trainable) -> list[Activation]:
 def _tensors(d: Trainable) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
     """`W_enc`, `b_enc`, `W_dec` and `b_dec` of each layer, decoders as `[feature, span, d_model]`."""
     if isinstance(d, CrossLayerTranscoder):
-        return d.W_enc.detach(), d.b_enc.detach(), [W.detach() for W in d.W_dec], d.b_dec.detach()
+        return (
+            list(d.W_enc.detach()),
+            list(d.b_enc.detach()),
+            [W.detach() for W in d.W_dec],
+            list(d.b_dec.detach()),
+        )
     layers: Sequence[SparseDictionary | SAE] = d.layers
     return (
         [each.W_enc.detach() for each in layers],
@@ -198,6 +209,26 @@ def _skips(d: Trainable, layers: range, s: Tensor, t: Tensor, like: Any) -> Floa
     zeros = torch.zeros(d.d_model, d.d_model, **like)
     skips = [zeros if (skip := d.skip(i)) is None else skip.detach().to(**like) for i in layers]
     return (torch.stack(skips) * (t / s)[:, None, None]).to(like["dtype"])
+
+
+def factors(
+    W: Float[Tensor, "layer d_model d_out"], rank: int, seed: int
+) -> tuple[Float[Tensor, "layer d_model rank"], Float[Tensor, "layer rank d_out"]]:
+    """`W = U V` with columns of norm one in U, random ones where W is zero, so that V has a gradient.
+
+    Raises `InputError` for a W of a higher rank.
+    """
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    rest, tiny = S[:, rank:], W.shape[-1] * torch.finfo(W.dtype).eps
+    if bool((rest > tiny * S[:, :1]).any()):
+        raise InputError(
+            f"The skip terms to start from have a rank above skip_rank={rank}; give a higher one, or leave it out."
+        )
+    drawn = torch.randn(*W.shape[:2], rank, generator=torch.Generator().manual_seed(seed)).to(W) / W.shape[1] ** 0.5
+    found = torch.nn.functional.pad(U[:, :, :rank], (0, max(0, rank - U.shape[2])))
+    used = torch.nn.functional.pad(S[:, :rank], (0, max(0, rank - S.shape[1]))) > tiny * S[:, :1]
+    V = torch.nn.functional.pad(S[:, :rank, None] * Vh[:, :rank], (0, 0, 0, max(0, rank - S.shape[1])))
+    return torch.where(used[:, None], found, drawn).contiguous(), (V * used[:, :, None]).contiguous()
 
 
 def _trained(
