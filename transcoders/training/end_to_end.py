@@ -70,7 +70,8 @@ def end_to_end_losses(
     derivative = kl.new_zeros(())
     if metric is not None:
         changed = draw_changes(replacement, held, usable, generator)
-        derivative = derivative_error(replacement, held, usable, codes, changed, metric, size=size)
+        missed, reached = derivative_errors(replacement, held, usable, codes, changed, metric, size=size)
+        derivative = (missed * reached).sum() / reached.sum().clamp(min=1)
     return EndToEndLosses(
         kl=kl,
         derivative=derivative,
@@ -119,7 +120,7 @@ def logit_metric(model: LanguageModel) -> Float[Tensor, "d_model d_model"]:
     return (vector * value.clamp(min=0).sqrt()).to(W_U.dtype)
 
 
-def derivative_error(
+def derivative_errors(
     replacement: Replacement,
     held: HeldModel,
     usable: Bool[Tensor, "row pos"],
@@ -128,8 +129,8 @@ def derivative_error(
     metric: Float[Tensor, "d_model d_model"],
     *,
     size: float = SIZE,
-) -> Float[Tensor, ""]:
-    """`‖Ĵ v − J v‖² / ‖J v‖²` of the centred logits, averaged over the tokens that a row's change v reaches.
+) -> tuple[Float[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
+    """`‖Ĵ v − J v‖² / ‖J v‖²` of the centred logits at each token, and which tokens a row's change v reaches.
 
     J v: a difference of two runs of the model, patterns, scales and what MLPs write at tokens without features held.
     Ĵ v: of the replacement, in a graph's own terms: linear, with the features held that are active on the model's own
@@ -139,8 +140,7 @@ def derivative_error(
     _, moved = held.carry(replacement.answers(codes, usable), *changed)
     square = true.square().sum(-1)
     reached = square > _REACHED**2 * square.amax(-1, keepdim=True)
-    missed = (moved @ metric - true).square().sum(-1) / square.where(reached, 1.0)
-    return (missed * reached).sum() / reached.sum().clamp(min=1)
+    return (moved @ metric - true).square().sum(-1) / square.where(reached, 1.0), reached
 
 
 @torch.no_grad()

@@ -172,7 +172,7 @@ class EndToEndRun:
         if resume and self._restore():
             return
         chunks = Chunks(self._rows, tokens=_SAMPLE, first=self.provenance.first)
-        held, usable = self._held(next(chunks).tokens)
+        held, usable = self.text(next(chunks).tokens)
         reads, writes = (side[:, usable].transpose(0, 1) for side in held.clean)
         self._take(measure_scales(reads.float(), writes.float()))
         if self.training.penalty_used is not None:
@@ -315,14 +315,14 @@ class EndToEndRun:
 
     def losses(self, tokens: Int[Tensor, "row pos"]) -> EndToEndLosses:
         """On rows of text, with the changes of the step at hand; differentiable in `replacement`'s weights."""
-        held, usable = self._held(tokens)
+        held, usable = self.text(tokens)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         return end_to_end_losses(
             self.replacement, held, usable, self.training, first=self.provenance.first, metric=self.metric,
             generator=generator,
         )  # fmt: skip
 
-    def _held(self, tokens: Int[Tensor, "row pos"]) -> tuple[HeldModel, Bool[Tensor, "row pos"]]:
+    def text(self, tokens: Int[Tensor, "row pos"]) -> tuple[HeldModel, Bool[Tensor, "row pos"]]:
         """The model on rows of text, and which tokens have features."""
         d, limits = self.start.dictionaries, self.provenance.site_limits
         held = HeldModel(self.model, tokens.to(self.model.device), d.reads, d.writes)
@@ -342,11 +342,11 @@ class EndToEndRun:
         return {
             "step": self.step,
             "tokens": self.step * self.batch,
-            "loss": float(total),
-            "kl": float(found.kl),
+            "loss": float(total.detach()),
+            "kl": float(found.kl.detach()),
             "agreement": float(found.agreement),
-            "derivative": float(found.derivative),
-            "fvu": float(found.fvu.mean()),
+            "derivative": float(found.derivative.detach()),
+            "fvu": float(found.fvu.detach().mean()),
             "l0": float(found.l0.mean()),
             "gradient": float(norm),
             "learning_rate": rate,
