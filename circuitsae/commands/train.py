@@ -38,6 +38,7 @@ def train(
     skip: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
     centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
+    start: Annotated[str | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
     plan: bool = False,
     evaluate_tokens: int = 20_000,
@@ -59,6 +60,8 @@ def train(
         skip: Transcoders only: add a linear map from input to output.
         site: SAEs only: what is read and reconstructed; resid_post unless given.
         centred: SAEs only: the encoder reads its input less the decoder's bias.
+        start: Dictionaries to train on instead of new weights: a folder or hub name. What they are is taken over:
+            features, activation, k, skip term.
         resume: Go on from the latest checkpoint in the folder; a run that is complete is evaluated as it is. Without it
             the checkpoints there are removed.
         plan: Train nothing; print what the run would take, by a trial of ten seconds. Exit code 2 where it cannot fit.
@@ -75,10 +78,12 @@ def train(
 
     import transcoders
     from circuitsae.console import show_evaluation, show_plan
+    from circuitsae.loading import load_dictionaries
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.files import write_file
     from transcoders.kernels import keep_freed_memory, release_freed_memory
     from transcoders.training.distributed import device_of_rank, leave, rank_in_environment
+    from transcoders.training.warm_start import Start
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
@@ -86,6 +91,9 @@ def train(
     if store is not None and part != THE_WHOLE:
         raise InputError(f"{corpus} holds activations, of which there is no part to choose; leave out --corpus-….")
     text = store or corpus_for(model, corpus, TRAINING, part)
+    given = None if start is None else load_dictionaries(start, device=device_of_rank(device))
+    if given is not None:
+        config = Start.of(given).config(config)
     language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
     if plan:
         planned = transcoders.plan(
@@ -94,7 +102,7 @@ def train(
         show_plan(console, planned)
         planned.require_fit()
         return
-    dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
+    dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume, start=given)
     leave()
     if rank_in_environment() > 0:  # the first of torchrun's processes reports
         return

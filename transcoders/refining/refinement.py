@@ -24,6 +24,7 @@ from transcoders.refining.skip_terms import Correction, ErrorMoments, Refinable,
 
 logger = logging.getLogger(__name__)
 
+_HEADS = {"fvu": "FVU", "l0": "L0", "cosine": "cosine", "norm_ratio": "norm ratio"}
 What = Literal["kept", "skip", "bias", "fine-tuned"]
 
 
@@ -71,11 +72,25 @@ class Refinement:
         found = [value for each in self.layers if (value := getattr(getattr(each, side), name)) is not None]
         return sum(found) / len(found) if found else float("nan")
 
+    def table(self) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Heads and rows of text: each layer's figures before and after, and in the last row their means."""
+        rows = [
+            (str(each.layer), *(_change(getattr(each.before, n), getattr(each.after, n), n) for n in _HEADS), each.what)
+            for each in self.layers
+        ]
+        means = [_change(self.mean("before", name), self.mean("after", name), name) for name in _HEADS]
+        return ["layer", *_HEADS.values(), "what"], [*rows, ("mean", *means, "")]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "corpus": self.corpus, "tokens": self.tokens, "held_out_tokens": self.held_out_tokens,
             "config": self.config.to_json(), "layers": [asdict(layer) for layer in self.layers],
         }  # fmt: skip
+
+
+def _change(before: float | None, after: float | None, name: str) -> str:
+    form = ".1f" if name == "l0" else ".3f"
+    return " → ".join("–" if value is None or value != value else format(value, form) for value in (before, after))
 
 
 def refine(

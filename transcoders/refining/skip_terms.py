@@ -12,7 +12,7 @@ from transcoders.dictionaries import CrossLayerTranscoder, TranscoderSet, presen
 from transcoders.evaluation.statistics import reconstruct
 from transcoders.refining.regression import AffineMap, Moments, RidgeRegression
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Those that are tried where none is given."""
 
 Refinable = TranscoderSet | CrossLayerTranscoder
