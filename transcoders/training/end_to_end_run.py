@@ -14,7 +14,7 @@ from torch import Tensor
 
 from transcoders.data.chunks import Chunk, Chunks
 from transcoders.data.outliers import massive_tokens, over
-from transcoders.dictionaries import DictionarySet, JumpReLU, fitted
+from transcoders.dictionaries import DictionarySet, fitted
 from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError, FileFormatError, InputError, NotFiniteError, WriteError
 from transcoders.evaluation.splice import sequential
@@ -23,7 +23,6 @@ from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
 from transcoders.held import HeldModel
 from transcoders.language_model import LanguageModel
-from transcoders.precision import all_finite
 from transcoders.training.batches import open_rows
 from transcoders.training.checkpoint import (
     Checkpoint,
@@ -41,11 +40,11 @@ from transcoders.training.config import TrainConfig, config_of
 from transcoders.training.display import Display
 from transcoders.training.end_to_end import EndToEndLosses, end_to_end_losses, logit_metric
 from transcoders.training.end_to_end_config import EndToEndConfig
+from transcoders.training.end_to_end_weights import JointWeights
 from transcoders.training.entry import StartFrom, Text
 from transcoders.training.export import Scales, export, library_versions
 from transcoders.training.initialise import measure_scales
 from transcoders.training.metrics import METRICS, MetricsFile
-from transcoders.training.replacement import Replacement
 from transcoders.training.run_folder import (
     finished_dictionaries,
     mark_finished,
@@ -186,32 +185,15 @@ class EndToEndRun:
                 remove_checkpoints(self.out)
             mark_started(self.out, self.identity())
 
-    def _take(self, scales: Scales) -> None:
-        """Weights for these scales, and an optimizer for them."""
-        self.scales = scales
-        self.weights = self.start.weights(self.training, scales)
-        config = self.training
-        few = config.ranks and config.features >= _SPARSE_FROM and config.k < _SPARSE_BELOW * config.features
-        self.replacement = Replacement(self.weights, scales, sparse=few)
-        self.optimizer = torch.optim.Adam(self._groups(), lr=config.lr_used, betas=self.config.betas, fused=True)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Thresholds have a rate of their own, as in training."""
-        layers = self.replacement.layers
-        thresholds = [view.activation.threshold for view in layers if isinstance(view.activation, JumpReLU)]
-        others = [p for p in self._parameters().values() if all(p is not t for t in thresholds)]
-        groups = ((others, 1.0), (thresholds, 3.0))
-        return [{"params": parameters, "factor": factor} for parameters, factor in groups if parameters]
-
-    def _parameters(self) -> dict[str, torch.nn.Parameter]:
-        layers = enumerate(self.replacement.layers)
-        return {f"{layer}.{name}": p for layer, view in layers for name, p in view.named_parameters()}
-
     @torch.no_grad()
     def _l0(self, held: HeldModel, usable: Bool[Tensor, "row pos"]) -> float:
         reads = [self.replacement.normalised(layer, read[usable]) for layer, read in enumerate(held.clean.reads)]
         codes = [self.replacement.code(layer, x) for layer, x in enumerate(reads)]
         return max(float(torch.cat([code.l0() for code in codes]).mean()), 1e-3)
+
+    def _take(self, scales: Scales) -> None:
+        self.joint = JointWeights(self.start, self.training, scales, betas=self.config.betas)
+        self.replacement = self.joint.replacement
 
     def _open(self, state: dict[str, Any] | None) -> None:
         per_step = self.config.rows * (self.batch // self.config.rows - self.provenance.first)
@@ -240,29 +222,16 @@ class EndToEndRun:
         record = read_record(folder, steps=self.steps, runs=0)
         require_same_run(folder.parent, record["run"], self.identity())
         tensors = read_state(folder, record, self.model.device)
-        n_layers, state = self.model.n_layers, record.get("sparsity") or {}
-        ones = torch.ones(n_layers, device=self.model.device)
-        scales = Scales(*(tensors.get(f"scales.{side}", ones) for side in ("read", "write")))
-        self._take(scales)
-        require_like(folder, tensors, self._tensors(moments=True))
-        self.weights.load_state_dict(_within("weights.", tensors))
-        for name, parameter in self._parameters().items():
-            self.optimizer.state[parameter] = {k: tensors[f"optimizer.{name}.{k}"].clone() for k in _MOMENTS}
+        state = record.get("sparsity") or {}
+        ones = torch.ones(self.model.n_layers, device=self.model.device)
+        self._take(Scales(*(tensors.get(f"scales.{side}", ones) for side in ("read", "write"))))
+        require_like(folder, tensors, self.joint.tensors())
+        self.joint.load(tensors)
         self.step = record["step"]
         if self.training.penalty_used is not None:
             self.training = replace(self.training, target_l0=float(state["target_l0"]))
         self.controller = SparsityController(self.training, **state.get("controller", {}))
         self._open(record["data"])
-
-    def _tensors(self, *, moments: bool) -> dict[str, Tensor]:
-        """What is saved; `moments`: with Adam's, zeros before the first step."""
-        tensors = {f"weights.{name}": value for name, value in self.weights.state_dict().items()}
-        tensors |= {"scales.read": self.scales.read, "scales.write": self.scales.write}
-        for name, parameter in self._parameters().items() if moments else ():
-            state = self.optimizer.state.get(parameter) or {}
-            like = {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros((), device=parameter.device)}
-            tensors |= {f"optimizer.{name}.{key}": state.get(key, like[key]).detach() for key in _MOMENTS}
-        return tensors
 
     # the loop
 
@@ -295,19 +264,10 @@ class EndToEndRun:
         config = self.config
         total = found.kl + config.derivative * found.derivative + config.reconstruction * found.fvu.mean()
         total = total + weight * found.sparsity
-        self.optimizer.zero_grad()
-        total.backward()
-        parameters = list(self._parameters().values())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self.joint.backward(total)
         self._require_finite(total, norm)
-        if config.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
         rate = learning_rate(self.training, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["factor"] * rate
-        self.optimizer.step()
-        for view in self.replacement.layers:
-            view.constrain()
+        self.joint.step(rate, clip=config.clip, norm=norm)
         if self.training.penalty_used is not None:
             self.controller.update(self.step, float(found.l0.mean()))
         self.step += 1
@@ -376,8 +336,8 @@ class EndToEndRun:
         return f"The last good checkpoint is {folder}, from which `resume` (--resume) goes on."
 
     def _save_checkpoint(self, out: Path) -> None:
-        tensors = self._tensors(moments=True)
-        self._require_writable(tensors, f"The checkpoint of step {self.step}")
+        self.joint.require_finite(f"The checkpoint of step {self.step}")
+        tensors = self.joint.tensors()
         state = {"target_l0": self.training.target_l0, "controller": self.controller.state()}
         record = {
             "step": self.step,
@@ -389,15 +349,11 @@ class EndToEndRun:
         save_checkpoint(out, self.step, Checkpoint(tensors, iter(tensors.values()), record))
         keep_checkpoints(out, self.step, keep_last=self.config.keep_last, keep_best=False)
 
-    def _require_writable(self, tensors: dict[str, Tensor], place: str) -> None:
-        if bad := [name for name, tensor in tensors.items() if not all_finite(tensor)]:
-            raise NotFiniteError(f"{place} has numbers in {bad[0]} that are not finite, so it is not written.")
-
     # what it has come to
 
     def finish(self) -> DictionarySet:
         """The dictionaries as they are now; saved where there is an output folder."""
-        self._require_writable(self._tensors(moments=False), "What was fine-tuned")
+        self.joint.require_finite("What was fine-tuned")
         result = self.export()
         if self.out is not None:
             with self._with_way_back():
@@ -417,7 +373,7 @@ class EndToEndRun:
         }
         config = {**own.config, "end_to_end": [*own.config.get("end_to_end", []), this]}
         provenance = replace(own, config=config, versions=library_versions(), normalisation={})
-        return export(self.weights, d.kind, self.scales, d.reads, d.writes, provenance)
+        return export(self.joint.weights, d.kind, self.joint.scales, d.reads, d.writes, provenance)
 
 
 def _figures(metrics: dict[str, Any]) -> str:
@@ -434,8 +390,8 @@ def _require_suitable(model: LanguageModel, dictionaries: DictionarySet, config:
         )
     if not sequential(dictionaries):
         raise DictionaryError(
-            "TopK ranks the features of all layers together, so a layer's are not known before later ones have run; put "
-            "thresholds in its place first (transcoders.calibrate_topk, circuitsae convert --calibrate-on)."
+            "TopK ranks the features of all layers together, so a layer's are not known before later ones have run; "
+            "put thresholds in its place first (transcoders.calibrate_topk, circuitsae convert --calibrate-on)."
         )
     if config.derivative and model.dtype not in (torch.float32, torch.float64):
         raise InputError(
@@ -452,7 +408,3 @@ def _settled(config: EndToEndConfig, trained: Any) -> EndToEndConfig:
         context=config.context or (context if isinstance(context, int) and context > 1 else _CONTEXT),
         separator=separator if config.separator is None and isinstance(separator, str) else config.separator,
     )
-
-
-def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
