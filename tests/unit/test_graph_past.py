@@ -11,6 +11,7 @@ from circuitsae.graph.exchange import read_graph, write_graph
 from circuitsae.report import summary_html
 from circuitsae.report.compare import unite
 from circuitsae.report.data import page_data
+from circuitsae.sentences import of_logit
 from tests.sample_graphs import whole_graph
 from transcoders.errors import FileFormatError
 
@@ -106,6 +107,15 @@ def test_tasks_have_the_mean(graph):
     )
     assert 0 < task.edges_frame()["past_share"].max() <= 1
     assert "past" not in aggregate([graph, whole_graph(graph.tokens)], [{}, {}], min_frequency=0.0).edges
+
+
+def test_the_sentence_says_it_of_the_logit(graph):
+    past, weights = (part[graph.position[graph.top_logits()[0].id]] for part in (dense(graph), graph.weights.toarray()))
+    beside, direct = (np.abs(part[~graph.mask(NodeKind.BIAS)]).sum() for part in (past, weights - past))
+    assert of_logit(graph).endswith(
+        f" {100 * beside / (beside + direct):.0f} % of these edges passed by skip terms, past the features between."
+    )
+    assert "past" not in of_logit(whole_graph(TOKENS))
 
 
 def test_networkx_has_it(graph):
