@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, ViewportSize, expect
@@ -388,7 +389,7 @@ def test_hostile_tokens_are_shown_as_text(tmp_path: Path, open_page: OpenPage):
 
 def test_edges_say_what_of_them_came_past_the_features(tmp_path: Path, open_page: OpenPage):
     graph = sample_graph(validated=0)
-    busiest = graph.edges["target"].mode()[0]
+    busiest: Any = graph.edges["target"].mode()[0]
     past = graph.edges["weight"].where(graph.edges["source"].str.contains(".err@", regex=False), 0.0) * 0.25
     graph.edges = graph.edges.assign(past=past, past_share=past.ne(0) * 0.25)
     graph.scores = {**graph.scores, "past": 0.071}
