@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph
     from circuitsae.validation import Calibration, Validation
     from transcoders.evaluation import Evaluation
+    from transcoders.refining import Refinement
     from transcoders.training.planning import Plan
 
 VERDICT_STYLE = {
@@ -83,6 +84,8 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
         f"Replacement score {graph.scores.replacement:.3f}, completeness score {graph.scores.completeness:.3f}",
         highlight=False,
     )
+    if graph.scores.past is not None:
+        console.print(f"Past the features: {graph.scores.past:.1%} of all weight, by skip terms", highlight=False)
     if (fit := _fit(graph)) is not None:
         console.print(f"Dictionaries on this prompt: {fit}", highlight=False)
 
@@ -225,6 +228,15 @@ def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
         )  # fmt: skip
     _show_replacements(console, evaluation)
     console.print(of_evaluation(evaluation), highlight=False, soft_wrap=True)
+
+
+def show_refinement(console: Console, refined: "Refinement") -> None:
+    """Each layer before and after, and what was done to it."""
+    heads, rows = refined.table()
+    keep = {"layer": 0, "FVU": 0, "cosine": 0, "norm ratio": 3, "L0": 2, "what": 1}
+    columns = [Column(head, keep[head], text=head == "what") for head in heads]
+    title = f"On {refined.held_out_tokens:,} held-out tokens, before → after; cosine and norm ratio of the derivative"
+    show_table(console, title, columns, [*rows[:-1], None, rows[-1]])
 
 
 def _show_replacements(console: Console, evaluation: "Evaluation") -> None:

@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.checked  # noqa: F401  the hook finds it by its name
+
 
 class Unchecked:
     """Finds modules named `gpu`, where kernels live, before the hook that checks shapes does."""
@@ -22,7 +24,7 @@ class Unchecked:
         return PathFinder.find_spec(name, path, target) if name.endswith(".gpu") else None
 
 
-install_import_hook(["circuitsae", "transcoders"], "beartype.beartype")
+install_import_hook(["circuitsae", "transcoders"], "tests.checked.checked")
 sys.meta_path.insert(0, Unchecked)
 
 import torch  # noqa: E402

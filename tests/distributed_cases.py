@@ -28,7 +28,7 @@ CASES: dict[str, TrainConfig] = {
     "sae-topk-sparse": SAEConfig(activation="topk", k_aux=4, kernels="sparse", **COMMON),
     "sae-batchtopk": SAEConfig(activation="batchtopk", kernels="sparse", layers_at_once=1, **COMMON),
     "sae-gated": SAEConfig(activation="gated", target_l0=4.0, **COMMON),
-    "plt-jumprelu": TranscoderConfig(target_l0=4.0, skip=True, ema=0.9, layers_at_once=1, **COMMON),
+    "plt-jumprelu": TranscoderConfig(target_l0=4.0, skip=True, skip_rank=2, ema=0.9, layers_at_once=1, **COMMON),
     "plt-p-anneal": TranscoderConfig(activation="relu", penalty="p_anneal", p_start=0.1, layers_at_once=2, **COMMON),
     "plt-resample": TranscoderConfig(
         activation="topk", remedy="resample", resample_every=2, decay=0.2, **{**COMMON, "dead_after": 60}

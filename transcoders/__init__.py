@@ -52,14 +52,17 @@ if TYPE_CHECKING:
     )
     from transcoders.language_model import LanguageModel
     from transcoders.loading import load_model, random_model
+    from transcoders.refining import RefineConfig, refine
     from transcoders.sites import Frame, Site
     from transcoders.training import (
         CLTConfig,
+        EndToEndConfig,
         SAEConfig,
         TrainConfig,
         TranscoderConfig,
         calibrate_topk,
         config_from_json,
+        finetune,
         fold_topk,
         from_checkpoint,
         plan,
@@ -109,14 +112,17 @@ __getattr__, __all__ = lazy_exports(
         ),
         "transcoders.language_model": ("LanguageModel",),
         "transcoders.loading": ("load_model", "random_model"),
+        "transcoders.refining": ("RefineConfig", "refine"),
         "transcoders.sites": ("Frame", "Site"),
         "transcoders.training": (
             "CLTConfig",
+            "EndToEndConfig",
             "SAEConfig",
             "TrainConfig",
             "TranscoderConfig",
             "calibrate_topk",
             "config_from_json",
+            "finetune",
             "fold_topk",
             "from_checkpoint",
             "plan",

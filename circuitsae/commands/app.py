@@ -18,6 +18,7 @@ from circuitsae.commands.exchange import export_graph, import_graph
 from circuitsae.commands.features import features
 from circuitsae.commands.graphs import show, trace, validate
 from circuitsae.commands.intervene import intervene
+from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.shared import Wide, counts
 from circuitsae.commands.steer import steer
@@ -26,7 +27,7 @@ from circuitsae.tables import open_console
 from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
-for command in (trace, validate, show, compare, activations, train, evaluate, intervene, steer, reproduce):
+for command in (trace, validate, show, compare, activations, train, refine, evaluate, intervene, steer, reproduce):
     app.command(command)
 app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
 app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe and upload them.")

@@ -24,7 +24,7 @@ from circuitsae.commands.shared import (
 from circuitsae.tables import open_console
 from transcoders.errors import InputError
 from transcoders.sites import SiteKind
-from transcoders.training.config import TrainConfig, config_of
+from transcoders.training.config import MLPSettings, TrainConfig, config_of
 
 
 def train(
@@ -35,9 +35,9 @@ def train(
     part: CorpusPartOptions = CorpusPart(),
     out: Path,
     kind: Literal["clt", "plt", "sae"] = "clt",
-    skip: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
     centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
+    start: Annotated[str | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
     plan: bool = False,
     evaluate_tokens: int = 20_000,
@@ -46,6 +46,7 @@ def train(
     wide: Wide = False,
     weights: WeightOptions = Weights(),
     settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.DisallowNone] = TrainConfig(),
+    mlps: Annotated[MLPSettings, tyro.conf.arg(name=""), tyro.conf.DisallowNone] = MLPSettings(),
 ) -> None:
     """Train dictionaries for all layers of a model, evaluate them on held-out text, and save them.
 
@@ -56,9 +57,10 @@ def train(
         part: Which part of a data set.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
-        skip: Transcoders only: add a linear map from input to output.
         site: SAEs only: what is read and reconstructed; resid_post unless given.
         centred: SAEs only: the encoder reads its input less the decoder's bias.
+        start: Dictionaries to train on instead of new weights: a folder or hub name. What they are is taken over:
+            features, activation, k, skip term.
         resume: Go on from the latest checkpoint in the folder; a run that is complete is evaluated as it is. Without it
             the checkpoints there are removed.
         plan: Train nothing; print what the run would take, by a trial of ten seconds. Exit code 2 where it cannot fit.
@@ -67,17 +69,21 @@ def train(
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model.
         settings: How to train.
+        mlps: How to train transcoders.
     """
-    own = {"skip": skip, "site": site, "centred": centred}
-    config = config_of(kind, **asdict(settings), **{key: value for key, value in own.items() if value is not None})
+    own = {key: value for key, value in (("site", site), ("centred", centred)) if value is not None}
+    own |= {key: value for key, value in asdict(mlps).items() if value != getattr(MLPSettings(), key)}
+    config = config_of(kind, **asdict(settings), **own)
 
     import transcoders
     from circuitsae.console import show_evaluation, show_plan
+    from circuitsae.loading import load_dictionaries
     from circuitsae.pocket.corpus import TRAINING
     from transcoders.formats.native import native_id
     from transcoders.kernels import keep_freed_memory, release_freed_memory
     from transcoders.training.distributed import device_of_rank, leave, rank_in_environment
     from transcoders.training.record import record_evaluation
+    from transcoders.training.warm_start import Start
 
     console = open_console(wide)
     keep_freed_memory()  # this process has nothing else to do
@@ -85,6 +91,9 @@ def train(
     if store is not None and part != THE_WHOLE:
         raise InputError(f"{corpus} holds activations, of which there is no part to choose; leave out --corpus-….")
     text = store or corpus_for(model, corpus, TRAINING, part)
+    given = None if start is None else load_dictionaries(start, device=device_of_rank(device))
+    if given is not None:
+        config = Start.of(given).config(config)
     language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
     if plan:
         planned = transcoders.plan(
@@ -93,7 +102,7 @@ def train(
         show_plan(console, planned)
         planned.require_fit()
         return
-    dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume)
+    dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume, start=given)
     leave()
     if rank_in_environment() > 0:  # the first of torchrun's processes reports
         return

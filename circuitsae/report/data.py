@@ -91,6 +91,8 @@ NODE_COLUMNS = (
     "probability",
 )
 EDGE_COLUMNS = ("source", "target", "weight", "share")
+PAST_COLUMNS = ("past", "past_share")
+"""What edges have beside these where dictionaries have skip terms."""
 _DIGITS = 6
 
 
@@ -197,7 +199,8 @@ def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
         if unknown:
             raise InputError(f"an edge has {end} {unknown[0]!r}, which is not among the {len(ids)} nodes of the graph.")
         columns[end] = [row_of[node] for node in edges[end]]
-    return columns | {name: [number(value) for value in edges[name]] for name in ("weight", "share")}
+    names = ["weight", "share", *(name for name in PAST_COLUMNS if name in edges)]
+    return columns | {name: [number(value) for value in edges[name]] for name in names}
 
 
 def _coordinates(layout: Layout) -> dict[str, list[Any]]:

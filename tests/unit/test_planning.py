@@ -77,6 +77,13 @@ def test_a_store_is_planned_by_its_path_with_the_settings_it_was_written_with(mo
         tc.plan(None, tmp_path / "acts", small(context=128, first=2), trial_seconds=0.0)
 
 
+def test_the_model_runs_twice_more_on_the_tokens_whose_changes_are_compared(model, rows):
+    planned = tc.plan(model, rows, small(derivative=0.3, derivative_share=0.5), trial_seconds=0.1)
+    share = planned.flops["directions"] / planned.flops["model"]
+    assert 0.9 < share < 1.5  # twice a half of the batch, in whole rows and to the last block
+    assert "directions" not in tc.plan(model, rows, small(), trial_seconds=0.1).flops
+
+
 def test_losses_on_fewer_tokens_are_planned_as_such(model, rows):
     whole, some = (
         tc.plan(model, rows, small(), trial_seconds=0.0, evaluate_tokens=1600, loss_tokens=n) for n in (None, 160)

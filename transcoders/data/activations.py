@@ -138,6 +138,11 @@ class ActivationStream:
                 yield ActivationBatch(dealt[:, : len(self.reads)], dealt[:, len(self.reads) :])
             self.batch_in_chunk = 0
 
+    @property
+    def chunk(self) -> Chunk:
+        """The rows that the last batch is from."""
+        return self._chunk
+
     def place(self, row: int) -> str:
         """Where a row of the last batch comes from, for messages."""
         return self._place_of(int(self._tokens[(self.batch_in_chunk - 1) * self.batch + row]))

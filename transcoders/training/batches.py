@@ -20,8 +20,9 @@ from transcoders.dictionaries.provenance import ROWS, VECTORS
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Frame, Site
-from transcoders.training.config import SAEConfig, TrainConfig
+from transcoders.training.config import MLPConfig, SAEConfig, TrainConfig
 from transcoders.training.dealing import SharedStream
+from transcoders.training.derivative import Nudges
 from transcoders.training.distributed import World
 from transcoders.training.split import WHOLE, Split
 
@@ -131,7 +132,7 @@ class ModelSource:
         self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
         self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
-        self.corpus, self._rows, self.context = _open_rows(model, corpus, config)
+        self.corpus, self._rows, self.context = open_rows(model, corpus, config)
         self.first = config.first
         self.limits: Mapping[Site, float] = {}
         if self.context <= self.first:
@@ -347,6 +348,19 @@ def own_tokens(whole: Stream, split: Split) -> Stream:
     return whole if split.tokens.size == 1 else OwnTokens(whole, split.tokens)
 
 
+def nudges_of(source: Source, configs: Sequence[TrainConfig]) -> Nudges | None:
+    """The changes that are compared where the derivative is in a loss; `InputError` without a model that reads text."""
+    comparing = [config for config in configs if isinstance(config, MLPConfig) and config.derivative]
+    if not comparing:
+        return None
+    if not isinstance(source, ModelSource):
+        raise InputError(
+            f"derivative={comparing[0].derivative:g} compares the dictionary with the MLPs themselves, and activations "
+            "that were stored or given say nothing of these; train from the model and text, or leave it out."
+        )
+    return Nudges(source.model, *source.sites(comparing[0]), comparing, limits=source.limits)
+
+
 def sites_of_kind(config: TrainConfig, n_layers: int) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
     layers = range(n_layers)
     if isinstance(config, SAEConfig):
@@ -363,7 +377,7 @@ def _by_layer(vectors: Tensor) -> Float[Tensor, "token layer d_model"]:
     return vectors
 
 
-def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
+def open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
     """The name of the corpus, its rows of tokens, and their length."""
     if isinstance(corpus, Tensor):
         if config.documents != "packed":

@@ -15,6 +15,7 @@ from transcoders.sites import SiteKind
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
 Remedy = Literal["default", "auxiliary", "resample", "none"]
+DecoderNorms = Literal["default", "unit", "free"]
 Documents = Literal["packed", "masked", "separate"]
 LogTo = Literal["none", "tensorboard", "wandb"]
 Parallel = Literal["data", "layers", "features"]
@@ -97,6 +98,9 @@ class TrainConfig:
     """Norm of the first decoders; None for a tenth (transcoders), or what makes the first outputs inputs (SAEs)."""
     encoder_scale: float | None = None
     """Norm of the first encoders; None for one."""
+    decoders: DecoderNorms = "default"
+    """`unit`: kept at norm one. `free`: of whatever norm they come to, as in training that starts from dictionaries.
+    `default`: `unit` where features are ranked or the penalty sees activations only."""
     bias_init: Literal["mean", "median", "zero"] = "mean"
     """First b_dec: the mean of the targets, their geometric median, or zero."""
     start_l0: float | None = None
@@ -219,6 +223,8 @@ class TrainConfig:
             raise InputError(
                 f"target_l0 steers a penalty, and {self.activation!r} has none; set k = {self.target_l0:g}."
             )
+        if self.decoders not in get_args(DecoderNorms):
+            raise InputError(f"decoders cannot be {self.decoders!r}; there are {', '.join(get_args(DecoderNorms))}.")
         if self.parallel not in get_args(Parallel):
             raise InputError(f"parallel cannot be {self.parallel!r}; there are {', '.join(get_args(Parallel))}.")
         if self.aligned and self.activation == "gated":
@@ -273,6 +279,8 @@ class TrainConfig:
     @property
     def unit_decoders(self) -> bool:
         """Whether decoders are kept at norm one: where features are ranked, or the penalty sees activations only."""
+        if self.decoders != "default":
+            return self.decoders == "unit"
         return self.ranks or self.penalty_used == "unit_l1"
 
     @property
@@ -302,23 +310,58 @@ class SAEConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscoderConfig(TrainConfig):
+class MLPSettings:
+    """Settings of what stands for the MLPs."""
+
+    skip: bool = False
+    """Whether a linear map of a layer's input, `W_skip`, is added to its output."""
+    skip_rank: int | None = None
+    """Rank of `W_skip`; None for full."""
+    skip_penalty: float = 0.0
+    """Weight of `‖W_skip‖² / d`, which keeps small what goes past the features; the activations have variance one."""
+    derivative: float = 0.0
+    """Weight of the relative squared error of what is passed on of small changes, `‖Ĵ v − J v‖² / ‖J v‖²`."""
+    derivative_share: float = 0.25
+    """Tokens of a step on which changes are compared, as a share of the batch; of a row of text at least."""
+    derivative_from: float = 0.0
+    """Fraction of the steps before the first that compares changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(MLPSettings, TrainConfig):
+    """What stands for the MLPs: transcoders and cross-layer transcoders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("derivative_share", "derivative_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is a fraction, from 0 to 1; got {getattr(self, name)}.")
+        for name in ("derivative", "skip_penalty"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0; got {getattr(self, name)}.")
+        for name in ("skip_penalty", "skip_rank"):
+            if getattr(self, name) and not self.skip:
+                raise InputError(f"{name} is for a skip term, and there is none; give skip=True (--skip) as well.")
+        if self.skip_rank is not None and self.skip_rank < 1:
+            raise InputError(f"skip_rank must be at least 1; got {self.skip_rank}.")
+
+    def compares_at(self, step: int) -> bool:
+        """Whether a step has the derivative in its loss."""
+        return self.derivative > 0 and step >= self.derivative_from * self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscoderConfig(MLPConfig):
     """A transcoder for every MLP."""
 
     kind: ClassVar[str] = "plt"
 
-    skip: bool = False
-    """Whether a linear map of the input is added to the output."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class CLTConfig(TrainConfig):
+class CLTConfig(MLPConfig):
     """A cross-layer transcoder for all MLPs."""
 
     kind: ClassVar[str] = "clt"
-
-    skip: bool = False
-    """Whether a linear map of each layer's input is added to its output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import MLPConfig, TrainConfig
 from transcoders.training.part import CODES, layers_at_once
 
 _NUMBER = 4
@@ -79,7 +79,8 @@ def training_cost(
     at_once = layers_at_once(config, d_model, own_layers, torch.device(device))
     widths = CODES * own_features + 4 * d_model
     l0 = _active(config, n_layers) if l0 is None else l0
-    encoder, decoder, skip = (2 * d_model * n for n in (n_layers, spans(config, n_layers), _skip(config) * n_layers))
+    widths_all = n_layers, spans(config, n_layers), _skip(config, d_model) * n_layers
+    encoder, decoder, skip = (2 * d_model * n for n in widths_all)
     return TrainingCost(
         parameters=parameter_count(config, n_layers, d_model, features),
         weights=_NUMBER * own,
@@ -88,8 +89,8 @@ def training_cost(
         gradients=_NUMBER * own * at_once // own_layers,
         activations=_NUMBER * own_tokens * at_once * widths,
         counters=8 * own_layers * own_features,
-        dense_flops=float(features * (2 * encoder + 3 * decoder) + 2 * d_model * skip),
-        sparse_flops=float(encoder * (features + l0) + 3 * decoder * l0 + 2 * d_model * skip),
+        dense_flops=float(features * (2 * encoder + 3 * decoder) + 2 * skip),
+        sparse_flops=float(encoder * (features + l0) + 3 * decoder * l0 + 2 * skip),
         network=0 if ranks == 1 else _network(config, n_layers, d_model, ranks),
     )
 
@@ -98,7 +99,7 @@ def parameter_count(config: TrainConfig, n_layers: int, d_model: int, features: 
     """Of so many features of so many layers: encoders, decoders, biases, thresholds, the skip term."""
     per_feature = {"jumprelu": 2, "gated": 3}.get(config.activation, 1)
     weights = features * (d_model * (n_layers + spans(config, n_layers)) + per_feature * n_layers)
-    return weights + n_layers * d_model * (1 + _skip(config) * d_model)
+    return weights + n_layers * d_model * (1 + _skip(config, d_model))
 
 
 def spans(config: TrainConfig, n_layers: int) -> int:
@@ -112,8 +113,11 @@ def _active(config: TrainConfig, n_layers: int) -> float:
     return config.target_l0 or config.features / 100
 
 
-def _skip(config: TrainConfig) -> int:
-    return int(getattr(config, "skip", False))
+def _skip(config: TrainConfig, d_model: int) -> int:
+    """How many numbers a skip term has for each that it reads."""
+    if not (isinstance(config, MLPConfig) and config.skip):
+        return 0
+    return d_model if config.skip_rank is None else 2 * config.skip_rank
 
 
 def _network(config: TrainConfig, n_layers: int, d_model: int, ranks: int) -> int:

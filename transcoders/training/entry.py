@@ -13,6 +13,7 @@ from transcoders.data.corpora import CorpusSource
 from transcoders.data.store import ActivationStore
 from transcoders.dictionaries import DictionarySet
 from transcoders.errors import InputError
+from transcoders.formats.registry import load_dictionaries
 from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
@@ -22,17 +23,20 @@ from transcoders.training.planning import Plan, plan_run
 from transcoders.training.run_folder import finished_dictionaries, identity_of
 from transcoders.training.stored import StoreSource, as_stored
 from transcoders.training.trainer import Trainer
+from transcoders.training.warm_start import Start
 
 logger = logging.getLogger(__name__)
 
 Text = CorpusSource | Int[Tensor, "row pos"]
 """What `open_corpus` takes (a file, a folder, a hub data set, documents), or rows of tokens."""
+StartFrom = DictionarySet | Path | str
+"""Dictionaries, or what `load_dictionaries` takes for them."""
 
 
 @overload
 def train(
     model: LanguageModel | None, corpus: ActivationStore, config: TrainConfig, *,
-    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ..., start: StartFrom | None = ...,
 ) -> DictionarySet: ...  # fmt: skip
 @overload
 def train(
@@ -42,7 +46,7 @@ def train(
 @overload
 def train(
     model: LanguageModel, corpus: Text, config: TrainConfig, *,
-    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ..., start: StartFrom | None = ...,
 ) -> DictionarySet: ...  # fmt: skip
 @overload
 def train(
@@ -52,7 +56,7 @@ def train(
 @overload
 def train(
     model: None, corpus: Vectors | tuple[Vectors, Vectors], config: TrainConfig, *,
-    progress: bool = ..., out: Path | str | None = ..., resume: bool = ...,
+    progress: bool = ..., out: Path | str | None = ..., resume: bool = ..., start: StartFrom | None = ...,
 ) -> DictionarySet: ...  # fmt: skip
 @overload
 def train(
@@ -68,6 +72,7 @@ def train(
     progress: bool = True,
     out: Path | str | None = None,
     resume: bool = False,
+    start: StartFrom | None = None,
 ) -> DictionarySet | list[DictionarySet]:
     """Train dictionaries of the kind that `config` names for all layers of `model`, or on vectors where it is None.
 
@@ -92,24 +97,45 @@ def train(
     SIGTERM write a checkpoint after the step at hand and raise `transcoders.errors.Stopped`, a KeyboardInterrupt.
     `NotFiniteError` where activations or a loss are not finite: the last good checkpoint stays.
 
+    `start`: dictionaries to train on instead of new weights, or what `load_dictionaries` takes for them; of a single
+    configuration. Exported at once they would be the same. Their features, activation, k, skip term, `first`, `bos`
+    and sites are taken over, `InputError` where `config` asks for others; `skip=True` where they have no skip term
+    starts one from zeros. `DictionaryError` for what training cannot hold (`transcoders.training.warm_start`). A run is
+    resumed with the same `start`.
+
     In processes that `torchrun` started, all of which call this alike, the run is shared as `config.parallel` says, and
     every one gets the result, which is that of a single process. Only the first writes; `out` must be a folder that all
     of them see. `LostRankError` where one of them ends before its time.
     """
+    started = None if start is None else _started(start, config)
+    if started is not None:
+        assert isinstance(config, TrainConfig)
+        config = started.config(config)
     source, configs = _opened(model, corpus, config)
+    if started is not None:
+        started.require_sites(source.sites(configs[0]), source.d_model)
     world = join(source.device)
     with alone_in(Path(out) if out is not None and world.first else None):
-        results = _complete(source, configs, Path(out)) if resume and out is not None else None
+        results = _complete(source, configs, Path(out), started) if resume and out is not None else None
         if results is None:
-            trainer = Trainer(source, configs, out=out, resume=resume, names=names, world=world)
+            trainer = Trainer(source, configs, out=out, resume=resume, names=names, world=world, start=started)
             trainer.run(progress=progress)
             results = trainer.finish()
     return results[0] if isinstance(config, TrainConfig) else results
 
 
-def _complete(source: Source, configs: Sequence[TrainConfig], out: Path) -> list[DictionarySet] | None:
+def _started(start: StartFrom, config: TrainConfig | Sequence[TrainConfig]) -> Start:
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"start is of one dictionary, and there are {len(config)} configurations; train them apart.")
+    return Start.of(load_dictionaries(start) if isinstance(start, str | Path) else start)
+
+
+def _complete(
+    source: Source, configs: Sequence[TrainConfig], out: Path, start: Start | None
+) -> list[DictionarySet] | None:
     """What a run wrote that is done already."""
-    results = finished_dictionaries(out, identity_of(source, configs), source.device)
+    identity = identity_of(source, configs, None if start is None else start.hash)
+    results = finished_dictionaries(out, identity, source.device)
     if results is not None:
         logger.warning("The run in %s is complete; its dictionaries are handed out as they were saved.", out)
     return results

@@ -67,7 +67,7 @@ def export(
     W_enc, b_enc, activation = _pointwise(weights)
     W_dec = [w.detach().clone() for w in weights.W_dec]
     b_dec = weights.b_dec.detach().clone()
-    W_skip = None if weights.W_skip is None else weights.W_skip.detach().clone()
+    W_skip = None if (past := weights.skip_map()) is None else past.detach().clone()
     layers = range(weights.n_layers)
     built: TranscoderSet | CrossLayerTranscoder | SAESet
     if kind == "clt":

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import Activation, JumpReLU, ReLU, TopK
-from transcoders.training.config import SAEConfig, TrainConfig
+from transcoders.training.config import MLPConfig, SAEConfig, TrainConfig
 from transcoders.training.export import Scales
 from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters
 from transcoders.training.sparsity import START_OVER_TARGET
@@ -80,7 +80,13 @@ def initial_parameters(
     W_enc = (config.encoder_scale or 1.0) * encoder
     centre = reads.mean(dim=0) - b_dec if centred else reads.mean(dim=0)
     b_enc = -torch.einsum("ld,lfd->lf", centre, W_enc)
-    skip = torch.zeros(n_own, d_model, d_model).to(reads) if getattr(config, "skip", False) else None
+    skip = skip_out = None
+    if isinstance(config, MLPConfig) and config.skip:
+        skip = torch.zeros(n_own, d_model, d_model).to(reads)
+        if config.skip_rank is not None:  # a random projection at first, of which nothing is written
+            drawn = torch.randn(n_layers, d_model, config.skip_rank, generator=generator)[layers.start : layers.stop]
+            skip = drawn.to(reads) / d_model**0.5
+            skip_out = torch.zeros(n_own, config.skip_rank, d_model).to(reads)
     weights = TrainingParameters(
         W_enc=W_enc,
         b_enc=b_enc,
@@ -88,6 +94,7 @@ def initial_parameters(
         b_dec=b_dec,
         activation=_activation(config, b_enc),
         W_skip=skip,
+        W_skip_out=skip_out,
         centred=centred,
         aligned=config.aligned,
         unit_decoders=config.unit_decoders,

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.training.codes import Code, DenseCode, SparseCode
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import MLPConfig, TrainConfig
 from transcoders.training.parameters import Gated, TrainingParameters
 from transcoders.training.revival import revival_loss
 from transcoders.training.sparsity import sparsity_penalty
@@ -28,6 +28,8 @@ class Losses(NamedTuple):
     code: Code
     error: Float[Tensor, "layer batch d_model"]
     """Target minus reconstruction."""
+    derivative: Float[Tensor, "layer"] | None = None
+    """Relative squared error of what is passed on of small changes, where these are compared."""
 
 
 def losses(
@@ -42,7 +44,7 @@ def losses(
     sparse: bool = False,
     split: Split = WHOLE,
 ) -> Losses:
-    """`mean_l ‖y_l − ŷ_l‖² / d + λ · sparsity + revival`, averaged over the batch.
+    """`mean_l ‖y_l − ŷ_l‖² / d + λ · sparsity + revival (+ ‖W_skip‖² / d)`, averaged over the batch.
 
     With prefixes (Matryoshka), the first term is the mean over them. `dead`: latents to be revived by an auxiliary
     loss. `p`: the exponent of an annealed penalty. `sparse`: whether only active features are touched; the loss and
@@ -58,6 +60,8 @@ def losses(
     fvu = torch.stack([error.square().mean(dim=(1, 2)) for error in errors])
     sparsity = split.features.total(sparsity_penalty(weights, code, config, p=p))
     total = fvu.mean() + sparsity_weight * sparsity
+    if isinstance(config, MLPConfig) and config.skip_penalty and (past := weights.skip_map()) is not None:
+        total = total + config.skip_penalty * past.square().sum(dim=2).mean()
     if isinstance(weights.activation, Gated):
         total = total + _gate_loss(weights, code, writes, reads, split)
     error = errors[-1].detach()

@@ -142,7 +142,10 @@ class TrainingParameters(nn.Module):
     """
 
     W_enc: Float[Tensor, "layer feature d_model"]
-    W_skip: Float[Tensor, "layer d_model d_out"] | None
+    W_skip: Float[Tensor, "layer d_model _"] | None
+    """The skip term's map; with a rank of its own the first of its two factors."""
+    W_skip_out: Float[Tensor, "layer rank d_out"] | None
+    """The second one."""
 
     def __init__(
         self,
@@ -152,7 +155,8 @@ class TrainingParameters(nn.Module):
         W_dec: Sequence[Float[Tensor, "feature _ d_model"]],
         b_dec: Float[Tensor, "layer d_model"],
         activation: Activation,
-        W_skip: Float[Tensor, "layer d_model d_out"] | None = None,
+        W_skip: Float[Tensor, "layer d_model _"] | None = None,
+        W_skip_out: Float[Tensor, "layer rank d_out"] | None = None,
         centred: bool = False,
         aligned: bool = False,
         unit_decoders: bool = False,
@@ -165,6 +169,7 @@ class TrainingParameters(nn.Module):
         self.W_dec = nn.ParameterList(nn.Parameter(w) for w in W_dec)
         self.b_dec = nn.Parameter(b_dec)
         self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
+        self.W_skip_out = None if W_skip_out is None else nn.Parameter(W_skip_out)
         self.activation = activation
         self.centred, self.aligned, self.unit_decoders, self.bf16 = centred, aligned, unit_decoders, bf16
         self.ranks = ranks
@@ -183,6 +188,7 @@ class TrainingParameters(nn.Module):
                 b_dec=self.b_dec[first:last],
                 activation=_views(self.activation, first, last),
                 W_skip=None if self.W_skip is None else self.W_skip[first:last],
+                W_skip_out=None if self.W_skip_out is None else self.W_skip_out[first:last],
                 centred=self.centred,
                 aligned=self.aligned,
                 unit_decoders=self.unit_decoders,
@@ -204,6 +210,7 @@ class TrainingParameters(nn.Module):
             b_dec=tensors["b_dec"],
             activation=activation,
             W_skip=tensors.get("W_skip"),
+            W_skip_out=tensors.get("W_skip_out"),
             centred=self.centred,
             aligned=self.aligned,
             unit_decoders=self.unit_decoders,
@@ -266,9 +273,20 @@ class TrainingParameters(nn.Module):
         self, reads: Float[Tensor, "layer batch d_model"], *, frozen: bool = False
     ) -> Float[Tensor, "layer _ d_model"]:
         """The reconstruction without features: `b_dec`, and the skip term where there is one."""
-        bias, W_skip = self.b_dec.unsqueeze(1), self.W_skip
-        y = bias if W_skip is None else bias + self.product(reads, W_skip.detach() if frozen else W_skip)
+        skipped = self.skipped(reads)
+        y = self.b_dec.unsqueeze(1) if skipped is None else self.b_dec.unsqueeze(1) + skipped
         return y.detach() if frozen else y
+
+    def skipped(self, reads: Float[Tensor, "layer batch d_model"]) -> Float[Tensor, "layer batch d_model"] | None:
+        """What goes past the features; None without a skip term."""
+        if self.W_skip is None:
+            return None
+        inner = self.product(reads, self.W_skip)
+        return inner if self.W_skip_out is None else self.product(inner, self.W_skip_out)
+
+    def skip_map(self) -> Float[Tensor, "layer d_model d_out"] | None:
+        """The skip term as one matrix for each layer."""
+        return self.W_skip if self.W_skip is None or self.W_skip_out is None else self.W_skip @ self.W_skip_out
 
     def reconstruct(
         self, a: Float[Tensor, "layer batch feature"], reads: Float[Tensor, "layer batch d_model"]
@@ -287,7 +305,7 @@ class TrainingParameters(nn.Module):
 
     def gradients(self) -> list[tuple[list[Tensor], list[Tensor]]]:
         """Of every layer those that there are: those of its features, and those of `b_dec` and the skip term."""
-        outputs = [p for p in (self.b_dec, self.W_skip) if p is not None]
+        outputs = [p for p in (self.b_dec, self.W_skip, self.W_skip_out) if p is not None]
         stacked = [p for name, p in self.named_parameters() if not name.startswith(("W_dec.", "b_dec", "W_skip"))]
         return [
             (

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from transcoders.dictionaries import JumpReLU
 from transcoders.training.codes import Code, DenseCode, SparseCode
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import MLPConfig, TrainConfig
+from transcoders.training.derivative import Directions, derivative_loss
 from transcoders.training.losses import Losses, losses
 from transcoders.training.parameters import BatchTopK, TrainingParameters
 from transcoders.training.revival import DeadCounter, resample
@@ -66,8 +67,9 @@ class Part:
         *,
         sparsity_weight: float,
         p: float,
+        directions: Directions | None = None,
     ) -> Losses:
-        """One optimizer step on normalised activations."""
+        """One optimizer step on normalised activations, and changes of these where they are compared."""
         config, weights, split = self.config, self.weights, self.split
         dead = self.counter.dead if config.remedy_used == "auxiliary" else None
         compute = losses if self.sparse else self._losses
@@ -82,6 +84,8 @@ class Part:
             sparse=self.sparse,
             split=split,
         )
+        if directions is not None:
+            result = self._with_derivative(result, directions)
         self.optimizer.zero_grad()
         # The losses of layers that know nothing of each other are summed, so that each has the gradient it has alone.
         (result.total if config.kind == "clt" else result.total * weights.n_layers).backward()
@@ -105,6 +109,14 @@ class Part:
             self.optimizer.zero_grad()
         return result
 
+    def _with_derivative(self, result: Losses, directions: Directions) -> Losses:
+        """The loss with what is passed on of changes, which ranks that share tokens all have alike."""
+        config = self.config
+        assert isinstance(config, MLPConfig)
+        found = derivative_loss(self.weights, directions, config, sparse=self.sparse, split=self.split)
+        total = result.total + config.derivative / self.split.tokens.size * found.mean()
+        return result._replace(total=total, derivative=found.detach())
+
     def _clip(self) -> Bool[Tensor, ""]:
         """Gradients of norm `clip` at most, a layer's or a cross-layer transcoder's; whether they are finite."""
         gradients = self.weights.gradients()
@@ -123,9 +135,8 @@ class Part:
         """Those of all tokens; and of what all ranks have alike, one and the same gradient."""
         self.split.tokens.add_up([p.grad for p in self.weights.parameters() if p.grad is not None])
         if (ranks := self.split.features).size > 1:
-            outputs = [
-                p.grad for p in (self.weights.b_dec, self.weights.W_skip) if p is not None and p.grad is not None
-            ]
+            of_all = (self.weights.b_dec, self.weights.W_skip, self.weights.W_skip_out)
+            outputs = [p.grad for p in of_all if p is not None and p.grad is not None]
             ranks.add_up(outputs)
             for gradient in outputs:
                 gradient /= ranks.size

@@ -4,8 +4,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from transcoders.data.chunks import Chunk
 from transcoders.errors import InputError
 from transcoders.evaluation.cost import JACOBIAN_TOKENS, DictionarySizes, evaluation_cost
 from transcoders.language_model import LanguageModel
 from transcoders.progress import spoken_size
 from transcoders.sites import Site
-from transcoders.training.batches import FIRST_BATCHES, ModelSource, Places, Source
-from transcoders.training.config import TrainConfig
+from transcoders.training.batches import FIRST_BATCHES, ModelSource, Places, Source, nudges_of
+from transcoders.training.config import MLPConfig, TrainConfig
 from transcoders.training.cost import TrainingCost, training_cost
+from transcoders.training.derivative import Directions
 from transcoders.training.step import Run
 
 try:
@@ -98,8 +100,13 @@ def plan_run(
     costs = [_cost(config, source) for config in configs]
     found = source.outliers(places.sites) if isinstance(source, ModelSource) else None
     sample = source.sample(places.sites, FIRST_BATCHES * configs[0].batch)
-    per_step, held = _trial(configs, places, sample, 0.6 * trial_seconds)
+    directions = _directions(source, configs)
+    per_step, held = _trial(configs, places, sample, directions, 0.6 * trial_seconds)
     flops, seconds = _of_training(configs, costs, per_step)
+    if directions is not None:
+        with FlopCounterMode(display=False) as counter:
+            directions(0)
+        flops["directions"] = float(counter.get_total_flops() * configs[0].steps)
     memory = {"in use": in_use, "weights": sum(c.weights + c.averaged + c.counters for c in costs)}
     memory["moments"] = sum(c.moments for c in costs)
     # What the allocator keeps between steps is more than what they need, and only a trial tells how much.
@@ -176,19 +183,38 @@ def _of_training(
     return {"dictionaries": sum(sparse) * configs[0].tokens}, {"dictionaries": per_step * configs[0].steps}
 
 
-def _trial(configs: Sequence[TrainConfig], places: Places, sample: torch.Tensor, budget: float) -> tuple[float, int]:
-    """Seconds of the trainer's own steps, after one that is not counted, and the memory that they come to."""
+def _directions(source: Source, configs: Sequence[TrainConfig]) -> Callable[[int], Directions] | None:
+    """Makes those of a step, where the derivative is in a loss."""
+    if (nudges := nudges_of(source, configs)) is None:
+        return None
+    assert isinstance(source, ModelSource)
+    first = Chunk(0, 0, *source.first_rows(_TRIAL_ROWS * source.context))
+    return lambda step: nudges.of(step, first)
+
+
+def _trial(
+    configs: Sequence[TrainConfig],
+    places: Places,
+    sample: torch.Tensor,
+    directions: Callable[[int], Directions] | None,
+    budget: float,
+) -> tuple[float, int]:
+    """Seconds of the trainer's own steps, after one that is not counted, and the memory that they come to.
+
+    All of them compare changes where any does, so that a run which begins with that later takes less.
+    """
     batch, before = configs[0].batch, _most(sample.device)
     runs = [
-        Run.start(config, sample[:, reads], sample[:, writes])
+        Run.start(_comparing_at_once(config), sample[:, reads], sample[:, writes])
         for config, (reads, writes) in zip(configs, places.of_each, strict=True)
     ]
 
     def step(number: int) -> None:
         first = (number * batch) % max(1, len(sample) - batch + 1)
+        given = None if directions is None else directions(number)
         for run, (reads, writes) in zip(runs, places.of_each, strict=True):
             own = sample[first : first + batch]
-            run.step(number, own[:, reads], own[:, writes], measure=False)
+            run.step(number, own[:, reads], own[:, writes], directions=given, measure=False)
         _wait(sample.device)
 
     step(0)
@@ -212,6 +238,10 @@ def _forward(model: LanguageModel, source: ModelSource, sites: Sequence[Site], b
         _wait(model.device)
         done += 1
     return counter.get_total_flops() / trained, (time.perf_counter() - started) / (done * trained)
+
+
+def _comparing_at_once(config: TrainConfig) -> TrainConfig:
+    return replace(config, derivative_from=0.0) if isinstance(config, MLPConfig) else config
 
 
 def _wait(device: torch.device) -> None:

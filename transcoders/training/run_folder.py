@@ -27,14 +27,14 @@ _FREE_TO_CHANGE = ("log_to", "parallel", "checkpoint_every", "keep_last", "keep_
 """Settings that nothing trained depends on: a run may be resumed with others."""
 
 
-def identity_of(source: Source, configs: Sequence[TrainConfig]) -> dict[str, Any]:
-    """What the result of a run depends on, as JSON."""
+def identity_of(source: Source, configs: Sequence[TrainConfig], start: str | None = None) -> dict[str, Any]:
+    """What the result of a run depends on, as JSON; `start`: a hash of the weights that it starts from."""
     identity = {
         "model": source.name,
         "fingerprint": source.fingerprint(),
         "corpus": source.corpus,
         "config": [config.to_json() for config in configs],
-    }
+    } | ({} if start is None else {"start": start})
     return json.loads(json.dumps(identity))  # tuples become lists, as in a file
 
 

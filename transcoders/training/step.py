@@ -16,7 +16,8 @@ from transcoders.errors import NotFiniteError
 from transcoders.precision import all_finite
 from transcoders.sites import Site
 from transcoders.training.checkpoint import require_for_each_layer, require_like
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import MLPConfig, TrainConfig
+from transcoders.training.derivative import Directions
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_parameters, measure_scales
 from transcoders.training.losses import Losses
@@ -25,6 +26,7 @@ from transcoders.training.part import Part, layers_at_once
 from transcoders.training.revival import DeadCounter, never_fired
 from transcoders.training.sparsity import P_SMALLEST, SparsityController, exponent, falling, learning_rate, shares
 from transcoders.training.split import WHOLE, Split
+from transcoders.training.warm_start import Start
 
 _OWN = "trainee."
 """Before the names of weights in a checkpoint, as the first release wrote them."""
@@ -40,6 +42,7 @@ class Measured(NamedTuple):
     l0: Float[Tensor, "layer"]
     sparsity: Float[Tensor, ""]
     revival: Float[Tensor, ""]
+    derivative: Float[Tensor, "layer"] | None = None
 
     def over_ranks(self, split: Split, n_tokens: int, config: TrainConfig) -> "Measured":
         """The same of all ranks' tokens, layers and features."""
@@ -50,7 +53,8 @@ class Measured(NamedTuple):
         loss, revival = split.tokens.sum(torch.stack([self.loss, self.revival]))
         n_own, ranks = len(fvu), split.layers
         loss, sparsity, revival = ranks.sum(torch.stack([loss, sparsity, revival]) * n_own) / ranks.count(n_own)
-        return Measured(loss, ranks.gather(fvu), ranks.gather(l0), sparsity, revival)
+        derivative = None if self.derivative is None else ranks.gather(self.derivative)
+        return Measured(loss, ranks.gather(fvu), ranks.gather(l0), sparsity, revival, derivative)
 
 
 class Run:
@@ -101,12 +105,19 @@ class Run:
         *,
         split: Split = WHOLE,
         n_layers: int | None = None,
+        start: Start | None = None,
     ) -> "Run":
-        """With first values from a sample of the data, of the layers of `n_layers` that are with this rank."""
+        """With first values from a sample of the data, of the layers of `n_layers` that are with this rank.
+
+        `start`: dictionaries to start from, of which the sample says the scale alone.
+        """
         reads, writes = reads.float(), writes.float()
         scales = measure_scales(reads, writes, config)
         first = (x * scale[:, None] for x, scale in ((reads, scales.read), (writes, scales.write)))
-        weights = initial_parameters(config, *first, split=split, n_layers=n_layers)
+        if start is None:
+            weights = initial_parameters(config, *first, split=split, n_layers=n_layers)
+        else:
+            weights = start.weights(config, scales, split=split)
         split.tokens.broadcast([scales.read, scales.write, *weights.parameters()])
         return cls(config, weights, scales, split=split, n_layers=n_layers)
 
@@ -250,21 +261,32 @@ class Run:
         reads: Float[Tensor, "batch layer d_model"],
         writes: Float[Tensor, "batch layer d_model"],
         *,
+        directions: Directions | None = None,
         measure: bool = True,
     ) -> None:
-        """One optimizer step of every part; `measure`: whether `measured` is renewed."""
+        """One optimizer step of every part.
+
+        `directions`: small changes at some tokens and the answers of all layers' MLPs, where they are compared.
+        `measure`: whether `measured` is renewed.
+        """
         config = self.config
         weight, p = self.controller.weight(step), exponent(config, step)
         annealed = exponent(config, step + 1)
         measure = measure or config.target_l0 is not None
         measured, strengths = [], []
+        if not (isinstance(config, MLPConfig) and config.compares_at(step)):
+            directions = None
+        if directions is not None:
+            own = self.split.layers_of(self.n_layers)
+            directions = directions.of_layers(slice(own.start, own.stop)).scaled(self.scales.read, self.scales.write)
         for part in self.parts:
             x = _normalise(reads[:, part.layers], self.scales.read[part.layers])
             y = x if config.kind == "sae" else _normalise(writes[:, part.layers], self.scales.write[part.layers])
             activation = part.weights.activation
             if isinstance(activation, TopK | BatchTopK):
                 activation.k = round(config.k * falling(config, step, config.k_start))
-            result = part.step(step, x, y, sparsity_weight=weight, p=p)
+            of_part = None if directions is None else directions.of_layers(part.layers)
+            result = part.step(step, x, y, sparsity_weight=weight, p=p, directions=of_part)
             if measure:
                 measured.append((part.weights.n_layers, result, result.code.l0()))
             if annealed < p:
@@ -315,6 +337,9 @@ class Run:
             "l0_per_layer": result.l0.tolist(),
             "dead_per_layer": dead.tolist(),
         }
+        if result.derivative is not None:
+            metrics["derivative"] = float(result.derivative.mean())
+            metrics["derivative_per_layer"] = result.derivative.tolist()
         if self.config.penalty_used == "p_anneal":
             metrics["p"] = exponent(self.config, step - 1)
         return metrics
@@ -373,4 +398,6 @@ def _together(parts: Sequence[tuple[int, Losses, Tensor]]) -> Measured:
         return sum(getattr(result, name).detach() * (n / n_layers) for n, result, _ in parts)  # pyright: ignore[reportReturnType]
 
     fvu, l0 = torch.cat([result.fvu for _, result, _ in parts]), torch.cat([l0 for _, _, l0 in parts])
-    return Measured(mean("total"), fvu, l0, mean("sparsity"), mean("revival"))
+    derivatives = [result.derivative for _, result, _ in parts if result.derivative is not None]
+    derivative = torch.cat(derivatives) if derivatives else None
+    return Measured(mean("total"), fvu, l0, mean("sparsity"), mean("revival"), derivative)

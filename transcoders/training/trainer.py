@@ -16,7 +16,7 @@ from transcoders.errors import FileFormatError, InputError, LostRankError, NotFi
 from transcoders.files import sweep
 from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
-from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly
+from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly, nudges_of
 from transcoders.training.best import L0_TOLERANCE, score
 from transcoders.training.checkpoint import (
     RECORD,
@@ -41,6 +41,7 @@ from transcoders.training.run_folder import identity_of, mark_finished, mark_sta
 from transcoders.training.split import Piece, Split
 from transcoders.training.step import Run
 from transcoders.training.stopping import StopRequest, stop_requests
+from transcoders.training.warm_start import Start
 from transcoders.training.watch import Watch, spoilt_rows
 
 logger = logging.getLogger(__name__)
@@ -61,11 +62,12 @@ class Trainer:
         resume: bool = False,
         names: Sequence[str] | None = None,
         world: World = ALONE,
+        start: Start | None = None,
     ) -> None:
-        """`world`: the ranks that train together; the first one writes."""
+        """`world`: the ranks that train together; the first one writes. `start`: of a single configuration, settled."""
         require_configs(configs)
         self.source, self.configs, self.config = source, list(configs), configs[0]
-        self.split = Split(world, self.config.parallel)
+        self.split, self.start = Split(world, self.config.parallel), start
         for config in configs:
             self.split.require(config, source.n_layers)
         self.names = _names(configs, names)
@@ -77,7 +79,8 @@ class Trainer:
             if resume:
                 self._restore()
             else:
-                self._start()
+                self._start(start)
+        self._nudges = nudges_of(source, configs)
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
         """Train to the end, or up to a step.
@@ -160,8 +163,10 @@ class Trainer:
         return request.number is not None
 
     def _train_step(self, activations: Float[Tensor, "batch site d_model"], *, measure: bool) -> None:
+        directions = None if self._nudges is None else self._nudges.at(self.step, self.stream)
         for run, (reads, writes) in zip(self.runs, self._places, strict=True):
-            run.step(self.step, activations[:, reads], activations[:, writes], measure=measure)
+            sides = activations[:, reads], activations[:, writes]
+            run.step(self.step, *sides, directions=directions, measure=measure)
         self.step += 1
         self._watch.see(self.step, activations, [run.finite for run in self.runs])
 
@@ -225,7 +230,7 @@ class Trainer:
 
     # starting and resuming
 
-    def _start(self) -> None:
+    def _start(self, start: Start | None) -> None:
         first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
@@ -236,7 +241,9 @@ class Trainer:
         self.step = 0
         first = first[:, evenly(self._own)]
         self.runs = [
-            Run.start(config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers)
+            Run.start(
+                config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers, start=start
+            )
             for config, (reads, writes) in zip(self.configs, self._places, strict=True)
         ]
         self._open(None)
@@ -259,7 +266,7 @@ class Trainer:
         started, there = was_started(self.out, self._identity()), checkpoints(self.out)
         if not there and started:
             logger.info("%s has no checkpoint yet; starting at step 0", self.out)
-            self._start()
+            self._start(self.start)
             return
         if not there:
             raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")
@@ -380,14 +387,14 @@ class Trainer:
             bos=source.bos,
             seed=config.seed,
             versions=library_versions(),
-            config=config.to_json(),
+            config=config.to_json() | ({} if self.start is None else {"start": self.start.record()}),
             d_vocab=source.d_vocab,
             first=source.first,
             limits={str(site): limit for site, limit in source.limits.items()},
         )
 
     def _identity(self) -> dict[str, Any]:
-        return identity_of(self.source, self.configs)
+        return identity_of(self.source, self.configs, None if self.start is None else self.start.hash)
 
     # files
 

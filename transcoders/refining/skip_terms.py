@@ -1,0 +1,90 @@
+"""The error of each layer, regressed on what the layer reads: a skip term in closed form, and biases with it."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from transcoders.data import ActivationBatch
+from transcoders.dictionaries import CrossLayerTranscoder, TranscoderSet, present_layers
+from transcoders.evaluation.statistics import reconstruct
+from transcoders.refining.regression import AffineMap, Moments, RidgeRegression
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Those that are tried where none is given."""
+
+Refinable = TranscoderSet | CrossLayerTranscoder
+
+
+class ErrorMoments:
+    """Sums over tokens of each layer's read x and error `e = y − ŷ`, of layers that have a dictionary.
+
+    A cross-layer transcoder's error at a layer is that of all that writes there.
+    """
+
+    def __init__(self, dictionaries: Refinable) -> None:
+        self.dictionaries, d = dictionaries, dictionaries.d_model
+        self.of_layer = {layer: Moments(d, d) for layer in present_layers(dictionaries)}
+
+    @torch.no_grad()
+    def add(self, batch: ActivationBatch) -> None:
+        """Take a batch in, in the dictionaries' precision."""
+        reads, writes = (list(side.to(self.dictionaries.decoder_bias(0)).unbind(1)) for side in batch)
+        for layer, (_, y_hat) in enumerate(reconstruct(self.dictionaries, reads)):
+            if layer in self.of_layer:
+                self.of_layer[layer].add(reads[layer], writes[layer] - y_hat)
+
+
+class Correction(NamedTuple):
+    """What is added to a layer: a skip term and a bias."""
+
+    map: AffineMap
+    ridge: float
+    error: float
+    """`Σ ‖e − x W − b‖²` on the held-out tokens, over `Σ ‖e‖²` there."""
+
+
+def corrections(
+    fitted: ErrorMoments, held_out: ErrorMoments, *, rank: int | None = None, ridge: float | None = None
+) -> dict[int, Correction]:
+    """For each layer the ridge regression of its error, of the `RIDGES` the one with the least error on held-out text."""
+    return {
+        layer: _best(RidgeRegression(moments), held_out.of_layer[layer], rank, RIDGES if ridge is None else (ridge,))
+        for layer, moments in fitted.of_layer.items()
+    }
+
+
+def _best(regression: RidgeRegression, held_out: Moments, rank: int | None, ridges: Sequence[float]) -> Correction:
+    d_in, d_out = (len(mean) for mean in regression.moments.means)
+    zero = AffineMap(torch.zeros(d_in, d_out, dtype=torch.float64), torch.zeros(d_out, dtype=torch.float64))
+    before = held_out.squared_error(zero)
+    found = [(ridge, regression.fit(ridge, rank)) for ridge in ridges]
+    tried = [Correction(fit, ridge, held_out.squared_error(fit) / max(before, 1e-300)) for ridge, fit in found]
+    return min(tried, key=lambda correction: correction.error)
+
+
+@torch.no_grad()
+def corrected(dictionaries: Refinable, added: Mapping[int, AffineMap], *, skip: bool = True) -> Any:
+    """A copy with these maps added to some layers; `skip=False`: their biases alone."""
+    made = copy.deepcopy(dictionaries)
+    if isinstance(made, CrossLayerTranscoder):
+        if skip and added and made.W_skip is None:
+            made.W_skip = _parameter(torch.zeros(made.n_layers, made.d_model, made.d_model).to(made.b_dec))
+        for layer, fit in added.items():
+            made.b_dec[layer] += fit.b.to(made.b_dec)
+            if skip and made.W_skip is not None:
+                made.W_skip[layer] += fit.W.to(made.W_skip)
+        return made
+    for layer, fit in added.items():
+        own = made[layer]
+        own.b_dec += fit.b.to(own.b_dec)
+        if skip:
+            W = fit.W.to(own.b_dec)
+            own.W_skip = _parameter(W if own.W_skip is None else own.W_skip + W)
+    return made
+
+
+def _parameter(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.contiguous(), requires_grad=False)
