@@ -137,13 +137,14 @@ def _counts(verdicts: Sequence[str]) -> Mapping[str, int]:
 
 
 def of_evaluation(evaluation: "Evaluation") -> str:
-    """Sparsity, what is unexplained, and the model's first choice with everything replaced."""
-    replaced = evaluation.replaced
+    """Sparsity, what is unexplained, the model's first choice with everything replaced, and what small changes do."""
+    replaced, found = evaluation.replaced, evaluation.agreement
+    passing = "" if found is None else " " + of_passing({"dictionaries": {"agreement": found.summary()}})
     features = "" if replaced.features == "replaced" else ", features of the original model's stream"
     return (
         f"{evaluation.l0:.1f} features are active per layer and token and leave {evaluation.fvu:.1%} of the variance "
         f"unexplained; with all layers replaced{features} the first choice stays at {replaced.top1_agreement:.1%} of "
-        f"the tokens, KL {replaced.kl:.3f} nats, loss {replaced.loss:.3f} instead of {evaluation.loss:.3f}."
+        f"the tokens, KL {replaced.kl:.3f} nats, loss {replaced.loss:.3f} instead of {evaluation.loss:.3f}.{passing}"
     )
 
 

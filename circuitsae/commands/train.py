@@ -75,15 +75,14 @@ def train(
     own |= {key: value for key, value in asdict(mlps).items() if value != getattr(MLPSettings(), key)}
     config = config_of(kind, **asdict(settings), **own)
 
-    import json
-
     import transcoders
     from circuitsae.console import show_evaluation, show_plan
     from circuitsae.loading import load_dictionaries
     from circuitsae.pocket.corpus import TRAINING
-    from transcoders.files import write_file
+    from transcoders.formats.native import native_id
     from transcoders.kernels import keep_freed_memory, release_freed_memory
     from transcoders.training.distributed import device_of_rank, leave, rank_in_environment
+    from transcoders.training.record import record_evaluation
     from transcoders.training.warm_start import Start
 
     console = open_console(wide)
@@ -114,7 +113,8 @@ def train(
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, **stream)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows, loss_tokens=loss_tokens, progress=True)
         show_evaluation(console, evaluation)
-        write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
+        evaluation.save(out / "evaluation.json", dictionaries_id=native_id(out))
+        record_evaluation(out, evaluation)
     say(console, f"Dictionaries: {out}")
     if store is not None:
         say_next(console, f"circuitsae evaluate {model} {out} --corpus TEXT")
