@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuitsae.report.passing import of_passing
 from circuitsae.report.text import visible
 
 if TYPE_CHECKING:
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 
 
 def of_graph(graph: "AttributionGraph") -> str:
-    """What the first choice's logit is made of, and what validation said of the edges, where it was run."""
+    """What the first choice's logit is made of, what validation said of the edges, where it was run, and how far the
+    dictionaries' derivatives are to be trusted, where that was measured.
+    """
     notes = graph.edge_notes
-    return " ".join(filter(None, [of_logit(graph), "" if notes is None else of_verdicts(notes)]))
+    verdicts = "" if notes is None else of_verdicts(notes)
+    return " ".join(filter(None, [of_logit(graph), verdicts, of_passing(graph.provenance)]))
 
 
 def of_logit(graph: "AttributionGraph") -> str:
