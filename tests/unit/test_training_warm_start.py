@@ -28,7 +28,7 @@ from transcoders.training.warm_start import Start
 
 LAYERS, D, FEATURES, BATCH = 3, 8, 12, 32
 CONFIGS: Any = {"plt": TranscoderConfig, "clt": CLTConfig, "sae": SAEConfig}
-QUIET: Any = {"tokens": BATCH * 20, "batch": BATCH, "context": 9, "outliers": 0.0, "log_every": 20}
+QUIET: Any = {"tokens": BATCH * 6, "batch": BATCH, "context": 9, "outliers": 0.0, "log_every": 6}
 
 
 def made(kind="plt", activation="topk", **options) -> Any:
@@ -122,12 +122,12 @@ def test_training_starts_from_them_and_says_so(model, text, tmp_path):
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])
 def test_a_run_that_was_cut_goes_on_to_the_very_weights(model, text, tmp_path, activation):
     given = made("plt", activation)
-    asked = TranscoderConfig(**QUIET, skip=True, checkpoint_every=10)
+    asked = TranscoderConfig(**QUIET, skip=True, checkpoint_every=3)
     whole: Any = train(model, text, asked, start=given, progress=False)
     start = Start.of(given)
     config = start.config(asked)
     trainer = Trainer(ModelSource(model, text, config), [config], out=tmp_path, start=start)
-    trainer.run(until=10, progress=False)
+    trainer.run(until=3, progress=False)
     assert from_checkpoint(tmp_path).provenance.config["start"]["weights"] == start.hash
     for other in (None, made("plt", activation, seed=5)):
         with pytest.raises(InputError, match="belongs to another run"):

@@ -84,8 +84,7 @@ class FineTuning:
             places = [[self.layers.index(layer) for layer in group.layers] for group in self.groups]
             if not runs:
                 runs = [
-                    _started(group, reads[:, at], writes[:, at])
-                    for group, at in zip(self.groups, places, strict=True)
+                    _started(group, reads[:, at], writes[:, at]) for group, at in zip(self.groups, places, strict=True)
                 ]
             directions = None if self._nudges is None else self._nudges.at(step, stream)
             for run, group, at in zip(runs, self.groups, places, strict=True):
