@@ -22,6 +22,7 @@ from transcoders import (
     train,
 )
 from transcoders.data import sites_of
+from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError, InputError
 from transcoders.refining import (
     AffineMap,
@@ -95,7 +96,7 @@ def test_of_all_maps_of_a_rank_it_is_the_best(ridge):
     S, C = X.T @ X + weight * torch.eye(6, dtype=torch.float64), X.T @ E
     best = float("inf")
     for seed in range(6):
-        V = draw(rank, 5, seed=seed)
+        U, V = draw(6, rank), draw(rank, 5, seed=seed)
         for _ in range(300):
             U = torch.linalg.solve(S, C @ V.T) @ torch.linalg.inv(V @ V.T)
             V = torch.linalg.solve(U.T @ S @ U, U.T @ C)
@@ -273,12 +274,12 @@ def test_fine_tuning_brings_the_derivative_nearer_within_the_rank(single, text, 
 
 @pytest.mark.parametrize("kind", ["plt", "clt"])
 def test_features_that_no_k_holds_stay_as_they_are(single, text, kind):
-    given = made(kind, "jumprelu", dtype="float32")
+    given: Any = made(kind, "jumprelu", dtype="float32")
     if kind == "plt":  # layers of different sizes, and an absent one
         own = [given[0], made("plt", "relu", features=10, dtype="float32")[1], given[2]]
         given = TranscoderSet(own, given.provenance).only([0, 1])
     found: Any = refine(single, given, text, **TUNING | {"finetune_tokens": 150, "lr": 1e-4})
-    layers = zip(given.layers, found.layers, strict=True) if kind == "plt" else [(given, found)]
+    layers: Any = zip(given.layers, found.layers, strict=True) if kind == "plt" else [(given, found)]
     for before, after in layers:
         assert torch.equal(before.W_enc, after.W_enc)
         assert torch.equal(before.b_enc, after.b_enc)
@@ -295,8 +296,6 @@ def test_features_that_no_k_holds_stay_as_they_are(single, text, kind):
 
 def test_what_cannot_be_refined_is_refused(single, text, tmp_path):
     normed = made(dtype="float32")
-    from transcoders.dictionaries.token_norm import TokenNorm
-
     normed[1].norm = TokenNorm("layer_norm")
     save_dictionaries(made(dtype="float32"), tmp_path)
     mapped = load_dictionaries(tmp_path, decoders="mapped")
