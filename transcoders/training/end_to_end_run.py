@@ -323,8 +323,8 @@ class EndToEndRun:
     def _require_finite(self, total: Float[Tensor, ""], norm: Float[Tensor, ""]) -> None:
         if not bool(total.isfinite() & norm.isfinite()):
             raise NotFiniteError(
-                f"Fine-tuning stopped at step {self.step + 1}: its loss is {float(total.detach()):g}, the norm of its gradient "
-                f"{float(norm):g}; a lower lr or clip may help. {self._way_back()}"
+                f"Fine-tuning stopped at step {self.step + 1}: its loss is {float(total.detach()):g}, the norm of its "
+                f"gradient {float(norm):g}; a lower lr or clip may help. {self._way_back()}"
             )
 
     @contextmanager
