@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+from circuitsae.commands.app import run
 from circuitsae.frozen import FrozenModel, Writes
 from tests.unit.test_training_gradients import draw
 from transcoders import Transcoder, TranscoderSet, finetune, load_dictionaries, random_dictionaries, random_model
@@ -253,10 +254,10 @@ def text():
 
 
 def kl(d, tokens):
-    run = EndToEndRun(small(), d, tokens, replace(CONFIG, derivative=0.0))
-    run.begin()
+    tuning = EndToEndRun(small(), d, tokens, replace(CONFIG, derivative=0.0))
+    tuning.begin()
     with torch.no_grad():
-        return float(run.losses(tokens).kl)
+        return float(tuning.losses(tokens).kl)
 
 
 @pytest.mark.parametrize("options", [{}, {"kind": "clt", "activation": "jumprelu"}], ids=["topk", "clt-jumprelu"])
@@ -283,13 +284,13 @@ def test_nothing_is_replaced_before_the_first_position_nor_at_massive_tokens():
     norms = model.activations(text(), [Site(1, "mlp_out")])[Site(1, "mlp_out")].norm(dim=-1)
     limit = float(norms[:, 3:].flatten().kthvalue(norms[:, 3:].numel() - 3).values)
     d.provenance = replace(d.provenance, first=3, limits={"1.mlp_out": limit})
-    run = EndToEndRun(model, d, text(), CONFIG)
-    run.begin()
-    held, usable = run.text(text())
+    tuning = EndToEndRun(model, d, text(), CONFIG)
+    tuning.begin()
+    held, usable = tuning.text(text())
     assert torch.equal(usable, (norms <= limit) & (torch.arange(9) >= 3))
     assert int((~usable[:, 3:]).sum()) == 3
     seen = {}
-    edits = run.replacement.splice(usable, d.reads, d.writes)
+    edits = tuning.replacement.splice(usable, d.reads, d.writes)
     for site, hook in edits.items():
         if site.kind == "mlp_out":
 
@@ -333,16 +334,26 @@ def test_a_run_that_was_cut_goes_on_to_the_very_weights(activation, tmp_path):
         finetune(small(), whole, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)
 
 
+def test_the_command_fine_tunes_and_says_where(tmp_path, capsys):
+    options = ["--tokens", "32", "--rows", "1", "--context", "16", "--evaluate-tokens", "0", "--derivative", "0"]
+    run(["finetune", "pocket-plt", "--model", "pocket", "--out", str(tmp_path), *options])
+    assert str(tmp_path) in capsys.readouterr().out.replace("\n", "")
+    (record,) = load_dictionaries(tmp_path).provenance.config["end_to_end"]
+    assert {key: record[key] for key in ("tokens", "corpus", "context")} == {
+        "tokens": 32, "corpus": "pocket", "context": 16,
+    }  # fmt: skip
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    run = EndToEndRun(small(), start(), text(), CONFIG, out=tmp_path)
-    run.begin()
-    run.run(until=3, progress=False)
+    tuning = EndToEndRun(small(), start(), text(), CONFIG, out=tmp_path)
+    tuning.begin()
+    tuning.run(until=3, progress=False)
     with torch.no_grad():
-        run.replacement.layers[1].W_dec[0][0] = torch.nan
+        tuning.replacement.layers[1].W_dec[0][0] = torch.nan
     with pytest.raises(NotFiniteError, match=r"stopped at step 4: its loss is nan.*checkpoint-00000003"):
-        run.run(progress=False)
+        tuning.run(progress=False)
     with pytest.raises(NotFiniteError, match=r"What was fine-tuned has numbers in weights\.W_dec\.1"):
-        run.finish()
+        tuning.finish()
 
 
 def test_what_cannot_be_fine_tuned():
