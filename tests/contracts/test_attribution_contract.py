@@ -314,7 +314,7 @@ def test_what_is_written_before_or_after_a_norm_of_its_own_differs_in_gemma_alon
 
 def test_layers_may_read_and_write_each_a_site_of_its_own(families):
     plt = _random(kind="plt", skip=True, features=8)
-    for layer, (read, write) in enumerate(zip(READS, ("mlp_added", "mlp_out", "mlp_added"), strict=True)):
+    for layer, (read, write) in enumerate(zip(MLP_READS, ("mlp_added", "mlp_out", "mlp_added"), strict=True)):
         plt[layer].read, plt[layer].writes = Site(layer, read), (Site(layer, write),)
     model = ReplacementModel(families["gemma2"], plt)
     graph, trace = attribute(model, WITH_BOS, targets=TARGETS), model.trace(WITH_BOS)
