@@ -4,6 +4,7 @@ The oracle is the frozen model itself: it is run again with one source doubled, 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from circuitsae.frozen import FrozenModel
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import Recording, node_change, run_alternatives
 from circuitsae.loading import load_dictionaries, load_model
-from circuitsae.replacement import READS, WRITES, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import Transcoder, TranscoderSet, random_dictionaries
 from transcoders.errors import DictionaryError
 from transcoders.loading import random_model
-from transcoders.sites import Site
+from transcoders.sites import MLP_READS, MLP_WRITES, Site
 
 KINDS = {
     "plt": {"kind": "plt"},
@@ -272,8 +273,8 @@ FAMILIES = ("gpt2", "llama", "gemma2", "gemma3")
 COMBINATIONS = [
     pytest.param(family, read, write, options, id=f"{family}-{read}-{write}-{'-'.join(map(str, options.values()))}")
     for family in FAMILIES
-    for read in READS
-    for write in WRITES
+    for read in MLP_READS
+    for write in MLP_WRITES
     for options in (
         {"kind": "plt"}, {"kind": "plt", "skip": True, "first": 3}, {"kind": "clt"},
         {"kind": "clt", "skip": True, "first": 0},
@@ -303,7 +304,7 @@ def test_what_is_written_before_or_after_a_norm_of_its_own_differs_in_gemma_alon
     """The decoder of a feature that writes before the norm passes it, one that writes after does not."""
     edges = {}
     for family in ("llama", "gemma2"):
-        for write in WRITES:
+        for write in MLP_WRITES:
             model = ReplacementModel(families[family], _random(kind="plt", write=write, features=8))
             graph = attribute(model, WITH_BOS, targets=TARGETS)
             edges[family, write] = graph.weights[:, graph.mask(NodeKind.FEATURE)].toarray()
@@ -313,7 +314,7 @@ def test_what_is_written_before_or_after_a_norm_of_its_own_differs_in_gemma_alon
 
 def test_layers_may_read_and_write_each_a_site_of_its_own(families):
     plt = _random(kind="plt", skip=True, features=8)
-    for layer, (read, write) in enumerate(zip(READS, ("mlp_added", "mlp_out", "mlp_added"), strict=True)):
+    for layer, (read, write) in enumerate(zip(MLP_READS, ("mlp_added", "mlp_out", "mlp_added"), strict=True)):
         plt[layer].read, plt[layer].writes = Site(layer, read), (Site(layer, write),)
     model = ReplacementModel(families["gemma2"], plt)
     graph, trace = attribute(model, WITH_BOS, targets=TARGETS), model.trace(WITH_BOS)
@@ -402,15 +403,15 @@ def test_past_is_what_edges_lose_without_skip_terms(families, family, kind):
 )
 def test_past_of_fewer_features_and_edges_is_still_what_passed_by(families, limits):
     model = ReplacementModel(families["gpt2"], _random(kind="plt", skip=True, features=16))
-    graph = attribute(model, WITH_BOS, targets=TARGETS, **limits)
+    graph: Any = attribute(model, WITH_BOS, targets=TARGETS, **limits)
     if "edges_per_node" not in limits:
         _assert_autograd_agrees(model, graph, limits)
-    at_once, _ = attribute_pruned(model, WITH_BOS, targets=TARGETS, **limits)
+    at_once: Any = attribute_pruned(model, WITH_BOS, targets=TARGETS, **limits)[0]
     small = graph.prune()
     assert abs(at_once.past - small.past).max() <= 1e-12 * abs(graph.weights).max()
     assert at_once.scores.past == pytest.approx(graph.scores.past, rel=1e-9)
     if "max_features" not in limits and "unexplained" not in limits:
-        full = attribute(model, WITH_BOS, targets=TARGETS)
+        full: Any = attribute(model, WITH_BOS, targets=TARGETS)
         kept = graph.weights.toarray() != 0
         np.testing.assert_allclose(graph.past.toarray(), np.where(kept, full.past.toarray(), 0), atol=1e-12)
 

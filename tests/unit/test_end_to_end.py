@@ -1,11 +1,13 @@
 """Fine-tuning end to end: its loss against autograd through the model itself, and what a run leaves behind."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
+from circuitsae.commands.app import run
 from circuitsae.frozen import FrozenModel, Writes
 from tests.unit.test_training_gradients import draw
 from transcoders import Transcoder, TranscoderSet, finetune, load_dictionaries, random_dictionaries, random_model
@@ -107,7 +109,7 @@ def model_writes(model, reads):
 
 
 def oracle(case, changed):
-    """KL, derivative and FVU by autograd through the model with hooks, from the equations; the weights given by name."""
+    """KL, derivative and FVU by autograd through the model with hooks, from the equations."""
     model, d, tokens, keep = case.model, case.d, rows(), case.usable[..., None]
     w = case.parameters()
     names = [*(model.hook(site) for site in (*d.reads, *d.writes)), "embed.hook_out", *held_hooks(model)]
@@ -199,7 +201,7 @@ def exact_dictionaries(model):
                 activation=ReLU(),
                 read=Site(layer, "mlp_in"),
                 write=Site(layer, "mlp_out"),
-            )  # fmt: skip
+            )
         )
     return TranscoderSet(layers, DictionaryProvenance(model="neurons"))
 
@@ -215,8 +217,8 @@ def test_dictionaries_that_are_the_mlps_have_no_loss():
     found = end_to_end_losses(
         replacement, held, usable, case_config, first=0, metric=metric, generator=generator, size=1e-6
     )
-    assert float(found.kl.detach()) < 1e-12 and float(found.fvu.detach().max()) < 1e-20
-    assert float(found.derivative.detach()) < 1e-6 and float(found.agreement) == 1
+    for part, most in ((found.kl, 1e-12), (found.fvu.max(), 1e-20), (found.derivative, 1e-6), (1 - found.agreement, 0)):
+        assert float(part.detach()) <= most
     with torch.no_grad():
         replacement.layers[1].W_dec[0] *= 1.5
     worse = end_to_end_losses(
@@ -235,53 +237,60 @@ def test_the_metric_measures_centred_logits():
 
 # runs
 
-CONFIG = EndToEndConfig(tokens=9 * 4 * 12, rows=4, context=9, lr=1e-2, log_every=4, checkpoint_every=5)
+CONFIG = EndToEndConfig(tokens=9 * 4 * 8, rows=4, context=9, lr=2e-2, log_every=3, checkpoint_every=3)
 
 
 def start(kind="plt", **options):
     options = {"activation": "topk", "k": 3, "dtype": torch.float32} | options
-    return random_dictionaries(kind, n_layers=N_LAYERS, d_model=D_MODEL, features=12, **options)
+    return random_dictionaries(kind, n_layers=2, d_model=D_MODEL, features=12, **options)
+
+
+def small():
+    return model_of("gpt2", "float32", 2)
 
 
 def text():
     return rows(40, 9, seed=3)
 
 
-def kl(model, d, tokens):
-    run = EndToEndRun(model, d, tokens, replace(CONFIG, derivative=0.0))
-    run.begin()
+def kl(d, tokens):
+    tuning = EndToEndRun(small(), d, tokens, replace(CONFIG, derivative=0.0))
+    tuning.begin()
     with torch.no_grad():
-        return float(run.losses(tokens).kl)
+        return float(tuning.losses(tokens).kl)
 
 
 @pytest.mark.parametrize("options", [{}, {"kind": "clt", "activation": "jumprelu"}], ids=["topk", "clt-jumprelu"])
 def test_a_few_steps_bring_the_replaced_model_nearer_to_the_model(options):
-    model, d = model_of("llama", "float32"), start(**options)
+    d = start(**options)
     before = {name: weight.clone() for name, weight in d.state_dict().items()}
-    tuned = finetune(model, d, text(), CONFIG, progress=False)
+    tuned = finetune(small(), d, text(), CONFIG, progress=False)
     held_out = rows(20, 9, seed=4)
-    assert kl(model, tuned, held_out) < 0.8 * kl(model, d, held_out)
-    assert all(torch.equal(weight, before[name]) for name, weight in d.state_dict().items())
+    assert kl(tuned, held_out) < 0.8 * kl(d, held_out)
+    for name, weight in d.state_dict().items():
+        assert torch.equal(weight, before[name]), name
     (record,) = tuned.provenance.config["end_to_end"]
-    assert record["tokens"] == 9 * 4 * 12 and record["start"] == Start.of(d).hash and record["derivative"] == 0.3
-    twice = finetune(model, tuned, text(), replace(CONFIG, tokens=1), progress=False)
-    assert [each["tokens"] for each in twice.provenance.config["end_to_end"]] == [432, 36]
-    assert twice.provenance.first == d.provenance.first and twice.reads == d.reads
+    assert {key: record[key] for key in ("tokens", "start", "derivative")} == {
+        "tokens": 9 * 4 * 8, "start": Start.of(d).hash, "derivative": 0.3,
+    }  # fmt: skip
+    again = EndToEndRun(small(), tuned, text(), CONFIG)
+    again.begin()
+    assert [each["tokens"] for each in again.export().provenance.config["end_to_end"]] == [288, 0]
+    assert (tuned.provenance.first, tuned.reads) == (d.provenance.first, d.reads)
 
 
 def test_nothing_is_replaced_before_the_first_position_nor_at_massive_tokens():
-    model = model_of("gpt2", "float32")
-    d = start()
+    d, model = start(), small()
     norms = model.activations(text(), [Site(1, "mlp_out")])[Site(1, "mlp_out")].norm(dim=-1)
     limit = float(norms[:, 3:].flatten().kthvalue(norms[:, 3:].numel() - 3).values)
     d.provenance = replace(d.provenance, first=3, limits={"1.mlp_out": limit})
-    run = EndToEndRun(model, d, text(), CONFIG)
-    run.begin()
-    held, usable = run.text(text())
+    tuning = EndToEndRun(model, d, text(), CONFIG)
+    tuning.begin()
+    held, usable = tuning.text(text())
     assert torch.equal(usable, (norms <= limit) & (torch.arange(9) >= 3))
     assert int((~usable[:, 3:]).sum()) == 3
     seen = {}
-    edits = run.replacement.splice(usable, d.reads, d.writes)
+    edits = tuning.replacement.splice(usable, d.reads, d.writes)
     for site, hook in edits.items():
         if site.kind == "mlp_out":
 
@@ -291,71 +300,73 @@ def test_nothing_is_replaced_before_the_first_position_nor_at_massive_tokens():
 
             edits[site] = put
     held.run(edits)
-    for layer in range(N_LAYERS):
+    for layer in range(2):
         value, replaced = seen[layer]
         assert torch.equal(value[~usable], replaced[~usable])
         assert not torch.isclose(value[usable], replaced[usable]).all(-1).any()
 
 
-@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-def test_a_run_that_was_cut_goes_on_to_the_very_weights(kind, tmp_path):
-    model, d = model_of("gpt2", "float32"), start(activation=kind)
-    whole = finetune(model, d, text(), CONFIG, out=tmp_path / "whole", progress=False)
-    cut = EndToEndRun(model, d, text(), CONFIG, out=tmp_path / "cut")
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_a_run_that_was_cut_goes_on_to_the_very_weights(activation, tmp_path):
+    d = start(activation=activation)
+    whole = finetune(small(), d, text(), CONFIG, out=tmp_path / "whole", progress=False)
+    cut = EndToEndRun(small(), d, text(), CONFIG, out=tmp_path / "cut")
     cut.begin()
     cut.run(until=7, progress=False)
-    resumed = finetune(model, d, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, resumed.state_dict()[name]), name
-    metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "cut")]
-    assert metrics[0] == metrics[1] and len(metrics[0].splitlines()) == 3
-    again = finetune(model, d, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)  # complete
+    with (tmp_path / "cut" / "checkpoint-00000006" / "state.safetensors").open("r+b") as file:
+        file.seek(-3, 2)
+        file.write(b"abc")  # so that the one before it is gone on from
+    other = EndToEndRun(small(), d, text(), CONFIG, out=tmp_path / "cut")
+    other.begin(resume=True)
+    assert other.step == 3
+    resumed = finetune(small(), d, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)
+    again = finetune(small(), d, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)  # complete
     stored = load_dictionaries(tmp_path / "whole")
     for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, again.state_dict()[name]) and torch.equal(weight, stored.state_dict()[name]), name
+        for made in (resumed, again, stored):
+            assert torch.equal(weight, made.state_dict()[name]), name
+    metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "cut")]
+    assert metrics[0] == metrics[1]
+    assert [json.loads(line)["step"] for line in metrics[0].splitlines()] == [3, 6, 8]
     with pytest.raises(InputError, match=r"belongs to another run: its seed is 0, this run's 1"):
-        finetune(model, d, text(), replace(CONFIG, seed=1), out=tmp_path / "cut", resume=True, progress=False)
+        finetune(small(), d, text(), replace(CONFIG, seed=1), out=tmp_path / "cut", resume=True, progress=False)
     with pytest.raises(InputError, match=r"belongs to another run: its start is"):
-        finetune(model, whole, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)
+        finetune(small(), whole, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path):
-    model, d = model_of("gpt2", "float32"), start()
-    run = EndToEndRun(model, d, text(), CONFIG, out=tmp_path)
-    run.begin()
-    run.run(until=11, progress=False)
-    with (tmp_path / "checkpoint-00000010" / "state.safetensors").open("r+b") as file:
-        file.seek(-3, 2)
-        file.write(b"abc")
-    other = EndToEndRun(model, d, text(), CONFIG, out=tmp_path)
-    other.begin(resume=True)
-    assert other.step == 5
+def test_the_command_fine_tunes_and_says_where(tmp_path, capsys):
+    options = ["--tokens", "32", "--rows", "1", "--context", "16", "--evaluate-tokens", "0", "--derivative", "0"]
+    run(["finetune", "pocket-plt", "--model", "pocket", "--out", str(tmp_path), *options])
+    assert str(tmp_path) in capsys.readouterr().out.replace("\n", "")
+    (record,) = load_dictionaries(tmp_path).provenance.config["end_to_end"]
+    assert {key: record[key] for key in ("tokens", "corpus", "context")} == {
+        "tokens": 32, "corpus": "pocket", "context": 16,
+    }  # fmt: skip
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    run = EndToEndRun(model_of("gpt2", "float32"), start(), text(), replace(CONFIG, lr=1e-3), out=tmp_path)
-    run.begin()
-    run.run(until=5, progress=False)
+    tuning = EndToEndRun(small(), start(), text(), CONFIG, out=tmp_path)
+    tuning.begin()
+    tuning.run(until=3, progress=False)
     with torch.no_grad():
-        run.replacement.layers[1].W_dec[0][0] = torch.nan
-    with pytest.raises(NotFiniteError, match=r"stopped at step 6: its loss is nan.*checkpoint-00000005"):
-        run.run(progress=False)
+        tuning.replacement.layers[1].W_dec[0][0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"stopped at step 4: its loss is nan.*checkpoint-00000003"):
+        tuning.run(progress=False)
     with pytest.raises(NotFiniteError, match=r"What was fine-tuned has numbers in weights\.W_dec\.1"):
-        run.finish()
+        tuning.finish()
 
 
 def test_what_cannot_be_fine_tuned():
-    model = model_of("gpt2", "float32")
     with pytest.raises(DictionaryError, match="SAEs rebuild what they read"):
-        finetune(model, random_dictionaries("sae", n_layers=N_LAYERS, d_model=D_MODEL), text(), CONFIG)
+        finetune(small(), random_dictionaries("sae", n_layers=2, d_model=D_MODEL), text(), CONFIG)
     with pytest.raises(DictionaryError, match="TopK ranks the features of all layers together"):
-        finetune(model, start("clt"), text(), CONFIG)
+        finetune(small(), start("clt"), text(), CONFIG)
     with pytest.raises(InputError, match=r"for which torch\.bfloat16 is too coarse"):
-        finetune(random_model(n_layers=N_LAYERS, d_model=D_MODEL, n_heads=2).to("bfloat16"), start(), text(), CONFIG)
+        finetune(random_model(d_model=D_MODEL, n_heads=2).to("bfloat16"), start(), text(), CONFIG)
     with pytest.raises(InputError, match="Rows of 2 tokens have none after the first 1"):
-        finetune(model, start(), text()[:, :2], CONFIG)
+        finetune(small(), start(), text()[:, :2], CONFIG)
     with pytest.raises(InputError, match="`resume` goes on from a checkpoint in an output folder"):
-        finetune(model, start(), text(), CONFIG, resume=True)
+        finetune(small(), start(), text(), CONFIG, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class FineTuning:
 
     @property
     def steps(self) -> int:
-        return self.config.finetune_tokens // self.config.batch
+        return max(1, self.config.finetune_tokens // self.config.batch)
 
     def run(self, advance: Callable[[int], Any] = lambda tokens: None) -> Refinable:
         """The dictionaries after all steps, those given being left as they are; `advance` is told of each step."""

@@ -1,4 +1,4 @@
-"""`refine`: better derivatives for dictionaries that are there, without training anew, and what became of each layer."""
+"""`refine`: better derivatives for dictionaries that are there, and what became of each layer."""
 
 import copy
 import logging

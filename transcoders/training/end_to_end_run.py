@@ -210,12 +210,17 @@ class EndToEndRun:
             raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")
         sweep(self.out)
         while there:
+            folder = there.pop()
             try:
-                self._restore_from(folder := there.pop())
+                self._restore_from(folder)
                 logger.info("resuming %s at step %d of %d", folder, self.step, self.steps)
                 return True
             except FileFormatError as error:
-                logger.warning("%s Going on from the one before it, or from the beginning.", error)
+                if not there:
+                    raise FileFormatError(
+                        f"{error} There is no checkpoint before it, so leave out `resume` to start anew."
+                    ) from error
+                logger.warning("%s Going on from the one before it, %s.", error, there[-1])
         return False
 
     def _restore_from(self, folder: Path) -> None:
@@ -318,8 +323,8 @@ class EndToEndRun:
     def _require_finite(self, total: Float[Tensor, ""], norm: Float[Tensor, ""]) -> None:
         if not bool(total.isfinite() & norm.isfinite()):
             raise NotFiniteError(
-                f"Fine-tuning stopped at step {self.step + 1}: its loss is {float(total):g}, the norm of its gradient "
-                f"{float(norm):g}; a lower lr or clip may help. {self._way_back()}"
+                f"Fine-tuning stopped at step {self.step + 1}: its loss is {float(total.detach()):g}, the norm of its "
+                f"gradient {float(norm):g}; a lower lr or clip may help. {self._way_back()}"
             )
 
     @contextmanager
@@ -341,7 +346,7 @@ class EndToEndRun:
         state = {"target_l0": self.training.target_l0, "controller": self.controller.state()}
         record = {
             "step": self.step,
-            "data": self.chunks.state(),
+            "data": {**self.chunks.state(), "batch_in_chunk": 1},
             "runs": [],
             "run": self.identity(),
             "sparsity": state if self.training.penalty_used else None,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -17,7 +18,7 @@ from transcoders.files import sweep
 from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
 from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly, nudges_of
-from transcoders.training.best import L0_TOLERANCE, score
+from transcoders.training.best import compare_l0, score
 from transcoders.training.checkpoint import (
     RECORD,
     Checkpoint,
@@ -79,7 +80,7 @@ class Trainer:
             if resume:
                 self._restore()
             else:
-                self._start(start)
+                self._start()
         self._nudges = nudges_of(source, configs)
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
@@ -207,15 +208,8 @@ class Trainer:
             return
         sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
         for config, name, result in zip(self.configs, self.names, results, strict=True):
-            if config.target_l0 is None:
-                continue
             reads = torch.stack([sample[self.sites.index(site)] for site in self.source.sites(config)[0]])
-            l0 = len(result.encode(reads.to(_device(result))).value) / (reads.shape[0] * reads.shape[1])
-            if abs(l0 / config.target_l0 - 1) > L0_TOLERANCE:
-                logger.warning(
-                    "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
-                    name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
-                )  # fmt: skip
+            compare_l0(config, name, result, reads)
 
     def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
         """Metrics to the files and the sinks; returns them."""
@@ -230,7 +224,7 @@ class Trainer:
 
     # starting and resuming
 
-    def _start(self, start: Start | None) -> None:
+    def _start(self) -> None:
         first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
@@ -240,12 +234,8 @@ class Trainer:
                 )
         self.step = 0
         first = first[:, evenly(self._own)]
-        self.runs = [
-            Run.start(
-                config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers, start=start
-            )
-            for config, (reads, writes) in zip(self.configs, self._places, strict=True)
-        ]
+        begin = partial(Run.start, split=self.split, n_layers=self.source.n_layers, start=self.start)
+        self.runs = [begin(c, first[:, r], first[:, w]) for c, (r, w) in zip(self.configs, self._places, strict=True)]
         self._open(None)
         if self._mine is not None:
             self._take_folder(self._mine)
@@ -266,7 +256,7 @@ class Trainer:
         started, there = was_started(self.out, self._identity()), checkpoints(self.out)
         if not there and started:
             logger.info("%s has no checkpoint yet; starting at step 0", self.out)
-            self._start(self.start)
+            self._start()
             return
         if not there:
             raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")
@@ -440,11 +430,6 @@ class Trainer:
             sink = open_sink(config.log_to, folder=self.out, name=name, config=config.to_json())
             sinks.append(stack.enter_context(sink))
         return sinks
-
-
-def _device(dictionaries: DictionarySet) -> torch.device:
-    assert isinstance(dictionaries, torch.nn.Module)
-    return next(dictionaries.parameters()).device
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
