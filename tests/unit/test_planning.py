@@ -86,7 +86,7 @@ def test_the_model_runs_twice_more_on_the_tokens_whose_changes_are_compared(mode
 
 def test_losses_on_fewer_tokens_are_planned_as_such(model, rows):
     whole, some = (
-        tc.plan(model, rows, small(), trial_seconds=0.0, evaluate_tokens=1600, loss_tokens=n) for n in (None, 160)
+        tc.plan(model, rows, small(), trial_seconds=0.0, evaluate_tokens=160_000, loss_tokens=n) for n in (None, 16_000)
     )
     assert some.flops["evaluation"] < 0.3 * whole.flops["evaluation"]
 

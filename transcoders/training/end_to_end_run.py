@@ -377,7 +377,7 @@ class EndToEndRun:
             "start": self.start.hash,
         }
         config = {**own.config, "end_to_end": [*own.config.get("end_to_end", []), this]}
-        provenance = replace(own, config=config, versions=library_versions(), normalisation={})
+        provenance = replace(own, config=config, versions=library_versions(), normalisation={}, agreement={})
         return export(self.joint.weights, d.kind, self.joint.scales, d.reads, d.writes, provenance)
 
 
