@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from circuitsae.report.passing import of_passing
 from circuitsae.report.text import visible
 from circuitsae.sentences import of_evaluation
 from circuitsae.tables import Column, show_table
@@ -229,9 +228,6 @@ def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
         )  # fmt: skip
     _show_replacements(console, evaluation)
     console.print(of_evaluation(evaluation), highlight=False, soft_wrap=True)
-    if found is not None:
-        said = of_passing({"dictionaries": {"agreement": found.summary()}})
-        console.print(f"J: what dictionary and MLP make of a small change. {said}", highlight=False, soft_wrap=True)
 
 
 def show_refinement(console: Console, refined: "Refinement") -> None:

@@ -56,11 +56,13 @@ if TYPE_CHECKING:
     from transcoders.sites import Frame, Site
     from transcoders.training import (
         CLTConfig,
+        EndToEndConfig,
         SAEConfig,
         TrainConfig,
         TranscoderConfig,
         calibrate_topk,
         config_from_json,
+        finetune,
         fold_topk,
         from_checkpoint,
         plan,
@@ -114,11 +116,13 @@ __getattr__, __all__ = lazy_exports(
         "transcoders.sites": ("Frame", "Site"),
         "transcoders.training": (
             "CLTConfig",
+            "EndToEndConfig",
             "SAEConfig",
             "TrainConfig",
             "TranscoderConfig",
             "calibrate_topk",
             "config_from_json",
+            "finetune",
             "fold_topk",
             "from_checkpoint",
             "plan",

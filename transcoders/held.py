@@ -57,20 +57,29 @@ class HeldModel:
         self.model, self.rows, self.read_sites, self.write_sites = model, rows, tuple(reads), tuple(writes)
         self._after = [Site(site.layer, "resid_post") for site in reads]
         self.constants: dict[str, Tensor] = {}
-        names = [name for name in held_hooks(model) if not self._is_late(name)]
-        sees: dict[str, Hook] = {name: _noting(self.constants, name) for name in (*names, EMBED)}
-        self.clean, self._streams = self._run({}, sees)
-        for name in (*names, EMBED):
+        names = [*held_hooks(model), EMBED]
+        self._held: dict[str, Hook] = {name: _noting(self.constants, name) for name in names}
+        self.final, at = self.run({})
+        """What the unembedding reads."""
+        self.clean, self._streams = self._changes(at)
+        for name in names:
             if name not in self.constants:
                 raise ModelError(
                     f"{model.name} never calls {name}, which is to be held; its architecture is not supported."
                 )
         self.embed: Float[Tensor, "batch pos d_model"] = self.constants.pop(EMBED)
-        self._held: dict[str, Hook] = {name: _giving(value) for name, value in self.constants.items()}
+        self._held = {name: _giving(value) for name, value in self.constants.items()}
 
-    def _is_late(self, name: str) -> bool:
-        """Whether a hook stands behind the last block."""
-        return not name.startswith("blocks.")
+    def run(
+        self, edits: Mapping[Site, Hook], embed: Float[Tensor, "batch pos d_model"] | None = None
+    ) -> tuple[Float[Tensor, "batch pos _"], dict[Site, Float[Tensor, "batch pos d_model"]]]:
+        """What the unembedding reads under `edits`, and reads, writes and the stream after each block.
+
+        `embed`: other embeddings. Differentiable in what edits and embeddings are made of.
+        """
+        held = self._held if embed is None else self._held | {EMBED: _giving(embed)}
+        sites = {*self.read_sites, *self.write_sites, *self._after}
+        return self.model.run_to_unembedding(self.rows, sites, edits, held=held)
 
     @torch.no_grad()
     def nudge(
@@ -92,13 +101,11 @@ class HeldModel:
         )
 
     def _nudged(self, embed: Tensor | None, written: Tensor | None, size: float) -> Changes:
-        held = dict(self._held)
-        if embed is not None:
-            held[EMBED] = _giving(self.embed + size * embed)
+        moved = None if embed is None else self.embed + size * embed
         if written is None:
-            return self._run({}, held)[0]
+            return self._changes(self.run({}, moved)[1])[0]
         edits = {site: _adding(size * change) for site, change in zip(self.write_sites, written, strict=True)}
-        found, _ = self._run(edits, held)
+        found, _ = self._changes(self.run(edits, moved)[1])
         return Changes(found.reads, found.writes - size * written)
 
     @torch.no_grad()
@@ -113,18 +120,17 @@ class HeldModel:
         moved = zip(self.read_sites, self.clean.reads, directions, strict=True)
         edits: dict[Site, Hook] = {site: _giving(clean + size * direction) for site, clean, direction in moved}
         edits |= {site: _giving(stream) for site, stream in zip(self._after, self._streams, strict=True)}
-        return self._run(edits, self._held)[0]
+        return self._changes(self.run(edits)[1])[0]
 
-    @torch.no_grad()
-    def through(
+    def carry(
         self,
         answer: Callable[[int, Tensor], Tensor],
         embed: Float[Tensor, "batch pos d_model"] | None = None,
         written: Float[Tensor, "layer batch pos d_model"] | None = None,
-    ) -> Float[Tensor, "layer batch pos d_model"]:
-        """The change of all reads by one of embeddings and writes, where MLP l writes `answer(l, change of its read)`.
+    ) -> tuple[list[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos _"]]:
+        """How all reads and the last one change with embeddings and writes, where MLP l writes `answer(l, its change)`.
 
-        `written[l]` is added to what is written at layer l, as in `nudge`.
+        `written[l]` is added to what is written at layer l, as in `nudge`. Differentiable in the answers.
         """
         found: list[Tensor] = []
         edits: dict[Site, Hook] = {}
@@ -141,14 +147,21 @@ class HeldModel:
 
         for layer, (before, behind) in enumerate(zip(self.read_sites, self.write_sites, strict=True)):
             edits |= {before: read(layer), behind: write(layer)}
-        held = self._held if embed is None else self._held | {EMBED: _giving(self.embed + embed)}
-        self._run(edits, held)
-        return torch.stack(found)
+        final, _ = self.run(edits, None if embed is None else self.embed + embed)
+        return found, final - self.final
 
-    def _run(self, edits: Mapping[Site, Hook], held: Mapping[str, Hook]) -> tuple[Changes, list[Tensor]]:
+    @torch.no_grad()
+    def through(
+        self,
+        answer: Callable[[int, Tensor], Tensor],
+        embed: Float[Tensor, "batch pos d_model"] | None = None,
+        written: Float[Tensor, "layer batch pos d_model"] | None = None,
+    ) -> Float[Tensor, "layer batch pos d_model"]:
+        """The change of all reads that `carry` finds."""
+        return torch.stack(self.carry(answer, embed, written)[0])
+
+    def _changes(self, at: Mapping[Site, Tensor]) -> tuple[Changes, list[Tensor]]:
         """Reads and writes, and the stream after each block."""
-        sites = {*self.read_sites, *self.write_sites, *self._after}
-        _, at = self.model.run_to_unembedding(self.rows, sites, edits, held=held)
         read, written = (torch.stack([at[site] for site in side]) for side in (self.read_sites, self.write_sites))
         return Changes(read, written), [at[site] for site in self._after]
 

@@ -123,7 +123,8 @@ class Expansion:
     @cached_property
     def direct(self) -> "Expansion | None":
         """The same rows where no path takes a skip term."""
-        return self.without_skips and replace(self, engine=self.without_skips, done=lambda _: None)
+        engine = self.without_skips
+        return None if engine is None else replace(self, engine=engine, done=lambda _: None)
 
     def with_all_columns(self, block: np.ndarray) -> np.ndarray:
         """Rows [row, node] of rows [row, column]."""

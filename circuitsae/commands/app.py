@@ -16,6 +16,7 @@ from circuitsae.commands.dictionaries import dictionaries
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
 from circuitsae.commands.features import features
+from circuitsae.commands.finetune import finetune
 from circuitsae.commands.graphs import show, trace, validate
 from circuitsae.commands.intervene import intervene
 from circuitsae.commands.refine import refine
@@ -27,7 +28,9 @@ from circuitsae.tables import open_console
 from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
-for command in (trace, validate, show, compare, activations, train, refine, evaluate, intervene, steer, reproduce):
+for command in (
+    trace, validate, show, compare, activations, train, refine, finetune, evaluate, intervene, steer, reproduce,
+):  # fmt: skip
     app.command(command)
 app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
 app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe and upload them.")

@@ -4,6 +4,7 @@ The oracle is the frozen model itself: it is run again with one source doubled, 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -402,15 +403,15 @@ def test_past_is_what_edges_lose_without_skip_terms(families, family, kind):
 )
 def test_past_of_fewer_features_and_edges_is_still_what_passed_by(families, limits):
     model = ReplacementModel(families["gpt2"], _random(kind="plt", skip=True, features=16))
-    graph = attribute(model, WITH_BOS, targets=TARGETS, **limits)
+    graph: Any = attribute(model, WITH_BOS, targets=TARGETS, **limits)
     if "edges_per_node" not in limits:
         _assert_autograd_agrees(model, graph, limits)
-    at_once, _ = attribute_pruned(model, WITH_BOS, targets=TARGETS, **limits)
+    at_once: Any = attribute_pruned(model, WITH_BOS, targets=TARGETS, **limits)[0]
     small = graph.prune()
     assert abs(at_once.past - small.past).max() <= 1e-12 * abs(graph.weights).max()
     assert at_once.scores.past == pytest.approx(graph.scores.past, rel=1e-9)
     if "max_features" not in limits and "unexplained" not in limits:
-        full = attribute(model, WITH_BOS, targets=TARGETS)
+        full: Any = attribute(model, WITH_BOS, targets=TARGETS)
         kept = graph.weights.toarray() != 0
         np.testing.assert_allclose(graph.past.toarray(), np.where(kept, full.past.toarray(), 0), atol=1e-12)
 

@@ -1,18 +1,41 @@
 """Derivatives of dictionaries and of held models against autograd in float64, and agreement where it is known."""
 
+import math
+
 import pytest
 import torch
 from torch.autograd.functional import jvp
 
+from circuitsae import attribute, validate
+from circuitsae.graph import load_graph
+from circuitsae.pocket.corpus import held_out_text
 from circuitsae.replacement import ReplacementModel
-from transcoders import Site, Transcoder, TranscoderSet, random_dictionaries, random_model
+from circuitsae.report.data import page_data
+from circuitsae.report.passing import of_passing
+from circuitsae.sentences import of_graph
+from circuitsae.validation import Validation
+from transcoders import (
+    Site,
+    Transcoder,
+    TranscoderSet,
+    evaluate,
+    load_dictionaries,
+    random_dictionaries,
+    random_model,
+    save_dictionaries,
+)
+from transcoders.data import take_rows
 from transcoders.dictionaries import CrossLayerTranscoder, DictionaryProvenance, ReLU
 from transcoders.dictionaries.held import HeldFeatures
+from transcoders.dictionaries.provenance import AGREEMENT
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError, InputError
+from transcoders.evaluation import Evaluation, load_evaluation
 from transcoders.evaluation.agreement import jacobian_agreement, no_agreement
 from transcoders.evaluation.agreement_result import Agreement
+from transcoders.formats.native import native_id
 from transcoders.held import EMBED, HeldModel
+from transcoders.training.record import record_evaluation
 
 N_LAYERS, D_MODEL = 3, 16
 SIZES = {"n_layers": N_LAYERS, "d_model": D_MODEL, "dtype": torch.float64}
@@ -241,14 +264,14 @@ def test_natural_agreement_by_hand():
 def test_the_outcome_depends_on_the_seed_alone():
     model = model_of("gpt2", seed=1)
     clt = random_dictionaries("clt", **SIZES).requires_grad_(False)
-    whole = jacobian_agreement(model, clt, ROWS, seed=1)
-    shares = []
-    again = jacobian_agreement(model, clt, ROWS, seed=1, memory=1, advance=shares.append)
-    assert shares == pytest.approx([1 / 3] * 3)
+    rows, shares = ROWS[:2], []
+    whole = jacobian_agreement(model, clt, rows, nudges=1, seed=1)
+    again = jacobian_agreement(model, clt, rows, nudges=1, seed=1, memory=1, advance=shares.append)
+    assert shares == [0.5, 0.5]
     assert again.cosine == pytest.approx(whole.cosine, rel=1e-9)
     assert [hop.cosine for hop in again.hops] == pytest.approx([hop.cosine for hop in whole.hops], rel=1e-9)
     assert figures(again, "rows") == figures(whole, "rows")
-    assert jacobian_agreement(model, clt, ROWS, seed=2).cosine != whole.cosine
+    assert jacobian_agreement(model, clt, rows, nudges=1, seed=2).cosine != whole.cosine
     assert Agreement.from_json(whole.to_json()) == whole
 
 
@@ -290,3 +313,123 @@ def test_what_has_no_agreement_is_refused_with_the_reason():
         jacobian_agreement(model, random_dictionaries("sae", **SIZES), ROWS)
     narrow = random_model(n_layers=1, d_model=D_MODEL, n_heads=2, dtype="bfloat16")
     assert "float32" in no_agreement(narrow, random_dictionaries("plt", n_layers=1, d_model=D_MODEL))
+
+
+# where it is kept
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    model = model_of("gpt2", n_layers=2)
+    plt = random_dictionaries("plt", n_layers=2, d_model=D_MODEL, dtype=torch.float64).requires_grad_(False)
+    return model, plt, evaluate(model, plt, ROWS, loss_tokens=1, jacobian_tokens=10)
+
+
+def test_evaluate_measures_it_on_some_of_the_rows(evaluated):
+    model, plt, found = evaluated
+    assert found.agreement == jacobian_agreement(model, plt, ROWS[[0, 1]])
+    for layer, passed in zip(found.layers, found.agreement.layers, strict=True):
+        assert (layer.jacobian_cosine, layer.jacobian_ratio) == (passed.natural.cosine, passed.natural.norm_ratio)
+    assert found.to_frame()["jacobian_cosine"].mean() == pytest.approx(found.agreement.cosine)
+    assert evaluate(model, plt, ROWS, loss_tokens=1, jacobian_tokens=0).agreement is None
+    with pytest.raises(InputError, match="jacobian_tokens=-1"):
+        evaluate(model, plt, ROWS, jacobian_tokens=-1)
+
+
+def test_an_evaluation_is_saved_with_it_and_older_ones_load(evaluated, tmp_path):
+    found = evaluated[2]
+    found.save(tmp_path / "evaluation.json")
+    assert load_evaluation(tmp_path / "evaluation.json") == found
+    record = found.to_json()
+    del record["agreement"]
+    for layer in record["layers"]:
+        del layer["jacobian_cosine"], layer["jacobian_ratio"]
+    old = Evaluation.from_json(record)
+    assert old.agreement is None
+    assert all(math.isnan(layer.jacobian_cosine) for layer in old.layers)
+
+
+def test_saes_and_normed_transcoders_are_evaluated_without(caplog):
+    model = model_of("gpt2", n_layers=1)
+    sizes = {"n_layers": 1, "d_model": D_MODEL, "dtype": torch.float64}
+    plt, sae = random_dictionaries("plt", **sizes), random_dictionaries("sae", **sizes)
+    for dictionaries, said in ((sae, 0), (plt, 1)):
+        plt[0].norm = TokenNorm("layer_norm")
+        with torch.no_grad():
+            assert evaluate(model, dictionaries, ROWS, loss_tokens=1).agreement is None
+        assert caplog.text.count("Jacobian agreement is left out") == said
+
+
+def test_dictionaries_carry_what_an_evaluation_beside_them_found(evaluated, tmp_path, caplog):
+    model, plt, found = evaluated
+    save_dictionaries(plt, tmp_path)
+    found.save(tmp_path / "evaluation.json", dictionaries_id=native_id(tmp_path))
+    loaded = load_dictionaries(tmp_path)
+    assert loaded.provenance.agreement == found.agreement.summary()
+    said = f"passes on {100 * found.agreement.norm_ratio:.0f} % of a small change"
+    replaced = ReplacementModel(model, loaded)
+    graph = attribute(replaced, ROWS[0], max_features=4)
+    graph.save(tmp_path / "graph")
+    read = load_graph(tmp_path / "graph")
+    assert said in of_graph(read)
+    assert said in page_data(read)["passing"]
+    checked = validate(replaced, graph, edges=1, claims=("direct",), controls=1)
+    checked.save(tmp_path / "validation.json")
+    assert Validation.load(tmp_path / "validation.json").jacobian == found.agreement.summary()
+    # Of other dictionaries, which have taken the place of these, or damaged: it says nothing.
+    save_dictionaries(plt, tmp_path)
+    assert load_dictionaries(tmp_path).provenance.agreement == {}
+    (tmp_path / "evaluation.json").write_text("{")
+    assert load_dictionaries(tmp_path).provenance.agreement == {}
+    assert "left out of account" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ((0.43, 0.44, 0), "passes on 44 % of a small change (cosine 0.43); totals along paths through any MLP are"),
+        ((0.8, 0.9, 1), "through more than one MLP are not to be trusted."),
+        ((0.8, 0.9, 2), "through more than 2 MLPs are not to be trusted."),
+        ((0.99, 1.0, 3), "totals along all its paths keep a cosine of .9"),
+        ((None, 1.0, 3), ""),
+        (("a", 1.0, 3), ""),
+        ((1e99, 1.0, 3), ""),
+    ],
+)
+def test_a_sentence_says_how_far_totals_can_be_trusted(figures, said):
+    agreement = dict(zip(("cosine", "norm_ratio", "reach"), figures, strict=True), measured=3)
+    text = of_passing({"dictionaries": {"agreement": agreement}})
+    assert said in text
+    assert bool(said) == bool(text)
+
+
+def test_nothing_is_said_of_what_was_not_measured():
+    assert [of_passing(given) for given in ({}, {"dictionaries": {}}, {"dictionaries": "x"})] == [""] * 3
+
+
+def test_the_readme_of_a_run_gets_the_latest_evaluation(evaluated, tmp_path):
+    found = evaluated[2]
+    record_evaluation(tmp_path, found)
+    assert not (tmp_path / "README.md").exists()
+    (tmp_path / "README.md").write_text("# plt of x\n\n## What next\n\nrun it\n")
+    record_evaluation(tmp_path, found)
+    once = (tmp_path / "README.md").read_text()
+    record_evaluation(tmp_path, found)
+    assert (tmp_path / "README.md").read_text() == once
+    layer = found.layers[1]
+    assert f"| {layer.jacobian_cosine:.3f} | {layer.jacobian_ratio:.3f} |" in once
+    assert once.index("## Evaluation") < once.index("## What next")
+    assert once.endswith("run it\n")
+
+
+@pytest.mark.parametrize("name", ["pocket", "pocket-plt"])
+def test_the_embedded_dictionaries_ship_theirs(pocket, name):
+    """Measured anew on other rows of the same text, and few of them."""
+    from circuitsae import load_dictionaries as embedded
+
+    dictionaries = embedded(name)
+    rows = take_rows(pocket, held_out_text(600), rows=3, context=96)
+    found, shipped = jacobian_agreement(pocket, dictionaries, rows), dictionaries.provenance.agreement
+    assert set(shipped) == set(AGREEMENT)
+    assert found.cosine == pytest.approx(shipped["cosine"], abs=0.08)
+    assert found.norm_ratio == pytest.approx(shipped["norm_ratio"], abs=0.12)

@@ -11,6 +11,7 @@ from circuitsae.graph.exchange import read_graph, write_graph
 from circuitsae.report import summary_html
 from circuitsae.report.compare import unite
 from circuitsae.report.data import page_data
+from circuitsae.sentences import of_logit
 from tests.sample_graphs import whole_graph
 from transcoders.errors import FileFormatError
 
@@ -64,7 +65,8 @@ def test_the_table_has_the_part_and_its_share(graph):
     one_sign = (table["past"] * (table["weight"] - table["past"]) > 0).to_numpy()
     ratio = (table["past"] / table["weight"]).to_numpy()
     assert table["past_share"].to_numpy()[one_sign] == pytest.approx(ratio[one_sign], rel=1e-12)
-    assert table["past_share"].between(0, 1).all()
+    share = table["past_share"].to_numpy()
+    assert 0 <= share.min() <= share.max() <= 1
 
 
 def test_pruning_keeps_the_part_of_each_edge_that_stays(graph):
@@ -81,7 +83,7 @@ def test_merged_features_add_theirs_to_the_error(graph):
     small = merge_features(graph, np.array([node.pos < len(TOKENS) - 1 for node in features]))
     names = {node.id: f"{node.layer}.err@{node.pos}" for node in graph.nodes if node.kind is NodeKind.FEATURE}
     row = small.position
-    expected = np.zeros(small.weights.shape)
+    expected = np.zeros((len(small.nodes), len(small.nodes)))
     for target, source in zip(*np.nonzero(dense(graph)), strict=True):
         ids = graph.ids[target], graph.ids[source]
         if ids[0] in row:
@@ -101,11 +103,19 @@ def test_supernodes_add_up_their_members(graph):
 
 def test_tasks_have_the_mean(graph):
     task = aggregate([graph, graph.prune(nodes=0.5, edges=0.6)], [{}, {}], min_frequency=0.0)
-    assert task.edges["past"].sum() == pytest.approx(
-        (dense(graph).sum() + dense(graph.prune(nodes=0.5, edges=0.6)).sum()) / 2
-    )
-    assert task.edges_frame()["past_share"].between(0, 1).all()
+    both = dense(graph).sum() + dense(graph.prune(nodes=0.5, edges=0.6)).sum()
+    assert task.edges["past"].to_numpy().sum() == pytest.approx(both / 2)
+    assert 0 < task.edges_frame()["past_share"].to_numpy().max() <= 1
     assert "past" not in aggregate([graph, whole_graph(graph.tokens)], [{}, {}], min_frequency=0.0).edges
+
+
+def test_the_sentence_says_it_of_the_logit(graph):
+    past, weights = (part[graph.position[graph.top_logits()[0].id]] for part in (dense(graph), graph.weights.toarray()))
+    beside, direct = (np.abs(part[~graph.mask(NodeKind.BIAS)]).sum() for part in (past, weights - past))
+    assert of_logit(graph).endswith(
+        f" {100 * beside / (beside + direct):.0f} % of these edges passed by skip terms, past the features between."
+    )
+    assert "past" not in of_logit(whole_graph(TOKENS))
 
 
 def test_networkx_has_it(graph):

@@ -16,7 +16,7 @@ from transcoders.dictionaries import DictionarySet, fitted, present_layers
 from transcoders.dictionaries.held import HeldFeatures, nonlinear
 from transcoders.errors import DictionaryError, InputError, ModelError
 from transcoders.evaluation.agreement_result import Agreement, LayerAgreement, Passed
-from transcoders.evaluation.cost import MEMORY, NUDGES, jacobian_rows_at_once
+from transcoders.evaluation.cost import MEMORY, NUDGES, DictionarySizes, jacobian_rows_at_once
 from transcoders.held import SIZE, HeldModel
 from transcoders.language_model import LanguageModel
 from transcoders.sites import MLP_READS, MLP_WRITES
@@ -91,7 +91,7 @@ def jacobian_agreement(
         )
     rows = rows.to(model.device)
     dice, sums = _Dice.of(rows, dictionaries, nudges, seed), _Sums(model.n_layers)
-    at_once = jacobian_rows_at_once(model, rows.shape[1], memory)
+    at_once = jacobian_rows_at_once(model, DictionarySizes.of(dictionaries), rows.shape[1], memory)
     for some in torch.arange(len(rows)).split(at_once):
         group = _Group(model, dictionaries, rows[some.to(rows.device)], dice.take(some))
         for nudge in range(nudges):

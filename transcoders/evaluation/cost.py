@@ -97,8 +97,8 @@ def evaluation_cost(
     rows = min(rows_at_once(model, sizes, context, memory), -(-tokens // context))
     held = rows * context * _bytes_per_token(model, sizes, context)
     compared = min(positions_at_once(model, memory), rows * context) * _bytes_per_position(model)
-    nudging = min(jacobian_rows_at_once(model, context, memory), -(-nudged // context))
-    peak = max(held + compared, nudging * _bytes_per_nudged_row(model, context))
+    nudging = min(jacobian_rows_at_once(model, sizes, context, memory), -(-nudged // context))
+    peak = max(held + compared, nudging * _bytes_per_nudged_row(model, sizes, context))
     return EvaluationCost(tokens * statistics + measured * losses + nudged * jacobian, peak)
 
 
@@ -107,14 +107,17 @@ def jacobian_passes(nudges: int) -> int:
     return 3 + 6 * nudges
 
 
-def jacobian_rows_at_once(model: LanguageModel, length: int, memory: int) -> int:
+def jacobian_rows_at_once(model: LanguageModel, sizes: DictionarySizes, length: int, memory: int) -> int:
     """Rows of text that are nudged together."""
-    return max(1, memory // _bytes_per_nudged_row(model, length))
+    return max(1, memory // _bytes_per_nudged_row(model, sizes, length))
 
 
-def _bytes_per_nudged_row(model: LanguageModel, length: int) -> int:
+def _bytes_per_nudged_row(model: LanguageModel, sizes: DictionarySizes, length: int) -> int:
+    """Patterns of all layers, and for each token what is held of every layer and the features of one at work."""
     patterns = (model.n_layers + _SCORES) * model.n_heads * length**2
-    return (patterns + model.n_layers * length * _HELD * model.d_model) * model.dtype.itemsize
+    values = length * (model.n_layers * _HELD * model.d_model + _CODES * sizes.widest)
+    which_active = model.n_layers * length * sizes.widest
+    return (patterns + values) * model.dtype.itemsize + which_active
 
 
 @torch.no_grad()

@@ -241,7 +241,7 @@ def _result(stages: Stages, found: dict[int, Correction], fit: ErrorMoments, con
     record = {"corpus": reading.name, "tokens": tokens, **config.to_json()}
     record["layers"] = {str(layer.layer): layer.what for layer in layers}
     made = copy.copy(made)
-    made.provenance = replace(given.provenance, config={**given.provenance.config, "refined": record})
+    made.provenance = replace(given.provenance, config={**given.provenance.config, "refined": record}, agreement={})
     return Refinement(
         dictionaries=made.requires_grad_(False), config=config, corpus=reading.name, tokens=tokens,
         held_out_tokens=stages.before.tokens, layers=layers,

@@ -12,6 +12,9 @@ changes), `sparsity` (penalties, rates, the controller of L0) and
 hears Ctrl-C, `export` makes what is used of what was trained, `snapshot` of a checkpoint, and `calibration` puts
 thresholds in the place of TopK.
 
+Beside all that, `end_to_end_run` trains all layers together in the place of the model's MLPs, as `end_to_end_config`
+says: `replacement` puts the weights into a forward pass, `end_to_end` is the loss.
+
 Several processes: `distributed` is what they say to each other, `split` what of a run each has, `dealing` the rows that
 each runs the model on, `ranking` how features on different ranks compete; `cost` is what all of it takes.
 """
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from transcoders.training.calibration import CalibratedLayer, calibrate_topk
     from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, config_from_json
     from transcoders.training.cost import TrainingCost, training_cost
+    from transcoders.training.end_to_end_config import EndToEndConfig
+    from transcoders.training.end_to_end_run import finetune
     from transcoders.training.entry import plan, train, train_many, train_many_on, train_on
     from transcoders.training.export import fold_topk
     from transcoders.training.snapshot import from_checkpoint
@@ -43,6 +48,8 @@ __getattr__, __all__ = lazy_exports(
             "config_from_json",
         ),
         "transcoders.training.cost": ("TrainingCost", "training_cost"),
+        "transcoders.training.end_to_end_config": ("EndToEndConfig",),
+        "transcoders.training.end_to_end_run": ("finetune",),
         "transcoders.training.entry": ("plan", "train", "train_many", "train_many_on", "train_on"),
         "transcoders.training.export": ("fold_topk",),
         "transcoders.training.snapshot": ("from_checkpoint",),

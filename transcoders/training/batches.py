@@ -132,7 +132,7 @@ class ModelSource:
         self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
         self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
-        self.corpus, self._rows, self.context = _open_rows(model, corpus, config)
+        self.corpus, self._rows, self.context = open_rows(model, corpus, config)
         self.first = config.first
         self.limits: Mapping[Site, float] = {}
         if self.context <= self.first:
@@ -377,7 +377,7 @@ def _by_layer(vectors: Tensor) -> Float[Tensor, "token layer d_model"]:
     return vectors
 
 
-def _open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
+def open_rows(model: LanguageModel, corpus: CorpusSource | Tensor, config: TrainConfig) -> tuple[str, Rows, int]:
     """The name of the corpus, its rows of tokens, and their length."""
     if isinstance(corpus, Tensor):
         if config.documents != "packed":

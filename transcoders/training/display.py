@@ -54,8 +54,12 @@ class Display:
         texts = [f"FVU {m['fvu']:.3f}, L0 {m['l0']:.1f}, dead {m['dead']:.1%}" for m in metrics]
         if len(texts) > 1:
             texts = [f"{name}: {text}" for name, text in zip(self._names, texts, strict=True)]
-        self._figures = "; ".join(texts)
-        return self._figures
+        return self.noted("; ".join(texts))
+
+    def noted(self, figures: str) -> str:
+        """Take in figures as they are to be shown."""
+        self._figures = figures
+        return figures
 
     def advance(self) -> None:
         """One step is done."""
