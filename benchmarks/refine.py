@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     seconds = time.process_time() - start
     rows = reading.held_out[: SETTINGS.agreement_tokens // reading.context]
     table = [row("none", before.fvu, jacobian_agreement(model, given, rows), {}, 0.0)]
-    print(*table[0], f"{seconds:.0f} s")
+    print(*table[0], f"{seconds:.0f} s", flush=True)
     for name, rank in RANKS.items():
         start = time.process_time()
         found = corrections(fit, held_out, rank=rank)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
         spent = time.process_time() - start
         fvu = [before.fvu[layer] * min(1.0, each.error) for layer, each in found.items()]
         table.append(row(name, fvu, jacobian_agreement(model, made, rows), found, spent))
-        print(*table[-1])
+        print(*table[-1], flush=True)
     claim = (
         str(__doc__)
         .strip()

@@ -1,5 +1,6 @@
 """Training that starts from dictionaries: the same weights at first, what is taken over, what is refused, resuming."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -165,13 +166,15 @@ def test_settings_that_contradict_the_start_are_refused(settings, says):
         Start.of(made()).config(TranscoderConfig(**settings))
 
 
-def test_the_command_takes_a_name(tmp_path):
-    words = ["train", "pocket", "--kind", "plt", "--start", "pocket-plt", "--tokens", "256", "--batch", "128"]
-    main([*words, "--buffer-mb", "1", "--evaluate-tokens", "0", "--out", str(tmp_path / "run")])
-    record = read_json(tmp_path / "run" / "run.json")
+def test_the_command_takes_a_name_and_what_the_dictionaries_are(tmp_path, monkeypatch):
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("transcoders.train", lambda *of, **how: told.update(how, config=of[2]) or sys.exit("seen"))
+    with pytest.raises(SystemExit, match="seen"):
+        main(["train", "pocket", "--kind", "plt", "--start", "pocket-plt", "--out", str(tmp_path / "run")])
     given: Any = load_dictionaries("pocket-plt")
-    assert record["run"]["start"] == Start.of(given).hash
-    assert record["run"]["config"][0]["features"] == given.n_features(0)
+    assert Start.of(told["start"]).hash == Start.of(given).hash
+    assert told["config"].features == given.n_features(0)
+    assert told["config"].activation == given[0].activation.name
 
 
 def test_what_fits_no_training_is_refused(model, text):
