@@ -17,7 +17,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from machine import write_table
+from molt import Mixture, step, trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -37,6 +38,7 @@ from transcoders.held import HeldModel
 from transcoders.kernels import keep_freed_memory
 from transcoders.sites import Site
 from transcoders.training.derivative import Directions, Nudges
+from transcoders.training.initialise import measure_scales
 from transcoders.training.parameters import Gated
 from transcoders.training.step import Run
 
@@ -62,6 +64,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "skip, derivative .3, 4,096 features": {"skip": True, "derivative": 0.3, "features": 4096},
     "skip, derivative .3, BatchTopK": {"skip": True, "derivative": 0.3, "activation": "batchtopk"},
     "skip, derivative .3, JumpReLU": {"skip": True, "derivative": 0.3, "activation": "jumprelu", "target_l0": 32.0},
+    "skip of rank 64, derivative .3": {"skip": True, "skip_rank": 64, "derivative": 0.3},
+    "skip of rank 16, derivative .3": {"skip": True, "skip_rank": 16, "derivative": 0.3},
+    "32 of 124 transforms of rank 16": {"mixture": {"rank": 16, "k": 32}, "lr": 5e-4},
+    "32 of 240 transforms of rank 8, derivative .3": {"mixture": {"rank": 8, "k": 32}, "lr": 5e-4, "derivative": 0.3},
+    "32 of 124 transforms of rank 16, derivative .3": {"mixture": {"rank": 16, "k": 32}, "lr": 5e-4, "derivative": 0.3},
+    "8 of 124 transforms of rank 16, derivative .3": {"mixture": {"rank": 16, "k": 8}, "lr": 5e-4, "derivative": 0.3},
     "skip, derivative .3, gated": {"skip": True, "derivative": 0.3, "activation": "gated", "target_l0": 32.0},
 }
 
@@ -121,70 +129,112 @@ def natural(model: LanguageModel, rows: Tensor, reads: list[Site], writes: list[
     return Directions(*(torch.cat(side) for side in zip(*sides, strict=True)))
 
 
-def drawn(data: dict[str, Tensor], name: str, batch: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
-    """Endless batches of some activations, in new orders."""
-    sides = [value for key, value in data.items() if key.startswith(f"{name}.")]
+def drawn(
+    data: dict[str, Tensor], names: Sequence[str], batch: int, generator: torch.Generator
+) -> Iterator[list[Tensor]]:
+    """Endless batches of some of the activations, in new orders."""
     while True:
-        order = torch.randperm(len(sides[0]), generator=generator)
+        order = torch.randperm(len(data[names[0]]), generator=generator)
         for chosen in order.split(batch)[: len(order) // batch]:
-            yield [side[chosen] for side in sides]
+            yield [data[name][chosen] for name in names]
+
+
+class Learner:
+    """A transcoder in training, as `train` has it."""
+
+    def __init__(self, settings: dict[str, Any], seed: int, reads: Tensor, writes: Tensor) -> None:
+        self.config = replace(BASE, seed=seed, **settings)
+        self.run = Run.start(self.config, reads, writes)
+        self.scales = self.run.scales
+
+    def step(self, number: int, reads: Tensor, writes: Tensor, given: Directions | None) -> None:
+        self.run.step(number, reads, writes, directions=given, measure=False)
+
+    def rebuilt(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction and activations; all in the coordinates of training."""
+        weights = self.run.weights
+        a = weights.activate(weights.pre_activations(x[None]))
+        return weights.reconstruct(a, x[None])[0], a[0]
+
+    def passed_on(self, given: Directions) -> Tensor:
+        """J v with the active features held."""
+        weights = self.run.weights
+        slope = weights.activation.r.exp()[:, None] if isinstance(weights.activation, Gated) else 1.0
+        active = weights.activate(weights.pre_activations(given.reads)) > 0
+        passed_on = weights.decode(torch.where(active, given.changes @ weights.encoder().mT, 0.0) * slope)
+        skipped = weights.skipped(given.changes)
+        return (passed_on if skipped is None else passed_on + skipped)[0]
+
+
+class MixtureLearner:
+    """A mixture of linear transforms of as many parameters."""
+
+    def __init__(self, settings: dict[str, Any], seed: int, reads: Tensor, writes: Tensor) -> None:
+        shape = dict(settings["mixture"])
+        self.config = replace(BASE, seed=seed, **{k: v for k, v in settings.items() if k != "mixture"})
+        self.scales = measure_scales(reads, writes, self.config)
+        d_model = reads.shape[-1]
+        transforms = 2 * BASE.features * d_model // (d_model * (2 * shape["rank"] + 1))
+        first = reads[:, 0] * self.scales.read[0]
+        self.mixture = Mixture(d_model, transforms, shape["rank"], shape["k"], first)
+        self.optimizer = trainer(self.mixture, self.config)
+
+    def step(self, number: int, reads: Tensor, writes: Tensor, given: Directions | None) -> None:
+        scaled = None if given is None else given.scaled(self.scales.read, self.scales.write)
+        x, y = reads[:, 0] * self.scales.read, writes[:, 0] * self.scales.write
+        step(self.mixture, self.optimizer, self.config, number, self.mixture.loss(x, y, scaled, self.config.derivative))
+
+    def rebuilt(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mixture(x), self.mixture.gates(x)
+
+    def passed_on(self, given: Directions) -> Tensor:
+        return self.mixture.passed_on(given.reads[0], given.changes[0])
 
 
 def measured(data: dict[str, Tensor], settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """A transcoder trained with some settings."""
-    config = replace(BASE, seed=seed, **settings)
+    """What one training comes to."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    batches = drawn({k: data[k] for k in ("train.reads", "train.writes")}, "train", config.batch, generator)
-    names = [f"directions.{side}" for side in Directions._fields]
-    share = max(1, round(config.derivative_share * config.batch))
-    directions = drawn({k: data[k] for k in names}, "directions", share, generator)
     first = data["train.reads"][:4096], data["train.writes"][:4096]
-    run = Run.start(config, *first)
+    learner = (MixtureLearner if "mixture" in settings else Learner)(settings, seed, *first)
+    config = learner.config
+    batches = drawn(data, ("train.reads", "train.writes"), config.batch, generator)
+    names = [f"directions.{side}" for side in Directions._fields]
+    directions = drawn(data, names, max(1, round(config.derivative_share * config.batch)), generator)
     began = time.process_time()
-    for step in range(config.steps):
+    for number in range(config.steps):
         reads, writes = next(batches)
-        given = Directions(*(side[None] for side in next(directions))) if config.compares_at(step) else None
-        run.step(step, reads, writes, directions=given, measure=False)
+        given = Directions(*(side[None] for side in next(directions))) if config.compares_at(number) else None
+        learner.step(number, reads, writes, given)
     seconds = (time.process_time() - began) / config.steps
-    return {**figures(run, data), "seconds": seconds}
+    return {**figures(learner, data), "seconds": seconds}
 
 
 @torch.no_grad()
-def figures(run: Run, data: dict[str, Tensor]) -> dict[str, float]:
+def figures(learner: Learner | MixtureLearner, data: dict[str, Tensor]) -> dict[str, float]:
     """Held out: of the weights in training, which are those that are handed out."""
-    weights, scales = run.weights, run.scales
-    reads, writes = (data[f"held_out.{side}"].transpose(0, 1) for side in ("reads", "writes"))
-    x, y = reads * scales.read[:, None, None], writes * scales.write[:, None, None]
-    a = weights.activate(weights.pre_activations(x))
-    error = y - weights.reconstruct(a, x)
-    variance = (y - y.mean(dim=1, keepdim=True)).square().sum()
-    found = {"fvu": float(error.square().sum() / variance), "l0": float((a > 0).sum(-1).float().mean())}
-    given = Directions(*(data[f"natural.{side}"][None] for side in Directions._fields))
-    found |= agreement(run, given, "")
-    return found | agreement(run, random_directions(run, data), "random_")
+    x, y = (
+        data[f"held_out.{side}"][:, 0] * scale
+        for side, scale in (("reads", learner.scales.read), ("writes", learner.scales.write))
+    )
+    rebuilt, a = learner.rebuilt(x)
+    found = {
+        "fvu": float((y - rebuilt).square().sum() / (y - y.mean(dim=0)).square().sum()),
+        "l0": float((a > 0).sum(-1).float().mean()),
+    }
+    for name in ("natural", "random"):
+        found |= agreement(learner, Directions(*(data[f"{name}.{side}"][None] for side in Directions._fields)), name)
+    return found
 
 
-def random_directions(run: Run, data: dict[str, Tensor]) -> Directions:
-    return Directions(*(data[f"random.{side}"][None] for side in Directions._fields))
-
-
-def agreement(run: Run, given: Directions, name: str) -> dict[str, float]:
+def agreement(learner: Learner | MixtureLearner, given: Directions, name: str) -> dict[str, float]:
     """Cosine and ratio of norms, means over the tokens that a change reaches."""
-    weights = run.weights
-    reads, changes, responses = given.scaled(run.scales.read, run.scales.write)
-    moved = torch.where(weights.activate(weights.pre_activations(reads)) > 0, changes @ weights.encoder().mT, 0.0)
-    if isinstance(weights.activation, Gated):
-        moved = moved * weights.activation.r.exp()[:, None]
-    passed_on = weights.decode(moved)
-    if weights.W_skip is not None:
-        passed_on = passed_on + changes @ weights.W_skip
+    given = given.scaled(learner.scales.read, learner.scales.write)
+    responses, passed_on = given.responses[0], learner.passed_on(given)
     size = responses.norm(dim=-1)
     reached = size > 1e-3 * size.median()
     cosine = torch.nn.functional.cosine_similarity(passed_on, responses, dim=-1)[reached]
-    return {
-        f"{name}cosine": float(cosine.mean()),
-        f"{name}ratio": float((passed_on.norm(dim=-1) / size)[reached].mean()),
-    }
+    ratio = (passed_on.norm(dim=-1) / size)[reached]
+    return {f"{name}_cosine": float(cosine.mean()), f"{name}_ratio": float(ratio.mean())}
 
 
 def main() -> None:
@@ -233,7 +283,7 @@ def write(done: dict[tuple[str, int], dict[str, float]], layer: int) -> None:
         "CPU-s a step",
         "seeds",
     )
-    keys = ("fvu", "l0", "cosine", "ratio", "random_cosine", "random_ratio", "seconds")
+    keys = ("fvu", "l0", "natural_cosine", "natural_ratio", "random_cosine", "random_ratio", "seconds")
     rows = []
     for name in RUNS:
         found = [result for (run, _), result in done.items() if run == name]

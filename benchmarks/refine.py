@@ -3,7 +3,7 @@
 SmolLM2-135M with {n} layers of transcoders, 2,048 features and TopK 32 each, which were trained without a skip term.
 The error of each layer is regressed on its read ({fitted:,} tokens of news, prose and speeches, sums collected once for
 all ranks), with the ridge of least error on {held:,} held-out tokens. *FVU*, on these: mean over layers, and the worst
-of them. *Cosine* and *norm ratio*: of `J_dictionary v` against `J_mlp v`, along changes of a token's embedding, patterns
+of them. *Cosine*, *norm ratio*: of `J_dictionary v` against `J_mlp v`, along changes of a token's embedding, patterns
 and norm scales held, {agreed:,} of the held-out tokens; *feature* and *random*: cosine along what features write and
 along Gaussian changes. *Hops*: MLPs that a change may pass before its cosine falls below .9. *Kept*: layers that would
 be worse on held-out text and stay as they were. *Ridge*: the middle one. *Seconds*: of the regression, beside those of
@@ -33,7 +33,8 @@ MODEL = "/tmp/smol/model"
 RANKS: dict[str, int | None] = {"16": 16, "64": 64, "full": None}
 SETTINGS = RefineConfig(tokens=36_000, held_out_tokens=8_000, agreement_tokens=1_024)
 COLUMNS = [
-    "skip term of rank", "FVU", "worst", "cosine", "norm ratio", "feature", "random", "hops", "kept", "ridge", "seconds",
+    "skip term of rank", "FVU", "worst", "cosine", "norm ratio", "feature", "random", "hops", "kept", "ridge",
+    "seconds",
 ]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     seconds = time.process_time() - start
     rows = reading.held_out[: SETTINGS.agreement_tokens // reading.context]
     table = [row("none", before.fvu, jacobian_agreement(model, given, rows), {}, 0.0)]
-    print(*table[0], f"{seconds:.0f} s")
+    print(*table[0], f"{seconds:.0f} s", flush=True)
     for name, rank in RANKS.items():
         start = time.process_time()
         found = corrections(fit, held_out, rank=rank)
@@ -79,9 +80,11 @@ def main(arguments: Sequence[str]) -> None:
         spent = time.process_time() - start
         fvu = [before.fvu[layer] * min(1.0, each.error) for layer, each in found.items()]
         table.append(row(name, fvu, jacobian_agreement(model, made, rows), found, spent))
-        print(*table[-1])
-    claim = str(__doc__).strip().format(
-        n=len(before.fvu), fitted=fit.of_layer[0].n, held=before.tokens, agreed=rows.numel(), seconds=seconds
+        print(*table[-1], flush=True)
+    claim = (
+        str(__doc__)
+        .strip()
+        .format(n=len(before.fvu), fitted=fit.of_layer[0].n, held=before.tokens, agreed=rows.numel(), seconds=seconds)
     )
     print(write_table("refine", f"{claim}\n\nMade by `python benchmarks/refine.py`.", COLUMNS, table))
 

@@ -5,6 +5,7 @@ site and the final norm by a linear map. This module runs that map forward, thro
 so that nothing has to be re-implemented per architecture.
 """
 
+import copy
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -144,6 +145,12 @@ class FrozenModel:
             edits[name] = lambda value, layer=layer: (writes.mlp_out[layer] + self._skip(layer, read[layer]))[None]
         _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
         return Reads(torch.stack(read), cache[_FINAL][0])
+
+    def without_skips(self) -> "FrozenModel":
+        """The same constants, where nothing passes by a skip term: another map, which the clean run is no part of."""
+        other = copy.copy(self)
+        other.skips = [None] * len(self.skips)
+        return other
 
     def skip_out(self, read: Float[Tensor, "layer pos d_model"]) -> Float[Tensor, "layer pos d_model"]:
         """What the skip terms write, given what the dictionaries read."""

@@ -19,13 +19,9 @@ from transcoders.dictionaries.provenance import has_other_weights, reading_as_tr
 from transcoders.errors import CheckFailedError, DictionaryError, InputError, ModelError
 from transcoders.evaluation.statistics import unexplained
 from transcoders.language_model import Hook, LanguageModel
-from transcoders.sites import Site, SiteKind
+from transcoders.sites import MLP_READS, MLP_WRITES, Site
 
 logger = logging.getLogger(__name__)
-
-READS: tuple[SiteKind, ...] = ("mlp_in", "mlp_normed", "resid_mid")
-WRITES: tuple[SiteKind, ...] = ("mlp_out", "mlp_added")
-"""What dictionaries may read and write in the place of an MLP."""
 
 BAD_FVU = 0.9
 """Dictionaries that leave this much unexplained hardly explain anything: they expect other numbers than they read."""
@@ -269,13 +265,14 @@ class ReplacementModel:
 
 def _check_sites(dictionaries: DictionarySet, model: LanguageModel) -> None:
     """Raises `DictionaryError` unless each layer's dictionary stands for the layer's MLP, at sites the model has."""
-    sides = (("read", dictionaries.reads, READS), ("write", dictionaries.writes, WRITES))
+    sides = (("read", dictionaries.reads, MLP_READS), ("write", dictionaries.writes, MLP_WRITES))
     for side, sites, kinds in sides:
         for layer, site in enumerate(sites):
             if site.kind not in kinds or site.layer != layer:
                 raise DictionaryError(
-                    f"Attribution needs transcoders, which read {', '.join(READS)} and write {' or '.join(WRITES)} of "
-                    f"each layer; those of layer {layer} {side} {site}. Train with kind 'clt' or 'plt'."
+                    f"Attribution needs transcoders, which read {', '.join(MLP_READS)} and write "
+                    f"{' or '.join(MLP_WRITES)} of each layer; those of layer {layer} {side} {site}. Train with kind "
+                    "'clt' or 'plt'."
                 )
             if layer < model.n_layers:
                 _require_site(side, site, model)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuitsae.report.passing import of_passing
 from circuitsae.report.text import visible
 
 if TYPE_CHECKING:
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 
 
 def of_graph(graph: "AttributionGraph") -> str:
-    """What the first choice's logit is made of, and what validation said of the edges, where it was run."""
+    """What the first choice's logit is made of, what validation said of the edges, where it was run, and how far the
+    dictionaries' derivatives are to be trusted, where that was measured.
+    """
     notes = graph.edge_notes
-    return " ".join(filter(None, [of_logit(graph), "" if notes is None else of_verdicts(notes)]))
+    verdicts = "" if notes is None else of_verdicts(notes)
+    return " ".join(filter(None, [of_logit(graph), verdicts, of_passing(graph.provenance)]))
 
 
 def of_logit(graph: "AttributionGraph") -> str:
-    """The shares of features, tokens and errors in Σ|weight| of the edges into the most probable logit."""
+    """The shares of features, tokens and errors in Σ|weight| of the edges into the most probable logit, and what of
+    these edges passed by skip terms.
+    """
     from circuitsae.graph import NodeKind
 
     logits = graph.top_logits()
@@ -37,7 +43,20 @@ def of_logit(graph: "AttributionGraph") -> str:
         f"Of the logit of {visible(logits[0].text)}, {features} comes through {_number(count, 'feature')}, {tokens} "
         f"from tokens directly and {errors} from what the dictionaries miss"
         + (f"; {100 * pruned:.0f} % is pruned." if pruned >= 0.005 else ".")
+        + _past(graph, logits[0].id)
     )
+
+
+def _past(graph: "AttributionGraph", target: str) -> str:
+    """How much of the edges into a node passed by skip terms; nothing where there are none."""
+    from circuitsae.graph import NodeKind
+    from circuitsae.graph.past import row_shares
+
+    if graph.past is None:
+        return ""
+    row = [graph.position[target]]
+    (share,) = row_shares(graph.weights[row], graph.past[row], graph.mask(NodeKind.BIAS))
+    return f" {100 * share:.0f} % of these edges passed by skip terms, past the features between."
 
 
 def of_size(graph: "AttributionGraph") -> str:
@@ -118,13 +137,14 @@ def _counts(verdicts: Sequence[str]) -> Mapping[str, int]:
 
 
 def of_evaluation(evaluation: "Evaluation") -> str:
-    """Sparsity, what is unexplained, and the model's first choice with everything replaced."""
-    replaced = evaluation.replaced
+    """Sparsity, what is unexplained, the model's first choice with everything replaced, and what small changes do."""
+    replaced, found = evaluation.replaced, evaluation.agreement
+    passing = "" if found is None else " " + of_passing({"dictionaries": {"agreement": found.summary()}})
     features = "" if replaced.features == "replaced" else ", features of the original model's stream"
     return (
         f"{evaluation.l0:.1f} features are active per layer and token and leave {evaluation.fvu:.1%} of the variance "
         f"unexplained; with all layers replaced{features} the first choice stays at {replaced.top1_agreement:.1%} of "
-        f"the tokens, KL {replaced.kl:.3f} nats, loss {replaced.loss:.3f} instead of {evaluation.loss:.3f}."
+        f"the tokens, KL {replaced.kl:.3f} nats, loss {replaced.loss:.3f} instead of {evaluation.loss:.3f}.{passing}"
     )
 
 

@@ -232,13 +232,13 @@ def main(arguments: list[str]) -> None:
     quick = "--quick" in arguments
     torch.set_num_threads(min(2, torch.get_num_threads()))
     start = time.perf_counter()
-    n, edges = (1, 5) if quick else (8, 60)
+    n, edges, controls = (1, 5, 19) if quick else (8, 60, 200)
     prompts, parts, found = task_prompts(n), [], {}
     language_model = cs.load_model("pocket")
     kinds = {"pocket": "Cross-layer transcoder", "pocket-plt": "Per-layer transcoders"}
     models = {name: cs.ReplacementModel(language_model, cs.load_dictionaries(name)) for name in kinds}
     for name, label in kinds.items():
-        found[name] = survey(models[name], prompts, edges=edges, nodes=NODES)
+        found[name] = survey(models[name], prompts, edges=edges, controls=controls, nodes=NODES)
         parts.append(survey_section(label, found[name]))
     for task in circuit_tasks(models["pocket"], 4 if quick else 50):
         parts.append(circuit_section(models["pocket"], task, quick))

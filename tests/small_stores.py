@@ -11,6 +11,7 @@ from transcoders.data import store_writing
 from transcoders.sites import Site
 
 CONTEXT, D_MODEL, BLOCK = 17, 16, 600
+DTYPES = ("float32", "bf16", "int8")
 KINDS = ("resid_post", "mlp_in", "mlp_out")
 SITES = tuple(Site(layer, kind) for layer in range(2) for kind in ("mlp_in", "mlp_out", "resid_post"))
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -388,23 +389,8 @@ class LanguageModel:
     ) -> list[tuple[Any, Any]]:
         """The bridge's hooks that edit as `write` says, and then put into `cache` what is at `read`."""
         home = self.device
-
-        def reader(name: str) -> Callable[..., None]:
-            def store(value: Tensor, hook: Any) -> None:
-                cache[name] = apart(value, tokens).to(home)
-
-            return store
-
-        def writer(edit: Hook) -> Callable[..., Tensor | None]:
-            def change(value: Tensor, hook: Any) -> Tensor | None:
-                changed = edit((whole := apart(value, tokens)).to(home))
-                if changed is not None and whole is not value:
-                    changed = changed.reshape(value.shape)
-                return None if changed is None else changed.to(value.device)
-
-            return change
-
-        return [(name, writer(edit)) for name, edit in write.items()] + [(name, reader(name)) for name in read]
+        writers = [(name, partial(_change, edit, tokens, home)) for name, edit in write.items()]
+        return writers + [(name, partial(_store, cache, name, tokens, home)) for name in read]
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values for `run_hooked`."""
@@ -449,3 +435,16 @@ class LanguageModel:
         follows the blocks (`ln_final`, `unembed`), and as layer -1 a norm of the embeddings (`embed_ln`).
         """
         return self.parts.bias_groups()
+
+
+def _store(cache: dict[str, Tensor], name: str, tokens: Tensor, home: torch.device, value: Tensor, hook: Any) -> None:
+    """Keep what one of the bridge's hooks carries."""
+    cache[name] = apart(value, tokens).to(home)
+
+
+def _change(edit: Hook, tokens: Tensor, home: torch.device, value: Tensor, hook: Any) -> Tensor | None:
+    """What an edit makes of what one of the bridge's hooks carries, in its shape and on its device."""
+    changed = edit((whole := apart(value, tokens)).to(home))
+    if changed is not None and whole is not value:
+        changed = changed.reshape(value.shape)
+    return None if changed is None else changed.to(value.device)

@@ -19,6 +19,10 @@ SiteKind = Literal[
     "attn_added",
 ]
 
+MLP_READS: tuple[SiteKind, ...] = ("mlp_in", "mlp_normed", "resid_mid")
+MLP_WRITES: tuple[SiteKind, ...] = ("mlp_out", "mlp_added")
+"""What dictionaries may read and write in the place of an MLP."""
+
 _HOOKS: dict[SiteKind, tuple[str, ...]] = {
     "resid_pre": ("hook_in",),
     "resid_mid": ("hook_resid_mid",),

@@ -9,7 +9,7 @@ import math
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -103,7 +103,8 @@ def attribute(
     """The full attribution graph of a prompt's last position; `prune()` it to read it.
 
     A[t, s] = a_s · Σ_{l' < l_t} W_dec[s→l'] · P((l', p_s) → (l_t, p_t)) · W_enc[:, t] under frozen attention patterns
-    and norm scales, after Ameisen et al. 2025, "Circuit Tracing".
+    and norm scales, after Ameisen et al. 2025, "Circuit Tracing". Where dictionaries have skip terms, these are paths, and
+    the graph's `past` is what of each edge passed by them, by one more sweep.
 
     * `max_features`: only this many features become nodes, those of most influence as far as the rows of the logits
       and of a few features tell; what the others write counts as error there, so rows still sum up.
@@ -275,10 +276,22 @@ def _expand(
     if linear is not None:
         sources = SourceVectors(ends.model, ends.trace, ends.sources, linear)
         share = 1.0 if n_features is None else n_features / len(ends.targets.layer)
-        yield expansion(engine=ClosedForm(sources, ends.targets, share=share, batch_size=batch_size))
+        engine = ClosedForm(sources, ends.targets, share=share, batch_size=batch_size)
+        yield expansion(engine=engine, without_skips=engine.without_skips() if has_skips(ends.model) else None)
         return
-    with autograd_rows(ends.model, ends.trace) as rows_of:
-        yield expansion(engine=Autograd(rows_of, ends, batch_size=batch_size))
+    with ExitStack() as opened:
+        maps = [True, False] if has_skips(ends.model) else [True]
+        engines = [
+            Autograd(opened.enter_context(autograd_rows(ends.model, ends.trace, skips=skips)), ends,
+                     batch_size=batch_size)
+            for skips in maps
+        ]  # fmt: skip
+        yield expansion(engine=engines[0], without_skips=engines[1] if len(engines) > 1 else None)
+
+
+def has_skips(model: ReplacementModel) -> bool:
+    """Whether the dictionary of some layer has a skip term."""
+    return any(model.dictionaries.skip(layer) is not None for layer in range(model.model.n_layers))
 
 
 def _current_name(engine: EngineName | OldEngineName) -> EngineName:
@@ -311,8 +324,8 @@ def _strongest(expansion: Expansion, at_most: int) -> tuple[Endpoints, RowBlock 
     """The ends with the `at_most` features of most influence, and of their rows those that are known from choosing."""
     features, seen = first_look(expansion, at_most)
     left = expansion.ends.keep(features)
-    if len(left.model.dictionaries.write_layers(0)) > 1:
-        return left, None  # an edge does not tell at which of its layers a feature wrote, and so which error it joins
+    if len(left.model.dictionaries.write_layers(0)) > 1 or has_skips(left.model):
+        return left, None  # an edge does not tell at which of its layers a feature wrote, nor what passed by a skip
     known = with_only(features, seen, expansion)
     return left.without_targets(known.rows), known
 

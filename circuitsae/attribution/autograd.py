@@ -47,8 +47,11 @@ class Autograd:
 
 
 @contextmanager
-def autograd_rows(model: ReplacementModel, trace: Trace) -> Iterator[RowsOf]:
-    """A function from targets to their rows of the adjacency, one column for each of `source_nodes`."""
+def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True) -> Iterator[RowsOf]:
+    """A function from targets to their rows of the adjacency, one column for each of `source_nodes`.
+
+    `skips=False`: where no path takes a skip term, so that the rows do not sum up to what is read.
+    """
     frozen, groups = trace.frozen, trace.frozen.model.bias_groups()
     biases = [parameter for group in groups.values() for parameter in group]
     writes = _leaves(replace(frozen.writes, mlp_out=frozen.writes.mlp_out - frozen.skip_out(frozen.reads.by_layer)))
@@ -57,7 +60,7 @@ def autograd_rows(model: ReplacementModel, trace: Trace) -> Iterator[RowsOf]:
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
-            reads = frozen(writes)
+            reads = (frozen if skips else frozen.without_skips())(writes)
 
         def rows_of(targets: TargetVectors) -> Float[Tensor, "target source"]:
             wanted = torch.zeros(len(targets.layer), model.model.n_layers + 1, *reads.final.shape, **_like(reads.final))
@@ -73,7 +76,8 @@ def autograd_rows(model: ReplacementModel, trace: Trace) -> Iterator[RowsOf]:
             gradients = _gradients(found, inputs, len(wanted), writes.position is not None, groups)
             return _score(model, trace, gradients)
 
-        _check_complete(model, trace, rows_of)
+        if skips:
+            _check_complete(model, trace, rows_of)
         yield rows_of
     finally:
         for parameter in biases:

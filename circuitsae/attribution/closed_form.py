@@ -52,10 +52,17 @@ class ClosedForm:
         chosen = choose_meeting_layer(sources, targets, share=share) if meeting_layer is None else meeting_layer
         self.meeting_layer = chosen
         self._batch_size = batch_size
-        skips = (sources.dictionaries.skip(layer) for layer in range(self.n_layers))
-        self._skips = [None if skip is None else skip.detach().to(self.linear.dtype) for skip in skips]
         self._below: list[_CarriedSources] | None = None
         _hold_freed_memory()
+
+    def without_skips(self) -> "ClosedForm":
+        """The same rows where no path takes a skip term."""
+        return ClosedForm(
+            self.sources.without_skips(),
+            self.targets,
+            meeting_layer=self.meeting_layer,
+            batch_size=self._batch_size,
+        )
 
     def every_row(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Numbers of targets and their rows, in blocks, until all have come."""
@@ -143,7 +150,7 @@ class ClosedForm:
         carried.joined = joined
 
     def _transpose_skip(self, carried: "_CarriedTargets", layer: int) -> Float[Tensor, "row pos d_model"] | None:
-        skip, block = self._skips[layer], self.linear.blocks[layer]
+        skip, block = self.sources.skips[layer], self.linear.blocks[layer]
         if skip is None or not carried.joined:
             return None
         G = carried.G[: carried.joined]
@@ -195,7 +202,7 @@ class ClosedForm:
         sources.joined = joined
 
     def _write_skip(self, sources: "_CarriedSources", layer: int, read: Float[Tensor, "row pos d_model"]) -> None:
-        skip, block = self._skips[layer], self.linear.blocks[layer]
+        skip, block = self.sources.skips[layer], self.linear.blocks[layer]
         if skip is not None and sources.joined:
             written = block.read.forward(read[: sources.joined], sources.first) @ skip
             written = written if block.write is None else block.write.forward(written, sources.first)

@@ -45,7 +45,7 @@ class _Counts:
         self.targets = np.zeros((self.n_layers + 1, n_positions))
         np.add.at(self.targets, (targets.layer.cpu().numpy(), targets.pos.cpu().numpy()), share)
         self.all_targets = share == 1
-        skip = any(sources.dictionaries.skip(layer) is not None for layer in range(self.n_layers))
+        skip = any(skip is not None for skip in sources.skips)
         self.hop = (6 if skip else 4) * self.d**2
 
     @property

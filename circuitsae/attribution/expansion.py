@@ -19,9 +19,10 @@ from circuitsae.graph import (
     merge_features,
     merge_matrix,
 )
-from circuitsae.graph.compact import RowBlock, assemble, nonzeros
+from circuitsae.graph.compact import RowBlock, assemble, edge_counts, nonzeros, select_edges
 from circuitsae.graph.influence import cumulative, scores
 from circuitsae.graph.nodes import node_columns
+from circuitsae.graph.past import past_share, past_skips
 from circuitsae.graph.pruning import strongest_nodes
 from circuitsae.graph.sweep import HELD_BYTES, InfluenceSweep, Sums
 
@@ -53,6 +54,8 @@ class Expansion:
     """A graph whose rows are still to be found: its nodes (features first, logits last), and how to find the rows."""
 
     engine: Engine
+    without_skips: Engine | None
+    """The same rows where no path takes a skip term; None where the dictionaries have none."""
     ends: Endpoints
     provenance: Mapping[str, Any]
     edges_per_node: int | None
@@ -91,6 +94,44 @@ class Expansion:
             yield self.ends.target_nodes[targets], np.concatenate([block, extra], axis=1)
             self.done(len(targets))
 
+    def past(self, weights: sparse.csr_array, nodes: np.ndarray) -> sparse.csr_array | None:
+        """What of `weights` [k, k] between these `nodes` [k], by number, passed by a skip term; one more sweep."""
+        if (direct := self.direct) is None:
+            return None
+        number, place = (np.full(len(self.nodes), -1) for _ in range(2))
+        number[self.ends.target_nodes], place[nodes] = np.arange(len(self.ends.target_nodes)), np.arange(len(nodes))
+        wanted = number[nodes[edge_counts(weights) > 0]]
+        every = 2 * len(wanted) > len(self.ends.target_nodes)  # each of them costs less where all are found
+
+        def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for found, block in direct.every_row() if every else direct.rows(wanted):
+                here = place[found] >= 0
+                yield place[found[here]], self.with_all_columns(block[here])[:, nodes]
+
+        return self._crossing(past_skips(weights, rows()), nodes)
+
+    def _crossing(self, past: sparse.csr_array, nodes: np.ndarray) -> sparse.csr_array:
+        """Without the rounding errors of edges that no skip term lies between."""
+        dictionaries, layer = self.ends.model.dictionaries, np.array([self.nodes[node].layer for node in nodes])
+        below = np.cumsum([0, *(dictionaries.skip(at) is not None for at in range(dictionaries.n_layers))])
+        written = np.maximum(
+            layer + ~self.bias[nodes], 0
+        )  # attention adds its biases before the layer's own term reads
+        target = np.repeat(layer, edge_counts(past))
+        return select_edges(past, below[target] > below[written[past.indices]])
+
+    @cached_property
+    def direct(self) -> "Expansion | None":
+        """The same rows where no path takes a skip term."""
+        engine = self.without_skips
+        return None if engine is None else replace(self, engine=engine, done=lambda _: None)
+
+    def with_all_columns(self, block: np.ndarray) -> np.ndarray:
+        """Rows [row, node] of rows [row, column]."""
+        whole = np.zeros((len(block), len(self.nodes)), dtype=block.dtype)
+        whole[:, self.columns] = block
+        return whole
+
     def graph(self, weights: sparse.csr_array, rest: np.ndarray, inputs: np.ndarray | None) -> AttributionGraph:
         trace, model = self.ends.trace, self.ends.model.model
         return AttributionGraph.build(
@@ -102,6 +143,7 @@ class Expansion:
             self.provenance,
             rest=rest,
             inputs=inputs,
+            past=self.past(weights, np.arange(len(self.nodes))),
         )
 
 
@@ -136,13 +178,15 @@ def pruned(
     sweep = InfluenceSweep(columns, targets, held=HELD_BYTES)
     order = np.argsort(expansion.columns)  # by node: sums run in this order
     by_node = expansion.columns[order]
-    rest, places = np.zeros(len(targets)), []
+    rest, bypassed, places = np.zeros(len(targets)), np.zeros(len(targets)), []
 
     def sparse_rows(block: np.ndarray) -> sparse.csr_array:
         return nonzeros(block[:, order], by_node, len(targets))
 
-    for found, block in _with_known(expansion, known):
+    for found, block, direct in _with_direct(expansion, known):
         block, rest[found], inputs = _stored(expansion, block, expansion.columns)
+        if direct is not None:
+            bypassed[found] = _past_share(block, np.where(block == 0, 0, direct), expansion.bias[expansion.columns])
         sweep.add(found, sparse_rows(block), inputs)
         places.append(found)
     sums = sweep.sums()
@@ -155,7 +199,8 @@ def pruned(
         block, *_ = _stored(expansion, block, expansion.columns)
         again = np.flatnonzero(wanted[found])
         blocks.append(_inside(RowBlock(found[again], sparse_rows(block[again])), kept))
-    inside = _graph_of(expansion, columns, kept, assemble(blocks, int(kept.sum())), rest, sums)
+    weights = assemble(blocks, int(kept.sum()))
+    inside = _graph_of(expansion, columns, kept, weights, rest, sums, bypassed)
     return inside.prune_edges(edges), FullSize(len(expansion.nodes), sums.n_edges)
 
 
@@ -163,6 +208,25 @@ def _with_known(expansion: Expansion, known: RowBlock | None) -> Iterator[tuple[
     if known is not None:
         yield known.rows, known.edges[:, expansion.columns].toarray()
     yield from expansion.every_row()
+
+
+def _with_direct(
+    expansion: Expansion, known: RowBlock | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """`_with_known`, with the same rows where no path takes a skip term; None where there is none."""
+    if expansion.direct is None:
+        yield from ((found, block, None) for found, block in _with_known(expansion, known))
+        return
+    both = zip(_with_known(expansion, known), expansion.direct.every_row(), strict=True)
+    for (found, block), (same, direct) in both:
+        assert np.array_equal(found, same)
+        yield found, block, direct
+
+
+def _past_share(block: np.ndarray, direct: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """[row], what `row_shares` gives of dense rows and their parts without skip terms."""
+    past, beside = (np.sum(np.abs(part, dtype=np.float64), axis=1, where=~bias) for part in (block - direct, direct))
+    return past_share(past, past + beside)
 
 
 def _found_again(
@@ -203,9 +267,10 @@ def _graph_of(
     weights: sparse.csr_array,
     rest: np.ndarray,
     sums: Sums,
+    bypassed: np.ndarray,
 ) -> AttributionGraph:
     """The graph of some nodes, with what their full graph says of them."""
-    trace = expansion.ends.trace
+    trace, past = expansion.ends.trace, expansion.past(weights, np.flatnonzero(kept))
     token, logit, bias, error = (
         columns["kind"] == kind for kind in (NodeKind.TOKEN, NodeKind.LOGIT, NodeKind.BIAS, NodeKind.ERROR)
     )
@@ -216,11 +281,14 @@ def _graph_of(
         influence=sums.influence[kept],
         inputs=sums.inputs[kept],
         cumulative=cumulative(sums.influence, always=token | logit | bias)[kept],
-        scores=scores(sums.error_share, sums.influence, columns["start"], token, error),
+        scores=scores(
+            sums.error_share, sums.influence, columns["start"], token, error, None if past is None else bypassed
+        ),
         tokens=trace.token_strings,
         token_ids=tuple(trace.tokens.tolist()),
         n_layers=expansion.ends.model.model.n_layers,
         provenance=dict(expansion.provenance),
+        past=past,
     )
 
 
@@ -290,10 +358,9 @@ class _Explorer:
         return self._expansion.graph(self.influence.take_edges(), self._rest, self._inputs if truncated else None)
 
     def _add(self, wanted: np.ndarray) -> None:
-        expansion, columns = self._expansion, self._expansion.columns
+        expansion = self._expansion
         for nodes, block in expansion.rows(wanted):
-            whole = np.zeros((len(nodes), len(expansion.nodes)), dtype=block.dtype)
-            whole[:, columns] = block
+            whole = expansion.with_all_columns(block)
             inputs = None
             if expansion.edges_per_node is not None:
                 whole, self._rest[nodes], inputs = keep_strongest(whole, expansion.edges_per_node, expansion.bias)

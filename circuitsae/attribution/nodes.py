@@ -5,6 +5,7 @@
 This module has both vectors of every edge; what lies between them, the path map P, is the engines' business.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -173,6 +174,9 @@ class SourceVectors:
             (nodes[i].layer, nodes[i].text): column for column, i in enumerate(self.columns) if not is_local[i]
         }
         layers = range(model.model.n_layers)
+        skips = [model.dictionaries.skip(layer) for layer in layers]
+        self.skips = [None if skip is None else skip.detach().to(linear.dtype) for skip in skips]
+        """Of each layer W_skip, by which a path passes its features."""
         self._first_writer = [0 if len(model.dictionaries.write_layers(0)) > 1 else layer for layer in layers]
         self._place = self.pos[: self.n_local] * (len(layers) + 1) + self.layer[: self.n_local] + 1
         self._kept: dict[int, LocalSources] = {}
@@ -183,6 +187,13 @@ class SourceVectors:
         """Of each layer: the biases of attention and of its norms, through the pattern."""
         self.broadcast_embed = self._broadcast_embed()
         """The bias of a norm of the embeddings."""
+
+    def without_skips(self) -> "SourceVectors":
+        """These sources where no path takes a skip term."""
+        other = copy.copy(self)
+        other.skips = [None] * len(self.skips)
+        other.broadcast_mlp = [other._broadcast_mlp(layer) for layer in range(len(self.skips))]
+        return other
 
     @property
     def writes_again(self) -> bool:
@@ -261,10 +272,10 @@ class SourceVectors:
         block = self.linear.blocks[layer]
         columns = [self._broadcast[layer, "b_dec"]]
         written = [self.dictionaries.decoder_bias(layer).detach()]
-        skip, bias = self.dictionaries.skip(layer), block.read.bias
+        skip, bias = self.skips[layer], block.read.bias
         if skip is not None and bias is not None:
             columns.append(self._broadcast[layer, f"{block.mlp_norm}.b"])
-            written.append(bias @ skip.detach().to(bias))
+            written.append(bias @ skip.to(bias))
         vectors = torch.stack(written).to(self.linear.dtype)[:, None].repeat(1, self.trace.n_positions, 1)
         vectors[0, : self.trace.first] = 0  # b_dec stands in for no MLP there; a skip term does
         return self._at_columns(columns, vectors if block.write is None else block.write.forward(vectors))

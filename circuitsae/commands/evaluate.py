@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _CONTEXT = 128
 _TOKENS = 20_000
+JACOBIAN_TOKENS = 2_048
 LOSS_TOKENS = 5_000
 """Of the held-out tokens, how many losses are measured on unless told otherwise."""
 
@@ -47,6 +48,7 @@ def evaluate(
     part: CorpusPartOptions = CorpusPart(),
     tokens: int = _TOKENS,
     loss_tokens: int = LOSS_TOKENS,
+    jacobian_tokens: int = JACOBIAN_TOKENS,
     memory_mb: int = 512,
     context: int | None = None,
     separator: str | None = None,
@@ -74,6 +76,8 @@ def evaluate(
         tokens: How many held-out tokens to read, at most.
         loss_tokens: How many of them to measure losses, agreement and KL on, layer by layer; they take nearly all of
             the time.
+        jacobian_tokens: How many of them to measure Jacobian agreement on (how much of a small change the dictionaries
+            pass on); 0 leaves it out, and SAEs have none.
         memory_mb: Memory to take beside the model and the dictionaries.
         context: Tokens per row of text; default, what the dictionaries were trained with, or 128.
         separator: Text between documents; default, what the dictionaries were trained with.
@@ -89,6 +93,8 @@ def evaluate(
     for option, value in (("tokens", tokens), ("loss-tokens", loss_tokens), ("memory-mb", memory_mb)):
         if value < 1:
             raise InputError(f"--{option} {value} leaves nothing to measure; give at least 1.")
+    if jacobian_tokens < 0:
+        raise InputError(f"--jacobian-tokens {jacobian_tokens} is no number of tokens; give 0 to leave them out.")
     _refuse_impossible_bars(require_fvu, require_agreement)
     if out is not None and out.is_dir():
         raise InputError(f"--out {out} is a folder; give the name of a JSON file.")
@@ -98,17 +104,24 @@ def evaluate(
     from circuitsae.console import show_evaluation
     from transcoders.dictionaries.provenance import reading_as_trained
     from transcoders.evaluation import evaluate as measure
+    from transcoders.formats.native import native_id
+    from transcoders.training.record import record_evaluation
 
     language_model = reading_as_trained(language_model, loaded.provenance, bos)
     length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
     separator = separator if separator is not None else _recorded(loaded, "separator", None)
     rows = _rows(language_model, text, tokens, length, separator)
-    evaluation = measure(language_model, loaded, rows, loss_tokens=loss_tokens, memory=memory_mb * 2**20, progress=True)
+    evaluation = measure(
+        language_model, loaded, rows, loss_tokens=loss_tokens, jacobian_tokens=jacobian_tokens,
+        memory=memory_mb * 2**20, progress=True,
+    )  # fmt: skip
     show_evaluation(console, evaluation)
     folder = Path(model if dictionaries is None else dictionaries)
     path = out or (folder if folder.is_dir() else Path()) / "evaluation.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    evaluation.save(path)
+    evaluation.save(path, dictionaries_id=native_id(folder) if path.parent == folder else None)
+    if path.parent == folder:
+        record_evaluation(folder, evaluation)
     say(console, f"Written: {path}")
     _check(evaluation, require_fvu, require_agreement)
 

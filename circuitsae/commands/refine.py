@@ -112,8 +112,8 @@ def readme(dictionaries: str, model: str, refined: "Refinement") -> str:
         f"By `{command_line()}`, with {versions}.", "",
         f"Settings: {settings}.", "",
         f"Skip terms and biases: ridge regression of each layer's error on its read, on {refined.tokens:,} tokens of "
-        f"{refined.corpus}. Figures: on {refined.held_out_tokens:,} held-out tokens, before → after; cosine and norm ratio of the "
-        "derivative: `J_dictionary v` against `J_mlp v`.", "",
+        f"{refined.corpus}. Figures: on {refined.held_out_tokens:,} held-out tokens, before → after; cosine and norm "
+        "ratio of the derivative: `J_dictionary v` against `J_mlp v`.", "",
         f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {row} |" for row in rows),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

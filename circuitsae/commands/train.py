@@ -24,7 +24,7 @@ from circuitsae.commands.shared import (
 from circuitsae.tables import open_console
 from transcoders.errors import InputError
 from transcoders.sites import SiteKind
-from transcoders.training.config import TrainConfig, config_of
+from transcoders.training.config import MLPSettings, TrainConfig, config_of
 
 
 def train(
@@ -35,7 +35,6 @@ def train(
     part: CorpusPartOptions = CorpusPart(),
     out: Path,
     kind: Literal["clt", "plt", "sae"] = "clt",
-    skip: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
     centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
     start: Annotated[str | None, tyro.conf.DisallowNone] = None,
@@ -47,6 +46,7 @@ def train(
     wide: Wide = False,
     weights: WeightOptions = Weights(),
     settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.DisallowNone] = TrainConfig(),
+    mlps: Annotated[MLPSettings, tyro.conf.arg(name=""), tyro.conf.DisallowNone] = MLPSettings(),
 ) -> None:
     """Train dictionaries for all layers of a model, evaluate them on held-out text, and save them.
 
@@ -57,7 +57,6 @@ def train(
         part: Which part of a data set.
         out: Folder for the dictionaries, the metrics and the checkpoints.
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
-        skip: Transcoders only: add a linear map from input to output.
         site: SAEs only: what is read and reconstructed; resid_post unless given.
         centred: SAEs only: the encoder reads its input less the decoder's bias.
         start: Dictionaries to train on instead of new weights: a folder or hub name. What they are is taken over:
@@ -70,19 +69,20 @@ def train(
         device: cpu, cuda, cuda:1, mps.
         weights: Which weights of the model.
         settings: How to train.
+        mlps: How to train transcoders.
     """
-    own = {"skip": skip, "site": site, "centred": centred}
-    config = config_of(kind, **asdict(settings), **{key: value for key, value in own.items() if value is not None})
-
-    import json
+    own = {key: value for key, value in (("site", site), ("centred", centred)) if value is not None}
+    own |= {key: value for key, value in asdict(mlps).items() if value != getattr(MLPSettings(), key)}
+    config = config_of(kind, **asdict(settings), **own)
 
     import transcoders
     from circuitsae.console import show_evaluation, show_plan
     from circuitsae.loading import load_dictionaries
     from circuitsae.pocket.corpus import TRAINING
-    from transcoders.files import write_file
+    from transcoders.formats.native import native_id
     from transcoders.kernels import keep_freed_memory, release_freed_memory
     from transcoders.training.distributed import device_of_rank, leave, rank_in_environment
+    from transcoders.training.record import record_evaluation
     from transcoders.training.warm_start import Start
 
     console = open_console(wide)
@@ -113,7 +113,8 @@ def train(
         rows = transcoders.held_out_rows(language_model, text, tokens=evaluate_tokens, **stream)
         evaluation = transcoders.evaluate(language_model, dictionaries, rows, loss_tokens=loss_tokens, progress=True)
         show_evaluation(console, evaluation)
-        write_file(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=1))
+        evaluation.save(out / "evaluation.json", dictionaries_id=native_id(out))
+        record_evaluation(out, evaluation)
     say(console, f"Dictionaries: {out}")
     if store is not None:
         say_next(console, f"circuitsae evaluate {model} {out} --corpus TEXT")

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.nodes import Node, NodeKind
+from circuitsae.graph.past import past_share
 from transcoders._lazy import public
 from transcoders.errors import InputError
 
@@ -32,13 +33,14 @@ class AggregateGraph:
     nodes: pd.DataFrame
     """`id`, `kind`, `layer`, `place`, `index`, `text`, `frequency`, and of its influence `mean`, `low`, `high`."""
     edges: pd.DataFrame
-    """`source`, `target`, `frequency`, and of its weight `mean`, `low`, `high`."""
+    """`source`, `target`, `frequency`, and of its weight `mean`, `low`, `high`; where all graphs are of dictionaries
+    with skip terms, also `past`, the mean of what passed by these."""
     places: tuple[str, ...]
     """Roles, and positions counted from the end where there is none, in the order of the prompts."""
     n_layers: int
     n_prompts: int
     scores: Mapping[str, float]
-    """Means of the graphs' replacement and completeness scores."""
+    """Means of the graphs' scores."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -74,7 +76,10 @@ class AggregateGraph:
         for target, value in zip(targets, size.tolist(), strict=True):
             total[target] += value
         share = size / np.array([total[target] or 1.0 for target in targets])
-        return self.edges.assign(weight=self.edges["mean"], share=share)
+        found = self.edges.assign(weight=self.edges["mean"], share=share)
+        if "past" in found:
+            found["past_share"] = past_share(found["past"].to_numpy(), found["weight"].to_numpy())
+        return found
 
     def to_networkx(self) -> nx.DiGraph:
         """Nodes and edges with their columns as attributes."""
@@ -132,6 +137,8 @@ class _Table:
         self.texts: dict[str, Counter[str]] = defaultdict(Counter)
         self.influence: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
         self.weight: dict[tuple[str, str], dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        self.past: dict[tuple[str, str], float] = defaultdict(float)
+        self.has_past = True
 
     def add(self, number: int, graph: AttributionGraph, roles: Mapping[str, int], logits: Mapping[int, str]) -> None:
         length = len(graph.tokens)
@@ -145,6 +152,10 @@ class _Table:
         edges = sparse.coo_array(graph.weights)
         for t, s, w in zip(edges.row.tolist(), edges.col.tolist(), edges.data.tolist(), strict=True):
             self.weight[ids[s], ids[t]][number] += w
+        self.has_past &= graph.past is not None
+        past = sparse.coo_array(graph.weights.shape if graph.past is None else graph.past)
+        for t, s, w in zip(past.row.tolist(), past.col.tolist(), past.data.tolist(), strict=True):
+            self.past[ids[s], ids[t]] += w
 
     def _node(self, node: Node, places: Sequence[str], logits: Mapping[int, str]) -> str:
         place = places[node.pos] if node.pos >= 0 else ""
@@ -173,7 +184,8 @@ class _Table:
             if source in nodes and target in nodes and len(found) >= least * n
         ]
         frame = pd.DataFrame(kept, columns=["source", "target"])
-        return pd.concat([frame, _summary([self.weight[key] for key in kept], n, seed)], axis=1)
+        past = {"past": [self.past[key] / n for key in kept]} if self.has_past else {}
+        return pd.concat([frame, _summary([self.weight[key] for key in kept], n, seed)], axis=1).assign(**past)
 
     def places_in_order(self, used: set[str]) -> tuple[str, ...]:
         mean = {place: float(np.mean(at)) for place, at in self.place_at.items() if place in used}

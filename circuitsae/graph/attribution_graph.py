@@ -18,6 +18,7 @@ from circuitsae.graph.files import FIGURES, Header, read_files, write_files
 from circuitsae.graph.grouping import Supernode, group_nodes
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind, node_columns
+from circuitsae.graph.past import of_edges, on_edges, past_share, row_shares
 from circuitsae.graph.pruning import check_shares, strongest_edges, strongest_nodes
 from transcoders._lazy import public
 
@@ -53,6 +54,9 @@ class AttributionGraph:
     n_layers: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Model, dictionaries, prompt, versions and settings that made this graph; JSON values only."""
+    past: sparse.csr_array | None = None
+    """[node, node], the part of `weights` that passed by a skip term of the dictionaries, and so past the features:
+    without skip terms the edge would be `weights − past`. None where no dictionary has one, or a file does not say."""
     edge_notes: pd.DataFrame | None = None
     """What validation found of some edges: one row per (source, target), other columns as in `Validation`."""
 
@@ -68,11 +72,13 @@ class AttributionGraph:
         *,
         rest: np.ndarray | None = None,
         inputs: np.ndarray | None = None,
+        past: sparse.csr_array | None = None,
     ) -> "AttributionGraph":
         """A full graph, with influence and scores computed from its weights.
 
         Where `weights` has only the strongest edges of a row, `rest` [node] is the signed sum of the others, `inputs`
         [node] Σ|weight| of all (`circuitsae.graph.keep_strongest` gives both); without them every edge is stored.
+        `past`: the part of `weights` that passed by skip terms.
         """
         columns = node_columns(nodes)
         kinds, layers, start = columns["kind"], columns["layer"], columns["start"]
@@ -84,6 +90,7 @@ class AttributionGraph:
         targets = logit | (kinds == NodeKind.FEATURE)
         influence = _influence.node_influence(weights, inputs, layers, targets, start, bias)
         error_share = absolute[:, 1] * _influence.reciprocal(inputs)
+        bypassed = None if past is None else row_shares(weights, past, bias)
         return cls(
             nodes=tuple(nodes),
             weights=weights,
@@ -91,11 +98,12 @@ class AttributionGraph:
             influence=influence,
             inputs=inputs,
             cumulative=_influence.cumulative(influence, always=token | logit | bias),
-            scores=_influence.scores(error_share, influence, start, token, error),
+            scores=_influence.scores(error_share, influence, start, token, error, bypassed),
             tokens=tuple(tokens),
             token_ids=tuple(int(t) for t in token_ids),
             n_layers=n_layers,
             provenance=dict(provenance),
+            past=past,
         )
 
     def __repr__(self) -> str:
@@ -142,13 +150,15 @@ class AttributionGraph:
 
     def keep(self, nodes: np.ndarray, weights: sparse.csr_array) -> "AttributionGraph":
         """The part of this graph with the nodes of a mask, and `weights` (of all nodes) between them."""
+        past = None if self.past is None else of_edges(self.past, weights)
         if nodes.all():
-            return replace(self, weights=weights)
+            return replace(self, weights=weights, past=past)
         rows = np.flatnonzero(nodes)
         return replace(
             self,
             nodes=tuple(self.nodes[row] for row in rows),
             weights=sparse.csr_array(weights[rows][:, rows]),
+            past=None if past is None else sparse.csr_array(past[rows][:, rows]),
             rest=self.rest[rows],
             influence=self.influence[rows],
             inputs=self.inputs[rows],
@@ -187,7 +197,11 @@ class AttributionGraph:
         return pd.DataFrame(table | {"influence": self.influence, "cumulative": self.cumulative})
 
     def edges_frame(self) -> pd.DataFrame:
-        """One row per edge: `source`, `target`, `weight`, `share`, and the columns of `edge_notes`."""
+        """One row per edge: `source`, `target`, `weight`, `share`, and the columns of `edge_notes`.
+
+        Of dictionaries with skip terms also `past`, the part of the weight that passed by one, and `past_share` =
+        |past| / (|past| + |weight − past|).
+        """
         target = np.repeat(np.arange(len(self.nodes)), np.diff(self.weights.indptr))
         frame = pd.DataFrame(
             {
@@ -197,9 +211,12 @@ class AttributionGraph:
                 "share": self.shares.data,
             }
         )
+        if self.past is not None:
+            frame["past"] = on_edges(self.past, self.weights)
+            frame["past_share"] = past_share(frame["past"].to_numpy(), self.weights.data)
         if self.edge_notes is None:
             return frame
-        extra = [c for c in self.edge_notes.columns if c not in ("weight", "share")]
+        extra = [c for c in self.edge_notes.columns if c not in frame.columns[2:]]
         notes = self.edge_notes[extra].astype({"source": object, "target": object})  # without a row: numbers
         return frame.merge(notes, on=["source", "target"], how="left")
 
@@ -210,11 +227,11 @@ class AttributionGraph:
     def to_networkx(self) -> nx.DiGraph:
         """The graph in NetworkX, edges from source to target.
 
-        Node attributes: the columns of `nodes_frame`. Edge attributes: `weight`, `share`, and of edges that were tested
-        the columns of `Validation.edges`: claim by claim `graph_predicted`, `graph_measured`, `graph_ratio` with its
-        interval `graph_low` to `graph_high`, `graph_q`, `graph_verdict`; the same of `direct`; `model_predicted`,
-        `model_measured`; and the others. Graph attributes: `tokens`, `scores`, `provenance`. Values that are missing
-        (NaN) are left out.
+        Node attributes: the columns of `nodes_frame`. Edge attributes: `weight`, `share`, with skip terms `past` and
+        `past_share` (`edges_frame`), and of edges that were tested the columns of `Validation.edges`: claim by claim
+        `graph_predicted`, `graph_measured`, `graph_ratio` with its interval `graph_low` to `graph_high`, `graph_q`,
+        `graph_verdict`; the same of `direct`; `model_predicted`, `model_measured`; and the others. Graph attributes:
+        `tokens`, `scores`, `provenance`. Values that are missing (NaN) are left out.
         """
         graph = nx.DiGraph(tokens=list(self.tokens), scores=self.scores.as_dict(), provenance=dict(self.provenance))
         for row in self.nodes_frame().to_dict("records"):
@@ -228,7 +245,8 @@ class AttributionGraph:
         """The graph with each supernode in place of its members, edges summed in float64 (`group_nodes`).
 
         Edges between members of one supernode are left out of the edges and kept in its `internal`, so that for every
-        node Σ weight of its inputs + `internal` + `rest` = its `pre_activation` − `bias`, as in the graph. Other nodes
+        node Σ weight of its inputs + `internal` + `rest` = its `pre_activation` − `bias`, as in the graph. With skip
+        terms an edge has `past` and `past_share` (`edges_frame`), of the summed parts. Other nodes
         stay as they are, under their ids. A supernode's node is its name, with `kind` "supernode", `members`,
         `reason`, `score`, and sums over its members of `influence`, `pre_activation`, `bias` and `rest`; `layer` and
         `pos` are those of its most influential member. Supernodes may form circles where they span layers.
@@ -236,7 +254,7 @@ class AttributionGraph:
         two supernodes.
         """
         nodes = self.nodes_frame().assign(rest=self.rest, inputs=self.inputs, start=self.start)
-        grouped = group_nodes(nodes, self.weights, supernodes)
+        grouped = group_nodes(nodes, self.weights, supernodes, self.past)
         grouped.graph.update(tokens=list(self.tokens), scores=self.scores.as_dict(), provenance=dict(self.provenance))
         return grouped
 
@@ -268,7 +286,7 @@ class AttributionGraph:
             edge_notes=self.edge_notes,
             figures={name: getattr(self, name) for name in FIGURES},
         )
-        write_files(folder, head, self.weights)
+        write_files(folder, head, self.weights, self.past)
         return folder
 
     @classmethod
@@ -278,7 +296,7 @@ class AttributionGraph:
         Raises `FileFormatError`, with one sentence, where there is none, or a file in it is cut off, malformed, or
         larger than `limits`.
         """
-        head, weights = read_files(Path(folder), limits)
+        head, weights, past = read_files(Path(folder), limits)
         return cls(
             nodes=head.nodes,
             weights=weights,
@@ -288,6 +306,7 @@ class AttributionGraph:
             n_layers=head.n_layers,
             provenance=head.provenance,
             edge_notes=head.edge_notes,
+            past=past,
             **head.figures,
         )
 

@@ -14,9 +14,11 @@ import pandas as pd
 from scipy import sparse
 
 from circuitsae.graph.checking import (
+    LARGEST_NUMBER,
     Limits,
     MalformedError,
     array_header,
+    array_names,
     check_edges,
     check_place,
     mapping,
@@ -37,6 +39,7 @@ from circuitsae.graph.checking import (
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.notes import checked, written
+from circuitsae.graph.past import on_edges
 from transcoders.errors import FileFormatError
 from transcoders.files import file_hash, new_files, undisturbed, write_file
 
@@ -45,7 +48,6 @@ NATIVE_LIMITS = Limits(edges=2**28)
 """The largest graph that `load_graph` reads: of its own files the edges are cheap, some 4 GB at most."""
 _DOCUMENT, _EDGES = "graph.json", "edges.npz"
 FIGURES = ("rest", "inputs", "influence", "cumulative")
-_SCORES = ("replacement", "completeness")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +68,12 @@ class Header:
     """`rest`, `inputs`, `influence` and `cumulative`, [node] each."""
 
 
-def write_files(folder: Path, head: Header, weights: sparse.csr_array) -> None:
+def write_files(folder: Path, head: Header, weights: sparse.csr_array, past: sparse.csr_array | None = None) -> None:
     """Write a graph to `folder`, replacing an earlier one there: `graph.json` and `edges.npz`, both or none."""
     coo = weights.tocoo()
     edges = {"row": coo.row, "col": coo.col, "weight": coo.data}
+    if past is not None:
+        edges["past"] = on_edges(past, weights)
     document = {
         "format": FORMAT,
         "tokens": list(head.tokens),
@@ -90,7 +94,7 @@ def write_files(folder: Path, head: Header, weights: sparse.csr_array) -> None:
         write_file(temporary / _DOCUMENT, json.dumps(document, ensure_ascii=False, allow_nan=False))
 
 
-def read_files(folder: Path, limits: Limits | None = None) -> tuple[Header, sparse.csr_array]:
+def read_files(folder: Path, limits: Limits | None = None) -> tuple[Header, sparse.csr_array, sparse.csr_array | None]:
     """What `write_files` wrote, taken for a stranger's: sizes and counts are checked before memory is taken, every
     value before it is used.
 
@@ -101,9 +105,9 @@ def read_files(folder: Path, limits: Limits | None = None) -> tuple[Header, spar
         require_graph(folder)
         with undisturbed(folder):
             head = _read_header(folder, limits or NATIVE_LIMITS)
-            weights = _read_edges(folder / _EDGES, head)
+            weights, past = _read_edges(folder / _EDGES, head)
         check_edges(head.nodes, [node.id for node in head.nodes], weights)
-    return head, weights
+    return head, weights, past
 
 
 def load_header(folder: str | Path, *, limits: Limits | None = None) -> Header:
@@ -153,11 +157,18 @@ def _read_header(folder: Path, limits: Limits) -> Header:
         n_layers=n_layers,
         n_edges=n_edges,
         digest=None if document.get("edges") is None else text(document["edges"], "the hash of the edges"),
-        scores=Scores(**{name: share(scores.get(name), f"the {name} score") for name in _SCORES}),
+        scores=read_scores(scores),
         provenance=plain(mapping(document.get("provenance"), "provenance")),
         edge_notes=_notes(document.get("edge_notes"), set(ids)),
         figures={name: _figures(document, name, len(nodes)) for name in FIGURES},
     )
+
+
+def read_scores(stated: Mapping[str, Any]) -> Scores:
+    """The scores that a file states."""
+    replacement, completeness = (share(stated.get(n), f"the {n} score") for n in ("replacement", "completeness"))
+    past = share(stated.get("past"), "the past score", optional=True)
+    return Scores(replacement, completeness, None if math.isnan(past) else past)
 
 
 def _node(row: Any, what: str) -> Node:
@@ -220,24 +231,35 @@ def _note(name: str, value: Any, ids: set[str]) -> Any:
     return checked(name, value, "edge_notes")
 
 
-def _read_edges(path: Path, head: Header) -> sparse.csr_array:
-    """The weights [node, node] in `path`; what the archive says of its arrays is checked before they are unpacked."""
+def _read_edges(path: Path, head: Header) -> tuple[sparse.csr_array, sparse.csr_array | None]:
+    """The weights [node, node] in `path`, and of them what is past the features, where it says so.
+
+    What the archive says of its arrays is checked before they are unpacked.
+    """
     n_nodes, n_edges = len(head.nodes), head.n_edges
-    with opened_archive(path, largest=24 * n_edges + 2**16, digest=head.digest) as archive:
-        for name in ("row", "col", "weight"):
+    with opened_archive(path, largest=32 * n_edges + 2**16, digest=head.digest) as archive:
+        names = ["row", "col", "weight", *(name for name in array_names(archive) if name == "past")]
+        for name in names:
             _check_array(archive, name, n_edges)
-        row, col, weight = (unpacked(archive, name) for name in ("row", "col", "weight"))
+        row, col, weight, *more = (unpacked(archive, name) for name in names)
     if n_edges and (min(row.min(), col.min()) < 0 or max(row.max(), col.max()) >= n_nodes):
         raise MalformedError(f"edges.npz has edges beyond its {n_nodes:,} nodes")
     weights = sparse.csr_array(sparse.coo_array((weight, (row, col)), shape=(n_nodes, n_nodes)))
     if weights.nnz != n_edges:
         raise MalformedError("edges.npz has an edge twice")
-    return weights
+    return weights, _past(more[0], row, col, weights) if more else None
+
+
+def _past(past: np.ndarray, row: np.ndarray, col: np.ndarray, weights: sparse.csr_array) -> sparse.csr_array:
+    if len(past) and not np.abs(past).max() <= LARGEST_NUMBER:
+        raise MalformedError(f"an edge has a part that is not a finite number below {LARGEST_NUMBER:g}")
+    there = past != 0
+    return sparse.csr_array(sparse.coo_array((past[there], (row[there], col[there])), shape=weights.shape))
 
 
 def _check_array(archive: zipfile.ZipFile, name: str, n: int) -> None:
     """Raises `MalformedError` unless a member of the archive is an array of `n` numbers, judged by its header."""
-    allowed = ("float32", "float64") if name == "weight" else ("int32", "int64")
+    allowed = ("float32", "float64") if name in ("weight", "past") else ("int32", "int64")
     header = array_header(archive, name)
     if header.shape != (n,) or header.dtype.name not in allowed:
         raise MalformedError(

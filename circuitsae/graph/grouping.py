@@ -12,6 +12,7 @@ from scipy import sparse
 
 from circuitsae.graph.compact import row_blocks
 from circuitsae.graph.influence import reciprocal
+from circuitsae.graph.past import past_share
 from transcoders.errors import InputError
 
 
@@ -32,10 +33,16 @@ class Supernode:
         return asdict(self) | {"members": list(self.members), "score": None if np.isnan(self.score) else self.score}
 
 
-def group_nodes(nodes: pd.DataFrame, weights: sparse.csr_array, supernodes: Sequence[Supernode]) -> nx.DiGraph:
+def group_nodes(
+    nodes: pd.DataFrame,
+    weights: sparse.csr_array,
+    supernodes: Sequence[Supernode],
+    past: sparse.csr_array | None = None,
+) -> nx.DiGraph:
     """Nodes and edges with each supernode in place of its members, edges summed in float64.
 
-    `nodes`: the `nodes_frame` of a graph with columns `start`, `inputs` and `rest`; `weights` [node, node].
+    `nodes`: the `nodes_frame` of a graph with columns `start`, `inputs` and `rest`; `weights` [node, node]; `past`: the
+    part of these that passed by skip terms, which is summed as they are.
 
         weight(S → T) = Σ_{s∈S, t∈T} A[t, s]        share(S → T) = Σ_{t∈T} I_t Σ_{s∈S} Â[t, s] / Σ_{t∈T} I_t
 
@@ -56,7 +63,14 @@ def group_nodes(nodes: pd.DataFrame, weights: sparse.csr_array, supernodes: Sequ
         relative = abs(edges) * (reciprocal(inputs[rows]) * share_of[rows])[:, None]
         summed = summed + left.T @ sources
         shares = shares + left.T @ (relative @ merge)
-    return _drawn(nodes.drop(columns=["start", "inputs"]), supernodes, into, names, summed.tocoo(), shares.tocsr())
+    drawn = _drawn(nodes.drop(columns=["start", "inputs"]), supernodes, into, names, summed.tocoo(), shares.tocsr())
+    if past is not None:
+        bypassed = sparse.csr_array(merge.T @ past.astype(np.float64) @ merge)
+        row = {name: number for number, name in enumerate(names)}
+        for source, target, edge in drawn.edges(data=True):
+            edge["past"] = float(bypassed[row[target], row[source]])
+            edge["past_share"] = float(past_share(np.array(edge["past"]), np.array(edge["weight"])))
+    return drawn
 
 
 def _places(ids: Sequence[str], supernodes: Sequence[Supernode]) -> tuple[np.ndarray, list[str]]:

@@ -19,15 +19,19 @@ from circuitsae.graph.compact import magnitude_sums, row_blocks
 
 @dataclass(frozen=True)
 class Scores:
-    """How much of a graph is explained by features rather than by error nodes; both in [0, 1]."""
+    """How much of a graph is explained by features, rather than by error nodes or past the features; in [0, 1]."""
 
     replacement: float
     """I(tokens) / (I(tokens) + I(errors))."""
     completeness: float
     """Σ_t (I+w)_t · (1 − Σ_errors Â[t, e]) / Σ_t (I+w)_t, over the edges that are stored."""
+    past: float | None = None
+    """Σ_t (I+w)_t · (Σ_s |past| / Σ_s (|past| + |weight − past|)) / Σ_t (I+w)_t, over the edges that are stored: the
+    part of all weight that passed by skip terms. None where there are none, or a file does not say."""
 
     def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+        """Those that there are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def reciprocal(total: np.ndarray) -> np.ndarray:
@@ -99,9 +103,16 @@ class EdgeScores:
 
 
 def scores(
-    error_share: np.ndarray, influence: np.ndarray, start: np.ndarray, token: np.ndarray, error: np.ndarray
+    error_share: np.ndarray,
+    influence: np.ndarray,
+    start: np.ndarray,
+    token: np.ndarray,
+    error: np.ndarray,
+    past_share: np.ndarray | None = None,
 ) -> Scores:
-    """Replacement and completeness score of a full graph; `error_share` [node] is Σ_errors Â[t, e]."""
+    """The scores of a full graph. `error_share` [node] is Σ_errors Â[t, e]; `past_share` [node] the part of each row
+    that passed by skip terms.
+    """
     through_tokens, through_errors = influence[token].sum(), influence[error].sum()
     output = np.nan_to_num(influence) + start
     output[np.isnan(influence)] = 0
@@ -109,6 +120,7 @@ def scores(
     return Scores(
         replacement=float(through_tokens / both) if both > 0 else 1.0,
         completeness=float((1 - error_share) @ output / output.sum()) if output.sum() > 0 else 1.0,
+        past=None if past_share is None else float(past_share @ output / output.sum()) if output.sum() > 0 else 0.0,
     )
 
 

@@ -38,6 +38,7 @@ def merge_features(graph: AttributionGraph, keep: int | np.ndarray) -> Attributi
         graph.provenance,
         rest=graph.rest[kept_rows],
         inputs=absolute_inputs(weights, bias[kept_rows]) + not_stored[kept_rows],
+        past=None if graph.past is None else _merged(graph.past, kept_rows, merge),
     )
 
 

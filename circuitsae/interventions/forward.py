@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -32,7 +32,7 @@ class Regime:
     mlps: MLPs = "live"
     """`constant`: clean outputs (a skip term stays live). `linear`: these, and the active features answer what they
     read with a slope of one; none switches. `features`: the dictionary's features, recomputed layer by layer, plus the
-    clean run's errors. `live`: the model's own MLPs."""
+    clean run's errors; at positions without features the model's own MLPs. `live`: the model's own MLPs."""
     patterns: Held | frozenset[tuple[int, int]] = "live"
     """Attention patterns; or the heads (layer, head) whose patterns are live, all others held."""
     norms: Held | frozenset[str] = "live"
@@ -304,22 +304,22 @@ def layer_of(name: str, otherwise: int = -1) -> int:
 
 def _constant_but(live: Sequence[int], clean: Tensor) -> Hook:
     """The clean value in the place of every head's but the live ones'."""
+    return partial(_held_but, live, clean) if live else lambda _: clean
 
-    def hold(value: Tensor) -> Tensor:
-        held = clean.clone()
-        held[:, live] = value[:, live]
-        return held
 
-    return hold if live else lambda _: clean
+def _held_but(live: Sequence[int], clean: Tensor, value: Tensor) -> Tensor:
+    held = clean.clone()
+    held[:, live] = value[:, live]
+    return held
 
 
 def _chain(steps: Sequence[Hook]) -> Hook:
     """Several hooks of one place, one after the other."""
+    return partial(_in_turn, steps)
 
-    def run(value: Tensor) -> Tensor:
-        for step in steps:
-            changed = step(value)
-            value = value if changed is None else changed
-        return value
 
-    return run
+def _in_turn(steps: Sequence[Hook], value: Tensor) -> Tensor:
+    for step in steps:
+        changed = step(value)
+        value = value if changed is None else changed
+    return value

@@ -84,7 +84,7 @@ def unite(a: GraphLike, b: GraphLike, names: tuple[str, str], same_features: boo
         provenance={name: dict(graph.provenance) for name, graph in zip(names, (a, b), strict=True)},
         scores={
             f"{score}, {name}": found[score]
-            for score in scores[0]
+            for score in dict.fromkeys([*scores[0], *scores[1]])
             for name, found in zip(names, scores, strict=True)
             if score in found
         },

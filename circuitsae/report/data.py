@@ -14,6 +14,7 @@ from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data, suggestions_data
 from circuitsae.report.claims import ValidationLike, tests_data, with_validation
 from circuitsae.report.layout import Band, Layout, arrange
+from circuitsae.report.passing import of_passing
 from circuitsae.report.text import printable, visible
 from transcoders.errors import InputError
 
@@ -90,6 +91,8 @@ NODE_COLUMNS = (
     "probability",
 )
 EDGE_COLUMNS = ("source", "target", "weight", "share")
+PAST_COLUMNS = ("past", "past_share")
+"""What edges have beside these where dictionaries have skip terms."""
 _DIGITS = 6
 
 
@@ -136,6 +139,7 @@ def page_data(
         "tokens": tokens,
         "n_layers": graph.n_layers,
         "scores": {name: number(value) for name, value in scores.items()},
+        "passing": of_passing(graph.provenance),
         "provenance": _plain({key: item for key, item in graph.provenance.items() if key != "carried"}),
         "nodes": columns | _coordinates(layout),
         "edges": _edge_columns(edges, nodes["id"].tolist()),
@@ -195,7 +199,8 @@ def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
         if unknown:
             raise InputError(f"an edge has {end} {unknown[0]!r}, which is not among the {len(ids)} nodes of the graph.")
         columns[end] = [row_of[node] for node in edges[end]]
-    return columns | {name: [number(value) for value in edges[name]] for name in ("weight", "share")}
+    names = ["weight", "share", *(name for name in PAST_COLUMNS if name in edges)]
+    return columns | {name: [number(value) for value in edges[name]] for name in names}
 
 
 def _coordinates(layout: Layout) -> dict[str, list[Any]]:

@@ -119,6 +119,7 @@ def _set_axes(figure: go.Figure, layout: Layout) -> None:
     )
 
 
+_SCORE_NAMES = {"past": "share past the features"}
 _LOGITS = 5
 _EDGES = 8
 _WIDTH = 60
@@ -134,7 +135,7 @@ def summary_html(graph: GraphLike) -> str:
     facts = [("prompt", prompt), ("nodes", f"{len(nodes)} ({counts})"), ("edges", str(len(edges)))]
     if model := graph.provenance.get("model"):
         facts.insert(1, ("model", shorten(str(model), _WIDTH)))
-    facts += [(f"{name} score", _number(value)) for name, value in scores.items()]
+    facts += [(_SCORE_NAMES.get(name, f"{name} score"), _number(value)) for name, value in scores.items()]
     logits = nodes.query("kind == 'logit'").sort_values("probability", ascending=False, kind="stable").head(_LOGITS)
     strongest = edges.iloc[np.argsort(-np.abs(edges["weight"].to_numpy(float)), kind="stable")[:_EDGES]]
     names = dict(zip(nodes["id"].tolist(), (_name(row) for row in nodes.to_dict("records")), strict=True))

@@ -76,9 +76,9 @@ def _for_early_targets(
     index = index[rng.permutation(len(index))]
     taken, added = np.array(drawn), []
     for layer, pos in sorted({(node.layer, node.pos) for node in targets}):
-        there = taken[(taken[:, 0] < layer) & (taken[:, 1] <= pos)]
+        there = taken[(taken[:, 0] < layer) & (taken[:, 1] <= pos)].tolist()
         below = index[(index[:, 0] < layer) & (index[:, 1] <= pos)]
-        more = [row for row in below.tolist() if row not in there.tolist()][: max(0, wanted - len(there))]
+        more = [row for row in below.tolist() if row not in there][: max(0, wanted - len(there))]
         taken, added = np.concatenate([taken, np.reshape(more, (-1, 3)).astype(int)]), added + more
     return added
 
@@ -96,8 +96,8 @@ def _tokens(
         return []
     drawn = torch.from_numpy(rng.permutation(others)[:count]).to(trace.tokens)
     _, cache = model.model.run_hooked(drawn[:, None], read=[EMBED])
-    at_first = min(AT_FIRST, count)
+    n_drawn, at_first = len(drawn), min(AT_FIRST, count)
     places = [positions[0]] * at_first + [positions[i % len(positions)] for i in range(count - at_first)]
-    turns = [(i + i // len(drawn)) % len(drawn) for i in range(count)]
+    turns = [(i + i // n_drawn) % n_drawn for i in range(count)]
     pairs = dict.fromkeys(zip(places, turns, strict=True))
     return [Contribution(pos, (-1,), cache[EMBED][turn]) for pos, turn in pairs]

@@ -84,6 +84,7 @@ def validate(
         frozen_error=float(error),
         logit_error=model.logit_error(trace),
         prompts=others,
+        jacobian=dict(model.dictionaries.provenance.agreement),
     )
 
 

@@ -50,6 +50,8 @@ class Validation:
     """The same of the replacement model's logits, with its error nodes, and the model's own (`logit_error`)."""
     prompts: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Every edge on every other prompt."""
+    jacobian: Mapping[str, float] = field(default_factory=dict)
+    """How small changes are passed on by the dictionaries (`DictionaryProvenance.agreement`), where that is known."""
     format: str = FORMAT
     """`old` for files written before the three claims; their edges have one `verdict`."""
 
@@ -106,6 +108,7 @@ class Validation:
             },
             "edges": self.edges.to_dict("records"),
             "prompts": self.prompts.to_dict("records"),
+            "jacobian": dict(self.jacobian),
         }
         return jsonable(document)
 
@@ -132,7 +135,10 @@ class Validation:
         if document.get("format") != FORMAT:
             return cls(**known, format=OLD)
         prompts = pd.DataFrame(document.get("prompts", []))
-        return cls(**known, share=_number(document["share"]), shares=document["shares"], prompts=prompts)
+        return cls(
+            **known, share=_number(document["share"]), shares=document["shares"], prompts=prompts,
+            jacobian=document.get("jacobian", {}),
+        )  # fmt: skip
 
 
 def by_kind(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -14,7 +14,8 @@ from transcoders import LanguageModel, load_dictionaries, load_model, save_dicti
 from transcoders.data import take_rows
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, Splice, evaluate
-from transcoders.files import new_folder, write_file
+from transcoders.files import new_folder, write_file, write_json
+from transcoders.formats.files import read_json
 from transcoders.training import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, train
 from transcoders.training.checkpoint import latest_checkpoint
 
@@ -79,11 +80,20 @@ def train_all(model_dir: Path, out: Path, work: Path, *, quick: bool, progress: 
         shipped = load_dictionaries(target)
         rows = take_rows(model, text, rows=8 if quick else 120, context=config.context, separator=SEPARATOR)
         evaluation = evaluate(model, shipped, rows)
+        note_agreement(target, evaluation)
         decided = decided_agreement(model, shipped, rows)
         megabytes = sum(file.stat().st_size for file in target.iterdir()) / 1e6
         results.append(Trained(name, config, evaluation, decided, megabytes, seconds))
         logger.info("%s: %s", name, table_row(results[-1]))
     return results
+
+
+def note_agreement(folder: Path, evaluation: Evaluation) -> None:
+    """Ship the Jacobian agreement, where there is one, with the dictionaries: graphs made with them show it."""
+    if evaluation.agreement is not None:
+        record = read_json(folder / "config.json")
+        record["provenance"]["agreement"] = evaluation.agreement.summary()
+        write_json(folder / "config.json", record)
 
 
 @torch.no_grad()

@@ -4,18 +4,20 @@ The oracle is the frozen model itself: it is run again with one source doubled, 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution import LogitTargets, attribute, attribute_pruned
 from circuitsae.attribution.nodes import TargetVectors, centred_columns, feature_targets, logit_targets
+from circuitsae.frozen import FrozenModel
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import Recording, node_change, run_alternatives
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import READS, WRITES, ReplacementModel
-from transcoders.dictionaries import random_dictionaries
+from transcoders.dictionaries import Transcoder, TranscoderSet, random_dictionaries
 from transcoders.errors import DictionaryError
 from transcoders.loading import random_model
 from transcoders.sites import Site
@@ -129,6 +131,10 @@ def test_both_engines_agree(model, tokens, graph):
     exact = attribute(model, tokens, targets=TARGETS, engine="autograd")
     assert [node.id for node in exact.nodes] == [node.id for node in graph.nodes]
     assert abs(exact.weights - graph.weights).max() <= 1e-12 * abs(exact.weights).max()
+    skips = [layer for layer in range(model.model.n_layers) if model.dictionaries.skip(layer) is not None]
+    assert (graph.past is None) == (exact.past is None) == (not skips)
+    if skips:
+        assert abs(exact.past - graph.past).max() <= 1e-12 * abs(exact.weights).max()
 
 
 def test_pre_activations_are_the_models(model, trace, graph, values):
@@ -315,6 +321,105 @@ def test_layers_may_read_and_write_each_a_site_of_its_own(families):
     test_rows_sum_to_the_pre_activation(graph)
     test_both_engines_agree(model, WITH_BOS, graph)
     _assert_exact(model, trace, graph, _values(model, trace, graph))
+
+
+SOME = {
+    "gpt2": ("mlp_in", "mlp_out"), "gptj": ("mlp_in", "mlp_out"), "granite": ("resid_mid", "mlp_added"),
+    "gemma2": ("mlp_normed", "mlp_out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SOME)
+@torch.no_grad()
+def test_skip_terms_of_some_layers_pass_by_every_position(family):
+    """Layer 0's has two directions, layer 1 has one and no features, layer 2 none. No features at positions 0, 1, 4."""
+    tokens = WITH_BOS if family in ("gptj", "gemma2") else WITHOUT_BOS
+    model = _with_some_skips(family, *SOME[family], tokens)
+    graph, trace = attribute(model, tokens, targets=TARGETS, engine="closed_form"), model.trace(tokens)
+    values = _values(model, trace, graph)
+    assert {node.pos for node in graph.nodes if node.kind is NodeKind.FEATURE} <= {2, 3}
+    assert {node.layer for node in graph.nodes if node.kind is NodeKind.FEATURE} == {0, 2, 3}
+    test_rows_sum_to_the_pre_activation(graph)
+    test_both_engines_agree(model, tokens, graph)
+    test_replacement_with_errors_is_the_model(model, trace)
+    _assert_exact(model, trace, graph, values)
+    test_doubling_any_bias_moves_every_target_by_its_edge(model, trace, graph, values)
+    _assert_past(model, trace, graph, values)
+
+
+def _with_some_skips(family, read, write, tokens):
+    language_model = random_model(family, n_layers=4, d_model=16, n_heads=4, d_vocab=64, dtype=torch.float64)
+    made = [_random(kind="plt", n_layers=4, skip=skip, features=8, read=read, write=write) for skip in (True, False)]
+    W_skip = 4 * made[0].skip(0)
+    left, size, right = torch.linalg.svd(W_skip)
+    made[0].skip(0).copy_(left[:, :2] * size[:2] @ right[:2])
+    alone = Transcoder.absent(1, 16, read, write, torch.float64)
+    alone.W_skip = torch.nn.Parameter(W_skip)
+    norms = language_model.activations(tokens[None], made[0].reads)
+    sizes = torch.stack([norms[site][0].norm(dim=-1) for site in made[0].reads])
+    layer = int((sizes[:, 4] / sizes[:, 2:4].max(1).values).argmax())
+    provenance = replace(
+        made[0].provenance, first=2, limits={str(made[0].reads[layer]): float(sizes[layer, 4]) * (1 - 1e-9)}
+    )
+    return ReplacementModel(language_model, TranscoderSet([made[0][0], alone, made[1][2], made[0][3]], provenance))
+
+
+def _assert_past(model, trace, graph, values):
+    """Without W_skip, the frozen model moves by what does not pass by it: sources are doubled one by one."""
+    D, rows = model.dictionaries, _target_rows(graph)
+    direct = torch.from_numpy((graph.weights - graph.past).toarray()[rows])
+    frozen = FrozenModel(model.model, trace.tokens, reads=D.reads, writes=D.writes)  # has no skip terms
+    clean = replace(frozen.writes, mlp_out=frozen.writes.mlp_out - trace.frozen.skip_out(frozen.reads.by_layer))
+    before = _values_of(values, frozen(clean))
+    assert abs(graph.past).max() > 0.01 * abs(graph.weights).max()
+    for column, node in list(enumerate(graph.nodes))[::9]:
+        if node.kind not in (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN):
+            continue
+        embed, out = clean.embed.clone(), clean.mlp_out.clone()
+        if node.kind is NodeKind.TOKEN:
+            embed[node.pos] *= 2
+        elif node.kind is NodeKind.ERROR:
+            out[node.layer, node.pos] += trace.errors[node.layer, node.pos]
+        else:
+            for layer in D.write_layers(node.layer):
+                row = D.decoder_rows(node.layer, torch.tensor([node.index]), layer)[0]
+                out[layer, node.pos] += node.activation * row
+        moved = _values_of(values, frozen(replace(clean, embed=embed, mlp_out=out))) - before
+        torch.testing.assert_close(moved, direct[:, column], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gpt2", "plt-skip"), ("llama", "clt-skip"), ("gemma2", "clt-skip")])
+@torch.no_grad()
+def test_past_is_what_edges_lose_without_skip_terms(families, family, kind):
+    model = ReplacementModel(families[family], _random(**KINDS[kind], features=8))
+    graph, trace = attribute(model, WITHOUT_BOS, targets=TARGETS), model.trace(WITHOUT_BOS)
+    _assert_past(model, trace, graph, _values(model, trace, graph))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_features": 9}, {"unexplained": 0.2}, {"edges_per_node": 5}, {"unexplained": 0.2, "edges_per_node": 5}],
+    ids=str,
+)
+def test_past_of_fewer_features_and_edges_is_still_what_passed_by(families, limits):
+    model = ReplacementModel(families["gpt2"], _random(kind="plt", skip=True, features=16))
+    graph: Any = attribute(model, WITH_BOS, targets=TARGETS, **limits)
+    if "edges_per_node" not in limits:
+        _assert_autograd_agrees(model, graph, limits)
+    at_once: Any = attribute_pruned(model, WITH_BOS, targets=TARGETS, **limits)[0]
+    small = graph.prune()
+    assert abs(at_once.past - small.past).max() <= 1e-12 * abs(graph.weights).max()
+    assert at_once.scores.past == pytest.approx(graph.scores.past, rel=1e-9)
+    if "max_features" not in limits and "unexplained" not in limits:
+        full: Any = attribute(model, WITH_BOS, targets=TARGETS)
+        kept = graph.weights.toarray() != 0
+        np.testing.assert_allclose(graph.past.toarray(), np.where(kept, full.past.toarray(), 0), atol=1e-12)
+
+
+def _assert_autograd_agrees(model, graph, limits):
+    exact = attribute(model, WITH_BOS, targets=TARGETS, engine="autograd", **limits)
+    assert abs(exact.past - graph.past).max() <= 1e-12 * abs(exact.weights).max()
+    assert exact.scores.past == pytest.approx(graph.scores.past, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The commands of README, run as a user runs them: another process, exit codes and files."""
+"""The commands of README, run as a user runs them: exit codes and files, each path once in a process of its own."""
 
 import json
 import re
@@ -85,12 +85,13 @@ def test_trace_writes_a_graph_a_validation_and_a_page(traced):
     assert len(shown["tests"]["edges"]) == 20
 
 
-def test_show_and_validate_work_from_the_folder(traced, tmp_path):
+def test_show_and_validate_work_from_the_folder(traced, tmp_path, capsys):
     _, folder = traced
     printed = run("show", folder, "--html", tmp_path / "again.html")
     assert "Strongest 15 edges" in printed
     assert (tmp_path / "again.html").exists()
-    printed = run("validate", folder, "--edges", "5", "--controls", "4")
+    main(["validate", str(folder), "--edges", "5", "--controls", "4"])
+    printed = capsys.readouterr().out
     assert "of 5 graph claims hold within a factor of two" in printed
     assert sum("graph_verdict" in d for *_, d in load_graph(folder).to_networkx().edges(data=True)) == 5
 
@@ -159,7 +160,7 @@ def test_wrong_use_of_the_process_itself(tmp_path):
     assert "unrecognized" in run("trace", PROMPT, "--modle", "x", code=2).lower()
 
 
-def test_train_then_trace(tmp_path):
+def test_train_then_trace(tmp_path, capsys):
     corpus = tmp_path / "corpus.txt"
     sentences = ["The cat sat on the mat .", "Tom gave Mary a drink .", "The capital of Texas is Austin ."]
     corpus.write_text("\n\n".join(sentences[i % 3] * 3 for i in range(400)))
@@ -171,7 +172,8 @@ def test_train_then_trace(tmp_path):
     assert "held-out tokens" in printed
     assert (out / "evaluation.json").exists()
     assert json.loads((out / "trained_on.json").read_text()) == {"model": "pocket", "corpus": str(corpus.resolve())}
-    printed = run("trace", PROMPT, "--dictionaries", out, "--out", tmp_path / "graph", "--validate", "5")
+    main(["trace", PROMPT, "--dictionaries", str(out), "--out", str(tmp_path / "graph"), "--validate", "5"])
+    printed = capsys.readouterr().out
     assert re.search("of [1-5] graph claims? hold within a factor of two", printed)
     assert load_graph(tmp_path / "graph").provenance["dictionaries"]["model"] == "pocket"
     assert torch.isfinite(torch.tensor(load_graph(tmp_path / "graph").weights.data)).all()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, ViewportSize, expect
@@ -384,6 +385,26 @@ def test_hostile_tokens_are_shown_as_text(tmp_path: Path, open_page: OpenPage):
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(page.locator("#plot .hoverlayer")).to_contain_text("<img src=x onerror=alert(1)>")
+
+
+def test_edges_say_what_of_them_came_past_the_features(tmp_path: Path, open_page: OpenPage):
+    graph = sample_graph(validated=0)
+    busiest: Any = graph.edges["target"].mode()[0]
+    past = graph.edges["weight"].where(graph.edges["source"].str.contains(".err@", regex=False), 0.0) * 0.25
+    graph.edges = graph.edges.assign(past=past, past_share=past.ne(0) * 0.25)
+    graph.scores = {**graph.scores, "past": 0.071}
+    page = open_page(write_html(graph, tmp_path / "g.html"))
+    expect(page.locator("#scores")).to_contain_text("past the features")
+    expect(page.locator("#scores dd").last).to_have_text("7.1 %")
+    select(page, busiest)
+    entries = page.locator("#panel [aria-label=Inputs] li")
+    of_errors = entries.filter(has=page.locator("button[title*='.err@']"))
+    said = entries.filter(has_text="25 % of it past the features")
+    assert 0 < of_errors.count() == said.count() < entries.count()
+    of_errors.first.locator("button").first.click()
+    page.evaluate("id => [viewer.indexOf.get(id), viewer.state.selected].forEach(viewer.togglePin)", busiest)
+    (edge,) = page.evaluate("viewer.unitEdges(viewer.units())")
+    assert edge["past"] == pytest.approx(0.25 * edge["weight"], rel=1e-4)
 
 
 def test_plotly_in_the_directory(tmp_path: Path, open_page: OpenPage):

@@ -1,5 +1,6 @@
-"""What several modules of unit tests use: the embedded model, and GPT-2's tokenizer."""
+"""What several modules of unit tests use: the embedded model, GPT-2's tokenizer, small activation stores."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 
 import circuitsae
+from tests.small_stores import DTYPES, small_model, write_whole
+from transcoders import ActivationStore
 from transcoders.language_model import LanguageModel
 from transcoders.loading import random_model
 
@@ -49,3 +52,22 @@ def word_tokenizer() -> Callable[..., Any]:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token="</s>", unk_token="a")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def store_model() -> LanguageModel:
+    """The model whose activations are in `stores`."""
+    return small_model()
+
+
+@pytest.fixture(scope="session")
+def stores(store_model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ActivationStore]:
+    """The same activations in each type of storage, to be read and not changed."""
+    folder = tmp_path_factory.mktemp("stores")
+    return {dtype: write_whole(store_model, folder / dtype, dtype=dtype) for dtype in DTYPES}
+
+
+@pytest.fixture
+def copied_store(stores: dict[str, ActivationStore], tmp_path: Path) -> Path:
+    """The folder of the store in int8, to be changed."""
+    return shutil.copytree(stores["int8"].folder, tmp_path / "copied")

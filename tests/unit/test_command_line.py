@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -172,13 +173,14 @@ def test_white_space_is_traced(call):
     assert "Graph: graphs/prompt" in call("trace", "\n", *QUICK)
 
 
-def test_a_prompt_in_no_utf8_is_one_sentence(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "circuitsae.cli", "trace", b"caf\xe9"], cwd=tmp_path, capture_output=True, timeout=120
-    )
-    assert done.returncode == 2
-    assert done.stderr.decode().count("\n") == 1
-    assert b"not UTF-8" in done.stderr
+def test_a_prompt_in_no_utf8_is_one_sentence(tmp_path, monkeypatch, capfdbinary):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["trace", os.fsdecode(b"caf\xe9")])
+    assert stopped.value.code == 2
+    said = capfdbinary.readouterr().err
+    assert said.decode().count("\n") == 1
+    assert b"not UTF-8" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -249,11 +251,10 @@ def test_a_trace_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_overwriting_leaves_nothing_of_the_earlier_graph(call):
-    call("trace", PROMPT, "--max-features", "5", "--validate", "1", "--out", "graph")
-    assert (Path("graph") / "validation.json").exists()
-    call("trace", PROMPT, "--max-features", "5", "--validate", "0", "--overwrite", "--out", "graph")
-    assert sorted(path.name for path in Path("graph").iterdir()) == ["edges.npz", "graph.html", "graph.json"]
+def test_overwriting_leaves_nothing_of_the_earlier_graph(call, copied):
+    assert (copied / "validation.json").exists()
+    call("trace", PROMPT, "--max-features", "5", "--validate", "0", "--overwrite", "--out", copied)
+    assert sorted(path.name for path in copied.iterdir()) == ["edges.npz", "graph.html", "graph.json"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])

@@ -188,11 +188,15 @@ def test_the_cost_is_what_an_evaluation_computes(model, kind, loss_tokens):
 
 def test_memory_follows_the_budget_and_not_the_tokens(model):
     plt = dictionaries_of("plt")
-    costs = [evaluation_cost(model, plt, tokens, context=10, memory=10**6) for tokens in (100, 10**5, 10**7)]
+    counts, agreement = (100, 10**5, 10**7), {"jacobian_tokens": 100}
+    costs = [evaluation_cost(model, plt, tokens, context=10, memory=10**6, **agreement) for tokens in counts]
     assert costs[1].bytes == costs[2].bytes <= 10**6
     assert costs[0].bytes <= costs[1].bytes
-    assert costs[2].flops == pytest.approx(100 * costs[1].flops)
-    assert evaluation_cost(model, plt, 10**5, context=10, memory=1).bytes < 10**5, "one row, one position at least"
+    without = [evaluation_cost(model, plt, tokens, context=10, jacobian_tokens=0).flops for tokens in counts]
+    assert without[2] == pytest.approx(100 * without[1])
+    nudges = [cost.flops - flops for cost, flops in zip(costs, without, strict=True)]
+    assert nudges == pytest.approx([nudges[0]] * 3), "bounded whatever the tokens"
+    assert evaluation_cost(model, plt, 10**5, context=10, memory=1).bytes < 2 * 10**5, "one row, one position at least"
     with pytest.raises(InputError, match="tokens=0"):
         evaluation_cost(model, plt, 0)
     with pytest.raises(InputError, match="memory=0"):

@@ -19,7 +19,6 @@ from tests.small_stores import (
     files_of,
     in_order,
     rows_of,
-    small_model,
     write,
     write_whole,
 )
@@ -32,20 +31,6 @@ from transcoders.data.shards import GROUP, compress, decompress, quantise
 from transcoders.data.tokens import CorpusRows
 from transcoders.errors import FileFormatError, InputError, NotFiniteError, WriteError
 from transcoders.sites import Frame, Site
-
-DTYPES = ("float32", "bf16", "int8")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def stores(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    return {dtype: write_whole(model, folder / dtype, dtype=dtype) for dtype in DTYPES}
-
 
 # int8
 
@@ -77,9 +62,9 @@ def test_a_frame_of_something_else_is_refused(frame):
 # what is written
 
 
-def test_a_float32_store_holds_the_models_activations_each_once(model, stores):
+def test_a_float32_store_holds_the_models_activations_each_once(store_model, stores):
     store = stores["float32"]
-    found, expected = everything(store), sites_of(model, ROWS, SITES, ()).reads
+    found, expected = everything(store), sites_of(store_model, ROWS, SITES, ()).reads
     assert store.tokens == len(expected) == 400 * 16
     assert [shard.tokens for shard in store.shards] == [2720, 2720, 960]
     assert store.sites == SITES
@@ -87,8 +72,8 @@ def test_a_float32_store_holds_the_models_activations_each_once(model, stores):
     assert not torch.equal(found, expected)
 
 
-def test_a_store_is_shuffled_across_the_rows_of_a_shard(model, stores):
-    found, text = everything(stores["float32"])[:BLOCK], sites_of(model, ROWS[:170], SITES, ()).reads
+def test_a_store_is_shuffled_across_the_rows_of_a_shard(store_model, stores):
+    found, text = everything(stores["float32"])[:BLOCK], sites_of(store_model, ROWS[:170], SITES, ()).reads
     token = torch.cdist(found.flatten(1), text.flatten(1)).argmin(dim=1)
     rows = token // (CONTEXT - 1)
     assert len(rows.unique()) > 160
@@ -105,32 +90,32 @@ def test_bf16_and_int8_hold_the_same_to_their_precision_in_fewer_bytes(stores):
     assert stores["int8"].smaller > 3.4  # a scale for each 16 numbers
 
 
-def test_a_store_says_what_it_holds(model, stores, tmp_path):
+def test_a_store_says_what_it_holds(store_model, stores, tmp_path):
     kept = stores["int8"].settings
-    assert (kept.model, kept.fingerprint, kept.frame) == (model.name, model.fingerprint(), Frame())
+    assert (kept.model, kept.fingerprint, kept.frame) == (store_model.name, store_model.fingerprint(), Frame())
     assert (kept.corpus, kept.context, kept.first, kept.dtype) == ("rows of tokens", CONTEXT, 1, "int8")
     assert repr(stores["int8"]).startswith(f"ActivationStore('{stores['int8'].folder}': 6,400 tokens of 'rows of")
-    whole = write(model, tmp_path, ROWS[:9], first=0, sites=[Site(1, "resid_post")], tokens=100)
+    whole = write(store_model, tmp_path, ROWS[:9], first=0, sites=[Site(1, "resid_post")], tokens=100)
     assert whole is not None
     assert whole.tokens == 6 * CONTEXT  # the rows that hold a hundred
     torch.testing.assert_close(
         in_order(everything(whole, whole.sites)),
-        in_order(sites_of(model, ROWS[:6], whole.sites, (), first=0).reads),
+        in_order(sites_of(store_model, ROWS[:6], whole.sites, (), first=0).reads),
         rtol=1e-5, atol=1e-5,
     )  # fmt: skip
 
 
-def test_tokens_of_massive_activations_are_left_out_and_the_store_says_above_which_norms(model, tmp_path):
-    store = write_whole(model, tmp_path, outliers=1.3)
+def test_tokens_of_massive_activations_are_left_out_and_the_store_says_above_which_norms(store_model, tmp_path):
+    store = write_whole(store_model, tmp_path, outliers=1.3)
     rows = ROWS[: -(-2048 // CONTEXT)]  # the sample that limits are taken from
-    sample, every = (sites_of(model, part, SITES, ()).reads.double().norm(dim=2) for part in (rows, ROWS))
+    sample, every = (sites_of(store_model, part, SITES, ()).reads.double().norm(dim=2) for part in (rows, ROWS))
     for i, site in enumerate(SITES):
         assert store.settings.limits[site] == pytest.approx(1.3 * float(sample[:, i].median()), rel=1e-5)
     kept = (every <= torch.tensor([store.settings.limits[site] for site in SITES])).all(dim=1)
     assert 100 < int((~kept).sum()) < 6000
-    expected = sites_of(model, ROWS, SITES, ()).reads[kept]
+    expected = sites_of(store_model, ROWS, SITES, ()).reads[kept]
     torch.testing.assert_close(in_order(everything(store)), in_order(expected), rtol=1e-5, atol=1e-5)
-    assert write_whole(model, tmp_path / "all", outliers=0.0).settings.limits == {}
+    assert write_whole(store_model, tmp_path / "all", outliers=0.0).settings.limits == {}
 
 
 def test_text_is_read_as_training_reads_it(stories, tmp_path):
@@ -171,28 +156,28 @@ def in_process(function, *arguments):
     return process
 
 
-def test_jobs_in_processes_write_the_store_of_one(model, stores, tmp_path):
-    processes = [in_process(lambda n: write(model, tmp_path, dtype="int8", job=(n, 2)), n) for n in (1, 2)]
+def test_jobs_in_processes_write_the_store_of_one(store_model, stores, tmp_path):
+    processes = [in_process(lambda n: write(store_model, tmp_path, dtype="int8", job=(n, 2)), n) for n in (1, 2)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert files_of(tmp_path) == files_of(stores["int8"].folder)
     assert not (tmp_path / "parts").exists()
-    again = write(model, tmp_path, dtype="int8")  # nothing is left to do
+    again = write(store_model, tmp_path, dtype="int8")  # nothing is left to do
     assert again is not None
     assert again.digest == stores["int8"].digest
 
 
-def test_a_job_alone_leaves_the_store_open_and_any_other_division_ends_it(model, stores, tmp_path):
-    assert write(model, tmp_path, dtype="int8", job=(2, 3)) is None
+def test_a_job_alone_leaves_the_store_open_and_any_other_division_ends_it(store_model, stores, tmp_path):
+    assert write(store_model, tmp_path, dtype="int8", job=(2, 3)) is None
     with pytest.raises(FileFormatError, match=r"There is no .*store\.json, so .* or one that is not complete"):
         ActivationStore(tmp_path)
-    ended = write(model, tmp_path, dtype="int8")
+    ended = write(store_model, tmp_path, dtype="int8")
     assert ended is not None
     assert files_of(tmp_path) == files_of(stores["int8"].folder)
 
 
-def test_a_job_killed_at_any_moment_goes_on_after_its_last_whole_shard(model, stores, tmp_path):
+def test_a_job_killed_at_any_moment_goes_on_after_its_last_whole_shard(store_model, stores, tmp_path):
     """Killed while it waits for the disk to take `writing.json`, each shard and its part, and `store.json`."""
 
     def killed(moment):
@@ -205,7 +190,7 @@ def test_a_job_killed_at_any_moment_goes_on_after_its_last_whole_shard(model, st
             fsync(handle)
 
         transcoders.files.os.fsync = wait
-        write(model, tmp_path, dtype="int8")
+        write(store_model, tmp_path, dtype="int8")
 
     for moment in (1, 2, 2, 3, 4, 3, 1):
         process = in_process(killed, moment)
@@ -214,13 +199,13 @@ def test_a_job_killed_at_any_moment_goes_on_after_its_last_whole_shard(model, st
         assert not (tmp_path / "store.json").exists()
     half = sorted(path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp"))
     assert half
-    assert write(model, tmp_path, dtype="int8") is not None
+    assert write(store_model, tmp_path, dtype="int8") is not None
     written = {name: content for name, content in files_of(tmp_path).items() if name not in half}
     assert written == files_of(stores["int8"].folder)
 
 
-def test_a_full_disk_is_one_sentence_and_what_was_written_stays(model, stores, tmp_path, monkeypatch):
-    write(model, tmp_path, dtype="int8", job=(1, 3))
+def test_a_full_disk_is_one_sentence_and_what_was_written_stays(store_model, stores, tmp_path, monkeypatch):
+    write(store_model, tmp_path, dtype="int8", job=(1, 3))
 
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -229,23 +214,23 @@ def test_a_full_disk_is_one_sentence_and_what_was_written_stays(model, stores, t
     with monkeypatch.context() as patch:
         patch.setattr(transcoders.files.os, "fsync", full)
         with pytest.raises(WriteError, match=r"Cannot write .*shard-00001.*: the disk with .* is full"):
-            write(model, tmp_path, dtype="int8")
+            write(store_model, tmp_path, dtype="int8")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    write(model, tmp_path, dtype="int8")
+    write(store_model, tmp_path, dtype="int8")
     assert files_of(tmp_path) == files_of(stores["int8"].folder)
 
 
-def test_a_job_of_other_settings_or_another_text_is_refused(model, tmp_path):
-    write(model, tmp_path, job=(1, 2))
+def test_a_job_of_other_settings_or_another_text_is_refused(store_model, tmp_path):
+    write(store_model, tmp_path, job=(1, 2))
     with pytest.raises(
         InputError, match=r"holds other activations: its dtype is 'float32', not 'bf16'\. .*another fold"
     ):
-        write(model, tmp_path, job=(2, 2), dtype="bf16")
+        write(store_model, tmp_path, job=(2, 2), dtype="bf16")
     with pytest.raises(InputError, match=r"shard-00000\.safetensors was written from another text"):
-        write(model, tmp_path, rows_of(400, seed=5), job=(2, 2))
-    write(model, tmp_path, job=(2, 2))
+        write(store_model, tmp_path, rows_of(400, seed=5), job=(2, 2))
+    write(store_model, tmp_path, job=(2, 2))
     with pytest.raises(InputError, match="holds other activations: its seed is 0, not 1"):
-        write(model, tmp_path, seed=1)
+        write(store_model, tmp_path, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +247,13 @@ def test_a_job_of_other_settings_or_another_text_is_refused(model, tmp_path):
         ({"rows": ROWS[:0]}, "does not fill a row"),
     ],
 )
-def test_what_cannot_be_written_is_said_before_anything_is(model, tmp_path, options, said):
+def test_what_cannot_be_written_is_said_before_anything_is(store_model, tmp_path, options, said):
     with pytest.raises(InputError, match=said):
-        write(model, tmp_path, **options)
+        write(store_model, tmp_path, **options)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_activations_that_are_not_finite_are_not_written(model, tmp_path, monkeypatch):
+def test_activations_that_are_not_finite_are_not_written(store_model, tmp_path, monkeypatch):
     def spoilt(*arguments, **options):
         found = sites_of(*arguments, **options)
         found.reads[5 * (CONTEXT - 1) + 3, 2, 0] = torch.nan
@@ -276,5 +261,5 @@ def test_activations_that_are_not_finite_are_not_written(model, tmp_path, monkey
 
     monkeypatch.setattr(store_writing, "sites_of", spoilt)
     with pytest.raises(NotFiniteError, match=r"0\.resid_post are not finite at position 4 of row 5 of the text"):
-        write(model, tmp_path)
+        write(store_model, tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,11 +1,9 @@
 """Batches of a store: each token once in an epoch, in an order that can be gone on with, and damage is one error."""
 
 import json
-import shutil
 import threading
 import time
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from tests.small_stores import (
     everything,
     in_order,
     small_model,
-    write_whole,
 )
 from transcoders import (
     ActivationStore,
@@ -25,25 +22,6 @@ from transcoders.data import StoreStream
 from transcoders.data.ahead import read_ahead
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.sites import Site
-
-DTYPES = ("float32", "bf16", "int8")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def stores(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    return {dtype: write_whole(model, folder / dtype, dtype=dtype) for dtype in DTYPES}
-
-
-@pytest.fixture
-def copied(stores, tmp_path):
-    return Path(shutil.copytree(stores["int8"].folder, tmp_path / "copied"))
-
 
 # what is read
 
@@ -118,8 +96,8 @@ def test_what_a_stream_cannot_do_is_refused(stores):
         StoreStream(store, SITES, batch=10, seed=0, state={**state, "batch_in_chunk": 640})
 
 
-def test_a_store_of_another_model_is_refused(stores, model):
-    stores["int8"].require_model(model)
+def test_a_store_of_another_model_is_refused(stores, store_model):
+    stores["int8"].require_model(store_model)
     other = small_model(seed=9)
     with pytest.raises(DictionaryError, match="with the fingerprint .*; .* has .*"):
         stores["int8"].require_model(other)
@@ -182,16 +160,16 @@ def read_all(folder):
     ids=["flipped", "foreign", "cut", "missing", "no record", "cut record", "version", "no shards", "no site",
          "other site", "width", "dtype"],
 )  # fmt: skip
-def test_damage_of_any_kind_is_one_error(copied, damage, said):
-    damage(copied)
+def test_damage_of_any_kind_is_one_error(copied_store, damage, said):
+    damage(copied_store)
     with pytest.raises(FileFormatError, match=said) as caught:
-        read_all(copied)
+        read_all(copied_store)
     assert "\n" not in str(caught.value)
 
 
-def test_a_shard_that_goes_missing_later_is_the_same_error(copied):
-    store = ActivationStore(copied)
-    (copied / "shard-00000.safetensors").unlink()
+def test_a_shard_that_goes_missing_later_is_the_same_error(copied_store):
+    store = ActivationStore(copied_store)
+    (copied_store / "shard-00000.safetensors").unlink()
     with pytest.raises(FileFormatError, match="There is no shard"):
         batches(store, 64)
 

@@ -1,7 +1,6 @@
 """Training on a store: as good as on the model, the same for all that share it, resumed to the bit."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from tests.small_stores import (
     rows_of,
     small_model,
     write,
-    write_whole,
 )
 from transcoders import (
     ActivationStore,
@@ -30,25 +28,6 @@ from transcoders.training import Trainer
 from transcoders.training.metrics import Wait
 from transcoders.training.stored import StoreSource, as_stored
 
-DTYPES = ("float32", "int8")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def stores(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    return {dtype: write_whole(model, folder / dtype, dtype=dtype) for dtype in DTYPES}
-
-
-@pytest.fixture
-def copied(stores, tmp_path):
-    return Path(shutil.copytree(stores["int8"].folder, tmp_path / "copied"))
-
-
 # training
 
 
@@ -61,24 +40,24 @@ def same_weights(a, b):
 
 
 @pytest.mark.parametrize("config", [SAE, CLTConfig(activation="topk", **COMMON)], ids=lambda c: c.kind)
-def test_what_is_trained_on_a_store_explains_the_model(model, stores, config):
+def test_what_is_trained_on_a_store_explains_the_model(store_model, stores, config):
     trained = train(None, stores["int8"], config, progress=False)
     provenance = trained.provenance
-    assert (provenance.model, provenance.fingerprint) == (model.name, model.fingerprint())
+    assert (provenance.model, provenance.fingerprint) == (store_model.name, store_model.fingerprint())
     assert (provenance.corpus, provenance.config["context"]) == ("rows of tokens", CONTEXT)
     assert (provenance.first, provenance.site_limits) == (1, stores["int8"].settings.limits)
-    trained.check_fits(model)
-    untrained = Trainer(StoreSource(stores["int8"], model, config), [config]).finish()[0]
+    trained.check_fits(store_model)
+    untrained = Trainer(StoreSource(stores["int8"], store_model, config), [config]).finish()[0]
     held_out = rows_of(60, seed=1)
-    assert evaluate(model, trained, held_out).fvu < 0.6 * evaluate(model, untrained, held_out).fvu
+    assert evaluate(store_model, trained, held_out).fvu < 0.6 * evaluate(store_model, untrained, held_out).fvu
 
 
-def test_trained_alone_or_with_others_and_with_the_model_or_without_it_is_the_same(model, stores):
+def test_trained_alone_or_with_others_and_with_the_model_or_without_it_is_the_same(store_model, stores):
     others = [SAEConfig(activation="topk", **{**COMMON, "k": k, "tokens": 1000}) for k in (4, 8, 16)]
-    together = train(model, stores["float32"], others, progress=False)
+    together = train(store_model, stores["float32"], others, progress=False)
     for config, dictionaries in zip(others, together, strict=True):
         assert same_weights(train(None, stores["float32"], config, progress=False), dictionaries)
-    by_path = train(model, str(stores["float32"].folder), others[0], progress=False)
+    by_path = train(store_model, str(stores["float32"].folder), others[0], progress=False)
     assert same_weights(by_path, together[0])
 
 
@@ -108,16 +87,16 @@ def test_metrics_say_which_share_of_the_time_a_run_waited_for_its_data(stores, t
     assert wait.share() == 0.125
 
 
-def test_a_damaged_shard_ends_training_with_its_checkpoint_left(stores, copied, tmp_path):
-    path = copied / "shard-00001.safetensors"
+def test_a_damaged_shard_ends_training_with_its_checkpoint_left(stores, copied_store, tmp_path):
+    path = copied_store / "shard-00001.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     config = SAEConfig(activation="topk", checkpoint_every=5, **COMMON)
     with pytest.raises(FileFormatError, match="shard-00001.* is not the shard that was written"):
-        train(None, ActivationStore(copied), config, progress=False, out=tmp_path / "out")
+        train(None, ActivationStore(copied_store), config, progress=False, out=tmp_path / "out")
 
 
-def test_what_a_store_cannot_train_is_refused(model, stores, tmp_path):
-    few = write(model, tmp_path, ROWS[:20], sites=["mlp_in"])
+def test_what_a_store_cannot_train_is_refused(store_model, stores, tmp_path):
+    few = write(store_model, tmp_path, ROWS[:20], sites=["mlp_in"])
     assert few is not None
     with pytest.raises(InputError, match=r"lacks the activations at 0\.resid_post, 1\.resid_post; it has 0\.mlp_in, 1"):
         train(None, few, SAE, progress=False)

@@ -1,11 +1,14 @@
 """Training that starts from dictionaries: the same weights at first, what is taken over, what is refused, resuming."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from circuitsae.cli import main
+from circuitsae.loading import load_dictionaries
 from transcoders import (
     CLTConfig,
     SAEConfig,
@@ -28,11 +31,18 @@ from transcoders.training.warm_start import Start
 
 LAYERS, D, FEATURES, BATCH = 3, 8, 12, 32
 CONFIGS: Any = {"plt": TranscoderConfig, "clt": CLTConfig, "sae": SAEConfig}
-QUIET: Any = {"tokens": BATCH * 20, "batch": BATCH, "context": 9, "outliers": 0.0, "log_every": 20}
+QUIET: Any = {"tokens": BATCH * 6, "batch": BATCH, "context": 9, "outliers": 0.0, "log_every": 6}
 
 
-def made(kind="plt", activation="topk", **options) -> Any:
-    settings = {"n_layers": LAYERS, "d_model": D, "features": FEATURES, "k": 3, "activation": activation, **options}
+def made(kind: Any = "plt", activation: Any = "topk", **options: Any) -> Any:
+    settings: Any = {
+        "n_layers": LAYERS,
+        "d_model": D,
+        "features": FEATURES,
+        "k": 3,
+        "activation": activation,
+        **options,
+    }
     return random_dictionaries(kind, **settings).requires_grad_(False)
 
 
@@ -122,12 +132,12 @@ def test_training_starts_from_them_and_says_so(model, text, tmp_path):
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])
 def test_a_run_that_was_cut_goes_on_to_the_very_weights(model, text, tmp_path, activation):
     given = made("plt", activation)
-    asked = TranscoderConfig(**QUIET, skip=True, checkpoint_every=10)
+    asked = TranscoderConfig(**QUIET, skip=True, checkpoint_every=3)
     whole: Any = train(model, text, asked, start=given, progress=False)
     start = Start.of(given)
     config = start.config(asked)
     trainer = Trainer(ModelSource(model, text, config), [config], out=tmp_path, start=start)
-    trainer.run(until=10, progress=False)
+    trainer.run(until=3, progress=False)
     assert from_checkpoint(tmp_path).provenance.config["start"]["weights"] == start.hash
     for other in (None, made("plt", activation, seed=5)):
         with pytest.raises(InputError, match="belongs to another run"):
@@ -156,6 +166,17 @@ def test_settings_that_contradict_the_start_are_refused(settings, says):
         Start.of(made()).config(TranscoderConfig(**settings))
 
 
+def test_the_command_takes_a_name_and_what_the_dictionaries_are(tmp_path, monkeypatch):
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("transcoders.train", lambda *of, **how: told.update(how, config=of[2]) or sys.exit("seen"))
+    with pytest.raises(SystemExit, match="seen"):
+        main(["train", "pocket", "--kind", "plt", "--start", "pocket-plt", "--out", str(tmp_path / "run")])
+    given: Any = load_dictionaries("pocket-plt")
+    assert Start.of(told["start"]).hash == Start.of(given).hash
+    assert told["config"].features == given.n_features(0)
+    assert told["config"].activation == given[0].activation.name
+
+
 def test_what_fits_no_training_is_refused(model, text):
     mixed = TranscoderSet([*made(features=12).layers[:2], made(features=10)[2]], made().provenance)
     two = TranscoderSet([*made(k=3).layers[:2], made(k=2)[2]], made().provenance)
@@ -177,11 +198,12 @@ def test_what_fits_no_training_is_refused(model, text):
     with pytest.raises(DictionaryError, match="ranks each layer by itself"):
         Start.of(by_layer)
     config = TranscoderConfig(**QUIET)
-    for given, other, says in (
+    cases: Any = (
         (made("clt"), config, "of kind 'clt'; got kind 'plt'"),
         (made("plt", read="resid_mid"), config, "read 0.resid_mid … 2.resid_mid"),
         (made("plt", d_model=16), config, "of width 16"),
         (made("plt"), [config, replace(config, seed=1)], "there are 2 configurations"),
-    ):
+    )
+    for given, other, says in cases:
         with pytest.raises(InputError, match=says):
             train(model, text, other, start=given, progress=False)

@@ -29,7 +29,7 @@ validate: Any = validation.validate
 
 TOKENS = torch.tensor([0, 11, 22, 33])
 SOURCES = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN)
-ALL = 10**6
+ALL = 10**4
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

@@ -157,7 +157,8 @@ def _norms(
         part = norms[done : done + len(group.tokens), : group.tokens.shape[1]]
 
         def see(site: Site, value: Tensor, part: Tensor = part) -> None:
-            part[..., place[site]] = torch.linalg.vector_norm(value, dim=-1, dtype=torch.float32)
+            wide = torch.promote_types(value.dtype, torch.float32)
+            part[..., place[site]] = torch.linalg.vector_norm(value, dim=-1, dtype=wide)
 
         group.visit(model, sites, see)
         done += len(group.tokens)

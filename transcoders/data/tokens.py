@@ -19,6 +19,7 @@ Boundaries = Literal["packed", "masked", "separate"]
 
 _DOCUMENTS_AT_ONCE = 256
 _CHARACTERS_AT_ONCE = 2**20
+_CHARACTERS_PER_TOKEN = 4
 
 
 class Row(NamedTuple):
@@ -63,7 +64,8 @@ class RowPass:
     """One pass over the rows of documents, which are tokenised some at a time.
 
     Its state is the place of the first of these, the tokens that were left over before them, and how many of the rows
-    since have been given: going on tokenises only them again.
+    since have been given: going on tokenises only them again. `at_once` characters are tokenised together; where few
+    rows are wanted, fewer documents need to be read.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class RowPass:
         separator: str | None = None,
         boundaries: Boundaries = "packed",
         state: Mapping[str, Any] | None = None,
+        at_once: int = _CHARACTERS_AT_ONCE,
     ) -> None:
         if not 2 <= context <= model.context:
             raise InputError(
@@ -82,7 +85,7 @@ class RowPass:
             )
         self._model = model.with_bos(model.adds_bos)  # asks the tokenizer once
         self._documents, self._context, self._separator = iter(documents), context, separator
-        self._cut = _CUTS[boundaries]
+        self._cut, self._at_once = _CUTS[boundaries], at_once
         self._rest: list[list[int]] = []
         self._rows: list[Row] = []
         self._given = 0
@@ -126,7 +129,7 @@ class RowPass:
 
     def _read(self) -> bool:
         """Cut the next documents into rows; whether there were any."""
-        texts = _some(self._documents)
+        texts = _some(self._documents, self._at_once)
         if texts:
             tokens = _tokenised(self._model, texts, self._separator)
             self._rows, self._rest = self._cut(self._model, [*self._rest, *tokens], self._context)
@@ -188,7 +191,9 @@ def take_rows(
     model: LanguageModel, documents: Iterable[str], *, rows: int, context: int, separator: str | None = None
 ) -> Int[Tensor, "row pos"]:
     """At most `rows` packed rows as one tensor on the model's device; `InputError` where there is not a single one."""
-    packed = list(islice(pack_rows(model, documents, context=context, separator=separator), rows))
+    at_once = min(_CHARACTERS_AT_ONCE, _CHARACTERS_PER_TOKEN * rows * context)
+    passed = RowPass(model, documents, context=context, separator=separator, at_once=at_once)
+    packed = [row.ids for row in islice(passed, rows)]
     if not packed:
         raise InputError(f"The documents do not fill a single row of {context} tokens; give more text.")
     return torch.tensor(packed, device=model.device)
@@ -209,10 +214,9 @@ def held_out_rows(
 # tokens of documents
 
 
-def _some(documents: Iterator[str]) -> list[str]:
-    """The next documents, as many as are tokenised at once."""
+def _some(documents: Iterator[str], room: int) -> list[str]:
+    """The next documents, until they fill a room of so many characters; at least one."""
     texts: list[str] = []
-    room = _CHARACTERS_AT_ONCE
     while room > 0 and len(texts) < _DOCUMENTS_AT_ONCE and (text := next(documents, None)) is not None:
         texts.append(text)
         room -= len(text)

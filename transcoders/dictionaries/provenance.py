@@ -13,6 +13,9 @@ from transcoders.sites import Frame, Site
 
 logger = logging.getLogger(__name__)
 
+AGREEMENT = ("cosine", "norm_ratio", "reach", "measured", "tokens")
+"""What dictionaries keep of their Jacobian agreement (`transcoders.evaluation.Agreement.summary`)."""
+
 VECTORS, ROWS = "vectors", "rows of tokens"
 """What stands for the name of a corpus where training read no text."""
 
@@ -52,13 +55,17 @@ class DictionaryProvenance:
     """Norms of activations, by site (`"3.mlp_out"`). A token over one of them was left out in training, and is exact:
     it has no features in any layer. Empty where no token was left out for that."""
 
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    """How small changes are passed on, as `transcoders.evaluation.Agreement.summary` says; empty where that was not
+    measured. It is a property of these weights: other ones need another measurement."""
+
     def __post_init__(self) -> None:
         if self.first < 0:
             raise DictionaryError(f"The first position with features counts from 0; got first={self.first}.")
 
     def to_json(self) -> dict[str, Any]:
         # What older releases do not know is written where it says something.
-        return {k: v for k, v in asdict(self).items() if v or k not in ("model_origin", "limits")}
+        return {k: v for k, v in asdict(self).items() if v or k not in ("model_origin", "limits", "agreement")}
 
     @property
     def site_limits(self) -> dict[Site, float]:

@@ -1,12 +1,15 @@
 """How good dictionaries are: on text they were not trained on, against each other, and against known features.
 
 On text: `statistics` measures reconstruction and sparsity, `alignment` encoders against decoders, `splice` puts
-reconstructions in the place of MLPs while the model runs, `comparing` says what becomes of its predictions, `evaluate`
-does all of it within a budget of memory, `cost` knows beforehand what that takes, `result` is the outcome, `pareto`
-plots several. Against each other: `matching` across seeds, `splitting` and `stitching` across widths, `meta_sae`
-decoders made of other decoders. Against known features: `recovery`.
+reconstructions in the place of MLPs while the model runs, `agreement` sees how small changes are passed on, `comparing`
+says what becomes of its predictions, `evaluate` does all of it within a budget of memory, `cost` knows beforehand what
+that takes, `result` and `agreement_result` are the outcome, `pareto` plots several. Against each other: `matching`
+across seeds, `splitting` and `stitching` across widths, `meta_sae` decoders made of other decoders. Against known
+features: `recovery`.
 """
 
+from transcoders.evaluation.agreement import jacobian_agreement
+from transcoders.evaluation.agreement_result import Agreement, LayerAgreement, Passed
 from transcoders.evaluation.cost import DictionarySizes, EvaluationCost, evaluation_cost
 from transcoders.evaluation.evaluate import evaluate
 from transcoders.evaluation.matching import Matching, Recovery, SeedComparison, compare_seeds, match, mmcs, recovery
@@ -18,14 +21,17 @@ from transcoders.evaluation.splitting import Splitting, Stitching, connected_gro
 from transcoders.evaluation.statistics import Alignment, alignment, bimodality
 
 __all__ = [
+    "Agreement",
     "Alignment",
     "Decomposition",
     "DictionarySizes",
     "Evaluation",
     "EvaluationCost",
     "FiringHistogram",
+    "LayerAgreement",
     "LayerEvaluation",
     "Matching",
+    "Passed",
     "Recovery",
     "SeedComparison",
     "Splice",
@@ -38,6 +44,7 @@ __all__ = [
     "decompose",
     "evaluate",
     "evaluation_cost",
+    "jacobian_agreement",
     "load_evaluation",
     "match",
     "mmcs",

@@ -3,6 +3,7 @@
 An attribution graph adds up paths through many replaced MLPs, so it is as true as the derivatives of the replacement.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,34 +14,43 @@ from torch import Tensor
 from transcoders.data.outliers import massive_tokens
 from transcoders.dictionaries import DictionarySet, fitted, present_layers
 from transcoders.dictionaries.held import HeldFeatures, nonlinear
-from transcoders.errors import DictionaryError, InputError
+from transcoders.errors import DictionaryError, InputError, ModelError
 from transcoders.evaluation.agreement_result import Agreement, LayerAgreement, Passed
-from transcoders.evaluation.cost import MEMORY
-from transcoders.held import HeldModel
+from transcoders.evaluation.cost import MEMORY, NUDGES, DictionarySizes, jacobian_rows_at_once
+from transcoders.held import SIZE, HeldModel
 from transcoders.language_model import LanguageModel
+from transcoders.sites import MLP_READS, MLP_WRITES
 
-NUDGES = 2
-"""Changes of each kind in every row of text."""
+logger = logging.getLogger(__name__)
+
 _REACHED = 1e-3
 """Share of the largest change of a layer in a row of text below which a token counts as not reached."""
-_VECTORS = 24
-"""Vectors of width d_model that are held for each layer and token: clean run, two nudged ones, changes, answers."""
-_SCORES = 5
-"""Arrays of the size of a pattern that are alive while one is computed."""
 
 
 def no_agreement(model: LanguageModel, dictionaries: DictionarySet) -> str | None:
     """Why there is no Jacobian agreement of these dictionaries in this model; None where it can be measured."""
     if dictionaries.kind == "sae":
         return "SAEs rebuild what they read and replace no MLP, so there is no MLP's derivative to compare theirs with."
+    for layer, (read, write) in enumerate(zip(dictionaries.reads, dictionaries.writes, strict=True)):
+        if read.kind not in MLP_READS or write.kind not in MLP_WRITES or not read.layer == write.layer == layer:
+            return f"The dictionary of layer {layer} reads {read} and writes {write}, so it replaces no MLP."
     if model.dtype not in (torch.float32, torch.float64):
         return f"Derivatives are differences of nearly equal runs, which {model.dtype} rounds away; they need float32."
     return nonlinear(dictionaries)
 
 
-def passes(nudges: int) -> int:
-    """Forward passes over each row of text, which is what the measurement costs."""
-    return 4 + 6 * nudges
+def agreement_if_any(
+    model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"], **how: Any
+) -> Agreement | None:
+    """`jacobian_agreement`, or None, with a line of the log for transcoders that have none and models without."""
+    if (reason := no_agreement(model, dictionaries)) is None:
+        try:
+            return jacobian_agreement(model, dictionaries, rows, **how)
+        except ModelError as error:
+            reason = str(error)
+    if dictionaries.kind != "sae":
+        logger.warning("Jacobian agreement is left out: %s", reason)
+    return None
 
 
 @torch.no_grad()
@@ -81,7 +91,7 @@ def jacobian_agreement(
         )
     rows = rows.to(model.device)
     dice, sums = _Dice.of(rows, dictionaries, nudges, seed), _Sums(model.n_layers)
-    at_once = max(1, memory // _bytes_per_row(model, rows.shape[1]))
+    at_once = jacobian_rows_at_once(model, DictionarySizes.of(dictionaries), rows.shape[1], memory)
     for some in torch.arange(len(rows)).split(at_once):
         group = _Group(model, dictionaries, rows[some.to(rows.device)], dice.take(some))
         for nudge in range(nudges):
@@ -91,11 +101,6 @@ def jacobian_agreement(
         advance(len(some) / len(rows))
     layers = tuple(sums.layer(layer) for layer in present_layers(dictionaries))
     return Agreement(tokens=rows.numel(), nudges=nudges, layers=layers, hops=sums.hops())
-
-
-def _bytes_per_row(model: LanguageModel, length: int) -> int:
-    patterns = (model.n_layers + _SCORES) * model.n_heads * length**2
-    return (patterns + model.n_layers * length * _VECTORS * model.d_model) * model.dtype.itemsize
 
 
 class _Dice(NamedTuple):
@@ -130,6 +135,7 @@ class _Group:
         self, model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"], dice: _Dice
     ) -> None:
         self.rows, self.dice, self.dictionaries = rows, dice, dictionaries
+        self.size = SIZE if model.dtype == torch.float32 else SIZE**2
         self.held = HeldModel(model, rows, dictionaries.reads, dictionaries.writes)
         self.usable = ~massive_tokens(model, rows, dictionaries.provenance.site_limits)
         self.usable[:, : dictionaries.provenance.first] = False
@@ -143,7 +149,7 @@ class _Group:
         donor = _largest(self.dice.which[0, nudge].to(self.rows.device), other)
         embed, each = torch.zeros_like(self.held.embed), self.each
         embed[each, pos] = (self.held.embed[each, donor] - self.held.embed[each, pos]) * self.usable[each, pos, None]
-        changes, reached = self.held.nudge(embed), self._from(pos)
+        changes, reached = self.held.nudge(embed, size=self.size), self._from(pos)
         start = torch.full_like(pos, -1)
         sums.add("natural", self.features.joint(changes.reads), changes.writes, reached)
         carried = self.held.through(self.features.answers(), embed)
@@ -157,7 +163,7 @@ class _Group:
             return
         pos, written = self._written(nudge, layer)
         later = torch.arange(len(written), device=layer.device)[:, None, None] > layer[:, None]
-        changes, reached = self.held.nudge(written=written), self._from(pos) & later
+        changes, reached = self.held.nudge(written=written, size=self.size), self._from(pos) & later
         sums.add("feature", self.features.joint(changes.reads), changes.writes, reached)
         carried = self.held.through(self.features.answers(), written=written)
         sums.add_hops(carried, changes.reads, reached, layer)
@@ -171,7 +177,7 @@ class _Group:
             shape = (len(reads), *reads.shape[2:])
             directions[:, row] = torch.randn(shape, generator=generator, dtype=torch.float64).to(reads)
         directions *= reads.square().mean(-1, keepdim=True).sqrt()
-        sums.add("random", self.features.joint(directions), self.held.respond(directions), self.usable)
+        sums.add("random", self.features.joint(directions), self.held.respond(directions, size=self.size), self.usable)
 
     def _position(self, kind: int, nudge: int, allowed: Bool[Tensor, "row pos"]) -> Int[Tensor, "row"]:
         return _largest(self.dice.where[kind, nudge].to(allowed.device), allowed)

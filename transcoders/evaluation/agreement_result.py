@@ -1,5 +1,6 @@
 """What was found of how dictionaries pass on small changes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class Agreement:
     """Changes of each kind that were made in every row of text."""
     layers: tuple[LayerAgreement, ...]
     hops: tuple[Passed, ...]
-    """The change of a read with n MLPs on its way, n = 0, 1, …, dictionaries for all of them: means over starts."""
+    """The change of a read with n = 0, 1, … MLPs on its way, dictionaries in their place: means over starts."""
 
     @property
     def cosine(self) -> float:
@@ -66,8 +67,10 @@ class Agreement:
         return within
 
     def summary(self) -> dict[str, float]:
-        """What a graph keeps of it."""
-        return {"cosine": self.cosine, "norm_ratio": self.norm_ratio, "reach": self.reach, "tokens": self.tokens}
+        """What dictionaries and graphs keep of it; `measured` is the largest reach that could have been found."""
+        reach, most = self.reach, max(0, len(self.hops) - 1)
+        figures = {"cosine": self.cosine, "norm_ratio": self.norm_ratio}
+        return {**figures, "reach": reach, "measured": most, "tokens": self.tokens}
 
     def to_json(self) -> dict[str, Any]:
         return self.summary() | asdict(self)
@@ -78,14 +81,20 @@ class Agreement:
             tokens=record["tokens"],
             nudges=record["nudges"],
             layers=tuple(_layer(layer) for layer in record["layers"]),
-            hops=tuple(Passed(**passed) for passed in record["hops"]),
+            hops=tuple(_passed(passed) for passed in record["hops"]),
         )
 
 
 def _layer(record: Mapping[str, Any]) -> LayerAgreement:
-    passed = {kind: None if value is None else Passed(**value) for kind, value in record.items() if kind != "layer"}
+    passed = {kind: None if value is None else _passed(value) for kind, value in record.items() if kind != "layer"}
     return LayerAgreement(layer=record["layer"], **passed)
 
 
+def _passed(record: Mapping[str, Any]) -> Passed:
+    """Figures that are not numbers are null in JSON."""
+    cosine, ratio = (math.nan if (value := record[name]) is None else value for name in ("cosine", "norm_ratio"))
+    return Passed(cosine=cosine, norm_ratio=ratio, rows=record["rows"])
+
+
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    return sum(values) / len(values) if values else math.nan

@@ -13,6 +13,12 @@ from transcoders.language_model import LanguageModel
 MEMORY = 512 * 2**20
 """Bytes that an evaluation takes beside model and dictionaries, roughly, unless told otherwise."""
 
+JACOBIAN_TOKENS = 2048
+"""Tokens that Jacobian agreement is measured on, unless told otherwise."""
+
+NUDGES = 2
+"""Small changes of each kind that Jacobian agreement makes in every row of text, unless told otherwise."""
+
 VARIANTS = 3
 """In the place of what a layer writes: its reconstruction, zeros, the mean."""
 
@@ -22,6 +28,8 @@ _STREAMS = 16
 """Vectors of width d_model that a block holds for a token: parts of the stream, and of an MLP four times as wide."""
 _CODES = 4
 """Arrays of the size of a layer's pre-activations that are alive at once while it is encoded."""
+_HELD = 24
+"""Vectors of width d_model that Jacobian agreement holds for each layer and token: a clean run, two nudged, answers."""
 _LOGITS = 6
 """Arrays of logits that are alive at once while two models are compared."""
 
@@ -63,12 +71,14 @@ def evaluation_cost(
     *,
     context: int = 128,
     loss_tokens: int | None = None,
+    jacobian_tokens: int = JACOBIAN_TOKENS,
     memory: int = MEMORY,
 ) -> EvaluationCost:
     """FLOPs and peak memory of `evaluate` on `tokens` tokens in rows of `context`, `loss_tokens` of them for losses.
 
     Statistics take one pass of the model without its unembedding. Losses take three such passes for each layer, on
-    average over half of the blocks, and as many unembeddings. The model runs once, on one row, to be counted.
+    average over half of the blocks, and as many unembeddings. Jacobian agreement, on `jacobian_tokens` (0 for SAEs,
+    which have none), takes `jacobian_passes`. The model runs once, on one row, to be counted.
 
     Raises `InputError` for less than one token.
     """
@@ -82,10 +92,32 @@ def evaluation_cost(
     statistics = blocks + codes
     losses = blocks * (1 + alone + VARIANTS) + 2 * codes + unembedding * (1 + VARIANTS * (layers + 1))
     measured = tokens if loss_tokens is None else min(loss_tokens, tokens)
+    nudged = min(tokens, -(-jacobian_tokens // context) * context)
+    jacobian = blocks * jacobian_passes(NUDGES) + codes * (4 * NUDGES + 2)
     rows = min(rows_at_once(model, sizes, context, memory), -(-tokens // context))
     held = rows * context * _bytes_per_token(model, sizes, context)
     compared = min(positions_at_once(model, memory), rows * context) * _bytes_per_position(model)
-    return EvaluationCost(tokens * statistics + measured * losses, held + compared)
+    nudging = min(jacobian_rows_at_once(model, sizes, context, memory), -(-nudged // context))
+    peak = max(held + compared, nudging * _bytes_per_nudged_row(model, sizes, context))
+    return EvaluationCost(tokens * statistics + measured * losses + nudged * jacobian, peak)
+
+
+def jacobian_passes(nudges: int) -> int:
+    """Forward passes over each row that Jacobian agreement takes: clean, for random changes, and for all others."""
+    return 3 + 6 * nudges
+
+
+def jacobian_rows_at_once(model: LanguageModel, sizes: DictionarySizes, length: int, memory: int) -> int:
+    """Rows of text that are nudged together."""
+    return max(1, memory // _bytes_per_nudged_row(model, sizes, length))
+
+
+def _bytes_per_nudged_row(model: LanguageModel, sizes: DictionarySizes, length: int) -> int:
+    """Patterns of all layers, and for each token what is held of every layer and the features of one at work."""
+    patterns = (model.n_layers + _SCORES) * model.n_heads * length**2
+    values = length * (model.n_layers * _HELD * model.d_model + _CODES * sizes.widest)
+    which_active = model.n_layers * length * sizes.widest
+    return (patterns + values) * model.dtype.itemsize + which_active
 
 
 @torch.no_grad()

@@ -17,9 +17,19 @@ from torch import Tensor
 from transcoders.data.outliers import massive_tokens
 from transcoders.dictionaries import DictionarySet, fitted, present_layers
 from transcoders.errors import InputError
+from transcoders.evaluation.agreement import agreement_if_any
 from transcoders.evaluation.comparing import Original, Sums, next_tokens
-from transcoders.evaluation.cost import MEMORY, VARIANTS, DictionarySizes, positions_at_once, rows_at_once
-from transcoders.evaluation.result import Evaluation, LayerEvaluation, ReplacedModel
+from transcoders.evaluation.cost import (
+    JACOBIAN_TOKENS,
+    MEMORY,
+    NUDGES,
+    VARIANTS,
+    DictionarySizes,
+    jacobian_passes,
+    positions_at_once,
+    rows_at_once,
+)
+from transcoders.evaluation.result import Evaluation, LayerEvaluation, ReplacedModel, with_agreement
 from transcoders.evaluation.splice import Splice, in_the_place, sequential
 from transcoders.evaluation.statistics import Statistics, alignment, reconstruct
 from transcoders.language_model import Hook, LanguageModel
@@ -60,6 +70,7 @@ def evaluate(
     rows: Int[Tensor, "row pos"],
     *,
     loss_tokens: int | None = None,
+    jacobian_tokens: int = JACOBIAN_TOKENS,
     memory: int = MEMORY,
     progress: bool = False,
 ) -> Evaluation:
@@ -71,7 +82,8 @@ def evaluate(
     alone, and with all of them. Layers without a dictionary are left out.
 
     `loss_tokens`: how many of the tokens losses, agreement and KL are measured on, in rows spread evenly over all;
-    None for all of them. `memory`: bytes to take beside model and dictionaries, though never less than one row needs;
+    None for all of them. `jacobian_tokens`: the same of Jacobian agreement (`jacobian_agreement`), 0 for none; SAEs
+    have none. `memory`: bytes to take beside model and dictionaries, though never less than one row needs;
     `evaluation_cost` says what will be taken. `progress`: show a bar on a terminal.
 
     Loss recovered is `(L_ablated − L_spliced) / (L_ablated − L)` with zeros or the mean write as ablation; agreement
@@ -87,23 +99,34 @@ def evaluate(
         raise InputError("No layer has a dictionary, so there is nothing to measure; give at least one.")
     if rows.shape[1] < least:
         raise InputError(f"Rows of {rows.shape[1]} tokens have nothing to measure; give at least {least} tokens a row.")
+    if jacobian_tokens < 0:
+        raise InputError(
+            f"jacobian_tokens={jacobian_tokens} is no number of tokens; give 0 to leave them out, or more."
+        )
     rows = rows.to(model.device)
     some = _spread(rows, loss_tokens)
     at_once = rows_at_once(model, DictionarySizes.of(dictionaries), rows.shape[1], memory)
     steps = len(rows.split(at_once)) + len(some.split(at_once)) * 2 * VARIANTS * (len(layers) + 1)
+    nudged = None if dictionaries.kind == "sae" or not jacobian_tokens else _spread(rows, jacobian_tokens)
+    nudging = 0 if nudged is None else jacobian_passes(NUDGES) * len(nudged.split(at_once))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with progress_bar(*columns, shown=progress) as bar:
-        task = bar.add_task("evaluating", total=steps)
+        task = bar.add_task("evaluating", total=steps + nudging)
         statistics = _statistics(model, dictionaries, rows.split(at_once), (bar, task))
         losses = _Losses(model, dictionaries, statistics.mean.to(model.device, model.dtype), some[:1])
         for group in some.split(at_once):
             losses.update(group, positions_at_once(model, memory), (bar, task))
+        agreement = None
+        if nudged is not None:
+            agreement = agreement_if_any(
+                model, dictionaries, nudged, memory=memory, advance=lambda share: bar.advance(task, share * nudging)
+            )
     evaluated = tuple(_layer(layer, statistics, losses, dictionaries) for layer in layers)
     features = "replaced" if sequential(dictionaries) else "original"
     replaced = ReplacedModel(features=features, loss=losses.loss(_Key(None, "spliced")), **losses.figures(None))
     return Evaluation(
         tokens=statistics.tokens, massive=statistics.massive, loss_tokens=losses.tokens, loss=losses.original,
-        layers=evaluated, replaced=replaced,
+        layers=with_agreement(evaluated, agreement), replaced=replaced, agreement=agreement,
     )  # fmt: skip
 
 

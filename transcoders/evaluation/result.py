@@ -3,11 +3,12 @@
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transcoders.errors import FileFormatError
+from transcoders.evaluation.agreement_result import Agreement
 from transcoders.files import write_json
 from transcoders.formats.files import read_json
 
@@ -92,6 +93,10 @@ class LayerEvaluation:
     """Fraction of tokens where the model predicts the same next token with the reconstruction as without."""
     kl: float
     """Mean KL(original ‖ with the reconstruction) of the next-token distributions, in nats."""
+    jacobian_cosine: float = math.nan
+    """Mean cosine of what dictionary and MLP make of a small natural change; NaN where it was not measured."""
+    jacobian_ratio: float = math.nan
+    """… and the mean ratio of their norms: the share of a change that is passed on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +134,8 @@ class Evaluation:
     """Cross-entropy per token of the untouched model."""
     layers: tuple[LayerEvaluation, ...]
     replaced: ReplacedModel
+    agreement: Agreement | None = None
+    """How small changes are passed on; None for SAEs, and where it was not measured."""
 
     @property
     def fvu(self) -> float:
@@ -167,7 +174,9 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """A record that `from_json` reads; figures that are not numbers become null."""
-        return _without_nan({"fvu": self.fvu, "l0": self.l0, "dead": self.dead, **asdict(self)})
+        agreement = None if self.agreement is None else self.agreement.to_json()
+        means = {"fvu": self.fvu, "l0": self.l0, "dead": self.dead}
+        return _without_nan({**means, **asdict(self), "agreement": agreement})
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Evaluation":
@@ -177,15 +186,32 @@ class Evaluation:
             replaced = ReplacedModel(**_with_nan(record["replaced"]))
             counts = {"tokens": record["tokens"], "loss_tokens": record.get("loss_tokens", record["tokens"])}
             counts["massive"] = record.get("massive", 0)
-            return cls(**counts, loss=record["loss"], layers=layers, replaced=replaced)
+            found = record.get("agreement")
+            agreement = None if found is None else Agreement.from_json(found)
+            return cls(**counts, loss=record["loss"], layers=layers, replaced=replaced, agreement=agreement)
         except (KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
                 f"The record is no evaluation of this version ({error}); write it again with `circuitsae evaluate`."
             ) from error
 
-    def save(self, path: Path) -> None:
-        """As JSON; whole or not at all."""
-        write_json(path, self.to_json())
+    def save(self, path: Path, *, dictionaries_id: str | None = None) -> None:
+        """As JSON; whole or not at all. `dictionaries_id`: of the files in whose folder it is (`native_id`).
+
+        Dictionaries that are loaded from there then carry their Jacobian agreement.
+        """
+        of = {} if dictionaries_id is None else {"dictionaries_id": dictionaries_id}
+        write_json(path, of | self.to_json())
+
+
+def with_agreement(layers: Sequence[LayerEvaluation], agreement: Agreement | None) -> tuple[LayerEvaluation, ...]:
+    """Layers with their natural figures of it, where there are any."""
+    found = {} if agreement is None else {layer.layer: layer.natural for layer in agreement.layers}
+    return tuple(
+        layer
+        if (natural := found.get(layer.layer)) is None
+        else replace(layer, jacobian_cosine=natural.cosine, jacobian_ratio=natural.norm_ratio)
+        for layer in layers
+    )
 
 
 def load_evaluation(path: Path | str) -> Evaluation:

@@ -4,6 +4,7 @@ The weights have the names and shapes of the classes in `transcoders.dictionarie
 the layer's number. The two files carry the same id, so that a folder overwritten halfway is noticed.
 """
 
+import logging
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from transcoders.dictionaries import (
     Transcoder,
     TranscoderSet,
 )
+from transcoders.dictionaries.provenance import AGREEMENT
 from transcoders.dictionaries.token_norm import TokenNorm, TokenNormName
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.files import new_files, write_json
@@ -51,6 +53,8 @@ from transcoders.formats.source import Source, fetch_one
 from transcoders.formats.weights import Reading, as_stored
 from transcoders.hub import first_line
 from transcoders.sites import Site
+
+logger = logging.getLogger(__name__)
 
 _ACTIVATION = {
     "type": "object",
@@ -89,6 +93,7 @@ _PROVENANCE = {
         "versions": {"type": "object", "additionalProperties": {"type": "string"}},
         "config": {"type": "object"},
         "normalisation": {"type": "object", "additionalProperties": _FACTORS},
+        "agreement": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
     },
 }
 _SETTINGS = Draft202012Validator(
@@ -116,7 +121,7 @@ _SETTINGS = Draft202012Validator(
 
 _NAME = "transcoders"
 VERSION = 1
-_CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
+_CONFIG, _WEIGHTS, _EVALUATION = "config.json", "weights.safetensors", "evaluation.json"
 _THRESHOLD = "activation.threshold"
 _WITH_THRESHOLD = ("jumprelu", "jumptopk")
 
@@ -172,6 +177,7 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
     """The set that `save_native` wrote."""
     folder = source.fetch([_CONFIG, _WEIGHTS])[0].parent
     record = _settings(folder / _CONFIG)
+    record["provenance"] |= _evaluated(source, record.get("id"))
     path = folder / _WEIGHTS
     shapes, expected = tensor_shapes(path), _expected(record)
     optional = {name: shape for name, shape in _skips(record).items() if name in shapes}
@@ -199,6 +205,30 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
             f"{folder / _CONFIG} does not describe {path} ({type(error).__name__}: {first_line(error)[:200]}); "
             "save the dictionaries again."
         ) from error
+
+
+def native_id(folder: Path) -> str | None:
+    """Which files of this format a folder holds, as an evaluation of them says; None where it holds none."""
+    path = folder / _CONFIG
+    record = read_json(path) if path.is_file() else {}
+    return record.get("id") if record.get("format") == _NAME else None
+
+
+def _evaluated(source: Source, identity: str | None) -> dict[str, Any]:
+    """The Jacobian agreement that an evaluation of these very files, beside them, found."""
+    if _EVALUATION not in source.names:
+        return {}
+    try:
+        record = read_json(fetch_one(source, _EVALUATION))
+    except FileFormatError as error:
+        logger.warning("The evaluation beside the dictionaries is left out of account: %s", error)
+        return {}
+    found = record.get("agreement")
+    if identity is None or record.get("dictionaries_id") != identity or not isinstance(found, dict):
+        return {}
+    figures = {name: found.get(name) for name in AGREEMENT}
+    known = all(isinstance(value, int | float) for value in figures.values())
+    return {"agreement": figures} if known else {}
 
 
 def _settings(path: Path) -> dict[str, Any]:

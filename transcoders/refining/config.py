@@ -1,4 +1,4 @@
-"""How dictionaries are refined: the same for Python, the command line and the saved file. Nothing here imports torch."""
+"""How dictionaries are refined: the same for Python, the command line and the saved file; imports no torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

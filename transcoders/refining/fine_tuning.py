@@ -63,7 +63,7 @@ class FineTuning:
 
     @property
     def steps(self) -> int:
-        return self.config.finetune_tokens // self.config.batch
+        return max(1, self.config.finetune_tokens // self.config.batch)
 
     def run(self, advance: Callable[[int], Any] = lambda tokens: None) -> Refinable:
         """The dictionaries after all steps, those given being left as they are; `advance` is told of each step."""
@@ -84,8 +84,7 @@ class FineTuning:
             places = [[self.layers.index(layer) for layer in group.layers] for group in self.groups]
             if not runs:
                 runs = [
-                    _started(group, reads[:, at], writes[:, at])
-                    for group, at in zip(self.groups, places, strict=True)
+                    _started(group, reads[:, at], writes[:, at]) for group, at in zip(self.groups, places, strict=True)
                 ]
             directions = None if self._nudges is None else self._nudges.at(step, stream)
             for run, group, at in zip(runs, self.groups, places, strict=True):

@@ -1,4 +1,4 @@
-"""`refine`: better derivatives for dictionaries that are there, without training anew, and what became of each layer."""
+"""`refine`: better derivatives for dictionaries that are there, and what became of each layer."""
 
 import copy
 import logging
@@ -226,9 +226,7 @@ def _chosen(changed: Refinable, before: Refinable, taken: Sequence[int]) -> Refi
     return changed
 
 
-def _result(
-    stages: Stages, found: dict[int, Correction], fit: ErrorMoments, config: RefineConfig
-) -> Refinement:
+def _result(stages: Stages, found: dict[int, Correction], fit: ErrorMoments, config: RefineConfig) -> Refinement:
     given, made, reading = stages.given, stages.dictionaries, stages.reading
     tokens = max(moments.n for moments in fit.of_layer.values())
     passed = _agreements(reading, (given, made), config)
@@ -243,7 +241,7 @@ def _result(
     record = {"corpus": reading.name, "tokens": tokens, **config.to_json()}
     record["layers"] = {str(layer.layer): layer.what for layer in layers}
     made = copy.copy(made)
-    made.provenance = replace(given.provenance, config={**given.provenance.config, "refined": record})
+    made.provenance = replace(given.provenance, config={**given.provenance.config, "refined": record}, agreement={})
     return Refinement(
         dictionaries=made.requires_grad_(False), config=config, corpus=reading.name, tokens=tokens,
         held_out_tokens=stages.before.tokens, layers=layers,

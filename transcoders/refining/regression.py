@@ -35,7 +35,7 @@ class Moments:
         if not len(x):
             return
         if self.n == 0:
-            self._shift_x, self._shift_e = _sum(x) / len(x), _sum(e) / len(e)
+            self._shift_x, self._shift_e = (side.mean(dim=0).cpu().double() for side in (x, e))
         x, e = x - self._shift_x.to(x), e - self._shift_e.to(e)
         self.n += len(x)
         self.squares += float(e.double().square().sum() if e.device.type != "mps" else e.square().sum())

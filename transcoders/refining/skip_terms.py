@@ -49,7 +49,7 @@ class Correction(NamedTuple):
 def corrections(
     fitted: ErrorMoments, held_out: ErrorMoments, *, rank: int | None = None, ridge: float | None = None
 ) -> dict[int, Correction]:
-    """For each layer the ridge regression of its error, of the `RIDGES` the one with the least error on held-out text."""
+    """For each layer the ridge regression of its error, of the `RIDGES` the one of least held-out error."""
     return {
         layer: _best(RidgeRegression(moments), held_out.of_layer[layer], rank, RIDGES if ridge is None else (ridge,))
         for layer, moments in fitted.of_layer.items()

@@ -56,7 +56,7 @@ def calibrate_topk(
     reads = _activations(model, dictionaries, rows).reads.transpose(0, 1)
     folded = fold_topk(copy.deepcopy(dictionaries), reads.to(dictionaries.decoder_bias(0)))
     config = {**folded.provenance.config, "calibrated": {"corpus": text.name, "tokens": reads.shape[1]}}
-    folded.provenance = replace(folded.provenance, config=config)
+    folded.provenance = replace(folded.provenance, config=config, agreement={})
     others = held_out_rows(model, text, tokens=tokens, context=context)
     before, after = (_measured(model, each, others) for each in (dictionaries, folded))
     layers = range(dictionaries.n_layers)

@@ -310,8 +310,8 @@ class SAEConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig(TrainConfig):
-    """What stands for the MLPs: transcoders and cross-layer transcoders."""
+class MLPSettings:
+    """Settings of what stands for the MLPs."""
 
     skip: bool = False
     """Whether a linear map of a layer's input, `W_skip`, is added to its output."""
@@ -325,6 +325,11 @@ class MLPConfig(TrainConfig):
     """Tokens of a step on which changes are compared, as a share of the batch; of a row of text at least."""
     derivative_from: float = 0.0
     """Fraction of the steps before the first that compares changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(MLPSettings, TrainConfig):
+    """What stands for the MLPs: transcoders and cross-layer transcoders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

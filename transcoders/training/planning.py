@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transcoders.data.chunks import Chunk
 from transcoders.errors import InputError
-from transcoders.evaluation.cost import DictionarySizes, evaluation_cost
+from transcoders.evaluation.cost import JACOBIAN_TOKENS, DictionarySizes, evaluation_cost
 from transcoders.language_model import LanguageModel
 from transcoders.progress import spoken_size
 from transcoders.sites import Site
@@ -124,7 +124,10 @@ def plan_run(
         for config, cost in zip(configs, costs, strict=True):
             together = model.n_layers if config.kind == "clt" and config.activation == "topk" else 1
             sizes = DictionarySizes(model.n_layers, cost.parameters, together * config.features)
-            evaluation = evaluation_cost(model, sizes, evaluate_tokens, context=config.context, loss_tokens=loss_tokens)
+            evaluation = evaluation_cost(
+                model, sizes, evaluate_tokens, context=config.context, loss_tokens=loss_tokens,
+                jacobian_tokens=0 if config.kind == "sae" else JACOBIAN_TOKENS,
+            )  # fmt: skip
             flops["evaluation"] = flops.get("evaluation", 0.0) + evaluation.flops
             memory["evaluation"] = max(memory.get("evaluation", 0), evaluation.bytes)
         rate = flops["model"] / seconds["model"] if seconds["model"] else float("inf")

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from transcoders.dictionaries.provenance import VECTORS
+from transcoders.evaluation.result import Evaluation
 from transcoders.files import write_file
 from transcoders.training.config import TrainConfig
 
 _CURVE = "curve.svg"
+_EVALUATED, _NEXT = "## Evaluation", "## What next"
 _WIDTH, _HEIGHT, _MARGIN = 640, 260, 44
 
 
@@ -58,7 +60,7 @@ def readme(
     ]  # fmt: skip
     if metrics:
         parts += ["## Figures", _figures(metrics), f"![FVU at each step]({_CURVE})"]
-    parts += ["## What next", _next(folder, config, identity, finished=finished)]
+    parts += [_NEXT, _next(folder, config, identity, finished=finished)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,6 +88,31 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> str:
     lines = ["|  | FVU | L0 | dead |", "|---|---|---|---|"]
     lines += [f"| {name} | {fvu:.4f} | {l0:.1f} | {dead:.1%} |" for name, fvu, l0, dead in rows]
     return f"Of the batch of step {last['step']:,}, in training.\n\n" + "\n".join(lines)
+
+
+def record_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Put what an evaluation found into the `README.md` that a run wrote, in the place of an earlier one's."""
+    path = folder / "README.md"
+    if not path.is_file() or _NEXT not in (text := path.read_text(encoding="utf-8")):
+        return
+    before, after = text.split(_NEXT, 1)
+    before = before.split(_EVALUATED, 1)[0].rstrip()
+    write_file(path, f"{before}\n\n{_EVALUATED}\n\n{_evaluated(evaluation)}\n\n{_NEXT}{after}")
+
+
+def _evaluated(evaluation: Evaluation) -> str:
+    passed = "" if evaluation.agreement is None else " J cosine | J ratio |"
+    lines = [f"|  | FVU | L0 | loss recovered |{passed}", "|---" * (4 + 2 * bool(passed)) + "|"]
+    for layer in evaluation.layers:
+        more = f" {layer.jacobian_cosine:.3f} | {layer.jacobian_ratio:.3f} |" if passed else ""
+        lines.append(f"| layer {layer.layer} | {layer.fvu:.4f} | {layer.l0:.1f} | {layer.recovered_zero:.3f} |{more}")
+    said = f"On {evaluation.tokens:,} held-out tokens.\n\n" + "\n".join(lines)
+    if (found := evaluation.agreement) is not None:
+        said += (
+            f"\n\nJ: what dictionary and MLP make of a small change. On average {found.norm_ratio:.0%} of it is passed "
+            f"on, with cosine {found.cosine:.2f}; through {found.reach} MLPs in a row the cosine stays above .9."
+        )
+    return said
 
 
 def _next(folder: Path, config: TrainConfig, identity: Mapping[str, Any], *, finished: bool) -> str:

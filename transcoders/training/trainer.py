@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -79,7 +80,7 @@ class Trainer:
             if resume:
                 self._restore()
             else:
-                self._start(start)
+                self._start()
         self._nudges = nudges_of(source, configs)
 
     def run(self, *, until: int | None = None, progress: bool = True) -> None:
@@ -230,7 +231,7 @@ class Trainer:
 
     # starting and resuming
 
-    def _start(self, start: Start | None) -> None:
+    def _start(self) -> None:
         first = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch)
         for place, site in enumerate(self.sites):
             if rows := spoilt_rows(first[:, place : place + 1]):
@@ -240,12 +241,8 @@ class Trainer:
                 )
         self.step = 0
         first = first[:, evenly(self._own)]
-        self.runs = [
-            Run.start(
-                config, first[:, reads], first[:, writes], split=self.split, n_layers=self.source.n_layers, start=start
-            )
-            for config, (reads, writes) in zip(self.configs, self._places, strict=True)
-        ]
+        begin = partial(Run.start, split=self.split, n_layers=self.source.n_layers, start=self.start)
+        self.runs = [begin(c, first[:, r], first[:, w]) for c, (r, w) in zip(self.configs, self._places, strict=True)]
         self._open(None)
         if self._mine is not None:
             self._take_folder(self._mine)
@@ -266,7 +263,7 @@ class Trainer:
         started, there = was_started(self.out, self._identity()), checkpoints(self.out)
         if not there and started:
             logger.info("%s has no checkpoint yet; starting at step 0", self.out)
-            self._start(self.start)
+            self._start()
             return
         if not there:
             raise InputError(f"There is no checkpoint in {self.out} to resume; leave out `resume` to start anew.")

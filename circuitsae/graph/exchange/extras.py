@@ -11,6 +11,7 @@ from circuitsae.graph.attribution_graph import AttributionGraph
 from circuitsae.graph.checking import mapping, number, plain, text
 from circuitsae.graph.exchange.findings import NODE_FIGURES
 from circuitsae.graph.notes import written
+from circuitsae.graph.past import on_edges
 
 OWN = "circuitsae"
 """The key under which our files keep what a format has no place for; other tools pass over it."""
@@ -50,7 +51,7 @@ def with_provenance(graph: AttributionGraph, provenance: Mapping[str, Any]) -> A
 
 
 def edges(graph: AttributionGraph) -> Iterator[tuple[int, int, float, dict[str, Any]]]:
-    """Source, target, weight and notes of each edge, by target."""
+    """Source, target, weight and notes of each edge, by target; among the notes `past`, where it is not 0."""
     noted: dict[tuple[str, str], dict[str, Any]] = {}
     if graph.edge_notes is not None:
         for record in graph.edge_notes.to_dict("records"):
@@ -59,8 +60,11 @@ def edges(graph: AttributionGraph) -> Iterator[tuple[int, int, float, dict[str, 
             noted[ends] = {key: value for key, value in noted[ends].items() if value is not None}
     ids: list[str] = graph.ids.tolist()
     matrix = graph.weights.tocoo()
-    for target, source, weight in zip(matrix.row.tolist(), matrix.col.tolist(), matrix.data.tolist(), strict=True):
+    past = np.zeros(len(matrix.data)) if graph.past is None else on_edges(graph.past, graph.weights)
+    columns = (matrix.row.tolist(), matrix.col.tolist(), matrix.data.tolist(), past.tolist())
+    for target, source, weight, bypassed in zip(*columns, strict=True):
         notes = noted.get((ids[source], ids[target]), {}) if noted else {}
+        notes = notes | {"past": bypassed} if bypassed else notes
         yield source, target, float(weight), notes
 
 

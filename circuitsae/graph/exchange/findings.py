@@ -15,16 +15,21 @@ from circuitsae.graph.checking import (
     check_edges,
     check_place,
     mapping,
+    present,
     refuse_twice,
-    share,
     shown,
 )
+from circuitsae.graph.files import read_scores
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.notes import checked
 
 NODE_FIGURES = ("rest", "inputs", "influence", "cumulative")
 """The arrays of a graph that a file may state of each node; what it does not state is computed from its edges."""
+
+
+_NO_NOTES = ("source", "target", "weight", "share", "past", "past_share")
+"""Columns of edges that are no notes."""
 
 
 class Edge(NamedTuple):
@@ -65,11 +70,12 @@ def assemble(found: Findings, limits: Limits) -> AttributionGraph:
     _check_nodes(found)
     rows = {name: row for row, name in enumerate(found.names)}
     weights, notes = _edges(found, rows)
+    past = _past(found, rows)
     check_edges(found.nodes, found.names, weights)
     stated = {name: np.array([f.get(name, math.nan) for f in found.figures], dtype=float) for name in NODE_FIGURES}
-    plain = _build(found, weights, None)
+    plain = _build(found, weights, past, None)
     inputs = np.where(np.isnan(stated["inputs"]), plain.inputs, stated["inputs"])
-    graph = plain if np.array_equal(inputs, plain.inputs) else _build(found, weights, inputs)
+    graph = plain if np.array_equal(inputs, plain.inputs) else _build(found, weights, past, inputs)
     ranked = graph.mask(NodeKind.FEATURE, NodeKind.ERROR)
     cumulative = graph.cumulative
     if not np.isnan(stated["cumulative"][ranked]).any():
@@ -84,9 +90,11 @@ def assemble(found: Findings, limits: Limits) -> AttributionGraph:
     )
 
 
-def _build(found: Findings, weights: sparse.csr_array, inputs: np.ndarray | None) -> AttributionGraph:
+def _build(
+    found: Findings, weights: sparse.csr_array, past: sparse.csr_array | None, inputs: np.ndarray | None
+) -> AttributionGraph:
     return AttributionGraph.build(
-        found.nodes, weights, found.tokens, found.token_ids, found.n_layers, found.provenance, inputs=inputs
+        found.nodes, weights, found.tokens, found.token_ids, found.n_layers, found.provenance, inputs=inputs, past=past
     )
 
 
@@ -122,22 +130,30 @@ def _edges(found: Findings, rows: dict[str, int]) -> tuple[sparse.csr_array, pd.
     return weights, _notes(found, rows)
 
 
+def _past(found: Findings, rows: dict[str, int]) -> sparse.csr_array | None:
+    """What of the edges passed by skip terms; None where the file says it of none."""
+    n = len(found.nodes)
+    stated = [(edge, present(edge.notes["past"], "past of an edge")) for edge in found.edges if "past" in edge.notes]
+    if not stated:
+        return None
+    ends = ([rows[edge.target] for edge, _ in stated], [rows[edge.source] for edge, _ in stated])
+    return sparse.csr_array(sparse.coo_array(([value for _, value in stated], ends), shape=(n, n)))
+
+
 def _notes(found: Findings, rows: dict[str, int]) -> pd.DataFrame | None:
     """The notes of edges as `AttributionGraph.edge_notes`."""
-    noted = [edge for edge in found.edges if edge.notes]
+    names = list(dict.fromkeys(name for edge in found.edges for name in edge.notes if name not in _NO_NOTES))
+    noted = [edge for edge in found.edges if any(name in edge.notes for name in names)]
     if not noted:
         return None
-    names = list(dict.fromkeys(name for edge in noted for name in edge.notes))
     ids = [[found.nodes[rows[end]].id for end in (edge.source, edge.target)] for edge in noted]
     table: dict[str, Any] = {"source": [pair[0] for pair in ids], "target": [pair[1] for pair in ids]}
     for name in names:
-        if name not in ("source", "target", "weight", "share"):
-            table[name] = [checked(name, edge.notes.get(name), "an edge") for edge in noted]
+        table[name] = [checked(name, edge.notes.get(name), "an edge") for edge in noted]
     return pd.DataFrame(table)
 
 
 def _scores(stated: Any) -> Scores | None:
     if stated is None:
         return None
-    values = mapping(stated, "scores")
-    return Scores(**{name: share(values.get(name), f"the {name} score") for name in ("replacement", "completeness")})
+    return read_scores(mapping(stated, "scores"))

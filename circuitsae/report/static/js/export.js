@@ -69,11 +69,10 @@
       notes: Object.fromEntries([...state.notes].map(([i, note]) => [nodes.id[i], note])),
       pins: ids(state.pins),
       groups: state.groups.map(({ name, members }) => ({ name, members: ids(members) })),
-      group_edges: viewer.unitEdges(units).map(({ source, target, weight, count }) => ({
-        source: units[source].name,
-        target: units[target].name,
-        weight,
-        count,
+      group_edges: viewer.unitEdges(units).map((sum) => ({
+        ...sum,
+        source: units[sum.source].name,
+        target: units[sum.target].name,
       })),
       labels: page.labels,
       nodes: rows(nodes, Object.keys(nodes), nodeShown),

@@ -117,8 +117,9 @@
         const v = unitOf.get(edges.target[e]);
         if (v === undefined || v === u || !edgeShown[e]) continue;
         const key = `${u} ${v}`;
-        const sum = sums.get(key) ?? { source: u, target: v, weight: 0, count: 0 };
+        const sum = sums.get(key) ?? { source: u, target: v, weight: 0, count: 0, ...(edges.past && { past: 0 }) };
         sum.weight += edges.weight[e] ?? 0;
+        if (edges.past) sum.past += edges.past[e] ?? 0;
         sum.count += 1;
         sums.set(key, sum);
       }

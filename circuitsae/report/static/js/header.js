@@ -38,7 +38,15 @@
       );
   }
 
-  const pair = (term, value) => [element("dt", {}, term), element("dd", {}, value)];
+  const PAST = "Of all |weight|, what passed by the dictionaries' skip terms; no feature explains it";
+
+  // "replacement", or of two graphs "replacement, A".
+  function score([name, value]) {
+    const [what, ...graph] = name.split(", ");
+    if (what !== "past") return [element("dt", {}, text(name)), element("dd", {}, number(value))];
+    const term = text(["past the features", ...graph].join(", "));
+    return [element("dt", { title: PAST }, term), element("dd", { title: PAST }, percent(value))];
+  }
 
   // What the tests of one claim came to.
   function claimRow(claim) {
@@ -68,10 +76,12 @@
     byId("title").append(text(page.title));
     byId("prompt").append(...promptTokens());
     byId("top-logits").append(...topLogits());
-    byId("scores").append(...Object.entries(page.scores).flatMap(([name, value]) => pair(name, number(value))));
+    byId("scores").append(...Object.entries(page.scores).flatMap(score));
     byId("verdict-counts").append(...viewer.tests.claims.flatMap(claimRow));
     byId("verdict-fact").querySelector("h2").append(testedShare());
     byId("verdict-fact").hidden = !viewer.tests.edges.length;
+    byId("passing").append(text(page.passing));
+    byId("passing-fact").hidden = !page.passing;
     const rows = leaves(page.provenance, "").flatMap(([path, value]) => [
       element("dt", {}, text(path)),
       element("dd", {}, text(value)),

@@ -120,7 +120,8 @@
     const links = [];
     for (let e = 0; e < viewer.edgeCount; e++) {
       const [source, target] = [ids[edges.source[e]], ids[edges.target[e]]];
-      if (source !== null && target !== null) links.push({ source, target, weight: edges.weight[e] ?? 0 });
+      const past = edges.past?.[e] ? { past: edges.past[e] } : {};
+      if (source !== null && target !== null) links.push({ source, target, weight: edges.weight[e] ?? 0, ...past });
     }
     return { metadata: metadata(), qParams: queryParameters(), nodes: kept.map(record), links };
   }

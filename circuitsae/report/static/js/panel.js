@@ -22,6 +22,17 @@
     );
   }
 
+  // Of an edge, what passed by skip terms: the rest came through attention and the residual stream alone.
+  function past(e) {
+    if (!edges.past?.[e]) return null;
+    const direct = number((edges.weight[e] ?? 0) - edges.past[e]);
+    return element(
+      "p",
+      { class: "hint past", title: `${number(edges.past[e])} by skip terms, ${direct} without; no feature is between` },
+      `${percent(edges.past_share[e])} of it past the features`,
+    );
+  }
+
   function entry(e, other) {
     const sign = edges.weight[e] < 0 ? "negative" : "positive";
     const line = element(
@@ -37,7 +48,7 @@
       meter(edges.share[e], sign),
       element("span", { class: "number" }, percent(edges.share[e])),
     );
-    return element("li", {}, line, viewer.comparison ? viewer.comparison.edgeNote(e) : viewer.edgeTest(e));
+    return element("li", {}, line, past(e), viewer.comparison ? viewer.comparison.edgeNote(e) : viewer.edgeTest(e));
   }
 
   function section(title, note, all, otherEnd) {

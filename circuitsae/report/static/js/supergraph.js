@@ -142,16 +142,18 @@
   function table(units, edges) {
     const cell = (tag, content, className) =>
       element(tag, { class: className, scope: tag === "th" ? "col" : null }, content);
-    const head = ["from", "to", "sum of weights", "edges"].map((title, c) =>
+    const past = viewer.edges.past ? ["past the features"] : [];
+    const head = ["from", "to", "sum of weights", ...past, "edges"].map((title, c) =>
       cell("th", title, c > 1 ? "number" : null),
     );
-    const rows = edges.map(({ source, target, weight, count }) =>
+    const rows = edges.map(({ source, target, weight, count, past: bypassed }) =>
       element(
         "tr",
         {},
         cell("td", text(units[source].name)),
         cell("td", text(units[target].name)),
         cell("td", number(weight), "number"),
+        ...past.map(() => cell("td", number(bypassed), "number")),
         cell("td", String(count), "number"),
       ),
     );

@@ -1,0 +1,27 @@
+"""How much of a small change the dictionaries behind a graph pass on, in a sentence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_MOST = 1e9
+"""Figures of files are not trusted to be any."""
+
+
+def of_passing(provenance: Mapping[str, Any]) -> str:
+    """What the dictionaries' Jacobian agreement means for a graph's totals; empty where none was measured.
+
+    provenance: a graph's, whose `dictionaries` may have an `agreement` (`transcoders.evaluation.Agreement.summary`).
+    """
+    dictionaries = provenance.get("dictionaries")
+    found = dictionaries.get("agreement") if isinstance(dictionaries, Mapping) else None
+    found = found if isinstance(found, Mapping) else {}
+    stated = [found.get(name) for name in ("cosine", "norm_ratio", "reach", "measured")] if found else []
+    figures = [figure for figure in stated if isinstance(figure, int | float) and abs(figure) < _MOST]
+    if len(figures) < 4:
+        return ""
+    cosine, ratio, reach, measured = figures
+    share = f"This replacement passes on {100 * ratio:.0f} % of a small change (cosine {cosine:.2f})"
+    if reach >= measured:
+        return f"{share}; totals along all its paths keep a cosine of .9 with the model's."
+    hops = "any MLP" if reach < 1 else "more than one MLP" if reach < 2 else f"more than {reach:.0f} MLPs"
+    return f"{share}; totals along paths through {hops} are not to be trusted."
