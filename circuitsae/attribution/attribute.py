@@ -103,8 +103,8 @@ def attribute(
     """The full attribution graph of a prompt's last position; `prune()` it to read it.
 
     A[t, s] = a_s · Σ_{l' < l_t} W_dec[s→l'] · P((l', p_s) → (l_t, p_t)) · W_enc[:, t] under frozen attention patterns
-    and norm scales, after Ameisen et al. 2025, "Circuit Tracing". Where dictionaries have skip terms, these are paths, and
-    the graph's `past` is what of each edge passed by them, by one more sweep.
+    and norm scales, after Ameisen et al. 2025, "Circuit Tracing". Where dictionaries have skip terms, these are
+    paths, and the graph's `past` is what of each edge passed by them, by one more sweep.
 
     * `max_features`: only this many features become nodes, those of most influence as far as the rows of the logits
       and of a few features tell; what the others write counts as error there, so rows still sum up.

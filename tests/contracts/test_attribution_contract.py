@@ -16,11 +16,11 @@ from circuitsae.frozen import FrozenModel
 from circuitsae.graph import NodeKind
 from circuitsae.interventions import Recording, node_change, run_alternatives
 from circuitsae.loading import load_dictionaries, load_model
-from circuitsae.replacement import READS, WRITES, ReplacementModel
+from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import Transcoder, TranscoderSet, random_dictionaries
 from transcoders.errors import DictionaryError
 from transcoders.loading import random_model
-from transcoders.sites import Site
+from transcoders.sites import MLP_READS, MLP_WRITES, Site
 
 KINDS = {
     "plt": {"kind": "plt"},
@@ -273,8 +273,8 @@ FAMILIES = ("gpt2", "llama", "gemma2", "gemma3")
 COMBINATIONS = [
     pytest.param(family, read, write, options, id=f"{family}-{read}-{write}-{'-'.join(map(str, options.values()))}")
     for family in FAMILIES
-    for read in READS
-    for write in WRITES
+    for read in MLP_READS
+    for write in MLP_WRITES
     for options in (
         {"kind": "plt"}, {"kind": "plt", "skip": True, "first": 3}, {"kind": "clt"},
         {"kind": "clt", "skip": True, "first": 0},
@@ -304,7 +304,7 @@ def test_what_is_written_before_or_after_a_norm_of_its_own_differs_in_gemma_alon
     """The decoder of a feature that writes before the norm passes it, one that writes after does not."""
     edges = {}
     for family in ("llama", "gemma2"):
-        for write in WRITES:
+        for write in MLP_WRITES:
             model = ReplacementModel(families[family], _random(kind="plt", write=write, features=8))
             graph = attribute(model, WITH_BOS, targets=TARGETS)
             edges[family, write] = graph.weights[:, graph.mask(NodeKind.FEATURE)].toarray()
@@ -314,7 +314,7 @@ def test_what_is_written_before_or_after_a_norm_of_its_own_differs_in_gemma_alon
 
 def test_layers_may_read_and_write_each_a_site_of_its_own(families):
     plt = _random(kind="plt", skip=True, features=8)
-    for layer, (read, write) in enumerate(zip(READS, ("mlp_added", "mlp_out", "mlp_added"), strict=True)):
+    for layer, (read, write) in enumerate(zip(MLP_READS, ("mlp_added", "mlp_out", "mlp_added"), strict=True)):
         plt[layer].read, plt[layer].writes = Site(layer, read), (Site(layer, write),)
     model = ReplacementModel(families["gemma2"], plt)
     graph, trace = attribute(model, WITH_BOS, targets=TARGETS), model.trace(WITH_BOS)

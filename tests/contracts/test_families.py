@@ -18,9 +18,11 @@ from circuitsae.validation import validate
 from transcoders.bridge import check_logits, own_logits
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import DictionaryError, ModelError
+from transcoders.held import HeldModel
 from transcoders.language_model import LanguageModel
 from transcoders.loading import load_model, random_model
 from transcoders.random_models import Family, random_module
+from transcoders.sites import Site
 
 FAMILIES = get_args(Family)
 DISTINCT: tuple[Family, ...] = (
@@ -54,6 +56,21 @@ def _module(family):
 @torch.no_grad()
 def test_logits_are_hugging_faces(family, model):
     torch.testing.assert_close(model.run(TOKENS)[0].float(), _module(family)(TOKENS).logits, rtol=1e-5, atol=2e-5)
+
+
+def test_mlps_answer_small_changes_by_themselves_as_they_do_in_a_nudged_model(model):
+    sides = ([Site(layer, kind) for layer in range(model.n_layers)] for kind in ("mlp_in", "mlp_out"))
+    held = HeldModel(model, TOKENS, *sides)
+    change = torch.randn(held.embed.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    nudged = held.nudge(change, size=1e-4)
+    answers, through = (
+        held.respond(nudged.reads, size=1e-4),
+        held.through(lambda layer, _: nudged.writes[layer], change),
+    )
+    torch.testing.assert_close(through, nudged.reads, rtol=1e-6, atol=1e-6)
+    largest = nudged.writes.abs().max()
+    assert (answers - nudged.writes).abs().max() <= 1e-3 * largest  # experts are chosen anew in every run
+    assert largest > 0
 
 
 def test_a_folder_gives_the_same_logits(family, tmp_path):

@@ -1,13 +1,21 @@
-"""Which checkpoint is the best: a figure of each that can be compared with those of the others."""
+"""Which checkpoint is the best, by a figure that can be compared with those of the others; whether L0 is as asked."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transcoders.dictionaries import DictionarySet
 from transcoders.training.config import TrainConfig
 from transcoders.training.sparsity import exponent
 
-L0_TOLERANCE = 0.05
+logger = logging.getLogger(__name__)
+
+_TOLERANCE = 0.05
 """How far, relative to it, an L0 may be off `target_l0` and count as met."""
 
 
@@ -23,7 +31,7 @@ def score(config: TrainConfig, lines: Sequence[Mapping[str, Any]]) -> float | No
         return None
     if config.target_l0 is None:
         return fmean(line["loss"] - line["revival"] for line in lines)
-    if abs(fmean(line["l0"] for line in lines) / config.target_l0 - 1) > L0_TOLERANCE:
+    if abs(fmean(line["l0"] for line in lines) / config.target_l0 - 1) > _TOLERANCE:
         return None
     return fmean(line["loss"] - line["revival"] - line["sparsity_weight"] * line["sparsity"] for line in lines)
 
@@ -34,3 +42,19 @@ def _settled(config: TrainConfig, step: int) -> bool:
     if not always and step < config.sparsity_warmup * config.steps:
         return False
     return exponent(config, step - 1) == exponent(config, config.steps - 1)
+
+
+def compare_l0(
+    config: TrainConfig, name: str, dictionaries: DictionarySet, reads: Float[Tensor, "layer token d_model"]
+) -> None:
+    """Warn where the L0 of what is handed out is not the one that was asked."""
+    if config.target_l0 is None:
+        return
+    assert isinstance(dictionaries, torch.nn.Module)
+    device = next(dictionaries.parameters()).device
+    l0 = len(dictionaries.encode(reads.to(device)).value) / (reads.shape[0] * reads.shape[1])
+    if abs(l0 / config.target_l0 - 1) > _TOLERANCE:
+        logger.warning(
+            "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
+            name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
+        )  # fmt: skip

@@ -18,7 +18,7 @@ from transcoders.files import sweep
 from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
 from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly, nudges_of
-from transcoders.training.best import L0_TOLERANCE, score
+from transcoders.training.best import compare_l0, score
 from transcoders.training.checkpoint import (
     RECORD,
     Checkpoint,
@@ -208,15 +208,8 @@ class Trainer:
             return
         sample = self.source.sample(self.sites, FIRST_BATCHES * self.config.batch).transpose(0, 1).float()
         for config, name, result in zip(self.configs, self.names, results, strict=True):
-            if config.target_l0 is None:
-                continue
             reads = torch.stack([sample[self.sites.index(site)] for site in self.source.sites(config)[0]])
-            l0 = len(result.encode(reads.to(_device(result))).value) / (reads.shape[0] * reads.shape[1])
-            if abs(l0 / config.target_l0 - 1) > L0_TOLERANCE:
-                logger.warning(
-                    "%s ended with L0 %.1f, %+.0f%% off its target_l0 of %g: train on more tokens, or set `sparsity`.",
-                    name, l0, 100 * (l0 / config.target_l0 - 1), config.target_l0,
-                )  # fmt: skip
+            compare_l0(config, name, result, reads)
 
     def _log(self, files: Sequence[MetricsFile], sinks: Sequence[Sink | None]) -> list[dict[str, Any]]:
         """Metrics to the files and the sinks; returns them."""
@@ -437,11 +430,6 @@ class Trainer:
             sink = open_sink(config.log_to, folder=self.out, name=name, config=config.to_json())
             sinks.append(stack.enter_context(sink))
         return sinks
-
-
-def _device(dictionaries: DictionarySet) -> torch.device:
-    assert isinstance(dictionaries, torch.nn.Module)
-    return next(dictionaries.parameters()).device
 
 
 def _names(configs: Sequence[TrainConfig], names: Sequence[str] | None) -> list[str]:
