@@ -49,7 +49,8 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "each by itself, derivative .3": {},
     "KL alone": {"derivative": 0.0, "reconstruction": 0.0},
     "KL, FVU": {"derivative": 0.0},
-    "KL, FVU, derivative .3": {},
+    "KL, FVU, derivative .1": {"derivative": 0.1},
+    "KL, FVU, derivative .3": {"derivative": 0.3},
     "KL, FVU, derivative 1": {"derivative": 1.0},
 }
 COLUMNS = (
