@@ -235,6 +235,26 @@ def test_the_metric_measures_centred_logits():
     torch.testing.assert_close((change @ logit_metric(model)).norm(dim=-1), expected)
 
 
+def test_changes_are_of_one_token_each_as_large_as_what_is_written_there():
+    case = Case(model_of("gpt2"), "clt", RELU)
+    kinds = set()
+    for seed in range(8):
+        embed, written = case.changed(seed)
+        for row in range(3):
+            moved = embed[row].norm(dim=-1) + written[:, row].norm(dim=(0, -1))
+            (pos,) = moved.nonzero().squeeze(1).tolist()
+            assert case.usable[row, pos]
+            if (layers := written[:, row, pos].norm(dim=-1).nonzero().squeeze(1).tolist()) != []:
+                expected = case.held.clean.writes[layers[0], row, pos].norm()
+                torch.testing.assert_close(written[:, row, pos].norm(), expected)
+            kinds.add(tuple(layers))
+    assert kinds == {(), (0, 1, 2), (1, 2), (2,)}
+    with torch.no_grad():
+        for view in case.replacement.layers:
+            view.W_dec[0].zero_()
+    assert not any(written.any() for _, written in map(case.changed, range(4)))
+
+
 # runs
 
 CONFIG = EndToEndConfig(tokens=9 * 4 * 8, rows=4, context=9, lr=2e-2, log_every=3, checkpoint_every=3)

@@ -178,7 +178,8 @@ def draw_changes(
         else:
             layer = layers[row]
             parts = _feature_write(replacement, layer, held.clean.reads[layer, row, pos], among[row])
-            size = held.clean.writes[layer, row, pos].norm() / parts.norm().clamp(min=torch.finfo(parts.dtype).tiny)
+            if (size := float(parts.norm())) > 0:  # a feature that writes nothing changes nothing
+                size = float(held.clean.writes[layer, row, pos].norm()) / size
             written[layer : layer + len(parts), row, pos] = parts.to(written) * size
     return Changed(embed, written)
 
