@@ -46,7 +46,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CORPUS = REPOSITORY.parent / "shared" / "data" / "corpora" / "english_news_prose_speeches.txt"
 CONTEXT, TOKENS, DIRECTIONS, HELD_OUT = 128, 98_304, 24_576, 8_192
 BASE = TranscoderConfig(
-    features=2048, activation="topk", k=32, batch=512, tokens=512 * 1500, context=CONTEXT, log_every=10_000
+    features=2048, activation="topk", k=32, batch=512, tokens=512 * 1500, context=CONTEXT, derivative_from=0.0
 )
 RUNS: dict[str, dict[str, Any]] = {
     "reconstruction": {},

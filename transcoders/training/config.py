@@ -323,7 +323,7 @@ class MLPSettings:
     """Weight of the relative squared error of what is passed on of small changes, `‖Ĵ v − J v‖² / ‖J v‖²`."""
     derivative_share: float = 0.25
     """Tokens of a step on which changes are compared, as a share of the batch; of a row of text at least."""
-    derivative_from: float = 0.0
+    derivative_from: float = 0.5
     """Fraction of the steps before the first that compares changes."""
 
 
