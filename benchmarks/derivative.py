@@ -37,6 +37,7 @@ from transcoders.data.outliers import find_outliers, positions_of
 from transcoders.held import HeldModel
 from transcoders.kernels import keep_freed_memory
 from transcoders.sites import Site
+from transcoders.training.config import compares_at
 from transcoders.training.derivative import Directions, Nudges
 from transcoders.training.initialise import measure_scales
 from transcoders.training.parameters import Gated
@@ -203,7 +204,7 @@ def measured(data: dict[str, Tensor], settings: dict[str, Any], seed: int) -> di
     began = time.process_time()
     for number in range(config.steps):
         reads, writes = next(batches)
-        given = Directions(*(side[None] for side in next(directions))) if config.compares_at(number) else None
+        given = Directions(*(side[None] for side in next(directions))) if compares_at(config, number) else None
         learner.step(number, reads, writes, given)
     seconds = (time.process_time() - began) / config.steps
     return {**figures(learner, data), "seconds": seconds}

@@ -120,7 +120,16 @@ def chunk(rows=20, width=9):
 
 
 CONFIG = TranscoderConfig(
-    features=24, activation="topk", k=3, batch=64, tokens=64 * 40, context=9, lr=1e-2, derivative=1.0, log_every=40
+    features=24,
+    activation="topk",
+    k=3,
+    batch=64,
+    tokens=64 * 40,
+    context=9,
+    lr=1e-2,
+    derivative=1.0,
+    derivative_from=0.0,
+    log_every=40,
 )
 
 
@@ -162,7 +171,12 @@ def text():
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, CLTConfig(features=24, batch=64, tokens=64 * 40, context=9, lr=1e-2, log_every=40, skip=True)],
+    [
+        CONFIG,
+        CLTConfig(
+            features=24, batch=64, tokens=64 * 40, context=9, lr=1e-2, log_every=40, skip=True, derivative_from=0.0
+        ),
+    ],
     ids=["plt", "clt"],
 )
 def test_training_for_the_derivative_brings_it_nearer(small, text, config):

@@ -123,7 +123,7 @@ def _config(own: Refinable, config: RefineConfig, context: int, rank: int | None
     settings |= {"skip": rank != 0 or settings.get("skip", False), "skip_rank": rank or None}
     made = (CLTConfig if isinstance(own, CrossLayerTranscoder) else TranscoderConfig)(
         **settings, tokens=config.finetune_tokens, batch=config.batch, context=context, sparsity=0.0, remedy="none",
-        derivative=config.derivative, seed=config.seed,
+        derivative=config.derivative, derivative_from=0.0, seed=config.seed,
     )  # fmt: skip
     return replace(made, lr=_SLOWER * made.lr_used if config.lr is None else config.lr)
 

@@ -345,10 +345,6 @@ class MLPConfig(MLPSettings, TrainConfig):
         if self.skip_rank is not None and self.skip_rank < 1:
             raise InputError(f"skip_rank must be at least 1; got {self.skip_rank}.")
 
-    def compares_at(self, step: int) -> bool:
-        """Whether a step has the derivative in its loss."""
-        return self.derivative > 0 and step >= self.derivative_from * self.steps
-
 
 @dataclass(frozen=True, kw_only=True)
 class TranscoderConfig(MLPConfig):
@@ -370,6 +366,11 @@ class CLTConfig(MLPConfig):
                 "parallel='layers' is for layers that know nothing of each other, which those of a cross-layer "
                 "transcoder do; give 'data' or 'features'."
             )
+
+
+def compares_at(config: TrainConfig, step: int) -> bool:
+    """Whether a step has the derivative in its loss."""
+    return isinstance(config, MLPConfig) and config.derivative > 0 and step >= config.derivative_from * config.steps
 
 
 _KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}

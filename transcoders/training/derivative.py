@@ -20,7 +20,7 @@ from transcoders.kernels import inner_products
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 from transcoders.training.codes import DenseCode, SparseCode
-from transcoders.training.config import MLPConfig
+from transcoders.training.config import MLPConfig, compares_at
 from transcoders.training.parameters import Gated, TrainingParameters
 from transcoders.training.split import WHOLE, Split
 
@@ -91,7 +91,7 @@ class Nudges:
 
         A function of the seed, the step and that text alone.
         """
-        if not any(config.compares_at(step) for config in self.configs):
+        if not any(compares_at(config, step) for config in self.configs):
             return None
         assert isinstance(stream, HasChunk)
         return self.of(step, stream.chunk)

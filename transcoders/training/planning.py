@@ -20,7 +20,7 @@ from transcoders.language_model import LanguageModel
 from transcoders.progress import spoken_size
 from transcoders.sites import Site
 from transcoders.training.batches import FIRST_BATCHES, ModelSource, Places, Source, nudges_of
-from transcoders.training.config import MLPConfig, TrainConfig
+from transcoders.training.config import MLPConfig, TrainConfig, compares_at
 from transcoders.training.cost import TrainingCost, training_cost
 from transcoders.training.derivative import Directions
 from transcoders.training.step import Run
@@ -106,7 +106,8 @@ def plan_run(
     if directions is not None:
         with FlopCounterMode(display=False) as counter:
             directions(0)
-        flops["directions"] = float(counter.get_total_flops() * configs[0].steps)
+        comparing = sum(any(compares_at(config, step) for config in configs) for step in range(configs[0].steps))
+        flops["directions"] = float(counter.get_total_flops() * comparing)
     memory = {"in use": in_use, "weights": sum(c.weights + c.averaged + c.counters for c in costs)}
     memory["moments"] = sum(c.moments for c in costs)
     # What the allocator keeps between steps is more than what they need, and only a trial tells how much.

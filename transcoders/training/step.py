@@ -16,7 +16,7 @@ from transcoders.errors import NotFiniteError
 from transcoders.precision import all_finite
 from transcoders.sites import Site
 from transcoders.training.checkpoint import require_for_each_layer, require_like
-from transcoders.training.config import MLPConfig, TrainConfig
+from transcoders.training.config import TrainConfig, compares_at
 from transcoders.training.derivative import Directions
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_parameters, measure_scales
@@ -274,7 +274,7 @@ class Run:
         annealed = exponent(config, step + 1)
         measure = measure or config.target_l0 is not None
         measured, strengths = [], []
-        if not (isinstance(config, MLPConfig) and config.compares_at(step)):
+        if not compares_at(config, step):
             directions = None
         if directions is not None:
             own = self.split.layers_of(self.n_layers)
