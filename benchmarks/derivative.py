@@ -67,10 +67,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "skip, derivative .3, JumpReLU": {"skip": True, "derivative": 0.3, "activation": "jumprelu", "target_l0": 32.0},
     "skip of rank 64, derivative .3": {"skip": True, "skip_rank": 64, "derivative": 0.3},
     "skip of rank 16, derivative .3": {"skip": True, "skip_rank": 16, "derivative": 0.3},
-    "32 of 124 transforms of rank 16": {"mixture": {"rank": 16, "k": 32}, "lr": 5e-4},
-    "32 of 240 transforms of rank 8, derivative .3": {"mixture": {"rank": 8, "k": 32}, "lr": 5e-4, "derivative": 0.3},
-    "32 of 124 transforms of rank 16, derivative .3": {"mixture": {"rank": 16, "k": 32}, "lr": 5e-4, "derivative": 0.3},
-    "8 of 124 transforms of rank 16, derivative .3": {"mixture": {"rank": 16, "k": 8}, "lr": 5e-4, "derivative": 0.3},
+    "32 of 124 transforms of rank 16": {"mixture": {"rank": 16, "k": 32}},
+    "32 of 240 transforms of rank 8, derivative .3": {"mixture": {"rank": 8, "k": 32}, "derivative": 0.3},
+    "32 of 124 transforms of rank 16, derivative .3": {"mixture": {"rank": 16, "k": 32}, "derivative": 0.3},
+    "8 of 124 transforms of rank 16, derivative .3": {"mixture": {"rank": 16, "k": 8}, "derivative": 0.3},
     "skip, derivative .3, gated": {"skip": True, "derivative": 0.3, "activation": "gated", "target_l0": 32.0},
 }
 

@@ -52,7 +52,8 @@ class Mixture(nn.Module):
             return total
         size = given.responses[0].square().sum(-1)
         missed = (self.passed_on(given.reads[0], given.changes[0]) - given.responses[0]).square().sum(-1)
-        return total + weight * (missed / size)[size > 1e-6 * size.median()].mean()
+        reached = size > 1e-6 * size.median()
+        return total + weight * (missed[reached] / size[reached]).mean()
 
 
 def trainer(mixture: Mixture, config: TranscoderConfig) -> torch.optim.Adam:
