@@ -99,8 +99,8 @@ def finetune(
         load_dictionaries(dictionaries, device=model.device) if isinstance(dictionaries, str | Path) else dictionaries
     )
     folder = None if out is None else Path(out)
+    run = EndToEndRun(model, loaded, corpus, config, out=folder)
     with alone_in(folder):
-        run = EndToEndRun(model, loaded, corpus, config, out=folder)
         if resume and (done := run.finished()) is not None:
             return done
         run.begin(resume=resume)
