@@ -102,7 +102,8 @@ def main() -> None:
         columns = ["dictionaries", "edges", "n"]
         columns += [f"{of}: {what}" for of in ("held", "live") for what in ("Spearman", "sign", "in [½, 2]")]
         assert __doc__ is not None
-        print(write_table("totals", __doc__, columns, table), flush=True)
+        claim = __doc__.replace("on ten prompts", f"on {arguments.prompts} prompts")
+        print(write_table("totals", claim, columns, table), flush=True)
 
 
 if __name__ == "__main__":
