@@ -2,10 +2,10 @@
 
 Per-layer and cross-layer dictionaries of the embedded model, fine-tuned for a hundred steps of 768 tokens of the text
 that they were trained on, and measured on held-out text: KL and the share of tokens with the same likeliest successor
-when every MLP is replaced, attention patterns and norm scales held (what an attribution graph is made of) and live; FVU
-and L0 as means over layers; how much of a small change is passed on (natural: cosine and ratio of norms, a layer;
-carried: cosine of what reaches the last read through dictionaries in the place of all MLPs); and the relative error of
-how logits change with an embedding, or with what a feature writes, of which the median over tokens is given.
+when every MLP is replaced, attention patterns and norm scales held (what an attribution graph is made of) and live;
+FVU and L0 as means over layers; how much of a small change is passed on (natural: cosine and ratio of norms, a layer;
+carried: cosine of what reaches the last read through dictionaries in the place of all MLPs); and the relative error
+of how logits change with an embedding, or with what a feature writes, of which the median over tokens is given.
 
     python benchmarks/end_to_end.py                                        # the embedded model
     python benchmarks/end_to_end.py --model M --dictionaries D --corpus T   # any other

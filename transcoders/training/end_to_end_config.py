@@ -14,7 +14,7 @@ class EndToEndConfig:
     """Tokens of text to train on; a shorter corpus is read again."""
     rows: int = 8
     """Rows of text in a step."""
-    derivative: float = 0.3
+    derivative: float = 0.1
     """Weight of the relative squared error of how the logits change with an embedding, or with what a feature writes;
     0 leaves out the two passes that it takes."""
     reconstruction: float = 1.0
