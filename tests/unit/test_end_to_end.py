@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ CASES = [
 
 @cache
 def model_of(family, dtype="float64", n_layers=N_LAYERS):
-    sizes = {"n_layers": n_layers, "d_model": D_MODEL, "n_heads": 2, "d_vocab": D_VOCAB, "context": 16}
+    sizes: Any = {"n_layers": n_layers, "d_model": D_MODEL, "n_heads": 2, "d_vocab": D_VOCAB, "context": 16}
     return random_model(family, **sizes, seed=1).to(dtype)
 
 
@@ -132,7 +133,8 @@ def oracle(case, changed):
         return y + seen[layer] @ w[f"{layer}.W_skip"][0] if d.skip(layer) is not None else y
 
     def run(put, embed, written):
-        seen, edits, out = [], dict(patches), []
+        seen, out = [], []
+        edits: dict[str, Any] = dict(patches)
         edits["embed.hook_out"] = lambda _: clean["embed.hook_out"] + embed
         for i in range(N_LAYERS):
             edits[model.hook(d.reads[i])] = lambda value: seen.append(value)
@@ -151,6 +153,7 @@ def oracle(case, changed):
         moved = torch.autograd.functional.jvp(
             lambda *v: run(put, *v), zero, tuple(changed), create_graph=create_graph, strict=create_graph
         )[1]
+        assert isinstance(moved, torch.Tensor)
         return moved - moved.mean(-1, keepdim=True)
 
     true = jvp(lambda i, value, seen: torch.where(keep, value, writes[i]))
@@ -260,7 +263,7 @@ def test_changes_are_of_one_token_each_as_large_as_what_is_written_there():
 CONFIG = EndToEndConfig(tokens=9 * 4 * 8, rows=4, context=9, lr=2e-2, log_every=3, checkpoint_every=3)
 
 
-def start(kind="plt", **options):
+def start(kind: Any = "plt", **options: Any) -> Any:
     options = {"activation": "topk", "k": 3, "dtype": torch.float32} | options
     return random_dictionaries(kind, n_layers=2, d_model=D_MODEL, features=12, **options)
 
@@ -329,7 +332,7 @@ def test_nothing_is_replaced_before_the_first_position_nor_at_massive_tokens():
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])
 def test_a_run_that_was_cut_goes_on_to_the_very_weights(activation, tmp_path):
     d = start(activation=activation)
-    whole = finetune(small(), d, text(), CONFIG, out=tmp_path / "whole", progress=False)
+    whole: Any = finetune(small(), d, text(), CONFIG, out=tmp_path / "whole", progress=False)
     cut = EndToEndRun(small(), d, text(), CONFIG, out=tmp_path / "cut")
     cut.begin()
     cut.run(until=7, progress=False)
@@ -339,9 +342,9 @@ def test_a_run_that_was_cut_goes_on_to_the_very_weights(activation, tmp_path):
     other = EndToEndRun(small(), d, text(), CONFIG, out=tmp_path / "cut")
     other.begin(resume=True)
     assert other.step == 3
-    resumed = finetune(small(), d, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)
-    again = finetune(small(), d, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)  # complete
-    stored = load_dictionaries(tmp_path / "whole")
+    resumed: Any = finetune(small(), d, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)
+    again: Any = finetune(small(), d, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)  # complete
+    stored: Any = load_dictionaries(tmp_path / "whole")
     for name, weight in whole.state_dict().items():
         for made in (resumed, again, stored):
             assert torch.equal(weight, made.state_dict()[name]), name

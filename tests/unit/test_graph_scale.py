@@ -2,6 +2,7 @@
 
 import json
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def tied_weights(nodes: list[Node], seed: int) -> np.ndarray:
     return weights
 
 
-def graph_of(nodes: list[Node], weights: np.ndarray, **known: np.ndarray) -> AttributionGraph:
+def graph_of(nodes: list[Node], weights: np.ndarray, **known: Any) -> AttributionGraph:
     tokens = [f"w{p}" for p in range(N_POS)]
     return AttributionGraph.build(nodes, sparse.csr_array(weights), tokens, range(N_POS), N_LAYERS, {}, **known)
 
