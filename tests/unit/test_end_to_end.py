@@ -357,7 +357,8 @@ def test_a_run_that_was_cut_goes_on_to_the_very_weights(activation, tmp_path):
         finetune(small(), whole, text(), CONFIG, out=tmp_path / "cut", resume=True, progress=False)
 
 
-def test_the_command_fine_tunes_and_says_where(tmp_path, capsys):
+def test_the_command_fine_tunes_and_says_where(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transcoders.data.tokens._DOCUMENTS_AT_ONCE", 8)  # hundreds would be read for two rows
     options = ["--tokens", "32", "--rows", "1", "--context", "16", "--evaluate-tokens", "0", "--derivative", "0"]
     run(["finetune", "pocket-plt", "--model", "pocket", "--out", str(tmp_path), *options])
     assert str(tmp_path) in capsys.readouterr().out.replace("\n", "")

@@ -258,7 +258,7 @@ TUNING: Any = {**SETTINGS, "finetune_tokens": 2500, "batch": 50, "lr": 4e-3, "de
 
 
 def test_fine_tuning_brings_the_derivative_nearer_within_the_rank(single, text, trained):
-    settings, rank = RefineConfig(**TUNING | {"agreement_tokens": 120}, rank=2), 2
+    settings, rank = RefineConfig(**TUNING | {"agreement_tokens": 60, "finetune_tokens": 1500}, rank=2), 2
     closed = refinement(single, trained, text, replace(settings, finetune_tokens=0))
     tuned = refinement(single, trained, text, settings)
     assert closed.mean("before", "cosine") == tuned.mean("before", "cosine")
