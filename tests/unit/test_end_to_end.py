@@ -380,9 +380,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         tuning.finish()
 
 
-def test_what_cannot_be_fine_tuned():
+def test_what_cannot_be_fine_tuned(tmp_path):
     with pytest.raises(DictionaryError, match="SAEs rebuild what they read"):
-        finetune(small(), random_dictionaries("sae", n_layers=2, d_model=D_MODEL), text(), CONFIG)
+        finetune(
+            small(), random_dictionaries("sae", n_layers=2, d_model=D_MODEL), text(), CONFIG, out=tmp_path / "none"
+        )
+    assert not (tmp_path / "none").exists()
     with pytest.raises(DictionaryError, match="TopK ranks the features of all layers together"):
         finetune(small(), start("clt"), text(), CONFIG)
     with pytest.raises(InputError, match=r"for which torch\.bfloat16 is too coarse"):
