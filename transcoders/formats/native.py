@@ -214,8 +214,11 @@ def native_id(folder: Path) -> str | None:
     return record.get("id") if record.get("format") == _NAME else None
 
 
-def _evaluated(source: Source, identity: str | None) -> dict[str, Any]:
-    """The Jacobian agreement that an evaluation of these very files, beside them, found."""
+def _evaluated(source: Source, identity: Any) -> dict[str, Any]:
+    """The Jacobian agreement that an evaluation of these very files, beside them, found.
+
+    `identity`: as the settings have it, which may be anything.
+    """
     if _EVALUATION not in source.names:
         return {}
     try:
