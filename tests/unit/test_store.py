@@ -168,6 +168,27 @@ def test_jobs_in_processes_write_the_store_of_one(store_model, stores, tmp_path)
     assert again.digest == stores["int8"].digest
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["writes", "removes"])
+def test_another_job_writes_or_removes_a_part_in_the_moment_that_it_is_read(store_model, tmp_path, monkeypatch, there):
+    write(store_model, tmp_path, dtype="int8", job=(1, 3))
+    part, read = tmp_path / "parts" / "00000.json", store_writing.read_record
+    text = part.read_bytes()
+    if not there:
+        part.unlink()
+
+    def meanwhile(path, schema):
+        if path == part and there:
+            part.unlink(missing_ok=True)
+        try:
+            return read(path, schema)
+        finally:
+            if path == part and not there:
+                part.write_bytes(text)
+
+    monkeypatch.setattr(store_writing, "read_record", meanwhile)
+    assert write(store_model, tmp_path, dtype="int8", job=(2, 3)) is None
+
+
 def test_a_job_alone_leaves_the_store_open_and_any_other_division_ends_it(store_model, stores, tmp_path):
     assert write(store_model, tmp_path, dtype="int8", job=(2, 3)) is None
     with pytest.raises(FileFormatError, match=r"There is no .*store\.json, so .* or one that is not complete"):

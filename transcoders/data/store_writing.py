@@ -274,12 +274,14 @@ class _Writer:
     def _written(self, shard: int) -> StoredShard | None:
         """A shard that is there in full; None for one that is not, or no longer: of a store that is complete."""
         path = self._part(shard)
+        if not path.is_file():
+            return None
         try:
             stored = StoredShard.from_json(read_record(path, SHARD_SCHEMA))
         except FileFormatError:
             if path.is_file():
                 raise
-            return None
+            return None  # the job that ended the store has just removed it
         file = self.out / stored.file
         return stored if file.is_file() and file.stat().st_size == stored.bytes else None
 
