@@ -7,7 +7,7 @@ embedding moves towards that of another, attention patterns and norm scales are 
 that it reaches. Random directions: of a normal distribution in the reads' own coordinates. CPU-seconds are of a step on
 activations that are there already, without the model's part. ±: half the range over seeds.
 
-    python benchmarks/derivative.py /tmp/smol/model [--layer 10] [--seeds 3] [--only skip …]
+    python benchmarks/derivative.py MODEL [--layer 10] [--seeds 3] [--only skip …]
 
 Directions of training come as in a run: by nudges at embeddings and MLPs (`transcoders.training.derivative.Nudges`).
 What is done is kept under --work, so that a run that was killed goes on.

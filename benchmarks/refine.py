@@ -8,6 +8,8 @@ and norm scales held, {agreed:,} of the held-out tokens; *feature* and *random*:
 along Gaussian changes. *Hops*: MLPs that a change may pass before its cosine falls below .9. *Kept*: layers that would
 be worse on held-out text and stay as they were. *Ridge*: the middle one. *Seconds*: of the regression, beside those of
 reading, {seconds:.0f}, which all share.
+
+    python benchmarks/refine.py MODEL    # SmolLM2-135M, as ../shared/tools/smollm2_to_hf.py writes it
 """
 
 import sys
@@ -28,8 +30,7 @@ from transcoders.refining.reading import Reading
 from transcoders.refining.refinement import refinable
 from transcoders.refining.skip_terms import Correction, Refinable
 
-SHARED = Path("/work/shared/data")
-MODEL = "/tmp/smol/model"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RANKS: dict[str, int | None] = {"16": 16, "64": 64, "full": None}
 SETTINGS = RefineConfig(tokens=36_000, held_out_tokens=8_000, agreement_tokens=1_024)
 COLUMNS = [
@@ -62,7 +63,8 @@ def row(name: str, fvu: Sequence[float], passed: Agreement, found: Mapping[int, 
 
 
 def main(arguments: Sequence[str]) -> None:
-    model = load_model(arguments[0] if arguments else MODEL)
+    (folder,) = arguments
+    model = load_model(folder)
     given = refinable(load_dictionaries(SHARED / "dictionaries" / "smollm2-135m-plt"))
     corpus = SHARED / "corpora" / "english_news_prose_speeches.txt"
     reading = Reading.of(model, given, corpus, SETTINGS)
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         .strip()
         .format(n=len(before.fvu), fitted=fit.of_layer[0].n, held=before.tokens, agreed=rows.numel(), seconds=seconds)
     )
-    print(write_table("refine", f"{claim}\n\nMade by `python benchmarks/refine.py`.", COLUMNS, table))
+    print(write_table("refine", claim, COLUMNS, table))
 
 
 if __name__ == "__main__":

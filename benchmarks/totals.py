@@ -6,7 +6,7 @@ held diverges). Of every prompt's graph (the 1,000 most influential features and
 class by influence, drawn from all layer distances, and 20 of feature→feature over at least five layers. Spearman, same
 sign, ratio in [½, 2] over the edges of all prompts.
 
-    python benchmarks/totals.py /tmp/smol/model NAME=DICTIONARIES [NAME=DICTIONARIES …] [--prompts 10]
+    python benchmarks/totals.py MODEL NAME=DICTIONARIES [NAME=DICTIONARIES …] [--prompts 10]
 """
 
 import argparse

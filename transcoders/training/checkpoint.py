@@ -88,6 +88,14 @@ def latest_checkpoint(out: Path) -> Path | None:
     return max(checkpoints(out), key=_step, default=None)
 
 
+def way_back(out: Path | None) -> str:
+    """From where a run that stopped can go on, in a sentence."""
+    folder = None if out is None else latest_checkpoint(out)
+    if folder is None:
+        return "There is no checkpoint to go back to."
+    return f"The last good checkpoint is {folder}, from which `resume` (--resume) goes on."
+
+
 Which = Literal["latest", "best"] | int
 """A checkpoint of a run: the latest, the one of the least `score`, or that of a step."""
 

@@ -35,6 +35,7 @@ from transcoders.training.checkpoint import (
     remove_checkpoints,
     require_like,
     save_checkpoint,
+    way_back,
 )
 from transcoders.training.config import TrainConfig, config_of
 from transcoders.training.display import Display
@@ -259,7 +260,7 @@ class EndToEndRun:
                     self._save_checkpoint(self.out)
                 if stop:
                     raise request.stopped(
-                        f"Fine-tuning stopped after step {self.step} of {self.steps}. {self._way_back()}"
+                        f"Fine-tuning stopped after step {self.step} of {self.steps}. {way_back(self.out)}"
                     )
 
     def _train_step(self, chunk: Chunk) -> dict[str, Any]:
@@ -324,7 +325,7 @@ class EndToEndRun:
         if not bool(total.isfinite() & norm.isfinite()):
             raise NotFiniteError(
                 f"Fine-tuning stopped at step {self.step + 1}: its loss is {float(total.detach()):g}, the norm of its "
-                f"gradient {float(norm):g}; a lower lr or clip may help. {self._way_back()}"
+                f"gradient {float(norm):g}; a lower lr or clip may help. {way_back(self.out)}"
             )
 
     @contextmanager
@@ -332,13 +333,7 @@ class EndToEndRun:
         try:
             yield
         except WriteError as error:
-            raise WriteError(f"{error} {self._way_back()}") from error
-
-    def _way_back(self) -> str:
-        folder = None if self.out is None else latest_checkpoint(self.out)
-        if folder is None:
-            return "There is no checkpoint to go back to."
-        return f"The last good checkpoint is {folder}, from which `resume` (--resume) goes on."
+            raise WriteError(f"{error} {way_back(self.out)}") from error
 
     def _save_checkpoint(self, out: Path) -> None:
         self.joint.require_finite(f"The checkpoint of step {self.step}")

@@ -31,6 +31,7 @@ from transcoders.training.checkpoint import (
     read_state,
     remove_checkpoints,
     save_checkpoint,
+    way_back,
 )
 from transcoders.training.config import TrainConfig, require_configs
 from transcoders.training.display import Display
@@ -120,7 +121,7 @@ class Trainer:
                 if save:
                     self._save_checkpoint()
                 if stop:
-                    raise request.stopped(f"Training stopped after step {self.step} of {steps}. {self._way_back()}")
+                    raise request.stopped(f"Training stopped after step {self.step} of {steps}. {way_back(self.out)}")
         if self.step == steps:
             self.batches = iter(())  # what the stream buffers is needed no longer
 
@@ -184,7 +185,7 @@ class Trainer:
                 for row in spoilt_rows(activations)[:1]:  # ranks may have none
                     what += f" (row {row} of the batch, {self.stream.place(row)})"
                 what += "; mend or leave out what they come from"
-        raise NotFiniteError(f"Training stopped at step {spoilt.step}: {what}. {self._way_back()}")
+        raise NotFiniteError(f"Training stopped at step {spoilt.step}: {what}. {way_back(self.out)}")
 
     @contextmanager
     def _with_way_back(self) -> Iterator[None]:
@@ -192,15 +193,9 @@ class Trainer:
         try:
             yield
         except WriteError as error:
-            raise WriteError(f"{error} {self._way_back()}") from error
+            raise WriteError(f"{error} {way_back(self.out)}") from error
         except LostRankError as error:
-            raise LostRankError(f"Training stopped at step {self.step}: {error} {self._way_back()}") from error
-
-    def _way_back(self) -> str:
-        folder = None if self.out is None else latest_checkpoint(self.out)
-        if folder is None:
-            return "There is no checkpoint to go back to."
-        return f"The last good checkpoint is {folder}, from which `resume` (--resume) goes on."
+            raise LostRankError(f"Training stopped at step {self.step}: {error} {way_back(self.out)}") from error
 
     def _compare_l0(self, results: Sequence[DictionarySet]) -> None:
         """Warn where the L0 of what is handed out is not the one that was asked."""
