@@ -56,10 +56,11 @@ def configurations(*, quick: bool) -> dict[str, TrainConfig]:
         "separator": SEPARATOR,
         "buffer_mb": 1 if quick else 256,
     }
+    answers = {"skip": True, "derivative": 0.3, "derivative_from": 0.25}
     tokens = (lambda _: 256) if quick else (lambda millions: millions * 1_000_000)
     return {
-        "clt": CLTConfig(tokens=tokens(3), sparsity=2.4e-3, **common),
-        "plt": TranscoderConfig(tokens=tokens(2), sparsity=3e-3, **common),
+        "clt": CLTConfig(tokens=tokens(3), sparsity=1e-3, **answers, **common),
+        "plt": TranscoderConfig(tokens=tokens(2), sparsity=1.6e-3, **answers, **common),
         "sae": SAEConfig(tokens=tokens(1), sparsity=8e-3, site="resid_post", centred=False, **common),
     }
 
@@ -118,8 +119,8 @@ once and no error terms. Many tokens of the corpus are drawn evenly from a list,
 chance: "where decided" is the agreement on the {decided:.0%} of tokens where the model's best two probabilities differ
 by more than {margin}.
 
-| | trained on | minutes | MB | L0 | L0 by layer | FVU | dead | loss recovered | top-1 agreement | where decided | KL |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+| | trained on | minutes | MB | L0 | L0 by layer | FVU | dead | loss recovered | top-1 agreement | where decided | KL | cosine | norm ratio |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
 The names are `pocket` (the CLT), `pocket-plt` (per-layer transcoders) and `pocket-sae` (on `resid_post`). The aim for
@@ -130,7 +131,7 @@ the CLT: L0 ≤ 16, FVU ≤ 0.10, top-1 agreement ≥ 90%.
 def table_row(trained: Trained) -> str:
     """A row of the page's table."""
     evaluation, layers = trained.evaluation, trained.evaluation.layers
-    replaced = evaluation.replaced
+    replaced, agreement = evaluation.replaced, evaluation.agreement
     cells = (
         trained.name,
         f"{trained.config.tokens / 1e6:g} M tokens",
@@ -144,6 +145,7 @@ def table_row(trained: Trained) -> str:
         f"{replaced.top1_agreement:.1%}",
         f"{trained.decided.agreement:.1%}",
         f"{replaced.kl:.3f}",
+        *((f"{agreement.cosine:.3f}", f"{agreement.norm_ratio:.3f}") if agreement is not None else ("", "")),
     )
     return f"| {' | '.join(cells)} |"
 
