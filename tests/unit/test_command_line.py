@@ -470,7 +470,7 @@ def test_what_is_said_of_a_logit_is_what_its_row_holds(traced):
              / graph.inputs[row] for kind in ("feature", "token", "error")}  # fmt: skip
     said = re.findall(r"(\d+) %", of_logit(graph))
     assert [int(number) for number in said[:3]] == [round(share[kind]) for kind in ("feature", "token", "error")]
-    assert sum(map(int, said)) == pytest.approx(100, abs=2)
+    assert sum(map(int, said[:4])) == pytest.approx(100, abs=2)  # then what passed by skip terms
 
 
 def test_a_closed_pipe_is_quiet_and_the_graph_is_written(tmp_path):

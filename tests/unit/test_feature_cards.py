@@ -509,6 +509,14 @@ def test_a_fingerprint_is_remembered_until_a_weight_changes(monkeypatch, tmp_pat
     assert len(calls) == 3
 
 
+def test_a_skip_term_is_part_of_the_fingerprint():
+    dictionaries = random_dictionaries("plt", skip=True)
+    first = dictionary_fingerprint(dictionaries)
+    with torch.no_grad():
+        dictionaries[0].W_skip[0, 0] += 1
+    assert dictionary_fingerprint(dictionaries) != first
+
+
 def damaged(name):
     def cut(manifest, arrays):
         return manifest[: len(manifest) // 2], arrays
