@@ -123,8 +123,9 @@ by more than {margin}.
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-The names are `pocket` (the CLT), `pocket-plt` (per-layer transcoders) and `pocket-sae` (on `resid_post`). The aim for
-the CLT: L0 ≤ 16, FVU ≤ 0.10, top-1 agreement ≥ 90%.
+The names are `pocket` (the CLT), `pocket-plt` (per-layer transcoders) and `pocket-sae` (on `resid_post`). Transcoders
+have a skip term and are trained for the derivative: cosine and norm ratio are of what they pass on of a small change.
+Their penalty is as high as a cosine of .85 allows ([other choices](pocket_derivative.md)).
 """
 
 
