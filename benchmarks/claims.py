@@ -3,7 +3,8 @@
 1. Agreement of T̂ with an independent forward pass in float64, written out here: true MLPs (position 0's output held, as
    in the graph), attention patterns and norm scales overwritten with the clean run's, the source's contribution taken
    out. T̂ comes from the dense matrices of the complete graph. 30 edges of each class and prompt, once the most
-   influential of every layer distance (as `validate` chooses), once those of largest |weight|.
+   influential of every layer distance (as `validate` chooses), once those of largest |weight|; and both together, an
+   edge with the same effect in several prompts (these begin alike) counted once.
 2. Why edges to logits miss: the same at a dose of 1 %, where nothing switches; and against the path-integrated
    prediction, the effect with features recomputed all the way (`frozen-replacement`), which has features that come on.
 3. Verdicts of the edges that hold 80 % of the influence of each graph (pruned to 90 %), with the default options; also
@@ -241,6 +242,7 @@ def agreements(where: Setting) -> tuple[list[list[str]], list[list[str]]]:
                 frame["path"], frame["small"] = along[pairs.source, pairs.target], oracle.effects(pairs, 0.01)
             found[by].append(frame)
     tables = {by: pd.concat(frames) for by, frames in found.items()}
+    tables["either, once"] = once(pd.concat(list(tables.values())))
     first = [
         [where.name, by, kind, *figures(rows, "predicted", "measured")]
         for by, t in tables.items()
@@ -257,6 +259,11 @@ def agreements(where: Setting) -> tuple[list[list[str]], list[list[str]]]:
         )
     ]
     return first, second
+
+
+def once(edges: pd.DataFrame) -> pd.DataFrame:
+    """Without those that recur: prompts begin alike, and so do their graphs."""
+    return edges[~edges[["kind", "predicted", "measured"]].round(9).duplicated()]
 
 
 def split(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
