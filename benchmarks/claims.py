@@ -263,7 +263,7 @@ def agreements(where: Setting) -> tuple[list[list[str]], list[list[str]]]:
 
 def once(edges: pd.DataFrame) -> pd.DataFrame:
     """Without those that recur: prompts begin alike, and so do their graphs."""
-    return edges[~edges[["kind", "predicted", "measured"]].round(9).duplicated()]
+    return edges.loc[~edges[["kind", "predicted", "measured"]].round(9).duplicated()]
 
 
 def split(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -5,8 +5,9 @@ tokens of English for 1,500 steps of 512 and measured on 8,192 held-out tokens: 
 of norms of what is passed on of a change, Ĵ v, and what the MLP makes of it, J v. Natural directions: one token's
 embedding moves towards that of another, attention patterns and norm scales are held; the nudged token and later ones
 that it reaches, J v above a thousandth of the median. (`jacobian_agreement` takes a thousandth of the largest in a row
-of text, so that its cosines are of other tokens and do not compare with these.) Random directions: of a normal distribution in the reads' own coordinates. CPU-seconds are of a step on
-activations that are there already, without the model's part. ±: half the range over seeds.
+of text, so that its cosines are of other tokens and do not compare with these.) Random directions: of a normal
+distribution in the reads' own coordinates. CPU-seconds are of a step on activations that are there already, without the
+model's part. ±: half the range over seeds.
 
     python benchmarks/derivative.py MODEL [--layer 10] [--seeds 3] [--only skip …]
 

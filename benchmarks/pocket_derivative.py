@@ -1,10 +1,10 @@
-"""Claim: trained for the derivative beside a skip term, the embedded transcoders answer as their MLPs at no cost of FVU.
+"""Claim: trained for the derivative beside a skip term, the embedded transcoders answer as MLPs at no cost of FVU.
 
 Transcoders of the pocket model, 1,024 JumpReLU features a layer unless said otherwise, trained on the recipe's text and
 measured on the recipe's held-out rows, stored in half precision: L0, FVU, loss recovered and KL of the model with all
 MLPs replaced, and the Jacobian agreement along natural directions, the mean over layers. λ: the weight of the
-derivative in the loss, from the share of the steps that is said on. *As before*: the recipe of before, whose dictionaries were shipped.
-*Shipped*: those that are now. One seed; the other rows were looked at to choose the recipe.
+derivative in the loss, from the share of the steps that is said on. *As before*: the recipe of those that were shipped
+before. *Shipped*: those that are now. One seed; the other rows were looked at to choose the recipe.
 
     python benchmarks/pocket_derivative.py [--only NAME …]
 
@@ -66,7 +66,8 @@ def trained(model: LanguageModel, config: MLPConfig, folder: Path) -> Evaluation
 
 
 def figures(found: Evaluation) -> dict[str, Any]:
-    assert found.agreement is not None and found.replaced is not None
+    assert found.agreement is not None
+    assert found.replaced is not None
     return {
         "l0": [layer.l0 for layer in found.layers],
         "fvu": found.fvu,

@@ -2,8 +2,8 @@
 
 From the metrics of a run of `circuitsae train` on SmolLM2-135M with default outliers (tokens of massive activations are
 left out): 30 layers × 2,048 features, TopK 32, skip term, derivative .1 from the middle on, batches of 1,024 tokens of
-the English text. FVU of one batch every five steps. *Worst*: the largest over the median of the twenty values around it, after the warm-up;
-a spike is one above 3, as in outliers.md.
+the English text. FVU of one batch every five steps. *Worst*: the largest over the median of the twenty values around
+it, after the warm-up; a spike is one above 3, as in outliers.md.
 
     python benchmarks/spikes.py RUN
 """

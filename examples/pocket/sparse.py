@@ -110,6 +110,10 @@ def decided_agreement(model: LanguageModel, dictionaries: DictionarySet, rows: I
 
 HEADING = "## Dictionaries"
 
+COLUMNS = (
+    "trained on", "minutes", "MB", "L0", "L0 by layer", "FVU", "dead", "loss recovered", "top-1 agreement",
+    "where decided", "KL", "cosine", "norm ratio",
+)  # fmt: skip
 _SECTION = """{heading}
 
 Written by `python -m examples.pocket.recipe --stage dictionaries`: {features} JumpReLU features per layer, trained on
@@ -119,8 +123,8 @@ once and no error terms. Many tokens of the corpus are drawn evenly from a list,
 chance: "where decided" is the agreement on the {decided:.0%} of tokens where the model's best two probabilities differ
 by more than {margin}.
 
-| | trained on | minutes | MB | L0 | L0 by layer | FVU | dead | loss recovered | top-1 agreement | where decided | KL | cosine | norm ratio |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| | {columns} |
+|---|{rules}
 {rows}
 
 The names are `pocket` (the CLT), `pocket-plt` (per-layer transcoders) and `pocket-sae` (on `resid_post`). Transcoders
@@ -159,6 +163,8 @@ def write_section(page: Path, results: list[Trained]) -> None:
         tokens=results[0].evaluation.tokens,
         decided=results[0].decided.share,
         margin=MARGIN,
+        columns=" | ".join(COLUMNS),
+        rules="---|" * len(COLUMNS),
         rows="\n".join(map(table_row, results)),
     )
     before = page.read_text(encoding="utf-8").split(HEADING)[0].rstrip() + "\n\n" if page.exists() else ""

@@ -511,9 +511,10 @@ def test_a_fingerprint_is_remembered_until_a_weight_changes(monkeypatch, tmp_pat
 
 def test_a_skip_term_is_part_of_the_fingerprint():
     dictionaries = random_dictionaries("plt", skip=True)
-    first = dictionary_fingerprint(dictionaries)
+    first, skip = dictionary_fingerprint(dictionaries), dictionaries[0].W_skip
+    assert skip is not None
     with torch.no_grad():
-        dictionaries[0].W_skip[0, 0] += 1
+        skip[0, 0] += 1
     assert dictionary_fingerprint(dictionaries) != first
 
 

@@ -141,7 +141,7 @@ main(["trace", sys.argv[1], "--out", sys.argv[2]])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 ALLOWED = 1600
-"""MB; 1351 were measured; with rows that were not dropped as they came half as much again; 600 with the model loaded."""
+"""MB; 1351 were measured, half as much again before rows were dropped as they come; 600 with the model loaded."""
 
 
 @pytest.mark.slow
