@@ -129,7 +129,7 @@ by more than {margin}.
 
 The names are `pocket` (the CLT), `pocket-plt` (per-layer transcoders) and `pocket-sae` (on `resid_post`). Transcoders
 have a skip term and are trained for the derivative: cosine and norm ratio are of what they pass on of a small change.
-Their penalty is as high as a cosine of .85 allows ([other choices](pocket_derivative.md)).
+Their penalty was chosen for a cosine of about .85 ([other choices](pocket_derivative.md)).
 """
 
 

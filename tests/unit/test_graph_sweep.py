@@ -59,8 +59,9 @@ def test_pruned_while_found_is_the_full_graph_pruned(
         *((getattr(graph, n), getattr(expected, n)) for n in ("inputs", "rest", "influence", "cumulative")),
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5 if ours is graph.weights.data else 1e-11, atol=1e-12)
-    # What passed by skip terms is a difference of edges in float32.
-    assert graph.scores.as_dict() == pytest.approx(expected.scores.as_dict(), rel=1e-8)
+    ours, theirs = graph.scores.as_dict(), expected.scores.as_dict()
+    assert ours.pop("past") == pytest.approx(theirs.pop("past"), rel=1e-8)  # of differences of edges in float32
+    assert ours == pytest.approx(theirs, rel=1e-11)
     assert graph.provenance == expected.provenance
 
 
@@ -141,7 +142,7 @@ main(["trace", sys.argv[1], "--out", sys.argv[2]])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 ALLOWED = 1600
-"""MB; 1351 were measured, half as much again before rows were dropped as they come; 600 with the model loaded."""
+"""MB; 1351 were measured; 600 once the model is loaded."""
 
 
 @pytest.mark.slow
