@@ -26,7 +26,15 @@ from circuitsae.interventions.changes import (
 )
 from circuitsae.interventions.forward import REGIMES, Regime, RegimeName
 from circuitsae.interventions.generation import Generation, generate
-from circuitsae.interventions.intervene import Chunk, audit, intervene, reads_after, run_alternatives
+from circuitsae.interventions.intervene import (
+    Chunk,
+    ReadChunk,
+    audit,
+    intervene,
+    reads_after,
+    run_alternatives,
+    run_reads,
+)
 from circuitsae.interventions.outcome import BatchReads, Metric, Outcome, logit, logit_diff, probability
 from circuitsae.interventions.prompts import Library, Means, Prompt, PromptLike, Recording
 from circuitsae.interventions.targets import (
@@ -66,6 +74,7 @@ __all__ = [
     "Places",
     "Prompt",
     "PromptLike",
+    "ReadChunk",
     "Recording",
     "Regime",
     "RegimeName",
@@ -91,5 +100,6 @@ __all__ = [
     "probability",
     "reads_after",
     "run_alternatives",
+    "run_reads",
     "target_id",
 ]

@@ -99,12 +99,12 @@ FINAL = "unembed.hook_in"
 Alternative = Sequence[Intervention | Contribution]
 
 
-def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: int) -> int:
-    """How many rows a forward pass of about `memory` bytes can hold."""
+def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: int, *, logits: bool = True) -> int:
+    """How many rows a forward pass of about `memory` bytes can hold, to the logits or up to the unembedding."""
     if memory < 1:
         raise InputError(f"memory={memory} bytes hold nothing; give more.")
     lm = model.model
-    per_token = 2 * lm.d_vocab + (12 + lm.n_layers) * lm.d_model + SCORES * lm.n_heads * length
+    per_token = 2 * lm.d_vocab * logits + (12 + lm.n_layers) * lm.d_model + SCORES * lm.n_heads * length
     if regime.mlps == "features":
         widest = max(model.dictionaries.n_features(layer) for layer in range(lm.n_layers))
         per_token += 2 * widest + lm.n_layers * lm.d_model
@@ -300,6 +300,13 @@ class Forward:
 def layer_of(name: str, otherwise: int = -1) -> int:
     """The block that a hook belongs to; `otherwise` for one outside the blocks (the final norm)."""
     return int(name.split(".")[1]) if name.startswith(("blocks.", MIDDLE)) else otherwise
+
+
+def first_block(edits: Edits) -> int:
+    """The first block in which something changes, and 0 for what lies outside the blocks."""
+    places = [edit.place.replace(ERRORS, MIDDLE) for edit in edits.vectors]
+    layers = [layer for table in edits.features for layer in table.index[:, 0].tolist()]
+    return min([*layers, *(layer_of(place, 0) for place in places)], default=0)
 
 
 def _constant_but(live: Sequence[int], clean: Tensor) -> Hook:

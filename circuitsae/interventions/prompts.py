@@ -14,6 +14,7 @@ from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError, ModelError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site, SiteKind
+from transcoders.starting import streams_before
 
 EMBED = "embed.hook_out"
 ERRORS, MIDDLE = "errors.", "middle."
@@ -122,6 +123,11 @@ class Recording:
         if place in self.model.read_hooks:
             return reads.by_layer[self.model.read_hooks.index(place)]
         return self._others[place]
+
+    @cached_property
+    def streams(self) -> Mapping[int, Float[Tensor, "1 pos d_model"]]:
+        """The clean stream before each block that a run can begin at."""
+        return streams_before(self.model.model, range(1, self.model.model.n_layers), self.trace.tokens[None])
 
     @cached_property
     def _others(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitsae.attribution.nodes import TargetVectors, feature_targets, logit_targets
 from circuitsae.graph import AttributionGraph, Node, NodeKind
-from circuitsae.interventions import Recording, Regime, RegimeName, run_alternatives
+from circuitsae.interventions import Recording, Regime, RegimeName, run_reads
 from circuitsae.interventions.forward import MEMORY, Alternative
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries import SparseFeatures
@@ -128,9 +128,7 @@ def effects(
 
     With norm scales held, activations can square from layer to layer: what is not finite stays so.
     """
-    rows = [(prompt, alternative) for alternative in alternatives]
-    moved = [
-        (targets.read(chunk.by_layer, chunk.final) - targets.clean).double().cpu().numpy()
-        for chunk in run_alternatives(model, rows, regime, memory=memory)
-    ]
-    return np.concatenate([*moved, np.zeros((0, len(targets.clean)))])
+    moved = np.zeros((len(alternatives), len(targets.clean)))
+    for chunk in run_reads(model, prompt, alternatives, regime, memory=memory):
+        moved[chunk.rows] = (targets.read(chunk.by_layer, chunk.final) - targets.clean).double().cpu().numpy()
+    return moved

@@ -5,7 +5,22 @@ import torch
 
 from circuitsae.attribution import attribute
 from circuitsae.graph import Node, NodeKind
-from circuitsae.interventions import Contribution, node_change, reads_after
+from circuitsae.interventions import (
+    REGIMES,
+    Contribution,
+    Error,
+    Feature,
+    Head,
+    Intervention,
+    Recording,
+    Set,
+    Stream,
+    Zero,
+    node_change,
+    reads_after,
+    run_alternatives,
+    run_reads,
+)
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError
@@ -13,6 +28,7 @@ from transcoders.loading import random_model
 from transcoders.sites import Site
 
 TOKENS = torch.tensor([0, 11, 22, 33])
+CHANGED = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN)
 
 
 @pytest.fixture(scope="module", params=["plt", "clt"])
@@ -87,6 +103,40 @@ def test_a_batch_is_its_members(model, trace, regime):
     for change, reads in zip(changes, together, strict=True):
         (alone,) = reads_after(model, trace, [change], regime)
         torch.testing.assert_close(reads.final, alone.final)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_what_is_read_is_that_of_whole_passes(model, trace, regime):
+    changes = [[node_change(model, trace, node)] for node in attribute(model, TOKENS).nodes if node.kind in CHANGED]
+    changes += [[Intervention(Feature(layer, 3), Set(1.5))] for layer in range(3)]
+    changes += [[Intervention(Error(2), Zero()), Intervention(Head(1, 0), Zero())]]
+    changes += [[Intervention(Stream(2, "resid_pre", 1), Zero())]]
+    prompt, found = Recording(model, trace), {}
+    for chunk in run_reads(model, prompt, changes, regime):
+        found |= dict(zip(chunk.rows, zip(chunk.by_layer, chunk.final, strict=True), strict=True))
+    for chunk in run_alternatives(model, [(prompt, change) for change in changes], regime):
+        for row, *reads in zip(range(chunk.start, chunk.stop), chunk.by_layer, chunk.final, strict=True):
+            torch.testing.assert_close(found.pop(row), tuple(reads))
+    assert not found
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+def test_a_pass_begins_at_the_first_block_that_changes(family):
+    lm = random_model(family, n_layers=3, d_model=16, dtype=torch.float64)
+    dictionaries = random_dictionaries("plt", n_layers=3, d_model=16, features=24, skip=True, dtype=torch.float64)
+    model = ReplacementModel(lm, dictionaries)
+    prompt = Recording(model, model.trace(TOKENS))
+    assert sorted(prompt.streams) == [1, 2]
+    ran = []
+    for number, block in enumerate(lm.bridge.blocks):
+        block.attn.register_forward_hook(lambda *_, number=number: ran.append(number))
+    late = next(node for node in attribute(model, TOKENS).nodes if node.kind is NodeKind.ERROR and node.layer == 2)
+    ran.clear()
+    change = [node_change(model, prompt.trace, late)]
+    (part,) = run_reads(model, prompt, [change], "graph")
+    assert ran == [2]
+    (whole,) = run_alternatives(model, [(prompt, change)], "graph")
+    torch.testing.assert_close(part.final, whole.final)
 
 
 def test_what_cannot_be_changed_is_refused(model, trace, nodes):

@@ -4,7 +4,6 @@ Two passes over the rows: one for the statistics, whose means the second one nee
 replaced. A layer that is replaced alone changes nothing before it, so the model goes on from its block.
 """
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -35,12 +34,7 @@ from transcoders.evaluation.statistics import Statistics, alignment, reconstruct
 from transcoders.language_model import Hook, LanguageModel
 from transcoders.progress import progress_bar
 from transcoders.sites import Site
-
-logger = logging.getLogger(__name__)
-
-_TOLERANCE = 1e-3
-"""Share of the largest value by which a run from a block on may differ from a whole one; rounding is far below."""
-
+from transcoders.starting import streams_before
 
 By = Literal["spliced", "zero", "mean"]
 
@@ -170,7 +164,7 @@ class _Losses:
         """`row`: to see whether the model can be run from a block on."""
         self.model, self.dictionaries, self.means = model, dictionaries, means
         self.layers = present_layers(dictionaries)
-        self.starts = _starts(model, {dictionaries.writes[layer].layer for layer in self.layers}, row)
+        self.starts = list(streams_before(model, {dictionaries.writes[layer].layer for layer in self.layers}, row))
         self.sums: dict[_Key | None, Sums] = defaultdict(Sums)
         self.tokens = self.predicted = 0
 
@@ -252,21 +246,6 @@ class _Losses:
 def _compared(final: Float[Tensor, "row pos _"]) -> Float[Tensor, "token _"]:
     """At the positions whose predictions are compared: all but the first."""
     return final[:, 1:].flatten(0, 1)
-
-
-def _starts(model: LanguageModel, blocks: set[int], row: Int[Tensor, "1 pos"]) -> list[int]:
-    """The blocks, of some, that a run can begin at: none where blocks hand on more than the residual stream."""
-    wanted = sorted(block for block in blocks if block > 0)
-    before = {start: Site(start - 1, "resid_post") for start in wanted}
-    if not all(model.has_site(site) for site in before.values()):
-        return []
-    final, at = model.run_to_unembedding(row, before.values())
-    for start in wanted[-1:] + wanted[len(wanted) // 2 :][:1]:
-        again, _ = model.run_to_unembedding(row, start=start, stream=at[before[start]])
-        if not (again - final).abs().max() <= _TOLERANCE * final.abs().max():
-            logger.info("%s cannot be run from a block on; it runs as a whole each time", model.name)
-            return []
-    return wanted
 
 
 def _layer(layer: int, statistics: Statistics, losses: _Losses, dictionaries: DictionarySet) -> LayerEvaluation:
