@@ -1,7 +1,8 @@
 """Jacobian agreement of the embedded dictionaries and, given its folder, of those of SmolLM2-135M, layer by layer.
 
-`python -m benchmarks.jacobian [FOLDER]`, from the repository's root. The folder is what the shared folder's
-`tools/smollm2_to_hf.py` makes. Writes benchmarks/results/jacobian.md.
+`python -m benchmarks.jacobian [FOLDER [RUN]]`, from the repository's root. The folder is the model as
+`python -m examples.smollm2` makes it, the run per-layer transcoders that this trains. Writes
+benchmarks/results/jacobian.md.
 """
 
 import sys
@@ -30,24 +31,27 @@ CLAIM = (
     "in every row of text, attention patterns, norm scales and active features held, by `benchmarks/jacobian.py`. "
     f"The embedded dictionaries on {TOKENS:,} tokens of the recipe's held-out text; per-layer transcoders of "
     f"SmolLM2-135M (30 layers × 2,048 features, TopK 32) on {SMOLLM2_TOKENS:,} tokens of WikiText-2 and of the English "
-    "text, of which they were trained on another part. *Its read*: the change of what the layer reads when one "
-    "token's embedding is nudged, with dictionaries in the place of all MLPs before. *MLPs passed*: the same, by the "
+    "text, of which they were trained on another part; *skip and derivative*: others of the same size and tokens, "
+    "trained with `--skip --derivative 0.1`. *Its read*: the change of what the layer reads when one token's embedding "
+    "is nudged, with dictionaries in the place of all MLPs before. *MLPs passed*: the same, by the "
     "number of MLPs on the way, mean over the layers that a change starts behind. *reach*: how many may be passed "
     "with a cosine of .9."
 )
 
 
-def measured(models: Sequence[str]) -> Iterator[tuple[str, Agreement]]:
+def measured(folders: Sequence[str]) -> Iterator[tuple[str, Agreement]]:
     pocket = circuitsae.load_model("pocket")
     rows = take_rows(pocket, held_out_text(4 * TOKENS), rows=TOKENS // CONTEXT, context=CONTEXT, separator=SEPARATOR)
     for name in ("pocket-plt", "pocket"):
         yield name, jacobian_agreement(pocket, circuitsae.load_dictionaries(name), rows)
-    for folder in models:
-        model, dictionaries = circuitsae.load_model(folder), circuitsae.load_dictionaries(DICTIONARIES, dtype="float32")
+    names = ("SmolLM2-135M", "SmolLM2-135M, skip and derivative")
+    sets = (DICTIONARIES, *folders[1:2]) if folders else ()
+    for kind, folder in zip(names, sets, strict=False):
+        model, dictionaries = circuitsae.load_model(folders[0]), circuitsae.load_dictionaries(folder, dtype="float32")
         for name, file in TEXTS.items():
             corpus = SHARED / "corpora" / file
             rows = held_out_rows(model, corpus, tokens=SMOLLM2_TOKENS, context=SMOLLM2_CONTEXT)
-            yield f"SmolLM2-135M, {name}", jacobian_agreement(model, dictionaries, rows)
+            yield f"{kind}, {name}", jacobian_agreement(model, dictionaries, rows)
 
 
 def table(name: str, found: Agreement) -> Iterator[list[str]]:

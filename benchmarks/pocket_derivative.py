@@ -37,9 +37,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "per layer, half the tokens, denser": ("plt", {"tokens": 1_000_000, "sparsity": 1e-3}),
     "per layer, denser still": ("plt", EARLY | {"sparsity": 1e-4, "start_l0": 64}),
     "per layer, TopK 32": ("plt", EARLY | {"activation": "topk", "k": 32, "sparsity": 5e-3}),
-    "cross-layer, as before": ("clt", PLAIN | {"sparsity": 2.4e-3}),
+    "cross-layer, as before": ("clt", PLAIN | {"tokens": 3_000_000, "sparsity": 2.4e-3}),
     "cross-layer, shipped": ("clt", {}),
-    "cross-layer, a third of the tokens": ("clt", {"tokens": 1_000_000, "sparsity": 8e-4}),
+    "cross-layer, three million tokens": ("clt", {"tokens": 3_000_000}),
+    "cross-layer, one million tokens, denser": ("clt", {"tokens": 1_000_000, "sparsity": 8e-4}),
 }
 COLUMNS = (
     "dictionaries", "tokens", "sparsity", "λ, from", "L0", "L0 by layer", "FVU", "loss recovered", "KL", "cosine",

@@ -59,7 +59,7 @@ def configurations(*, quick: bool) -> dict[str, TrainConfig]:
     answers = {"skip": True, "derivative": 0.3, "derivative_from": 0.25}
     tokens = (lambda _: 256) if quick else (lambda millions: millions * 1_000_000)
     return {
-        "clt": CLTConfig(tokens=tokens(3), sparsity=1e-3, **answers, **common),
+        "clt": CLTConfig(tokens=tokens(5), sparsity=1e-3, **answers, **common),
         "plt": TranscoderConfig(tokens=tokens(2), sparsity=1.6e-3, **answers, **common),
         "sae": SAEConfig(tokens=tokens(1), sparsity=8e-3, site="resid_post", centred=False, **common),
     }

@@ -1,0 +1,3 @@
+from examples.smollm2.recipe import main
+
+main()
