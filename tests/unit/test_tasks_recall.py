@@ -2,11 +2,12 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from circuitsae.reproduce import Settings
+from circuitsae.reproduce import Settings, reproduce, run
 from circuitsae.tasks import Task, behaviour, known_examples, load_task
 from circuitsae.tasks.antonyms import PAIRS
 from circuitsae.tasks.facts import CAPITAL_OF, CITY_OF
@@ -154,3 +155,18 @@ def test_what_a_model_or_a_caller_lacks_is_said(
 ) -> None:
     with pytest.raises(InputError, match=message):
         load_task(name, pocket, **options)
+
+
+def test_behaviour_is_of_all_prompts_and_roles_of_known_ones(
+    digit_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Task] = []
+    monkeypatch.setattr(run, "component_stage", lambda *given: SimpleNamespace(nodes=()))
+    monkeypatch.setattr(run, "stability_stage", lambda *given: None)
+    monkeypatch.setattr(run, "role_stage", lambda report, model, task, nodes: taken.append(task))
+    report = reproduce("greater-than", digit_model, settings=Settings(behaviour=60, known=True))
+    assert report.sections[0].text.startswith("Means over 60 prompts")
+    everything = load_task("greater-than", digit_model, 60, 1)
+    assert taken == [known_examples(digit_model, everything)]
+    assert str(taken[0].known) in report.sections[1].text
+    assert 0 < len(taken[0]) < 60
