@@ -5,6 +5,8 @@
 """
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 from machine import write_table
 
@@ -37,10 +39,14 @@ def shown(row: dict, side: str) -> str:
     return f"{row[side]:.{digits}f} ± {row[f'{side}_se']:.{digits}f}"
 
 
-def measured(model: LanguageModel, cases: dict[str, tuple[str, dict, tuple[str, ...]]], n: int) -> list[list[str]]:
+Cases = Mapping[str, tuple[str, dict[str, Any], tuple[str, ...]]]
+
+
+def measured(model: LanguageModel, cases: Cases, n: int) -> list[list[str]]:
     rows = []
     for name, (task, options, measures) in cases.items():
-        prompts = load_task(task, model, **{"n": n, "seed": 0} | options)
+        given: dict[str, Any] = {"n": n, "seed": 0} | options
+        prompts = load_task(task, model, **given)
         found = behaviour(model, prompts, measures=measures or (prompts.metric, "accuracy", "top1"))
         rows += [[name, row["measure"], shown(row, "clean"), shown(row, "corrupt")] for row in found.to_dict("records")]
         print(*rows[-len(found) :], sep="\n", flush=True)
@@ -50,7 +56,8 @@ def measured(model: LanguageModel, cases: dict[str, tuple[str, dict, tuple[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=POCKET, help="a hub name or a folder, whose tasks are measured instead")
-    parser.add_argument("--name", help="what that model is called; its table is results/tasks_NAME.md, in lower case")
+    parser.add_argument("--name", help="what that model is called")
+    parser.add_argument("--out", default="tasks_other", help="its table is results/OUT.md")
     parser.add_argument("--prompts", type=int, default=1000, help="of each task")
     given = parser.parse_args()
     model, columns = load_model(given.model), ["task", "measure", "clean", "corrupt"]
@@ -64,7 +71,7 @@ def main() -> None:
         "of them."
     )
     rows = measured(model, {task: (task, {}, ()) for task in task_names()}, given.prompts)
-    write_table(f"tasks_{name.lower()}", claim, columns, rows)
+    write_table(given.out, claim, columns, rows)
 
 
 if __name__ == "__main__":
