@@ -58,7 +58,7 @@ def facts(model: LanguageModel, n: int = 200, seed: int = 0, *, relations: Seque
     if unknown := [relation for relation in relations if relation not in RELATIONS]:
         raise InputError(f"There is no relation {unknown[0]!r} among the facts; choose from: {', '.join(RELATIONS)}.")
     lexicon, rng = Lexicon(model), random.Random(f"task facts:{seed}")
-    asked = [RELATIONS[name] for name in relations]
+    asked = [RELATIONS[name] for name in relations or RELATIONS]
     streams = [recall(lexicon, rng, replace(r, answers=r.answerable(lexicon, "cities"))) for r in asked]
     examples = tuple(next(streams[i % len(streams)]) for i in range(n))
     return Task("facts", examples, refused=tuple(lexicon.refused))
