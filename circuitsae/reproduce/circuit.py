@@ -25,7 +25,7 @@ from circuitsae.components import (
     problems_of,
     score_edges,
 )
-from circuitsae.reproduce.result import Reproduction, Settings, task_prompts
+from circuitsae.reproduce.result import Reproduction, Settings
 from circuitsae.tasks import Task
 from transcoders.language_model import LanguageModel
 
@@ -55,9 +55,9 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings) -> Found
     Greedy pruning (`find_circuit`) is the exception: on few prompts it takes out edges that other prompts need.
     """
     scored = score_edges(
-        problems_of(model, task_prompts(task, model, settings.discovery, settings.seed)), rescore=settings.rescore
+        problems_of(model, settings.prompts(task, model, settings.discovery)), rescore=settings.rescore
     )
-    judge = Judge(problems_of(model, task_prompts(task, model, settings.held_out, settings.seed + 3)))
+    judge = Judge(problems_of(model, settings.prompts(task, model, settings.held_out, 3)))
     ranked = [edge for edge in scored.scores.ranked() if isinstance(edge, Edge)]
     most = round(SHARE * len(ranked))
     step = max(1, most // 16)
@@ -71,7 +71,7 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings) -> Found
             if closest <= 1 - settings.target:
                 return FoundCircuit(best, scored, judge.graph)
     if settings.pruning and closest > (1 - FAITHFUL + 1 - settings.target) / 2:
-        few = problems_of(model, task_prompts(task, model, settings.pruning, settings.seed))
+        few = problems_of(model, settings.prompts(task, model, settings.pruning))
         pruned = find_circuit(few, target=settings.target, scored=scored).circuit
         if len(pruned) <= most and abs(1 - float(judge.faithfulness([pruned])[0])) < closest:
             best = pruned
@@ -81,7 +81,7 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings) -> Found
 def component_stage(report: Reproduction, model: LanguageModel, settings: Settings) -> FoundCircuit:
     """Find the circuit, judge it on held-out prompts, and say what it lacks and what it could do without."""
     found = select_circuit(model, report.task, settings)
-    judge = Judge(problems_of(model, task_prompts(report.task, model, settings.held_out, settings.seed + 1)))
+    judge = Judge(problems_of(model, settings.prompts(report.task, model, settings.held_out, 1)))
     f = float(judge.faithfulness([found.circuit])[0])
     n_edges = len(judge.graph.edges)
     where = f"{len(found.circuit)} of {n_edges} edges, {len(found.nodes)} components"
@@ -100,7 +100,7 @@ def component_stage(report: Reproduction, model: LanguageModel, settings: Settin
     )
     report.section("Heads and MLPs: edges", "The effect of ablating each edge alone, on the prompts it was scored on.",
                    _edge_table(found))  # fmt: skip
-    few = task_prompts(report.task, model, settings.ablated, settings.seed + 1)
+    few = settings.prompts(report.task, model, settings.ablated, 1)
     _gaps(report, Judge(problems_of(model, few)), found, settings)
     return found
 
@@ -110,7 +110,7 @@ def stability_stage(report: Reproduction, model: LanguageModel, found: FoundCirc
     size, rows, prompts = len(found.circuit), [], settings.stability
     counts = [n for n in (25, 50, 100) if n < prompts] + [prompts]
     while True:
-        task = task_prompts(report.task, model, prompts, settings.seed + 2)
+        task = settings.prompts(report.task, model, prompts, 2)
         scores = score_edges(problems_of(model, task), rescore=settings.rescore).scores
         rows += [{"prompts": n, "of": prompts, "jaccard": bootstrap_jaccard(scores, size, n, settings)} for n in counts]
         last = rows[-1]["jaccard"]

@@ -19,7 +19,7 @@ from circuitsae.graph.supernodes import clusters, cosines
 from circuitsae.interventions import Intervention, Patch, Prompt, Zero, run_alternatives, target_id
 from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel
-from circuitsae.reproduce.result import Reproduction, Settings, task_prompts
+from circuitsae.reproduce.result import Reproduction, Settings
 from circuitsae.tasks import Task
 from circuitsae.validation import Circuit, Curve, PromptExample, PromptTask, Ranking, faithfulness, rank_nodes
 from circuitsae.validation.circuits import CircuitNode
@@ -162,9 +162,10 @@ PER_TEMPLATE = 8
 """Prompts of each template: means are taken within one, and a mean over one prompt is that prompt."""
 
 
-def few_templates(model: LanguageModel, name: str, n: int, seed: int) -> Task:
-    """About `n` prompts of a task in few templates, `PER_TEMPLATE` or more of each."""
-    wide = task_prompts(name, model, max(400, 10 * n), seed)
+def few_templates(model: LanguageModel, name: str, settings: Settings, draw: int = 0) -> Task:
+    """About `settings.features` prompts of a task in few templates, `PER_TEMPLATE` or more of each."""
+    n = settings.features
+    wide = settings.prompts(name, model, max(400, 10 * n), draw)
     counts = Counter(example.template for example in wide.examples)
     kept = sorted(template for template, count in counts.items() if count >= PER_TEMPLATE)
     kept = kept[:: max(1, len(kept) * PER_TEMPLATE // n)] if kept else list(counts)
@@ -192,7 +193,7 @@ def prompt_task(model: LanguageModel, task: Task) -> tuple[PromptTask, list[Prom
 
 def feature_stage(report: Reproduction, model: ReplacementModel, settings: Settings) -> None:
     """Rank features and error nodes, draw faithfulness against their number, ablate and patch supernodes."""
-    task = few_templates(model.model, report.task, settings.features, settings.seed)
+    task = few_templates(model.model, report.task, settings)
     cases, corrupt = prompt_task(model.model, task)
     ranking = rank_nodes(model, cases)
     whole = ranking.circuit(min(settings.feature_nodes, len(ranking.nodes)))
@@ -205,7 +206,7 @@ def feature_stage(report: Reproduction, model: ReplacementModel, settings: Setti
     f = float(faithfulness(model, chosen, cases, sizes=[len(chosen)], ablation=ABLATION).f[0])
     counts = f"{len(chosen)} nodes: {len(chosen) - errors} features and {errors} error nodes, of {len(ranking.nodes)}"
     report.add("faithfulness of the feature circuit", f, at_least=FAITHFUL, note=counts)
-    held, _ = prompt_task(model.model, few_templates(model.model, report.task, settings.features, settings.seed + 1))
+    held, _ = prompt_task(model.model, few_templates(model.model, report.task, settings, 1))
     outside = float(faithfulness(model, chosen, held, sizes=[len(chosen)], ablation=ABLATION).f[0])
     report.add("its faithfulness on other prompts of the task", outside)
     alone = float(faithfulness(model, chosen, cases, sizes=[len(chosen)], errors="ablate", ablation=ABLATION).f[0])

@@ -23,11 +23,6 @@ OPTIONS: dict[str, dict[str, Any]] = {"induction": {"corruption": "query"}}
 is which word is looked up; with other words in the first copy everything said about it differs."""
 
 
-def task_prompts(task: str, model: LanguageModel, n: int, seed: int) -> Task:
-    """The prompts of a task as they are reproduced."""
-    return load_task(task, model, n, seed, **OPTIONS.get(task, {}))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of a reproduction; `Settings.quick()` is for minutes on two cores."""
@@ -63,6 +58,8 @@ class Settings:
     """Faithfulness that the search for a circuit stops at; above the bar, for held-out prompts cost some of it."""
     audit: int = 40
     """Prompts of the cross-layer audit."""
+    known: bool = False
+    """Whether only prompts that the model gets right are taken, but where its behaviour is measured."""
     seed: int = 0
 
     @classmethod
@@ -81,6 +78,15 @@ class Settings:
         counts = ("behaviour", "discovery", "held_out", "ablated", "stability", "features", "audit")
         fewer = {name: min(prompts, getattr(self, name)) for name in counts}
         return replace(self, pruning=0, greedy=0, parts=4, **fewer)
+
+    def prompts(self, task: str, model: LanguageModel, n: int, draw: int = 0) -> Task:
+        """`n` prompts of a task as they are reproduced, others for each `draw`.
+
+        With `known` the first `n` of twice as many that the model gets right; less, where that is less than half.
+        """
+        options = OPTIONS.get(task, {})
+        drawn = load_task(task, model, 2 * n if self.known else n, self.seed + draw, known=self.known, **options)
+        return drawn.take(slice(n))
 
 
 TOLERANCE = 0.1

@@ -6,7 +6,7 @@ Behaviour, with the figures that papers print for GPT-2 small.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
@@ -20,9 +20,9 @@ from circuitsae.reproduce.circuit import (
     stability_stage,
 )
 from circuitsae.reproduce.features import feature_stage
-from circuitsae.reproduce.result import Reproduction, Settings, task_prompts
+from circuitsae.reproduce.result import Reproduction, Settings
 from circuitsae.reproduce.roles import role_stage
-from circuitsae.tasks import Task, behaviour
+from circuitsae.tasks import Task, behaviour, known_examples
 from transcoders.dictionaries import DictionarySet
 from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import InputError
@@ -97,9 +97,12 @@ def reproduce(
         report.seconds[name] = round(time.perf_counter() - start, 1)
 
     small = is_gpt2_small(model)
-    prompts = task_prompts(task, model, settings.behaviour, settings.seed + 1)
+    prompts = replace(settings, known=False).prompts(task, model, settings.behaviour, 1)
     with stage("behaviour"):
         behaviour_stage(report, model, prompts, gpt2_small=small)
+        if settings.known:
+            prompts = known_examples(model, prompts)
+            report.section("Prompts", f"What follows is of prompts that the model gets right: here {prompts.known}.")
     with stage("heads and MLPs"):
         found = component_stage(report, model, settings)
     with stage("roles of heads"):

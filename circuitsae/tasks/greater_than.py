@@ -1,6 +1,7 @@
 """Greater-than (Hanna et al. 2023, "How does GPT-2 compute greater-than?", §2).
 
-"The war lasted from the year 1732 to the year 17" → any of "33" to "99", against "00" to "32".
+"The war lasted from the year 1732 to the year 17" → any of "33" to "99", against "00" to "32". Where the tokenizer
+reads years digit by digit the answer is the tens digit: any of "3" to "9", against "0" to "2", since 1733 has a 3.
 """
 
 import random
@@ -9,16 +10,14 @@ from collections.abc import Sequence
 from circuitsae.pocket.families import SPAN_TEMPLATES
 from circuitsae.pocket.words import CENTURIES, SPANS, Slots, held_out
 from circuitsae.tasks.task import Example, Task
-from circuitsae.tasks.wording import Lexicon, fill, is_pocket, pieces
+from circuitsae.tasks.wording import Lexicon, fill, is_pocket, listed, pieces
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 
 FIRST, LAST = 2, 98
 YEARS = tuple(f"{year:02d}" for year in range(100))
 """The two-digit tokens."""
-_LATER = {start: YEARS[start + 1 :] for start in range(FIRST, LAST + 1)}
-_EARLIER = {start: YEARS[: start + 1] for start in range(FIRST, LAST + 1)}
-_BOUNDARY = {start: (YEARS[start + 1], YEARS[start - 1]) for start in range(FIRST, LAST + 1)}
+_DIGITS = tuple("0123456789")
 
 
 def greater_than(
@@ -36,12 +35,16 @@ def greater_than(
     are in `refused`. For pocket, the triples of noun, century and year are held-out ones. Roles: noun, XX1 and YY
     (the two halves of the start), END (the bare century). The metric is the probability difference.
 
-    Raises `InputError` where the tokenizer has no two-digit tokens, or splits every year differently.
+    Where the tokenizer reads years digit by digit, the starts are 10 to 98, XX1 is the century's last digit and YY the
+    tens digit. Right are the tens digits of all later years of the century: the start's own too, but for starts in 9.
+
+    Raises `InputError` where the tokenizer has no tokens of two digits or of one, or splits every year differently.
     """
     lexicon, rng = Lexicon(model), random.Random(f"task greater-than:{seed}")
     spans = lexicon.single("nouns", nouns, SPANS)
-    years = _years(lexicon, centuries)
-    starts = [start for start in range(FIRST, LAST + 1) if years[start]]
+    endings = _endings(lexicon)
+    years = _years(lexicon, centuries, endings)
+    starts = [start for start in years if years[start]]
     held_out_only = is_pocket(model) and nouns is None and set(centuries) <= set(CENTURIES)
     pools = {start: _pool(spans, years[start], start, held_out_only=held_out_only) for start in starts}
     examples, order = [], []
@@ -51,22 +54,39 @@ def greater_than(
         start = order[i % len(starts)]
         noun, century = rng.choice(pools[start])
         number = rng.randrange(len(templates))
-        examples.append(_example(rng, templates[number], str(number), noun, century, start))
+        examples.append(_example(rng, templates[number], str(number), noun, century, start, endings))
     measures = ("prob_diff", "sharpness", "accuracy", "top1")
     return Task("greater-than", tuple(examples), "prob_diff", measures, tuple(lexicon.refused))
 
 
-def _years(lexicon: Lexicon, centuries: Sequence[int]) -> dict[int, list[int]]:
-    """The centuries in which each two-digit start is the second of two tokens."""
-    lexicon.single("two-digit years", YEARS, (), before=("",))
-    model = lexicon.model
-    digits = [ids[0] for ids in pieces(model, YEARS)]
-    years: dict[int, list[int]] = {start: [] for start in range(FIRST, LAST + 1)}
+def _endings(lexicon: Lexicon) -> tuple[str, ...]:
+    """What follows a bare century as one token: two digits, or one."""
+    for endings in (YEARS, _DIGITS):
+        found = pieces(lexicon.model, endings)
+        if all(len(ids) == 1 for ids in found):
+            return endings
+    split = [ending for ending, ids in zip(endings, found, strict=True) if len(ids) != 1]
+    raise InputError(
+        f"Greater-than needs all two-digit years, or all digits, as one token each, but {lexicon.model.name} splits "
+        f"{listed(split)}; choose another model."
+    )
+
+
+def _years(lexicon: Lexicon, centuries: Sequence[int], endings: Sequence[str]) -> dict[int, list[int]]:
+    """The centuries in which each start is read as the century and then by `endings`."""
+    model, width = lexicon.model, len(endings[0])
+    token = {ending: ids[0] for ending, ids in zip(endings, pieces(model, endings), strict=True)}
+    # Starts have an ending below their own, and another than 01.
+    years: dict[int, list[int]] = {start: [] for start in range(max(FIRST, _per(endings)), LAST + 1)}
     split: list[str] = []
     for century in centuries:
         (prefix,) = pieces(model, [f" {century}"])
         found = pieces(model, [f" {century}{year}" for year in YEARS])
-        whole = [ids == [*prefix, digit] and len(prefix) == 1 for ids, digit in zip(found, digits, strict=True)]
+        whole = [
+            ids == [*prefix, *(token[year[i : i + width]] for i in range(0, 2, width))]
+            and (len(prefix) == 1 or width == 1)
+            for ids, year in zip(found, YEARS, strict=True)
+        ]
         # Without its year 01 a century has no corrupt prompt.
         usable = [start for start in years if whole[start] and whole[1]]
         split += [f"{century}{start:02d}" for start in years if start not in usable]
@@ -77,6 +97,11 @@ def _years(lexicon: Lexicon, centuries: Sequence[int]) -> dict[int, list[int]]:
     return years
 
 
+def _per(endings: Sequence[str]) -> int:
+    """How many years of a century share an ending."""
+    return len(YEARS) // len(endings)
+
+
 def _pool(nouns: Sequence[str], centuries: Sequence[int], start: int, *, held_out_only: bool) -> list[tuple[str, int]]:
     pairs = [(noun, century) for noun in nouns for century in centuries]
     chosen = [pair for pair in pairs if held_out("span", *pair, start)] if held_out_only else pairs
@@ -85,7 +110,9 @@ def _pool(nouns: Sequence[str], centuries: Sequence[int], start: int, *, held_ou
     return chosen
 
 
-def _example(rng: random.Random, template: str, number: str, noun: str, century: int, start: int) -> Example:
+def _example(
+    rng: random.Random, template: str, number: str, noun: str, century: int, start: int, endings: tuple[str, ...]
+) -> Example:
     values = Slots(rng, span=noun, start=f"{century}{start:02d}", century=str(century))
     clean, spans = fill(template, values)
     if not {"span", "start", "century"} <= spans.keys() or spans["century"][-1][1] != len(clean):
@@ -95,12 +122,15 @@ def _example(rng: random.Random, template: str, number: str, noun: str, century:
     values["start"] = f"{century}01"
     corrupt, _ = fill(template, values)
     begin, end = spans["start"][0]
+    year, width = end - 2, len(endings[0])
+    # The first ending of a later year, and the first whose years are not all earlier.
+    later, own = (start + 1) // _per(endings), start // _per(endings)
     return Example(
         clean=clean,
         corrupt=corrupt,
-        answers=_LATER[start],
-        wrong=_EARLIER[start],
-        roles={"noun": spans["span"][0], "XX1": (begin, end - 2), "YY": (end - 2, end)},
+        answers=endings[later:],
+        wrong=endings[:later],
+        roles={"noun": spans["span"][0], "XX1": (max(begin, year - width), year), "YY": (year, year + width)},
         template=number,
-        boundary=_BOUNDARY[start],
+        boundary=(endings[later], endings[own - 1]),
     )

@@ -1,4 +1,4 @@
-"""A task by its name or from a file, and what a model does on it."""
+"""A task by its name or from a file, what a model does on it, and the examples that it gets right."""
 
 import inspect
 import json
@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
-from circuitsae.tasks.task import PatchPair, Task, metric
+from circuitsae.tasks.task import Known, PatchPair, Task, metric
 from circuitsae.tasks.wording import Lexicon
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -26,6 +26,9 @@ _BUILT_IN = {
     "induction": "induction",
     "agreement": "agreement",
     "docstring": "docstring",
+    "facts": "facts",
+    "antonyms": "antonyms",
+    "pronouns": "pronouns",
 }
 
 
@@ -42,6 +45,7 @@ def load_task(
     *,
     unfit: Literal["raise", "drop"] = "raise",
     corrupt: str | None = None,
+    known: bool = False,
     **options: Any,
 ) -> Task:
     """A built-in task, made for this model, or the pairs of a CSV or JSON file, checked against its tokenizer.
@@ -50,10 +54,24 @@ def load_task(
     examples. `options` are those of the task's own function, such as `corruption` of `ioi`. Of a file, `corrupt`
     names the field of the corrupt prompts, and `unfit="drop"` leaves out the examples that the tokenizer splits
     (`refused` lists them) where `"raise"` raises `PromptError` with the list. A JSON list of IOI templates
-    (`…templates.json`) makes IOI prompts with the names, places and objects of the files beside it.
+    (`…templates.json`) makes IOI prompts with the names, places and objects of the files beside it. `known=True` keeps
+    of the `n` examples those that the model gets right, as `known_examples` does.
 
-    Raises `InputError` for an unknown task or option, and for more examples than a file has.
+    Raises `InputError` for an unknown task or option, for more examples than a file has, and where none is known.
     """
+    found = _load(task, model, n, seed, unfit, corrupt, options)
+    return known_examples(model, found) if known else found
+
+
+def _load(
+    task: str | Path,
+    model: LanguageModel,
+    n: int | None,
+    seed: int,
+    unfit: Literal["raise", "drop"],
+    corrupt: str | None,
+    options: dict[str, Any],
+) -> Task:
     if n is not None and n < 1:
         raise InputError(f"A task of {n} examples has nothing to measure; give n of at least 1.")
     name = str(task).replace("_", "-")
@@ -174,6 +192,35 @@ def behaviour(
             }
         )
     return pd.DataFrame(rows)
+
+
+RIGHT = ("accuracy", "top1", "logit_diff", "prob_diff", "sharpness")
+"""Measures that are above 0 where the model is right."""
+
+
+@torch.no_grad()
+def known_examples(model: LanguageModel, task: Task, *, measure: str | None = None, batch_size: int = 64) -> Task:
+    """The task with those of its examples that the model gets right; its `known` says how many of how many.
+
+    Right is a clean prompt on which `measure` is above 0: unless named `accuracy`, the best answer above every wrong
+    one, or `top1` where examples have no wrong answers. `behaviour` measures all examples.
+
+    Raises `InputError` for another measure, and where the model gets no example right.
+    """
+    name = measure or ("accuracy" if all(example.wrong for example in task.examples) else "top1")
+    if name not in RIGHT:
+        raise InputError(f"{name!r} does not say what is right; choose one of: {', '.join(RIGHT)}.")
+    right: list[int] = []
+    for pair in task.tokens(model):
+        for part in pair.split(batch_size):
+            logits, _ = model.run(part.clean)
+            right += part.index[task.score(part, name)(logits) > 0].tolist()
+    if not right:
+        raise InputError(
+            f"{model.name} gets none of the {len(task)} examples of {task.name!r} right ({name} > 0); "
+            "take more examples, another measure or another model."
+        )
+    return replace(task.take(sorted(right)), known=Known(len(right), len(task), name, model.name))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -95,6 +95,19 @@ class PatchPair:
         ]
 
 
+class Known(NamedTuple):
+    """How many of a task's examples a model gets right, the others being left out."""
+
+    kept: int
+    of: int
+    measure: str
+    """Right is an example on which this is above 0."""
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.kept} of {self.of} examples, those that {self.model} gets right ({self.measure} > 0)"
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """Examples of one behaviour and the metric it is judged by."""
@@ -107,6 +120,8 @@ class Task:
     """What `behaviour` reports."""
     refused: tuple[str, ...] = ()
     """Words, years or examples left out because the model's tokenizer splits them."""
+    known: Known | None = None
+    """What `known_examples` kept; None where the examples are as they were drawn."""
 
     def __post_init__(self) -> None:
         if not self.examples:

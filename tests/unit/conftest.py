@@ -1,5 +1,6 @@
-"""What several modules of unit tests use: the embedded model, GPT-2's tokenizer, small activation stores."""
+"""Used by several modules of unit tests: the embedded model, tokenizers (GPT-2's, one of digits), activation stores."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,31 @@ def gpt2_tokens(shared: Path) -> LanguageModel:
         pytest.skip(f"needs GPT-2's tokenizer in {folder}, which is absent")
     model = random_model("gpt2", n_layers=1, d_model=8, n_heads=2, d_vocab=50257, context=128)
     model.tokenizer = GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    return model
+
+
+@pytest.fixture(scope="session")
+def digit_model() -> LanguageModel:
+    """A random model behind a tokenizer of whole words, with their space, and of single digits.
+
+    It has the words of the tasks that ask about one subject, and of greater-than.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from circuitsae.pocket.words import SPANS
+    from circuitsae.tasks import antonyms, facts, greater_than, pronouns
+
+    relations = [(*r.templates, *r.answers, *r.answers.values()) for r in facts.RELATIONS.values()]
+    texts = (*sum(relations, ()), *sum(antonyms.PAIRS, ()), antonyms.TEMPLATE, *pronouns.MEN, *pronouns.WOMEN)
+    texts += (*pronouns.TEMPLATES, "he", "she", *SPANS, *greater_than.SPAN_TEMPLATES, "0 1 2 3 4 5 6 7 8 9")
+    cut = r"\s?[^\W\d]+|\d|\s|\s?[^\w\s]"
+    found = dict.fromkeys(piece for text in texts for begun in (text, f" {text}") for piece in re.findall(cut, begun))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<unk>", *found))}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(cut), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    model = random_model("gpt2", n_layers=1, d_model=8, n_heads=2, d_vocab=len(found) + 1)
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     return model
 
 

@@ -31,10 +31,18 @@ def _name(answer: object) -> str:
     return str(answer).strip()
 
 
-@pytest.mark.parametrize("name", task_names())
-def test_pairs_differ_have_equal_length_and_end_where_the_answer_follows(name: str, pocket: LanguageModel) -> None:
-    task = load_task(name, pocket, 60, seed=3)
-    pairs = task.tokens(pocket)
+@pytest.fixture(params=task_names())
+def read(
+    request: pytest.FixtureRequest, pocket: LanguageModel, digit_model: LanguageModel
+) -> tuple[str, LanguageModel]:
+    """Every task, and a model that has its words."""
+    return request.param, digit_model if request.param in ("facts", "antonyms") else pocket
+
+
+def test_pairs_differ_have_equal_length_and_end_where_the_answer_follows(read: tuple[str, LanguageModel]) -> None:
+    name, model = read
+    task = load_task(name, model, 60, seed=3)
+    pairs = task.tokens(model)
     assert sorted(torch.cat([pair.index for pair in pairs]).tolist()) == list(range(60))
     assert [pair.clean.shape[1] for pair in pairs] == sorted({pair.clean.shape[1] for pair in pairs})
     for pair in pairs:
@@ -42,35 +50,35 @@ def test_pairs_differ_have_equal_length_and_end_where_the_answer_follows(name: s
         for row, i in enumerate(pair.index.tolist()):
             example = task.examples[i]
             # One by one, as the model itself would read the text.
-            assert pair.clean[row].tolist() == pocket.to_tokens(example.clean).tolist()
-            assert pair.corrupt[row].tolist() == pocket.to_tokens(example.corrupt).tolist()
-            answers = [pocket.token_id(str(a)) for a in example.answers]
+            assert pair.clean[row].tolist() == model.to_tokens(example.clean).tolist()
+            assert pair.corrupt[row].tolist() == model.to_tokens(example.corrupt).tolist()
+            answers = [model.token_id(str(a)) for a in example.answers]
             assert [t for t in pair.answers[row].tolist() if t >= 0] == answers
             assert not set(example.answers) & set(example.wrong)
         assert pair.roles["END"].tolist() == [pair.clean.shape[1] - 1] * len(pair)
 
 
-@pytest.mark.parametrize("name", task_names())
-def test_roles_stand_on_their_words(name: str, pocket: LanguageModel) -> None:
-    task = load_task(name, pocket, 60)
-    for pair in task.tokens(pocket):
+def test_roles_stand_on_their_words(read: tuple[str, LanguageModel]) -> None:
+    name, model = read
+    task = load_task(name, model, 60)
+    for pair in task.tokens(model):
         for role in pair.roles.keys() - {"END", "S1+1"}:
             words = [task.examples[i].clean[slice(*task.examples[i].roles[role])] for i in pair.index.tolist()]
-            assert _said(pocket, pair, role) == words
+            # A subject of several tokens is placed at the last one, here a word.
+            for said, word in zip(_said(model, pair, role), words, strict=True):
+                assert said in (word, word.split()[-1])
 
 
-def test_same_seed_same_examples_and_another_seed_others(pocket: LanguageModel) -> None:
-    for name in task_names():
-        assert load_task(name, pocket, 30, seed=5) == load_task(name, pocket, 30, seed=5)
-        assert load_task(name, pocket, 30, seed=5) != load_task(name, pocket, 30, seed=6)
+def test_same_seed_same_examples_and_another_seed_others(read: tuple[str, LanguageModel]) -> None:
+    assert load_task(*read, 30, seed=5) == load_task(*read, 30, seed=5)
+    assert load_task(*read, 30, seed=5) != load_task(*read, 30, seed=6)
 
 
-def test_thousands_of_examples_take_about_a_second(pocket: LanguageModel) -> None:
+def test_thousands_of_examples_take_about_a_second(read: tuple[str, LanguageModel]) -> None:
     start = time.process_time()
-    for name in task_names():
-        assert len(load_task(name, pocket, 1000)) == 1000
+    assert len(load_task(*read, 1000)) == 1000
     # A second each for 1,000 would be slow already.
-    assert time.process_time() - start < len(task_names())
+    assert time.process_time() - start < 1
 
 
 def test_ioi_is_balanced_and_abc_names_are_all_distinct(pocket: LanguageModel) -> None:
