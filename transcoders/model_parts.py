@@ -4,10 +4,10 @@ They carry TransformerLens' names: `ln1`, `attn`, `ln1_post`, `ln2`, `mlp`, `ln2
 `ln_final` and `unembed` around the blocks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -205,6 +205,39 @@ class ModelParts:
             for block, _ in replaced:
                 block.__dict__.pop("forward", None)
 
+    @contextmanager
+    def silent_mlps(self, layers: Iterable[int]) -> Iterator[None]:
+        """While it lasts, the MLPs of some blocks give zeros without computing, where they are modules of their own.
+
+        For runs that put something else in the place of all that these MLPs give.
+        """
+        silenced = [self._plain_mlps[layer] for layer in layers if layer in self._plain_mlps]
+        try:
+            for module in silenced:
+                module.__dict__["forward"] = _nothing
+            yield
+        finally:
+            for module in silenced:
+                module.__dict__.pop("forward", None)
+
+    @cached_property
+    def _plain_mlps(self) -> dict[int, Any]:
+        """The MLPs' modules inside, by block, where these are called with a tensor and return one of its shape."""
+        found: dict[int, Any] = {}
+
+        def note(layer: int, module: Any, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and inputs and output.shape == inputs[0].shape:
+                found[layer] = module
+
+        token = torch.zeros(1, 1, dtype=torch.long, device=self._home)
+        with torch.no_grad(), ExitStack() as hooks:
+            for layer, block in enumerate(self._bridge.blocks):
+                module = getattr(getattr(block, "mlp", None), "original_component", None)
+                if isinstance(module, torch.nn.Module) and module is not block.original_component:
+                    hooks.callback(module.register_forward_hook(partial(note, layer)).remove)
+            self._bridge(token, return_type="logits", prepend_bos=False)
+        return found
+
     @cached_property
     def _block_outputs(self) -> tuple[int | None, ...]:
         """For each block how many values it returns, the stream first; None where it returns the stream itself."""
@@ -267,6 +300,11 @@ def _giving(stream: Tensor | None, size: int | None) -> Callable[..., Any]:
         return out if size is None else (out, *[None] * (size - 1))
 
     return forward
+
+
+def _nothing(read: Tensor, *args: Any, **named: Any) -> Tensor:
+    """The forward of an MLP that gives zeros."""
+    return torch.zeros_like(read)
 
 
 def _biases(component: Any) -> list[Tensor]:

@@ -16,7 +16,7 @@ from circuitsae.interventions.prompts import ERRORS, MIDDLE, Recording, error_pl
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import Hook, in_the_middle
-from transcoders.sites import Site
+from transcoders.sites import MLP_WRITES, Site
 
 RegimeName = Literal[
     "frozen", "linear", "graph", "direct", "frozen-replacement", "replacement", "frozen-attention", "model"
@@ -151,6 +151,13 @@ class Forward:
         constants = self.prompts[0].trace.frozen.constants
         held = [name for name in constants if self.regime.holds(name)]
         return {name: self.by_row(lambda p, name=name: p.trace.frozen.constants[name][0]) for name in held}
+
+    @property
+    def idle(self) -> list[int]:
+        """The layers whose MLPs need not run: clean outputs stand in the place of theirs."""
+        writes = enumerate(self.model.dictionaries.writes)
+        held = [layer for layer, write in writes if write.layer == layer and write.kind in MLP_WRITES]
+        return [layer for layer in held if self.regime.mlp(layer) in ("constant", "linear")]
 
     def by_row(self, value: Callable[[Recording], Tensor]) -> Tensor:
         """A value of each row's prompt, stacked; not copied where all rows have one prompt."""

@@ -185,9 +185,10 @@ def run_reads(
     *,
     memory: int = MEMORY,
 ) -> Iterator[ReadChunk]:
-    """As `run_alternatives` on one prompt, for what is read alone: half of the work or less.
+    """As `run_alternatives` on one prompt, for what is read alone: a part of the work.
 
-    Rows come in the order of the first block that they change, at which their pass begins; logits are not computed.
+    Rows come in the order of the first block that they change, at which their pass begins; neither logits are computed
+    nor MLPs whose outputs are held.
     """
     chosen, library = regime_named(regime), Library(model)
     edits = [compile_edits(alternative, prompt, library) for alternative in alternatives]
@@ -209,7 +210,8 @@ def _read_from(forward: Forward, start: int) -> tuple[Tensor, Tensor]:
     stream = prompt.streams[start].expand(count, -1, -1) if start else None
     tokens, sites = prompt.trace.tokens.expand(count, -1), model.dictionaries.reads
     run = [site for site in sites if site.layer >= start]
-    final, at = model.model.run_to_unembedding(tokens, run, start=start, stream=stream, held=forward.hooks())
+    with model.model.parts.silent_mlps(forward.idle):
+        final, at = model.model.run_to_unembedding(tokens, run, start=start, stream=stream, held=forward.hooks())
     reads = forward.by_row(lambda p: p.trace.frozen.reads.by_layer).clone()
     for layer, site in enumerate(sites):
         if site in at:

@@ -47,9 +47,10 @@ class Part:
     what: tuple[int, int] | str
     """Layer and head, or the hook of the scale."""
 
-    def behind(self, layers: np.ndarray) -> np.ndarray:
-        """Which sources it can follow: a head those of earlier layers, a norm also an MLP's before it."""
-        return layers < self.layer if isinstance(self.what, tuple) else layers <= self.layer
+    def between(self, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Where it can act, by layers of sources and targets: a head behind earlier layers, a norm also an MLP's."""
+        behind = sources < self.layer if isinstance(self.what, tuple) else sources <= self.layer
+        return behind & (self.layer <= targets)
 
 
 def split_by_part(
@@ -92,14 +93,16 @@ def split(
     require_active(prompt.trace, [*pairs.sources, *pairs.targets])
     parts, targets = parts_of(prompt), Targets(model, prompt.trace, pairs.targets)
     removed = [[-1.0 * node_change(model, prompt.trace, node)] for node in pairs.sources]
-    layers = np.array([node.layer for node in pairs.sources])
+    first = np.array([node.layer for node in pairs.sources])
+    last = np.zeros_like(first)
+    np.maximum.at(last, pairs.source, [pairs.targets[target].layer for target in pairs.target])
     values = np.zeros((len(pairs.source), len(parts)))
     for order in (range(len(parts)), reversed(range(len(parts)))):
         live: list[Part] = []
         now = effects(model, prompt, removed, targets, HELD[claim], memory)
         for i in order:
             live.append(parts[i])
-            after, moves = now.copy(), np.flatnonzero(parts[i].behind(layers))
+            after, moves = now.copy(), np.flatnonzero(parts[i].between(first, last))
             regime = _let_go(HELD[claim], live)
             after[moves] = effects(model, prompt, [removed[row] for row in moves], targets, regime, memory)
             values[:, i] += (after - now)[pairs.source, pairs.target] / 2

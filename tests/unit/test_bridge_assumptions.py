@@ -20,6 +20,7 @@ import transcoders
 from transcoders import bridge
 from transcoders.language_model import LanguageModel
 from transcoders.loading import random_model
+from transcoders.sites import Site
 
 TOKENS = torch.tensor([[0, 11, 22, 33, 11, 7]])
 INSIDE = ("bridge.py", "model_parts.py", "language_model.py")
@@ -323,6 +324,22 @@ def test_blocks_can_be_passed_over(family):
         model.logits_of(final[0]), logits[0], rtol=1e-12, atol=1e-12, msg=lambda m: f"{seen}: {m}"
     )
     assert torch.equal(model.run(TOKENS)[0], logits), "passed over for good"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "falcon", "gemma2", "granite", "cohere", "opt", "mixtral"])
+def test_mlps_can_be_told_to_do_nothing(family):
+    model = model_of(family)
+    hook, seen = model.hook(Site(1, "mlp_out")), "how MLPs are called inside; ModelParts.silent_mlps"
+    held = model.run_hooked(TOKENS, read=[hook])[1][hook] + 1
+    logits, _ = model.run_hooked(TOKENS, write={hook: lambda _: held})
+    alone = family != "opt"  # whose layers lie open in the block
+    assert sorted(model.parts._plain_mlps) == ([0, 1] if alone else []), seen
+    with model.parts.silent_mlps([1]):
+        again, cache = model.run_hooked(TOKENS, read=[hook], write={hook: lambda _: held})
+        assert not alone or not model.run_hooked(TOKENS, read=[hook])[1][hook].any(), seen
+    assert torch.equal(cache[hook], held)
+    torch.testing.assert_close(again, logits, rtol=1e-12, atol=1e-12, msg=lambda m: f"{seen}: {m}")
+    assert not torch.equal(model.run(TOKENS)[0], logits), "told for good"
 
 
 def test_attention_is_called_with_what_the_parts_leave_out():

@@ -139,6 +139,19 @@ def test_a_pass_begins_at_the_first_block_that_changes(family):
     torch.testing.assert_close(part.final, whole.final)
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_mlps_whose_outputs_are_held_are_not_run(model, trace, nodes, regime):
+    prompt, change = Recording(model, trace), [node_change(model, trace, nodes[NodeKind.TOKEN])]
+    list(run_reads(model, prompt, [change], regime))  # what is found out once
+    ran = []
+    acts = [block.mlp.original_component.act for block in model.model.bridge.blocks]
+    handles = [act.register_forward_hook(lambda *_, number=i: ran.append(number)) for i, act in enumerate(acts)]
+    list(run_reads(model, prompt, [change], regime))
+    for handle in handles:
+        handle.remove()
+    assert ran == ([] if REGIMES[regime].mlps in ("constant", "linear") else [0, 1, 2])
+
+
 def test_what_cannot_be_changed_is_refused(model, trace, nodes):
     with pytest.raises(InputError, match="only features, errors and tokens"):
         node_change(model, trace, nodes[NodeKind.LOGIT])

@@ -340,7 +340,7 @@ def test_the_command_prints_and_writes(capsys, tmp_path):
     for arguments, message in (
         ([], "Steer by --feature"),
         (["--feature", "2.err"], "is no feature"),
-        (["--feature", "2.255", "--held-out", "When John was seven years old,"], "held-out prompts must be others"),
+        (["--feature", "3.606", "--held-out", "When John was seven years old,"], "held-out prompts must be others"),
         (["--toward", "When Mary was", "--away", str(men)], "give --layer N"),
     ):
         with pytest.raises(SystemExit):
