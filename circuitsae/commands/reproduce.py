@@ -19,6 +19,7 @@ from circuitsae.commands.shared import (
     Wide,
     load_language_model,
     say,
+    told,
 )
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import CheckFailedError, InputError
@@ -78,12 +79,12 @@ def reproduce(
     settings = replace(Settings.quick(seed) if quick else Settings(seed=seed), rescore=rescore)
     if prompts is not None:
         settings = settings.capped(prompts)
-    with console.status("loading") as status:
+    with told(console, "loading") as progress:
         loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
         own, audit_with = _dictionaries(model, dictionaries, str(loaded.device), choices)
         found = []
         for name in TASKS if task == "all" else (task,):
-            found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=status.update))
+            found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=progress))
             show(console, found[-1])
     sizes = {"--prompts": prompts, "--rescore": rescore, "--seed": seed or None}
     command = _command(task, model, dictionaries, quick, bos, sizes, docs, weights, choices)

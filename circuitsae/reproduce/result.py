@@ -5,7 +5,7 @@ How many prompts each stage takes, and what is aimed at.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,14 @@ from transcoders.language_model import LanguageModel
 OPTIONS: dict[str, dict[str, Any]] = {"induction": {"corruption": "query"}}
 """Options of tasks. Induction: the corrupt prompt asks about another word of the same sequence, so that what differs
 is which word is looked up; with other words in the first copy everything said about it differs."""
+
+
+Step = Callable[[str], object]
+"""Is told what a stage begins with."""
+
+
+def silent(step: str) -> None:
+    """Tells nobody."""
 
 
 def task_prompts(task: str, model: LanguageModel, n: int, seed: int) -> Task:
