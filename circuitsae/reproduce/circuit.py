@@ -47,19 +47,19 @@ class FoundCircuit:
         return tuple(name for name in self.graph.writers if name in writers)
 
 
-def select_circuit(model: LanguageModel, task: str, settings: Settings, step: Step = silent) -> FoundCircuit:
+def select_circuit(model: LanguageModel, task: str, settings: Settings, tell: Step = silent) -> FoundCircuit:
     """The fewest best edges that reach the target: scored on some prompts, their number chosen on others.
 
     At most a tenth of the edges is taken; where no such number reaches the target, the one that comes closest, or the
     pruned circuit of `find_circuit` if that comes closer on those other prompts.
     Greedy pruning (`find_circuit`) is the exception: on few prompts it takes out edges that other prompts need.
     """
-    step("scoring edges")
+    tell("scoring edges")
     scored = score_edges(
         problems_of(model, task_prompts(task, model, settings.discovery, settings.seed)), rescore=settings.rescore
     )
     judge = Judge(problems_of(model, task_prompts(task, model, settings.held_out, settings.seed + 3)))
-    step("choosing how many")
+    tell("choosing how many")
     ranked = [edge for edge in scored.scores.ranked() if isinstance(edge, Edge)]
     most = round(SHARE * len(ranked))
     step = max(1, most // 16)
@@ -73,7 +73,7 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings, step: St
             if closest <= 1 - settings.target:
                 return FoundCircuit(best, scored, judge.graph)
     if settings.pruning and closest > (1 - FAITHFUL + 1 - settings.target) / 2:
-        step("pruning")
+        tell("pruning")
         few = problems_of(model, task_prompts(task, model, settings.pruning, settings.seed))
         pruned = find_circuit(few, target=settings.target, scored=scored).circuit
         if len(pruned) <= most and abs(1 - float(judge.faithfulness([pruned])[0])) < closest:
@@ -82,11 +82,11 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings, step: St
 
 
 def component_stage(
-    report: Reproduction, model: LanguageModel, settings: Settings, step: Step = silent
+    report: Reproduction, model: LanguageModel, settings: Settings, tell: Step = silent
 ) -> FoundCircuit:
     """Find the circuit, judge it on held-out prompts, and say what it lacks and what it could do without."""
-    found = select_circuit(model, report.task, settings, step)
-    step("faithfulness on held-out prompts")
+    found = select_circuit(model, report.task, settings, tell)
+    tell("faithfulness on held-out prompts")
     judge = Judge(problems_of(model, task_prompts(report.task, model, settings.held_out, settings.seed + 1)))
     f = float(judge.faithfulness([found.circuit])[0])
     n_edges = len(judge.graph.edges)
@@ -106,25 +106,25 @@ def component_stage(
     )
     report.section("Heads and MLPs: edges", "The effect of ablating each edge alone, on the prompts it was scored on.",
                    _edge_table(found))  # fmt: skip
-    step("completeness and minimality")
+    tell("completeness and minimality")
     few = task_prompts(report.task, model, settings.ablated, settings.seed + 1)
     _gaps(report, Judge(problems_of(model, few)), found, settings)
     return found
 
 
 def stability_stage(
-    report: Reproduction, model: LanguageModel, found: FoundCircuit, settings: Settings, step: Step = silent
+    report: Reproduction, model: LanguageModel, found: FoundCircuit, settings: Settings, tell: Step = silent
 ) -> None:
     """Whether other prompts of the task would have selected the same edges; if not, how many prompts it takes."""
     size, rows, prompts = len(found.circuit), [], settings.stability
     counts = [n for n in (25, 50, 100) if n < prompts] + [prompts]
     while True:
-        step(f"scoring edges on {prompts} prompts")
+        tell(f"scoring edges on {prompts} prompts")
         task = task_prompts(report.task, model, prompts, settings.seed + 2)
         scores = score_edges(problems_of(model, task), rescore=settings.rescore).scores
         rows += [{"prompts": n, "of": prompts, "jaccard": bootstrap_jaccard(scores, size, n, settings)} for n in counts]
         last = rows[-1]["jaccard"]
-        if last >= STABLE or prompts >= 4 * settings.stability:
+        if last >= STABLE or prompts >= 2**settings.doublings * settings.stability:
             break
         prompts *= 2
         counts = [prompts]

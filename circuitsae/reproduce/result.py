@@ -54,6 +54,8 @@ class Settings:
     """Prompts of completeness and minimality, which run many circuits."""
     stability: int = 200
     """Prompts that the bootstrap of the selected edges draws from."""
+    doublings: int = 2
+    """Where the selected edges are not stable, so many times twice as many prompts are scored."""
     resamples: int = 20
     subsets: int = 20
     """Random sets of components in completeness and minimality."""
@@ -88,7 +90,7 @@ class Settings:
             raise InputError(f"A task cannot be reproduced on {prompts} prompts; give at least 2.")
         counts = ("behaviour", "discovery", "held_out", "ablated", "stability", "features", "audit")
         fewer = {name: min(prompts, getattr(self, name)) for name in counts}
-        return replace(self, pruning=0, greedy=0, parts=4, **fewer)
+        return replace(self, pruning=0, greedy=0, parts=4, doublings=0, **fewer)
 
 
 TOLERANCE = 0.1

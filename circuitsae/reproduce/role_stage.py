@@ -3,6 +3,7 @@
 Of greater-than also the MLPs that raise the answers.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +75,7 @@ def role_stage(
         report.section("MLPs that write the answer", _mlp_criteria(len(task)), mlps)
         roles.append(MLP_ROLES[report.task])
         table = pd.concat([table, mlps.rename(columns={"mlp": "head"}).assign(role=roles[-1])])
-    beside = beside_published(report.task, roles, table)
+    beside = beside_published(report.task, roles, table.to_dict("records"))
     for row in beside.to_dict("records"):
         _claim(report, row, gpt2_small=gpt2_small)
     if report.task in PUBLISHED:
@@ -82,15 +83,15 @@ def role_stage(
         report.section("Roles beside GPT-2 small's", f"GPT-2 small's after {source}.", beside)
 
 
-def _claim(report: Reproduction, row: dict[str, Any], *, gpt2_small: bool) -> None:
+def _claim(report: Reproduction, row: Mapping[Any, Any], *, gpt2_small: bool) -> None:
     """How many have a role; the published number, and which of the published are among them, for their own model."""
     what = "MLPs of the role" if row["role"] in MLP_ROLES.values() else "heads found as"
     name, note = f"{what} {row['role']}", row["which"] or "none"
-    if not gpt2_small or pd.isna(row.get("GPT-2 small")):
+    theirs = row.get("theirs")
+    if not gpt2_small or not isinstance(theirs, str):
         report.add(name, float(row["found"]), note=note)
         return
-    theirs = row["theirs"].split(", ")
-    same = [head for head in row["which"].split(", ") if head in theirs]
+    same = set(row["which"].split(", ")) & set(theirs.split(", "))
     report.add(name, float(row["found"]), published=float(row["GPT-2 small"]), source=row["source"],
                note=f"{note}; {len(same)} of those published")  # fmt: skip
 
@@ -116,17 +117,20 @@ def _mean_metric(problems: list[PatchingProblem]) -> float:
     return float(torch.cat([part.clean_value for part in parts_of(problems)]).mean())
 
 
-def beside_published(task: str, roles: list[str], table: pd.DataFrame) -> pd.DataFrame:
+def beside_published(task: str, roles: Sequence[str], found: Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
     """A row per role: what was found (how many, which, mean attention and copy score), and GPT-2 small's, as printed.
 
-    `theirs` are the published heads, `their attention` and `their copies` the strengths where the paper prints them.
+    `found` has a mapping per head (or MLP) and role. `theirs` are the published ones, `their attention` and
+    `their copies` the strengths where the paper prints them.
     """
     published = PUBLISHED.get(task)
     rows = []
     for role in roles:
-        here = table[table["role"] == role] if len(table) else table
-        row = {"role": role, "found": len(here), "which": ", ".join(here["head"]) if len(here) else ""}
-        row |= {name: float(here[name].mean()) for name in ("attention", "copies") if len(here) and name in here}
+        here = [one for one in found if one["role"] == role]
+        row = {"role": role, "found": len(here), "which": ", ".join(one["head"] for one in here)}
+        for name in ("attention", "copies"):
+            values = [one[name] for one in here if name in one and one[name] == one[name]]
+            row |= {name: sum(values) / len(values)} if values else {}
         rows.append(row | ({} if published is None else published.row(role)))
     return pd.DataFrame(rows)
 
@@ -143,11 +147,12 @@ def _criteria(task: str, prompts: int) -> str:
     if task != "ioi":
         return said
     return said + (
-        f" A name mover has a copy score of at least {COPIES:.0%}, a negative one with −OV. An s-inhibition head's "
-        f"edges to the movers' queries change the metric by at least {MOVES:.0%} (`feeds`); `moves` is what patching "
-        "its paths to the name movers' queries changes in their attention to IO, less that to S1 and S2. A backup "
-        f"writes less than {WRITES:.0%} until the movers are resampled, and at least that, and so much more, after it "
-        "(`knocked_out`, its `direct` then)."
+        f" A name mover has a copy score of at least {COPIES:.0%}; a negative one, and a suppressor of the subject, "
+        "has it with −OV, and that is the score shown. An s-inhibition head's edges to the movers' queries change the "
+        f"metric by at least {MOVES:.0%} (`feeds`); `moves` is what patching its paths to the name movers' queries "
+        "changes in their attention to IO, less that to S1 and S2. A backup writes less than "
+        f"{WRITES:.0%} until the movers are resampled, and at least that, and so much more, after it (`knocked_out`, "
+        "its `direct` then)."
     )
 
 

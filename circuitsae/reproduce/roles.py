@@ -49,8 +49,10 @@ class Pattern:
     """+1: it must write the answer; −1: against it; 0: its writing is not asked about."""
     feeds: tuple[str, ...] = ()
     """Roles of the heads whose queries it must change."""
-    copies: bool = False
-    """Whether its copy score (with −OV where it writes against the answer) counts as well."""
+    copies: int = 0
+    """+1: its copy score must be high; −1: that with −OV; 0: it is not asked about."""
+    but_not: tuple[str, ...] = ()
+    """Roles, named before, whose heads are left out."""
     replaces: tuple[str, ...] = ()
     """Roles that are knocked out first: it must write only then, wherever it looks."""
     offsets: tuple[int, ...] = (0,)
@@ -67,9 +69,10 @@ PATTERNS: dict[str, tuple[Pattern, ...]] = {
         Pattern("duplicate token", "S2", "S1"),
         Pattern("induction", "S2", "S1+1"),
         Pattern("IO reader at S2", "S2", "IO"),
-        Pattern("name mover", "END", "IO", 1, copies=True),
-        Pattern("negative name mover", "END", "IO", -1, copies=True),
-        Pattern("name mover through S2", "END", "S2", 1),
+        Pattern("name mover", "END", "IO", 1, copies=1),
+        Pattern("negative name mover", "END", "IO", -1, copies=-1),
+        Pattern("subject suppressor", "END", "S2", 1, copies=-1),
+        Pattern("name mover through S2", "END", "S2", 1, but_not=("subject suppressor",)),
         Pattern("negative mover through S2", "END", "S2", -1),
         Pattern("s-inhibition", "END", "S2", 0, ("name mover", "name mover through S2")),
         Pattern("backup name mover", "END", "IO", 1, replaces=("name mover", "name mover through S2")),
@@ -121,13 +124,16 @@ def head_roles(
     found = _Evidence(model, task, progress)
     progress("attention")
     looks = attention_between(model, task, chosen)  # [2 offset head] each
-    rows = [row for pattern in chosen if not pattern.replaces for row in found.rows(pattern, looks[pattern])]
+    rows: list[Row] = []
+    for pattern in chosen:
+        taken = _having(rows, pattern.but_not)
+        rows += [row for row in found.rows(pattern, looks[pattern]) if row["head"] not in taken]
     rows = _feeding(rows, found, chosen)
     for pattern in chosen:
         gone = _having(rows, pattern.replaces)
         rows += found.backups(pattern, looks[pattern], gone) if gone else []
     table = pd.DataFrame(found.with_effects(rows))
-    return table[[column for column in COLUMNS if column in table]]
+    return table.reindex(columns=[column for column in COLUMNS if column in table])
 
 
 COLUMNS = ("head", "role", "from", "to", "attention", "corrupt", "direct", "effect", "copies", "feeds", "moves",
@@ -163,6 +169,8 @@ class _Evidence:
 
     def rows(self, pattern: Pattern, looks: Float[Tensor, "2 offset head"]) -> list[Row]:
         """The heads that look where the pattern says, and write and copy as it says."""
+        if pattern.replaces:  # known only once others are ablated: `backups`
+            return []
         made = [self._row(pattern, looks, number) for number in range(len(self.heads))]
         return [row for row in made if row["attention"] >= LOOKS and _writes(pattern, row)]
 
@@ -179,7 +187,7 @@ class _Evidence:
         place = {"head": self.heads[number], "role": pattern.role, "from": pattern.query}
         values = {"attention": looks[0, best, number], "corrupt": looks[1, best, number], "direct": self.direct[number]}
         if self.copies is not None:
-            values["copies"] = self.copies[int(pattern.sign < 0), number]
+            values["copies"] = self.copies[int(pattern.copies < 0), number]
         numbers = {name: float(value) for name, value in values.items()}
         return place | {"to": pattern.place(pattern.offsets[best])} | numbers
 
