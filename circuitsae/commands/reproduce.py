@@ -59,9 +59,9 @@ def reproduce(
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders; the pocket model has its own. Without any, features are left
             out.
-        quick: Fewer prompts: minutes on two cores.
+        quick: Fewer prompts: minutes on two cores, for a model larger than pocket half an hour.
         prompts: At most this many prompts in any stage, and no search: for a large model on a small machine.
-        rescore: Patch this many edges exactly; by default a tenth of all.
+        rescore: Patch this many edges exactly; by default a tenth of all, or, with --quick and a large model, 200.
         out: Folder to write; default reports/MODEL-TASK.
         docs: Also write the report as Markdown to this file.
         seed: Seed of prompts and resamples.
@@ -81,6 +81,10 @@ def reproduce(
         settings = settings.capped(prompts)
     with told(console, "loading") as progress:
         loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
+        if quick and (small := settings.quick_for(loaded, prompts)) != settings:
+            settings = small
+            say(console, f"{loaded.name} is large for --quick: {small.discovery} prompts in every stage and "
+                f"{small.rescore} edges patched exactly; --prompts and --rescore take more.")  # fmt: skip
         own, audit_with = _dictionaries(model, dictionaries, str(loaded.device), choices)
         found = []
         for name in TASKS if task == "all" else (task,):

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from circuitsae.components.network import Network
 from circuitsae.tasks import Task, load_task
 from transcoders.errors import InputError
 from transcoders.files import write_file
@@ -34,6 +35,11 @@ def silent(step: str) -> None:
 def task_prompts(task: str, model: LanguageModel, n: int, seed: int) -> Task:
     """The prompts of a task as they are reproduced."""
     return load_task(task, model, n, seed, **OPTIONS.get(task, {}))
+
+
+LARGE, FEW, PATCHED = 10_000, 12, 200
+"""A model of more edges than this (GPT-2 small has three times as many) is reproduced quickly on so few prompts, and so
+many of its edges are patched exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,18 @@ class Settings:
         """Fewer prompts everywhere but in the stability of the edges, whose bar is at 200."""
         return cls(behaviour=200, discovery=100, held_out=150, ablated=8, resamples=12, subsets=4, greedy=1,
                    features=24, feature_nodes=1000, supernodes=6, audit=10, seed=seed)  # fmt: skip
+
+    def quick_for(self, model: LanguageModel, prompts: int | None = None) -> "Settings":
+        """These, or for a model of more than `LARGE` edges at most `FEW` prompts in any stage and `PATCHED` edges.
+
+        A number of prompts or edges that was asked for stays.
+        Patching a tenth of all edges takes runs that grow with the square of the layers, each as long as the model is
+        deep, and every circuit that is judged reads the stream apart for each of its readers.
+        """
+        if len(Network.of(model).graph.edges) <= LARGE:
+            return self
+        fewer = self.capped(FEW) if prompts is None else self
+        return replace(fewer, rescore=PATCHED if self.rescore is None else self.rescore)
 
     def capped(self, prompts: int) -> "Settings":
         """At most so many prompts in every stage, and no long search: a large model on a small machine.
