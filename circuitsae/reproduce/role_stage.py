@@ -80,7 +80,10 @@ def role_stage(
         _claim(report, row, gpt2_small=gpt2_small)
     if report.task in PUBLISHED:
         source = known_circuit(PUBLISHED[report.task].circuit).source
-        report.section("Roles beside GPT-2 small's", f"GPT-2 small's after {source}.", beside)
+        text = (
+            f"`that matter`: resampled, they change the metric by at least {MOVES:.0%}. GPT-2 small's after {source}."
+        )
+        report.section("Roles beside GPT-2 small's", text, beside)
 
 
 def _claim(report: Reproduction, row: Mapping[Any, Any], *, gpt2_small: bool) -> None:
@@ -120,14 +123,16 @@ def _mean_metric(problems: list[PatchingProblem]) -> float:
 def beside_published(task: str, roles: Sequence[str], found: Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
     """A row per role: what was found (how many, which, mean attention and copy score), and GPT-2 small's, as printed.
 
-    `found` has a mapping per head (or MLP) and role. `theirs` are the published ones, `their attention` and
+    `found` has a mapping per head (or MLP) and role; `that matter` counts those with an effect of `MOVES`: papers
+    look for heads by their effect first. `theirs` are the published ones, `their attention` and
     `their copies` the strengths where the paper prints them.
     """
     published = PUBLISHED.get(task)
     rows = []
     for role in roles:
         here = [one for one in found if one["role"] == role]
-        row = {"role": role, "found": len(here), "which": ", ".join(one["head"] for one in here)}
+        matter = sum(abs(one.get("effect", 0.0)) >= MOVES for one in here)
+        row = {"role": role, "found": len(here), "that matter": matter, "which": ", ".join(one["head"] for one in here)}
         for name in ("attention", "copies"):
             values = [one[name] for one in here if name in one and one[name] == one[name]]
             row |= {name: sum(values) / len(values)} if values else {}

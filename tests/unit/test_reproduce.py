@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,12 +10,14 @@ import torch
 from scipy import sparse
 
 from circuitsae.components import Scores
+from circuitsae.components.discovery import Rescored
+from circuitsae.components.network import Network
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.interventions import Feature
 from circuitsae.loading import load_model
 from circuitsae.reproduce import Claim, Reproduction, Settings, head_roles, reproduce
 from circuitsae.reproduce.audit import walk
-from circuitsae.reproduce.circuit import bootstrap_jaccard, stability_stage
+from circuitsae.reproduce.circuit import FoundCircuit, bootstrap_jaccard, stability_stage
 from circuitsae.reproduce.features import supernodes
 from circuitsae.reproduce.page import markdown, page
 from circuitsae.reproduce.result import write_json
@@ -149,12 +150,13 @@ def test_a_stage_that_is_capped_scores_no_more_prompts(monkeypatch):
     """The selected edges of two prompts never agree; without doublings that is said at once."""
     model, sizes = load_model("pocket"), []
     values = torch.randn(4, 6, 1, generator=torch.Generator().manual_seed(0))
-    scores = Scores(tuple("abcdef"), values, "exact")
-    monkeypatch.setattr("circuitsae.reproduce.circuit.score_edges", lambda *_, **__: SimpleNamespace(scores=scores))
-    found = SimpleNamespace(circuit=("a", "b"))
+    edges = Network.of(model).graph.edges[:6]
+    scored = Rescored(Scores(edges, values, "exact"), Scores(edges, values, "exact"), frozenset(), 0)
+    monkeypatch.setattr("circuitsae.reproduce.circuit.score_edges", lambda *_, **__: scored)
+    found = FoundCircuit(frozenset(edges[:2]), scored, Network.of(model).graph)
     for settings in (Settings.quick().capped(4), replace(Settings.quick().capped(4), doublings=2)):
         report, told = Reproduction("ioi", "made", {}), []
-        stability_stage(report, model, found, settings, told.append)  # pyright: ignore[reportArgumentType]
+        stability_stage(report, model, found, settings, told.append)
         sizes.append(told)
     assert sizes[0] == ["scoring edges on 4 prompts"]
     assert sizes[1] == [f"scoring edges on {n} prompts" for n in (4, 8, 16)]

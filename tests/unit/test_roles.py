@@ -56,10 +56,10 @@ def random_task(n=4, d_vocab=23):
 def test_copy_scores_are_those_of_a_run_where_the_head_sees_one_name_everywhere(family):
     """The same stream at every position makes every pattern copy it; what one head writes is put before the end."""
     model = random_model(family, n_layers=2, d_model=16, n_heads=4, d_vocab=23, context=8, dtype=torch.float64)
-    task = random_task()
+    task = random_task(n=2)
     (pair,) = task.tokens(model)
     slow = torch.zeros(2, 8, dtype=torch.float64)
-    names = [(i, place) for place in (0, 1, 3) for i in range(4)]
+    names = [(i, place) for place in (0, 1, 3) for i in range(2)]
     _, cache = model.run_hooked(pair.clean, read=["blocks.0.hook_out"])
     for i, place in names:
         x, name = cache["blocks.0.hook_out"][i, place], int(pair.clean[i, 0 if place == 0 else 1])
@@ -118,7 +118,7 @@ def test_attention_moves_as_in_a_run_with_the_query_of_another(family):
     expected = (after - before)[:, [PLACES["IO"], PLACES["S1"], PLACES["S2"]]]
     found = attention_moved(problem, ["a0.h2", "a1.h0"], ["a1.h3"])
     torch.testing.assert_close(found[0, 0, :, :3], expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found[0, 0].sum(-1), torch.zeros(4, dtype=torch.float64))
+    assert float(found[0, 0].sum(-1).abs().max()) < 1e-6  # every position is in one span; softmax is in float32
     assert float(expected.abs().max()) > 1e-4
     assert float(found[1].abs().max()) < 1e-12  # a1.h0 does not come before a1.h3
 
@@ -180,7 +180,7 @@ class Directions(NamedTuple):
 
 
 D = Directions()
-SHARP, WIDTH, HEAD = 60.0, 38, 10
+SHARP, WIDTH, HEAD = 600.0, 38, 10
 
 
 def inhibited_mover():
@@ -234,18 +234,20 @@ def test_heads_made_for_a_role_are_found_in_it():
         assert [h for r, h in table.index if r == role] == [head]
 
 
-def test_who_suppresses_names_moves_none():
-    """The same mover, writing IO only because it writes against the name that it looks at, S1."""
+def test_who_writes_against_the_subject_is_a_suppressor_and_moves_no_name():
+    """The same mover, made to look at S2 and to write against what it sees there."""
     model = inhibited_mover()
     with torch.no_grad():
         attention = model.bridge.blocks[1].attn
-        attention.k.original_component.weight[8] *= 0
-        attention.k.original_component.weight[8, D.place.start + 1] = 3
-        attention.o.original_component.weight[D.out] *= -1
+        attention.k.weight[8] = 0
+        attention.k.weight[8, D.place.start + 3] = 3
+        attention.o.weight[D.out] *= -1
+    assert copy_scores(model, made_task())[:, 1].tolist() == [0, 1]
     table = head_roles(model, made_task())
-    assert not table["role"].isin(["name mover", "s-inhibition"]).any()
-    scores = copy_scores(model, made_task())
-    assert scores[:, 1].tolist() == [0, 1]
+    roles = table[table["head"] == "a1.h0"].set_index("role")
+    assert "subject suppressor" in roles.index
+    assert not {"name mover", "name mover through S2"} & set(roles.index)
+    assert roles.loc["subject suppressor", "copies"] == 1
 
 
 # beside what was published
@@ -275,12 +277,12 @@ def test_mlps_that_raise_later_years_by_hand():
 
 def test_published_roles_stand_beside_those_found():
     found = [
-        {"role": "name mover", "head": "a9.h9", "attention": 0.8, "copies": 1.0},
-        {"role": "name mover", "head": "a1.h1", "attention": 0.4, "copies": 0.5},
+        {"role": "name mover", "head": "a9.h9", "attention": 0.8, "copies": 1.0, "effect": -0.3},
+        {"role": "name mover", "head": "a1.h1", "attention": 0.4, "copies": 0.5, "effect": 0.01},
     ]
     table = beside_published("ioi", ["name mover", "s-inhibition", "IO reader at S2"], found).set_index("role")
     mover = table.loc["name mover"]
-    assert mover[["found", "attention", "copies"]].tolist() == pytest.approx([2, 0.6, 0.75])
+    assert mover[["found", "that matter", "attention", "copies"]].tolist() == pytest.approx([2, 1, 0.6, 0.75])
     assert mover[["GPT-2 small", "their attention", "their copies"]].tolist() == [3, 0.59, 0.95]
     assert mover["source"] == "Wang et al. 2022, section 3.1"
     assert table.loc["s-inhibition", ["found", "GPT-2 small", "their attention"]].tolist() == [0, 4, 0.51]
