@@ -94,6 +94,10 @@ def component_stage(
     report.add("faithfulness of the circuit of heads and MLPs, held-out prompts", f, at_least=FAITHFUL,
                at_most=2 - FAITHFUL, note=f"{where}; {settings.held_out} prompts")  # fmt: skip
     report.add("its share of the edges", len(found.circuit) / n_edges, at_most=SHARE, note=where)
+    heads, rest = _of_heads(judge, found.scored.scores)
+    alone = float(judge.faithfulness([heads | rest])[0])
+    report.add("faithfulness of heads, all edges among MLPs kept", alone,
+               note=f"the best {len(heads)} of {n_edges - len(rest)} edges that touch a head")  # fmt: skip
     curve = faithfulness_curve(judge, found.scored.scores)
     report.section(
         "Heads and MLPs: faithfulness",
@@ -110,6 +114,12 @@ def component_stage(
     few = task_prompts(report.task, model, settings.ablated, settings.seed + 1)
     _gaps(report, Judge(problems_of(model, few)), found, settings)
     return found
+
+
+def _of_heads(judge: Judge, scores: Scores) -> tuple[frozenset[Edge], frozenset[Edge]]:
+    """The best tenth of the edges that touch a head, and all edges that touch none: papers keep the MLPs whole."""
+    touching = [e for e in scores.ranked() if isinstance(e, Edge) and "a" in (e.writer[0], e.reader[0])]
+    return frozenset(touching[: round(SHARE * len(touching))]), frozenset(judge.graph.edges) - frozenset(touching)
 
 
 def stability_stage(
