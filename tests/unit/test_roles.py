@@ -126,9 +126,10 @@ def test_attention_moves_as_in_a_run_with_the_query_of_another(family):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
 def test_direct_contributions_after_a_knock_out_are_those_of_the_run_with_hooks(family):
     model = random_model(family, n_layers=2, d_model=16, n_heads=4, d_vocab=23, context=8, dtype=torch.float64)
-    (problem,) = problems_of(model, random_task())
+    task = random_task()
+    (problem,), (pair,) = problems_of(model, task), task.tokens(model)
     z, read = "blocks.0.attn.hook_z", ["blocks.1.hook_out", "blocks.1.attn.hook_z", "blocks.0.attn.hook_z"]
-    other = model.run_hooked(problem.corrupt, read=[z])[1][z]
+    other = model.run_hooked(pair.corrupt, read=[z])[1][z]
 
     def edit(value):
         value = value.clone()
@@ -137,18 +138,18 @@ def test_direct_contributions_after_a_knock_out_are_those_of_the_run_with_hooks(
 
     _, cache = model.run_hooked(problem.clean, write={z: edit}, read=read)
     network = Network.of(model)
-    final = cache["blocks.1.hook_out"].requires_grad_()
-    with torch.enable_grad():  # the norm's scale held: the directional derivative of `logits · (x / |x|)` by hand
-        centred = final - final.mean(-1, keepdim=True) if family != "llama" else final
-        scale = (centred.pow(2).mean(-1, keepdim=True) + model.bridge.cfg.eps).sqrt().detach()
-    readout = (
-        network.parts.final_norm.weight()
-        * (model.W_U[:, problem.metric.pair.answers[:, 0]] - model.W_U[:, problem.metric.pair.wrong[:, 0]]).T
-    )
+    norm = network.parts.final_norm
+    assert norm is not None
+
+    def centred(x):
+        return x if family == "llama" else x - x.mean(-1, keepdim=True)
+
+    final = centred(cache["blocks.1.hook_out"][:, -1])
+    scale = (final.pow(2).mean(-1, keepdim=True) + model.bridge.cfg.eps).sqrt()
+    readout = norm.weight() * (model.W_U[:, pair.answers[:, 0]] - model.W_U[:, pair.wrong[:, 0]]).T
     for layer, head in ((0, 0), (0, 1), (1, 3)):
         written = network.results(layer, cache[f"blocks.{layer}.attn.hook_z"])[:, -1, head]
-        written = written - written.mean(-1, keepdim=True) if family != "llama" else written
-        expected = (written / scale[:, -1] * readout).sum(-1)
+        expected = (centred(written) / scale * readout).sum(-1)
         found = direct_logit_attribution(problem, without=["a0.h1"]).only([f"a{layer}.h{head}"]).values[:, 0, 0]
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
