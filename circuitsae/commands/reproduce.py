@@ -19,6 +19,7 @@ from circuitsae.commands.shared import (
     Wide,
     load_language_model,
     say,
+    told,
 )
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import CheckFailedError, InputError
@@ -58,9 +59,9 @@ def reproduce(
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders; the pocket model has its own. Without any, features are left
             out.
-        quick: Fewer prompts: minutes on two cores.
+        quick: Fewer prompts: minutes on two cores, for a model larger than pocket half an hour.
         prompts: At most this many prompts in any stage, and no search: for a large model on a small machine.
-        rescore: Patch this many edges exactly; by default a tenth of all.
+        rescore: Patch this many edges exactly; by default a tenth of all, or, with --quick and a large model, 200.
         out: Folder to write; default reports/MODEL-TASK.
         docs: Also write the report as Markdown to this file.
         seed: Seed of prompts and resamples.
@@ -78,12 +79,16 @@ def reproduce(
     settings = replace(Settings.quick(seed) if quick else Settings(seed=seed), rescore=rescore)
     if prompts is not None:
         settings = settings.capped(prompts)
-    with console.status("loading") as status:
+    with told(console, "loading") as progress:
         loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
+        if quick and (small := settings.quick_for(loaded, prompts)) != settings:
+            settings = small
+            say(console, f"{loaded.name} is large for --quick: {small.discovery} prompts in every stage and "
+                f"{small.rescore} edges patched exactly; --prompts and --rescore take more.")  # fmt: skip
         own, audit_with = _dictionaries(model, dictionaries, str(loaded.device), choices)
         found = []
         for name in TASKS if task == "all" else (task,):
-            found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=status.update))
+            found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=progress))
             show(console, found[-1])
     sizes = {"--prompts": prompts, "--rescore": rescore, "--seed": seed or None}
     command = _command(task, model, dictionaries, quick, bos, sizes, docs, weights, choices)

@@ -303,6 +303,18 @@ def say(console: Console, *lines: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
+@contextmanager
+def told(console: Console, first: str) -> Iterator[Callable[[str], None]]:
+    """Says what a long command is at: on one changing line of a terminal, else on a line each of the error stream."""
+    if console.is_terminal:
+        with console.status(first) as status:
+            yield status.update
+        return
+    errors = Console(stderr=True)
+    say(errors, first)
+    yield lambda text: say(errors, text)
+
+
 def say_next(console: Console, command: str) -> None:
     """What one may do after a command."""
     console.print(f"Next:  {command}", style="dim", highlight=False, soft_wrap=True, markup=False)

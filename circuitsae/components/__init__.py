@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from circuitsae.components.gradients import atp_star, eap, eap_ig, eap_ig_activations, node_scores
     from circuitsae.components.known import CompiledProgram, KnownCircuit, known_circuit, known_circuits, load_compiled
     from circuitsae.components.network import ComponentGraph, Edge
-    from circuitsae.components.paths import direct_logit_attribution, patch_path, path_patching
+    from circuitsae.components.paths import attention_moved, direct_logit_attribution, patch_path, path_patching
     from circuitsae.components.problem import Ablation, Metric, PatchingProblem, Prepared, problems_of
     from circuitsae.components.scores import Scores, auroc, average_precision, join, overlap
 
@@ -54,6 +54,7 @@ __getattr__, __all__ = lazy_exports(
             "minimality",
         ),
         "circuitsae.components.paths": (
+            "attention_moved",
             "direct_logit_attribution",
             "patch_path",
             "path_patching",

@@ -46,6 +46,10 @@ class KnownCircuit:
     """The role of the position at which a class acts, where that was published."""
     wiring: tuple[tuple[str, str, str], ...] | None = None
     """(from class, to class, inputs of the receiver) where edges were published; else None."""
+    sections: dict[str, str] = field(default_factory=dict)
+    """Where in the source a class is described."""
+    strengths: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By class what the source prints of it: mean `attention` where the class looks, `copies` (its copy score)."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """What INPUT, OUTPUT and helper classes of the wiring stand for."""
 
@@ -132,6 +136,8 @@ def _read(entry: dict) -> KnownCircuit:
         note=entry["note"],
         classes={label: tuple(names) for label, names in entry["classes"].items()},
         positions=entry["positions"],
+        sections=entry.get("sections", {}),
+        strengths=entry.get("strengths", {}),
         wiring=None if wiring is None else tuple((a, b, inputs) for a, b, inputs in wiring),
         groups={label: tuple(names) for label, names in groups.items()},
     )

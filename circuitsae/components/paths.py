@@ -3,7 +3,7 @@
 Direct logit attribution: what each component adds to the metric through the final norm and unembedding alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuitsae.components.exact import graph_of, head_changes, mlp_changes
 from circuitsae.components.network import Edge, Projections
-from circuitsae.components.problem import BATCH_TOKENS, Prepared, Problems, parts_of
+from circuitsae.components.problem import BATCH_TOKENS, Prepared, Problems, Recording, parts_of
 from circuitsae.components.scores import Scores, join
 from transcoders.errors import InputError, ModelError
 from transcoders.model_parts import NormPart
@@ -162,25 +162,80 @@ def _receive(
     return prepared.effects(stream.unflatten(0, (rows, -1)))
 
 
-def direct_logit_attribution(problems: Problems, *, batch_tokens: int = BATCH_TOKENS) -> Scores:
+@torch.no_grad()
+def attention_moved(
+    problems: Problems,
+    senders: Sequence[str],
+    heads: Sequence[str],
+    *,
+    through_mlps: bool = True,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Float[Tensor, "sender head example span"]:
+    """How far a sender moves where heads look: patched − clean attention, from the last position to each span.
+
+    The heads' queries, and nothing else, receive the sender ablated, as in `path_patching` (Wang et al. 2022,
+    section 3.2). Zero where a head does not come after the sender.
+    """
+    graph = graph_of(problems)
+    given, chosen = graph.check_writers(senders), graph.check_writers(heads)
+    found = []
+    for part in parts_of(problems, batch_tokens):
+        size = part.runs_at_once(batch_tokens)
+        batches = [given[i : i + size] for i in range(0, len(given), size)]
+        found.append(torch.cat([_moved(part, chosen, _send(part, batch, through_mlps)) for batch in batches]))
+    return torch.cat(found, 2)
+
+
+def _moved(
+    prepared: Prepared, heads: Sequence[str], stages: dict[str, Tensor]
+) -> Float[Tensor, "sender head example span"]:
+    moved = []
+    for name in heads:
+        layer, head = (int(number) for number in name[1:].split(".h"))
+        gap = stages[f"a{layer}"]
+        both = _attention(prepared, layer, torch.cat([torch.zeros_like(gap[:1]), gap]))[:, :, head]
+        moved.append(both[1:] - both[:1])
+    return torch.stack(moved, 1)
+
+
+def _attention(
+    prepared: Prepared, layer: int, change: Float[Tensor, "run example pos d_model"]
+) -> Float[Tensor, "run example head span"]:
+    """Attention from the last position to each span, with `change` added to what the queries read.
+
+    The values are made to mark the spans, so that what a head reads is its attention to them.
+    """
+    network, at, runs = prepared.network, prepared.clean.layers[layer], len(change)
+    q = network.project(layer, "q", (at.before + change).flatten(0, 1)[:, :, None])
+    marks = torch.zeros_like(at.at.v)
+    marks[..., : len(prepared.spans)] = prepared.spans.movedim(0, -1)[:, :, None].to(marks)
+    k, v = (x.expand(runs, *x.shape).flatten(0, 1) for x in (at.at.k, marks))
+    z = network.attend(layer, Projections(q, k, v)).unflatten(0, (runs, -1))
+    return z[:, :, -1, :, : len(prepared.spans)]
+
+
+def direct_logit_attribution(
+    problems: Problems, *, without: Collection[str] = (), batch_tokens: int = BATCH_TOKENS
+) -> Scores:
     """`Σ_pos norm(c_u) · ∂m/∂(unembedding's input)`: each writer's own contribution, the final norm's scale frozen.
 
     For a metric that is linear in the logits (a logit difference) the writers' scores and the biases' sum to it; for
     any other it is the first-order term at the clean run. These are contributions, not effects of an ablation: a
     component that raises the metric scores above zero (nostalgebraist 2020; Wang et al. 2022, section 3.1).
+    With the writers in `without` ablated, it is what the others contribute then.
     """
-    return join([_attribution(part) for part in parts_of(problems, batch_tokens)])
+    return join([_attribution(part, part.without(without)) for part in parts_of(problems, batch_tokens)])
 
 
-def _attribution(prepared: Prepared) -> Scores:
-    final = prepared.clean.final
+def _attribution(prepared: Prepared, recording: Recording) -> Scores:
+    final = recording.final
     norm = prepared.network.model.parts.final_norm
     weight, scale, centres = _final_norm(norm, final)
     read = (final if norm is None else norm(final)).detach().requires_grad_()
     with torch.enable_grad():
         value = prepared.problem.metric(_logits(prepared, read)).sum()
         (gradient,) = torch.autograd.grad(value, read, allow_unused=True, materialize_grads=True)
-    writes = prepared.clean.writes
+    writes = recording.writes
     linear = (writes - writes.mean(-1, keepdim=True) if centres else writes) * (weight / scale)
     spans = prepared.spans.to(writes)
     terms = "writer example pos d_model, example pos d_model, span example pos -> example writer span"

@@ -5,9 +5,10 @@ A task's examples as problems.
 One problem's two runs, part by part: what every later patch starts from.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Protocol, get_args, runtime_checkable
 
 import torch
@@ -229,9 +230,13 @@ class Recording:
 
 
 @torch.no_grad()
-def record(network: Network, tokens: Tensor) -> Recording:
-    """Run a batch of prompts, keeping each component's input and contribution."""
-    written = list(network.embeddings(tokens))
+def record(network: Network, tokens: Tensor, replaced: Mapping[str, Tensor] = MappingProxyType({})) -> Recording:
+    """Run a batch of prompts, keeping each component's input and contribution.
+
+    Writers in `replaced` contribute what is given, and everything after them is recomputed.
+    """
+    names = network.graph.writers
+    written = [replaced.get(name, own) for name, own in zip(names, network.embeddings(tokens), strict=False)]
     stream = torch.stack(written).sum(0)
     layers: list[Layer] = []
     for index in range(network.graph.n_layers):
@@ -240,9 +245,13 @@ def record(network: Network, tokens: Tensor) -> Recording:
         z = network.attend(index, at)
         results = network.results(index, z)
         total = results.sum(2) + network.attention_bias(index)
-        written += list(network.share(index, results, total).unbind(2))
         middle = stream + network.after_attention(index, total)
-        mlp = network.mlp(index, stream if network.graph.parallel else middle)
+        for head, own in enumerate(network.share(index, results, total).unbind(2)):
+            given = replaced.get(f"a{index}.h{head}")
+            written.append(own if given is None else given)
+            middle = middle if given is None else middle + (given - own)
+        given = replaced.get(f"m{index}")
+        mlp = network.mlp(index, stream if network.graph.parallel else middle) if given is None else given
         written.append(mlp)
         layers.append(Layer(stream, at, z, total, middle, middle + mlp))
         stream = middle + mlp
@@ -271,6 +280,14 @@ class Prepared:
     def delta(self) -> Float[Tensor, "writer example pos d_model"]:
         """What an ablation adds to each writer's contribution."""
         return self.replacement - self.clean.writes
+
+    def without(self, writers: Collection[str]) -> Recording:
+        """The clean prompts run with these writers ablated; the clean run itself where there are none."""
+        if not writers:
+            return self.clean
+        gone = self.graph.check_writers(writers)
+        ablated = {name: self.replacement[self.graph.writer_index[name]] for name in gone}
+        return record(self.network, self.problem.clean, ablated)
 
     @cached_property
     def spans(self) -> Bool[Tensor, "span example pos"]:

@@ -25,7 +25,7 @@ from circuitsae.components import (
     problems_of,
     score_edges,
 )
-from circuitsae.reproduce.result import Reproduction, Settings
+from circuitsae.reproduce.result import Reproduction, Settings, Step, silent
 from circuitsae.tasks import Task
 from transcoders.language_model import LanguageModel
 
@@ -47,17 +47,19 @@ class FoundCircuit:
         return tuple(name for name in self.graph.writers if name in writers)
 
 
-def select_circuit(model: LanguageModel, task: str, settings: Settings) -> FoundCircuit:
+def select_circuit(model: LanguageModel, task: str, settings: Settings, tell: Step = silent) -> FoundCircuit:
     """The fewest best edges that reach the target: scored on some prompts, their number chosen on others.
 
     At most a tenth of the edges is taken; where no such number reaches the target, the one that comes closest, or the
     pruned circuit of `find_circuit` if that comes closer on those other prompts.
     Greedy pruning (`find_circuit`) is the exception: on few prompts it takes out edges that other prompts need.
     """
+    tell("scoring edges")
     scored = score_edges(
         problems_of(model, settings.prompts(task, model, settings.discovery)), rescore=settings.rescore
     )
     judge = Judge(problems_of(model, settings.prompts(task, model, settings.held_out, 3)))
+    tell("choosing how many")
     ranked = [edge for edge in scored.scores.ranked() if isinstance(edge, Edge)]
     most = round(SHARE * len(ranked))
     step = max(1, most // 16)
@@ -71,6 +73,7 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings) -> Found
             if closest <= 1 - settings.target:
                 return FoundCircuit(best, scored, judge.graph)
     if settings.pruning and closest > (1 - FAITHFUL + 1 - settings.target) / 2:
+        tell("pruning")
         few = problems_of(model, settings.prompts(task, model, settings.pruning))
         pruned = find_circuit(few, target=settings.target, scored=scored).circuit
         if len(pruned) <= most and abs(1 - float(judge.faithfulness([pruned])[0])) < closest:
@@ -78,9 +81,12 @@ def select_circuit(model: LanguageModel, task: str, settings: Settings) -> Found
     return FoundCircuit(best, scored, judge.graph)
 
 
-def component_stage(report: Reproduction, model: LanguageModel, settings: Settings) -> FoundCircuit:
+def component_stage(
+    report: Reproduction, model: LanguageModel, settings: Settings, tell: Step = silent
+) -> FoundCircuit:
     """Find the circuit, judge it on held-out prompts, and say what it lacks and what it could do without."""
-    found = select_circuit(model, report.task, settings)
+    found = select_circuit(model, report.task, settings, tell)
+    tell("faithfulness on held-out prompts")
     judge = Judge(problems_of(model, settings.prompts(report.task, model, settings.held_out, 1)))
     f = float(judge.faithfulness([found.circuit])[0])
     n_edges = len(judge.graph.edges)
@@ -88,6 +94,10 @@ def component_stage(report: Reproduction, model: LanguageModel, settings: Settin
     report.add("faithfulness of the circuit of heads and MLPs, held-out prompts", f, at_least=FAITHFUL,
                at_most=2 - FAITHFUL, note=f"{where}; {settings.held_out} prompts")  # fmt: skip
     report.add("its share of the edges", len(found.circuit) / n_edges, at_most=SHARE, note=where)
+    heads, rest = _of_heads(judge, found.scored.scores)
+    alone = float(judge.faithfulness([heads | rest])[0])
+    report.add("faithfulness of heads, all edges among MLPs kept", alone,
+               note=f"the best {len(heads)} of {n_edges - len(rest)} edges that touch a head")  # fmt: skip
     curve = faithfulness_curve(judge, found.scored.scores)
     report.section(
         "Heads and MLPs: faithfulness",
@@ -100,21 +110,31 @@ def component_stage(report: Reproduction, model: LanguageModel, settings: Settin
     )
     report.section("Heads and MLPs: edges", "The effect of ablating each edge alone, on the prompts it was scored on.",
                    _edge_table(found))  # fmt: skip
+    tell("completeness and minimality")
     few = settings.prompts(report.task, model, settings.ablated, 1)
     _gaps(report, Judge(problems_of(model, few)), found, settings)
     return found
 
 
-def stability_stage(report: Reproduction, model: LanguageModel, found: FoundCircuit, settings: Settings) -> None:
+def _of_heads(judge: Judge, scores: Scores) -> tuple[frozenset[Edge], frozenset[Edge]]:
+    """The best tenth of the edges that touch a head, and all edges that touch none: papers keep the MLPs whole."""
+    touching = [e for e in scores.ranked() if isinstance(e, Edge) and "a" in (e.writer[0], e.reader[0])]
+    return frozenset(touching[: round(SHARE * len(touching))]), frozenset(judge.graph.edges) - frozenset(touching)
+
+
+def stability_stage(
+    report: Reproduction, model: LanguageModel, found: FoundCircuit, settings: Settings, tell: Step = silent
+) -> None:
     """Whether other prompts of the task would have selected the same edges; if not, how many prompts it takes."""
     size, rows, prompts = len(found.circuit), [], settings.stability
     counts = [n for n in (25, 50, 100) if n < prompts] + [prompts]
     while True:
+        tell(f"scoring edges on {prompts} prompts")
         task = settings.prompts(report.task, model, prompts, 2)
         scores = score_edges(problems_of(model, task), rescore=settings.rescore).scores
         rows += [{"prompts": n, "of": prompts, "jaccard": bootstrap_jaccard(scores, size, n, settings)} for n in counts]
         last = rows[-1]["jaccard"]
-        if last >= STABLE or prompts >= 4 * settings.stability:
+        if last >= STABLE or prompts >= 2**settings.doublings * settings.stability:
             break
         prompts *= 2
         counts = [prompts]

@@ -5,7 +5,7 @@ How many prompts each stage takes, and what is aimed at.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from circuitsae.components.network import Network
 from circuitsae.tasks import Task, load_task
 from transcoders.errors import InputError
 from transcoders.files import write_file
@@ -21,6 +22,19 @@ from transcoders.language_model import LanguageModel
 OPTIONS: dict[str, dict[str, Any]] = {"induction": {"corruption": "query"}}
 """Options of tasks. Induction: the corrupt prompt asks about another word of the same sequence, so that what differs
 is which word is looked up; with other words in the first copy everything said about it differs."""
+
+
+Step = Callable[[str], object]
+"""Is told what a stage begins with."""
+
+
+def silent(step: str) -> None:
+    """Tells nobody."""
+
+
+LARGE, FEW, PATCHED = 10_000, 24, 200
+"""A model of more edges than this (GPT-2 small has three times as many) is reproduced quickly on so few prompts, and so
+many of its edges are patched exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +55,8 @@ class Settings:
     """Prompts of completeness and minimality, which run many circuits."""
     stability: int = 200
     """Prompts that the bootstrap of the selected edges draws from."""
+    doublings: int = 2
+    """Where the selected edges are not stable, so many times twice as many prompts are scored."""
     resamples: int = 20
     subsets: int = 20
     """Random sets of components in completeness and minimality."""
@@ -68,6 +84,18 @@ class Settings:
         return cls(behaviour=200, discovery=100, held_out=150, ablated=8, resamples=12, subsets=4, greedy=1,
                    features=24, feature_nodes=1000, supernodes=6, audit=10, seed=seed)  # fmt: skip
 
+    def quick_for(self, model: LanguageModel, prompts: int | None = None) -> "Settings":
+        """These, or for a model of more than `LARGE` edges at most `FEW` prompts in any stage and `PATCHED` edges.
+
+        A number of prompts or edges that was asked for stays.
+        Patching a tenth of all edges takes runs that grow with the square of the layers, each as long as the model is
+        deep, and every circuit that is judged reads the stream apart for each of its readers.
+        """
+        if len(Network.of(model).graph.edges) <= LARGE:
+            return self
+        fewer = self.capped(FEW) if prompts is None else self
+        return replace(fewer, rescore=PATCHED if self.rescore is None else self.rescore)
+
     def capped(self, prompts: int) -> "Settings":
         """At most so many prompts in every stage, and no long search: a large model on a small machine.
 
@@ -77,7 +105,7 @@ class Settings:
             raise InputError(f"A task cannot be reproduced on {prompts} prompts; give at least 2.")
         counts = ("behaviour", "discovery", "held_out", "ablated", "stability", "features", "audit")
         fewer = {name: min(prompts, getattr(self, name)) for name in counts}
-        return replace(self, pruning=0, greedy=0, parts=4, **fewer)
+        return replace(self, pruning=0, greedy=0, parts=4, doublings=0, **fewer)
 
     def prompts(self, task: str, model: LanguageModel, n: int, draw: int = 0) -> Task:
         """`n` prompts of a task as they are reproduced, others for each `draw`.

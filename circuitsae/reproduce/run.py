@@ -4,7 +4,7 @@ Behaviour, with the figures that papers print for GPT-2 small.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -20,8 +20,8 @@ from circuitsae.reproduce.circuit import (
     stability_stage,
 )
 from circuitsae.reproduce.features import feature_stage
-from circuitsae.reproduce.result import Reproduction, Settings
-from circuitsae.reproduce.roles import role_stage
+from circuitsae.reproduce.result import Reproduction, Settings, Step, silent
+from circuitsae.reproduce.role_stage import role_stage
 from circuitsae.tasks import Task, behaviour, known_examples
 from transcoders.dictionaries import DictionarySet
 from transcoders.dictionaries.provenance import reading_as_trained
@@ -75,12 +75,13 @@ def reproduce(
     *,
     settings: Settings = Settings(),
     audit_with: Mapping[str, DictionarySet] | None = None,
-    progress: Callable[[str], object] = lambda stage: None,
+    progress: Step = silent,
 ) -> Reproduction:
     """Behaviour, the circuit of heads and MLPs, the roles of heads, the feature circuit, and published figures.
 
     Without `dictionaries` the feature stages are left out, and the report says so. `audit_with` holds several sets of
-    transcoders, by name, for the cross-layer audit of two-hop. `progress` is told each stage as it begins.
+    transcoders, by name, for the cross-layer audit of two-hop. `progress` is told each stage, and each step of the long
+    ones, as it begins.
     Raises `InputError` for a task that cannot be reproduced.
     """
     if task not in TASKS:
@@ -90,10 +91,10 @@ def reproduce(
         model = reading_as_trained(model, dictionaries.provenance)
 
     @contextmanager
-    def stage(name: str) -> Iterator[None]:
+    def stage(name: str) -> Iterator[Step]:
         progress(f"{task}: {name}")
         start = time.perf_counter()
-        yield
+        yield lambda step: progress(f"{task}: {name}: {step}")
         report.seconds[name] = round(time.perf_counter() - start, 1)
 
     small = is_gpt2_small(model)
@@ -103,12 +104,13 @@ def reproduce(
         if settings.known:
             prompts = known_examples(model, prompts)
             report.section("Prompts", f"What follows is of prompts that the model gets right: here {prompts.known}.")
-    with stage("heads and MLPs"):
-        found = component_stage(report, model, settings)
-    with stage("roles of heads"):
-        role_stage(report, model, prompts.take(slice(settings.held_out)), found.nodes)
-    with stage("stability"):
-        stability_stage(report, model, found, settings)
+    with stage("heads and MLPs") as step:
+        found = component_stage(report, model, settings, step)
+    with stage("roles of heads") as step:
+        few = prompts.take(slice(settings.held_out))
+        role_stage(report, model, few, found.nodes, gpt2_small=small, progress=step)
+    with stage("stability") as step:
+        stability_stage(report, model, found, settings, step)
     if small:
         with stage("published circuits"):
             known_stage(report, model, found)

@@ -1,6 +1,7 @@
 """Claims, roles of heads, supernodes and walks, each against what is known by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,14 @@ import torch
 from scipy import sparse
 
 from circuitsae.components import Scores
+from circuitsae.components.discovery import Rescored
+from circuitsae.components.network import Network
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.interventions import Feature
 from circuitsae.loading import load_model
 from circuitsae.reproduce import Claim, Reproduction, Settings, head_roles, reproduce
 from circuitsae.reproduce.audit import walk
-from circuitsae.reproduce.circuit import bootstrap_jaccard
+from circuitsae.reproduce.circuit import FoundCircuit, bootstrap_jaccard, stability_stage
 from circuitsae.reproduce.features import supernodes
 from circuitsae.reproduce.page import markdown, page
 from circuitsae.reproduce.result import write_json
@@ -22,6 +25,7 @@ from circuitsae.reproduce.roles import Pattern, attention_between
 from circuitsae.tasks import load_task
 from circuitsae.validation import Ranking
 from transcoders.errors import InputError
+from transcoders.random_models import random_model
 
 
 @pytest.mark.parametrize(
@@ -130,3 +134,29 @@ def test_capped_settings_leave_no_long_stage():
     assert capped.ablated == 4 <= Settings.quick().ablated
     with pytest.raises(InputError, match="at least 2"):
         Settings().capped(1)
+
+
+def test_quick_takes_less_of_a_large_model_unless_told_otherwise():
+    large = random_model("llama", n_layers=12, d_model=16, n_heads=8, d_vocab=11, context=4)
+    quick = Settings.quick()
+    assert quick.quick_for(load_model("pocket")) == quick
+    small = quick.quick_for(large)
+    assert (small.discovery, small.stability, small.doublings, small.rescore) == (24, 24, 0, 200)
+    asked = replace(quick.capped(30), rescore=7)
+    assert asked.quick_for(large, prompts=30) == asked
+
+
+def test_a_stage_that_is_capped_scores_no_more_prompts(monkeypatch):
+    """The selected edges of two prompts never agree; without doublings that is said at once."""
+    model, sizes = load_model("pocket"), []
+    values = torch.randn(4, 6, 1, generator=torch.Generator().manual_seed(0))
+    edges = Network.of(model).graph.edges[:6]
+    scored = Rescored(Scores(edges, values, "exact"), Scores(edges, values, "exact"), frozenset(), 0)
+    monkeypatch.setattr("circuitsae.reproduce.circuit.score_edges", lambda *_, **__: scored)
+    found = FoundCircuit(frozenset(edges[:2]), scored, Network.of(model).graph)
+    for settings in (Settings.quick().capped(4), replace(Settings.quick().capped(4), doublings=2)):
+        report, told = Reproduction("ioi", "made", {}), []
+        stability_stage(report, model, found, settings, told.append)
+        sizes.append(told)
+    assert sizes[0] == ["scoring edges on 4 prompts"]
+    assert sizes[1] == [f"scoring edges on {n} prompts" for n in (4, 8, 16)]

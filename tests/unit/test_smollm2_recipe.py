@@ -23,8 +23,9 @@ def options(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "PROMPTS", recipe.PROMPTS[:1])
     monkeypatch.setattr(recipe, "TASKS", ())
     monkeypatch.setattr(transcoders, "plan", partial(transcoders.plan, trial_seconds=0.2))
-    sizes = {"tokens": 256, "features": 16, "clt_features": 8, "k": 4, "batch": 64, "evaluate_tokens": 200}
-    return recipe.Options(corpus=text, work=tmp_path / "work", prompts=2, **sizes)
+    return recipe.Options(
+        corpus=text, work=tmp_path / "work", tokens=256, features=16, clt_features=8, k=4, batch=64, evaluate_tokens=200
+    )
 
 
 def test_everything_is_made_once(options, monkeypatch):
@@ -38,7 +39,7 @@ def test_everything_is_made_once(options, monkeypatch):
                 app.run(command[3:])
                 code = 0
             except SystemExit as done:
-                code = done.code or 0
+                code = int(done.code or 0)
         return CompletedProcess(command, code, printed.getvalue() if stdout else None)
 
     monkeypatch.setattr(recipe.subprocess, "run", here)
