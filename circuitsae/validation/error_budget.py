@@ -80,26 +80,31 @@ def split_by_part(
 
 def leading_heads(model: ReplacementModel, prompt: Recording, pairs: Pairs, *, memory: int = MEMORY) -> list[str]:
     """The head ("2.3") that carries most of each direct edge."""
-    parts, values = split(model, prompt, pairs, "direct", memory=memory)
-    heads = [i for i, part in enumerate(parts) if isinstance(part.what, tuple)]
-    largest = np.abs(values[:, heads]).argmax(axis=1)
-    return [parts[heads[i]].name.removeprefix("head ") for i in largest]
+    heads, values = split(model, prompt, pairs, "direct", norms=False, memory=memory)
+    return [heads[i].name.removeprefix("head ") for i in np.abs(values).argmax(axis=1)]
 
 
 def split(
-    model: ReplacementModel, prompt: Recording, pairs: Pairs, claim: Split, *, memory: int = MEMORY
+    model: ReplacementModel,
+    prompt: Recording,
+    pairs: Pairs,
+    claim: Split,
+    *,
+    norms: bool = True,
+    memory: int = MEMORY,
 ) -> tuple[list[Part], Float[np.ndarray, "pair part"]]:
-    """All parts of the model, and what each adds to each pair's effect."""
+    """All parts of the model, or its heads alone, and what each adds to each pair's effect."""
     require_active(prompt.trace, [*pairs.sources, *pairs.targets])
-    parts, targets = parts_of(prompt), Targets(model, prompt.trace, pairs.targets)
+    every, targets = parts_of(prompt), Targets(model, prompt.trace, pairs.targets)
+    parts = [part for part in every if norms or isinstance(part.what, tuple)]
     removed = [[-1.0 * node_change(model, prompt.trace, node)] for node in pairs.sources]
     first = np.array([node.layer for node in pairs.sources])
     last = np.zeros_like(first)
     np.maximum.at(last, pairs.source, [pairs.targets[target].layer for target in pairs.target])
     values = np.zeros((len(pairs.source), len(parts)))
-    for order in (range(len(parts)), reversed(range(len(parts)))):
-        live: list[Part] = []
-        now = effects(model, prompt, removed, targets, HELD[claim], memory)
+    # In the reverse order what follows the parts is let go first.
+    for order, live in ((range(len(parts)), []), (reversed(range(len(parts))), every[len(parts) :])):
+        now = effects(model, prompt, removed, targets, _let_go(HELD[claim], live), memory)
         for i in order:
             live.append(parts[i])
             after, moves = now.copy(), np.flatnonzero(parts[i].between(first, last))
