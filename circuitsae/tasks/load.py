@@ -59,32 +59,25 @@ def load_task(
 
     Raises `InputError` for an unknown task or option, for more examples than a file has, and where none is known.
     """
-    found = _load(task, model, n, seed, unfit, corrupt, options)
-    return known_examples(model, found) if known else found
-
-
-def _load(
-    task: str | Path,
-    model: LanguageModel,
-    n: int | None,
-    seed: int,
-    unfit: Literal["raise", "drop"],
-    corrupt: str | None,
-    options: dict[str, Any],
-) -> Task:
     if n is not None and n < 1:
         raise InputError(f"A task of {n} examples has nothing to measure; give n of at least 1.")
     name = str(task).replace("_", "-")
     if name in _BUILT_IN:
         if corrupt is not None:
             raise InputError(f"corrupt={corrupt!r} names a field of a file; {name} takes corruption= at most.")
-        return _generate(name, model, DEFAULT_N if n is None else n, seed, options)
+        found = _generate(name, model, DEFAULT_N if n is None else n, seed, options)
+    else:
+        found = _from_file(_file_of(task, name), model, n, seed, unfit, corrupt, options)
+    return known_examples(model, found) if known else found
+
+
+def _file_of(task: str | Path, name: str) -> Path:
     path = Path(task).expanduser()
     if not path.exists() and path.suffix.lower() not in (".csv", ".json"):
         near = get_close_matches(name, _BUILT_IN, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the tasks are: {', '.join(_BUILT_IN)}; or give a file."
         raise InputError(f"There is no task {str(task)!r}; {hint}")
-    return _from_file(path, model, n, seed, unfit, corrupt, options)
+    return path
 
 
 def _generate(name: str, model: LanguageModel, n: int, seed: int, options: dict[str, Any]) -> Task:

@@ -163,7 +163,7 @@ def test_behaviour_is_of_all_prompts_and_roles_of_known_ones(
     taken: list[Task] = []
     monkeypatch.setattr(run, "component_stage", lambda *given: SimpleNamespace(nodes=()))
     monkeypatch.setattr(run, "stability_stage", lambda *given: None)
-    monkeypatch.setattr(run, "role_stage", lambda report, model, task, nodes: taken.append(task))
+    monkeypatch.setattr(run, "role_stage", lambda report, model, task, *rest, **how: taken.append(task))
     report = reproduce("greater-than", digit_model, settings=Settings(behaviour=60, known=True))
     assert report.sections[0].text.startswith("Means over 60 prompts")
     everything = load_task("greater-than", digit_model, 60, 1)
