@@ -40,6 +40,7 @@ def reproduce(
     quick: bool = False,
     prompts: int | None = None,
     rescore: int | None = None,
+    known: bool = False,
     out: Path | None = None,
     docs: Path | None = None,
     seed: int = 0,
@@ -62,6 +63,7 @@ def reproduce(
         quick: Fewer prompts: minutes on two cores, for a model larger than pocket half an hour.
         prompts: At most this many prompts in any stage, and no search: for a large model on a small machine.
         rescore: Patch this many edges exactly; by default a tenth of all, or, with --quick and a large model, 200.
+        known: Take only prompts that the model gets right, but where its behaviour is measured.
         out: Folder to write; default reports/MODEL-TASK.
         docs: Also write the report as Markdown to this file.
         seed: Seed of prompts and resamples.
@@ -76,7 +78,7 @@ def reproduce(
     from circuitsae.sentences import of_claims
 
     console = open_console(wide)
-    settings = replace(Settings.quick(seed) if quick else Settings(seed=seed), rescore=rescore)
+    settings = replace(Settings.quick(seed) if quick else Settings(seed=seed), rescore=rescore, known=known)
     if prompts is not None:
         settings = settings.capped(prompts)
     with told(console, "loading") as progress:
@@ -91,7 +93,8 @@ def reproduce(
             found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=progress))
             show(console, found[-1])
     sizes = {"--prompts": prompts, "--rescore": rescore, "--seed": seed or None}
-    command = _command(task, model, dictionaries, quick, bos, sizes, docs, weights, choices)
+    flags = {"--quick": quick, "--known": known}
+    command = _command(task, model, dictionaries, flags, bos, sizes, docs, weights, choices)
     folder = out or Path("reports") / f"{Path(model).name}-{task}"
     _write(found, folder, docs, command)
     failed = [claim for report in found for claim in report.failed]
@@ -151,7 +154,7 @@ def _command(
     task: str,
     model: str,
     dictionaries: str | None,
-    quick: bool,
+    flags: dict[str, bool],
     bos: bool | None,
     sizes: dict[str, int | None],
     docs: Path | None,
@@ -161,7 +164,7 @@ def _command(
     words = ["circuitsae", "reproduce", task]
     words += ["--model", model] if model != "pocket" else []
     words += ["--dictionaries", dictionaries] if dictionaries else []
-    words += ["--quick"] if quick else []
+    words += [flag for flag, given in flags.items() if given]
     words += [] if bos is None else ["--bos" if bos else "--no-bos"]
     words += [word for name, value in sizes.items() if value is not None for word in (name, str(value))]
     words += ["--docs", str(docs)] if docs else []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from circuitsae.commands import app
 from circuitsae.components import Scores
 from circuitsae.components.discovery import Rescored
 from circuitsae.components.network import Network
@@ -160,3 +161,17 @@ def test_a_stage_that_is_capped_scores_no_more_prompts(monkeypatch):
         sizes.append(told)
     assert sizes[0] == ["scoring edges on 4 prompts"]
     assert sizes[1] == [f"scoring edges on {n} prompts" for n in (4, 8, 16)]
+
+
+def test_the_command_passes_on_that_only_known_prompts_are_taken(tmp_path, monkeypatch):
+    given = []
+
+    def run(task, *_, settings, **__):
+        given.append(settings)
+        return Reproduction(task, "pocket", {})
+
+    monkeypatch.setattr("circuitsae.reproduce.reproduce", run)
+    for flags in ([], ["--known"]):
+        app.run(["reproduce", "ioi", "--quick", *flags, "--out", str(tmp_path), "--docs", str(tmp_path / "page.md")])
+        assert given.pop().known == bool(flags)
+        assert ("reproduce ioi --quick --known" in (tmp_path / "page.md").read_text()) == bool(flags)
