@@ -12,8 +12,8 @@ from transcoders.errors import InputError
 from transcoders.evaluation import DictionarySizes, Evaluation, evaluation_cost
 from transcoders.evaluation.comparing import NO_TOKEN, Original, next_tokens
 from transcoders.evaluation.cost import positions_at_once, rows_at_once
-from transcoders.evaluation.evaluate import _starts
 from transcoders.sites import Site
+from transcoders.starting import streams_before
 
 SIZES = {"n_layers": 3, "d_model": 16, "n_heads": 4, "d_vocab": 64}
 ROWS = torch.randint(1, 64, (6, 10), generator=torch.Generator().manual_seed(4))
@@ -136,11 +136,11 @@ def test_a_record_of_before_had_losses_on_all_tokens(model):
 def test_blocks_that_hand_on_more_than_the_stream_are_run_as_a_whole():
     """What the first MLP wrote reaches the last block past the stream, as cached keys and values may."""
     model, plt = random_model("llama", **SIZES, dtype=torch.float64), dictionaries_of("plt")
-    assert _starts(model, {0, 1, 2}, ROWS[:1]) == [1, 2]
+    assert list(streams_before(model, {0, 1, 2}, ROWS[:1])) == [1, 2]
     handed: list[torch.Tensor] = []
     model.bridge.blocks[0].mlp.register_forward_hook(lambda module, inputs, out: handed.append(out[0] * 3))
     model.bridge.blocks[2].mlp.register_forward_hook(lambda module, inputs, out: out + handed.pop() if handed else None)
-    assert _starts(model, {0, 1, 2}, ROWS[:1]) == []
+    assert streams_before(model, {0, 1, 2}, ROWS[:1]) == {}
     found = evaluate(model, plt, ROWS).layers[1]
     for name, expected in by_whole_runs(model, plt, ROWS, 1).items():
         assert getattr(found, name) == pytest.approx(expected, rel=1e-9), name
