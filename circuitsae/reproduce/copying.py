@@ -74,7 +74,6 @@ def _is_top(network: Network, written: Float[Tensor, "row d_model"], target: Int
     found = []
     for rows, token in zip(written.split(_ROWS), target.split(_ROWS), strict=True):
         logits = network.logits(rows[None])[0]
-        found.append(
-            (logits >= logits.gather(1, token[:, None])).sum(1) <= TOP
-        )  # a head that writes nothing copies none
+        # Equal logits rank before it: a head that writes nothing copies none.
+        found.append((logits >= logits.gather(1, token[:, None])).sum(1) <= TOP)
     return torch.cat(found)
