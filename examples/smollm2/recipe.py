@@ -7,7 +7,6 @@ report up to half an hour. `--tokens`, `--features` and `--clt-features` size it
 """
 
 import logging
-import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from typing import Literal
 
 import tyro
 
+from circuitsae.commands.graphs import slug
+from examples.smollm2 import one_sentence
 from transcoders.errors import CheckFailedError, InputError
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def steps(options: Options) -> Iterator[Step]:
         evaluate = [*ours, "evaluate", str(work / kind), "--tokens", str(options.evaluate_tokens)]
         yield Step("evaluation", evaluate, out)
     for prompt in PROMPTS:
-        out = work / "graphs" / re.sub(r"\W+", "-", prompt.lower()).strip("-")
+        out = work / "graphs" / slug(prompt)
         yield Step("graphs", [*ours, "trace", prompt, *_explained(work), "--out", str(out)], out / "graph.json")
     for task in TASKS:
         out = work / "reports" / task
@@ -130,14 +131,9 @@ def main() -> None:
     """The command line: exit code 1 where a step failed, 2 for wrong use."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = tyro.cli(Options, description=__doc__)
-    try:
+    with one_sentence():
         if not options.corpus.exists():
             raise InputError(f"There is no text at {options.corpus}; give a file or folder of English for --corpus.")
         for step in steps(options):
             if STAGES.index(step.stage) <= STAGES.index(options.until):
                 run(step)
-    except CheckFailedError as error:
-        sys.exit(str(error))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
