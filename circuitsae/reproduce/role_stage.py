@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-import torch
 
-from circuitsae.components import PatchingProblem, direct_logit_attribution, exact_nodes, known_circuit, problems_of
+from circuitsae.components import direct_logit_attribution, exact_nodes, known_circuit, problems_of
 from circuitsae.components.network import Network
-from circuitsae.components.problem import parts_of
 from circuitsae.reproduce.copying import TOP
 from circuitsae.reproduce.result import Reproduction, Step, silent
-from circuitsae.reproduce.roles import COPIES, LOOKS, MOVES, PATTERNS, WRITES, head_roles
+from circuitsae.reproduce.roles import COPIES, LOOKS, MOVES, PATTERNS, WRITES, head_roles, mean_metric
 from circuitsae.tasks import Task
 from transcoders.language_model import LanguageModel
 
@@ -107,17 +105,13 @@ def mlps_that_write(model: LanguageModel, task: Task) -> pd.DataFrame:
     """
     problems = problems_of(model, task, metric="logit_diff")
     mlps = [name for name in Network.of(model).graph.writers if name.startswith("m")]
-    direct = direct_logit_attribution(problems).only(mlps).mean.double() / abs(_mean_metric(problems))
+    direct = direct_logit_attribution(problems).only(mlps).mean.double() / abs(mean_metric(model, problems))
     chosen = [(name, share) for name, share in zip(mlps, direct.tolist(), strict=True) if share >= WRITES]
     if not chosen:
         return pd.DataFrame(columns=["mlp", "direct", "effect"])
     own = problems_of(model, task)
-    effect, scale = exact_nodes(own, [name for name, _ in chosen]), abs(_mean_metric(own))
+    effect, scale = exact_nodes(own, [name for name, _ in chosen]), abs(mean_metric(model, own))
     return pd.DataFrame([{"mlp": name, "direct": share, "effect": effect.of(name) / scale} for name, share in chosen])
-
-
-def _mean_metric(problems: list[PatchingProblem]) -> float:
-    return float(torch.cat([part.clean_value for part in parts_of(problems)]).mean())
 
 
 def beside_published(task: str, roles: Sequence[str], found: Sequence[Mapping[Any, Any]]) -> pd.DataFrame:

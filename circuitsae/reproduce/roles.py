@@ -154,7 +154,7 @@ class _Evidence:
         self.problems: list[PatchingProblem] = problems_of(model, task)
         self.graph = Network.of(model).graph
         self.heads = [name for name in self.graph.writers if name.startswith("a")]
-        self.scale = abs(float(torch.cat([_clean(model, p.clean, p.metric) for p in self.problems]).mean()))
+        self.scale = abs(mean_metric(model, self.problems))
         progress("what they write")
         self.direct = self._direct()
         self.copies = None
@@ -207,9 +207,10 @@ def _writes(pattern: Pattern, row: Row) -> bool:
     return not pattern.copies or row.get("copies", 1.0) >= COPIES
 
 
-def _clean(model: LanguageModel, tokens: Tensor, metric: object) -> Tensor:
-    with torch.no_grad():
-        return metric(model.run(tokens)[0])  # pyright: ignore[reportCallIssue]
+@torch.no_grad()
+def mean_metric(model: LanguageModel, problems: Sequence[PatchingProblem]) -> float:
+    """The mean of their metric over the clean prompts."""
+    return float(torch.cat([problem.metric(model.run(problem.clean)[0]) for problem in problems]).mean())
 
 
 def _feeding(rows: list[Row], found: _Evidence, patterns: tuple[Pattern, ...]) -> list[Row]:
