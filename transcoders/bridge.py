@@ -140,6 +140,7 @@ def prepare(bridge: TransformerBridge) -> None:
         if isinstance(module, NormalizationBridge):
             _compute_in_the_open(module)
     for block in bridge.blocks:
+        block.original_component.register_forward_hook(_no_list)
         for part in (getattr(block, "attn", None), getattr(block, "mlp", None)):
             _add_the_stream_outside(part)
     _make_patterns_editable(bridge)
@@ -170,6 +171,11 @@ def _add_the_stream_outside(part: Any) -> None:
     inside = getattr(part, "original_component", None)
     if inside is not None and "residual" in inspect.signature(inside.forward).parameters:
         part.__dict__["forward"] = _without_stream(part.forward)  # set as an attribute, it would go to what is inside
+
+
+def _no_list(module: Any, inputs: Any, output: Any) -> tuple[Any, ...] | None:
+    """GPT-1's blocks return a list, whose first value the bridge's `hook_out` would not see."""
+    return tuple(output) if isinstance(output, list) else None
 
 
 def _without_stream(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,7 +22,8 @@ from transcoders.held import HeldModel
 from transcoders.language_model import LanguageModel
 from transcoders.loading import load_model, random_model
 from transcoders.random_models import Family, random_module
-from transcoders.sites import Site
+from transcoders.sites import Site, SiteKind
+from transcoders.starting import streams_before
 
 FAMILIES = get_args(Family)
 DISTINCT: tuple[Family, ...] = (
@@ -209,6 +210,15 @@ def _attribute(model, engine: EngineName = "autograd"):
 def test_autograd_takes_other_architectures(config, architecture, arguments):
     graph = _attribute(_other(config, architecture, **arguments).to(torch.float64))
     assert abs(graph.residual()).max() <= 1e-9 * abs(graph.weights).max()
+
+
+def test_a_model_whose_blocks_return_lists_can_be_read_everywhere_and_run_from_a_block_on():
+    """GPT-1's; the bridge's hooks see tuples and tensors only."""
+    lm = _other("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", **GPT1).to(torch.float64)
+    sites = [Site(1, kind) for kind in get_args(SiteKind) if lm.has_site(Site(1, kind))]
+    assert {"resid_pre", "resid_post", "mlp_out"} <= {site.kind for site in sites}
+    assert set(lm.run(TOKENS, sites)[1]) == set(sites)
+    assert list(streams_before(lm, [1], TOKENS)) == [1]
 
 
 def test_autograd_takes_over_with_one_notice(caplog):
