@@ -78,7 +78,7 @@ def evaluate(
     `loss_tokens`: how many of the tokens losses, agreement and KL are measured on, in rows spread evenly over all;
     None for all of them. `jacobian_tokens`: the same of Jacobian agreement (`jacobian_agreement`), 0 for none; SAEs
     have none. `memory`: bytes to take beside model and dictionaries, though never less than one row needs;
-    `evaluation_cost` says what will be taken. `progress`: show a bar on a terminal.
+    `evaluation_cost` says what will be taken. `progress`: show a bar, or lines where there is no terminal.
 
     Loss recovered is `(L_ablated − L_spliced) / (L_ablated − L)` with zeros or the mean write as ablation; agreement
     compares `argmax` of the next-token distributions p (original) and q (replaced), and KL is `Σ p log(p / q)`.

@@ -8,10 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from transcoders.progress import progress_bar, spoken_time
-
-_EVERY = 30.0
-"""Seconds between lines where there is no terminal."""
+from transcoders.progress import EVERY, progress_bar, spoken_time
 
 
 class Display:
@@ -37,7 +34,7 @@ class Display:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
         )  # fmt: skip
-        self._bar = progress_bar(*columns, shown=shown, transient=False, console=self._console)
+        self._bar = progress_bar(*columns, shown=shown, transient=False, lines=False, console=self._console)
         self._task = self._bar.add_task(f"training {', '.join(self._names)}", total=steps, completed=done, figures="")
         self._stack = ExitStack()
 
@@ -66,7 +63,7 @@ class Display:
         self._done += 1
         now = self._clock()
         self._bar.update(self._task, advance=1, figures=f"{self._rate(now)}, {self._figures}")
-        if self._lines and (now - self._shown >= _EVERY or self._done == self._steps):
+        if self._lines and (now - self._shown >= EVERY or self._done == self._steps):
             self._shown = now
             left = (self._steps - self._done) * (now - self._started) / (self._done - self._first)
             figures = f", {self._figures}" if self._figures else ""
