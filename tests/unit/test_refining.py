@@ -21,7 +21,7 @@ from transcoders import (
     save_dictionaries,
     train,
 )
-from transcoders.data import sites_of
+from transcoders.data import ActivationBatch, sites_of
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError, InputError
 from transcoders.refining import (
@@ -33,6 +33,7 @@ from transcoders.refining import (
     corrected,
     corrections,
 )
+from transcoders.refining.mirroring import firing, mirrored
 from transcoders.refining.reading import Reading
 from transcoders.refining.refinement import refinement
 
@@ -180,6 +181,77 @@ def test_of_the_ridges_the_one_of_least_held_out_error_is_taken(model, text):
     assert [layer.after.fvu for layer in whole.layers] == pytest.approx(
         [layer.before.fvu * best[layer.layer].error for layer in whole.layers]
     )
+
+
+# features turned round
+
+
+def often_on(kind, activation="relu", **options):
+    """Dictionaries some of whose features are nearly always on, others nearly never."""
+    given = made(kind, activation, skip=True, **options)
+    for layer in range(LAYERS):
+        own = given if kind == "clt" else given[layer]
+        bias = own.b_enc[layer] if kind == "clt" else own.b_enc
+        bias[:4] += 3.0
+        bias[4:8] -= 3.0
+    return given
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_a_layer_with_features_turned_round_is_the_same_function(activation):
+    given, x = often_on("plt", activation), draw(LAYERS, 400, D)
+    for layer in range(LAYERS):
+        if activation == "jumprelu":
+            given[layer].activation.threshold[:] = 0.0
+            given[layer].activation.threshold[1] = 0.2  # would not be the same, and stays
+    found = firing(given, [ActivationBatch(x.transpose(0, 1), x.transpose(0, 1))])
+    torch.testing.assert_close(found[0].rate.double(), (given[0].encode(x[0]) > 0).double().mean(0))
+    turned: Any
+    turned, counts = mirrored(given, found, 0.7)
+    assert counts[0] >= (3 if activation == "jumprelu" else 4)
+    torch.testing.assert_close(turned.reconstruct(turned.encode(x), x), given.reconstruct(given.encode(x), x))
+    after = firing(turned, [ActivationBatch(x.transpose(0, 1), x.transpose(0, 1))])[0].rate
+    changed = (turned[0].b_enc != given[0].b_enc).nonzero()[:, 0]
+    assert len(changed) == counts[0]
+    torch.testing.assert_close(after[changed], 1 - found[0].rate[changed])
+    assert float(after[changed].max()) < 0.3
+    if activation == "jumprelu":
+        assert 1 not in changed
+
+
+def test_of_a_cross_layer_transcoder_the_layer_itself_is_the_same_and_later_ones_in_the_mean():
+    given, x = often_on("clt"), draw(LAYERS, 500, D)
+    batch = ActivationBatch(x.transpose(0, 1), x.transpose(0, 1))
+    turned, counts = mirrored(given, {0: firing(given, [batch])[0]}, 0.7)
+    assert counts == {0: counts[0]}
+    assert counts[0] >= 4
+    before, after = (d.reconstruct(d.encode(x), x) for d in (given, turned))
+    torch.testing.assert_close(after[0], before[0])
+    torch.testing.assert_close(after.mean(1), before.mean(1))
+    assert not torch.allclose(after[1], before[1])
+
+
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_refining_turns_round_what_is_nearly_always_on_and_never_worsens(model, text, kind):
+    given = often_on(kind)
+    found = refinement(model, given, text, RefineConfig(**SETTINGS, mirror=0.8))
+    assert sum(layer.mirrored for layer in found.layers) >= 4
+    assert all(layer.what == "skip" for layer in found.layers)
+    for layer in found.layers:
+        assert layer.after.fvu <= layer.before.fvu
+    reads, _ = sites_of(model, text, given.reads, given.writes)
+    own: Any = found.dictionaries
+    assert float(firing(own, [ActivationBatch(reads, reads)])[0].rate.max()) < 0.9
+    assert found.to_json()["layers"][0]["mirrored"] == found.layers[0].mirrored
+
+
+def test_features_that_are_ranked_are_not_turned_round(model, text):
+    with pytest.raises(DictionaryError, match="'topk' compete, so that none can be turned round"):
+        refine(model, made(), text, mirror=0.5, **SETTINGS)
+    with pytest.raises(InputError, match="mirror is a share of the tokens, above 0 and below 1; got 2"):
+        RefineConfig(mirror=2.0)
+    with pytest.raises(InputError, match="leave out rank"):
+        RefineConfig(mirror=0.5, rank=4)
 
 
 def perfect(model, rows, kind="plt"):

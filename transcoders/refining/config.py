@@ -18,6 +18,9 @@ class RefineConfig:
     """Weight of `‖W‖²`, in mean variances of what a layer reads; None for the best of a few on held-out text."""
     held_out_tokens: int = 10_000
     """Tokens of held-out text: for the choice of the ridge, and for what is better than before."""
+    mirror: float | None = None
+    """Before the fit features that fire on more than this share of tokens are turned round, so that they fire on the
+    others and a skip term writes the rest; None for none."""
     finetune_tokens: int = 0
     """Tokens of fine-tuning for the derivative afterwards; 0 for none."""
     derivative: float = 0.3
@@ -46,6 +49,10 @@ class RefineConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise InputError(f"{name} must be at least {least}; got {value}.")
+        if self.mirror is not None and not 0 < self.mirror < 1:
+            raise InputError(f"mirror is a share of the tokens, above 0 and below 1; got {self.mirror}.")
+        if self.mirror is not None and self.rank is not None:
+            raise InputError("mirror makes skip terms of any rank; leave out rank.")
         if self.lr is not None and self.lr <= 0:
             raise InputError(f"lr must be positive; got {self.lr}.")
         if self.outliers and not self.outliers > 1:

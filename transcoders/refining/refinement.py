@@ -19,6 +19,7 @@ from transcoders.language_model import LanguageModel
 from transcoders.progress import progress_bar
 from transcoders.refining.config import RefineConfig
 from transcoders.refining.fine_tuning import FineTuning
+from transcoders.refining.mirroring import firing, mirrored
 from transcoders.refining.reading import Reading, Text
 from transcoders.refining.skip_terms import Correction, ErrorMoments, Refinable, corrected, corrections
 
@@ -51,6 +52,8 @@ class RefinedLayer:
     """`skip`: a skip term and a bias were added; `bias`: a bias alone; `fine-tuned`: both, and it was trained on;
     `kept`: all of that made its FVU worse, so it is what it was."""
     ridge: float
+    mirrored: int
+    """Features that were turned round."""
     before: Quality
     after: Quality
 
@@ -101,9 +104,11 @@ def refine(
 
     The error of each layer is regressed on what the layer reads: `y − ŷ ≈ x W + b`. W is added to its skip term (one is
     made where there is none) and b to `b_dec`, so that features stay as they are. Where `finetune_tokens` are given, a
-    short training for the derivative follows. A layer whose FVU on held-out text either makes worse keeps what it had.
+    short training for the derivative follows. With `mirror` features that are on for more than this share of tokens are
+    turned round before (`transcoders.refining.mirroring`). A layer whose FVU on held-out text any of these makes worse
+    keeps what it had.
 
-    `settings`: those of `RefineConfig`: `rank`, `tokens`, `ridge`, `finetune_tokens`, `derivative`, … `corpus`: what
+    `settings`: those of `RefineConfig`: `rank`, `tokens`, `ridge`, `mirror`, `finetune_tokens`, … `corpus`: what
     `train` takes, documents or rows of tokens, of which some are held out. Sums are of the positions with features,
     without massive tokens, and take `L d²` numbers. `bos`: begin rows with the beginning-of-text token; None for what
     the dictionaries were trained with. The result is in float32, or in float64 where those given are; they stay as they
@@ -134,7 +139,11 @@ def refinement(
     if config.finetune_tokens:
         FineTuning(reading, given, config, had_skip=had_skip)  # refuses now what it would refuse later
     with _Bar(progress) as bar:
-        fit, held_out = ErrorMoments(given), ErrorMoments(given)
+        turned, counts = given, {}
+        if config.mirror is not None:
+            bar.begin("reading how often features fire", None)
+            turned, counts = mirrored(given, firing(given, reading.batches(config.tokens)), config.mirror)
+        fit, held_out = ErrorMoments(turned), ErrorMoments(turned)
         for moments, what, batches in (
             (fit, "reading", reading.batches(config.tokens)),
             (held_out, "reading held-out text", reading.held_out_batches(reading.limits)),
@@ -146,13 +155,14 @@ def refinement(
         found = corrections(fit, held_out, rank=config.rank, ridge=config.ridge)
         stages = Stages(reading, given)
         maps = {layer: correction.map for layer, correction in found.items()}
-        stages.offer("bias" if config.rank == 0 else "skip", corrected(given, maps, skip=config.rank != 0))
+        fitted_maps = corrected(turned, maps, skip=config.rank != 0)
+        stages.offer("bias" if config.rank == 0 else "skip", fitted_maps, together=any(counts.values()))
         if config.finetune_tokens:
             tuning = FineTuning(reading, stages.dictionaries, config, had_skip=had_skip)
             bar.begin("fine-tuning", tuning.steps * config.batch)
-            stages.offer("fine-tuned", tuning.run(bar.advance))
+            stages.offer("fine-tuned", tuning.run(bar.advance), together=True)
         bar.begin("measuring the derivative", None)
-        return _result(stages, found, fit, config)
+        return _result(stages, found, fit, config, counts)
 
 
 def refinable(dictionaries: DictionarySet) -> Refinable:
@@ -178,8 +188,9 @@ def refinable(dictionaries: DictionarySet) -> Refinable:
 class Stages:
     """A set that changes are offered to; a layer takes one that leaves its held-out FVU no worse than at first.
 
-    What a fine-tuned cross-layer transcoder writes at one layer comes from all before, so there all layers do or none,
-    by their mean. Every token counts that has features, massive ones too where the dictionaries know no limits.
+    What a fine-tuned or mirrored cross-layer transcoder writes at one layer comes from all before, so there all layers
+    do or none, by their mean. Every token counts that has features, massive ones too where the dictionaries know no
+    limits.
     """
 
     def __init__(self, reading: Reading, given: Refinable) -> None:
@@ -195,10 +206,11 @@ class Stages:
             statistics.update(reads.to(like), writes)
         return statistics
 
-    def offer(self, what: What, changed: Refinable) -> None:
+    def offer(self, what: What, changed: Refinable, *, together: bool = False) -> None:
+        """`together`: features themselves changed, of which a cross-layer transcoder's write at all layers."""
         found, first = self.measured(changed), self.before.fvu
         taken = [layer for layer in self.what if found.fvu[layer] <= first[layer]]
-        if what == "fine-tuned" and isinstance(changed, CrossLayerTranscoder):
+        if together and isinstance(changed, CrossLayerTranscoder):
             taken = list(self.what) if sum(found.fvu) <= sum(first) else []
         for layer in taken:
             self.fvu[layer], self.l0[layer], self.what[layer] = found.fvu[layer], found.l0[layer], what
@@ -226,15 +238,17 @@ def _chosen(changed: Refinable, before: Refinable, taken: Sequence[int]) -> Refi
     return changed
 
 
-def _result(stages: Stages, found: dict[int, Correction], fit: ErrorMoments, config: RefineConfig) -> Refinement:
+def _result(
+    stages: Stages, found: dict[int, Correction], fit: ErrorMoments, config: RefineConfig, counts: dict[int, int]
+) -> Refinement:
     given, made, reading = stages.given, stages.dictionaries, stages.reading
     tokens = max(moments.n for moments in fit.of_layer.values())
     passed = _agreements(reading, (given, made), config)
     before, after = ((side.fvu, side.l0) for side in (stages.before, stages))
     layers = tuple(
         RefinedLayer(
-            layer=layer, what=what, ridge=found[layer].ridge, before=_quality(layer, *before, passed[0]),
-            after=_quality(layer, *after, passed[1]),
+            layer=layer, what=what, ridge=found[layer].ridge, mirrored=0 if what == "kept" else counts.get(layer, 0),
+            before=_quality(layer, *before, passed[0]), after=_quality(layer, *after, passed[1]),
         )
         for layer, what in stages.what.items()
     )  # fmt: skip

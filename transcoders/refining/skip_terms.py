@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transcoders.data import ActivationBatch
@@ -69,21 +70,25 @@ def _best(regression: RidgeRegression, held_out: Moments, rank: int | None, ridg
 def corrected(dictionaries: Refinable, added: Mapping[int, AffineMap], *, skip: bool = True) -> Any:
     """A copy with these maps added to some layers; `skip=False`: their biases alone."""
     made = copy.deepcopy(dictionaries)
-    if isinstance(made, CrossLayerTranscoder):
-        if skip and added and made.W_skip is None:
-            made.W_skip = _parameter(torch.zeros(made.n_layers, made.d_model, made.d_model).to(made.b_dec))
-        for layer, fit in added.items():
-            made.b_dec[layer] += fit.b.to(made.b_dec)
-            if skip and made.W_skip is not None:
-                made.W_skip[layer] += fit.W.to(made.W_skip)
-        return made
     for layer, fit in added.items():
-        own = made[layer]
-        own.b_dec += fit.b.to(own.b_dec)
+        bias = made.b_dec[layer] if isinstance(made, CrossLayerTranscoder) else made[layer].b_dec
+        bias += fit.b.to(bias)
         if skip:
-            W = fit.W.to(own.b_dec)
-            own.W_skip = _parameter(W if own.W_skip is None else own.W_skip + W)
+            with_skip(made, layer).add_(fit.W.to(bias))
     return made
+
+
+def with_skip(dictionaries: Refinable, layer: int) -> Float[Tensor, "d_model d_out"]:
+    """A layer's skip term, which is made of zeros where there is none; of a cross-layer transcoder in all layers."""
+    if isinstance(dictionaries, CrossLayerTranscoder):
+        if dictionaries.W_skip is None:
+            d = dictionaries.d_model
+            dictionaries.W_skip = _parameter(torch.zeros(dictionaries.n_layers, d, d).to(dictionaries.b_dec))
+        return dictionaries.W_skip[layer]
+    own = dictionaries[layer]
+    if own.W_skip is None:
+        own.W_skip = _parameter(torch.zeros(own.W_enc.shape[0], own.W_dec.shape[1]).to(own.b_dec))
+    return own.W_skip
 
 
 def _parameter(values: Tensor) -> nn.Parameter:
