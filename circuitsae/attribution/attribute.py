@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitsae.attribution import device_graph
 from circuitsae.attribution.autograd import Autograd, autograd_rows
 from circuitsae.attribution.closed_form import ClosedForm
+from circuitsae.attribution.device_sweep import DeviceSources, DeviceSweep, Memory
 from circuitsae.attribution.expansion import (
     Expansion,
     FullSize,
@@ -44,6 +46,9 @@ from transcoders.progress import progress_bar
 
 EngineName = Literal["auto", "closed_form", "autograd"]
 OldEngineName = Literal["fast", "plain"]
+ON_DEVICE = frozenset({"cuda"})
+"""Kinds of devices on which the closed form is `DeviceSweep`, in blocks that fill a device; on others `ClosedForm`."""
+
 NEW_NAMES: dict[str, EngineName] = {"fast": "closed_form", "plain": "autograd"}
 
 
@@ -163,6 +168,8 @@ def attribute_pruned(
         full = work.graph(progress)
         return full.prune(nodes=nodes, edges=edges), FullSize(len(full.nodes), int(full.weights.nnz))
     with work.expansion(progress) as (expansion, known):
+        if isinstance(expansion.engine, DeviceSweep):
+            return device_graph.pruned(expansion, expansion.engine, nodes, edges)
         return pruned(expansion, nodes, edges, known)
 
 
@@ -217,9 +224,11 @@ class _Attribution:
 
     def graph(self, progress: bool) -> AttributionGraph:
         with self.expansion(progress) as (expansion, known):
-            if self.limits.unexplained is None:
-                return every_row(expansion, known)
-            return explored(expansion, self._at_most, self.limits.unexplained)
+            if self.limits.unexplained is not None:
+                return explored(expansion, self._at_most, self.limits.unexplained)
+            if isinstance(expansion.engine, DeviceSweep):
+                return device_graph.every_row(expansion, expansion.engine)
+            return every_row(expansion, known)
 
     @contextmanager
     def expansion(self, progress: bool) -> Iterator[tuple[Expansion, RowBlock | None]]:
@@ -275,6 +284,10 @@ def _expand(
     expansion = partial(Expansion, ends=ends, provenance=provenance, edges_per_node=edges_per_node, done=done)
     if linear is not None:
         sources = SourceVectors(ends.model, ends.trace, ends.sources, linear)
+        if ends.targets.vector.device.type in ON_DEVICE:
+            sweep = _device_sweep(ends, sources, batch_size)
+            yield expansion(engine=sweep, without_skips=sweep.without_skips() if sweep.pairs else None)
+            return
         share = 1.0 if n_features is None else n_features / len(ends.targets.layer)
         engine = ClosedForm(sources, ends.targets, share=share, batch_size=batch_size)
         yield expansion(engine=engine, without_skips=engine.without_skips() if has_skips(ends.model) else None)
@@ -287,6 +300,20 @@ def _expand(
             for skips in maps
         ]  # fmt: skip
         yield expansion(engine=engines[0], without_skips=engines[1] if len(engines) > 1 else None)
+
+
+def _device_sweep(ends: Endpoints, sources: SourceVectors, batch_size: int | None) -> DeviceSweep:
+    device = ends.targets.vector.device
+    extra = torch.from_numpy(ends.unembedding_bias).to(device)
+    return DeviceSweep(
+        sources=DeviceSources(sources, extra.shape[1]),
+        targets=ends.targets,
+        target_nodes=ends.target_nodes,
+        extra=extra,
+        pairs=has_skips(ends.model),
+        batch_size=batch_size,
+        memory=Memory.of(device),
+    )
 
 
 def has_skips(model: ReplacementModel) -> bool:
@@ -324,7 +351,8 @@ def _strongest(expansion: Expansion, at_most: int) -> tuple[Endpoints, RowBlock 
     """The ends with the `at_most` features of most influence, and of their rows those that are known from choosing."""
     features, seen = first_look(expansion, at_most)
     left = expansion.ends.keep(features)
-    if len(left.model.dictionaries.write_layers(0)) > 1 or has_skips(left.model):
+    on_device = isinstance(expansion.engine, DeviceSweep)  # where these few rows are found again at no cost
+    if on_device or len(left.model.dictionaries.write_layers(0)) > 1 or has_skips(left.model):
         return left, None  # an edge does not tell at which of its layers a feature wrote, nor what passed by a skip
     known = with_only(features, seen, expansion)
     return left.without_targets(known.rows), known
