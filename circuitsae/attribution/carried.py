@@ -56,6 +56,8 @@ class CarriedTargets:
     """How each reads the stream where it has been carried to."""
     A: Float[Tensor, "row column"]
     """The edges scored so far."""
+    number: Int[Tensor, "row"]
+    """0, 1, …"""
     every: int = 1
     """Skip terms are taken by every so many rows, from the first on."""
     joined: int = 0
@@ -68,10 +70,9 @@ class CarriedTargets:
     ) -> "CarriedTargets":
         """Of targets sorted from the top layer down, with their `layers`, all before position `count`."""
         vectors = targets.vector.to(sources.linear.dtype)
-        G = vectors.new_zeros(len(layers), count, vectors.shape[1])
-        return cls(
-            sources, targets._replace(vector=vectors), layers, G, vectors.new_zeros(len(layers), n_columns), every
-        )
+        G, A = vectors.new_zeros(len(layers), count, vectors.shape[1]), vectors.new_zeros(len(layers), n_columns)
+        number = torch.arange(len(layers), device=vectors.device)
+        return cls(sources, targets._replace(vector=vectors), layers, G, A, number, every)
 
     def carry_down(self, stop: int) -> None:
         """To the stream before block `stop`, which none of the targets reads below; 0: to the embeddings."""
@@ -97,14 +98,13 @@ class CarriedTargets:
         Those of its own join here: `G_t = normᵀ(W_enc[:, t])` at their position, where also the norm's bias is read.
         """
         if through_skip is not None:
-            self.G[: self.joined : self.every] += through_skip
+            self.G[: self.joined : self.every].add_(through_skip)
         joined, linear = int(np.searchsorted(-self.layers, -layer, side="right")), self.sources.linear
         if joined > self.joined:
             here = slice(self.joined, joined)
             vectors, pos = self.targets.vector[here], self.targets.pos[here]
             norm = linear.final if layer == len(linear.blocks) else linear.blocks[layer].read
-            rows = torch.arange(self.joined, joined, device=vectors.device)
-            self.G[rows, pos] += norm.transpose_at(vectors, pos)
+            self.G[self.number[here], pos] = norm.transpose_at(vectors, pos)
             score_read_bias(self.sources, self.A[here], vectors, layer)
         self.joined = joined
 
@@ -121,11 +121,11 @@ class CarriedTargets:
         """`G += normᵀ( Σ_h A_hᵀ (G W_Oᵀ)_h W_V,hᵀ )`."""
         old, new = slice(self.crossed), slice(self.crossed, self.joined)
         if self.crossed:
-            self.G[old] += attention.transpose(self.G[old])
+            self.G[old].add_(attention.transpose(self.G[old]))
         if self.joined > self.crossed:
             pos = self.targets.pos[new]
-            fresh = self.G[torch.arange(self.crossed, self.joined, device=pos.device), pos]
-            self.G[new] += attention.transpose_from(fresh, pos, self.G.shape[1])
+            fresh = self.G[self.number[new], pos]
+            self.G[new].add_(attention.transpose_from(fresh, pos, self.G.shape[1]))
         self.crossed = self.joined
 
     def score_mlp_biases(self, sources: BroadcastSources) -> None:
@@ -155,7 +155,7 @@ def score_read_bias(sources: Written, A: Tensor, vector: Float[Tensor, "row d_mo
     """Add what targets that read at `layer` read of its norm's bias."""
     if (found := sources.read_bias(layer)) is not None:
         column, bias = found
-        A[:, column] += vector @ bias
+        A[:, column].add_(vector @ bias)
 
 
 @dataclass

@@ -192,7 +192,7 @@ class _Found(NamedTuple):
     def graph(self, blocks: Iterable[Block], kept: np.ndarray) -> AttributionGraph:
         """Of the nodes kept, with the edges of some blocks among them."""
         number = torch.from_numpy(np.cumsum(kept) - 1).to(self.figures.output.device)
-        parts: list[list[RowBlock]] = []
+        parts: list[list[sparse.csr_array]] = []
         for group in _groups(blocks, self.sweep.memory.held):
             values = [lambda block: block.weights] + ([self._past] if self.sweep.pairs else [])
             parts.append([compressed(group, value, number, int(kept.sum())) for value in values])

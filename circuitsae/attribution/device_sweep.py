@@ -33,6 +33,9 @@ LEAST_CARRIED = 2**15
 TENSORS_ALIVE = 6
 """Of the size of the carried block, within an attention."""
 
+COPIES_SUMMED = 6
+"""Of the size of a block's edges, where they are summed in float64."""
+
 
 class Memory(NamedTuple):
     """Bytes that a sweep may take."""
@@ -74,8 +77,9 @@ class LocalTable(NamedTuple):
         slot = np.arange(len(pos)) - before[pos]
         slots = np.full((n_positions, max(1, counts.max())), len(pos))
         slots[pos, slot] = np.arange(len(pos))
-        on_device = [torch.from_numpy(x).to(vectors.device) for x in (slots, pos * slots.shape[1] + slot, columns)]
-        return cls(torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])]), *on_device, before)
+        indices = (slots, pos * slots.shape[1] + slot, columns)
+        at_position, place, at = (torch.from_numpy(x).to(vectors.device) for x in indices)
+        return cls(torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])]), at_position, place, at, before)
 
     def score(self, G: Float[Tensor, "row pos d_model"], A: Float[Tensor, "row column"]) -> None:
         """Add to the edges `A` of rows that read the stream as `G` says: one batched product over all positions."""
@@ -139,7 +143,8 @@ class DeviceSources:
         return self._n_extra - self._sources.n_local
 
     def _shifted(self, found: BroadcastSources) -> BroadcastSources:
-        return BroadcastSources(found.columns + self._shift, found.vectors)
+        by_position = found.vectors.permute(1, 2, 0).contiguous()  # of some positions no copy is made
+        return BroadcastSources(found.columns + self._shift, by_position.permute(2, 0, 1))
 
 
 class Block(NamedTuple):
@@ -196,6 +201,8 @@ class Order(NamedTuple):
     targets: TargetVectors
     nodes: Int[Tensor, "target"]
     extra: Float[Tensor, "target extra"]
+    columns: Int[Tensor, "column"]
+    """Which node each column of a row is."""
     parts: Sequence[Part]
 
 
@@ -254,29 +261,26 @@ class DeviceSweep:
         index = torch.from_numpy(numbers).to(self.targets.vector.device)
         targets = self.targets.take(index)
         targets = targets._replace(vector=targets.vector.to(self.sources.linear.dtype))
-        nodes = torch.from_numpy(self.target_nodes[numbers]).to(index)
-        return Order(numbers, layer, targets, nodes, self.extra[index].to(targets.vector), parts)
+        nodes, columns = (torch.from_numpy(x).to(index) for x in (self.target_nodes[numbers], self.sources.node))
+        return Order(numbers, layer, targets, nodes, self.extra[index].to(targets.vector), columns, parts)
 
     def blocks(self, order: Order, which: Sequence[int] | None = None) -> Iterator[Block]:
         """The blocks of an order (default: all), with the same numbers whenever they are found."""
-        columns = self._column_nodes
         for part in order.parts if which is None else [order.parts[i] for i in which]:
-            here, n, versions = slice(part.start, part.stop), self.sources.n_columns(part.count), 1 + self.pairs
-            targets, layers = order.targets.take(here), order.layers[here]
-            if self.pairs:
-                targets = TargetVectors(*(x.repeat_interleave(2, dim=0) for x in targets))
-            carried = CarriedTargets.nothing_yet(
-                self.sources, targets, layers.repeat(versions), part.count, n, every=versions
-            )
-            carried.carry_down(0)
-            rows = carried.A.unflatten(0, (-1, versions))
+            here, layers = slice(part.start, part.stop), order.layers[part.start : part.stop]
+            rows = self._carried(order.targets.take(here), layers, part.count).unflatten(0, (len(layers), -1))
             rows[:, :, : order.extra.shape[1]] = order.extra[here, None]
             direct = rows[:, 1] if self.pairs else None
-            yield Block(layers, order.nodes[here], columns[:n], rows[:, 0], direct)
+            yield Block(layers, order.nodes[here], order.columns[: rows.shape[2]], rows[:, 0], direct)
 
-    @cached_property
-    def _column_nodes(self) -> Int[Tensor, "column"]:
-        return torch.from_numpy(self.sources.node).to(self.targets.vector.device)
+    def _carried(self, targets: TargetVectors, layers: np.ndarray, count: int) -> Float[Tensor, "row column"]:
+        """Rows of targets before position `count`; with `pairs` two of each, the second without skip terms."""
+        every = 1 + self.pairs
+        if self.pairs:
+            targets, layers = TargetVectors(*(x.repeat_interleave(2, dim=0) for x in targets)), layers.repeat(2)
+        carried = CarriedTargets.nothing_yet(self.sources, targets, layers, count, self.sources.n_columns(count), every)
+        carried.carry_down(0)
+        return carried.A
 
     def _parts(self, pos: np.ndarray) -> list[Part]:
         """Blocks of targets with descending positions: within the memory, and near in position once they are large."""
@@ -294,4 +298,5 @@ class DeviceSweep:
     def _row_bytes(self, count: int) -> int:
         """Of one target that is carried at the first `count` positions."""
         carried = count * (TENSORS_ALIVE * self.targets.vector.shape[1] + self.sources.widest)
-        return (1 + self.pairs) * self.sources.linear.dtype.itemsize * (carried + 3 * self.sources.n_columns(count))
+        summed = COPIES_SUMMED * self.sources.n_columns(count)
+        return (1 + self.pairs) * self.sources.linear.dtype.itemsize * (carried + summed)

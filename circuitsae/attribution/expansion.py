@@ -37,8 +37,10 @@ LOOK, LEAST_LOOKED_AT = 256, 2
 class Engine(Protocol):
     """Rows of the adjacency of one prompt. Targets are all that may be asked for; they are named by number."""
 
-    columns: np.ndarray
-    """Number among the sources' nodes of each column of a row."""
+    @property
+    def columns(self) -> np.ndarray:
+        """Number among the sources' nodes of each column of a row."""
+        ...
 
     def every_row(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Numbers of targets and their rows, as far as it costs nothing from the last position to the first."""
