@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitsae.attribution import device_graph
 from circuitsae.attribution.autograd import Autograd, autograd_rows
 from circuitsae.attribution.closed_form import ClosedForm
-from circuitsae.attribution.device_sweep import DeviceSources, DeviceSweep, Memory
+from circuitsae.attribution.device_sweep import DeviceSources, DeviceSweep, Memory, fills_device
 from circuitsae.attribution.expansion import (
     Expansion,
     FullSize,
@@ -46,9 +46,6 @@ from transcoders.progress import progress_bar
 
 EngineName = Literal["auto", "closed_form", "autograd"]
 OldEngineName = Literal["fast", "plain"]
-ON_DEVICE = frozenset({"cuda"})
-"""Kinds of devices on which the closed form is `DeviceSweep`, in blocks that fill a device; on others `ClosedForm`."""
-
 NEW_NAMES: dict[str, EngineName] = {"fast": "closed_form", "plain": "autograd"}
 
 
@@ -284,7 +281,7 @@ def _expand(
     expansion = partial(Expansion, ends=ends, provenance=provenance, edges_per_node=edges_per_node, done=done)
     if linear is not None:
         sources = SourceVectors(ends.model, ends.trace, ends.sources, linear)
-        if ends.targets.vector.device.type in ON_DEVICE:
+        if fills_device(ends.targets.vector.device):
             sweep = _device_sweep(ends, sources, batch_size)
             yield expansion(engine=sweep, without_skips=sweep.without_skips() if sweep.pairs else None)
             return

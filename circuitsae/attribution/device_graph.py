@@ -74,10 +74,9 @@ class DeviceInfluence:
         row = torch.stack([inputs, sums[:, 1], rest, _bypassed(block, summed[:, 0], rest)], dim=1)
         self.rows.index_copy_(0, block.nodes, row)
         self.n_edges += torch.count_nonzero(magnitude)
-        scale = _reciprocal(inputs)
+        shares = magnitude.mul_(_reciprocal(inputs)[:, None])
         for here in block.runs:
-            passed = (self.output[block.nodes[here]] * scale[here]) @ magnitude[here]
-            self.output.index_add_(0, block.columns, passed)
+            self.output.index_add_(0, block.columns, self.output[block.nodes[here]] @ shares[here])
 
 
 def _bypassed(block: Block, counted: Float[Tensor, "column"], nothing: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
@@ -131,7 +130,7 @@ def threshold(scores: list[Float[Tensor, "_ _"]], counted: list[Bool[Tensor, "_"
     63 halvings of their range find the last value from which on enough is held, whatever the number of scores.
     """
     zero = torch.zeros((), dtype=torch.float64, device=scores[0].device) if scores else torch.zeros(())
-    if share == 1 or not scores:
+    if not scores:
         return zero
 
     def held(least: Tensor) -> Tensor:

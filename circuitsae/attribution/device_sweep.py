@@ -24,6 +24,9 @@ from torch import Tensor
 from circuitsae.attribution.carried import CarriedTargets
 from circuitsae.attribution.nodes import BroadcastSources, SourceVectors, TargetVectors, to_numpy
 
+ON_DEVICE = frozenset({"cuda"})
+"""Kinds of devices that are swept in blocks that fill them; on MPS there is no float64."""
+
 BLOCK_BYTES = 2**30
 """What is alive at most while a block is carried: its products are as fast as they get long before."""
 
@@ -35,6 +38,11 @@ TENSORS_ALIVE = 6
 
 COPIES_SUMMED = 6
 """Of the size of a block's edges, where they are summed in float64."""
+
+
+def fills_device(device: torch.device) -> bool:
+    """Whether the closed form on this device is `DeviceSweep`; else it is `ClosedForm`."""
+    return device.type in ON_DEVICE
 
 
 class Memory(NamedTuple):
