@@ -5,7 +5,7 @@ of the influence are met there, and edges are copied once, as a compressed matri
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -162,14 +162,19 @@ class _Found(NamedTuple):
         columns, device = node_columns(expansion.nodes), sweep.targets.vector.device
         start, bias, error = columns["start"], *(columns["kind"] == kind for kind in (NodeKind.BIAS, NodeKind.ERROR))
         figures = DeviceInfluence(*(torch.from_numpy(x).to(device) for x in (start.astype(float), bias, error)))
-        held, room = {}, sweep.memory.held
+        held, room, error = {}, sweep.memory.held, torch.zeros_like(figures.output[:1])
         for number, block in enumerate(sweep.blocks(sweep.all_targets)):
+            if number == 0 and sweep.precision == "tf32":
+                error = _error(sweep, block)
             stored, rest, inputs = _stored(block, expansion.edges_per_node, figures.bias)
             figures.add(stored, rest, inputs)
             if stored.n_bytes <= room:
                 held[number], room = stored, room - stored.n_bytes
             expansion.done(len(block.layers))
-        output, rows, n_edges = to_host(figures.output, figures.rows, figures.n_edges)
+        output, rows, n_edges, error = to_host(figures.output, figures.rows, figures.n_edges, error)
+        if sweep.precision == "tf32":
+            measured = {"precision": "tf32", "precision_error": float(error[0])}
+            expansion = replace(expansion, provenance={**expansion.provenance, **measured})
         inputs, errors, rest, bypassed = rows.T
         sums = Sums(np.where(bias, np.nan, output - start), inputs, errors * reciprocal(inputs), int(n_edges))
         return cls(expansion, sweep, figures, held, sums, rest, bypassed)
@@ -204,6 +209,12 @@ class _Found(NamedTuple):
         read, written = (torch.from_numpy(x).to(block.nodes) for x in self.expansion.skips_below)
         crossing = read[block.nodes, None] > written[block.columns]
         return torch.where(crossing & (block.weights != 0), block.weights - block.direct, 0)
+
+
+def _error(sweep: DeviceSweep, first: Block) -> Float[Tensor, "1"]:
+    """‖A − A_float32‖ / ‖A_float32‖ of the first block, which has the logits and the last features before them."""
+    (exact,) = replace(sweep, precision="float32").blocks(sweep.all_targets, [0])
+    return ((first.weights - exact.weights).norm() / exact.weights.norm()).double()[None]
 
 
 def _stored(block: Block, limit: int | None, bias: Bool[Tensor, "node"]) -> tuple[Block, Tensor | None, Tensor | None]:

@@ -11,10 +11,11 @@ position from the top layer down, so that whatever influences a row has come bef
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +39,10 @@ TENSORS_ALIVE = 6
 
 COPIES_SUMMED = 6
 """Of the size of a block's edges, where they are summed in float64."""
+
+
+ProductPrecision = Literal["float32", "tf32"]
+"""How matrix products of float32 are done: in full, or by tensor cores with ten bits of mantissa, summed in float32."""
 
 
 def fills_device(device: torch.device) -> bool:
@@ -229,6 +234,8 @@ class DeviceSweep:
     pairs: bool = False
     batch_size: int | None = None
     memory: Memory
+    precision: ProductPrecision | None = None
+    """None: as torch is set."""
 
     @property
     def columns(self) -> np.ndarray:
@@ -287,7 +294,8 @@ class DeviceSweep:
         if self.pairs:
             targets, layers = TargetVectors(*(x.repeat_interleave(2, dim=0) for x in targets)), layers.repeat(2)
         carried = CarriedTargets.nothing_yet(self.sources, targets, layers, count, self.sources.n_columns(count), every)
-        carried.carry_down(0)
+        with products_in(self.precision):
+            carried.carry_down(0)
         return carried.A
 
     def _parts(self, pos: np.ndarray) -> list[Part]:
@@ -308,3 +316,17 @@ class DeviceSweep:
         carried = count * (TENSORS_ALIVE * self.targets.vector.shape[1] + self.sources.widest)
         summed = COPIES_SUMMED * self.sources.n_columns(count)
         return (1 + self.pairs) * self.sources.linear.dtype.itemsize * (carried + summed)
+
+
+@contextmanager
+def products_in(precision: ProductPrecision | None) -> Iterator[None]:
+    """Whether products of float32 may be done in TF32, where a device has it."""
+    if precision is None:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

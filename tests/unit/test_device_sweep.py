@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.linalg import norm as sparse_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,11 +21,12 @@ from circuitsae.attribution.autograd import autograd_rows
 from circuitsae.attribution.device_graph import DeviceInfluence, strongest_of_rows, threshold
 from circuitsae.attribution.device_sweep import BLOCK_BYTES, DeviceSources, DeviceSweep, Memory
 from circuitsae.attribution.expansion import Expansion
-from circuitsae.attribution.linear import linear_model
+from circuitsae.attribution.linear import Attention, linear_model
 from circuitsae.attribution.nodes import Endpoints, SourceVectors
 from circuitsae.graph import AttributionGraph, keep_strongest, pruning
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
+from transcoders.errors import InputError
 from transcoders.loading import random_model
 from transcoders.random_models import Family
 
@@ -146,6 +148,7 @@ def test_rows_are_those_of_autograd(family, kind, skip):
                 numbers = sweep.all_targets.numbers[part.start : part.stop]
                 whole, n_extra = np.zeros((len(numbers), len(ends.nodes))), sweep.extra.shape[1]
                 rows = block.weights if skips else block.direct
+                assert rows is not None
                 whole[:, block.columns.numpy()] = rows.numpy()
                 np.testing.assert_allclose(whole[:, : expected.shape[1]], expected[numbers], rtol=0, atol=1e-12)
                 extra = whole[:, expected.shape[1] : expected.shape[1] + n_extra]
@@ -252,11 +255,34 @@ def test_what_comes_to_the_host_is_what_is_returned(monkeypatch, skip):
         with Operations() as operations:
             graph, size = device_graph.pruned(expansion, sweep, nodes=0.8, edges=0.9)
     assert 0 < graph.weights.nnz <= edges[0] < size.edges / 2
-    kept, edge = (graph.weights.shape[0] + 64, 8 + 4)  # float64 with its column
-    figures = 8 * (5 * len(expansion.nodes) + 1)
-    assert sum(copied) <= figures + (1 + skip) * (edges[0] * edge + 4 * kept)
-    assert len(copied) == 3 + 3 * (1 + skip)
+    edge, ends_of_rows = 8 + 4, 4 * (len(expansion.nodes) + 1)  # float64 with its column
+    figures = 8 * (5 * len(expansion.nodes) + 2)  # of all, how many edges there are, and the error of products
+    assert sum(copied) <= figures + (1 + skip) * (edges[0] * edge + ends_of_rows)
+    assert len(copied) == 4 + 3 * (1 + skip)
     assert operations.names["aten._local_scalar_dense.default"] == 1 + skip
+
+
+def test_products_in_tf32_come_with_their_measured_error(on_device, monkeypatch):
+    """A processor has no TF32: that of a device is imitated, where torch is told that it may be used."""
+    model = replacement("gpt2", dtype=torch.float32)
+    exact, transpose = attribute(model, TOKENS, targets=TARGETS), Attention.transpose
+
+    def rounded(attention: Attention, g: torch.Tensor) -> torch.Tensor:
+        allowed = torch.get_float32_matmul_precision() == "high"
+        return transpose(attention, (g.view(torch.int32) & -(2**13)).view(torch.float32) if allowed else g)
+
+    with pytest.raises(InputError, match="needs the closed form on a CUDA device; the model is on cpu"):
+        attribute(model, TOKENS, targets=TARGETS, precision="tf32")
+    monkeypatch.setattr(Attention, "transpose", rounded)
+    on_device()
+    graph = attribute(model, TOKENS, targets=TARGETS, precision="tf32")
+    assert torch.get_float32_matmul_precision() == "highest"
+    error = sparse_norm(graph.weights - exact.weights) / sparse_norm(exact.weights)
+    assert 1e-6 < error < 1e-3
+    assert graph.provenance["precision_error"] == pytest.approx(error, rel=0.5)
+    assert "precision" not in attribute(model, TOKENS, targets=TARGETS).provenance
+    with pytest.raises(InputError, match="does not go with unexplained"):
+        attribute(model, TOKENS, targets=TARGETS, precision="tf32", unexplained=0.1)
 
 
 # its parts
