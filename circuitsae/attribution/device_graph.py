@@ -70,8 +70,9 @@ class DeviceInfluence:
         magnitude, summed = block.weights.abs().double(), self._summed[block.columns]
         sums = magnitude @ summed
         inputs = sums[:, 0] if inputs is None else inputs
-        rest = torch.zeros_like(inputs) if rest is None else rest
-        row = torch.stack([inputs, sums[:, 1], rest, _bypassed(block, summed[:, 0], rest)], dim=1)
+        nothing = torch.zeros_like(inputs)
+        bypassed = nothing if block.direct is None else _bypassed(block, block.direct, summed[:, 0])
+        row = torch.stack([inputs, sums[:, 1], nothing if rest is None else rest, bypassed], dim=1)
         self.rows.index_copy_(0, block.nodes, row)
         self.n_edges += torch.count_nonzero(magnitude)
         shares = magnitude.mul_(_reciprocal(inputs)[:, None])
@@ -79,11 +80,11 @@ class DeviceInfluence:
             self.output.index_add_(0, block.columns, self.output[block.nodes[here]] @ shares[here])
 
 
-def _bypassed(block: Block, counted: Float[Tensor, "column"], nothing: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
+def _bypassed(
+    block: Block, direct: Float[Tensor, "row column"], counted: Float[Tensor, "column"]
+) -> Float[Tensor, "row"]:
     """Σ|past| / Σ(|past| + |weight − past|) of each row, over the columns that are `counted`."""
-    if block.direct is None:
-        return nothing
-    direct = torch.where(block.weights == 0, 0, block.direct)
+    direct = torch.where(block.weights == 0, 0, direct)
     past, beside = (part.abs().double() @ counted for part in (block.weights - direct, direct))
     return past * _reciprocal(past + beside)
 

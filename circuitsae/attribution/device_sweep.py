@@ -31,7 +31,7 @@ ON_DEVICE = frozenset({"cuda"})
 BLOCK_BYTES = 2**30
 """What is alive at most while a block is carried: its products are as fast as they get long before."""
 
-LEAST_CARRIED = 2**15
+LEAST_CARRIED = 2**14
 """Vectors a block should carry before it ends early: it carries zeros where its last target has positions before it."""
 
 TENSORS_ALIVE = 6
