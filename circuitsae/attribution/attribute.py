@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitsae.attribution import device_graph
 from circuitsae.attribution.autograd import Autograd, autograd_rows
 from circuitsae.attribution.closed_form import ClosedForm
+from circuitsae.attribution.device_sweep import DeviceSources, DeviceSweep, Memory, ProductPrecision, fills_device
 from circuitsae.attribution.expansion import (
     Expansion,
     FullSize,
@@ -97,6 +99,7 @@ def attribute(
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName | OldEngineName = "auto",
+    precision: ProductPrecision | None = None,
     bos: bool | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
@@ -113,6 +116,8 @@ def attribute(
     * `edges_per_node`: only this many strongest edges into each node are stored, with the exact sum of the others.
     * `engine`: `closed_form`, or `autograd`, the slow reference; `auto` is the closed form where the model allows.
     * `batch_size`: targets at once; `auto` bounds the memory.
+    * `precision`: of matrix products on a CUDA device; `tf32` lets tensor cores round what they multiply, and the
+      graph's provenance says how far the first block of rows is from that of products in float32.
     * `bos`: whether a text gets BOS first; default, as the model reads texts (its dictionaries' training).
 
     Raises `PromptError` for a prompt the model cannot take, `InputError` for targets it does not have or a setting out
@@ -129,6 +134,7 @@ def attribute(
         edges_per_node=edges_per_node,
         batch_size=batch_size,
         engine=_current_name(engine),
+        precision=precision,
         progress=progress,
     )
 
@@ -145,6 +151,7 @@ def attribute_pruned(
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName | OldEngineName = "auto",
+    precision: ProductPrecision | None = None,
     bos: bool | None = None,
     progress: bool = False,
 ) -> tuple[AttributionGraph, FullSize]:
@@ -156,13 +163,15 @@ def attribute_pruned(
     rounding of float64.
     """
     check_shares(nodes=nodes, edges=edges)
-    limits = _Limits(max_features, unexplained, edges_per_node, batch_size)
+    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision)
     trace, text = model.trace(prompt, bos=bos), prompt if isinstance(prompt, str) else None
     work = _Attribution(model, trace, text, targets, limits, _current_name(engine))
     if unexplained is not None:
         full = work.graph(progress)
         return full.prune(nodes=nodes, edges=edges), FullSize(len(full.nodes), int(full.weights.nnz))
     with work.expansion(progress) as (expansion, known):
+        if isinstance(expansion.engine, DeviceSweep):
+            return device_graph.pruned(expansion, expansion.engine, nodes, edges)
         return pruned(expansion, nodes, edges, known)
 
 
@@ -177,10 +186,11 @@ def attribute_trace(
     edges_per_node: int | None = None,
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName | OldEngineName = "auto",
+    precision: ProductPrecision | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
     """`attribute` of a prompt that has been traced already."""
-    limits = _Limits(max_features, unexplained, edges_per_node, batch_size)
+    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision)
     return _Attribution(model, trace, prompt, targets, limits, _current_name(engine)).graph(progress)
 
 
@@ -192,8 +202,15 @@ class _Limits:
     unexplained: float | None
     edges_per_node: int | None
     batch_size: int | Literal["auto"]
+    precision: ProductPrecision | None
 
     def __post_init__(self) -> None:
+        if self.precision not in (None, *get_args(ProductPrecision)):
+            raise InputError(
+                f"Unknown precision {self.precision!r}; give {' or '.join(map(repr, get_args(ProductPrecision)))}."
+            )
+        if self.precision == "tf32" and self.unexplained is not None:
+            raise InputError("precision='tf32' does not go with unexplained; leave one of them out.")
         for name in ("max_features", "edges_per_node", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
@@ -217,9 +234,11 @@ class _Attribution:
 
     def graph(self, progress: bool) -> AttributionGraph:
         with self.expansion(progress) as (expansion, known):
-            if self.limits.unexplained is None:
-                return every_row(expansion, known)
-            return explored(expansion, self._at_most, self.limits.unexplained)
+            if self.limits.unexplained is not None:
+                return explored(expansion, self._at_most, self.limits.unexplained)
+            if isinstance(expansion.engine, DeviceSweep):
+                return device_graph.every_row(expansion, expansion.engine)
+            return every_row(expansion, known)
 
     @contextmanager
     def expansion(self, progress: bool) -> Iterator[tuple[Expansion, RowBlock | None]]:
@@ -239,6 +258,7 @@ class _Attribution:
                 linear=_linear_for(self.engine, trace),
                 batch_size=None if limits.batch_size == "auto" else limits.batch_size,
                 edges_per_node=limits.edges_per_node,
+                precision=limits.precision,
                 provenance=_provenance(model, trace, self.prompt, settings),
                 done=lambda n: bar.advance(task, n),
             )
@@ -265,6 +285,7 @@ def _expand(
     linear: LinearModel | None,
     batch_size: int | None,
     edges_per_node: int | None,
+    precision: ProductPrecision | None,
     provenance: dict[str, Any],
     done: Callable[[int], Any],
 ) -> Iterator[Expansion]:
@@ -273,8 +294,15 @@ def _expand(
     `n_features`: the rows of so many features will be asked for; default: those of all targets, at once.
     """
     expansion = partial(Expansion, ends=ends, provenance=provenance, edges_per_node=edges_per_node, done=done)
+    device = ends.targets.vector.device
+    if precision == "tf32" and not (linear is not None and fills_device(device)):
+        raise InputError(f"precision='tf32' needs the closed form on a CUDA device; the model is on {device}.")
     if linear is not None:
         sources = SourceVectors(ends.model, ends.trace, ends.sources, linear)
+        if fills_device(device):
+            sweep = _device_sweep(ends, sources, batch_size, precision)
+            yield expansion(engine=sweep, without_skips=sweep.without_skips() if sweep.pairs else None)
+            return
         share = 1.0 if n_features is None else n_features / len(ends.targets.layer)
         engine = ClosedForm(sources, ends.targets, share=share, batch_size=batch_size)
         yield expansion(engine=engine, without_skips=engine.without_skips() if has_skips(ends.model) else None)
@@ -287,6 +315,23 @@ def _expand(
             for skips in maps
         ]  # fmt: skip
         yield expansion(engine=engines[0], without_skips=engines[1] if len(engines) > 1 else None)
+
+
+def _device_sweep(
+    ends: Endpoints, sources: SourceVectors, batch_size: int | None, precision: ProductPrecision | None
+) -> DeviceSweep:
+    device = ends.targets.vector.device
+    extra = torch.from_numpy(ends.unembedding_bias).to(device)
+    return DeviceSweep(
+        sources=DeviceSources(sources, extra.shape[1]),
+        targets=ends.targets,
+        target_nodes=ends.target_nodes,
+        extra=extra,
+        pairs=has_skips(ends.model),
+        batch_size=batch_size,
+        memory=Memory.of(device),
+        precision=precision,
+    )
 
 
 def has_skips(model: ReplacementModel) -> bool:
@@ -324,7 +369,8 @@ def _strongest(expansion: Expansion, at_most: int) -> tuple[Endpoints, RowBlock 
     """The ends with the `at_most` features of most influence, and of their rows those that are known from choosing."""
     features, seen = first_look(expansion, at_most)
     left = expansion.ends.keep(features)
-    if len(left.model.dictionaries.write_layers(0)) > 1 or has_skips(left.model):
+    on_device = isinstance(expansion.engine, DeviceSweep)  # where these few rows are found again at no cost
+    if on_device or len(left.model.dictionaries.write_layers(0)) > 1 or has_skips(left.model):
         return left, None  # an edge does not tell at which of its layers a feature wrote, nor what passed by a skip
     known = with_only(features, seen, expansion)
     return left.without_targets(known.rows), known

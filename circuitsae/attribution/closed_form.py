@@ -13,16 +13,15 @@ halves the work and changes no result: all paths are still summed exactly.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from circuitsae.attribution.carried import CarriedSources, CarriedTargets, score_read_bias
 from circuitsae.attribution.cost import choose_meeting_layer
-from circuitsae.attribution.linear import Attention
-from circuitsae.attribution.nodes import BroadcastSources, LocalSources, SourceVectors, TargetVectors, to_numpy
+from circuitsae.attribution.nodes import SourceVectors, TargetVectors, to_numpy
 
 CARRIED_BYTES = 8 * 2**20
 """Of one batch of carried vectors; about four tensors of this size are alive at once."""
@@ -52,7 +51,7 @@ class ClosedForm:
         chosen = choose_meeting_layer(sources, targets, share=share) if meeting_layer is None else meeting_layer
         self.meeting_layer = chosen
         self._batch_size = batch_size
-        self._below: list[_CarriedSources] | None = None
+        self._below: list[CarriedSources] | None = None
         _hold_freed_memory()
 
     def without_skips(self) -> "ClosedForm":
@@ -108,54 +107,12 @@ class ClosedForm:
 
         What the host must know is given, so that it never waits for the device on the way.
         """
-        vectors = targets.vector.to(self.linear.dtype)
-        G = vectors.new_zeros(len(layers), count, vectors.shape[1])
-        A = vectors.new_zeros(len(layers), self.sources.n_columns)
-        carried = _CarriedTargets(targets._replace(vector=vectors), layers, G, A)
-        self._read(carried, self.n_layers)
-        for layer in range(min(int(layers[0]), self.n_layers - 1), stop - 1, -1):
-            block = self.linear.blocks[layer]
-            carried.score_local(self.sources.local(layer))
-            carried.score_broadcast(self.sources.broadcast_mlp[layer])
-            through_skip = self._transpose_skip(carried, layer)
-            if not block.parallel:
-                self._read(carried, layer, through_skip)
-            carried.score_broadcast(self.sources.broadcast_attention[layer])
-            carried.attend(block.attention)
-            if block.parallel:
-                self._read(carried, layer, through_skip)
-        if stop == 0:
-            carried.score_local(self.sources.local(-1))
-            carried.score_broadcast(self.sources.broadcast_embed)
-        else:
+        carried = CarriedTargets.nothing_yet(self.sources, targets, layers, count, self.sources.n_columns)
+        carried.carry_down(stop)
+        if stop > 0:
             for sources in self._below or []:
                 carried.meet(sources)
         return carried.A
-
-    def _read(self, carried: "_CarriedTargets", layer: int, through_skip: Tensor | None = None) -> None:
-        """What is read at `layer` (or by the unembedding): for targets above through its skip, for its own by W_enc.
-
-        Those of its own join here: `G_t = normᵀ(W_enc[:, t])` at their position, where also the norm's bias is read.
-        """
-        if through_skip is not None:
-            carried.G[: len(through_skip)] += through_skip
-        joined = int(np.searchsorted(-carried.layers, -layer, side="right"))
-        if joined > carried.joined:
-            here = slice(carried.joined, joined)
-            vectors, pos = carried.targets.vector[here], carried.targets.pos[here]
-            norm = self.linear.final if layer == self.n_layers else self.linear.blocks[layer].read
-            rows = torch.arange(carried.joined, joined, device=vectors.device)
-            carried.G[rows, pos] += norm.transpose_at(vectors, pos)
-            self._score_read_bias(carried.A[here], vectors, layer)
-        carried.joined = joined
-
-    def _transpose_skip(self, carried: "_CarriedTargets", layer: int) -> Float[Tensor, "row pos d_model"] | None:
-        skip, block = self.sources.skips[layer], self.linear.blocks[layer]
-        if skip is None or not carried.joined:
-            return None
-        G = carried.G[: carried.joined]
-        written = G if block.write is None else block.write.transpose(G)
-        return block.read.transpose(written @ skip.T)
 
     # sources, upwards
 
@@ -191,7 +148,7 @@ class ClosedForm:
                 self._write(sources, layer)
             broadcast.write_everywhere(self.sources.broadcast_mlp[layer])
 
-    def _write(self, sources: "_CarriedSources", layer: int) -> None:
+    def _write(self, sources: CarriedSources, layer: int) -> None:
         """Add what the MLP of `layer` (or the embeddings) writes of these: new rows and (cross-layer) earlier ones."""
         joined = int(np.searchsorted(sources.layer, layer, side="right"))
         first = sources.joined if not self.sources.writes_again else 0
@@ -201,7 +158,7 @@ class ClosedForm:
             sources.X[rows, sources.at[first:joined]] += vectors
         sources.joined = joined
 
-    def _write_skip(self, sources: "_CarriedSources", layer: int, read: Float[Tensor, "row pos d_model"]) -> None:
+    def _write_skip(self, sources: CarriedSources, layer: int, read: Float[Tensor, "row pos d_model"]) -> None:
         skip, block = self.sources.skips[layer], self.linear.blocks[layer]
         if skip is not None and sources.joined:
             written = block.read.forward(read[: sources.joined], sources.first) @ skip
@@ -219,109 +176,11 @@ class ClosedForm:
         for sources, X in zip(self._below or [], read, strict=True):
             if sources.first <= pos and sources.joined:
                 A[:, sources.column_index[: sources.joined]] += G @ X[: sources.joined, pos - sources.first].T
-        self._score_read_bias(A, vector, layer)
+        score_read_bias(self.sources, A, vector, layer)
         return A
 
-    def _score_read_bias(self, A: Tensor, vector: Float[Tensor, "row d_model"], layer: int) -> None:
-        if (found := self.sources.read_bias(layer)) is not None:
-            column, bias = found
-            A[:, column] += vector @ bias
 
-
-@dataclass
-class _CarriedTargets:
-    """Targets being carried down; they join, in the order of their rows, at the layer that they read."""
-
-    targets: TargetVectors
-    layers: np.ndarray
-    G: Float[Tensor, "row pos d_model"]
-    """How each reads the stream where it has been carried to."""
-    A: Float[Tensor, "row column"]
-    """The edges scored so far."""
-    joined: int = 0
-    crossed: int = 0
-    """Rows that have passed an attention; those after them are still at one position each."""
-
-    def attend(self, attention: Attention) -> None:
-        """`G += normᵀ( Σ_h A_hᵀ (G W_Oᵀ)_h W_V,hᵀ )`."""
-        old, new = slice(self.crossed), slice(self.crossed, self.joined)
-        if self.crossed:
-            self.G[old] += attention.transpose(self.G[old])
-        if self.joined > self.crossed:
-            pos = self.targets.pos[new]
-            fresh = self.G[torch.arange(self.crossed, self.joined, device=pos.device), pos]
-            self.G[new] += attention.transpose_from(fresh, pos, self.G.shape[1])
-        self.crossed = self.joined
-
-    def score_local(self, sources: LocalSources) -> None:
-        """One matrix product per position."""
-        G, A = self.G[: self.joined], self.A[: self.joined]
-        for place in sources.places:
-            if place.pos < G.shape[1] and len(G):
-                into = A[:, place.column : place.column + place.stop - place.start]
-                into.addmm_(G[:, place.pos], sources.vectors[place.start : place.stop].T)
-
-    def score_broadcast(self, sources: BroadcastSources) -> None:
-        """One matrix product over all positions."""
-        G = self.G[: self.joined]
-        if len(sources.columns) and len(G):
-            written = sources.vectors[:, : G.shape[1]]
-            self.A[: self.joined, sources.columns] += G.flatten(1) @ written.flatten(1).T
-
-    def meet(self, sources: "_CarriedSources") -> None:
-        """`A[t, s] += Σ_q G_t(q) · X_s(q)`."""
-        count = self.G.shape[1] - sources.first
-        if count > 0:
-            reads, wrote = self.G[:, sources.first :].flatten(1), sources.X[:, :count].flatten(1)
-            self.A[:, sources.column_index] += reads @ wrote.T
-
-
-@dataclass
-class _CarriedSources:
-    """Sources that write at positions from `first` on, being carried up; they join at the layer that they write at."""
-
-    first: int
-    columns: np.ndarray
-    """Of each row; rows join in this order."""
-    layer: np.ndarray
-    at: Int[Tensor, "row"]
-    """Of each row its position, from `first` on."""
-    column_index: Int[Tensor, "row"]
-    """`columns` where the tensors are: nothing is copied there inside the loops."""
-    X: Float[Tensor, "row pos d_model"]
-    """What each has written into the stream where it has been carried to."""
-    joined: int = 0
-    crossed: int = 0
-    """Rows that have passed an attention; those after them are still at one position each."""
-
-    @classmethod
-    def nothing_yet(cls, sources: SourceVectors, columns: np.ndarray, first: int) -> "_CarriedSources":
-        """Of some columns, at the positions from `first` on."""
-        errors = sources.trace.errors
-        X = torch.zeros(
-            len(columns), errors.shape[1] - first, errors.shape[2], dtype=sources.linear.dtype, device=errors.device
-        )
-        at = torch.from_numpy((sources.pos[columns] - first).clip(0)).to(errors.device)
-        return cls(first, columns, sources.layer[columns], at, torch.from_numpy(columns).to(errors.device), X)
-
-    def attend(self, attention: Attention) -> None:
-        """`X += Σ_h A_h norm(X) W_V,h W_O,h`."""
-        old, new = slice(self.crossed), slice(self.crossed, self.joined)
-        if self.crossed:
-            self.X[old] += attention.forward(self.X[old], self.first)
-        if self.joined > self.crossed:
-            at = self.at[new]
-            fresh = self.X[torch.arange(self.crossed, self.joined, device=at.device), at]
-            self.X[new] += attention.forward_from(fresh, at + self.first, self.first)
-        self.crossed = self.joined
-
-    def write_everywhere(self, written: BroadcastSources) -> None:
-        """Add what broadcast sources, which are rows of these, write."""
-        for column, vectors in zip(written.columns.tolist(), written.vectors, strict=True):
-            self.X[int(np.flatnonzero(self.columns == column)[0])] += vectors
-
-
-def _local_blocks(sources: SourceVectors, meeting_layer: int) -> list[_CarriedSources]:
+def _local_blocks(sources: SourceVectors, meeting_layer: int) -> list[CarriedSources]:
     """Those below the meeting layer that write at one position, near in position, within `CARRIED_BYTES` each."""
     below = np.flatnonzero(sources.layer[: sources.n_local] < meeting_layer)
     n_positions, width = sources.trace.n_positions, sources.trace.errors.shape[-1]
@@ -334,15 +193,15 @@ def _local_blocks(sources: SourceVectors, meeting_layer: int) -> list[_CarriedSo
         stop = min(stop, start + most)
         columns = below[start:stop]
         columns = columns[np.argsort(sources.layer[columns], kind="stable")]
-        blocks.append(_CarriedSources.nothing_yet(sources, columns, int(pos[start])))
+        blocks.append(CarriedSources.nothing_yet(sources, columns, int(pos[start])))
         start = stop
     return blocks
 
 
-def _broadcast(sources: SourceVectors, meeting_layer: int) -> _CarriedSources:
+def _broadcast(sources: SourceVectors, meeting_layer: int) -> CarriedSources:
     """Those below the meeting layer that write at many positions; all count as joined and crossed from the start."""
     broadcast = np.arange(sources.n_local, sources.n_columns)
-    carried = _CarriedSources.nothing_yet(sources, broadcast[sources.layer[broadcast] < meeting_layer], 0)
+    carried = CarriedSources.nothing_yet(sources, broadcast[sources.layer[broadcast] < meeting_layer], 0)
     carried.joined = carried.crossed = len(carried.columns)
     return carried
 

@@ -37,8 +37,10 @@ LOOK, LEAST_LOOKED_AT = 256, 2
 class Engine(Protocol):
     """Rows of the adjacency of one prompt. Targets are all that may be asked for; they are named by number."""
 
-    columns: np.ndarray
-    """Number among the sources' nodes of each column of a row."""
+    @property
+    def columns(self) -> np.ndarray:
+        """Number among the sources' nodes of each column of a row."""
+        ...
 
     def every_row(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Numbers of targets and their rows, as far as it costs nothing from the last position to the first."""
@@ -112,13 +114,16 @@ class Expansion:
 
     def _crossing(self, past: sparse.csr_array, nodes: np.ndarray) -> sparse.csr_array:
         """Without the rounding errors of edges that no skip term lies between."""
-        dictionaries, layer = self.ends.model.dictionaries, np.array([self.nodes[node].layer for node in nodes])
+        read, written = (below[nodes] for below in self.skips_below)
+        return select_edges(past, np.repeat(read, edge_counts(past)) > written[past.indices])
+
+    @cached_property
+    def skips_below(self) -> tuple[np.ndarray, np.ndarray]:
+        """[node] both: how many skip terms lie below where each reads, and below where it has written first."""
+        dictionaries, layer = self.ends.model.dictionaries, np.array([node.layer for node in self.nodes])
         below = np.cumsum([0, *(dictionaries.skip(at) is not None for at in range(dictionaries.n_layers))])
-        written = np.maximum(
-            layer + ~self.bias[nodes], 0
-        )  # attention adds its biases before the layer's own term reads
-        target = np.repeat(layer, edge_counts(past))
-        return select_edges(past, below[target] > below[written[past.indices]])
+        written = layer + ~self.bias  # attention adds its biases before the layer's own term reads
+        return below[layer.clip(0)], below[written.clip(0, dictionaries.n_layers)]
 
     @cached_property
     def direct(self) -> "Expansion | None":
@@ -200,7 +205,8 @@ def pruned(
         again = np.flatnonzero(wanted[found])
         blocks.append(_inside(RowBlock(found[again], sparse_rows(block[again])), kept))
     weights = assemble(blocks, int(kept.sum()))
-    inside = _graph_of(expansion, columns, kept, weights, rest, sums, bypassed)
+    past = expansion.past(weights, np.flatnonzero(kept))
+    inside = graph_of(expansion, kept, weights, rest, sums, past, bypassed)
     return inside.prune_edges(edges), FullSize(len(expansion.nodes), sums.n_edges)
 
 
@@ -260,17 +266,20 @@ def _inside(block: RowBlock, kept: np.ndarray) -> RowBlock:
     return RowBlock(number[block.rows[here]], sparse.csr_array(block.edges[here][:, np.flatnonzero(kept)]))
 
 
-def _graph_of(
+def graph_of(
     expansion: Expansion,
-    columns: Mapping[str, np.ndarray],
     kept: np.ndarray,
     weights: sparse.csr_array,
     rest: np.ndarray,
     sums: Sums,
+    past: sparse.csr_array | None,
     bypassed: np.ndarray,
 ) -> AttributionGraph:
-    """The graph of some nodes, with what their full graph says of them."""
-    trace, past = expansion.ends.trace, expansion.past(weights, np.flatnonzero(kept))
+    """The graph of the nodes `kept`, with what their full graph says of them; `weights` and `past` are of these alone.
+
+    bypassed: [node], the part of each row that passed by skip terms.
+    """
+    trace, columns = expansion.ends.trace, node_columns(expansion.nodes)
     token, logit, bias, error = (
         columns["kind"] == kind for kind in (NodeKind.TOKEN, NodeKind.LOGIT, NodeKind.BIAS, NodeKind.ERROR)
     )

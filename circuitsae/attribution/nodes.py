@@ -141,12 +141,23 @@ class LocalSources(NamedTuple):
     vectors: Float[Tensor, "source d_model"]
     places: list[Place]
 
+    def score(self, G: Float[Tensor, "row pos d_model"], A: Float[Tensor, "row column"]) -> None:
+        """Add to the edges `A` of rows that read the stream as `G` says: one matrix product per position."""
+        for place in self.places:
+            if place.pos < G.shape[1] and len(G):
+                into = A[:, place.column : place.column + place.stop - place.start]
+                into.addmm_(G[:, place.pos], self.vectors[place.start : place.stop].T)
+
 
 class BroadcastSources(NamedTuple):
     """What is written at many positions, in one layer."""
 
     columns: Int[Tensor, "source"]
     vectors: Float[Tensor, "source pos d_model"]
+
+    def take(self, which: slice) -> "BroadcastSources":
+        """Some of these sources."""
+        return BroadcastSources(self.columns[which], self.vectors[which])
 
 
 class SourceVectors:
@@ -223,6 +234,14 @@ class SourceVectors:
         if self._kept_bytes + size <= CACHE_BYTES:
             self._kept[layer], self._kept_bytes = found, self._kept_bytes + size
         return found
+
+    def local_columns(self, layer: int) -> np.ndarray:
+        """The columns of what may not be 0 of `local(layer)`, in order."""
+        here, local = self.layer[: self.n_local], np.arange(self.n_local)
+        if layer < 0:
+            return local[here < 0]
+        before = (here >= self._first_writer[layer]) & (self._kind[: self.n_local] == NodeKind.FEATURE)
+        return local[(here == layer) | ((here < layer) & before)]
 
     def vectors(self, layer: int, columns: np.ndarray) -> Float[Tensor, "source d_model"]:
         """What local sources add to the stream at `layer`: 0 where one does not write there."""

@@ -106,7 +106,7 @@ def strongest_edges(
     Edge score Â[t, s]·(I+w)[t], with Â and I of these nodes and edges. Then features without an input or output and
     errors and biases without an output are dropped, repeatedly.
     """
-    return _drop_dangling(columns["kind"], _highest_scores(weights, columns, share))
+    return drop_dangling(columns["kind"], _highest_scores(weights, columns, share))
 
 
 def _highest_scores(weights: sparse.csr_array, columns: Mapping[str, np.ndarray], share: float) -> sparse.csr_array:
@@ -121,7 +121,10 @@ def _highest_scores(weights: sparse.csr_array, columns: Mapping[str, np.ndarray]
     return select_edges(weights, np.concatenate(strong or [np.zeros(0, dtype=bool)]))
 
 
-def _drop_dangling(kind: np.ndarray, edges: sparse.csr_array) -> tuple[np.ndarray, sparse.csr_array]:
+def drop_dangling(kind: np.ndarray, edges: sparse.csr_array) -> tuple[np.ndarray, sparse.csr_array]:
+    """A mask of the nodes that stay connected, and their edges: a feature needs an input that is no bias, and an
+    output; an error and a bias need an output.
+    """
     needs_input = kind == NodeKind.FEATURE
     needs_output = np.isin(kind, [NodeKind.FEATURE, NodeKind.ERROR, NodeKind.BIAS])
     carrying = kind != NodeKind.BIAS
