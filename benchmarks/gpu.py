@@ -84,9 +84,11 @@ class Lines:
 class Worker:
     """One tool in a process of its own, asked one task after the other; begun anew where it died."""
 
-    def __init__(self, python: str, script: str, paths: str = "") -> None:
+    def __init__(self, python: str, script: str, paths: str, device: str) -> None:
         self.command = [python, "-W", "ignore", str(WORKERS / script)]
         self.environment = {**os.environ, "PYTHONPATH": paths, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
+        if device == "cpu":
+            self.environment |= {"SPARSIFY_DISABLE_TRITON": "1", "TORCHDYNAMO_DISABLE": "1"}
         self.process: subprocess.Popen[str] | None = None
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the process
 
@@ -121,8 +123,8 @@ class Worker:
 class Tools:
     """The worker of each tool, made at its first row; why there is none where there is none."""
 
-    def __init__(self, options: Options) -> None:
-        self.options, self.installing = options, 0.0
+    def __init__(self, options: Options, device: str) -> None:
+        self.options, self.device, self.installing = options, device, 0.0
         self._made: dict[str, Worker | str] = {}
 
     def __getitem__(self, tool: str) -> Worker | str:
@@ -132,7 +134,7 @@ class Tools:
 
     def _make(self, tool: str) -> Worker | str:
         if tool == OURS:
-            return Worker(sys.executable, "gpu_worker.py", str(ROOT))
+            return Worker(sys.executable, "gpu_worker.py", str(ROOT), self.device)
         environment = ENVIRONMENTS[tool]
         if self.options.peers == "all":
             start = time.perf_counter()
@@ -144,7 +146,8 @@ class Tools:
                 self.installing += time.perf_counter() - start
         if not environment.python.exists():
             return "not installed here"
-        return Worker(str(environment.python), "gpu_peer_worker.py", self.options.clt_forge if tool == FORGE else "")
+        paths = self.options.clt_forge if tool == FORGE else ""
+        return Worker(str(environment.python), "gpu_peer_worker.py", paths, self.device)
 
     def stop(self) -> None:
         for worker in self._made.values():
@@ -161,7 +164,8 @@ def main(given: list[str] | None = None) -> None:
         options.lines or (out.with_suffix(".jsonl") if options.tiny else ROOT / "runs/gpu/rows.jsonl"), options.retry
     )
     os.environ.setdefault("PIP_RETRIES", "1")
-    device, tools = str(choose_device(options.device)), Tools(options)
+    device = str(choose_device(options.device))
+    tools = Tools(options, device)
     if device == "cpu" and not options.tiny:
         raise SystemExit("There is no GPU here that torch can use; --tiny tries the script out.")
     wanted = [row for row in rows(options.tiny, bool(options.clt_forge)) if _is_wanted(row, options)]

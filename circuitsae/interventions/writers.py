@@ -119,7 +119,7 @@ class Shares:
         place, row = np.nonzero(self.writers.vector[which].T >= 0)
         vector = self.writers.vector[which[row], place]
         numbers = torch.from_numpy(np.stack([row, self.writers.pos[which[row]], vector])).to(like.device)
-        factor = torch.from_numpy(self.factor[chosen][row]).to(like)
+        factor = torch.from_numpy(self.factor[chosen][row]).to(like.dtype).to(like.device)  # MPS has no float64
         at_row, at_pos, at_vector = numbers.unbind()
         shift = self.writers.vectors.index_select(0, at_vector) * factor[:, None]
         scale = torch.ones_like(factor)[:, None]

@@ -194,11 +194,11 @@ def _moved(
     """What targets read beyond their clean values, by alternative; copied to the host once, after all passes."""
     rows, values = [], []
     for chunk in chunks:
-        values.append((targets.read(chunk.by_layer, chunk.final) - targets.clean).double())
+        values.append(targets.read(chunk.by_layer, chunk.final) - targets.clean)
         rows += chunk.rows
         advance(len(chunk.rows))
         del chunk  # its reads go before the next pass comes
     moved = np.zeros((count, len(targets.clean)))
     if rows:
-        moved[rows] = torch.cat(values).cpu().numpy()
+        moved[rows] = torch.cat(values).cpu().double().numpy()
     return moved
