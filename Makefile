@@ -8,7 +8,7 @@ PROMPT ?= The capital of the state containing Dallas is
 export OMP_WAIT_POLICY ?= passive
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: trace test test-slow pythons lowest check format bench interop gpu docs cli pocket clean mutants fuzz
+.PHONY: trace test test-slow pythons lowest check format bench interop gpu gpu-bench docs cli pocket clean mutants fuzz
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -41,6 +41,9 @@ lowest: $(VENV)/.installed-dev  ## the same with the lowest versions that pyproj
 gpu: $(VENV)/.installed-dev  ## the checks that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+gpu-bench: $(VENV)/.installed-dev  ## speed on a GPU beside other packages, six minutes and their installation; goes on where it was
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
 check: $(VENV)/.installed-dev  ## lint, format, types, layers, declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,7 +56,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev  ## every claim about speed, as a ratio measured in one run
-	@for script in $(filter-out benchmarks/machine.py benchmarks/kinds.py benchmarks/ablation.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/machine.py benchmarks/kinds.py benchmarks/ablation.py $(wildcard benchmarks/gpu*.py),$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script || exit 1; done
 
 interop: $(VENV)/.installed-dev  ## other communities' packages, in environments of their own (8 GB), against ours
 	$(BIN)/python -m benchmarks.interop.run

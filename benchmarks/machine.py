@@ -28,9 +28,14 @@ def _processor() -> str:
 
 def write_table(name: str, claim: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Write `results/<name>.md` with the claim, the machine and a Markdown table; returns its text."""
-    lines = [f"# {name}", "", claim, "", f"Machine: {machine()}", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    text = "\n".join(lines) + "\n"
+    text = table_text(name, claim, machine(), columns, rows)
     write_file(RESULTS / f"{name}.md", text)
     return text
+
+
+def table_text(name: str, claim: str, where: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A page with the claim, the machine and a Markdown table."""
+    lines = [f"# {name}", "", claim, "", f"Machine: {where}", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

@@ -39,6 +39,8 @@ def diagnose(console: Console) -> bool:
             )
         )
     show_table(console, "circuitsae doctor", [Column("", text=True), Column("", wraps=True)], rows)
+    if _version("torch") is not None:
+        _show_devices(console)
     missing = [name for name, found in versions.items() if found is None]
     missing += [name for name, folder in pocket.items() if not folder.is_dir()]
     for name, use in _OPTIONAL.items():
@@ -48,6 +50,48 @@ def diagnose(console: Console) -> bool:
         console.print("Optional: no Chromium; needed only for the viewer's tests.", highlight=False)
     console.print(f"Missing: {', '.join(missing)}" if missing else "Everything required is here.", highlight=False)
     return not missing
+
+
+def tuned(console: Console) -> None:
+    """Measure the table of devices on this machine, and keep it."""
+    from circuitsae.tuning import tune
+    from transcoders.devices import write_table
+
+    with console.status("measuring") as status:
+        found = tune(say=status.update)
+    path = write_table(found)
+    console.print(f"Measured, and written to {path}.", highlight=False, soft_wrap=True, markup=False)
+
+
+def _show_devices(console: Console) -> None:
+    """The table in force, and where it lies."""
+    import torch
+
+    from transcoders.devices import WORKS, accelerators, choose_device, device_name, line_of, table_path
+
+    here = accelerators()
+    works = WORKS if here else ()
+    columns = [Column("device", text=True), *(Column(f"{work} from", keep=1) for work in works)]
+    columns += [Column("sparse kernels below", keep=2), Column("from features", keep=2), Column("measured", text=True)]
+    rows = []
+    for device in (torch.device("cpu"), *here):
+        line = line_of(device)
+        sizes = [_size(line.parameters[work]) if work in line.parameters else "" for work in works]
+        kernels = [f"{100 * line.sparse_below:.2g} % active", f"{line.sparse_from:,}"]
+        rows.append([device_name(device), *sizes, *kernels, line.measured or "built in"])
+    title = "where a device is faster than the CPU, in parameters of a model" if here else "kernels of this machine"
+    show_table(console, title, columns, rows)
+    if not here:
+        console.print(f"No accelerator: --device auto is {choose_device()}.", highlight=False)
+    where = table_path()
+    stands = "" if where.is_file() else ", which is not there; circuitsae doctor --tune measures and writes it"
+    console.print(f"The table lies in {where}{stands}.", highlight=False, soft_wrap=True, markup=False)
+
+
+def _size(parameters: float) -> str:
+    if parameters in (0.0, float("inf")):
+        return "always" if parameters == 0 else "never"
+    return f"{parameters / 1e6:.3g} M"
 
 
 def _version(package: str) -> str | None:

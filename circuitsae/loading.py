@@ -21,13 +21,14 @@ def load_model(
     name: str | Path | None = None,
     *,
     hf_model: Any = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device | None = "auto",
     dtype: Precision | None = None,
     **how: Any,
 ) -> LanguageModel:
     """A model by hub name, from a local Hugging Face folder, around `hf_model` of transformers, or the embedded one.
 
-    The embedded one is `"pocket"`, and what there is without a name. `how`: the other arguments of
+    The embedded one is `"pocket"`, and what there is without a name. `device`: by default an accelerator, or the CPU
+    where that is faster for so small a model. `how`: the other arguments of
     `transcoders.load_model`, `tokenizer`, `revision`, `trust_remote_code`, `device_map`, `quantization_config`,
     `adapter`. Raises `ModelError` where there is no such model, or it cannot be used.
     """
@@ -60,7 +61,7 @@ def _of_checkpoint(folder: Path, wanted: Wanted) -> DictionarySet:
         raise InputError(
             f"{folder} is a checkpoint, of which there is nothing to choose; leave out {next(iter(choices))}."
         )
-    dictionaries = transcoders.from_checkpoint(folder, name=wanted.get("sae_id"), device=wanted.get("device", "cpu"))
+    dictionaries = transcoders.from_checkpoint(folder, name=wanted.get("sae_id"), device=wanted.get("device", "auto"))
     dtype = wanted.get("dtype")
     return dictionaries if dtype is None else dictionaries.to(as_dtype(dtype))
 

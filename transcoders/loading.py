@@ -21,6 +21,7 @@ from transcoders.bridge import (
     saved_tokenizer,
     unsupported_architecture,
 )
+from transcoders.devices import AUTO, Work, accelerators, choose_device
 from transcoders.errors import InputError, ModelError
 from transcoders.hf_models import DeviceMap, Loading
 from transcoders.hub import downloaded, first_line, model_source
@@ -32,6 +33,7 @@ __all__ = ["load_model", "random_model"]
 
 logger = logging.getLogger(__name__)
 
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SIZES = ("model_type", "hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "n_layers")
 """What tells one model from another in config.json, as families call it."""
 
@@ -46,7 +48,7 @@ def load_model(
     tokenizer: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    device: str | torch.device | None = None,
+    device: str | torch.device | None = "auto",
     dtype: Precision | None = None,
     torch_dtype: Precision | None = None,
     device_map: DeviceMap | None = None,
@@ -60,7 +62,8 @@ def load_model(
     written out, in tensors of our own. `name` is then what it is called, and without a `tokenizer` prompts are tokens.
     `tokenizer`: one of transformers, or where one is; by default the model's own.
     `revision`: branch, tag or commit. `trust_remote_code`: run Python code of the repository.
-    `device`: `"cpu"` by default, for `hf_model` where it is. `device_map`: several, as in transformers.
+    `device`: by default `"auto"`, the accelerator there is, or the CPU where that is faster for so small a model
+    (`transcoders.devices`); for `hf_model` where it is. `device_map`: several, as in transformers.
     `dtype`: a precision, `"bfloat16"` or `torch.bfloat16`; float32 by default, for `hf_model` its own. `torch_dtype` is
     another name for it.
     `quantization_config`: of transformers; weights quantised so, or in the checkpoint, are computed with as the numbers
@@ -74,6 +77,7 @@ def load_model(
         quantization_config=quantization_config,
     )  # fmt: skip
     precision = _one_dtype(dtype, torch_dtype)
+    device = None if device == AUTO else device
     if device is not None:
         check_device(device, ModelError)
     given = None if tokenizer is None else _tokenizer(tokenizer, trust_remote_code)
@@ -90,6 +94,28 @@ def load_model(
         _require_small_vocabulary(model)
     logger.info("loaded %s: %d layers", model.name, model.n_layers)
     return model
+
+
+def device_for(
+    name: str | Path,
+    device: str | torch.device | None = AUTO,
+    *,
+    revision: str | None = None,
+    dtype: Precision = "float32",
+    work: Work = "attribution",
+) -> torch.device:
+    """The device that `load_model` puts a model on, which need not be loaded for that; `work`: what it is chosen for.
+
+    Raises `ModelError` where there is no such model, or the device cannot be used.
+    """
+    if device is not None and device != AUTO:
+        check_device(device, ModelError)
+        return torch.device(device)
+    if not accelerators():
+        return torch.device("cpu")
+    with _one_sentence(str(name)):
+        settings = hf_models.settings_of(model_source(name, revision), revision)
+    return choose_device(parameters=_parameters(settings), work=work, dtype=as_dtype(dtype))
 
 
 class _Found(NamedTuple):
@@ -114,9 +140,9 @@ def _by_name(
     origin = _origin(how, adapter)
     if source != str(name):
         how = replace(how, revision=None)  # the folder is of the revision that was asked for
-    device = device or "cpu"
     with _one_sentence(str(name)):
         settings = hf_models.settings_of(source, how.revision)
+        device = choose_device(device, parameters=_parameters(settings), dtype=dtype)
         _require_trust(str(name), settings, how.trust_remote_code)
         stored = settings.get("quantization_config") or None
         origin |= _quantisation(stored or how.quantization_config)
@@ -130,6 +156,17 @@ def _by_name(
             if saved:
                 tokenizer = saved_tokenizer(source, revision=how.revision, trust_remote_code=how.trust_remote_code)
     return _Found(bridge, _called(name), tokenizer, origin)
+
+
+def _parameters(settings: Mapping[str, Any]) -> float | None:
+    """Of a model with such a config.json, roughly: blocks of 12 d² and an embedding; None where it names no sizes."""
+    sizes = settings.get("text_config") or settings
+
+    def first(*names: str) -> int | None:
+        return next((sizes[name] for name in names if isinstance(sizes.get(name), int)), None)
+
+    d, layers = first("hidden_size", "n_embd", "d_model"), first(*_LAYERS)
+    return None if d is None or layers is None else 12.0 * layers * d * d + d * (first("vocab_size") or 0)
 
 
 def _is_bridged(settings: Mapping[str, Any]) -> bool:

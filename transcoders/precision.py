@@ -27,7 +27,9 @@ def check_device(device: str | torch.device, error: type[InputError] = InputErro
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as refused:
-        raise error(f"The device {str(device)!r} cannot be used here ({first_line(refused)}); try 'cpu'.") from refused
+        raise error(
+            f"The device {str(device)!r} cannot be used here ({first_line(refused)}); give 'auto' or 'cpu'."
+        ) from refused
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

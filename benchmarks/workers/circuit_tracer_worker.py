@@ -29,7 +29,8 @@ def load(task: dict[str, Any]) -> Any:
         "n_layers": theirs.n_layer, "d_model": theirs.n_embd, "n_heads": theirs.n_head,
         "d_head": theirs.n_embd // theirs.n_head, "n_ctx": theirs.n_positions, "d_mlp": 4 * theirs.n_embd,
         "d_vocab": theirs.vocab_size, "act_fn": "gelu_new", "eps": theirs.layer_norm_epsilon,
-        "normalization_type": "LN", "original_architecture": "GPT2LMHeadModel", "model_name": "random", "device": "cpu",
+        "normalization_type": "LN", "original_architecture": "GPT2LMHeadModel", "model_name": "random",
+        "device": task.get("device", "cpu"),
     }  # fmt: skip
     config = HookedTransformerConfig(**sizes)
     model = TransformerLensReplacementModel(config, tokenizer=None)
@@ -47,7 +48,7 @@ def _dictionaries(task: dict[str, Any]) -> Any:
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 
-    device = torch.device("cpu")
+    device = torch.device(task.get("device", "cpu"))
     sites = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out", "scan": "random"}
     loaded = {"device": device, "dtype": torch.float32, "lazy_encoder": False, "lazy_decoder": False}
     if task["kind"] == "clt":

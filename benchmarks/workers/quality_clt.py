@@ -23,14 +23,15 @@ class CLTForge:
         short = min(1000, task["steps"] // 10)
         given = {} if task["rate"] is None else {"lr": task["rate"]}
         config = CLTTrainingRunnerConfig(
-            device="cpu", distributed_setup="None", log_to_wandb=False, logger_verbose=False, n_checkpoints=0,
-            seed=task["seed"], d_in=task["d"], d_latent=task["width"], train_batch_size_tokens=task["batch"],
+            device=task.get("device", "cpu"), distributed_setup="None", log_to_wandb=False, logger_verbose=False,
+            n_checkpoints=0, seed=task["seed"], d_in=task["d"], d_latent=task["width"],
+            train_batch_size_tokens=task["batch"],
             total_training_tokens=task["batch"] * task["steps"], lr_warm_up_steps=short, lr_decay_steps=short,
             l0_warm_up_steps=short, l0_coefficient=task["settings"].get("coefficient", 1e-3), **given,
         )  # fmt: skip
         sample = data.sample()
         self.scales = [task["d"] ** 0.5 / side.norm(dim=-1).mean(dim=0)[:, None] for side in sample]
-        self.clt = CLT(config.create_sub_config(CLTConfig, n_layers=sample.reads.shape[1]))
+        self.clt = CLT(config.create_sub_config(CLTConfig, n_layers=sample.reads.shape[1])).to(sample.reads.device)
         self.trainer = CLTTrainer(self.clt, None, config, lambda **_: None)
         self.rate = config.lr
         if task["width"] >= 20_000:

@@ -173,7 +173,8 @@ class Sparsify:
         config = SparseCoderConfig(
             num_latents=task["width"], k=task["k"], transcode=self.transcode, skip_connection=task["kind"] == "skip"
         )
-        self.sae = SparseCoder(task["d"], config, dtype=torch.float32)
+        device = task.get("device", "cpu")
+        self.sae = SparseCoder(task["d"], config, dtype=torch.float32, device=device)
         wide = (task["width"] / 2**14) ** 0.5
         self.rate = task["rate"] or (2e-4 if adam else 5e-3) / wide
         self.n_steps, self.schedule = 0, None
@@ -183,7 +184,7 @@ class Sparsify:
         else:
             self.optimizer = ScheduleFreeWrapper(SignSGD(self.sae.parameters(), lr=self.rate), momentum=0.95)
             self.optimizer.train()
-        self.since_fired = torch.zeros(task["width"], dtype=torch.long)
+        self.since_fired = torch.zeros(task["width"], dtype=torch.long, device=device)
         self.adam = adam
 
     def step(self, batch: Batch) -> None:

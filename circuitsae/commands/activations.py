@@ -43,7 +43,7 @@ def activations(
     shard_mb: int = 512,
     seed: int = 0,
     job: str = "1/1",
-    device: str = "cpu",
+    device: str = "auto",
     weights: WeightOptions = Weights(),
 ) -> None:
     """Write a model's activations on a text to a folder, which `train --corpus FOLDER` reads, again and again.
@@ -67,7 +67,7 @@ def activations(
         shard_mb: Memory for the activations that are shuffled together and written as one file.
         seed: Of the order.
         job: 2/8 writes the second of eight shares; the job that ends last completes the folder.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         weights: Which weights of the model.
     """
     share = _share(job)

@@ -40,11 +40,19 @@ app.command(name="export")(export_graph)
 
 
 @app.command
-def doctor(*, wide: Wide = False) -> None:
-    """Versions, device, threads, memory, and what is missing."""
-    from circuitsae.doctor import diagnose
+def doctor(*, tune: tyro.conf.FlagCreatePairsOff[bool] = False, wide: Wide = False) -> None:
+    """Versions, device, threads, memory, what is missing, and from which size on a device is faster than the CPU.
 
-    if not diagnose(open_console(wide)):
+    Args:
+        tune: First measure that, within two minutes, and keep it for this machine: a model's size from which an
+            accelerator is faster than the CPU, and where kernels of active features alone are faster than dense ones.
+    """
+    from circuitsae.doctor import diagnose, tuned
+
+    console = open_console(wide)
+    if tune:
+        tuned(console)
+    if not diagnose(console):
         raise CheckFailedError(
             "something required is missing (see the table); install it with `pip install --upgrade circuitsae`"
         )

@@ -46,7 +46,7 @@ def convert(
     tokens: int = 8192,
     context: int = 128,
     bos: Bos = None,
-    device: str = "cpu",
+    device: str = "auto",
     overwrite: bool = False,
     choices: ChoiceOptions = Choices(),
 ) -> None:
@@ -68,7 +68,7 @@ def convert(
         tokens: With --calibrate-on: tokens of text, and as many held-out ones to measure the difference on.
         context: With --calibrate-on: tokens of a row.
         bos: With --calibrate-on: begin rows with the beginning-of-text token; default, as in their training.
-        device: With --calibrate-on: cpu, cuda, cuda:1, mps.
+        device: With --calibrate-on: auto, cpu, cuda, cuda:1 or mps.
         overwrite: Write dictionaries over those that the folder holds.
         choices: Which of the dictionaries that the name offers.
     """

@@ -56,7 +56,7 @@ def evaluate(
     require_fvu: float | None = None,
     require_agreement: float | None = None,
     bos: Bos = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
@@ -85,7 +85,7 @@ def evaluate(
         require_fvu: Fail (exit code 1) where the mean FVU is above this.
         require_agreement: Fail (exit code 1) where top-1 agreement with all layers replaced is below this.
         bos: Begin each row with the beginning-of-text token; default, as in the dictionaries' training.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         dtype: Precision of the model and of the dictionaries.
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.

@@ -49,7 +49,7 @@ def collect(
     seed: int = 0,
     resume: bool = True,
     bos: Bos = None,
-    device: str = "cpu",
+    device: str = "auto",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
     choices: ChoiceOptions = Choices(),
@@ -71,7 +71,7 @@ def collect(
         seed: Of the samples.
         resume: Go on from where an earlier run was killed.
         bos: Begin each row with the beginning-of-text token; default, as in the dictionaries' training.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.
     """

@@ -39,7 +39,7 @@ def finetune(
     evaluate_tokens: int = 20_000,
     loss_tokens: int = LOSS_TOKENS,
     bos: Bos = None,
-    device: str = "cpu",
+    device: str = "auto",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
     choices: ChoiceOptions = Choices(),
@@ -60,7 +60,7 @@ def finetune(
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         loss_tokens: How many of them to measure losses, agreement and KL on, layer by layer.
         bos: Begin each row with the beginning-of-text token; default, as in the dictionaries' training.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.
         settings: How to fine-tune.

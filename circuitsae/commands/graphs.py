@@ -59,7 +59,7 @@ def trace(
     validate: int = 100,
     bos: Bos = None,
     overwrite: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
@@ -81,7 +81,7 @@ def trace(
         validate: Test this many edges, of every class and distance by their influence; 0 for none.
         bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
         overwrite: Write over the graph that the folder holds.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         dtype: Precision of the model.
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.
@@ -124,7 +124,7 @@ def validate(
     heads: int = 10,
     calibrate: int = 0,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
     choices: ChoiceOptions = Choices(),
@@ -147,7 +147,7 @@ def validate(
         calibrate: Test false claims made from this many edges, and as many planted edges, and say how often each is
             confirmed; 40 say enough.
         seed: Of the controls.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         weights: Which weights of the model; default, those that the graph names.
         choices: Which of the dictionaries that the name offers; default, those that the graph names.
     """

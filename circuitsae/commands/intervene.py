@@ -48,7 +48,7 @@ def intervene(
     model: str = "pocket",
     dictionaries: str | None = None,
     bos: Bos = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
@@ -79,7 +79,7 @@ def intervene(
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders; the pocket model has its own.
         bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         dtype: Precision of the model.
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.

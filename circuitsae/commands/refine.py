@@ -42,7 +42,7 @@ def refine(
     storage_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     overwrite: bool = False,
     bos: Bos = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
@@ -64,7 +64,7 @@ def refine(
         storage_dtype: Precision of the weights that are stored; they are computed in float32.
         overwrite: Write over dictionaries that the folder holds.
         bos: Begin each row with the beginning-of-text token; default, as in the dictionaries' training.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         dtype: Precision of the model; fine-tuning and derivatives need float32.
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.

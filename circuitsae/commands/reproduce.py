@@ -45,7 +45,7 @@ def reproduce(
     docs: Path | None = None,
     seed: int = 0,
     bos: Bos = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
@@ -68,7 +68,7 @@ def reproduce(
         docs: Also write the report as Markdown to this file.
         seed: Seed of prompts and resamples.
         bos: Begin each prompt with the beginning-of-text token; default, as in the dictionaries' training.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         dtype: Precision of the model.
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.

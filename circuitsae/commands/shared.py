@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from circuitsae.graph import AttributionGraph
     from circuitsae.replacement import ReplacementModel
     from transcoders.data import Corpus
+    from transcoders.devices import Work
     from transcoders.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -154,11 +155,21 @@ def load_language_model(
         model_source(name, weights.revision)  # a wrong name is refused before torch takes its seconds
     from circuitsae.loading import load_model
 
-    one = None if weights.device_map is not None and device == "cpu" else device  # which nobody asked for then
     return load_model(
-        name, device=one, dtype=dtype, revision=weights.revision, trust_remote_code=weights.trust_remote_code,
+        name, device=device, dtype=dtype, revision=weights.revision, trust_remote_code=weights.trust_remote_code,
         device_map=weights.device_map, adapter=weights.adapter,
     )  # fmt: skip
+
+
+def device_for(name: str, device: str, weights: Weights = DEFAULT_WEIGHTS, *, work: "Work" = "training") -> str:
+    """The device of a model and what goes with it, of `work`, for what is loaded before the model."""
+    if device != "auto" or weights.device_map is not None:
+        return device
+    from circuitsae.loading import POCKET
+    from circuitsae.pocket import MODEL_DIR
+    from transcoders.loading import device_for as chosen
+
+    return str(chosen(MODEL_DIR if name == POCKET else name, device, revision=weights.revision, work=work))
 
 
 def load_replacement(

@@ -58,7 +58,7 @@ def steer(
     model: str = "pocket",
     dictionaries: str | None = None,
     bos: Bos = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: Dtype = "float32",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
@@ -94,7 +94,7 @@ def steer(
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders; the pocket model has its own.
         bos: Begin each prompt with the beginning-of-text token; default, as in the dictionaries' training.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         dtype: Precision of the model.
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.

@@ -17,6 +17,7 @@ from circuitsae.commands.shared import (
     Weights,
     Wide,
     corpus_for,
+    device_for,
     load_language_model,
     say,
     say_next,
@@ -42,7 +43,7 @@ def train(
     plan: bool = False,
     evaluate_tokens: int = 20_000,
     loss_tokens: int = LOSS_TOKENS,
-    device: str = "cpu",
+    device: str = "auto",
     wide: Wide = False,
     weights: WeightOptions = Weights(),
     settings: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.DisallowNone] = TrainConfig(),
@@ -66,7 +67,7 @@ def train(
         plan: Train nothing; print what the run would take, by a trial of ten seconds. Exit code 2 where it cannot fit.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         loss_tokens: How many of them to measure losses, agreement and KL on, layer by layer.
-        device: cpu, cuda, cuda:1, mps.
+        device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         weights: Which weights of the model.
         settings: How to train.
         mlps: How to train transcoders.
@@ -91,10 +92,11 @@ def train(
     if store is not None and part != THE_WHOLE:
         raise InputError(f"{corpus} holds activations, of which there is no part to choose; leave out --corpus-….")
     text = store or corpus_for(model, corpus, TRAINING, part)
-    given = None if start is None else load_dictionaries(start, device=device_of_rank(device))
+    device = device_for(model, device_of_rank(device), weights)
+    given = None if start is None else load_dictionaries(start, device=device)
     if given is not None:
         config = Start.of(given).config(config)
-    language_model = load_language_model(model, device_of_rank(device), "float32", weights).with_bos(config.bos)
+    language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
     if plan:
         planned = transcoders.plan(
             language_model, text, config, out=out, evaluate_tokens=evaluate_tokens, loss_tokens=loss_tokens

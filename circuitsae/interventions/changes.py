@@ -1,5 +1,6 @@
 """What is changed, and what is done to it: operations on targets, nodes as both, and vectors."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -157,27 +158,51 @@ def node_change(model: ReplacementModel, trace: Trace, node: Node) -> Contributi
     A feature: a W_dec at every layer it writes; an error node: e; a token: its embedding. Raises `InputError` for
     features that are not active on the prompt, and for nodes of other kinds.
     """
-    match node.kind:
-        case NodeKind.FEATURE:
-            return feature_contribution(model, node, float(trace.features.value[_active_row(trace, node)]))
-        case NodeKind.ERROR:
-            return Contribution(node.pos, (node.layer,), trace.errors[node.layer, node.pos][None])
-        case NodeKind.TOKEN:
-            return Contribution(node.pos, (-1,), trace.frozen.writes.embed[node.pos][None])
-    raise InputError(f"Node {node.id} is a {node.kind}; only features, errors and tokens can be changed.")
+    return node_changes(model, trace, [node])[0]
+
+
+def node_changes(model: ReplacementModel, trace: Trace, nodes: Sequence[Node]) -> list[Contribution]:
+    """`node_change` of many nodes: a few operations for each layer, and what is active is read once for all."""
+    found: dict[int, Contribution] = {}
+    by_layer: dict[int, list[int]] = defaultdict(list)
+    for number, node in enumerate(nodes):
+        match node.kind:
+            case NodeKind.FEATURE:
+                by_layer[node.layer].append(number)
+            case NodeKind.ERROR:
+                found[number] = Contribution(node.pos, (node.layer,), trace.errors[node.layer, node.pos][None])
+            case NodeKind.TOKEN:
+                found[number] = Contribution(node.pos, (-1,), trace.frozen.writes.embed[node.pos][None])
+            case _:
+                raise InputError(f"Node {node.id} is a {node.kind}; only features, errors and tokens can be changed.")
+    row_of = _active_rows(trace) if by_layer else {}
+    for layer, numbers in by_layer.items():
+        here = [nodes[number] for number in numbers]
+        if off := [node.id for node in here if (layer, node.pos, node.index) not in row_of]:
+            raise InputError(f"Feature {off[0]} is not active on this prompt; take a node of this prompt's graph.")
+        rows = torch.tensor([row_of[layer, node.pos, node.index] for node in here], device=trace.errors.device)
+        active = trace.features.value[rows]
+        found |= dict(zip(numbers, _feature_contributions(model, layer, here, active), strict=True))
+    return [found[number] for number in range(len(nodes))]
+
+
+def _feature_contributions(
+    model: ReplacementModel, layer: int, nodes: Sequence[Node], value: Float[Tensor, "n"]
+) -> list[Contribution]:
+    """What features of one layer with some activations write, whether they are active on the prompt or not."""
+    feature = torch.tensor([node.index for node in nodes], device=model.model.device)
+    layers = tuple(model.dictionaries.write_layers(layer))
+    rows = [model.dictionaries.decoder_rows(layer, feature, at).detach() for at in layers]
+    vectors = (torch.stack(rows, dim=1) * value[:, None, None]).unbind()
+    return [Contribution(node.pos, layers, own) for node, own in zip(nodes, vectors, strict=True)]
 
 
 def feature_contribution(model: ReplacementModel, node: Node, value: float) -> Contribution:
     """What a feature with some activation writes, whether it is active on the prompt or not."""
-    feature = torch.tensor([node.index], device=model.model.device)
-    layers = tuple(model.dictionaries.write_layers(node.layer))
-    rows = [model.dictionaries.decoder_rows(node.layer, feature, layer)[0].detach() for layer in layers]
-    return Contribution(node.pos, layers, value * torch.stack(rows))
+    activation = torch.tensor([value], dtype=model.model.dtype, device=model.model.device)
+    return _feature_contributions(model, node.layer, [node], activation)[0]
 
 
-def _active_row(trace: Trace, node: Node) -> int:
-    wanted = torch.tensor([node.layer, node.pos, node.index], device=trace.features.index.device)
-    rows = (trace.features.index == wanted).all(dim=1).nonzero()
-    if len(rows) != 1:
-        raise InputError(f"Feature {node.id} is not active on this prompt; take a node of this prompt's graph.")
-    return int(rows[0])
+def _active_rows(trace: Trace) -> dict[tuple[int, ...], int]:
+    """The row of each active feature (layer, position, number)."""
+    return {tuple(index): row for row, index in enumerate(trace.features.index.tolist())}

@@ -7,13 +7,14 @@ from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitsae.interventions.changes import Contribution, Intervention
-from circuitsae.interventions.hooks import Edits, FeatureTable, VectorTable, feature_tables, vector_tables
+from circuitsae.interventions.hooks import Edits, FeatureTable, Tables, VectorTable
 from circuitsae.interventions.prompts import ERRORS, MIDDLE, Recording, error_place
-from circuitsae.replacement import ReplacementModel, Trace
+from circuitsae.replacement import ReplacementModel
+from transcoders.devices import free_memory
 from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import Hook, in_the_middle
 from transcoders.sites import MLP_WRITES, Site
@@ -91,16 +92,29 @@ def regime_named(regime: str | Regime, until: int | None = None) -> Regime:
 
 
 MEMORY = 256 * 2**20
-"""Bytes that one forward pass may take, roughly."""
+"""Bytes that one forward pass may take, roughly, on a CPU."""
+MOST = 4 * 2**30
+"""On a CUDA device: half of what is free, and no more than this, beyond which rows gain nothing by their number and
+begin at an earlier block than they need to. An estimate, not measured."""
 SCORES = 5
 """Arrays of the size of an attention pattern that are alive at once while one is computed (measured)."""
 FINAL = "unembed.hook_in"
+HELD_MLPS = ("constant", "linear")
+"""Without anything of the model's own MLPs."""
 
 Alternative = Sequence[Intervention | Contribution]
 
 
-def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: int, *, logits: bool = True) -> int:
+def pass_memory(device: torch.device, memory: int | None = None) -> int:
+    """Bytes of one forward pass: what was asked for, or what suits the device."""
+    return min(free_memory(device, 2 * MEMORY) // 2, MOST) if memory is None else memory
+
+
+def rows_at_once(
+    model: ReplacementModel, length: int, regime: Regime, memory: int | None, *, logits: bool = True
+) -> int:
     """How many rows a forward pass of about `memory` bytes can hold, to the logits or up to the unembedding."""
+    memory = pass_memory(model.model.device, memory)
     if memory < 1:
         raise InputError(f"memory={memory} bytes hold nothing; give more.")
     lm = model.model
@@ -114,11 +128,9 @@ def rows_at_once(model: ReplacementModel, length: int, regime: Regime, memory: i
 class Forward:
     """The hooks of one forward pass over rows of one length."""
 
-    def __init__(
-        self, model: ReplacementModel, prompts: Sequence[Recording], edits: Sequence[Edits], regime: Regime
-    ) -> None:
+    def __init__(self, model: ReplacementModel, prompts: Sequence[Recording], tables: Tables, regime: Regime) -> None:
         self.model, self.prompts, self.regime = model, prompts, regime
-        self.features, self.vectors = feature_tables(edits), vector_tables(edits)
+        self.features, self.vectors = tables
         self.declared: dict[int, Tensor] = {}
         """By layer, what was added to the MLP's output (where its dictionary writes) on purpose."""
         self._written: dict[int, list[Tensor]] = defaultdict(list)
@@ -130,8 +142,7 @@ class Forward:
         """One hook for each place where something is held, read or changed; those of `peek` come before all others."""
         steps: dict[str, list[Hook]] = defaultdict(list, {name: [hook] for name, hook in (peek or {}).items()})
         for name, value in self.held().items():
-            live = self.regime.live_heads(layer_of(name)) if name.endswith("hook_pattern") else []
-            steps[name].append(_constant_but(live, value))
+            steps[name].append(self._hold(name, value))
         for layer in range(self.model.model.n_layers):
             steps[self.model.write_hooks[layer]].append(self._write(layer))
         for place, rounds in self.vectors.items():
@@ -152,12 +163,20 @@ class Forward:
         held = [name for name in constants if self.regime.holds(name)]
         return {name: self.by_row(lambda p, name=name: p.trace.frozen.constants[name][0]) for name in held}
 
+    def _hold(self, name: str, clean: Tensor) -> Hook:
+        """The hook that holds a pattern or scale, but for the heads that are let go."""
+        live = self.regime.live_heads(layer_of(name)) if name.endswith("hook_pattern") else []
+        return _constant_but(live, clean)
+
     @property
     def idle(self) -> list[int]:
         """The layers whose MLPs need not run: clean outputs stand in the place of theirs."""
         writes = enumerate(self.model.dictionaries.writes)
         held = [layer for layer, write in writes if write.layer == layer and write.kind in MLP_WRITES]
-        return [layer for layer in held if self.regime.mlp(layer) in ("constant", "linear")]
+        return [layer for layer in held if self._idles(layer)]
+
+    def _idles(self, layer: int) -> bool:
+        return self.regime.mlp(layer) in HELD_MLPS
 
     def by_row(self, value: Callable[[Recording], Tensor]) -> Tensor:
         """A value of each row's prompt, stacked; not copied where all rows have one prompt."""
@@ -177,7 +196,7 @@ class Forward:
             self.read[layer] = read
             active = None
             if mode == "linear":
-                self._answer(layer, read)
+                self._answer(layer, read - self.by_row(lambda p: p.trace.frozen.reads.by_layer[layer]))
             if mode == "features":
                 active = dictionaries.activations(layer, read)
                 written = dictionaries.decode_layer(layer, active).unbind(-2)
@@ -193,30 +212,31 @@ class Forward:
 
         return encode
 
-    def _answer(self, layer: int, read: Tensor) -> None:
+    def _answer(self, layer: int, moved: Float[Tensor, "row pos d_model"]) -> None:
         """What the active features of a layer write later for what they read beyond the clean run's."""
         dictionaries = self.model.dictionaries
-        moved = read - self.by_row(lambda p: p.trace.frozen.reads.by_layer[layer])
         written = {at: torch.zeros_like(moved) for at in dictionaries.write_layers(layer)}
-        for trace, rows in self._by_prompt:
-            _, pos, feature = trace.features.index[trace.features.index[:, 0] == layer].unbind(1)
-            encoders = dictionaries.encoder_rows(layer, feature).detach()
-            decoders = {at: dictionaries.decoder_rows(layer, feature, at).detach() for at in written}
-            for at_pos in pos.unique().tolist():
-                here = pos == at_pos
-                answer = moved[rows, at_pos] @ encoders[here].T
-                for at, out in written.items():
-                    out[rows, at_pos] = answer @ decoders[at][here]
+        for prompt, rows in self._by_prompt:
+            pos, feature, none = prompt.active[layer]
+            if not len(pos):
+                continue
+            here = (slice(None), pos) if rows is None else (rows[:, None], pos)
+            encoders = dictionaries.encoder_rows(layer, feature.flatten()).detach().unflatten(0, feature.shape)
+            answer = torch.einsum("rpd,pmd->rpm", moved[here], encoders).masked_fill(none, 0)
+            for at, out in written.items():
+                decoders = dictionaries.decoder_rows(layer, feature.flatten(), at).detach()
+                out[here] = torch.einsum("rpm,pmd->rpd", answer, decoders.unflatten(0, feature.shape))
         for at, out in written.items():
             self._written[at].append(out)
 
     @cached_property
-    def _by_prompt(self) -> list[tuple[Trace, list[int]]]:
-        """Each prompt with its rows."""
-        rows: dict[int, tuple[Trace, list[int]]] = {}
+    def _by_prompt(self) -> list[tuple[Recording, Int[Tensor, "n"] | None]]:
+        """Each prompt with its rows; None of the only one's, which are all."""
+        rows: dict[int, tuple[Recording, list[int]]] = {}
         for row, prompt in enumerate(self.prompts):
-            rows.setdefault(id(prompt.trace), (prompt.trace, []))[1].append(row)
-        return list(rows.values())
+            rows.setdefault(id(prompt.trace), (prompt, []))[1].append(row)
+        device, alone = self.prompts[0].trace.errors.device, len(rows) == 1
+        return [(prompt, None if alone else torch.tensor(own, device=device)) for prompt, own in rows.values()]
 
     def _values(self, layer: int, table: FeatureTable, read: Tensor, mode: str) -> Float[Tensor, "n"]:
         """The activations that the changes start from: clean ones, or those of this run."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.forward import REGIMES, Forward
-from circuitsae.interventions.hooks import On, Window, compile_edits
+from circuitsae.interventions.hooks import On, Tables, Window, compile_edits
 from circuitsae.interventions.intervene import alternatives_of
 from circuitsae.interventions.outcome import said
 from circuitsae.interventions.prompts import Library, PromptLike
@@ -81,7 +81,7 @@ def generate(
     for _ in range(n):
         window = Window(start, tokens.shape[1], growing=True, on=on)
         edits = [compile_edits(alternative, recording, library, window) for alternative in rows]
-        forward = Forward(model, [recording] * len(rows), edits, REGIMES["model"])
+        forward = Forward(model, [recording] * len(rows), Tables.of(edits), REGIMES["model"])
         out, _ = model.model.run_hooked(tokens[:, start:], write=forward.hooks(), past=past)
         logits.append(out[:, -1])
         start = tokens.shape[1] if cache else 0

@@ -4,7 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -360,6 +360,18 @@ class VectorTable:
         changed = value.clone()
         changed[self.at] = self.scale * value[self.at] + self.shift
         return changed
+
+
+class Tables(NamedTuple):
+    """All that the rows of a pass change: by layer its features, by place rounds of vectors."""
+
+    features: dict[int, FeatureTable]
+    vectors: dict[str, list[VectorTable]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Edits]) -> "Tables":
+        """Of each row's changes."""
+        return cls(feature_tables(rows), vector_tables(rows))
 
 
 def feature_tables(rows: Sequence[Edits]) -> dict[int, FeatureTable]:

@@ -14,7 +14,6 @@ from circuitsae.interventions.auditing import Audit
 from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.forward import (
     FINAL,
-    MEMORY,
     Alternative,
     Forward,
     Regime,
@@ -23,9 +22,10 @@ from circuitsae.interventions.forward import (
     regime_named,
     rows_at_once,
 )
-from circuitsae.interventions.hooks import compile_edits
+from circuitsae.interventions.hooks import Tables, compile_edits
 from circuitsae.interventions.outcome import BatchReads, Outcome
 from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
+from circuitsae.interventions.writers import Compiled, Shares
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
 
@@ -41,14 +41,15 @@ def intervene(
     audit: bool = False,
     logits_at: int | None = -1,
     reads: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Outcome:
     """What the model computes once something was changed, beside what it computes by itself.
 
     `interventions` is one alternative (a list of changes, all made in one run) or several (a list of such lists). Every
-    alternative is run on every prompt; a forward pass carries as many as fit into about `memory` bytes. All prompts
-    have one number of tokens. `logits_at` is the position whose logits are kept (None: every one); without `reads`
-    what the dictionaries and the unembedding read is dropped. `audit` proves that what the regime holds did not move.
+    alternative is run on every prompt; a forward pass carries as many as fit into about `memory` bytes, by default what
+    suits the device. All prompts have one number of tokens. `logits_at` is the position whose logits are kept (None:
+    every one); without `reads` what the dictionaries and the unembedding read is dropped. `audit` proves that what the
+    regime holds did not move.
 
     Raises `InputError` for what the model, the dictionaries or a prompt do not have, `CheckFailedError` if an audit
     finds something moved.
@@ -108,7 +109,7 @@ def reads_after(
     changes: Sequence[Contribution | Alternative],
     regime: RegimeName | Regime,
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> list[Reads]:
     """What every dictionary and the unembedding read once each change (one at a time) was made."""
     recording = Recording(model, trace)
@@ -180,33 +181,41 @@ class ReadChunk:
 def run_reads(
     model: ReplacementModel,
     prompt: Recording,
-    alternatives: Sequence[Alternative],
+    alternatives: Sequence[Alternative] | Shares,
     regime: RegimeName | Regime,
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Iterator[ReadChunk]:
     """As `run_alternatives` on one prompt, for what is read alone: a part of the work.
 
     Rows come in the order of the first block that they change, at which their pass begins; neither logits are computed
     nor MLPs whose outputs are held.
     """
-    chosen, library = regime_named(regime), Library(model)
-    edits = [compile_edits(alternative, prompt, library) for alternative in alternatives]
+    chosen = regime_named(regime)
+    changes = alternatives if isinstance(alternatives, Shares) else compiled(alternatives, prompt)
     whole = chosen.mlps == "features"  # features of all layers are recomputed
-    starts = [0 if whole else first_block(one) for one in edits]
-    order = sorted(range(len(edits)), key=starts.__getitem__)
+    starts = [0] * len(changes) if whole else changes.starts
+    order = sorted(range(len(changes)), key=starts.__getitem__)
     size = rows_at_once(model, len(prompt), chosen, memory, logits=False)
     for begin in range(0, len(order), size):
         rows = order[begin : begin + size]
-        start = starts[rows[0]]
-        start = start if start and start in prompt.streams else 0
-        forward = Forward(model, [prompt] * len(rows), [edits[row] for row in rows], chosen)
-        yield ReadChunk(rows, *_read_from(forward, start))
+        forward = Forward(model, [prompt] * len(rows), changes.tables(rows), chosen)
+        yield ReadChunk(rows, *read_from(forward, starts[rows[0]]))
 
 
-def _read_from(forward: Forward, start: int) -> tuple[Tensor, Tensor]:
-    """What is read in a pass that begins at a block; below it, what the clean run read."""
+def compiled(alternatives: Sequence[Alternative], prompt: Recording) -> Compiled:
+    """Alternatives of any kind, as the passes of `run_reads` take them."""
+    library = Library(prompt.model)
+    edits = [compile_edits(alternative, prompt, library) for alternative in alternatives]
+    return Compiled(edits, [first_block(one) for one in edits])
+
+
+def read_from(forward: Forward, start: int) -> tuple[Tensor, Tensor]:
+    """What is read in a pass over rows of one prompt that begins at a block, where the model can be run from there on;
+    below it, what the clean run read.
+    """
     model, prompt, count = forward.model, forward.prompts[0], len(forward.prompts)
+    start = start if start and start in prompt.streams else 0
     stream = prompt.streams[start].expand(count, -1, -1) if start else None
     tokens, sites = prompt.trace.tokens.expand(count, -1), model.dictionaries.reads
     run = [site for site in sites if site.layer >= start]
@@ -226,7 +235,7 @@ def run_alternatives(
     regime: str | Regime = "model",
     *,
     until: int | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     audit: bool = False,
     library: Library | None = None,
 ) -> Iterator[Chunk]:
@@ -247,7 +256,7 @@ def run_alternatives(
         here = prompts[start:stop]
         given = zip(here, rows[start:stop], strict=True)
         edits = [compile_edits(alternative, prompt, library) for prompt, (_, alternative) in given]
-        forward = Forward(model, here, edits, chosen)
+        forward = Forward(model, here, Tables.of(edits), chosen)
         checks = Audit(forward) if audit else None
         tokens = torch.stack([p.trace.tokens for p in here])
         read = list(model.read_hooks)

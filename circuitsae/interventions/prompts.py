@@ -3,10 +3,11 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitsae.interventions.targets import Places
@@ -125,6 +126,15 @@ class Recording:
         return self._others[place]
 
     @cached_property
+    def active(self) -> "list[Active]":
+        """By layer, where which features are active; read from the device once."""
+        index = self.trace.features.index.cpu().numpy()
+        return [
+            Active.of(index[index[:, 0] == layer], self.trace.errors.device)
+            for layer in range(self.model.model.n_layers)
+        ]
+
+    @cached_property
     def streams(self) -> Mapping[int, Float[Tensor, "1 pos d_model"]]:
         """The clean stream before each block that a run can begin at."""
         return streams_before(self.model.model, range(1, self.model.model.n_layers), self.trace.tokens[None])
@@ -156,6 +166,27 @@ class Recording:
                 f"The stream of {self.model.model.name} between attention and MLP of layer {layer} is not the sum of "
                 "the block's input and what attention adds; change resid_pre or attn_added instead."
             )
+
+
+class Active(NamedTuple):
+    """The active features of a layer by position, filled up to the same number for each."""
+
+    pos: Int[Tensor, "pos"]
+    """Positions that have any."""
+    feature: Int[Tensor, "pos most"]
+    """0 where there is none."""
+    none: Bool[Tensor, "pos most"]
+
+    @classmethod
+    def of(cls, index: Int[np.ndarray, "n 3"], device: torch.device) -> "Active":
+        """Of rows (layer, position, number) of one layer."""
+        places, group, count = np.unique(index[:, 1], return_inverse=True, return_counts=True)
+        order = np.argsort(group, kind="stable")
+        turn = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)
+        feature = np.full((len(places), count.max(initial=0)), -1, dtype=np.int64)
+        feature[group[order], turn] = index[order, 2]
+        pos, number = (torch.from_numpy(x).to(device) for x in (places.astype(np.int64), feature))
+        return cls(pos, number.clamp(min=0), number < 0)
 
 
 class Library:

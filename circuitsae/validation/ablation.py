@@ -33,8 +33,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitsae.interventions import REGIMES, Error, Means, Recording, Regime, RegimeName
-from circuitsae.interventions.forward import MEMORY, SCORES, Forward, regime_named
-from circuitsae.interventions.hooks import Edits
+from circuitsae.interventions.forward import SCORES, Forward, pass_memory, regime_named
+from circuitsae.interventions.hooks import Tables
 from circuitsae.interventions.prompts import By, error_place
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.circuits import Circuit, CircuitNode
@@ -72,12 +72,13 @@ class Ablated:
         errors: Errors = "ranked",
         regime: RegimeName | Regime = "replacement",
         seed: int = 0,
-        memory: int = MEMORY,
+        memory: int | None = None,
     ) -> None:
         for name, value, known in (("ablation", ablation, Ablation), ("errors", errors, Errors)):
             if value not in get_args(known):
                 raise InputError(f"{name}={value!r} is not known; give one of {', '.join(get_args(known))}.")
-        self.cases, self.model, self.errors, self.memory = cases, cases.model, errors, memory
+        self.cases, self.model, self.errors = cases, cases.model, errors
+        self.memory = pass_memory(self.model.model.device, memory)
         self.ablation: Ablation = ablation
         self.regime = regime_named(regime)
         if self.regime.mlps == "linear":
@@ -254,7 +255,7 @@ class _Outside(Forward):
     def __init__(
         self, model: ReplacementModel, prompts: Sequence[Recording], regime: Regime, *, features: Side, errors: Side
     ) -> None:
-        super().__init__(model, prompts, [Edits() for _ in prompts], regime)
+        super().__init__(model, prompts, Tables({}, {}), regime)
         self._outside_features, self._outside_errors = features, errors
         self._moved: dict[int, list[Tensor]] = defaultdict(list)
 

@@ -36,7 +36,9 @@ from scipy import stats
 
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.graph.notes import Claim
-from circuitsae.interventions import Contribution, Recording, RegimeName, node_change
+from circuitsae.interventions import Contribution, Recording, RegimeName
+from circuitsae.interventions.changes import node_changes
+from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.claims import PREDICTED_BY, Pairs, Settings, judge
@@ -148,7 +150,7 @@ class _Case:
         return features + [node for node in self.graph.nodes if node.kind in (NodeKind.TOKEN, NodeKind.ERROR)]
 
     def _predictions(self, regime: RegimeName) -> dict[tuple[str, str], float]:
-        removed = [[-1.0 * node_change(self.model, self.trace, node)] for node in self.sources]
+        removed = Shares.removing(Writers(self.model, self.prompt, node_changes(self.model, self.trace, self.sources)))
         read = Targets(self.model, self.trace, self.targets)
         found = effects(self.model, self.prompt, removed, read, regime, self.settings.memory)
         return {

@@ -29,11 +29,12 @@ from jaxtyping import Float
 
 from circuitsae.graph import Node, NodeKind
 from circuitsae.graph.notes import CLAIMS, Claim
-from circuitsae.interventions import Contribution, Recording, Regime, RegimeName, node_change
-from circuitsae.interventions.forward import MEMORY
+from circuitsae.interventions import Recording, Regime, RegimeName
+from circuitsae.interventions.changes import node_changes
+from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.controls import draw_controls
-from circuitsae.validation.measuring import Targets, edge_kind, effects, require_active
+from circuitsae.validation.measuring import Asked, Targets, edge_kind, effects_in, require_active
 from circuitsae.validation.statistics import corrected, slopes
 from circuitsae.validation.verdicts import Evidence, against_controls, decide
 from transcoders.errors import InputError
@@ -75,7 +76,10 @@ class Settings:
     controls: int = 200
     delta: float = 0.05
     seed: int = 0
-    memory: int = MEMORY
+    memory: int | None = None
+    """Bytes of a pass; by default what suits the device."""
+    together: bool | None = None
+    """Whether runs of all claims share passes, as they do by default anywhere but on a CPU."""
 
     def __post_init__(self) -> None:
         if not self.claims or set(self.claims) - set(CLAIMS):
@@ -176,35 +180,36 @@ class _Trial:
         self.controls = draw_controls(
             model, prompt.trace, pairs.sources, pairs.targets, settings.controls, settings.seed
         )
+        self._runs, self._controls = self._measured()
+
+    def _measured(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Effects `[source, dose, target]` and `[control, 1, target]` of all runs, by what is live in them."""
+        settings, pairs = self.settings, self.pairs
         linear: dict[str, RegimeName] = {"frozen": "frozen", "linear": "linear"}
         tested: dict[str, RegimeName] = {claim: claim for claim in settings.claims}
         between = {name: regime for claim in settings.claims for name, regime in _BETWEEN[claim].items()}
         if "model" in settings.claims:
             tested["graph"] = "graph"
-        sources = [node_change(model, prompt.trace, node) for node in pairs.sources]
-        once, small = np.ones((len(sources), 1)), SMALL.get(model.model.dtype, 1e-2)
-        self._runs = self._measure(sources, self.doses, tested) | self._measure(sources, once, linear | between)
-        if "model" in settings.claims:
-            self._runs["small"] = self._measure(sources, small * once, {"small": "graph"})["small"] / small
-        others = self.controls.contributions
         judged: dict[str, RegimeName] = {name: tested[name] for name in tested if name != "model"}
-        self._controls = self._measure(others, np.ones((len(others), 1)), linear | judged)
-
-    def _measure(
-        self,
-        sources: Sequence[Contribution],
-        doses: Float[np.ndarray, "source dose"],
-        regimes: Mapping[str, RegimeName | Regime],
-    ) -> dict[str, Float[np.ndarray, "source dose target"]]:
-        """Effects of taking out each source, at each of its doses that is a number, under each of some regimes."""
-        row, column = np.nonzero(np.isfinite(doses))
-        taken = [[-float(doses[s, d]) * sources[s]] for s, d in zip(row.tolist(), column.tolist(), strict=True)]
-        found = {}
-        for name, regime in regimes.items():
-            found[name] = np.full((*doses.shape, len(self.targets.clean)), np.nan)
-            moved = effects(self.model, self.prompt, taken, self.targets, regime, self.settings.memory)
-            found[name][row, column] = moved
-            self.advance(len(taken))
+        removed, small = np.ones((len(pairs.sources), 1)), SMALL.get(self.model.model.dtype, 1e-2)
+        others = np.ones((len(self.controls.contributions), 1))
+        sources = node_changes(self.model, self.prompt.trace, pairs.sources)
+        writers = Writers(self.model, self.prompt, [*sources, *self.controls.contributions])
+        asked = [_Ask(name, regime, self.doses) for name, regime in tested.items()]
+        asked += [_Ask(name, regime, removed) for name, regime in (linear | between).items()]
+        if "model" in settings.claims:
+            asked.append(_Ask("small", "graph", small * removed))
+        asked += [_Ask(name, regime, others, first=len(sources)) for name, regime in (linear | judged).items()]
+        runs: list[Asked] = [(ask.shares(writers), ask.regime) for ask in asked]
+        moved = effects_in(
+            self.model, self.prompt, runs, self.targets, settings.memory, together=settings.together,
+            advance=self.advance,
+        )  # fmt: skip
+        found: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+        for ask, effect in zip(asked, moved, strict=True):
+            found[ask.first > 0][ask.name] = ask.by_dose(effect)
+        if "model" in settings.claims:
+            found[0]["small"] /= small
         return found
 
     def full(self, name: str) -> Float[np.ndarray, "pair"]:
@@ -246,6 +251,29 @@ class _Trial:
         return np.array(p), np.array(count)
 
 
+@dataclass(frozen=True)
+class _Ask:
+    """Writers from `first` on, each taken out in its doses (those that are numbers), in one regime."""
+
+    name: str
+    regime: RegimeName | Regime
+    doses: Float[np.ndarray, "writer dose"]
+    first: int = 0
+
+    @property
+    def _at(self) -> tuple[np.ndarray, np.ndarray]:
+        row, column = np.nonzero(np.isfinite(self.doses))
+        return row, column
+
+    def shares(self, writers: Writers) -> Shares:
+        return Shares(writers, self.first + self._at[0], -self.doses[self._at])
+
+    def by_dose(self, effect: Float[np.ndarray, "alternative target"]) -> Float[np.ndarray, "writer dose target"]:
+        found = np.full((*self.doses.shape, effect.shape[1]), np.nan)
+        found[self._at] = effect
+        return found
+
+
 def _doses(
     prompt: Recording, sources: Sequence[Node], elsewhere: Mapping[tuple[int, int], Sequence[float]]
 ) -> Float[np.ndarray, "source dose"]:
@@ -255,9 +283,11 @@ def _doses(
     """
     found = np.full((len(sources), len(DOSES) + ELSEWHERE), np.nan)
     found[:, : len(DOSES)] = DOSES
-    for row, node in enumerate(sources):
-        if node.kind is NodeKind.FEATURE:
-            own = float(prompt.activations(torch.tensor([[node.layer, node.pos, node.index]]))[0])
+    features = [row for row, node in enumerate(sources) if node.kind is NodeKind.FEATURE]
+    if features:
+        index = torch.tensor([[sources[row].layer, sources[row].pos, sources[row].index] for row in features])
+        for row, own in zip(features, prompt.activations(index).tolist(), strict=True):
+            node = sources[row]
             values = np.unique(np.asarray(elsewhere.get((node.layer, node.index), ()), dtype=float))
             values = values[(values > 0) & (values <= 2 * own) & (values != own)]
             spread = np.linspace(0, len(values) - 1, min(ELSEWHERE, len(values))).round().astype(int)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from circuitsae.graph import Node, NodeKind
-from circuitsae.interventions import Contribution, node_change
+from circuitsae.interventions import Contribution
+from circuitsae.interventions.changes import node_changes
 from circuitsae.interventions.prompts import EMBED
 from circuitsae.replacement import ReplacementModel, Trace
 
@@ -48,7 +49,7 @@ def draw_controls(
     tokens = _tokens(model, trace, at, count, rng) if at and count else []
     nodes = [Node(NodeKind.FEATURE, layer, pos, index) for layer, pos, index in features]
     return Controls(
-        contributions=[*(node_change(model, trace, node) for node in nodes), *tokens],
+        contributions=[*node_changes(model, trace, nodes), *tokens],
         layer=np.array([node.layer for node in nodes] + [-1] * len(tokens), dtype=int),
         pos=np.array([node.pos for node in nodes] + [token.pos for token in tokens], dtype=int),
         index=np.array([node.index for node in nodes] + [-1] * len(tokens), dtype=int),

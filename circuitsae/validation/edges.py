@@ -8,7 +8,6 @@ import pandas as pd
 from circuitsae.graph import AttributionGraph
 from circuitsae.graph.notes import CLAIMS, Claim
 from circuitsae.interventions import PromptLike, Recording
-from circuitsae.interventions.forward import MEMORY
 from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.choice import choose_edges
@@ -35,7 +34,7 @@ def validate(
     heads: int = 10,
     seed: int = 0,
     progress: bool = False,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Validation:
     """Test the claims of a graph's edges in the model: predicted and measured effects, ratios, verdicts.
 
@@ -89,7 +88,7 @@ def validate(
 
 
 def _leading_heads(
-    model: ReplacementModel, prompt: Recording, found: pd.DataFrame, pairs: Pairs, count: int, memory: int
+    model: ReplacementModel, prompt: Recording, found: pd.DataFrame, pairs: Pairs, count: int, memory: int | None
 ) -> list[str]:
     """The head that carries most, of the most influential edges that attention carries; "" of all others."""
     carried = found.loc[found["direct_verdict"] == "attention", "influence"]

@@ -18,11 +18,13 @@ import pandas as pd
 from jaxtyping import Float
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.interventions import Recording, Regime, node_change
-from circuitsae.interventions.forward import MEMORY, layer_of
+from circuitsae.interventions import Recording, Regime
+from circuitsae.interventions.changes import node_changes
+from circuitsae.interventions.forward import layer_of
+from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.claims import Pairs
-from circuitsae.validation.measuring import Targets, effects, node_row, require_active, traced
+from circuitsae.validation.measuring import Asked, Targets, effects_in, node_row, require_active, traced
 from transcoders.errors import InputError
 
 Split = Literal["direct", "model"]
@@ -78,7 +80,7 @@ def split_by_part(
     ).sort_index(kind="stable", ignore_index=True)
 
 
-def leading_heads(model: ReplacementModel, prompt: Recording, pairs: Pairs, *, memory: int = MEMORY) -> list[str]:
+def leading_heads(model: ReplacementModel, prompt: Recording, pairs: Pairs, *, memory: int | None = None) -> list[str]:
     """The head ("2.3") that carries most of each direct edge."""
     heads, values = split(model, prompt, pairs, "direct", norms=False, memory=memory)
     return [heads[i].name.removeprefix("head ") for i in np.abs(values).argmax(axis=1)]
@@ -91,25 +93,32 @@ def split(
     claim: Split,
     *,
     norms: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> tuple[list[Part], Float[np.ndarray, "pair part"]]:
     """All parts of the model, or its heads alone, and what each adds to each pair's effect."""
     require_active(prompt.trace, [*pairs.sources, *pairs.targets])
     every, targets = parts_of(prompt), Targets(model, prompt.trace, pairs.targets)
     parts = [part for part in every if norms or isinstance(part.what, tuple)]
-    removed = [[-1.0 * node_change(model, prompt.trace, node)] for node in pairs.sources]
+    removed = Shares.removing(Writers(model, prompt, node_changes(model, prompt.trace, pairs.sources)))
     first = np.array([node.layer for node in pairs.sources])
     last = np.zeros_like(first)
     np.maximum.at(last, pairs.source, [pairs.targets[target].layer for target in pairs.target])
     values = np.zeros((len(pairs.source), len(parts)))
     # In the reverse order what follows the parts is let go first.
-    for order, live in ((range(len(parts)), []), (reversed(range(len(parts))), every[len(parts) :])):
-        now = effects(model, prompt, removed, targets, _let_go(HELD[claim], live), memory)
+    orders = (list(range(len(parts))), []), (list(reversed(range(len(parts)))), every[len(parts) :])
+    asked: list[Asked] = []
+    for order, live in orders:
+        asked.append((removed, _let_go(HELD[claim], live)))
         for i in order:
             live.append(parts[i])
-            after, moves = now.copy(), np.flatnonzero(parts[i].between(first, last))
-            regime = _let_go(HELD[claim], live)
-            after[moves] = effects(model, prompt, [removed[row] for row in moves], targets, regime, memory)
+            moves = np.flatnonzero(parts[i].between(first, last))
+            asked.append((removed.take(moves), _let_go(HELD[claim], live)))
+    found = iter(effects_in(model, prompt, asked, targets, memory))
+    for order, _ in orders:
+        now = next(found)
+        for i in order:
+            after = now.copy()
+            after[parts[i].between(first, last)] = next(found)
             values[:, i] += (after - now)[pairs.source, pairs.target] / 2
             now = after
     return parts, values

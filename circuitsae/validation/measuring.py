@@ -1,20 +1,23 @@
 """Reading the targets of a graph in many altered runs at once."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.attribution.nodes import TargetVectors, feature_targets, logit_targets
+from circuitsae.attribution.nodes import logit_targets
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.interventions import Recording, Regime, RegimeName, run_reads
-from circuitsae.interventions.forward import MEMORY, Alternative
+from circuitsae.interventions.forward import Alternative, regime_named
+from circuitsae.interventions.intervene import ReadChunk
+from circuitsae.interventions.mixed import run_mixed
+from circuitsae.interventions.writers import Shares
 from circuitsae.replacement import ReplacementModel, Trace
-from transcoders.dictionaries import SparseFeatures
 from transcoders.errors import InputError
 
 
@@ -82,53 +85,120 @@ class Targets:
     """
 
     def __init__(self, model: ReplacementModel, trace: Trace, nodes: Sequence[Node]) -> None:
-        kinds = np.array([node.kind is NodeKind.LOGIT for node in nodes], dtype=bool)
-        features, logits = self._features(model, trace, nodes, ~kinds), self._logits(trace, nodes, kinds)
-        self.order = torch.from_numpy(np.argsort(np.concatenate([np.flatnonzero(~kinds), np.flatnonzero(kinds)])))
-        self.vectors = TargetVectors.join(features, logits)
-        place = torch.stack([self.vectors.layer, self.vectors.pos], dim=1)
-        self._places, self._place_of = place.unique(dim=0, return_inverse=True)
+        n_layers, last = model.model.n_layers, trace.n_positions - 1
+        is_logit = [node.kind is NodeKind.LOGIT for node in nodes]
+        layer = [n_layers if logit else node.layer for logit, node in zip(is_logit, nodes, strict=True)]
+        pos = [last if logit else node.pos for logit, node in zip(is_logit, nodes, strict=True)]
+        order = np.argsort(layer, kind="stable")
+        vectors = self._vectors_of(model, trace, [nodes[i] for i in order.tolist()])
+        self._by_place(np.array([layer, pos], dtype=np.int64).T, order, vectors, (n_layers, trace.n_positions))
         self.clean = self.read(trace.frozen.reads.by_layer[None], trace.frozen.reads.final[None])[0]
 
     @staticmethod
-    def _features(model: ReplacementModel, trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> TargetVectors:
-        rows = [(nodes[i].layer, nodes[i].pos, nodes[i].index) for i in np.flatnonzero(which).tolist()]
-        index = torch.tensor(rows, dtype=torch.long, device=trace.features.index.device).reshape(-1, 3)
-        alone = replace(trace, features=SparseFeatures(index, trace.features.value.new_zeros(len(index))))
-        return feature_targets(model, alone, torch.arange(len(index), device=index.device))
+    def _vectors_of(model: ReplacementModel, trace: Trace, nodes: Sequence[Node]) -> Float[Tensor, "target d_model"]:
+        """Encoder directions of features layer by layer, then unembedding directions of logits."""
+        device = trace.errors.device
+        parts = [trace.errors.new_zeros(0, trace.errors.shape[-1])]
+        for _, group in groupby(nodes, key=lambda node: (node.kind is NodeKind.LOGIT, node.layer)):
+            here = list(group)
+            number = torch.tensor([node.index for node in here], device=device)
+            if here[0].kind is NodeKind.LOGIT:
+                parts.append(logit_targets(trace, number).vector)
+            else:
+                parts.append(model.dictionaries.encoder_rows(here[0].layer, number).detach())
+        return torch.cat(parts)
 
-    @staticmethod
-    def _logits(trace: Trace, nodes: Sequence[Node], which: np.ndarray) -> TargetVectors:
-        tokens = [nodes[i].index for i in np.flatnonzero(which).tolist()]
-        return logit_targets(trace, torch.tensor(tokens, dtype=torch.long, device=trace.logits.device))
+    def _by_place(
+        self,
+        place: Int[np.ndarray, "target 2"],
+        order: Int[np.ndarray, "target"],
+        vectors: Float[Tensor, "target d_model"],
+        sizes: tuple[int, int],
+    ) -> None:
+        """The vectors (in an order of targets) of each place (layer, position) side by side, filled up with zeros."""
+        places, group, count = np.unique(place, axis=0, return_inverse=True, return_counts=True)
+        group, most = group.reshape(-1), int(count.max(initial=0))
+        by_place = np.argsort(group, kind="stable")
+        turn = np.empty(len(group), dtype=np.int64)
+        turn[by_place] = np.arange(len(group)) - np.repeat(np.cumsum(count) - count, count)
+        slot = group * most + turn
+        below = places[:, 0] < sizes[0]  # these come first, as places are sorted
+        inside, at_end = places[below] @ np.array([sizes[1], 1]), places[~below][:, 1].copy()
+        self._slot, self._inside, self._at_end, at = (
+            torch.from_numpy(x.astype(np.int64)).to(vectors.device) for x in (slot, inside, at_end, slot[order])
+        )
+        filled = vectors.new_zeros(len(places) * most, vectors.shape[1])
+        self._vectors = filled.index_copy_(0, at, vectors).unflatten(0, (len(places), most))
 
     @torch.no_grad()
     def read(
         self, by_layer: Float[Tensor, "batch layer pos d_model"], final: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch target"]:
-        """The value of every target in every run; one matrix product for each place that is read."""
-        values = by_layer.new_empty(len(by_layer), len(self.vectors.layer))
-        for number, (layer, pos) in enumerate(self._places.tolist()):
-            here = self._place_of == number
-            read = final[:, pos] if layer == by_layer.shape[1] else by_layer[:, layer, pos]
-            values[:, here] = read @ self.vectors.vector[here].T
-        return values[:, self.order.to(values.device)]
+        """The value of every target in every run: the same few operations for any number of targets."""
+        parts = by_layer.flatten(1, 2).index_select(1, self._inside), final.index_select(1, self._at_end)
+        values = torch.einsum("bpd,pmd->bpm", torch.cat(parts, dim=1), self._vectors)
+        return values.flatten(1).index_select(1, self._slot)
 
 
 @torch.no_grad()
 def effects(
     model: ReplacementModel,
     prompt: Recording,
-    alternatives: Sequence[Alternative],
+    alternatives: Sequence[Alternative] | Shares,
     targets: Targets,
     regime: RegimeName | Regime,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Float[np.ndarray, "alternative target"]:
     """Value after − value before of every target under every alternative, as many alternatives a pass as fit.
 
     With norm scales held, activations can square from layer to layer: what is not finite stays so.
     """
-    moved = np.zeros((len(alternatives), len(targets.clean)))
-    for chunk in run_reads(model, prompt, alternatives, regime, memory=memory):
-        moved[chunk.rows] = (targets.read(chunk.by_layer, chunk.final) - targets.clean).double().cpu().numpy()
+    return _moved(run_reads(model, prompt, alternatives, regime, memory=memory), len(alternatives), targets)
+
+
+Asked = tuple[Shares, RegimeName | Regime]
+"""Alternatives, and the regime that they are run in."""
+
+
+@torch.no_grad()
+def effects_in(
+    model: ReplacementModel,
+    prompt: Recording,
+    asked: Sequence[Asked],
+    targets: Targets,
+    memory: int | None = None,
+    *,
+    together: bool | None = None,
+    advance: Callable[[int], Any] = lambda _: None,
+) -> list[Float[np.ndarray, "alternative target"]]:
+    """`effects` of several lists of alternatives of the same writers, each in its regime.
+
+    `together`: rows of all regimes share passes, as they do by default anywhere but on a CPU. `advance` is called with
+    the number of runs made.
+    """
+    if not (model.model.device.type != "cpu" if together is None else together):
+        found = []
+        for shares, regime in asked:
+            found.append(effects(model, prompt, shares, targets, regime, memory))
+            advance(len(shares))
+        return found
+    shares = Shares.join([one for one, _ in asked])
+    regimes = [regime_named(regime) for one, regime in asked for _ in range(len(one))]
+    moved = _moved(run_mixed(model, prompt, shares, regimes, memory=memory), len(shares), targets, advance)
+    return np.split(moved, np.cumsum([len(one) for one, _ in asked])[:-1])
+
+
+def _moved(
+    chunks: Iterable[ReadChunk], count: int, targets: Targets, advance: Callable[[int], Any] = lambda _: None
+) -> Float[np.ndarray, "alternative target"]:
+    """What targets read beyond their clean values, by alternative; copied to the host once, after all passes."""
+    rows, values = [], []
+    for chunk in chunks:
+        values.append(targets.read(chunk.by_layer, chunk.final) - targets.clean)
+        rows += chunk.rows
+        advance(len(chunk.rows))
+        del chunk  # its reads go before the next pass comes
+    moved = np.zeros((count, len(targets.clean)))
+    if rows:
+        moved[rows] = torch.cat(values).cpu().double().numpy()
     return moved

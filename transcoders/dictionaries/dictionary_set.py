@@ -1,6 +1,6 @@
 """DictionarySet: all that evaluation and attribution know of dictionaries. SparseFeatures: what they read."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -138,9 +138,11 @@ class DictionarySet(Protocol):
         """
         ...
 
-    def to(self, dtype: torch.dtype) -> Any:
-        """This set, converted in place to another precision."""
-        ...
+    # This set, converted in place to another precision or taken to another device.
+    @overload
+    def to(self, device: torch.device, /) -> Any: ...
+    @overload
+    def to(self, dtype: torch.dtype, /) -> Any: ...
 
     def check_fits(self, model: LanguageModel) -> None:
         """Raises `DictionaryError` where the set does not belong to the model (width, layers, frame, weights)."""

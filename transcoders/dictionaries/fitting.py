@@ -13,11 +13,14 @@ def fitted(dictionaries: DictionarySet, model: LanguageModel) -> DictionarySet:
     """The set with an absent dictionary for each layer of `model` that it does not cover.
 
     A set is filled up only where it is known to be a part: where it names this very model, has absent layers already,
-    or has a dictionary for one layer alone. Raises `DictionaryError` where it does not belong to the model.
+    or has a dictionary for one layer alone. One that lies on another device is taken, in place, to the model's.
+    Raises `DictionaryError` where it does not belong to the model.
     """
     if dictionaries.n_layers < model.n_layers and _is_part(dictionaries, model):
         dictionaries = cast(DictionarySet, _per_layer(dictionaries).padded(model.n_layers))
     dictionaries.check_fits(model)
+    if dictionaries.decoder_bias(0).device != model.device:
+        dictionaries.to(model.device)
     return dictionaries
 
 

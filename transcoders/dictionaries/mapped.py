@@ -138,8 +138,8 @@ class MappedDictionaries:
         W_dec = [torch.zeros(0, self.d_model) for _ in range(self.n_layers, n_layers)]
         return MappedDictionaries(self._held.padded(n_layers), [*self._W_dec, *W_dec]) if W_dec else self
 
-    def to(self, dtype: torch.dtype) -> "MappedDictionaries":
-        self._held.to(dtype)
+    def to(self, to: torch.dtype | torch.device, /) -> "MappedDictionaries":
+        self._held._apply(lambda held: held if held.is_meta else held.to(to))
         return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> "MappedDictionaries":

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import torch
 
+from transcoders.devices import AUTO
 from transcoders.dictionaries import DictionarySet, MappedDictionaries, SAESet, TranscoderSet
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import (
@@ -76,7 +77,7 @@ def load_dictionaries(
     variant: str | None = None,
     revision: str | None = None,
     dtype: Precision | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     decoders: DecoderPlace = "memory",
 ) -> DictionarySet:
     """Dictionaries of any community: from a local folder or file, or from a repository of the Hugging Face hub.
@@ -85,8 +86,9 @@ def load_dictionaries(
     `llama`) or a release of SAELens'. Where it offers more than one dictionary for a layer, `sae_id` (its folder),
     `layers`, `site`, `width` (16384 or "16k"), `l0` (the nearest is taken) and `variant` say which is meant, and
     `revision` which version of a repository. `dtype`: precision of the loaded weights, whatever that of the file;
-    float32 by default. `decoders`: with `"mapped"` they stay in the file, and only the rows of active features are
-    read, for decoders larger than memory.
+    float32 by default. `device`: by default `"auto"`, in memory until a model takes them to its
+    own. `decoders`: with `"mapped"` they stay in the file, and only the rows of active features are read, for decoders
+    larger than memory.
     Raises `FileFormatError` where nothing is there, where it is in no known format, or is not what it claims to be,
     and `InputError` with the options where a choice is missing, and for a device that cannot be used.
     """
@@ -94,6 +96,7 @@ def load_dictionaries(
         raise InputError(
             f"Unknown place for decoders {decoders!r}; they are kept in 'memory', or 'mapped' to the file."
         )
+    device = "cpu" if device == AUTO else device
     check_device(device)
     reading = Reading(
         dtype=torch.float32 if dtype is None else as_dtype(dtype),

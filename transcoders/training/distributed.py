@@ -19,6 +19,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from transcoders.devices import AUTO
 from transcoders.errors import InputError, LostRankError
 
 logger = logging.getLogger(__name__)
@@ -206,9 +207,13 @@ def rank_in_environment() -> int:
 def device_of_rank(device: str) -> str:
     """The device of this process: of several GPUs the one with torchrun's local number; any other as it is named.
 
+    `"auto"` stays with the caller, but for several processes, which share GPUs only where there is one for each.
     Raises `InputError` where a GPU is named by its number and torchrun started more than one process here.
     """
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1 or not device.startswith("cuda"):
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device == AUTO and here > 1:
+        device = "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= here else "cpu"
+    if here == 1 or not device.startswith("cuda"):
         return device
     if device != "cuda":
         raise InputError(

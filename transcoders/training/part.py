@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transcoders.devices import line_of
 from transcoders.dictionaries import JumpReLU
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import MLPConfig, TrainConfig
@@ -21,10 +22,6 @@ from transcoders.training.revival import DeadCounter, resample
 from transcoders.training.sparsity import learning_rate
 from transcoders.training.split import WHOLE, Split
 
-_DENSE_ABOVE = 0.05
-"""Density of listed features from which dense products are faster."""
-_SMALLEST = 512
-"""Features per layer from which sparse products can be faster."""
 _MEASURE_EVERY = 20
 """Steps between measurements of the density."""
 _AT_ONCE = {"cpu": 2**26, "cuda": 2**31}
@@ -54,6 +51,8 @@ class Part:
         self.config, self.weights, self.counter, self.split, self.before = config, weights, counter, split, before
         self.layers, self.alone = slice(first, first + weights.n_layers), alone
         self.optimizer = torch.optim.Adam(_groups(config, weights), lr=config.lr_used, betas=config.betas, fused=True)
+        self.kernels = line_of(weights.W_enc.device)
+        """From which width and below which density sparse kernels are faster on this device."""
         self.sparse = self._sparse_at_first()
         self.finite = torch.ones((), dtype=torch.bool, device=weights.W_enc.device)
         """Whether the last step's loss and gradient were finite; not read each step, as a device would have to wait."""
@@ -147,18 +146,20 @@ class Part:
         if config.kernels != "auto":
             return config.kernels == "sparse"
         layers = self.weights.n_layers if config.kind == "clt" else 1
-        return config.ranks and config.features >= _SMALLEST and config.k / (layers * config.features) < _DENSE_ABOVE
+        wide, density = config.features >= self.kernels.sparse_from, config.k / (layers * config.features)
+        return config.ranks and wide and density < self.kernels.sparse_below
 
     def _choose_kernels(self, step: int, code: Code, n_tokens: int) -> None:
         config = self.config
-        if config.kernels != "auto" or config.ranks or config.features < _SMALLEST or step % _MEASURE_EVERY:
+        narrow = config.features < self.kernels.sparse_from
+        if config.kernels != "auto" or config.ranks or narrow or step % _MEASURE_EVERY:
             return
         density = code.active.density if isinstance(code, SparseCode) else None
         if isinstance(code, DenseCode):
             density = code.density(self.weights, config.margin)
         assert density is not None
         of_features = self.split.features.sum(torch.tensor(density)) / self.split.features.size
-        self.sparse = float(self.split.of_batch(of_features, n_tokens, config.batch)) < _DENSE_ABOVE
+        self.sparse = float(self.split.of_batch(of_features, n_tokens, config.batch)) < self.kernels.sparse_below
 
     def _resample(self, step: int, x: Tensor, result: Losses) -> None:
         config = self.config

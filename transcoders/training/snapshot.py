@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transcoders.devices import AUTO
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet
 from transcoders.errors import FileFormatError, InputError
 from transcoders.formats.files import read_json, read_tensors
@@ -17,7 +18,7 @@ from transcoders.training.step import Run
 
 
 def from_checkpoint(
-    folder: Path | str, *, which: Which = "latest", name: str | None = None, device: str | torch.device = "cpu"
+    folder: Path | str, *, which: Which = "latest", name: str | None = None, device: str | torch.device = "auto"
 ) -> DictionarySet:
     """The dictionaries of a checkpoint, as a run that ended there would hand them out. Training may go on meanwhile.
 
@@ -27,6 +28,7 @@ def from_checkpoint(
 
     Raises `InputError` where there is no such checkpoint or dictionary, and `FileFormatError` where it is damaged.
     """
+    device = "cpu" if device == AUTO else device  # until a model takes them to its own
     check_device(device)
     folder = Path(folder).expanduser()
     place = folder if is_checkpoint(folder) else find_checkpoint(folder, which)

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.interventions.changes import Intervention
-from circuitsae.interventions.forward import MEMORY
 from circuitsae.interventions.generation import generate
 from circuitsae.interventions.intervene import Chunk, run_alternatives
 from circuitsae.interventions.outcome import Metric
@@ -47,7 +46,7 @@ def steer(
     n_generate: int = 20,
     seed: int = 0,
     command: str = "",
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> SteeringReport:
     """Push features or a direction with every strength, in the real model, and measure what follows.
 
@@ -132,7 +131,7 @@ class _Job:
     strengths: tuple[float, ...]
     directions: list[SteeringDirection]
     """The direction, then its controls."""
-    memory: int
+    memory: int | None
 
     def effects(self, name: str, prompts: Sequence[Recording]) -> pd.DataFrame:
         """`set`, `prompt`, `control` (−1: the direction itself), `strength`, `before`, `after`, `effect`."""
