@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transcoders.dictionaries import Activation, JumpReLU
+from transcoders.dictionaries import Activation, JumpReLU, TopK
 from transcoders.errors import DictionaryError
+from transcoders.kernels import dense_cross_layer_decode, host
+from transcoders.kernels.ranked import keep_of_all, keep_of_rows
 from transcoders.training.distributed import ALONE, World
 
 _THRESHOLD_DECAY = 0.95
@@ -252,6 +254,11 @@ class TrainingParameters(nn.Module):
         return torch.baddbmm(bias, reads, encoder.transpose(1, 2))
 
     def activate(self, h: Float[Tensor, "layer batch feature"]) -> Float[Tensor, "layer batch feature"]:
+        activation = self.activation
+        if isinstance(activation, TopK | BatchTopK) and host.queued(h):
+            if isinstance(activation, TopK):
+                return keep_of_rows(h, activation.k, over_layers=activation.over_layers)
+            return keep_of_all(h, activation.k * h.shape[1], over_layers=activation.over_layers)
         by_token = h.movedim(0, -2)
         if isinstance(self.activation, Gated):
             return self.activation.magnitudes(by_token, self.b_enc).movedim(-2, 0)
@@ -261,13 +268,8 @@ class TrainingParameters(nn.Module):
         self, a: Float[Tensor, "layer batch feature"], first: int = 0, last: int | None = None, *, frozen: bool = False
     ) -> Float[Tensor, "layer batch d_model"]:
         """What the features `first … last − 1` write, without bias and skip term; `frozen` decoders get no gradient."""
-        writes: list[Tensor | float] = [0.0] * self.n_layers
-        for layer, trained in enumerate(self.W_dec):
-            W_dec = trained.detach() if frozen else trained
-            parts = self.product(a[layer, :, first:last], W_dec[first:last].flatten(1))
-            for offset, part in enumerate(parts.unflatten(-1, W_dec.shape[1:]).unbind(-2)):
-                writes[layer + offset] = writes[layer + offset] + part
-        return torch.stack(writes)  # pyright: ignore[reportArgumentType]
+        W_dec = [(W.detach() if frozen else W)[first:last] for W in self.W_dec]
+        return dense_cross_layer_decode(a[:, :, first:last], W_dec, bf16=self.bf16)
 
     def base(
         self, reads: Float[Tensor, "layer batch d_model"], *, frozen: bool = False

@@ -65,13 +65,13 @@ class Part:
         x: Float[Tensor, "layer batch d_model"],
         y: Float[Tensor, "layer batch d_model"],
         *,
-        sparsity_weight: float,
+        sparsity_weight: float | Float[Tensor, ""],
         p: float,
         directions: Directions | None = None,
     ) -> Losses:
         """One optimizer step on normalised activations, and changes of these where they are compared."""
         config, weights, split = self.config, self.weights, self.split
-        dead = self.counter.dead if config.remedy_used == "auxiliary" else None
+        revived = config.remedy_used == "auxiliary" and self.counter.any(split.features)
         compute = losses if self.sparse else self._losses
         result = compute(
             weights,
@@ -79,7 +79,7 @@ class Part:
             y,
             config,
             sparsity_weight=sparsity_weight,
-            dead=dead if dead is not None and bool(split.features.any(dead.any())) else None,
+            dead=self.counter.dead if revived else None,
             p=p,
             sparse=self.sparse,
             split=split,
