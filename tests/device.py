@@ -122,6 +122,10 @@ class _Taken:
     def __init__(self, tape: Tape, name: str, kernel: Any) -> None:
         self.tape, self.name, self.kernel, self.fn = tape, name, kernel, kernel.fn
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """From within another kernel."""
+        return self.kernel(*args, **kwargs)
+
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         def launch(*args: Any, **kwargs: Any) -> None:
             self.tape.launched(self.name, args)

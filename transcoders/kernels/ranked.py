@@ -1,8 +1,7 @@
 """TopK and BatchTopK of pre-activations that are on a device: nothing here is read by the host.
 
-On a GPU by radix selection in Triton (`selection_gpu`), which reads each pre-activation from memory once for a row that
-stays in the cache and once per digit of the ranking of a whole batch; on other devices by torch's sorts. Equal values
-are taken in the order of features, then of tokens, so that exactly k are.
+On a GPU by radix selection in Triton (`selection_gpu`), on other devices by torch's sorts. Of equal values the first
+features are listed or kept, so that there are exactly k; BatchTopK's dense form keeps all that equal the last one.
 """
 
 from typing import Any
@@ -15,8 +14,10 @@ from torch import Tensor
 @torch.no_grad()
 def largest_of_rows(h: Float[Tensor, "row n"], k: int) -> tuple[Float[Tensor, "row k_or_n"], Int[Tensor, "row k_or_n"]]:
     """The k largest values of every row, all where there are no more, and their places in ascending order."""
-    order = h.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    index = order.sort(dim=1).values
+    k = min(k, h.shape[1])
+    if (kernels := _kernels(h)) is not None:
+        return kernels.rows_listed(h, k)
+    index = h.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
     return h.gather(1, index), index
 
 
@@ -24,14 +25,10 @@ def largest_of_rows(h: Float[Tensor, "row n"], k: int) -> tuple[Float[Tensor, "r
 def largest_of_groups(
     h: Float[Tensor, "layer batch feature"], count: int
 ) -> tuple[Float[Tensor, "layer count"], Int[Tensor, "layer count"]]:
-    """The `count` largest values of every layer, and their places `token · feature + feature`, ascending."""
+    """The `count` largest values of every layer, and their places `token · n_features + feature`, ascending."""
+    if (kernels := _kernels(h)) is not None:
+        return kernels.groups_listed(h.flatten(1), min(count, h[0].numel()))
     return largest_of_rows(h.flatten(1), count)
-
-
-@torch.no_grad()
-def kth_of_groups(h: Float[Tensor, "group n"], count: int) -> Float[Tensor, "group"]:
-    """The `count`-th largest value of every group, the smallest where it has fewer."""
-    return h.topk(min(count, h.shape[1]), dim=1, sorted=False).values.amin(dim=1)
 
 
 def keep_of_rows(
@@ -68,6 +65,8 @@ class _Kept(torch.autograd.Function):
 
 
 def _keep_rows(h: Tensor, k: int, over_layers: bool) -> Tensor:
+    if (kernels := _kernels(h)) is not None:
+        return kernels.rows_kept(h, k, over_layers=over_layers)
     rows = h.transpose(0, 1).flatten(1) if over_layers else h.flatten(0, 1)
     value, index = largest_of_rows(rows, k)
     a = torch.zeros_like(rows).scatter_(1, index, torch.relu(value))
@@ -77,5 +76,18 @@ def _keep_rows(h: Tensor, k: int, over_layers: bool) -> Tensor:
 
 
 def _keep_all(h: Tensor, count: int, over_layers: bool) -> Tensor:
-    cut = kth_of_groups(h.reshape(1 if over_layers else len(h), -1), count)
+    groups = h.reshape(1 if over_layers else len(h), -1)
+    count = min(count, groups.shape[1])
+    if (kernels := _kernels(h)) is not None:
+        return kernels.groups_kept(groups, count).view_as(h)
+    cut = groups.topk(count, dim=1, sorted=False).values.amin(dim=1)
     return h * (h >= cut.view(-1, 1, 1)).logical_and_(h > 0)
+
+
+def _kernels(h: Tensor) -> Any:
+    """Those of Triton on a GPU; None elsewhere."""
+    if not h.is_cuda:
+        return None
+    from transcoders.kernels import selection_gpu  # here: triton comes with torch's CUDA builds only
+
+    return selection_gpu
