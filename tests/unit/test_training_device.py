@@ -1,6 +1,7 @@
 """Training in the device's form, on the processor: no step waits, launches do not grow, results are the processor's."""
 
 import json
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -121,7 +122,24 @@ def test_each_layer_adds_as_many_launches_as_any_other(kind, activation):
     launches = [taped(config, layers, steps=1).launches for layers in (2, 3, 4, 5)]
     added = {after - before for before, after in pairwise(launches)}
     assert len(added) == 1
-    assert added.pop() <= 40
+    assert added.pop() <= 14
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_all_layers_are_clipped_at_once_as_the_processor_clips_them(kind):
+    run, batches = started(kind(activation="jumprelu", kernels="dense", clip=0.01, **COMMON))
+    (part,) = run.parts
+    part.optimizer.step = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+    found = []
+    for form in (nullcontext(), device_form()):
+        with form:
+            stepped(run, batches, range(1))
+        found.append([[g.clone() for side in layer for g in side] for layer in run.weights.gradients()])
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-9)
+    norms = [torch.cat([g.flatten() for g in layer]).norm() for layer in found[1]]
+    whole = torch.stack(norms).norm() if kind is CLTConfig else torch.stack(norms).amax()
+    assert float(whole) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_figures_are_read_where_they_are_logged_alone(tmp_path):

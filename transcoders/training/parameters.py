@@ -268,8 +268,10 @@ class TrainingParameters(nn.Module):
         self, a: Float[Tensor, "layer batch feature"], first: int = 0, last: int | None = None, *, frozen: bool = False
     ) -> Float[Tensor, "layer batch d_model"]:
         """What the features `first … last − 1` write, without bias and skip term; `frozen` decoders get no gradient."""
-        W_dec = [(W.detach() if frozen else W)[first:last] for W in self.W_dec]
-        return dense_cross_layer_decode(a[:, :, first:last], W_dec, bf16=self.bf16)
+        W_dec = [W.detach() if frozen else W for W in self.W_dec]
+        if (first, last or a.shape[2]) != (0, a.shape[2]):  # the gradient of a slice is a copy of the whole
+            a, W_dec = a[:, :, first:last], [W[first:last] for W in W_dec]
+        return dense_cross_layer_decode(a, W_dec, bf16=self.bf16)
 
     def base(
         self, reads: Float[Tensor, "layer batch d_model"], *, frozen: bool = False
@@ -304,6 +306,15 @@ class TrainingParameters(nn.Module):
         return (x.bfloat16() @ W.bfloat16()).to(x.dtype) if self.bf16 else x @ W
 
     # upkeep
+
+    def stacked_gradients(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """As `gradients` has them, of all layers together: of features `[layer, …]`, of decoders, of outputs."""
+        of_outputs = [p for p in (self.b_dec, self.W_skip, self.W_skip_out) if p is not None]
+        apart = [*of_outputs, *self.W_dec]
+        of_features = [p for p in self.parameters() if all(p is not other for other in apart)]
+        sides = (of_features, self.W_dec, of_outputs)
+        features, decoders, outputs = ([p.grad for p in side if p.grad is not None] for side in sides)
+        return features, decoders, outputs
 
     def gradients(self) -> list[tuple[list[Tensor], list[Tensor]]]:
         """Of every layer those that there are: those of its features, and those of `b_dec` and the skip term."""
