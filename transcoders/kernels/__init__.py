@@ -15,7 +15,8 @@ What is here, all with gradients and all checked against dense float64 products 
 
 `cpu` and `gpu` are two forms of one pair of functions, a sparse sum and sparse inner products; `products` chooses by
 where the weights are, and gives both their gradients. `encode` and `decode` are made of these. Which features are
-active is `selection`'s part: from exact products, or on a processor from ones that are cheaper and bounded (`pays`).
+active is `selection`'s part: from exact products, or on a processor from ones that are cheaper and bounded (`pays`). On
+a device `ranked` ranks pre-activations where they are, by `selection_gpu` on a GPU, and the host asks nothing.
 
 Everything takes stacks of layers (`x [layer, batch, d_in]`, `W_enc [layer, d_in, feature]`, `W_dec [layer, feature,
 d_out]`); one dictionary is a stack of one (`x[None]`). Pass whole parameters, not slices of them: the gradient of a
