@@ -17,11 +17,11 @@ import tests.checked  # noqa: F401  the hook finds it by its name
 
 
 class Unchecked:
-    """Finds modules named `gpu`, where kernels live, before the hook that checks shapes does."""
+    """Finds modules whose name ends in `gpu`, where kernels live, before the hook that checks shapes does."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(name, path, target) if name.endswith(".gpu") else None
+        return PathFinder.find_spec(name, path, target) if name.endswith("gpu") else None
 
 
 install_import_hook(["circuitsae", "transcoders"], "tests.checked.checked")

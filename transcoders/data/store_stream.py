@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int
 from torch import Tensor
 
 from transcoders.data.activations import ActivationBatch
-from transcoders.data.ahead import read_ahead
+from transcoders.data.ahead import copies_to, read_ahead
 from transcoders.data.store import ActivationStore
 from transcoders.errors import InputError
 from transcoders.files import short_hash
@@ -69,9 +69,8 @@ class StoreStream:
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         numbers = iter(range(self._next, 2**62))
-        for activations in read_ahead(self._read, numbers, most=self._ahead):
+        for reads in copies_to(self.device).of(read_ahead(self._read, numbers, most=self._ahead)):
             self._next += 1
-            reads = activations.to(self.device, non_blocking=True)
             yield ActivationBatch(reads, reads[:, :0])
 
     def state(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from transcoders.errors import InputError
+from transcoders.kernels import host
 
 
 class Rows(NamedTuple):
@@ -33,6 +34,8 @@ class ActiveFeatures:
     start: Int[Tensor, "row_plus_one"]
     n_layers: int
     n_features: int
+    of_each: int | None = None
+    """Active features of every layer, where all have as many and the host knows it without asking the device."""
 
     @property
     def batch(self) -> int:
@@ -66,9 +69,10 @@ class ActiveFeatures:
     @cached_property
     def _transposed(self) -> tuple[Int[Tensor, "n"], Rows]:
         n_features = self.n_layers * self.n_features
-        if self.feature.is_cuda:
-            order = self.feature.argsort(stable=True)
-            return order, Rows(self.row[order], starts(torch.bincount(self.feature, minlength=n_features)))
+        if host.queued(self.feature):
+            feature, order = self.feature.sort(stable=True)
+            numbers = torch.arange(n_features + 1, device=feature.device)
+            return order, Rows(self.row[order], torch.searchsorted(feature, numbers))
         # On a processor SciPy's counting sort is several times faster than torch's sort.
         places = np.arange(len(self.feature))
         rows = csr_array((places, self.feature.numpy(), self.start.numpy()), shape=(len(self.start) - 1, n_features))
@@ -82,8 +86,8 @@ class ActiveFeatures:
             return slice(0, len(self.feature)), self
         first_row, first_feature = layer * self.batch, layer * self.n_features
         starts = self.start[first_row : first_row + self.batch + 1]
-        first = int(starts[0])
-        part = slice(first, int(starts[-1]))
+        first = int(starts[0]) if self.of_each is None else layer * self.of_each
+        part = slice(first, int(starts[-1]) if self.of_each is None else first + self.of_each)
         own = ActiveFeatures(self.feature[part] - first_feature, starts - first, 1, self.n_features)
         # A layer's features are those of its rows, so its part of every list is the same.
         by_feature = Rows(
@@ -99,9 +103,10 @@ class ActiveFeatures:
 
     def fired(self, where: Bool[Tensor, "n"] | None = None) -> Bool[Tensor, "layer feature"]:
         """Whether each feature is active anywhere in the batch; `where` leaves out those that are listed with zero."""
-        fired = torch.zeros(self.n_layers * self.n_features, dtype=torch.bool, device=self.feature.device)
-        fired[self.feature if where is None else self.feature[where]] = True
-        return fired.unflatten(0, (self.n_layers, self.n_features))
+        n_features = self.n_layers * self.n_features
+        fired = torch.zeros(n_features + 1, dtype=torch.bool, device=self.feature.device)  # the last for those left out
+        fired.index_fill_(0, self.feature if where is None else self.feature.where(where, n_features), True)
+        return fired[:-1].unflatten(0, (self.n_layers, self.n_features))
 
     def dense(self, values: Float[Tensor, "n"]) -> Float[Tensor, "layer batch feature"]:
         """The values as a dense tensor; differentiable."""
@@ -130,6 +135,17 @@ def active_from_mask(mask: Bool[Tensor, "layer batch feature"]) -> ActiveFeature
     """The features where `mask` is true."""
     row, column = mask.flatten(0, 1).nonzero().unbind(1)
     return active_from_pairs(row, column, n_layers=mask.shape[0], batch=mask.shape[1], n_features=mask.shape[2])
+
+
+def active_of_rows(index: Int[Tensor, "row k"], *, n_layers: int, batch: int, n_features: int) -> ActiveFeatures:
+    """From k features of every row, numbered in their layer; the host asks nothing."""
+    n_rows, k = index.shape
+    row = torch.arange(n_rows, device=index.device)
+    feature = index + row.div(batch, rounding_mode="floor").unsqueeze(1) * n_features
+    start = torch.arange(n_rows + 1, device=index.device) * k
+    active = ActiveFeatures(feature.flatten(), start, n_layers, n_features, of_each=batch * k)
+    active.__dict__["row"] = row.unsqueeze(1).expand(-1, k).flatten()  # known already
+    return active
 
 
 def active_from_pairs(

@@ -1,6 +1,6 @@
 """Keeping freed memory for the next step.
 
-Choosing the number of threads by a quick trial.
+Choosing the number of threads by a quick trial. Whether work on a device is queued.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from transcoders.errors import InputError
 
@@ -41,6 +42,15 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _KEEP_BYTES, _M_TOP_PAD: _GROW_BYTES}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def queued(x: Tensor) -> bool:
+    """Whether work on a tensor's device is queued: to read a value, or to ask how many there are, is to wait for all.
+
+    Code that asks this has a form that leaves values where they are. Ask it as `host.queued`, so that tests can make
+    the processor take that form too.
+    """
+    return x.device.type != "cpu"
 
 
 def release_freed_memory() -> None:

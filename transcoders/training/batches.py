@@ -292,7 +292,7 @@ class VectorSource:
     def _at(self, vectors: tuple[Tensor, Tensor], sites: Sequence[Site]) -> Tensor:
         reads, writes = vectors
         if self._writes is None:
-            return reads[:, [site.layer for site in sites]]
+            return reads[:, evenly([site.layer for site in sites])]
         return torch.stack([(writes if s.kind == "mlp_out" else reads)[:, s.layer] for s in sites], dim=1)
 
     def _order(self, chunk: int, n: int) -> Int[Tensor, "token"]:

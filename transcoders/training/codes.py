@@ -16,6 +16,7 @@ from transcoders.kernels import (
     SparseActivations,
     batch_topk_encode,
     cross_layer_decode,
+    host,
     threshold_encode,
     topk_encode,
 )
@@ -161,7 +162,10 @@ class SparseCode:
         if last - first == self.active.n_features:
             return cross_layer_decode(self.a, self.active, list(weights.W_dec))
         feature = self.active.feature % self.active.n_features
-        chosen = ((feature >= first) & (feature < last)).nonzero().squeeze(1)
+        within = (feature >= first) & (feature < last)
+        if host.queued(within):  # how many they are is not asked
+            return cross_layer_decode(self.a * within, self.active, list(weights.W_dec))
+        chosen = within.nonzero().squeeze(1)
         return cross_layer_decode(self.a[chosen], self.active.keep(chosen), list(weights.W_dec))
 
     def decode_gate(self, weights: TrainingParameters) -> Float[Tensor, "layer batch d_model"]:
@@ -180,15 +184,14 @@ class SparseCode:
         return self.active.fired(self.a > 0)
 
     def l0(self) -> Float[Tensor, "layer"]:
-        layer = self.active.feature.div(self.active.n_features, rounding_mode="floor")
-        count = torch.bincount(layer[self.a > 0], minlength=self.active.n_layers)
+        so_far = torch.nn.functional.pad((self.a > 0).cumsum(0), (1, 0))
+        count = so_far[self.active.start[:: self.active.batch]].diff()
         return count.float() / self.active.batch
 
     def smallest(self) -> Float[Tensor, "layer"]:
         layer = self.active.feature.div(self.active.n_features, rounding_mode="floor")
         least = self.a.detach().new_full((self.active.n_layers,), torch.inf)
-        positive = self.a > 0
-        return least.scatter_reduce(0, layer[positive], self.a.detach()[positive], "amin")
+        return least.scatter_reduce(0, layer, self.a.detach().where(self.a > 0, torch.inf), "amin")
 
     def dead_pre_activations(self, layer: int, which: Tensor) -> None:
         return None

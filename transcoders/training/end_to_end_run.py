@@ -266,7 +266,7 @@ class EndToEndRun:
     def _train_step(self, chunk: Chunk) -> dict[str, Any]:
         """One optimizer step, and what it came to."""
         found = self.losses(chunk.tokens)
-        weight = self.controller.weight(self.step) if self.training.penalty_used else 0.0
+        weight = float(self.controller.weight(self.step)) if self.training.penalty_used else 0.0
         config = self.config
         total = found.kl + config.derivative * found.derivative + config.reconstruction * found.fvu.mean()
         total = total + weight * found.sparsity

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transcoders.kernels import host
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import MLPConfig, TrainConfig
 from transcoders.training.parameters import Gated, TrainingParameters
@@ -38,7 +39,7 @@ def losses(
     writes: Float[Tensor, "layer batch d_model"],
     config: TrainConfig,
     *,
-    sparsity_weight: float,
+    sparsity_weight: float | Float[Tensor, ""],
     dead: Bool[Tensor, "layer feature"] | None,
     p: float = 1.0,
     sparse: bool = False,
@@ -66,7 +67,7 @@ def losses(
         total = total + _gate_loss(weights, code, writes, reads, split)
     error = errors[-1].detach()
     revival = fvu.new_zeros(())
-    if dead is not None and bool(split.features.any(dead.any())):
+    if dead is not None and (host.queued(error) or bool(split.features.any(dead.any()))):
         revival = config.revival * revival_loss(weights, code, reads, error, dead, config, split)
     return Losses(share * total + revival, fvu[-1].detach(), sparsity.detach(), revival.detach(), code, error)
 

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transcoders.dictionaries import Activation, JumpReLU
+from transcoders.dictionaries import Activation, JumpReLU, TopK
 from transcoders.errors import DictionaryError
+from transcoders.kernels import dense_cross_layer_decode, host
+from transcoders.kernels.ranked import keep_of_all, keep_of_rows
 from transcoders.training.distributed import ALONE, World
 
 _THRESHOLD_DECAY = 0.95
@@ -252,6 +254,11 @@ class TrainingParameters(nn.Module):
         return torch.baddbmm(bias, reads, encoder.transpose(1, 2))
 
     def activate(self, h: Float[Tensor, "layer batch feature"]) -> Float[Tensor, "layer batch feature"]:
+        activation = self.activation
+        if isinstance(activation, TopK | BatchTopK) and host.queued(h):
+            if isinstance(activation, TopK):
+                return keep_of_rows(h, activation.k, over_layers=activation.over_layers)
+            return keep_of_all(h, activation.k * h.shape[1], over_layers=activation.over_layers)
         by_token = h.movedim(0, -2)
         if isinstance(self.activation, Gated):
             return self.activation.magnitudes(by_token, self.b_enc).movedim(-2, 0)
@@ -261,13 +268,10 @@ class TrainingParameters(nn.Module):
         self, a: Float[Tensor, "layer batch feature"], first: int = 0, last: int | None = None, *, frozen: bool = False
     ) -> Float[Tensor, "layer batch d_model"]:
         """What the features `first … last − 1` write, without bias and skip term; `frozen` decoders get no gradient."""
-        writes: list[Tensor | float] = [0.0] * self.n_layers
-        for layer, trained in enumerate(self.W_dec):
-            W_dec = trained.detach() if frozen else trained
-            parts = self.product(a[layer, :, first:last], W_dec[first:last].flatten(1))
-            for offset, part in enumerate(parts.unflatten(-1, W_dec.shape[1:]).unbind(-2)):
-                writes[layer + offset] = writes[layer + offset] + part
-        return torch.stack(writes)  # pyright: ignore[reportArgumentType]
+        W_dec = [W.detach() if frozen else W for W in self.W_dec]
+        if (first, last or a.shape[2]) != (0, a.shape[2]):  # the gradient of a slice is a copy of the whole
+            a, W_dec = a[:, :, first:last], [W[first:last] for W in W_dec]
+        return dense_cross_layer_decode(a, W_dec, bf16=self.bf16)
 
     def base(
         self, reads: Float[Tensor, "layer batch d_model"], *, frozen: bool = False
@@ -302,6 +306,15 @@ class TrainingParameters(nn.Module):
         return (x.bfloat16() @ W.bfloat16()).to(x.dtype) if self.bf16 else x @ W
 
     # upkeep
+
+    def stacked_gradients(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """As `gradients` has them, of all layers together: of features `[layer, …]`, of decoders, of outputs."""
+        of_outputs = [p for p in (self.b_dec, self.W_skip, self.W_skip_out) if p is not None]
+        apart = [*of_outputs, *self.W_dec]
+        of_features = [p for p in self.parameters() if all(p is not other for other in apart)]
+        sides = (of_features, self.W_dec, of_outputs)
+        features, decoders, outputs = ([p.grad for p in side if p.grad is not None] for side in sides)
+        return features, decoders, outputs
 
     def gradients(self) -> list[tuple[list[Tensor], list[Tensor]]]:
         """Of every layer those that there are: those of its features, and those of `b_dec` and the skip term."""

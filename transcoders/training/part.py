@@ -13,6 +13,7 @@ from torch import Tensor
 
 from transcoders.devices import line_of
 from transcoders.dictionaries import JumpReLU
+from transcoders.kernels import host
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import MLPConfig, TrainConfig
 from transcoders.training.derivative import Directions, derivative_loss
@@ -64,13 +65,13 @@ class Part:
         x: Float[Tensor, "layer batch d_model"],
         y: Float[Tensor, "layer batch d_model"],
         *,
-        sparsity_weight: float,
+        sparsity_weight: float | Float[Tensor, ""],
         p: float,
         directions: Directions | None = None,
     ) -> Losses:
         """One optimizer step on normalised activations, and changes of these where they are compared."""
         config, weights, split = self.config, self.weights, self.split
-        dead = self.counter.dead if config.remedy_used == "auxiliary" else None
+        revived = config.remedy_used == "auxiliary" and self.counter.any(split.features)
         compute = losses if self.sparse else self._losses
         result = compute(
             weights,
@@ -78,7 +79,7 @@ class Part:
             y,
             config,
             sparsity_weight=sparsity_weight,
-            dead=dead if dead is not None and bool(split.features.any(dead.any())) else None,
+            dead=self.counter.dead if revived else None,
             p=p,
             sparse=self.sparse,
             split=split,
@@ -118,6 +119,8 @@ class Part:
 
     def _clip(self) -> Bool[Tensor, ""]:
         """Gradients of norm `clip` at most, a layer's or a cross-layer transcoder's; whether they are finite."""
+        if host.queued(self.finite) and all(W.grad is not None for W in self.weights.W_dec):
+            return self._clip_at_once()
         gradients = self.weights.gradients()
         norms = [[torch.nn.utils.get_total_norm(side).to(self.finite.device) for side in layer] for layer in gradients]
         own, outputs = torch.stack([torch.stack(pair) for pair in norms]).T
@@ -127,6 +130,27 @@ class Part:
         factors = (self.config.clip / (squares.sqrt() + 1e-6)).clamp(max=1)
         for layer, factor in zip(gradients, factors, strict=True):
             for gradient in itertools.chain(*layer):
+                gradient.mul_(factor)
+        return squares.isfinite().all()
+
+    def _clip_at_once(self) -> Bool[Tensor, ""]:
+        """`_clip` with few launches, and a cross-layer transcoder's decoders in one: sums in another order."""
+        features, decoders, outputs = self.weights.stacked_gradients()
+        own, others = (
+            sum(torch.linalg.vector_norm(gradient.flatten(1), dim=1).square() for gradient in side)
+            for side in (features, outputs)
+        )
+        own = own + torch.stack(torch._foreach_norm(decoders)).square()  # pyright: ignore[reportPrivateImportUsage]
+        squares = self.split.features.sum(own) + others
+        if self.config.kind == "clt":
+            squares = squares.sum()
+        factors = (self.config.clip / (squares.sqrt() + 1e-6)).clamp(max=1)
+        if self.config.kind == "clt":
+            torch._foreach_mul_([*features, *decoders, *outputs], factors)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            for gradient in (*features, *outputs):
+                gradient.mul_(factors.view(-1, *(1,) * (gradient.ndim - 1)))
+            for gradient, factor in zip(decoders, factors.unbind(), strict=True):
                 gradient.mul_(factor)
         return squares.isfinite().all()
 

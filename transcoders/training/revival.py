@@ -10,13 +10,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transcoders.dictionaries import JumpReLU
-from transcoders.kernels import auxk_encode, cross_layer_decode
-from transcoders.training.codes import Code
+from transcoders.kernels import auxk_encode, cross_layer_decode, host
+from transcoders.kernels.ranked import largest_of_rows
+from transcoders.training.codes import Code, DenseCode
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import World
 from transcoders.training.parameters import Gated, TrainingParameters, aligned_to
 from transcoders.training.ranking import kept_by_all
 from transcoders.training.split import WHOLE, Split
+
+_LOOK_EVERY = 20
+"""Steps for which a device's latents are taken to be dead where some were."""
 
 
 class DeadCounter:
@@ -25,15 +29,32 @@ class DeadCounter:
     def __init__(self, since_fired: Int[Tensor, "layer feature"], dead_after: int) -> None:
         self.since_fired = since_fired
         self.dead_after = dead_after
+        self._some, self._known_for, self._step_tokens = False, 0, 0
 
     @property
     def dead(self) -> Bool[Tensor, "layer feature"]:
         return self.since_fired >= self.dead_after
 
+    def any(self, ranks: World) -> bool:
+        """Whether any latent of any rank is dead; on a device, whether one may be, since asking makes the host wait.
+
+        What fired t tokens ago is not dead for the next `dead_after − t`, so a device is asked again no sooner; while
+        some are dead, every few steps. It says yes wherever a latent is dead.
+        """
+        if not host.queued(self.since_fired):
+            return bool(ranks.any(self.dead.any()))
+        if self._known_for <= 0:
+            longest = -int(ranks.least(-self.since_fired.amax()))
+            self._some = longest >= self.dead_after
+            self._known_for = _LOOK_EVERY * self._step_tokens if self._some else self.dead_after - longest
+        return self._some
+
     def update(self, fired: Bool[Tensor, "layer feature"], tokens: int) -> None:
         """Take in which latents were active on any token of a batch."""
         self.since_fired += tokens
-        self.since_fired[fired] = 0
+        self.since_fired.masked_fill_(fired, 0)
+        self._known_for -= tokens
+        self._step_tokens = tokens
 
 
 def never_fired(n_layers: int, n_features: int, dead_after: int, device: torch.device) -> DeadCounter:
@@ -65,6 +86,8 @@ def revival_loss(
     a dead latent's pre-activation is often negative and would have no gradient. ReLU, JumpReLU, Gated:
     `Σ_dead relu(θ − h) ‖W_dec‖ / √d`, as in Anthropic's January 2025 update.
     """
+    if host.queued(error) and split.features.size == 1:
+        return _masked_revival_loss(weights, code, reads, error, dead, config, split)
     encoder = weights.encoder()
     bias = weights.encoder_bias(encoder)
     if config.ranks:
@@ -87,6 +110,35 @@ def revival_loss(
         gap = torch.relu(threshold[layer, which] - h)
         pull = pull + (gap * norms[layer, which]).sum() / (weights.n_layers * tokens * weights.b_dec.shape[1] ** 0.5)
     return split.features.total(pull)
+
+
+def _masked_revival_loss(
+    weights: TrainingParameters,
+    code: Code,
+    reads: Float[Tensor, "layer batch d_model"],
+    error: Float[Tensor, "layer batch d_model"],
+    dead: Bool[Tensor, "layer feature"],
+    config: TrainConfig,
+    split: Split,
+) -> Float[Tensor, ""]:
+    """`revival_loss` by masks over all features: more arithmetic, but nothing the host has to know; 0 if none is dead.
+
+    Without ranks that share features.
+    """
+    h = code.h if isinstance(code, DenseCode) else weights.pre_activations(reads)
+    of_token = dead.unsqueeze(1)
+    if config.ranks:
+        candidates = h.detach().masked_fill(~of_token, -torch.inf).flatten(0, 1)
+        value, index = largest_of_rows(candidates, config.k_aux)
+        chosen = torch.zeros_like(candidates).scatter_(1, index, value.isfinite().to(value)).view_as(h)
+        left, of = (x.square().sum(dim=(1, 2)) for x in (error - weights.decode(h * chosen), error))
+        of = split.tokens.sum(of).clamp(min=1e-12)
+        return dead.any() * (left.sum() / of.sum() if config.kind == "clt" else (left / of).mean())
+    threshold = getattr(weights.activation, "threshold", torch.zeros_like(weights.b_enc)).detach()
+    gap = torch.relu(threshold.unsqueeze(1) - h) * of_token
+    tokens = reads.shape[1] / split.share_of(reads.shape[1], config.batch)
+    pull = (gap * weights.decoder_norms().detach().unsqueeze(1)).sum()
+    return pull / (weights.n_layers * tokens * weights.b_dec.shape[1] ** 0.5)
 
 
 @torch.no_grad()

@@ -120,40 +120,42 @@ class SparsityController:
     within ±Λ: below the target the penalty's sign turns, as in the squared distance of L0 from its target that
     Rajamanoharan et al. 2024, *Jumping Ahead*, minimise.
 
+    What a device measures stays there: u, L0, the gain and the weight are float64 tensors then, until `state` is asked.
+
     An annealed penalty's weight is also multiplied by `gain`: whenever p falls, by `Σ share^p / Σ share^p'` of that
     batch, so that the penalty stays as strong as it was (Karvonen et al. 2024, section 4).
     """
 
     config: TrainConfig
-    log_weight: float = float("nan")
+    log_weight: float | Tensor = float("nan")
     """u; the first one is log `config.sparsity`."""
-    l0: float = 0.0
+    l0: float | Tensor = 0.0
     seen: float = 0.0
     """Weight of the running mean, which tends to one."""
-    gain: float = 1.0
+    gain: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         if math.isnan(self.log_weight):
             self.log_weight = math.log(max(self.config.sparsity, 1e-12))
 
-    def weight(self, step: int) -> float:
+    def weight(self, step: int) -> float | Tensor:
         if self.config.target_l0 is None:
             return self.gain * sparsity_weight(self.config, step)
         most, error = self._most(), self._error(step)
         if self.config.penalty_used == "l0":
             largest = math.exp(most)
-            return max(-largest, min(largest, math.exp(min(self.log_weight, most)) + largest * error))
-        return self.gain * math.exp(min(self.log_weight + _PROPORTIONAL * error, most))
+            return _within(-largest, _exp(_within(None, self.log_weight, most)) + largest * error, largest)
+        return self.gain * _exp(_within(None, self.log_weight + _PROPORTIONAL * error, most))
 
-    def update(self, step: int, l0: float) -> None:
-        """Take in what a step measured."""
+    def update(self, step: int, l0: float | Tensor) -> None:
+        """Take in what a step measured: a number, or on a device a float64 tensor."""
         self.l0 = _MEMORY * self.l0 + (1 - _MEMORY) * l0
         self.seen = _MEMORY * self.seen + (1 - _MEMORY)
         if self.config.target_l0 is not None:
             moved = self.log_weight + _INTEGRAL * learning_rate(self.config, step) / self.config.lr_used * self._error(
                 step
             )
-            self.log_weight = min(moved, self._most())
+            self.log_weight = _within(None, moved, self._most())
 
     def _most(self) -> float:
         """Log of the largest useful weight: `l0` and `tanh` count features; each has 1 / L0 of the variance."""
@@ -165,14 +167,31 @@ class SparsityController:
         assert self.config.target_l0 is not None
         return self.config.target_l0 * falling(self.config, step, START_OVER_TARGET)
 
-    def _error(self, step: int) -> float:
+    def _error(self, step: int) -> float | Tensor:
         if self.config.target_l0 is None or self.seen == 0:
             return 0.0
-        error = math.log(max(self.l0 / self.seen, 1e-3) / self.asked(step))
-        return max(-_LARGEST_ERROR, min(_LARGEST_ERROR, error))
+        error = _log(_within(1e-3, self.l0 / self.seen, None) / self.asked(step))
+        return _within(-_LARGEST_ERROR, error, _LARGEST_ERROR)
 
     def state(self) -> dict[str, Any]:
-        return {"log_weight": self.log_weight, "l0": self.l0, "seen": self.seen, "gain": self.gain}
+        numbers = {"log_weight": self.log_weight, "l0": self.l0, "seen": self.seen, "gain": self.gain}
+        return {name: float(number) for name, number in numbers.items()}
+
+
+def _exp(x: float | Tensor) -> float | Tensor:
+    return x.exp() if isinstance(x, Tensor) else math.exp(x)
+
+
+def _log(x: float | Tensor) -> float | Tensor:
+    return x.log() if isinstance(x, Tensor) else math.log(x)
+
+
+def _within(least: float | None, x: float | Tensor, most: float | None) -> float | Tensor:
+    """x, or the bound that it is beyond."""
+    if isinstance(x, Tensor):
+        return x.clamp(least, most)
+    x = x if most is None else min(most, x)
+    return x if least is None else max(least, x)
 
 
 def exponent(config: TrainConfig, step: int) -> float:

@@ -3,6 +3,7 @@
 All tensors are normalised: a layer's writes have variance one per coordinate.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from transcoders.dictionaries import DictionaryProvenance, DictionarySet, TopK
 from transcoders.errors import NotFiniteError
+from transcoders.kernels import host
 from transcoders.precision import all_finite
 from transcoders.sites import Site
 from transcoders.training.checkpoint import require_for_each_layer, require_like
@@ -271,6 +273,7 @@ class Run:
         """
         config = self.config
         weight, p = self.controller.weight(step), exponent(config, step)
+        weight = weight.to(self.weights.W_enc.dtype) if isinstance(weight, Tensor) else weight
         annealed = exponent(config, step + 1)
         measure = measure or config.target_l0 is not None
         measured, strengths = [], []
@@ -297,15 +300,16 @@ class Run:
         self._average()
 
     @torch.no_grad()
-    def _steer(self, step: int, strengths: Sequence[tuple[float, float]]) -> None:
+    def _steer(self, step: int, strengths: Sequence[Float[Tensor, "2"]]) -> None:
         """Take the step's L0 into the controller, and keep an annealed penalty as strong as it was."""
         if self.config.target_l0 is not None:
             assert self.measured is not None
-            self.controller.update(step, float(self.measured.l0.mean()))
+            l0 = self.measured.l0.mean().double()
+            self.controller.update(step, l0 if host.queued(l0) else float(l0))
         if strengths:
-            before, after = (sum(side) for side in zip(*strengths, strict=True))
-            before, after = self.split.world.sum(torch.tensor([before, after], dtype=torch.float64)).tolist()
-            self.controller.gain *= before / max(after, 1e-12) if after > 0 else 1.0
+            before, after = self.split.world.sum(functools.reduce(torch.add, strengths))
+            factor = torch.where(after > 0, before / after.clamp(min=1e-12), 1.0)
+            self.controller.gain *= factor if host.queued(factor) else float(factor)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -332,7 +336,7 @@ class Run:
             "sparsity": float(result.sparsity),
             "revival": float(result.revival),
             "learning_rate": learning_rate(self.config, step - 1),
-            "sparsity_weight": self.controller.weight(step - 1),
+            "sparsity_weight": float(self.controller.weight(step - 1)),
             "fvu_per_layer": result.fvu.tolist(),
             "l0_per_layer": result.l0.tolist(),
             "dead_per_layer": dead.tolist(),
@@ -383,11 +387,10 @@ def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _strengths(weights: TrainingParameters, result: Losses, powers: tuple[float, float]) -> tuple[float, float]:
+def _strengths(weights: TrainingParameters, result: Losses, powers: tuple[float, float]) -> Float[Tensor, "2"]:
     """`Σ share^p` of a batch for two powers."""
     share = shares(weights, result.code, result.code.a)
-    before, after = (float(((share + P_SMALLEST) ** p - P_SMALLEST**p).sum()) for p in powers)
-    return before, after
+    return torch.stack([((share + P_SMALLEST) ** p - P_SMALLEST**p).sum() for p in powers]).double()
 
 
 def _together(parts: Sequence[tuple[int, Losses, Tensor]]) -> Measured:

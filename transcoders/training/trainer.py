@@ -17,6 +17,7 @@ from transcoders.errors import FileFormatError, InputError, LostRankError, NotFi
 from transcoders.files import sweep
 from transcoders.formats.native import save_native
 from transcoders.formats.registry import load_dictionaries
+from transcoders.kernels import host
 from transcoders.training.batches import FIRST_BATCHES, Places, Source, evenly, nudges_of
 from transcoders.training.best import compare_l0, score
 from transcoders.training.checkpoint import (
@@ -111,7 +112,7 @@ class Trainer:
                 self._train_step(activations, measure=log)
                 stop = self.out is not None and self._agreed(request)
                 save = self.out is not None and (stop or self.step % self.config.checkpoint_every == 0)
-                if log or save or self.step == end or activations.device.type == "cpu":
+                if log or save or self.step == end or not host.queued(activations):
                     self._require_finite(activations)
                 if log:
                     figures = display.measured(self._log(files, sinks))
