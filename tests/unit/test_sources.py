@@ -127,7 +127,7 @@ def test_what_may_not_be_looked_at_is_passed_over(tmp_path, monkeypatch):
 
 
 def test_a_device_that_is_none_is_refused_before_anything_is_read():
-    with pytest.raises(InputError, match=r"The device 'zzz' cannot be used here \(.*try 'cpu'"):
+    with pytest.raises(InputError, match=r"The device 'zzz' cannot be used here \(.*give 'auto' or 'cpu'"):
         load_dictionaries("nowhere", device="zzz")
 
 

@@ -97,7 +97,7 @@ class _DenseCrossLayer(torch.autograd.Function):
         by_a = torch.empty_like(a) if ctx.needs_input_grad[0] else None
         by_W: list[Tensor | None] = [None] * len(W_dec)
         for layer, W in enumerate(W_dec):
-            of_layer = columns[:, layer * d_out : layer * d_out + W[0].numel()]
+            of_layer = columns[:, layer * d_out : layer * d_out + W.shape[1:].numel()]
             if by_a is not None:
                 by_a[layer] = of_layer @ W.to(dtype).flatten(1).T
             if ctx.needs_input_grad[2 + layer]:
