@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
+from answers import answer_in
 from attribution_cases import Case, Kind, Prepared, counted_operations, prepare, small
 from machine import write_table
 from scipy import sparse
@@ -33,7 +34,6 @@ from scipy import sparse
 import circuitsae as cs
 
 WORKERS = Path(__file__).parent / "workers"
-ANSWER = "@@"
 PEER = "circuit-tracer"
 Study = Literal["reference", "float64", "lazy", "tokens", "features", "width", "layers"]
 REFERENCE: tuple[Kind, ...] = ("plt", "skip", "clt")
@@ -123,9 +123,8 @@ def run_worker(python: str, worker: str, task: dict[str, Any], folder: Path) -> 
     done = subprocess.run(
         [python, "-W", "ignore", str(WORKERS / worker), str(path)], capture_output=True, text=True, env=environment
     )
-    for line in done.stdout.splitlines():
-        if line.startswith(ANSWER):
-            return json.loads(line.removeprefix(ANSWER))
+    if (found := answer_in(done.stdout.splitlines())) is not None:
+        return found
     raise RuntimeError(f"{worker} stopped with {done.returncode}:\n{done.stderr[-2000:]}")
 
 

@@ -5,16 +5,14 @@ own. Peak memory is that of the whole process; the last column is what model and
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from answers import answer_in
 from machine import write_table
 
-ANSWER = "@@"
-"""Marks the worker's line of output among those that libraries print."""
 SIZES = (250_000, 500_000, 1_000_000)
 
 
@@ -24,7 +22,7 @@ def measured(tokens: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(worker), str(tokens), folder]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(next(line for line in said.splitlines() if line.startswith(ANSWER)).removeprefix(ANSWER))
+    return answer_in(said.splitlines())
 
 
 def main() -> None:

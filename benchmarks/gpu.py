@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from answers import AnsweringProcess
 from attribution_cases import Case, Prepared, counted_operations, prepare
 from gpu_rows import FORGE, OURS, SPARSIFY, TRACER, Row, rows
 from gpu_table import page
@@ -34,7 +35,6 @@ from transcoders.files import write_file
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.md"
 WORKERS = ROOT / "benchmarks" / "workers"
-ANSWER = "@@"
 ENVIRONMENTS: Mapping[str, Environment] = {
     TRACER: CIRCUIT_TRACER, SPARSIFY: SPARSIFY_ENVIRONMENT, FORGE: SOURCES,
 }  # fmt: skip
@@ -81,43 +81,12 @@ class Lines:
             file.write(json.dumps({"key": key, "result": result, "at": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
 
 
-class Worker:
-    """One tool in a process of its own, asked one task after the other; begun anew where it died."""
-
-    def __init__(self, python: str, script: str, paths: str, device: str) -> None:
-        self.command = [python, "-W", "ignore", str(WORKERS / script)]
-        self.environment = {**os.environ, "PYTHONPATH": paths, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
-        if device == "cpu":
-            self.environment |= {"SPARSIFY_DISABLE_TRITON": "1", "TORCHDYNAMO_DISABLE": "1"}
-        self.process: subprocess.Popen[str] | None = None
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the process
-
-    def ask(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        if self.process is None or self.process.poll() is not None:
-            self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
-                env=self.environment,
-            )  # fmt: skip
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(json.dumps(task) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            return {"error": self._last_words()}
-        for line in self.process.stdout:
-            if line.startswith(ANSWER):
-                return json.loads(line.removeprefix(ANSWER))
-        return {"error": self._last_words()}
-
-    def _last_words(self) -> str:
-        self.log.seek(0)
-        return "the process ended: " + self.log.read()[-300:].decode(errors="replace").strip()
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.communicate()
-        self.log.close()
+def started_worker(python: str, script: str, paths: str, device: str) -> AnsweringProcess:
+    """One tool in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": paths, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
+    if device == "cpu":
+        environment |= {"SPARSIFY_DISABLE_TRITON": "1", "TORCHDYNAMO_DISABLE": "1"}
+    return AnsweringProcess([python, "-W", "ignore", str(WORKERS / script)], environment)
 
 
 class Tools:
@@ -125,16 +94,16 @@ class Tools:
 
     def __init__(self, options: Options, device: str) -> None:
         self.options, self.device, self.installing = options, device, 0.0
-        self._made: dict[str, Worker | str] = {}
+        self._made: dict[str, AnsweringProcess | str] = {}
 
-    def __getitem__(self, tool: str) -> Worker | str:
+    def __getitem__(self, tool: str) -> AnsweringProcess | str:
         if tool not in self._made:
             self._made[tool] = self._make(tool)
         return self._made[tool]
 
-    def _make(self, tool: str) -> Worker | str:
+    def _make(self, tool: str) -> AnsweringProcess | str:
         if tool == OURS:
-            return Worker(sys.executable, "gpu_worker.py", str(ROOT), self.device)
+            return started_worker(sys.executable, "gpu_worker.py", str(ROOT), self.device)
         environment = ENVIRONMENTS[tool]
         if self.options.peers == "all":
             start = time.perf_counter()
@@ -147,11 +116,11 @@ class Tools:
         if not environment.python.exists():
             return "not installed here"
         paths = self.options.clt_forge if tool == FORGE else ""
-        return Worker(str(environment.python), "gpu_peer_worker.py", paths, self.device)
+        return started_worker(str(environment.python), "gpu_peer_worker.py", paths, self.device)
 
     def stop(self) -> None:
         for worker in self._made.values():
-            if isinstance(worker, Worker):
+            if isinstance(worker, AnsweringProcess):
                 worker.stop()
 
 
@@ -189,8 +158,8 @@ def _rates(tools: Tools, lines: Lines, device: str, options: Options) -> dict[st
     key = json.dumps(["rates", device, torch.__version__, options.tiny])
     if key not in lines.found:
         worker = tools[OURS]
-        assert isinstance(worker, Worker)
-        found = worker.ask({"kind": "rates", "device": device, "tiny": options.tiny})
+        assert isinstance(worker, AnsweringProcess)
+        found = worker.ask(json.dumps({"kind": "rates", "device": device, "tiny": options.tiny}))
         if "error" in found:
             raise SystemExit(f"The device cannot be measured: {found['error']}")
         lines.put(key, found)
@@ -238,7 +207,7 @@ def measure(
 
 
 def _one(
-    row: Row, worker: Worker, device: str, options: Options, prepared: dict[Case, Prepared], folder: Path
+    row: Row, worker: AnsweringProcess, device: str, options: Options, prepared: dict[Case, Prepared], folder: Path
 ) -> dict[str, Any]:
     task = {**row.task, "kind": row.kind, "device": "cpu" if row.here else device, "rounds": 2 if options.tiny else 5}
     cost = row.cost
@@ -255,7 +224,7 @@ def _one(
             cost = sum(counted_operations(ready, 10).values()), 0.0
     if row.tool in (SPARSIFY, FORGE):
         task |= {"library": row.tool, "kind_of": row.task["kind"]}
-    found = worker.ask(task)
+    found = worker.ask(json.dumps(task))
     if row.kind == "graph" and cost is not None and "edges" in found:
         cost = cost[0], 4.0 * found["edges"]  # each edge is written once
     return found | ({} if cost is None else {"operations": cost[0], "bytes": cost[1]})

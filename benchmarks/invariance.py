@@ -7,6 +7,7 @@ largest difference of a ratio in another order.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def models(dictionaries: str) -> list[cs.ReplacementModel]:
     ]
 
 
-def judged(model: cs.ReplacementModel, prompt: str, ends: list, **settings: int) -> pd.DataFrame:
+def judged(model: cs.ReplacementModel, prompt: str, ends: list, **settings: Any) -> pd.DataFrame:
     """The claims of some pairs of nodes."""
     recording = Recording(model, model.trace(prompt))
     values = values_of([recording])

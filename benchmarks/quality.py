@@ -20,8 +20,9 @@ from pathlib import Path
 from statistics import median
 
 import tyro
+from answers import AnsweringProcess
 from quality_cases import OURS, PEERS, STEPS, Case, Cell, cases
-from quality_cells import Cells, Place, Worker, measure
+from quality_cells import Cells, Place, measure, started_worker
 from quality_plan import Plan
 from quality_table import write_tables
 
@@ -145,10 +146,10 @@ class Bench:
         words = {case.data, case.shape, case.kind} | ({library} if strict else {*self.libraries})
         return set(self.options.only) <= words
 
-    def _worker(self, library: str) -> Worker:
+    def _worker(self, library: str) -> AnsweringProcess:
         python = self.place.python(library)
         assert python is not None
-        return Worker(python, self.options.clt_forge)
+        return started_worker(python, self.options.clt_forge)
 
 
 def _line(cell: Cell, result: dict[str, object]) -> str:

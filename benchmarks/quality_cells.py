@@ -8,16 +8,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from answers import AnsweringProcess
 from quality_cases import ENVIRONMENTS, OURS, PEERS, SHAPES, Case, Cell, Peer
 from quality_data import HELD_OUT, files
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).parent / "workers" / "quality_worker.py"
-ANSWER = "@@"
 BATCH = 1024
 POINTS = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1.0)
 """Shares of a run after which the held-out FVU is measured."""
@@ -142,47 +142,16 @@ def _name(key: dict[str, Any]) -> str:
     return json.dumps(key, sort_keys=True)
 
 
-@dataclass
-class Worker:
+def started_worker(python: str, clt_forge: str) -> AnsweringProcess:
     """One library in its process."""
-
-    python: str
-    clt_forge: str
-    log: Any = field(default_factory=tempfile.TemporaryFile)
-
-    def __post_init__(self) -> None:
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-        environment["SPARSIFY_DISABLE_TRITON"] = "1"  # its kernel wants a GPU
-        paths = [self.clt_forge] if self.python != sys.executable else [str(ROOT)]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        self.process = subprocess.Popen(
-            [self.python, "-W", "ignore", str(WORKER)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment,
-        )  # fmt: skip
-
-    def ask(self, command: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(command + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            return {"error": self._last_words()}
-        for line in self.process.stdout:
-            if line.startswith(ANSWER):
-                return json.loads(line.removeprefix(ANSWER))
-        return {"error": self._last_words()}
-
-    def _last_words(self) -> str:
-        self.log.seek(0)
-        return "the process ended: " + self.log.read()[-500:].decode(errors="replace")
-
-    def stop(self) -> None:
-        self.process.communicate()
-        self.log.close()
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    environment["SPARSIFY_DISABLE_TRITON"] = "1"  # its kernel wants a GPU
+    paths = [clt_forge] if python != sys.executable else [str(ROOT)]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return AnsweringProcess([python, "-W", "ignore", str(WORKER)], environment)
 
 
-def measure(worker: Worker, cell: Cell, place: Place) -> dict[str, Any]:
+def measure(worker: AnsweringProcess, cell: Cell, place: Place) -> dict[str, Any]:
     """Train to the end; `curve` has steps, FVU, L0 and the seconds of training so far."""
     started = worker.ask("task " + json.dumps(place.task(cell)))
     curve: list[dict[str, float]] = []

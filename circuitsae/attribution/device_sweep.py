@@ -24,6 +24,7 @@ from torch import Tensor
 
 from circuitsae.attribution.carried import CarriedTargets
 from circuitsae.attribution.nodes import BroadcastSources, SourceVectors, TargetVectors, to_numpy
+from transcoders.devices import free_memory
 
 ON_DEVICE = frozenset({"cuda"})
 """Kinds of devices that are swept in blocks that fill them; on MPS there is no float64."""
@@ -63,8 +64,7 @@ class Memory(NamedTuple):
         """A part of what is free on a CUDA device now; as much as the largest block for others."""
         if device.type != "cuda":
             return cls(BLOCK_BYTES, BLOCK_BYTES)
-        free = torch.cuda.mem_get_info(device)[0]
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = free_memory(device, BLOCK_BYTES)
         return cls(min(BLOCK_BYTES, free // 4), free // 2)
 
 

@@ -1,0 +1,52 @@
+"""Workers in processes of their own: what they are asked is a line, what they answer a line that begins with a mark."""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+ANSWER = "@@"
+"""Marks the answer among the lines that libraries print."""
+
+
+def answer_in(lines: Iterable[str]) -> Any:
+    """The first answer among some lines; None where there is none."""
+    marked = (line.removeprefix(ANSWER) for line in lines if line.startswith(ANSWER))
+    found = next(marked, None)
+    return None if found is None else json.loads(found)
+
+
+class AnsweringProcess:
+    """A worker that is asked one task after the other, begun at the first and anew where it died."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.command, self.environment = list(command), dict(environment)
+        self.process: subprocess.Popen[str] | None = None
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the process
+
+    def ask(self, task: str) -> dict[str, Any]:
+        """Its answer; `error`, with its last words, where it ended instead."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+                env=self.environment,
+            )  # fmt: skip
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(task + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return self._ended()
+        found = answer_in(self.process.stdout)
+        return self._ended() if found is None else found
+
+    def _ended(self) -> dict[str, Any]:
+        self.log.seek(0)
+        return {"error": "the process ended: " + self.log.read()[-500:].decode(errors="replace").strip()}
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.communicate()
+        self.log.close()
