@@ -31,15 +31,15 @@ def answering(bench: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
     class Quick:
         def __init__(self, *_: Any) -> None: ...
 
-        def ask(self, task: dict[str, Any]) -> dict[str, Any]:
-            asked.append(task)
+        def ask(self, line: str) -> dict[str, Any]:
+            asked.append(task := json.loads(line))
             if task["kind"] == "rates":
                 return {"bandwidth": 1e12, "bf16": 1e15, "float32": 1e14, "name": "a chip", "torch": "2"}
             return {"seconds": 2e-3, "peak_mb": 5.0} | ({"edges": 7} if task["kind"] == "graph" else {})
 
         def stop(self) -> None: ...
 
-    monkeypatch.setattr(importlib.import_module("gpu"), "Worker", Quick)
+    monkeypatch.setattr(importlib.import_module("gpu"), "AnsweringProcess", Quick)
     return asked
 
 
