@@ -69,6 +69,17 @@ def test_the_sparsity_penalties_by_loops(kind):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["clt", "plt"])
+def test_what_a_part_of_the_features_writes(kind):
+    """Ranks that share features may have none of those before a prefix."""
+    built, a = random_parameters(config(kind, "relu")), draw(N_LAYERS, 5, FEATURES)
+    for first, last in ((0, 0), (0, 4), (4, 10), (0, None), (7, None)):
+        kept = torch.zeros(FEATURES, dtype=torch.float64)
+        kept[first:last] = 1
+        torch.testing.assert_close(built.decode(a, first, last), built.decode(a * kept))
+
+
+@torch.no_grad()
 def test_the_penalty_is_blind_to_rescaling_features():
     settings = config("clt", "relu")
     built = random_parameters(settings)

@@ -269,7 +269,8 @@ class TrainingParameters(nn.Module):
     ) -> Float[Tensor, "layer batch d_model"]:
         """What the features `first … last − 1` write, without bias and skip term; `frozen` decoders get no gradient."""
         W_dec = [W.detach() if frozen else W for W in self.W_dec]
-        if (first, last or a.shape[2]) != (0, a.shape[2]):  # the gradient of a slice is a copy of the whole
+        last = a.shape[2] if last is None else last
+        if (first, last) != (0, a.shape[2]):  # the gradient of a slice is a copy of the whole
             a, W_dec = a[:, :, first:last], [W[first:last] for W in W_dec]
         return dense_cross_layer_decode(a, W_dec, bf16=self.bf16)
 
