@@ -84,8 +84,8 @@ def _show_devices(console: Console) -> None:
     if not here:
         console.print(f"No accelerator: --device auto is {choose_device()}.", highlight=False)
     where = table_path()
-    stands = "" if where.is_file() else ", which is not there; circuitsae doctor --tune measures and writes it"
-    console.print(f"The table lies in {where}{stands}.", highlight=False, soft_wrap=True, markup=False)
+    said = f"Measured: {where}." if where.is_file() else f"Nothing was measured; --tune does, and writes {where}."
+    console.print(said, highlight=False, soft_wrap=True, markup=False)
 
 
 def _size(parameters: float) -> str:
