@@ -97,6 +97,12 @@ class Countries:
             role: activations_at(model, [self.prompt(*each) for each in about], role)
             for role, about in self.about.items()
         }
+        self.features = {(country, place): self._features(country, place) for country in self.known for place in PLACES}
+        """What tells each country from the others, by place."""
+        self.firing = {
+            role: list(read.rate(torch.ones(read.n_prompts, dtype=torch.bool)) > 0) for role, read in self.read.items()
+        }
+        """What fires on some of the sentences: controls are drawn from these."""
 
     def _token(self, word: str) -> int | None:
         """The word's token within a sentence; None where it is several."""
@@ -110,15 +116,11 @@ class Countries:
         place = int((tokens == self.model.model.token_id(" " + country)).nonzero()[0, 0])
         return Prompt(tokens, {"country": place, "last": len(tokens) - 1}, phrase)
 
-    def features(self, country: str, place: Place) -> FeatureGroup:
+    def _features(self, country: str, place: Place) -> FeatureGroup:
         """What tells it from the others, in other sentences."""
         own, read = torch.tensor([of == country for _, of in self.about[place.role]]), self.read[place.role]
         k, rate = self.options.k, self.options.rate
         return contrast(self.model, read, own, ~own, at=place.role, layers=place.layers, k=k, rate=rate)
-
-    def firing(self, role: str) -> list[torch.Tensor]:
-        """What fires on some of the sentences: controls are drawn from these."""
-        return list(self.read[role].rate(torch.ones(len(self.about[role]), dtype=torch.bool)) > 0)
 
 
 def changes(countries: Countries, country: str, other: str, seed: int) -> list[tuple[str, str, list[Intervention]]]:
@@ -126,9 +128,9 @@ def changes(countries: Countries, country: str, other: str, seed: int) -> list[t
     generator, made = torch.Generator().manual_seed(seed), []
     prompt: Recording = countries.recorded[country]
     for place in PLACES:
-        own, new = (countries.features(c, place) for c in (country, other))
+        own, new = (countries.features[c, place] for c in (country, other))
         swapped = swap(prompt, own, new)
-        control = swapped.control(countries.model, generator, countries.firing(place.role))
+        control = swapped.control(countries.model, generator, countries.firing[place.role])
         made += [
             (place.name, "removed", [suppress(prompt, own).intervention()]),
             (place.name, "swapped", [swapped.intervention()]),
@@ -189,9 +191,10 @@ def page(frame: pd.DataFrame, countries: Countries) -> str:
     ]
     for where, what, *figures in summary(frame).itertuples(index=False):
         lines.append(f"| {where} | {what} | {' | '.join(f'{value:.3f}' for value in figures)} |")
-    lines += ["", f"The first of them, {countries.known[0]}, with its features of layer 0 changed at the name:", ""]
-    lines += ["| changed | to those of | capital, after | the other's | answer |", "|---|---|---|---|---|"]
     one = pd.DataFrame(frame[(frame.country == countries.known[0]) & (frame["where"] == PLACES[0].name)])
+    said = f"The first of them, {countries.known[0]}, whose capital has {one['before'].iloc[0]:.3f} before"
+    lines += ["", f"{said}, with its features of layer 0 changed at the name:", ""]
+    lines += ["| changed | to those of | capital, after | the other's | answer |", "|---|---|---|---|---|"]
     for row in one.to_dict("records"):
         lines.append(f"| {row['what']} | {row['other']} | {row['own']:.3f} | {row['new']:.3f} | `{row['answer']}` |")
     return "\n".join([*lines, ""])

@@ -64,9 +64,9 @@ def mirrored(dictionaries: Refinable, found: Mapping[int, Firing], above: float)
         own, *later = _decoders(made, layer)
         skip, w, b = with_skip(made, layer), W_enc[:, chosen], b_enc[chosen]
         skip += w @ own[chosen]
-        _decoder_bias(made, layer).add_(b @ own[chosen])
+        made.decoder_bias(layer).add_(b @ own[chosen])
         for distance, W_dec in enumerate(later, start=1):
-            _decoder_bias(made, layer + distance).add_(mean[chosen] @ W_dec[chosen])
+            made.decoder_bias(layer + distance).add_(mean[chosen] @ W_dec[chosen])
         W_enc[:, chosen], b_enc[chosen] = -w, -b
     return made, turned
 
@@ -91,7 +91,3 @@ def _encoder(d: Refinable, layer: int) -> tuple[Float[Tensor, "d_model feature"]
 def _decoders(d: Refinable, layer: int) -> list[Float[Tensor, "feature d_model"]]:
     """To this layer, and of a cross-layer transcoder to those after it."""
     return list(d.W_dec[layer].unbind(1)) if isinstance(d, CrossLayerTranscoder) else [d[layer].W_dec]
-
-
-def _decoder_bias(d: Refinable, layer: int) -> Float[Tensor, "d_model"]:
-    return d.b_dec[layer] if isinstance(d, CrossLayerTranscoder) else d[layer].b_dec

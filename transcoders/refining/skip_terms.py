@@ -71,7 +71,7 @@ def corrected(dictionaries: Refinable, added: Mapping[int, AffineMap], *, skip: 
     """A copy with these maps added to some layers; `skip=False`: their biases alone."""
     made = copy.deepcopy(dictionaries)
     for layer, fit in added.items():
-        bias = made.b_dec[layer] if isinstance(made, CrossLayerTranscoder) else made[layer].b_dec
+        bias = made.decoder_bias(layer)
         bias += fit.b.to(bias)
         if skip:
             with_skip(made, layer).add_(fit.W.to(bias))
