@@ -15,7 +15,7 @@
     python benchmarks/claims.py --tinystories-clt DIR --tinystories-plt DIR
 
 Prompts: {n} of each of the pocket model's five tasks, seed {seed}; of TinyStories and of a random model (a GPT-2 of 3
-layers whose transcoders were trained on its own activations) as many in all.
+layers whose transcoders were trained on its own activations) {others} in all, seed {others_seed}.
 """
 
 import os
@@ -64,10 +64,14 @@ class Options:
     """Cross-layer transcoders of the 656k-parameter TinyStories model, as `circuitsae train` writes them."""
     tinystories_plt: Path | None = None
     """Per-layer ones."""
-    n: int = 4
-    """Prompts of each task."""
-    seed: int = 20261129
-    """Of the prompts."""
+    n: int = 12
+    """Prompts of each task of the pocket model."""
+    seed: int = 20261130
+    """Of these prompts."""
+    others: int = 20
+    """Prompts of each of the other models."""
+    others_seed: int = 20261129
+    """Of these."""
     agreement: bool = True
     """Also tables 1 and 2."""
 
@@ -96,8 +100,8 @@ def settings(options: Options) -> Iterator[Setting]:
                 cs.ReplacementModel(cs.load_model(str(TINYSTORIES), dtype=d), cs.load_dictionaries(folder))
                 for d in DTYPES
             )
-            yield Setting(f"tinystories-656k, {kind}", exact, usual, list(stories(len(prompts), options.seed)))
-    yield random_setting(len(prompts), options.seed)
+            yield Setting(f"tinystories-656k, {kind}", exact, usual, stories(options.others, options.others_seed))
+    yield random_setting(options.others, options.others_seed)
 
 
 DTYPES = ("float64", "float32")
@@ -115,7 +119,7 @@ def pocket_prompts(n: int, seed: int) -> list[str | Tensor]:
     ]
 
 
-def stories(n: int, seed: int) -> list[str]:
+def stories(n: int, seed: int) -> list[str | Tensor]:
     """The first fourteen words of stories."""
     paragraphs = [p for p in STORIES.read_text().split("\n") if len(p.split()) > 20]
     chosen = np.random.default_rng(seed).choice(len(paragraphs), n, replace=False)
@@ -335,7 +339,8 @@ def main(options: Options) -> None:
         if options.agreement:
             first, second = agreements(where)
             agreed, why = agreed + first, why + second
-    claim = str(__doc__).strip().format(n=options.n, seed=options.seed)
+    claim = str(__doc__).strip()
+    claim = claim.format(**{name: getattr(options, name) for name in ("n", "seed", "others", "others_seed")})
     numbers = ["n", "Spearman", "same sign", "ratio in [½, 2]", "median ratio"]
     if options.agreement:
         print(write_table("claims_agreement", claim, ["model", "edges by", "class", *numbers], agreed))
