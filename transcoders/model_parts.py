@@ -4,7 +4,7 @@ They carry TransformerLens' names: `ln1`, `attn`, `ln1_post`, `ln2`, `mlp`, `ln2
 `ln_final` and `unembed` around the blocks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformer_lens.model_bridge import TransformerBridge
 
 _STATEFUL = ("past_key_values", "layer_past", "use_cache", "cache_position", "hidden_states", "output_attentions")
@@ -86,13 +87,38 @@ class AttentionPart:
     def mixed(self, call: Call, like: Float[Tensor, "batch pos d_model"], **inputs: Tensor) -> Tensor:
         """What `W_O` reads where queries, keys and values (before rotary positions) are `q`, `k` and `v`."""
         found: list[Tensor] = []
+        with self._given(inputs), _hooked(self._module.o.hook_in, found.append):
+            self.run(like, call)
+        return found[0].to(like.device)
+
+    def scores(
+        self, call: Call, normed: Float[Tensor, "batch pos d_model"], scales: Mapping[str, Tensor], **inputs: Tensor
+    ) -> Float[Tensor, "batch head query key"]:
+        """What the softmax takes, the mask included, without a soft cap.
+
+        Queries and keys (before rotary positions) are those given as `q` and `k`, else what the module makes of
+        `normed`; their norms, `q_norm` and `k_norm`, have the `scales` given.
+        """
+        found: list[Tensor] = []
+        with ExitStack() as hooks:
+            hooks.enter_context(self._given(inputs))
+            hooks.enter_context(_without_cap(self._module.original_component))
+            for name, scale in scales.items():
+                point = getattr(self._module, name).hook_scale
+                hooks.enter_context(_hooked(point, lambda out, scale=scale: scale.reshape(out.shape).to(out)))
+            hooks.enter_context(_hooked(self._module.hook_attn_scores, found.append))
+            hooks.enter_context(_WatchedSoftmax(found))  # Hugging Face's own attention shows scores at no hook
+            self.run(normed, call)
+        return found[0].to(normed.device)
+
+    @contextmanager
+    def _given(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+        """While it lasts, queries, keys or values (before rotary positions) are these."""
         with ExitStack() as hooks:
             for kind, value in inputs.items():
                 point = getattr(self._module, kind).hook_out
                 hooks.enter_context(_hooked(point, lambda out, value=value: value.reshape(out.shape).to(out.device)))
-            hooks.enter_context(_hooked(self._module.o.hook_in, found.append))
-            self.run(like, call)
-        return found[0].to(like.device)
+            yield
 
 
 @dataclass(frozen=True)
@@ -325,6 +351,33 @@ def _hooked(point: Any, edit: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class _WatchedSoftmax(TorchFunctionMode):
+    """While it lasts, what every softmax is given is put into a list."""
+
+    def __init__(self, found: list[Tensor]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "softmax":
+            self._found.append(args[0] if args else kwargs["input"])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _without_cap(attention: Any) -> Iterator[None]:
+    """While it lasts, an attention module has no soft cap (Gemma 2)."""
+    cap = getattr(attention, "attn_logit_softcapping", None)
+    if cap is None:
+        yield
+        return
+    attention.attn_logit_softcapping = None
+    try:
+        yield
+    finally:
+        attention.attn_logit_softcapping = cap
 
 
 def kept_apart(positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> dict[str, Any]:

@@ -1,5 +1,13 @@
-"""From a traced prompt to its attribution graph: which targets, which sources, and the weight of every edge."""
+"""From a traced prompt to its attribution graph: which targets, which sources, and the weight of every edge.
 
+Beside it, where attention went: a head's score by what wrote its query and key, and the heads that an edge passes by.
+"""
+
+from circuitsae.attribution.attention_scores import AttentionReasons, explain_attention
 from circuitsae.attribution.attribute import LogitTargets, TopLogits, attribute, attribute_pruned, attribute_trace
+from circuitsae.attribution.edge_heads import edge_heads
 
-__all__ = ["LogitTargets", "TopLogits", "attribute", "attribute_pruned", "attribute_trace"]
+__all__ = [
+    "AttentionReasons", "LogitTargets", "TopLogits", "attribute", "attribute_pruned", "attribute_trace", "edge_heads",
+    "explain_attention",
+]  # fmt: skip

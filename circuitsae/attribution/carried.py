@@ -76,9 +76,14 @@ class CarriedTargets:
 
     def carry_down(self, stop: int) -> None:
         """To the stream before block `stop`, which none of the targets reads below; 0: to the embeddings."""
+        top = len(self.sources.linear.blocks)
+        self.read(top)
+        self.cross(min(int(self.layers[0]), top - 1), stop)
+
+    def cross(self, top: int, stop: int) -> None:
+        """From the stream after block `top` to the one before block `stop`."""
         sources, blocks = self.sources, self.sources.linear.blocks
-        self.read(len(blocks))
-        for layer in range(min(int(self.layers[0]), len(blocks) - 1), stop - 1, -1):
+        for layer in range(top, stop - 1, -1):
             sources.local(layer).score(self.G[: self.joined], self.A[: self.joined])
             self.score_mlp_biases(sources.broadcast_mlp[layer])
             through_skip = self.transpose_skip(layer)

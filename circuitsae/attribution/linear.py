@@ -79,6 +79,11 @@ class Attention:
         mix = self.mix[:, here, here]
         return self._hop(x, self.W_in, self.n_kv, mix, self.W_out, self.n_heads)
 
+    def by_head(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos head d_model"]:
+        """What each head writes: `forward` before the sum over heads."""
+        z = self.mix @ self._per_head(x @ self.W_in, self.n_kv)
+        return torch.einsum("hpd,hdm->phm", z, self.W_out.view(self.n_heads, -1, x.shape[1]))
+
     def transpose(self, g: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """How what is read from the attention's output at positions 0, 1, … reads the stream before it."""
         mix = self.mix[:, : g.shape[1], : g.shape[1]].mT
@@ -192,6 +197,12 @@ def _block(frozen: FrozenModel, layer: int) -> Block:
         mlp_norm=block.mlp_norm,
         parallel=block.parallel,
     )
+
+
+def attention_norm(frozen: FrozenModel, layer: int) -> Norm:
+    """From the stream to what attention of `layer` reads."""
+    norm = frozen.model.parts.blocks[layer].norm("ln1")
+    return _factor(frozen, 1.0) if norm is None else _norm(frozen, norm, f"blocks.{layer}.ln1")
 
 
 def _read(kind: SiteKind, norm: Norm, nothing: Norm) -> Norm:

@@ -17,6 +17,8 @@ from circuitsae.graph.supernodes import label_json
 from transcoders.errors import DictionaryError, FileFormatError
 
 _DIGITS = 4
+_NAMED = 4
+"""So many tokens name a feature that has no label."""
 _OF_FILE = ("format", "arrays", "dictionary_files")
 
 
@@ -141,6 +143,15 @@ class FeatureCards:
             nearest=self._features("nearest", i),
             label=self.labels.get((layer, feature)),
         )
+
+    def name(self, layer: int, feature: int) -> str:
+        """Its label, unless that was contradicted, or else the tokens of its strongest examples; "" without either."""
+        if (card := self.card(layer, feature)) is None:
+            return ""
+        if card.label and card.label.get("status") != "contradicted":
+            return str(card.label.get("display") or card.label.get("text") or "")
+        peaks = dict.fromkeys(example["tokens"][example["peak"]].strip() for example in card.examples)
+        return " / ".join(list(filter(None, peaks))[:_NAMED])
 
     def for_nodes(self, nodes: pd.DataFrame) -> dict[str, dict[str, Any]]:
         """The cards of the features among a graph's nodes, by `"{layer}.{index}"`, as JSON."""
