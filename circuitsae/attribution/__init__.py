@@ -3,11 +3,11 @@
 Beside it, where attention went: a head's score by what wrote its query and key, and the heads that an edge passes by.
 """
 
-from circuitsae.attribution.attention_scores import AttentionReasons, explain_attention
+from circuitsae.attribution.attention_scores import AttentionReasons, explain_attention, looking_heads
 from circuitsae.attribution.attribute import LogitTargets, TopLogits, attribute, attribute_pruned, attribute_trace
 from circuitsae.attribution.edge_heads import edge_heads
 
 __all__ = [
     "AttentionReasons", "LogitTargets", "TopLogits", "attribute", "attribute_pruned", "attribute_trace", "edge_heads",
-    "explain_attention",
+    "explain_attention", "looking_heads",
 ]  # fmt: skip

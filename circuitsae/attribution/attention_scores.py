@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.attribution.attention_sources import Namer, Nodes, Prompt, Source, SourceKind, Writers
+from circuitsae.graph import NodeKind
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError, ModelError
 from transcoders.model_parts import AttentionPart, Call
@@ -90,6 +91,13 @@ class AttentionReasons:
         """What each source of the key gives with all of the query: `source`, `pos`, `text`, `contribution`."""
         return _marginal(self.key_sources, self.keys @ self.queries.sum(0))
 
+    def by_kind(self) -> pd.DataFrame:
+        """What each kind of source gives with each: rows of the query, columns of the key (feature, token, bias, …)."""
+        (rows, q), (columns, k) = _per_kind(self.query_sources, self.queries), _per_kind(self.key_sources, self.keys)
+        return pd.DataFrame(
+            (q @ k.T).tolist(), index=pd.Index(rows, name="query"), columns=pd.Index(columns, name="key")
+        )
+
     def contrast(self, other_key: int) -> "AttentionReasons":
         """Why this key and not another: the score less that of `other_key` at the same query.
 
@@ -115,6 +123,15 @@ class AttentionReasons:
             other=other.key,
             _look=None,
         )
+
+
+def _per_kind(
+    sources: tuple[Source, ...], vectors: Float[Tensor, "source d_head"]
+) -> tuple[list[str], Float[Tensor, "kind d_head"]]:
+    """The kinds that there are, and their sums."""
+    kinds = sorted({str(source.kind) for source in sources})
+    number = torch.tensor([kinds.index(source.kind) for source in sources], device=vectors.device)
+    return kinds, vectors.new_zeros(len(kinds), vectors.shape[1]).index_add_(0, number, vectors)
 
 
 def _marginal(sources: tuple[Source, ...], value: Float[Tensor, "source"]) -> pd.DataFrame:
@@ -153,13 +170,49 @@ def explain_attention(
     if sources not in get_args(SourceKind):
         raise InputError(f"Unknown sources {sources!r}; give {' or '.join(map(repr, get_args(SourceKind)))}.")
     trace = prompt if isinstance(prompt, Trace) else model.trace(prompt)
-    n_layers, n_heads = model.model.n_layers, trace.frozen.constants["blocks.0.attn.hook_pattern"].shape[1]
+    n_layers, n_heads = model.model.n_layers, len(_pattern(trace, 0))
     if not (0 <= layer < n_layers and 0 <= head < n_heads):
         raise InputError(
             f"{model.model.name} has no head {layer}.{head}; it has layers 0 to {n_layers - 1} with heads "
             f"0 to {n_heads - 1}."
         )
     return _Head(Prompt(model, trace, layer, names), head, sources).look(query, key)
+
+
+def looking_heads(
+    model: ReplacementModel, prompt: str | Int[Tensor, "pos"] | Trace, query: int, key: int
+) -> pd.DataFrame:
+    """Which heads look from position `query` to position `key`: `layer`, `head`, `pattern`, the largest first.
+
+    Raises `InputError` for positions that are not there, and a key after the query.
+    """
+    trace = prompt if isinstance(prompt, Trace) else model.trace(prompt)
+    query, key = _pair(trace, query, key)
+    frame = pd.DataFrame(
+        [
+            (layer, head, value)
+            for layer in range(model.model.n_layers)
+            for head, value in enumerate(_pattern(trace, layer)[:, query, key].tolist())
+        ],
+        columns=["layer", "head", "pattern"],
+    )
+    return frame.sort_values("pattern", ascending=False, kind="stable", ignore_index=True)
+
+
+def _pattern(trace: Trace, layer: int) -> Float[Tensor, "head query key"]:
+    return trace.frozen.constants[f"blocks.{layer}.attn.hook_pattern"][0]
+
+
+def _pair(trace: Trace, query: int, key: int) -> tuple[int, int]:
+    """Positions counted from the start, the key not after the query."""
+    count = trace.n_positions
+    for what, pos in (("query", query), ("key", key)):
+        if not -count <= pos < count:
+            raise InputError(f"There is no {what} position {pos}; the prompt has positions 0 to {count - 1}.")
+    query, key = query % count, key % count
+    if key > query:
+        raise InputError(f"Position {query} cannot look to {key}, which comes after it; give a key up to {query}.")
+    return query, key
 
 
 class _Head:
@@ -182,12 +235,10 @@ class _Head:
         normed = (prompt.norm.forward(prompt.stream[None]) + bias).to(model.dtype)
         self.scores = self.part.scores(self.call, normed, self.scales)[0, head]
         """The model's own."""
-        self.pattern = constants[f"{prefix}hook_pattern"][0, head]
+        self.pattern = _pattern(self.trace, self.layer)[head]
 
     def look(self, query: int, key: int) -> AttentionReasons:
-        query, key = self._position("query", query), self._position("key", key)
-        if key > query:
-            raise InputError(f"Position {query} cannot look to {key}, which comes after it; give a key up to {query}.")
+        query, key = _pair(self.trace, query, key)
         own = float(self.scores[query, key])
         if own < torch.finfo(self.scores.dtype).min / 2:
             raise InputError(f"Head {self.layer}.{self.head} does not see {key} from {query}: its window ends.")
@@ -211,22 +262,16 @@ class _Head:
                 f"parts give {score:.4g}; how its attention is computed is not supported."
             )
 
-    def _position(self, what: str, pos: int) -> int:
-        count = self.trace.n_positions
-        if not -count <= pos < count:
-            raise InputError(f"There is no {what} position {pos}; the prompt has positions 0 to {count - 1}.")
-        return pos % count
-
     def _factors(self, kind: str, pos: int) -> tuple[tuple[Source, ...], Float[Tensor, "source d_head"]]:
         """What writes the query (kind Q) or the key (K) at a position, and what each source gives to it."""
         W, b = self._weights(kind)
         sources, factors = self.sources.at(pos, W)
         if (norm_bias := self.prompt.norm.bias) is not None:
             factors = torch.cat([factors, (norm_bias @ W.to(norm_bias))[None].to(factors)])
-            sources.append(Source(f"{self.layer}.ln1.b", -1))
+            sources.append(Source(f"{self.layer}.ln1.b", -1, NodeKind.BIAS))
         if b is not None:
             factors = torch.cat([factors, b.to(factors)[None]])
-            sources.append(Source(f"{self.layer}.b_{kind}", -1))
+            sources.append(Source(f"{self.layer}.b_{kind}", -1, NodeKind.BIAS))
         return tuple(sources), factors
 
     def _weights(self, kind: str) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, "d_head"] | None]:

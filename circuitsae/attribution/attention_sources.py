@@ -26,6 +26,8 @@ class Source(NamedTuple):
     """As of the graph's nodes: `0.153@8`, `tok@4`, `1.err@3`, `0.b_dec`. No nodes: `1.head3@8`, `0.skip@8`, `2.b_Q`."""
     pos: int
     """Where it is written; -1 for a bias."""
+    kind: str
+    """Of the node, or `head` or `skip`."""
     text: str = ""
     """The token; the name of a feature."""
 
@@ -76,8 +78,8 @@ class Prompt:
         """The node of a column of `sources`."""
         node = self._nodes[self.sources.columns[column]]
         if node.kind is NodeKind.FEATURE and self._name is not None:
-            return Source(node.id, node.pos, self._name(node.layer, node.index))
-        return Source(node.id, node.pos, node.text if node.kind is NodeKind.TOKEN else "")
+            return Source(node.id, node.pos, node.kind, self._name(node.layer, node.index))
+        return Source(node.id, node.pos, node.kind, node.text if node.kind is NodeKind.TOKEN else "")
 
 
 class Nodes:
@@ -133,7 +135,7 @@ class Writers:
         found = [(prompt.source(column), vector) for column, vector in pairs]
         if layer >= 0:
             heads = prompt.heads[layer][pos]
-            found += [(Source(f"{layer}.head{head}@{pos}", pos), vector) for head, vector in enumerate(heads)]
+            found += [(Source(f"{layer}.head{head}@{pos}", pos, "head"), vector) for head, vector in enumerate(heads)]
             if (skipped := prompt.skipped[layer]) is not None:
-                found.append((Source(f"{layer}.skip@{pos}", pos), skipped[pos]))
+                found.append((Source(f"{layer}.skip@{pos}", pos, "skip"), skipped[pos]))
         return found

@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from circuitsae.commands.activations import activations
+from circuitsae.commands.attention import attention
 from circuitsae.commands.compare import compare
 from circuitsae.commands.convert import convert
 from circuitsae.commands.dictionaries import dictionaries
@@ -29,7 +30,8 @@ from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
 for command in (
-    trace, validate, show, compare, activations, train, refine, finetune, evaluate, intervene, steer, reproduce,
+    trace, validate, attention, show, compare, activations, train, refine, finetune, evaluate, intervene, steer,
+    reproduce,
 ):  # fmt: skip
     app.command(command)
 app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")

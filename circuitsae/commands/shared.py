@@ -265,18 +265,20 @@ def beside_dictionaries(graph: "AttributionGraph") -> "tuple[FeatureCards | None
 
     None where there are none, or where they cannot be read or are not of the weights that the graph was traced with.
     """
+    source = source_of(graph)
+    name = source.dictionaries or ("pocket" if source.model == "pocket" else None)
+    return (None, None) if name is None else cards_of(name, graph.provenance.get("dictionary_fingerprint"))
+
+
+def cards_of(dictionaries: str, traced: Any) -> "tuple[FeatureCards | None, Ledger | None]":
+    """The cards, with their labels, and the ledger beside dictionaries, whose weights have the fingerprint `traced`."""
     from circuitsae.features.cards import FeatureCards
     from circuitsae.features.ledger import Ledger, ledger_path
     from circuitsae.pocket import dictionary_folder
 
-    source = source_of(graph)
-    name = source.dictionaries or ("pocket" if source.model == "pocket" else None)
-    if name is None:
-        return None, None
-    folder = dictionary_folder(name)
+    folder = dictionary_folder(dictionaries)
     ledger = _load_if(lambda: ledger_path(folder).is_file(), lambda: Ledger.load(folder))
     cards = _load_if(lambda: FeatureCards.beside(folder), lambda: FeatureCards.load(folder, ledger=ledger))
-    traced = graph.provenance.get("dictionary_fingerprint")
     if cards is not None and traced is not None and traced != (found := cards.manifest.get("dictionary")):
         logger.warning(
             "The page goes without feature cards and labels: the graph was traced with dictionaries %.40s, but %.200s "

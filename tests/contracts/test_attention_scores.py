@@ -134,6 +134,13 @@ def test_tables_are_sums_of_the_matrix(monkeypatch):
     assert reasons.query == QUERY
     assert reasons.by_query()["contribution"].sum() == pytest.approx(float(matrix.sum()))
     assert reasons.by_key()["contribution"].sum() == pytest.approx(float(matrix.sum()))
+    kinds = reasons.by_kind()
+    features, tokens = (
+        torch.tensor([source.kind == kind for source in side])
+        for side, kind in ((reasons.query_sources, "feature"), (reasons.key_sources, "token"))
+    )
+    assert kinds.loc["feature", "token"] == pytest.approx(float(matrix[features][:, tokens].sum()))
+    assert kinds.values.sum() == pytest.approx(float(matrix.sum()))
     largest = matrix.flatten().abs().sort(descending=True).values[: len(pairs)]
     assert pairs["contribution"].abs().tolist() == pytest.approx(largest.tolist())
     numbers = [[source.id for source in side] for side in (reasons.query_sources, reasons.key_sources)]
