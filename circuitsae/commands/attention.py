@@ -85,7 +85,7 @@ def attention(
     loaded = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
     trace = loaded.trace(prompt)
     if place is None:
-        found = looking_heads(loaded, trace, query, key)[:top]
+        found = looking_heads(loaded, trace, query, key).head(top)
         if json:
             console.print_json(found.to_json(orient="records"))
             return
@@ -124,7 +124,7 @@ def _names(loaded: "ReplacementModel", model: str, dictionaries: str | None) -> 
 def _document(shown: "AttentionReasons", top: int) -> dict[str, object]:
     numbers = ("layer", "head", "query", "key", "other", "score", "pattern", "constant")
     tables = {
-        "by_query": shown.by_query()[:top], "by_key": shown.by_key()[:top], "pairs": shown.contributions(top),
+        "by_query": shown.by_query().head(top), "by_key": shown.by_key().head(top), "pairs": shown.contributions(top),
     }  # fmt: skip
     found: dict[str, object] = {name: getattr(shown, name) for name in numbers}
     found["by_kind"] = shown.by_kind().to_dict("index")
@@ -133,7 +133,7 @@ def _document(shown: "AttentionReasons", top: int) -> dict[str, object]:
 
 def _show_heads(console: Console, trace: "Trace", found: "pd.DataFrame") -> None:
     say(console, _tokens(trace))
-    rows = [(f"{row.layer}.{row.head}", f"{row.pattern:.3f}") for row in found.itertuples()]
+    rows = [(f"{row['layer']}.{row['head']}", f"{row['pattern']:.3f}") for row in found.to_dict("records")]
     show_table(console, "", [Column("head", text=True), Column("attention")], rows)
 
 
@@ -141,7 +141,10 @@ def _show(console: Console, trace: "Trace", reasons: "AttentionReasons", shown: 
     say(console, _tokens(trace), _sentence(trace, reasons, shown))
     places = [Column("source", text=True), Column("token or feature", 2, text=True), Column("gives")]
     for title, table in (("By what wrote the query", shown.by_query()), ("By what wrote the key", shown.by_key())):
-        rows = [(row.source, _text(row.text), f"{row.contribution:+.3f}") for row in table[:top].itertuples()]
+        rows = [
+            (row["source"], _text(row["text"]), f"{row['contribution']:+.3f}")
+            for row in table.head(top).to_dict("records")
+        ]
         show_table(console, title, places, rows)
     kinds = shown.by_kind()
     rows = [(kind, *(f"{value:+.3f}" for value in row)) for kind, row in zip(kinds.index, kinds.values, strict=True)]
@@ -152,8 +155,8 @@ def _show(console: Console, trace: "Trace", reasons: "AttentionReasons", shown: 
         Column("token or feature", 2, text=True), Column("gives"),
     ]  # fmt: skip
     rows = [
-        (row.query, _text(row.query_text), row.key, _text(row.key_text), f"{row.contribution:+.3f}")
-        for row in shown.contributions(top).itertuples()
+        (row["query"], _text(row["query_text"]), row["key"], _text(row["key_text"]), f"{row['contribution']:+.3f}")
+        for row in shown.contributions(top).to_dict("records")
     ]
     show_table(console, "By pairs", columns, rows)
 

@@ -48,7 +48,8 @@ def test_pairs_sum_to_the_models_own_score(family, kind):
     pattern = trace.frozen.constants[f"blocks.{LAYER}.attn.hook_pattern"][0]
     scores = f"blocks.{LAYER}.attn.hook_attn_scores"
     own = None if family in UNSEEN else model.model.run_hooked(TOKENS[None], read=[scores])[1][scores][0]
-    for sources, head in (("nodes", 3), ("writers", 1)):
+    splits: Any = (("nodes", 3), ("writers", 1))
+    for sources, head in splits:
         reasons = explain_attention(model, trace, LAYER, head, QUERY, KEY, sources=sources)
         total = float(reasons.matrix().sum()) + reasons.constant
         assert total == pytest.approx(reasons.score, abs=1e-12)
@@ -84,7 +85,7 @@ def test_removing_what_wrote_the_key_takes_its_part_of_the_score(family, kind):
         n.endswith("hook_scale")
     }  # fmt: skip
     reasons = explain_attention(model, trace, LAYER, 2, QUERY, KEY, sources="writers")
-    parts = reasons.by_key().set_index("source")["contribution"]
+    parts: Any = reasons.by_key().set_index("source")["contribution"]
     layer, pos, number = next(row for row in trace.features.index.tolist() if row[1] == KEY and row[0] < LAYER)
     value = trace.features.value[(trace.features.index == torch.tensor([layer, pos, number])).all(1)]
     layers = [at for at in model.dictionaries.write_layers(layer) if at < LAYER]
@@ -129,12 +130,14 @@ def test_removing_a_node_takes_its_parts_of_the_score_through_all_earlier_heads(
 
 def test_tables_are_sums_of_the_matrix(monkeypatch):
     model = _model("gpt2")
-    reasons = explain_attention(model, TOKENS, LAYER, 1, -1, KEY, names=lambda layer, feature: f"f{layer}-{feature}")
+    reasons: Any = explain_attention(
+        model, TOKENS, LAYER, 1, -1, KEY, names=lambda layer, feature: f"f{layer}-{feature}"
+    )
     matrix, pairs = reasons.matrix(), reasons.contributions()
     assert reasons.query == QUERY
     assert reasons.by_query()["contribution"].sum() == pytest.approx(float(matrix.sum()))
     assert reasons.by_key()["contribution"].sum() == pytest.approx(float(matrix.sum()))
-    kinds = reasons.by_kind()
+    kinds: Any = reasons.by_kind()
     features, tokens = (
         torch.tensor([source.kind == kind for source in side])
         for side, kind in ((reasons.query_sources, "feature"), (reasons.key_sources, "token"))
@@ -158,7 +161,7 @@ def test_tables_are_sums_of_the_matrix(monkeypatch):
 
 def test_what_two_keys_have_in_common_cancels_in_a_contrast():
     reasons = explain_attention(_model("gpt2"), TOKENS, LAYER, 1, QUERY, KEY)
-    contrast = reasons.contrast(OTHER)
+    contrast: Any = reasons.contrast(OTHER)
     assert contrast.other == OTHER
     assert contrast.by_key().set_index("source")["contribution"][f"{LAYER}.b_K"] == pytest.approx(0, abs=1e-12)
     with pytest.raises(InputError, match="of a contrast already"):
@@ -201,7 +204,7 @@ def test_the_heads_of_each_layer_sum_to_the_edge(family, kind):
         source, target = graph.nodes[column], graph.nodes[row]
         if source.pos < 0:
             continue
-        by_layer = edge_heads(model, trace, source, target).groupby("layer")["weight"].sum()
+        by_layer: Any = edge_heads(model, trace, source, target).groupby("layer")["weight"].sum()
         assert by_layer.tolist() == pytest.approx([weight] * len(by_layer), abs=1e-9 * abs(edges.data).max())
         last = target.layer - (target.kind is NodeKind.LOGIT or family == "gptj")
         assert by_layer.index.tolist() == list(range(source.layer + 1, last + 1))
@@ -216,7 +219,7 @@ def test_a_heads_part_is_what_the_edge_loses_without_it(family):
     model = _model(family, "clt", features=8)
     trace = model.trace(TOKENS)
     source, logit = Node(NodeKind.TOKEN, -1, 2, 22), Node(NodeKind.LOGIT, 3, 5, 7)
-    parts = edge_heads(model, trace, source, logit).set_index(["layer", "head"])["weight"]
+    parts: Any = edge_heads(model, trace, source, logit).set_index(["layer", "head"])["weight"]
 
     def edge() -> float:
         frozen, vector = trace.frozen, model.model.W_U[:, 7] - model.model.W_U.mean(1)
