@@ -130,6 +130,24 @@ def test_attention_is_its_heads(family):
     torch.testing.assert_close(again, written, rtol=1e-12, atol=1e-12, msg=lambda m: f"{said}.run: {m}")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gptj", "gpt_neo", "gpt_neox", "bloom", "llama", "gemma2", "qwen3"])
+def test_scores_are_what_the_softmax_takes(family):
+    """At `hook_attn_scores` or, where Hugging Face's own attention runs, in the softmax; without the soft cap."""
+    model = model_of(family)
+    block, pattern = model.parts.blocks[0], "blocks.0.attn.hook_pattern"
+    with model.parts.recorded_calls() as calls:
+        _, cache = model.run_hooked(TOKENS, read=["blocks.0.hook_in", pattern])
+    norm, stream = block.norm("ln1"), cache["blocks.0.hook_in"]
+    scores = block.attention.scores(calls[0], stream if norm is None else norm(stream), {})
+    if family == "gemma2":
+        scores = torch.where(scores < -1e9, scores, 2 * torch.tanh(scores / 2))
+    said = "`hook_attn_scores`, the softmax, `attn_logit_softcapping`; AttentionPart.scores"
+    torch.testing.assert_close(
+        scores.softmax(-1).to(cache[pattern]), cache[pattern], rtol=1e-5, atol=1e-6, msg=lambda m: f"{said}: {m}"
+    )
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "bloom"])
 def test_a_split_projection_leaves_the_fused_one_unused(family):
     model = random_model(family, n_layers=2, d_model=16, n_heads=4, d_vocab=64)
