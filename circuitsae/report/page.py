@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pandas as pd
-from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike
@@ -20,10 +19,11 @@ from circuitsae.report.data import GraphLike, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
 from transcoders.files import write_file
+from transcoders.plotly_bundle import BUNDLE_FILE, BUNDLE_URL, basic_bundle
 from transcoders.token_text import join_tokens
 
 PlotlyJS = Literal["inline", "cdn", "directory"]
-"""Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in `plotly.min.js` beside the page."""
+"""Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in a file beside it."""
 
 # Later files use what earlier ones put on `window.viewer`.
 _SCRIPTS = (
@@ -45,7 +45,6 @@ _SCRIPTS = (
     *("picture", "export", "keyboard", "main"),
 )
 _STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare")
-_PLOTLY_FILE = "plotly.min.js"
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 
 
@@ -92,7 +91,7 @@ def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inl
     path = Path(path)
     page = _assemble(data, plotlyjs)
     if plotlyjs == "directory":
-        write_file(path.parent / _PLOTLY_FILE, get_plotlyjs())
+        write_file(path.parent / BUNDLE_FILE, basic_bundle())
     write_file(path, page)
     return path
 
@@ -138,16 +137,15 @@ def json_for_script(data: Any) -> str:
 
 def _plotly(plotlyjs: PlotlyJS) -> tuple[str, str]:
     """The script element that brings plotly.js, and the source expression that allows it."""
-    source = get_plotlyjs()
+    source = basic_bundle()
     match plotlyjs:
         case "inline":
             return f"<script>{source}</script>", hash_source(source)
         case "cdn":
-            url = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
             integrity = hash_source(source).strip("'")
-            return f'<script src="{url}" integrity="{integrity}" crossorigin="anonymous"></script>', url
+            return f'<script src="{BUNDLE_URL}" integrity="{integrity}" crossorigin="anonymous"></script>', BUNDLE_URL
         case "directory":
-            return f'<script src="{_PLOTLY_FILE}"></script>', "'self'"
+            return f'<script src="{BUNDLE_FILE}"></script>', "'self'"
 
 
 def policy(*scripts: str, styles: str) -> str:
