@@ -15,7 +15,7 @@ import pandas as pd
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike
 from circuitsae.report.claims import ValidationLike
-from circuitsae.report.data import GraphLike, page_data
+from circuitsae.report.data import GraphLike, opening, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
 from transcoders.files import write_file
@@ -56,6 +56,7 @@ def write_html(
     cards: CardsLike | None = None,
     ledger: LedgerLike | None = None,
     supernodes: Sequence[Any] | None = None,
+    opened: Mapping[str, Any] | None = None,
     plotlyjs: PlotlyJS = "inline",
     title: str | None = None,
 ) -> Path:
@@ -72,14 +73,18 @@ def write_html(
         ledger: labels of features, each shown with its evidence and as a hypothesis until a causal test supports it.
         supernodes: suggested groups for the reader to accept, rename, split or dismiss: mappings or objects with
             `name`, `members` (node ids), `reason` and `score`.
+        opened: what the page opens with, in place of what an imported file had: `groups`, a mapping from names to ids
+            of nodes, `pinned`, ids of other nodes, and `note`, a text on the whole; each may be left out.
         plotlyjs: where the page finds plotly.js.
         title: of the page; the prompt and the model by default.
 
     Raises:
         InputError: an unknown `plotlyjs`, a graph whose tables lack columns or name unknown nodes, a suggested group
-            with a member that is not in the graph, or a card whose lists do not fit together.
+            or `opened` with a node that is not in the graph, or a card whose lists do not fit together.
     """
     data = page_data(graph, validation, cards=cards, ledger=ledger, supernodes=supernodes)
+    if opened is not None:
+        data["opened"] = opening(opened, data["nodes"]["id"])
     data["title"] = title or _default_title(graph)
     return write_page(data, path, plotlyjs)
 

@@ -23,8 +23,7 @@ from circuitsae.features import Activations, Evidence, FeatureGroup, Label, Ledg
 from circuitsae.features.contrasts import FeatureChange
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.interventions import Prompt, run_alternatives
-from circuitsae.report.data import page_data
-from circuitsae.report.page import write_page
+from circuitsae.report import write_html
 
 if TYPE_CHECKING:
     from examples.smollm2.story import Countries
@@ -300,7 +299,7 @@ def _listed(names: Sequence[str], of: int) -> str:
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-def _short(value: float) -> float:
+def _short(value: float | Tensor) -> float:
     return round(float(value), 3)
 
 
@@ -319,10 +318,10 @@ def write_story(countries: "Countries", asked: str, groups: Mapping[str, Feature
     graph = story.page_graph()
     there = set(graph.ids)
     members = {part.name: [name for name in map(story.id_of, part.nodes) if name in there] for part in story.parts}
-    data = page_data(graph, ledger=story.labels(), cards=story)
     ends = [f"tok@{story.places['country']}", str(graph.ids[graph.nodes.index(graph.top_logits()[0])])]
-    groups = [[story.named(name), *ids] for name, ids in members.items() if ids]
-    data["opened"] = {"pinned": ends, "groups": groups, "note": story.told()}
-    answer = story.answer.text.strip()
-    data["title"] = f"From {story.country} to {answer} in SmolLM2: the features on the way, and the answer without them"
-    return write_page(data, path)
+    opened = {"pinned": ends, "groups": {story.named(part): ids for part, ids in members.items()}, "note": story.told()}
+    title = (
+        f"From {story.country} to {story.answer.text.strip()} in SmolLM2: "
+        "the features on the way, and the answer without them"
+    )
+    return write_html(graph, path, ledger=story.labels(), cards=story, opened=opened, title=title)

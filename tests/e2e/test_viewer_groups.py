@@ -9,8 +9,6 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from circuitsae.report import write_html
-from circuitsae.report.data import page_data
-from circuitsae.report.page import write_page
 from tests.sample_graphs import SampleGraph, sample_graph, sample_suggestions
 
 OpenPage = Callable[..., Page]
@@ -292,10 +290,9 @@ def test_more_groups_than_there_is_room_for_are_refused_in_sight(page: Page, lea
 def test_a_page_opens_with_the_note_it_was_written_with_until_the_address_has_another(
     graph: SampleGraph, leading: list[str], tmp_path: Path, open_page: OpenPage
 ):
-    data = page_data(graph)
     note = "\n".join(f"line {n} {EVIL}" for n in range(5))
-    data |= {"title": "told", "opened": {"pinned": leading[:1], "groups": [["two", *leading[1:3]]], "note": note}}
-    path = write_page(data, tmp_path / "told.html")
+    opened = {"pinned": leading[:1], "groups": {"two": leading[1:3]}, "note": note}
+    path = write_html(graph, tmp_path / "told.html", opened=opened)
     page = open_page(path)
     box = page.get_by_label("Note on this graph")
     expect(box).to_have_value(note)

@@ -332,6 +332,18 @@ def test_suggested_groups_are_of_this_graph():
         page_data(graph, supernodes=[{"name": "x", "members": ["9.9@9"]}])
 
 
+def test_a_page_opens_with_the_groups_pins_and_note_it_is_given(tmp_path: Path):
+    graph = sample_graph()
+    opened = {"groups": {"two": ["tok@0", "tok@1"], "none": []}, "pinned": ["tok@2"], "note": "why\n</script>"}
+    page = own_text(write_html(graph, tmp_path / "page.html", opened=opened))
+    assert data_of(page)["opened"] == opened | {"groups": [["two", "tok@0", "tok@1"]]}
+    assert page.count("</script>") == 3
+    for wrong in ({"pinned": ["9.9@9"]}, {"groups": {"x": ["tok@0", "9.9@9"]}}):
+        with pytest.raises(InputError, match=r"'9\.9@9', which is not among"):
+            write_html(graph, tmp_path / "wrong.html", opened=wrong)
+    assert not (tmp_path / "wrong.html").exists()
+
+
 def test_the_page_keeps_the_tokens_of_the_model_and_the_pins_of_the_file():
     graph = sample_graph(tokens=HOSTILE, n_features=5, n_edges=20)
     assert page_data(graph)["opened"] is None

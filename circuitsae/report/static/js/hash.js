@@ -8,7 +8,7 @@
 
   // Pins and groups that the file was opened with; an address that names others replaces them.
   const opened = page.opened ?? { pinned: [], groups: [] };
-  const openedNote = opened.note ?? "";
+  const openedNote = (opened.note ?? "").slice(0, NOTE_LENGTH);
   const openedGroups = opened.groups.map((group) => JSON.stringify(group));
 
   function write(parameters) {
