@@ -152,10 +152,10 @@ def test_a_checkpoint_of_a_processor_goes_on_without_waiting(always_sparse):
 
 def test_directions_are_the_processors_with_zeros_where_it_leaves_tokens_out(read_model, rows):
     config = TranscoderConfig(activation="topk", derivative=1.0, **COMMON)
-    sides = [[Site(layer, kind) for layer in range(2)] for kind in ("mlp_in", "mlp_out")]
+    read, written = ([Site(layer, kind) for layer in range(2)] for kind in ("mlp_in", "mlp_out"))
     chunk = Chunk(0, 0, rows, torch.arange(16).expand_as(rows))
-    norms = Nudges(read_model, *sides, [config]).of(0, chunk).reads[1].norm(dim=-1)
-    nudges = Nudges(read_model, *sides, [config], limits={sides[0][1]: float(norms.median())})
+    norms = Nudges(read_model, read, written, [config]).of(0, chunk).reads[1].norm(dim=-1)
+    nudges = Nudges(read_model, read, written, [config], limits={read[1]: float(norms.median())})
     here = nudges.of(0, chunk)
     with device_form():
         there = nudges.of(0, chunk)

@@ -97,7 +97,7 @@ class _SparseCrossLayer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,), (values, *W_dec), active = grad_outputs, ctx.saved_tensors, ctx.active
         by_value = torch.zeros_like(values) if ctx.needs_input_grad[0] else None
         by_W: list[Tensor | None] = [None] * len(W_dec)
