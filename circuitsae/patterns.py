@@ -27,9 +27,9 @@ def pattern_bytes(model: LanguageModel, n_positions: int) -> int:
 def stream_hooks(model: LanguageModel) -> dict[int, str]:
     """The hooks of the streams that patterns are recomputed from, by block; none where the model lacks one."""
     before = {layer: Site(layer - 1, "resid_post") for layer in range(1, model.n_layers)}
-    return (
-        {layer: model.hook(site) for layer, site in before.items()} if all(map(model.has_site, before.values())) else {}
-    )
+    if not all(map(model.has_site, before.values())):
+        return {}
+    return {layer: model.hook(site) for layer, site in before.items()}
 
 
 class RecomputedPatterns(MutableMapping[str, Tensor]):
