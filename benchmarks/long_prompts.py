@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 from attribution import run_worker
-from machine import write_table
+from machine import RESULTS, write_table
 
 SIZES: dict[str, dict[str, int]] = {
     "gpt2": {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_vocab": 50257, "features": 4096},
@@ -30,8 +30,8 @@ SIZES: dict[str, dict[str, int]] = {
 ACTIVE = 16
 PARTS = ("patterns", "attention", "edges", "influence", "the rest")
 COLUMNS = [
-    "model", "tokens", "features asked for", "patterns", "MB of all patterns", "active features", "nodes", "edges",
-    "CPU s of the trace", "its peak MB", "CPU s of attribution", "its peak MB", *PARTS,
+    "model", "tokens", "features asked for", "patterns are", "MB of all patterns", "active features", "nodes", "edges",
+    "CPU s of the trace", "peak MB of the trace", "CPU s of attribution", "peak MB of attribution", *PARTS,
 ]  # fmt: skip
 
 
@@ -45,13 +45,15 @@ class Options:
     """A model, tokens and `max_features` each."""
     held_mb: float = 1500.0
     """Patterns are also measured held where those of all layers take no more than this."""
+    keep: bool = False
+    """Keep the page's rows of other cases."""
     note: str = ""
     """Put under the claim: what this run leaves out."""
 
 
 def main() -> None:
     options = tyro.cli(Options)
-    rows: list[list[object]] = []
+    rows: list[list[object]] = _rows_of_others(options.cases) if options.keep else []
     claim = str(__doc__).strip() + (f"\n\n{options.note}" if options.note else "")
     for case in options.cases:
         name, tokens, max_features = case.split(",")
@@ -67,6 +69,13 @@ def main() -> None:
             )
             print(json.dumps(found), flush=True)
             write_table("long_prompts", claim, COLUMNS, rows)
+
+
+def _rows_of_others(cases: list[str]) -> list[list[object]]:
+    """Of the page as it is, without those of some cases."""
+    lines = (RESULTS / "long_prompts.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith(tuple(f"| {name} " for name in SIZES))]
+    return [[*row] for row in rows if ",".join(cell.replace(",", "") for cell in row[:3]) not in cases]
 
 
 def _row(found: dict[str, Any]) -> list[object]:
