@@ -143,7 +143,8 @@ def prepare(bridge: TransformerBridge) -> None:
         block.original_component.register_forward_hook(_no_list)
         for part in (getattr(block, "attn", None), getattr(block, "mlp", None)):
             _add_the_stream_outside(part)
-        if hasattr(attention := getattr(block, "attn", None), "_pattern"):
+        attention = getattr(block, "attn", None)
+        if attention is not None and hasattr(attention, "_pattern"):
             attention.register_forward_hook(_forget_pattern)
     _make_patterns_editable(bridge)
     fit_precision(bridge)
