@@ -75,8 +75,9 @@ def co_activation(
     Positions without features are left out, and so are the documents that `train` holds out, as of feature cards.
     Memory does not grow with the number of tokens: it is that of the pairs that are ever active together.
 
-    Raises `InputError` for a feature that the dictionaries do not have, for a corpus without a single row, and for
-    rows that the model cannot take.
+    Raises `InputError` for a feature that the dictionaries do not have, for all pairs of more than 16,384 features, for
+    a corpus without a single row, and for rows that the model cannot take; `DictionaryError` where an active feature
+    has an activation that is not above 0.
     """
     for place in features or ():
         check_feature(model, place)
