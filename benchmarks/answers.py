@@ -1,13 +1,17 @@
 """Workers in processes of their own: what they are asked is a line, what they answer a line that begins with a mark."""
 
 import json
+import math
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 ANSWER = "@@"
 """Marks the answer among the lines that libraries print."""
+_GOODBYE = 20.0
+"""Seconds that a worker has to end."""
 
 
 def answer_in(lines: Iterable[str]) -> Any:
@@ -25,8 +29,8 @@ class AnsweringProcess:
         self.process: subprocess.Popen[str] | None = None
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the process
 
-    def ask(self, task: str) -> dict[str, Any]:
-        """Its answer; `error`, with its last words, where it ended instead."""
+    def ask(self, task: str, *, seconds: float = math.inf) -> dict[str, Any]:
+        """Its answer; `error`, with its last words, where it ended instead, or was ended after so many seconds."""
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
@@ -34,12 +38,19 @@ class AnsweringProcess:
             )  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        patience = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self.process.kill)
+        patience.daemon = True
+        patience.start()
         try:
             self.process.stdin.write(task + "\n")
             self.process.stdin.flush()
+            found = answer_in(self.process.stdout)
         except BrokenPipeError:
-            return self._ended()
-        found = answer_in(self.process.stdout)
+            found = None
+        late = not patience.is_alive()
+        patience.cancel()
+        if found is None and late:
+            return {"error": f"no answer within {seconds:g} s"}
         return self._ended() if found is None else found
 
     def _ended(self) -> dict[str, Any]:
@@ -48,5 +59,9 @@ class AnsweringProcess:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.communicate()
+            try:
+                self.process.communicate(timeout=_GOODBYE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.communicate()
         self.log.close()

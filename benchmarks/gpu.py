@@ -64,6 +64,10 @@ class Options:
     """Rows whose work has one of these texts in it."""
 
 
+ROW_SECONDS = 90.0
+"""A row that takes longer is ended, and the page says so."""
+
+
 class Lines:
     """What has been measured; a line each, so that a run can stop at any time."""
 
@@ -224,7 +228,7 @@ def _one(
             cost = sum(counted_operations(ready, 10).values()), 0.0
     if row.tool in (SPARSIFY, FORGE):
         task |= {"library": row.tool, "kind_of": row.task["kind"]}
-    found = worker.ask(json.dumps(task))
+    found = worker.ask(json.dumps(task), seconds=ROW_SECONDS)
     if row.kind == "graph" and cost is not None and "edges" in found:
         cost = cost[0], 4.0 * found["edges"]  # each edge is written once
     return found | ({} if cost is None else {"operations": cost[0], "bytes": cost[1]})

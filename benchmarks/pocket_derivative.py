@@ -114,8 +114,10 @@ def main() -> None:
     done = {record["name"]: record for record in map(json.loads, lines)}
     for name in options.only:
         if name not in done:
-            shipped = name in SHIPPED
-            found = measured(model, SHIPPED[name][1]) if shipped else trained(model, config_of(name), options.work / name)
+            if name in SHIPPED:
+                found = measured(model, SHIPPED[name][1])
+            else:
+                found = trained(model, config_of(name), options.work / name)
             done[name] = {"name": name} | figures(found)
             with kept.open("a") as file:
                 file.write(json.dumps(done[name]) + "\n")

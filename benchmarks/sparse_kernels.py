@@ -18,6 +18,7 @@ import tyro
 from machine import write_table
 
 from transcoders import CLTConfig, kernels
+from transcoders.plotly_bundle import write_figure
 from transcoders.training.step import Run
 
 PLOT = Path(__file__).resolve().parents[1] / "runs" / "kernels_cost.html"
@@ -148,7 +149,7 @@ def main() -> None:
     columns = ["layers", "width", "width × pairs of layers", *(f"L0 {n} per layer" for n in (4, 8, 16, 32, 64))]
     print(write_table("kernels_cost", claim + " Microseconds per token.", columns, rows))
     PLOT.parent.mkdir(exist_ok=True)
-    figure.write_html(PLOT, include_plotlyjs=True)
+    write_figure(figure, PLOT)
 
 
 if __name__ == "__main__":

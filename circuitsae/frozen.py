@@ -6,13 +6,15 @@ so that nothing has to be re-implemented per architecture.
 """
 
 import copy
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitsae.patterns import PATTERN_BYTES, RecomputedPatterns, pattern_bytes, pattern_hook, stream_hooks
 from transcoders.errors import ModelError
 from transcoders.held import EMBED, held_hooks
 from transcoders.language_model import Hook, LanguageModel
@@ -69,15 +71,24 @@ class FrozenModel:
         self._write_names = [model.hook(site) for site in self.write_sites]
         self._record()
 
+    @cached_property
+    def recomputed(self) -> int:
+        """Bytes of a layer's pattern, which is computed whenever it is asked for; 0 where those of all are held."""
+        one = pattern_bytes(self.model, len(self.tokens))
+        return one if one * self.model.n_layers > PATTERN_BYTES else 0
+
     def _record(self) -> None:
         """One clean run: patterns, scales, reads and writes."""
-        patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.n_layers)]
-        constants = [name for name in held_hooks(self.model) if name not in patterns]
-        names = [*self._read_names, *self._write_names, EMBED, _FINAL, _RAW, *patterns, *constants]
+        patterns = [pattern_hook(layer) for layer in range(self.model.n_layers)]
+        scales = [name for name in held_hooks(self.model) if name not in patterns]
+        names = [*self._read_names, *self._write_names, EMBED, _FINAL, _RAW, *patterns, *scales]
         has_position = self.model.has_hook(_POSITION)
         self._check_calls(names, self.model.hook_names)
         after_first = Site(0, "resid_post").hooks[0]
-        optional = [after_first] * self.model.has_hook(after_first) + [_POSITION] * has_position
+        streams = stream_hooks(self.model) if self.recomputed else {}
+        optional = [after_first] * self.model.has_hook(after_first) + [_POSITION] * has_position + [*streams.values()]
+        if self.recomputed:
+            names = [name for name in names if name not in patterns[:-1]]
         logits, cache = self._clean_run([*names, *optional])
         self._check_calls(names, cache)
         for name in (EMBED, _FINAL):
@@ -91,7 +102,13 @@ class FrozenModel:
                 f"The MLPs of {self.model.name} return the residual stream and not what they add to it; "
                 "its architecture is not supported."
             )
-        self.constants = {name: cache[name].detach() for name in held_hooks(self.model)}
+        self.constants: MutableMapping[str, Tensor]
+        if self.recomputed:
+            held, before = {name: cache[name] for name in scales}, {at: cache[name] for at, name in streams.items()}
+            last = cache.pop(patterns[-1])[:, :, -1].clone()
+            self.constants = RecomputedPatterns(self.model, self.tokens, held, before, last)
+        else:
+            self.constants = {name: cache[name].detach() for name in held_hooks(self.model)}
         self.logits: Float[Tensor, "pos d_vocab"] = logits[0]
         raw = cache[_RAW][0, -1]
         self.logit_scale: Float[Tensor, "d_vocab"] = torch.where(raw == 0, 1, self.logits[-1] / raw)

@@ -33,6 +33,16 @@ _FREE = {
 """Operations that launch nothing and move no bytes."""
 
 
+_OF_THE_HOST = {
+    ("host.py", "read"),  # what was copied several steps ago
+    ("derivative.py", "_rows"),  # rows of text, before they are sent
+    ("outliers.py", "groups_of"),
+    ("outliers.py", "late"),
+    ("cpu.py", "_hush_beta_warning"),
+}  # fmt: skip
+"""Modules and functions whose tensors are the host's."""
+
+
 class Operation(NamedTuple):
     """One operation."""
 
@@ -42,7 +52,11 @@ class Operation(NamedTuple):
 
 
 class Tape(TorchDispatchMode):
-    """Operations in the order they are asked for, and what would wait, with the line of the package that asked."""
+    """Operations in the order they are asked for, and what would wait, with the line of the package that asked.
+
+    Here all tensors are the processor's; on a GPU those of the functions in `_OF_THE_HOST` are still, and are read as
+    they please.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,8 +75,8 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         result = func(*args, **kwargs)
-        if _waits(name, args, kwargs):
-            self.waits.append(f"{name} at {_asked_by()}")
+        if _waits(name, args, kwargs, result):
+            _note(name, self.waits)
         if name not in _FREE:
             self.operations.append(Operation(name, _bytes((args, kwargs)) + _bytes(result)))
         return result
@@ -93,7 +107,7 @@ class _Methods(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in _READING and args and isinstance(args[0], Tensor):
-            self.waits.append(f"{name} at {_asked_by()}")
+            _note(name, self.waits)
         return func(*args, **(kwargs or {}))
 
 
@@ -135,9 +149,9 @@ class _Taken:
         return launch
 
 
-def _waits(name: str, args: Any, kwargs: Any) -> bool:
+def _waits(name: str, args: Any, kwargs: Any, result: Any) -> bool:
     if name in _WAITING:
-        return True
+        return name != "lift_fresh" or result.numel() > 0
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
         indices = [x for x in args[1] if x is not None]
         return any(x.dtype in (torch.bool, torch.uint8) for x in indices)
@@ -148,9 +162,11 @@ def _bytes(found: Any) -> int:
     return sum(x.numel() * x.element_size() for x in tree_leaves(found) if isinstance(x, Tensor))
 
 
-def _asked_by() -> str:
-    """The innermost line of the package, or of the test."""
+def _note(name: str, waits: list[str]) -> None:
+    """Put down the innermost line of the package, or of the test."""
     frames = [f for f in traceback.extract_stack() if "site-packages" not in f.filename and f.filename != __file__]
     of_package = [f for f in frames if "/transcoders/" in f.filename or "/circuitsae/" in f.filename]
     frame = (of_package or frames)[-1]
-    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno} ({frame.line})"
+    file = frame.filename.rpartition("/")[2]
+    if (file, frame.name) not in _OF_THE_HOST:
+        waits.append(f"{name} at {file}:{frame.lineno} ({frame.line})")

@@ -143,6 +143,9 @@ def prepare(bridge: TransformerBridge) -> None:
         block.original_component.register_forward_hook(_no_list)
         for part in (getattr(block, "attn", None), getattr(block, "mlp", None)):
             _add_the_stream_outside(part)
+        attention = getattr(block, "attn", None)
+        if attention is not None and hasattr(attention, "_pattern"):
+            attention.register_forward_hook(_forget_pattern)
     _make_patterns_editable(bridge)
     fit_precision(bridge)
 
@@ -171,6 +174,11 @@ def _add_the_stream_outside(part: Any) -> None:
     inside = getattr(part, "original_component", None)
     if inside is not None and "residual" in inspect.signature(inside.forward).parameters:
         part.__dict__["forward"] = _without_stream(part.forward)  # set as an attribute, it would go to what is inside
+
+
+def _forget_pattern(attention: Any, inputs: Any, output: Any) -> None:
+    """The bridge keeps the pattern of the last run in each block of GPT-2's families, and never reads it."""
+    attention._pattern = None
 
 
 def _no_list(module: Any, inputs: Any, output: Any) -> tuple[Any, ...] | None:

@@ -17,7 +17,7 @@ from transcoders.bridge import TransformerBridge, fit_precision, prepare, rememb
 from transcoders.edits import Hook, after, apart, by_token, in_the_middle
 from transcoders.errors import ModelError, PromptError
 from transcoders.files import short_hash
-from transcoders.model_parts import ModelParts, kept_apart
+from transcoders.model_parts import ModelParts, kept_apart, one_text
 from transcoders.precision import Precision, as_dtype
 from transcoders.sites import Frame, Site, SiteKind
 from transcoders.token_text import token_text, with_characters
@@ -298,7 +298,7 @@ class LanguageModel:
         hooks = self._hooks(tokens, dict.fromkeys(names.values()), write, cache)
         # Keys and values of all blocks would be kept otherwise.
         kept: dict[str, Any] = {"use_cache": False} if hasattr(self.parts.config, "use_cache") else {}
-        with contextlib.suppress(_AllFound), self.parts.passed_over(start if stream is not None else 0, stream):
+        with contextlib.suppress(_AllFound), one_text(), self.parts.passed_over(0 if stream is None else start, stream):
             self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
         return final[0], {site: cache[name].flatten(2) for site, name in names.items()}
 

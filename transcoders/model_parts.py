@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import masking_utils
 
 _STATEFUL = ("past_key_values", "layer_past", "use_cache", "cache_position", "hidden_states", "output_attentions")
 
@@ -378,6 +379,22 @@ def _without_cap(attention: Any) -> Iterator[None]:
         yield
     finally:
         attention.attn_logit_softcapping = cap
+
+
+_LOOKS = getattr(masking_utils, "find_packed_sequence_indices", None)
+"""How transformers asks, by the positions, whether a row holds several texts."""
+
+
+@contextmanager
+def one_text() -> Iterator[None]:
+    """A row is taken for one text: transformers would ask in every pass without cache and mask, and a device wait."""
+    try:
+        if _LOOKS is not None:
+            masking_utils.find_packed_sequence_indices = lambda position_ids: None
+        yield
+    finally:
+        if _LOOKS is not None:
+            masking_utils.find_packed_sequence_indices = _LOOKS
 
 
 def kept_apart(positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> dict[str, Any]:

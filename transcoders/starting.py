@@ -1,5 +1,6 @@
 """Runs that begin at a block: what was the same before it need not be computed again."""
 
+import contextlib
 import logging
 from collections.abc import Iterable
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 
@@ -35,3 +37,32 @@ def streams_before(
             logger.info("%s cannot be run from a block on; it runs as a whole each time", model.name)
             return {}
     return {block: at[site] for block, site in before.items()}
+
+
+class _Seen(Exception):  # noqa: N818 - no error: how a forward pass is left early
+    """Raised in a hook once its value has been seen."""
+
+
+@torch.no_grad()
+def value_from(
+    model: LanguageModel,
+    rows: Int[Tensor, "row pos"],
+    name: str,
+    start: int = 0,
+    stream: Float[Tensor, "row pos d_model"] | None = None,
+) -> Tensor:
+    """What the hook `name` carries in a run that begins at block `start` with `stream`; nothing after it is computed.
+
+    Raises `ModelError` where the run never comes to it.
+    """
+    found: list[Tensor] = []
+
+    def see(value: Tensor) -> None:
+        found.append(value)
+        raise _Seen
+
+    with contextlib.suppress(_Seen):
+        model.run_to_unembedding(rows, start=start, stream=stream, held={name: see})
+    if not found:
+        raise ModelError(f"{model.name} never calls {name} in a run from block {start} on.")
+    return found[0]

@@ -56,16 +56,26 @@ def measure(rows: int, d: int, dtype: torch.dtype, work: Callable[[], Any]) -> t
     first also waits for the pages it takes, which cost half a second here, as much for little work as for much.
     """
     rates = matrix_rate(rows, d, dtype)
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    held = _status("VmRSS")
+    held = begin_peak()
     result, seconds = _timed(work)
-    peak = _status("VmHWM") - held
+    peak = peak_mb() - held
     if seconds["cpu"] < AGAIN_BELOW:
         seconds = min((seconds, *(_timed(work)[1] for _ in range(2))), key=lambda taken: taken["cpu"])
     rates += matrix_rate(rows, d, dtype)
-    return result, {**seconds, "peak_mb": peak / 2**20, "held_mb": held / 2**20, "rate": statistics.median(rates)}
+    return result, {**seconds, "peak_mb": peak, "held_mb": held, "rate": statistics.median(rates)}
+
+
+def begin_peak() -> float:
+    """Let the peak of memory start anew; MB that are held now."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS") / 2**20
+
+
+def peak_mb() -> float:
+    """Most MB held since `begin_peak`."""
+    return _status("VmHWM") / 2**20
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

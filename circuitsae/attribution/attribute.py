@@ -267,6 +267,7 @@ class _Attribution:
             if wanted is None and self._at_most < len(trace.features.value):
                 with expand(ends, looked_at(self._at_most)) as all_features:
                     ends, known = _strongest(all_features, self._at_most)
+                del all_features
                 bar.reset(task, total=len(ends.targets.layer))
             with expand(ends, wanted) as expansion:
                 yield expansion, known
@@ -294,7 +295,7 @@ def _expand(
     `n_features`: the rows of so many features will be asked for; default: those of all targets, at once.
     """
     expansion = partial(Expansion, ends=ends, provenance=provenance, edges_per_node=edges_per_node, done=done)
-    device = ends.targets.vector.device
+    device = ends.targets.pos.device
     if precision == "tf32" and not (linear is not None and fills_device(device)):
         raise InputError(f"precision='tf32' needs the closed form on a CUDA device; the model is on {device}.")
     if linear is not None:
@@ -320,7 +321,7 @@ def _expand(
 def _device_sweep(
     ends: Endpoints, sources: SourceVectors, batch_size: int | None, precision: ProductPrecision | None
 ) -> DeviceSweep:
-    device = ends.targets.vector.device
+    device = ends.targets.pos.device
     extra = torch.from_numpy(ends.unembedding_bias).to(device)
     return DeviceSweep(
         sources=DeviceSources(sources, extra.shape[1]),

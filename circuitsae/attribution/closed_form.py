@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuitsae.attribution.carried import CarriedSources, CarriedTargets, score_read_bias
 from circuitsae.attribution.cost import choose_meeting_layer
-from circuitsae.attribution.nodes import SourceVectors, TargetVectors, to_numpy
+from circuitsae.attribution.nodes import SourceVectors, Targets, TargetVectors, to_numpy
 
 CARRIED_BYTES = 8 * 2**20
 """Of one batch of carried vectors; about four tensors of this size are alive at once."""
@@ -39,7 +39,7 @@ class ClosedForm:
     def __init__(
         self,
         sources: SourceVectors,
-        targets: TargetVectors,
+        targets: Targets,
         *,
         meeting_layer: int | None = None,
         share: float = 1.0,
@@ -94,7 +94,7 @@ class ClosedForm:
 
     def _in_batches(self, numbers: np.ndarray, *, last_first: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         targets = self.targets.take(torch.from_numpy(numbers).to(self.targets.pos.device))
-        found = batches(targets, targets.vector.shape[1], size=self._batch_size)
+        found = batches(targets, targets.vector.shape[1], size=self._batch_size, recomputed=self.linear.recomputed)
         for batch in reversed(found) if last_first else found:
             yield numbers[batch.cpu().numpy()], to_numpy(self.rows_of(targets.take(batch)))
 
@@ -117,7 +117,7 @@ class ClosedForm:
     # sources, upwards
 
     def carry_sources(
-        self, targets: TargetVectors | None = None
+        self, targets: Targets | None = None
     ) -> Iterator[tuple[np.ndarray, Float[Tensor, "target column"]]]:
         """Carry the sources below the meeting layer up to it; on the way, yield the rows of `targets` there.
 
@@ -135,8 +135,10 @@ class ClosedForm:
         for layer in range(self.meeting_layer):
             block = self.linear.blocks[layer]
             before = [s.X[: s.joined].clone() for s in self._below] if block.parallel else None
+            attention = block.attention
             for sources in self._below:
-                sources.attend(block.attention)
+                sources.attend(attention)
+            del attention
             broadcast.write_everywhere(self.sources.broadcast_attention[layer])
             read = before or [s.X for s in self._below]
             for pos, numbers in read_at.get(layer, {}).items():
@@ -166,10 +168,10 @@ class ClosedForm:
             sources.X[: sources.joined] += written
 
     def _score_reads(
-        self, targets: TargetVectors, numbers: np.ndarray, layer: int, pos: int, read: list[Tensor]
+        self, targets: Targets, numbers: np.ndarray, layer: int, pos: int, read: list[Tensor]
     ) -> Float[Tensor, "target column"]:
         """Rows of targets at one place, of what the sources below have written there."""
-        vector = targets.vector[torch.from_numpy(numbers).to(targets.vector.device)].to(self.linear.dtype)
+        vector = targets.take(torch.from_numpy(numbers).to(targets.pos.device)).vector.to(self.linear.dtype)
         here = torch.full((len(numbers),), pos, device=vector.device)
         G = self.linear.blocks[layer].read.transpose_at(vector, here)
         A = vector.new_zeros(len(numbers), self.sources.n_columns)
@@ -206,7 +208,7 @@ def _broadcast(sources: SourceVectors, meeting_layer: int) -> CarriedSources:
     return carried
 
 
-def _by_place(targets: TargetVectors) -> dict[int, dict[int, np.ndarray]]:
+def _by_place(targets: Targets) -> dict[int, dict[int, np.ndarray]]:
     """Numbers of the targets at each layer and position."""
     found: dict[int, dict[int, list[int]]] = {}
     for number, (layer, pos) in enumerate(zip(targets.layer.tolist(), targets.pos.tolist(), strict=True)):
@@ -214,21 +216,24 @@ def _by_place(targets: TargetVectors) -> dict[int, dict[int, np.ndarray]]:
     return {layer: {pos: np.array(rows) for pos, rows in at.items()} for layer, at in found.items()}
 
 
-def batches(targets: TargetVectors, width: int, *, size: int | None = None) -> list[Tensor]:
+def batches(targets: TargetVectors, width: int, *, size: int | None = None, recomputed: int = 0) -> list[Tensor]:
     """Numbers of targets in batches that are carried together: near in position, and within `CARRIED_BYTES`.
 
     `width` is d_model. A batch carries as many positions as its last target has before it, so it spans few, unless
-    there are so few targets that larger products make up for the zeros.
+    there are so few targets that larger products make up for the zeros. Where it has patterns `recomputed` of so many
+    bytes in each layer, it takes as much memory as one of them, and half of it at least, so that there are few batches.
     """
     order = np.lexsort((-targets.layer.cpu().numpy(), targets.pos.cpu().numpy()))
     pos = targets.pos.cpu().numpy()[order]
-    most = CARRIED_BYTES // (width * max(4, targets.vector.element_size()))  # carried in float32 at least
+    vector_bytes = width * max(4, targets.vector.element_size())  # carried in float32 at least
+    most = max(CARRIED_BYTES, recomputed) // vector_bytes
+    least = max(LEAST_CARRIED, recomputed // (2 * vector_bytes))
     found, start = [], 0
     while start < len(order):
         span = int(pos[start]) + 1
         enough = span + span // 16
         stop = int(np.searchsorted(pos, span))
-        while stop < len(order) and (span < enough or (stop - start) * span < LEAST_CARRIED):
+        while stop < len(order) and (span < enough or (stop - start) * span < least):
             span = int(pos[stop]) + 1
             stop = int(np.searchsorted(pos, span))
         stop = max(start + 1, min(stop, start + (size or most // span)))

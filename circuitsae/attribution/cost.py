@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from circuitsae.attribution.nodes import SourceVectors, TargetVectors
+from circuitsae.attribution.nodes import SourceVectors, Targets
 
 LEAST_STORED_BYTES = 64 * 2**20
 """Sources carried to the meeting layer may always take this much; beyond it, no more than the edges they become."""
@@ -21,13 +21,13 @@ class Cost:
     """Numbers kept at the meeting layer."""
 
 
-def choose_meeting_layer(sources: SourceVectors, targets: TargetVectors, *, share: float = 1.0) -> int:
+def choose_meeting_layer(sources: SourceVectors, targets: Targets, *, share: float = 1.0) -> int:
     """The meeting layer of least operations whose stored sources take no more memory than the edges do.
 
     `share` < 1: only this share of the targets, not known in advance, will be asked for.
     """
     counts = _Counts(sources, targets, share)
-    element = targets.vector.element_size()
+    element = targets.itemsize
     allowed = max(LEAST_STORED_BYTES, counts.edges * (element + 4))
     costs = [counts.cost(layer) for layer in range(len(sources.linear.blocks) + 1)]
     return min((c for c in costs if c.stored * element <= allowed), key=lambda c: c.operations).meeting_layer
@@ -36,7 +36,7 @@ def choose_meeting_layer(sources: SourceVectors, targets: TargetVectors, *, shar
 class _Counts:
     """Targets and sources by layer and position."""
 
-    def __init__(self, sources: SourceVectors, targets: TargetVectors, share: float) -> None:
+    def __init__(self, sources: SourceVectors, targets: Targets, share: float) -> None:
         self.n_layers, n_positions = len(sources.linear.blocks), sources.trace.n_positions
         self.d = sources.trace.errors.shape[-1]
         local = slice(0, sources.n_local)
@@ -73,7 +73,7 @@ class _Counts:
         )
 
 
-def operations(sources: SourceVectors, targets: TargetVectors, meeting_layer: int) -> float:
+def operations(sources: SourceVectors, targets: Targets, meeting_layer: int) -> float:
     """Operations of the hops and of the meeting for all `targets`; with meeting layer 0, of the textbook way."""
     with torch.no_grad():
         return _Counts(sources, targets, 1.0).cost(meeting_layer).operations

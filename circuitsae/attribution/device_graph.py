@@ -160,7 +160,7 @@ class _Found(NamedTuple):
 
     @classmethod
     def by(cls, expansion: Expansion, sweep: DeviceSweep) -> "_Found":
-        columns, device = node_columns(expansion.nodes), sweep.targets.vector.device
+        columns, device = node_columns(expansion.nodes), sweep.targets.pos.device
         start, bias, error = columns["start"], *(columns["kind"] == kind for kind in (NodeKind.BIAS, NodeKind.ERROR))
         figures = DeviceInfluence(*(torch.from_numpy(x).to(device) for x in (start.astype(float), bias, error)))
         held, room, error = {}, sweep.memory.held, torch.zeros_like(figures.output[:1])

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.attribution.carried import CarriedTargets
-from circuitsae.attribution.nodes import BroadcastSources, SourceVectors, TargetVectors, to_numpy
+from circuitsae.attribution.nodes import BroadcastSources, SourceVectors, Targets, TargetVectors, to_numpy
 from transcoders.devices import free_memory
 
 ON_DEVICE = frozenset({"cuda"})
@@ -228,7 +228,7 @@ class DeviceSweep:
     """
 
     sources: DeviceSources
-    targets: TargetVectors
+    targets: Targets
     target_nodes: np.ndarray
     extra: Float[Tensor, "target extra"]
     pairs: bool = False
@@ -273,7 +273,7 @@ class DeviceSweep:
             inside = np.argsort(-layer[here], kind="stable")
             last_first[here], layer[here] = last_first[here][inside], layer[here][inside]
         numbers = numbers[last_first]
-        index = torch.from_numpy(numbers).to(self.targets.vector.device)
+        index = torch.from_numpy(numbers).to(self.targets.pos.device)
         targets = self.targets.take(index)
         targets = targets._replace(vector=targets.vector.to(self.sources.linear.dtype))
         nodes, columns = (torch.from_numpy(x).to(index) for x in (self.target_nodes[numbers], self.sources.node))
@@ -313,7 +313,7 @@ class DeviceSweep:
 
     def _row_bytes(self, count: int) -> int:
         """Of one target that is carried at the first `count` positions."""
-        carried = count * (TENSORS_ALIVE * self.targets.vector.shape[1] + self.sources.widest)
+        carried = count * (TENSORS_ALIVE * self.sources.linear.embed.shape[1] + self.sources.widest)
         summed = COPIES_SUMMED * self.sources.n_columns(count)
         return (1 + self.pairs) * self.sources.linear.dtype.itemsize * (carried + summed)
 

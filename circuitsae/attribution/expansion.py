@@ -180,7 +180,8 @@ def pruned(
     columns = node_columns(expansion.nodes)
     kind = columns["kind"]
     targets = (kind == NodeKind.LOGIT) | (kind == NodeKind.FEATURE)
-    sweep = InfluenceSweep(columns, targets, held=HELD_BYTES)
+    # Of a long prompt rows are dear, and another pattern's memory is there for them.
+    sweep = InfluenceSweep(columns, targets, held=max(HELD_BYTES, expansion.ends.trace.frozen.recomputed))
     order = np.argsort(expansion.columns)  # by node: sums run in this order
     by_node = expansion.columns[order]
     rest, bypassed, places = np.zeros(len(targets)), np.zeros(len(targets)), []

@@ -5,18 +5,22 @@ weights are folded into `W_V` and `W_O` and whose scales into the patterns. What
 `[row, pos, d_model]`, a row for each source or target.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.frozen import FrozenModel, Reads
+from circuitsae.patterns import pattern_hook
 from transcoders.errors import ModelError
 from transcoders.model_parts import AttentionPart, NormPart
 from transcoders.sites import SiteKind
+
+WHOLE = 1024
+"""Positions up to which a pattern is multiplied with the zeros above its diagonal, as one product."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,6 @@ class Attention:
     W_in: Float[Tensor, "d_model kv_d_head"]
     W_out: Float[Tensor, "h_d_head d_model"]
     n_kv: int
-    bias_writes: dict[str, Float[Tensor, "pos d_model"]]
-    """What each component's biases add to the residual stream, whatever the input."""
 
     @property
     def n_heads(self) -> int:
@@ -77,7 +79,7 @@ class Attention:
         """What rows at the positions from `first` on write at these positions."""
         here = slice(first, first + x.shape[1])
         mix = self.mix[:, here, here]
-        return self._hop(x, self.W_in, self.n_kv, mix, self.W_out, self.n_heads)
+        return self._hop(x, self.W_in, self.n_kv, mix, self.W_out, self.n_heads, later=False)
 
     def by_head(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos head d_model"]:
         """What each head writes: `forward` before the sum over heads."""
@@ -87,12 +89,12 @@ class Attention:
     def transpose(self, g: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """How what is read from the attention's output at positions 0, 1, … reads the stream before it."""
         mix = self.mix[:, : g.shape[1], : g.shape[1]].mT
-        return self._hop(g, self.W_out.mT, self.n_heads, mix, self.W_in.mT, self.n_kv)
+        return self._hop(g, self.W_out.mT, self.n_heads, mix, self.W_in.mT, self.n_kv, later=True)
 
-    def _hop(self, x: Tensor, down: Tensor, n_down: int, mix: Tensor, up: Tensor, n_up: int) -> Tensor:
+    def _hop(self, x: Tensor, down: Tensor, n_down: int, mix: Tensor, up: Tensor, n_up: int, *, later: bool) -> Tensor:
         row, pos, d = x.shape
         z = (x.reshape(-1, d) @ down).view(row, pos, n_down, -1).permute(2, 1, 0, 3).reshape(n_down, pos, -1)
-        z = torch.bmm(mix, self._repeat(z))
+        z = _triangular(mix, self._repeat(z), later)
         if n_up < self.n_heads:
             z = z.unflatten(0, (n_up, -1)).sum(1)
         return (z.view(n_up, pos, row, -1).permute(2, 1, 0, 3).reshape(row * pos, -1) @ up).view(row, pos, -1)
@@ -125,11 +127,27 @@ class Attention:
         return z if len(z) == self.n_heads else z.repeat_interleave(self.n_heads // len(z), dim=0)
 
 
+def _triangular(mix: Float[Tensor, "head p q"], z: Float[Tensor, "head q _"], later: bool) -> Float[Tensor, "head p _"]:
+    """`mix @ z`, where a position sees none before it (`later`) or none after it; of long prompts without the zeros."""
+    n = mix.shape[1]
+    if n <= WHOLE:
+        return torch.bmm(mix, z)
+    out = z.new_empty(len(mix), n, z.shape[2])
+    for start in range(0, n, WHOLE // 2):
+        here = slice(start, start + WHOLE // 2)
+        seen = slice(start, n) if later else slice(0, here.stop)
+        out[:, here] = torch.bmm(mix[:, here, seen], z[:, seen])
+    return out
+
+
 @dataclass(frozen=True)
 class Block:
     """One block. Its dictionary reads the stream after attention, or in `parallel` blocks the one before it."""
 
-    attention: Attention
+    kept_attention: Attention | Callable[[], Attention]
+    """Of a long prompt only what computes it."""
+    bias_writes: dict[str, Float[Tensor, "pos d_model"]]
+    """What the biases of attention and of its norms add to the residual stream, whatever the input."""
     read: Norm
     """From the stream to what the dictionary reads: the MLP's norm, that without its weight and bias, or nothing."""
     write: Norm | None
@@ -137,6 +155,11 @@ class Block:
     mlp_norm: str
     """The component that `read` is, where it has a bias."""
     parallel: bool
+
+    @property
+    def attention(self) -> Attention:
+        """Of a long prompt it is computed each time: whoever asks drops it before asking for another layer's."""
+        return self.kept_attention if isinstance(self.kept_attention, Attention) else self.kept_attention()
 
 
 @dataclass(frozen=True)
@@ -149,6 +172,8 @@ class LinearModel:
     """Embeddings with positions, as written."""
     after_embed: Norm | None
     """What norm these pass before the first block reads them."""
+    recomputed: int = 0
+    """`FrozenModel.recomputed`."""
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -171,7 +196,8 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
     except (AttributeError, KeyError) as error:
         raise ModelError(f"{frozen.model.name} has no {error.args[0]}, which the closed form needs") from error
     position = 0 if frozen.writes.position is None else frozen.writes.position
-    model = LinearModel(blocks, final, (frozen.writes.embed + position).to(final.scale.dtype), after_embed)
+    embed = (frozen.writes.embed + position).to(final.scale.dtype)
+    model = LinearModel(blocks, final, embed, after_embed, frozen.recomputed)
     _check(model, frozen)
     return model
 
@@ -185,13 +211,12 @@ def _block(frozen: FrozenModel, layer: int) -> Block:
     }
     nothing = _factor(frozen, 1.0)
     after = None if block.residual_factor is None else _factor(frozen, block.residual_factor)
+    around = {"before": norms.get("ln1", nothing), "after": norms.get("ln1_post", after)}
+    pattern = frozen.constants[pattern_hook(layer)][0]
+    build = partial(_attention, block.attention, **around)
     return Block(
-        attention=_attention(
-            block.attention,
-            frozen.constants[name + "attn.hook_pattern"][0],
-            before=norms.get("ln1", nothing),
-            after=norms.get("ln1_post", after),
-        ),
+        kept_attention=partial(_recomputed, build, frozen, layer) if frozen.recomputed else build(pattern),
+        bias_writes=_bias_writes(block.attention, pattern, **around),
         read=_read(frozen.read_sites[layer].kind, norms.get(block.mlp_norm, nothing), nothing),
         write=None if frozen.write_sites[layer].kind == "mlp_added" else norms.get("ln2_post", after),
         mlp_norm=block.mlp_norm,
@@ -228,28 +253,43 @@ def _norm(frozen: FrozenModel, component: NormPart, name: str) -> Norm:
     )
 
 
-def _attention(
-    attention: AttentionPart, pattern: Float[Tensor, "head pos pos"], before: Norm, after: Norm | None
-) -> Attention:
-    W_V, W_O, pattern = _exact(attention.weight("V")), _exact(attention.weight("O")), _exact(pattern)
+def _recomputed(build: Callable[[Tensor], Attention], frozen: FrozenModel, layer: int) -> Attention:
+    return build(frozen.constants[pattern_hook(layer)][0])
+
+
+def _unfolded(attention: AttentionPart, pattern: Float[Tensor, "head pos pos"]) -> Attention:
+    """Without its norms."""
+    W_V, W_O = _exact(attention.weight("V")), _exact(attention.weight("O"))
     n_kv, d_model = W_V.shape[:2]
-    into, out = W_V.transpose(0, 1).reshape(d_model, -1), W_O.reshape(-1, d_model)
-    folded, mix = into * before.weight[:, None], pattern / before.scale
+    return Attention(_exact(pattern), W_V.transpose(0, 1).reshape(d_model, -1), W_O.reshape(-1, d_model), n_kv)
+
+
+def _attention(
+    attention: AttentionPart, pattern: Float[Tensor, "head pos pos"], *, before: Norm, after: Norm | None
+) -> Attention:
+    whole = _unfolded(attention, pattern)
+    folded, mix, out = whole.W_in * before.weight[:, None], whole.mix / before.scale, whole.W_out
     if before.centres:
         folded -= folded.mean(0)
-    whole = Attention(pattern, into, out, n_kv, {})
+    if after is not None:
+        out = (out - out.mean(1, keepdim=True) if after.centres else out) * after.weight
+        mix = mix / after.scale[:, None]
+    return Attention(mix, folded, out, whole.n_kv)
+
+
+def _bias_writes(
+    attention: AttentionPart, pattern: Float[Tensor, "head pos pos"], *, before: Norm, after: Norm | None
+) -> dict[str, Float[Tensor, "pos d_model"]]:
+    """By component."""
+    whole = _unfolded(attention, pattern)
     writes = {"ln1": before.bias} if before.bias is not None else {}
-    writes = {label: _constant(whole, bias @ into) for label, bias in writes.items()}
+    writes = {label: _constant(whole, bias @ whole.W_in) for label, bias in writes.items()}
     b_V, b_O = attention.bias("V"), attention.bias("O")
     own = [_constant(whole, _exact(b_V).reshape(-1))] if b_V is not None else []
     own += [_exact(b_O).expand(len(pattern[0]), -1)] if b_O is not None else []
     if own:
         writes["attn"] = sum(own[1:], own[0])
-    if after is not None:
-        writes = {label: after.forward(written[None])[0] for label, written in writes.items()}
-        out = (out - out.mean(1, keepdim=True) if after.centres else out) * after.weight
-        mix = mix / after.scale[:, None]
-    return Attention(mix, folded, out, n_kv, writes)
+    return writes if after is None else {label: after.forward(w[None])[0] for label, w in writes.items()}
 
 
 def _constant(attention: Attention, value: Float[Tensor, "kv_d_head"]) -> Float[Tensor, "pos d_model"]:
@@ -290,7 +330,7 @@ def reads_of(model: LinearModel, frozen: FrozenModel) -> Reads:
     by_layer = []
     for layer, block in enumerate(model.blocks):
         middle = stream + block.attention.forward(stream)
-        for written in block.attention.bias_writes.values():
+        for written in block.bias_writes.values():
             middle = middle + written
         read = block.read.forward(stream if block.parallel else middle)
         by_layer.append(_with_bias(read, block.read)[0])

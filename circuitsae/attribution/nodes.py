@@ -24,6 +24,12 @@ UNEMBED = "unembed"
 CACHE_BYTES = 128 * 2**20
 """Decoder vectors of a prompt are kept from batch to batch up to this size."""
 
+TARGET_BYTES = 256 * 2**20
+"""Encoder vectors of all active features are held up to this size, beyond it those that are asked for."""
+
+FEATURES_AT_ONCE = 2**15
+"""Whose encoder vectors are looked at together."""
+
 
 # who is read
 
@@ -42,10 +48,36 @@ class TargetVectors(NamedTuple):
         """Some of these targets."""
         return TargetVectors(self.layer[which], self.pos[which], self.vector[which])
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of a vector."""
+        return self.vector.element_size()
+
     @staticmethod
     def join(*batches: "TargetVectors") -> "TargetVectors":
         """All of some batches, in their order."""
         return TargetVectors(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+class GatheredTargets:
+    """All active features and then the logits, whose vectors are gathered from the dictionaries as some are taken."""
+
+    def __init__(self, model: ReplacementModel, trace: Trace, logits: TargetVectors) -> None:
+        self._model, self._trace, self._logits = model, trace, logits
+        self.layer = torch.cat([trace.features.index[:, 0], logits.layer])
+        self.pos = torch.cat([trace.features.index[:, 1], logits.pos])
+        self.itemsize = logits.itemsize
+
+    def take(self, which: Int[Tensor, "k"]) -> TargetVectors:
+        """Some of these targets, in any order."""
+        n_features, vectors = len(self._trace.features.value), self._logits.vector
+        feature, found = which < n_features, vectors.new_empty(len(which), vectors.shape[1])
+        found[feature] = feature_targets(self._model, self._trace, which[feature]).vector
+        found[~feature] = vectors[which[~feature] - n_features]
+        return TargetVectors(self.layer[which], self.pos[which], found)
+
+
+Targets = TargetVectors | GatheredTargets
 
 
 def feature_targets(model: ReplacementModel, trace: Trace, row: Int[Tensor, "k"]) -> TargetVectors:
@@ -111,14 +143,16 @@ def bias_keys(model: ReplacementModel) -> list[tuple[int, str]]:
     return [key for key in model.model.bias_groups() if key[1] != UNEMBED]
 
 
-def feature_nodes(model: ReplacementModel, trace: Trace, targets: TargetVectors) -> list[Node]:
-    """The active features, whose encoders are `targets`, with the clean h and the constant in it (b_enc)."""
+def feature_nodes(model: ReplacementModel, trace: Trace, targets: Targets) -> list[Node]:
+    """The active features, whose encoders are the first `targets`, with the clean h and the constant in it (b_enc)."""
     index, value = trace.features
     bias = torch.empty_like(value)
     for layer in range(model.model.n_layers):
-        here = targets.layer == layer
+        here = index[:, 0] == layer
         bias[here] = model.dictionaries.encoder_biases(layer, index[here, 2]).detach()
-    h = torch.einsum("nd,nd->n", targets.vector, trace.frozen.reads.by_layer[targets.layer, targets.pos]) + bias
+    some = map(targets.take, torch.arange(len(value), device=value.device).split(FEATURES_AT_ONCE))
+    reads = trace.frozen.reads.by_layer
+    h = torch.cat([torch.einsum("nd,nd->n", t.vector, reads[t.layer, t.pos]) for t in some]) + bias
     columns = zip(index.tolist(), value.tolist(), h.tolist(), bias.tolist(), strict=True)
     return [
         Node(NodeKind.FEATURE, layer, pos, number, activation=a, pre_activation=pre, bias=constant)
@@ -300,7 +334,7 @@ class SourceVectors:
         return self._at_columns(columns, vectors if block.write is None else block.write.forward(vectors))
 
     def _broadcast_attention(self, layer: int) -> BroadcastSources:
-        writes = self.linear.blocks[layer].attention.bias_writes
+        writes = self.linear.blocks[layer].bias_writes
         columns = [self._broadcast[layer, f"{component}.b"] for component in writes]
         return self._at_columns(columns, torch.stack(list(writes.values())) if writes else self._nothing())
 
@@ -330,7 +364,7 @@ class Endpoints:
     sources: tuple[Node, ...]
     other_nodes: tuple[Node, ...]
     """b_U, where the model has one, and the logits."""
-    targets: TargetVectors
+    targets: Targets
     target_nodes: np.ndarray
     """[target], which node it is."""
     unembedding_bias: np.ndarray
@@ -340,8 +374,8 @@ class Endpoints:
     def of(cls, model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> "Endpoints":
         """Of all active features and the logits of some tokens."""
         n_features = len(trace.features.value)
-        features = feature_targets(model, trace, torch.arange(n_features, device=token.device))
-        sources = source_nodes(model, trace, feature_nodes(model, trace, features))
+        targets = _all_targets(model, trace, token)
+        sources = source_nodes(model, trace, feature_nodes(model, trace, targets))
         extra, bias = _unembedding_bias(model, trace, token)
         logits = len(sources) + len(extra) + np.arange(len(token))
         return cls(
@@ -349,7 +383,7 @@ class Endpoints:
             trace=trace,
             sources=sources,
             other_nodes=(*extra, *_logit_nodes(model, trace, token)),
-            targets=TargetVectors.join(features, logit_targets(trace, token)),
+            targets=targets,
             target_nodes=np.concatenate([np.arange(n_features), logits]),
             unembedding_bias=np.pad(to_numpy(bias), ((n_features, 0), (0, 0))),
         )
@@ -380,6 +414,13 @@ class Endpoints:
             target_nodes=self.target_nodes[wanted],
             unembedding_bias=self.unembedding_bias[wanted],
         )
+
+
+def _all_targets(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> Targets:
+    n_features, logits = len(trace.features.value), logit_targets(trace, token)
+    if n_features * model.model.d_model * logits.itemsize > TARGET_BYTES:
+        return GatheredTargets(model, trace, logits)
+    return TargetVectors.join(feature_targets(model, trace, torch.arange(n_features, device=token.device)), logits)
 
 
 def _logit_nodes(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> list[Node]:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from circuitsae.commands.activations import activations
 from circuitsae.commands.attention import attention
 from circuitsae.commands.compare import compare
+from circuitsae.commands.connections import connections
 from circuitsae.commands.convert import convert
 from circuitsae.commands.dictionaries import dictionaries
 from circuitsae.commands.evaluate import evaluate
@@ -35,6 +36,7 @@ for command in (
 ):  # fmt: skip
     app.command(command)
 app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
+app.command(connections)
 app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe and upload them.")
 app.command(convert)
 app.command(name="import")(import_graph)

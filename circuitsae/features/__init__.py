@@ -2,8 +2,10 @@
 
 `contrasts` finds the features that tell some prompts from others, and suppresses or swaps them; `examples` finds the
 texts on which a feature is most active; `collection` gathers the cards of all features in one pass over a corpus, and
-`cards` reads them (`card_files`); `ledger` holds labels with their evidence, and `testing` fills in that evidence by
-measuring it on a model. Names are imported on first use, so that reading cards does not import torch.
+`cards` reads them (`card_files`); `global_weights` says how features point at each other whatever the prompt,
+`coactivation` which are active together, and `connections`, from both, its inputs and outputs; `ledger` holds labels
+with their evidence, and `testing` fills in that evidence by measuring it on a model. Names are imported on first use,
+so that reading cards does not import torch.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +14,9 @@ from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from circuitsae.features.cards import FeatureCard, FeatureCards
+    from circuitsae.features.coactivation import CoActivation, co_activation
     from circuitsae.features.collection import CollectConfig, collect
+    from circuitsae.features.connections import Connections
     from circuitsae.features.contrasts import (
         Activations,
         FeatureChange,
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
         suppress,
         swap,
     )
+    from circuitsae.features.global_weights import input_weights, output_weights, virtual_weights
     from circuitsae.features.ledger import Evidence, Label, Ledger, Status, Verdict
     from circuitsae.features.testing import Claim, check_label, steering_row
     from circuitsae.features.top_examples import Example, examples, examples_frame, token_activations
@@ -45,9 +50,19 @@ __getattr__, __all__ = lazy_exports(
             "FeatureCard",
             "FeatureCards",
         ),
+        "circuitsae.features.coactivation": (
+            "CoActivation",
+            "co_activation",
+        ),
         "circuitsae.features.collection": (
             "CollectConfig",
             "collect",
+        ),
+        "circuitsae.features.connections": ("Connections",),
+        "circuitsae.features.global_weights": (
+            "input_weights",
+            "output_weights",
+            "virtual_weights",
         ),
         "circuitsae.features.ledger": (
             "Evidence",

@@ -36,7 +36,7 @@ class Audit:
         self._z: dict[str, Tensor] = {}
         constants = forward.prompts[0].trace.frozen.constants
         patterns = [n for n in constants if n.endswith("hook_pattern") and self.regime.holds(n)]
-        self.held_heads = {n: self._held_heads(n, constants[n].shape[-3]) for n in patterns}
+        self.held_heads = {n: self._held_heads(n, self.model.n_heads) for n in patterns}
         self.patterns = [n for n in patterns if self.held_heads[n]]
         self.scales = [n for n in constants if n.endswith("hook_scale") and self.regime.holds(n)]
         held = [layer for layer in range(self.model.n_layers) if self.regime.mlp(layer) == "constant"]

@@ -182,7 +182,8 @@ class Forward:
         """A value of each row's prompt, stacked; not copied where all rows have one prompt."""
         first = self.prompts[0].trace
         if all(p.trace is first for p in self.prompts):
-            return value(self.prompts[0])[None].expand(len(self.prompts), *value(self.prompts[0]).shape)
+            found = value(self.prompts[0])
+            return found[None].expand(len(self.prompts), *found.shape)
         return torch.stack([value(p) for p in self.prompts])
 
     # features

@@ -46,6 +46,18 @@ def opened_with(provenance: Mapping[str, Any], nodes: pd.DataFrame, n_layers: in
     return {"pinned": alone[:MOST_PINNED], "groups": [group for group in groups if len(group) > 1]}
 
 
+def opening(opened: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:
+    """What a caller wants a page to open with, as `opened_with`, and its `note`; `InputError` for an unknown node."""
+    groups = [
+        [printable(str(name)), *map(str, members)] for name, members in opened.get("groups", {}).items() if members
+    ]
+    pinned = [str(node) for node in opened.get("pinned", ())]
+    unknown = {node for members in (pinned, *(group[1:] for group in groups)) for node in members} - set(ids)
+    if unknown:
+        raise InputError(f"The page cannot open with node {min(unknown)!r}, which is not among the {len(ids)} drawn.")
+    return {"pinned": pinned, "groups": groups, "note": str(opened.get("note", ""))}
+
+
 def _at(value: Any, *keys: str) -> Mapping[str, Any]:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from circuitsae.report.page import page_head, policy
+from transcoders.plotly_bundle import bundle_for
 
 _STYLE = (
     "body{font:15px system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#111;background:#fff}"
@@ -31,7 +32,7 @@ class Document:
     def __init__(self, title: str) -> None:
         self.title = title
         self._parts = [f"<h1>{html.escape(title)}</h1>"]
-        self._drawn = False
+        self._figures: list[go.Figure] = []
 
     def heading(self, text: str, level: int = 2, anchor: str = "") -> None:
         named = f' id="{html.escape(anchor)}"' if anchor else ""
@@ -63,14 +64,15 @@ class Document:
         self._parts.append(f"<table>{made}</table>")
 
     def figure(self, figure: go.Figure) -> None:
-        """A plotly figure; plotly.js comes with the first."""
-        self._parts.append(figure.to_html(full_html=False, include_plotlyjs=not self._drawn))
-        self._drawn = True
+        """A plotly figure."""
+        self._parts.append(figure.to_html(full_html=False, include_plotlyjs=False))
+        self._figures.append(figure)
 
     def html(self) -> str:
         """The whole page, which loads and sends nothing."""
         head = page_head(self.title, policy("'unsafe-inline'", styles="'unsafe-inline'"), _STYLE)
-        return f'<!doctype html><html lang="en" data-ready>{head}<body>{"".join(self._parts)}</body></html>'
+        plotly = f"<script>{bundle_for(*self._figures)}</script>" if self._figures else ""
+        return f'<!doctype html><html lang="en" data-ready>{head}<body>{plotly}{"".join(self._parts)}</body></html>'
 
 
 def _cell(tag: str, text: str, number: bool) -> str:

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pandas as pd
-from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike
 from circuitsae.report.claims import ValidationLike
-from circuitsae.report.data import GraphLike, page_data
+from circuitsae.report.data import GraphLike, opening, page_data
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
 from transcoders.files import write_file
+from transcoders.plotly_bundle import BUNDLE_FILE, BUNDLE_URL, basic_bundle
 from transcoders.token_text import join_tokens
 
 PlotlyJS = Literal["inline", "cdn", "directory"]
-"""Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in `plotly.min.js` beside the page."""
+"""Where the page finds plotly.js: in itself (works offline), on cdn.plot.ly, or in a file beside it."""
 
 # Later files use what earlier ones put on `window.viewer`.
 _SCRIPTS = (
@@ -45,7 +45,6 @@ _SCRIPTS = (
     *("picture", "export", "keyboard", "main"),
 )
 _STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare")
-_PLOTLY_FILE = "plotly.min.js"
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 
 
@@ -57,6 +56,7 @@ def write_html(
     cards: CardsLike | None = None,
     ledger: LedgerLike | None = None,
     supernodes: Sequence[Any] | None = None,
+    opened: Mapping[str, Any] | None = None,
     plotlyjs: PlotlyJS = "inline",
     title: str | None = None,
 ) -> Path:
@@ -73,14 +73,18 @@ def write_html(
         ledger: labels of features, each shown with its evidence and as a hypothesis until a causal test supports it.
         supernodes: suggested groups for the reader to accept, rename, split or dismiss: mappings or objects with
             `name`, `members` (node ids), `reason` and `score`.
+        opened: what the page opens with, in place of what an imported file had: `groups`, a mapping from names to ids
+            of nodes, `pinned`, ids of other nodes, and `note`, a text on the whole; each may be left out.
         plotlyjs: where the page finds plotly.js.
         title: of the page; the prompt and the model by default.
 
     Raises:
         InputError: an unknown `plotlyjs`, a graph whose tables lack columns or name unknown nodes, a suggested group
-            with a member that is not in the graph, or a card whose lists do not fit together.
+            or `opened` with a node that is not in the graph, or a card whose lists do not fit together.
     """
     data = page_data(graph, validation, cards=cards, ledger=ledger, supernodes=supernodes)
+    if opened is not None:
+        data["opened"] = opening(opened, data["nodes"]["id"])
     data["title"] = title or _default_title(graph)
     return write_page(data, path, plotlyjs)
 
@@ -92,7 +96,7 @@ def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inl
     path = Path(path)
     page = _assemble(data, plotlyjs)
     if plotlyjs == "directory":
-        write_file(path.parent / _PLOTLY_FILE, get_plotlyjs())
+        write_file(path.parent / BUNDLE_FILE, basic_bundle())
     write_file(path, page)
     return path
 
@@ -138,16 +142,15 @@ def json_for_script(data: Any) -> str:
 
 def _plotly(plotlyjs: PlotlyJS) -> tuple[str, str]:
     """The script element that brings plotly.js, and the source expression that allows it."""
-    source = get_plotlyjs()
+    source = basic_bundle()
     match plotlyjs:
         case "inline":
             return f"<script>{source}</script>", hash_source(source)
         case "cdn":
-            url = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
             integrity = hash_source(source).strip("'")
-            return f'<script src="{url}" integrity="{integrity}" crossorigin="anonymous"></script>', url
+            return f'<script src="{BUNDLE_URL}" integrity="{integrity}" crossorigin="anonymous"></script>', BUNDLE_URL
         case "directory":
-            return f'<script src="{_PLOTLY_FILE}"></script>', "'self'"
+            return f'<script src="{BUNDLE_FILE}"></script>', "'self'"
 
 
 def policy(*scripts: str, styles: str) -> str:

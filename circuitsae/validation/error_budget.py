@@ -128,10 +128,10 @@ def parts_of(prompt: Recording) -> list[Part]:
     """Every head, layer by layer, then every norm, the final one last."""
     constants, end = prompt.trace.frozen.constants, prompt.model.model.n_layers
     heads, norms = [], []
-    for name, value in constants.items():
+    for name in constants:
         layer = layer_of(name, end)
         if name.endswith("hook_pattern"):
-            heads += [Part(f"head {layer}.{head}", layer, (layer, head)) for head in range(value.shape[-3])]
+            heads += [Part(f"head {layer}.{head}", layer, (layer, head)) for head in range(prompt.model.model.n_heads)]
         else:
             norms.append(Part(_norm_name(name), layer, name))
     return sorted(heads, key=lambda part: part.layer) + sorted(norms, key=lambda part: part.layer)

@@ -1,5 +1,7 @@
 """The pictures of docs/viewer.md, from any page of a tested graph with cards: `docs/images/screenshots.py graph.html`.
 
+Or one picture of a page with a node's card: `docs/images/screenshots.py docs/pages/story_smollm2.html story 25.2000@5`.
+
 Needs playwright, a Chromium and pillow (which makes the files small).
 """
 
@@ -7,10 +9,12 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
 SIZE = {"width": 1440, "height": 900}
@@ -49,14 +53,29 @@ CLAIMS = """() => {
 def shoot(page: Page, name: str) -> None:
     page.mouse.move(5, 5)
     page.wait_for_timeout(500)
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(160, dither=Image.Dither.NONE)
     picture.save(HERE / f"{name}.png", optimize=True)
 
 
-def main(html: Path) -> None:
+@contextmanager
+def chromium() -> Iterator[Browser]:
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def card(html: Path, name: str, node: str) -> None:
+    with chromium() as browser:
+        page = browser.new_page(viewport=SIZE | {"height": 1000}, color_scheme="light")
+        page.goto(f"{html.resolve().as_uri()}#node={node}&tab=card")
+        page.wait_for_selector("html[data-ready]")
+        shoot(page, name)
+
+
+def main(html: Path) -> None:
+    with chromium() as browser:
         for theme in ("light", "dark"):
             page = browser.new_page(viewport=SIZE, color_scheme=theme)
             page.goto(html.resolve().as_uri())
@@ -73,8 +92,8 @@ def main(html: Path) -> None:
             page.evaluate(f"({GROUPS})()")
             page.keyboard.press("Escape")
             shoot(page, f"viewer-groups-{theme}")
-        browser.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    html, *one = sys.argv[1:]
+    card(Path(html), *one) if one else main(Path(html))

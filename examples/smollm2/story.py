@@ -25,6 +25,7 @@ from circuitsae.interventions import Intervention, Prompt, run_alternatives
 from circuitsae.interventions.prompts import Library, Recording
 from circuitsae.tasks.facts import CAPITAL_OF
 from examples.smollm2 import one_sentence
+from examples.smollm2.story_page import write_story
 from transcoders.errors import InputError, PromptError
 from transcoders.files import write_file
 
@@ -67,6 +68,8 @@ class Options:
     """Its per-layer transcoders."""
     out: Path = Path("story")
     """Folder for the table."""
+    html: Path | None = None
+    """Write the first country's story as a page there."""
     k: int = 40
     """Features of a country in each range of layers, at most."""
     others: int = 4
@@ -210,6 +213,9 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         frame.to_csv(options.out / "pairs.csv", index=False)
         write_file(options.out / "story.md", page(frame, countries))
+        if options.html:
+            groups = {country: countries.features[country, PLACES[0]] for country in countries.known}
+            print(write_story(countries, ASKED, groups, options.html))
         print(summary(frame).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
 
 

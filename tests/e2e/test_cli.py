@@ -77,7 +77,7 @@ def test_trace_writes_a_graph_a_validation_and_a_page(traced):
     assert json.loads((folder / "validation.json").read_text())["frozen_error"] < 1e-4
     page = (folder / "graph.html").read_text()
     assert "<!doctype html>" in page[:100].lower()
-    assert len(page.encode()) < 8_000_000
+    assert len(page.encode()) < 2_000_000
     (data,) = re.findall(r'<script type="application/json" id="graph-data">(.*?)</script>', page, re.DOTALL)
     shown = json.loads(data)
     features = {f"{n.layer}.{n.index}" for n in graph.nodes if n.kind is NodeKind.FEATURE}

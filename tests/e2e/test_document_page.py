@@ -5,6 +5,7 @@ import re
 import plotly.graph_objects as go
 
 from circuitsae.report.document import Document, Number
+from transcoders.plotly_bundle import write_figure
 
 HOSTILE = "</td><script>alert(1)</script><img src=https://example.org onerror=alert(2)>&amp;"
 
@@ -35,8 +36,16 @@ def test_every_text_is_shown_as_it_is_and_figures_are_drawn(tmp_path, open_page)
     assert page.locator("img").count() == 0
 
 
+def test_a_figure_alone_is_a_page(tmp_path, open_page):
+    path = tmp_path / "figure.html"
+    write_figure(go.Figure().add_scatter(y=[1, 2]).add_bar(y=[1, 2]).update_layout(title="<b>one & two"), path)
+    page = open_page(path)
+    assert page.title() == "<b>one & two"
+    assert page.locator(".main-svg .scatter").count() == page.locator(".main-svg .bars").count() == 1
+
+
 def test_plotly_comes_once_and_nothing_may_be_loaded():
     page = hostile()
-    assert len(re.findall(r"\* plotly\.js v", page)) == 1
+    assert len(re.findall(r"\* plotly\.js \(basic - minified\) v", page)) == 1
     assert "default-src 'none'" in page
     assert "<script>alert" not in page

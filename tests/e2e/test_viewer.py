@@ -441,7 +441,7 @@ def test_ten_thousand_edges(tmp_path: Path, open_page: OpenPage, capsys: pytest.
     assert len(graph.nodes_frame()) == 500
     assert len(graph.edges_frame()) == 10_000
     path = write_html(graph, tmp_path / "large.html", cards=SampleCards(graph), supernodes=sample_suggestions(graph))
-    assert path.stat().st_size < 8_000_000
+    assert path.stat().st_size < 3_000_000
     loads, highlights = [], []
     page = open_page(path)
     for attempt in range(3):

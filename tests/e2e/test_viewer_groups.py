@@ -285,3 +285,19 @@ def test_more_groups_than_there_is_room_for_are_refused_in_sight(page: Page, lea
     expect(page.locator(".suggestion")).to_have_count(2)
     page.evaluate("viewer.split(viewer.state.groups.at(-1), [...viewer.state.groups.at(-1).members].slice(0, 1))")
     assert page.evaluate("viewer.state.groups.at(-1).members.size") == 4
+
+
+def test_a_page_opens_with_the_note_it_was_written_with_until_the_address_has_another(
+    graph: SampleGraph, leading: list[str], tmp_path: Path, open_page: OpenPage
+):
+    note = "\n".join(f"line {n} {EVIL}" for n in range(5))
+    opened = {"pinned": leading[:1], "groups": {"two": leading[1:3]}, "note": note}
+    path = write_html(graph, tmp_path / "told.html", opened=opened)
+    page = open_page(path)
+    box = page.get_by_label("Note on this graph")
+    expect(box).to_have_value(note)
+    assert box.evaluate("box => box.scrollHeight <= box.clientHeight + 1"), "all lines are seen"
+    assert groups_of(page) == [("two", leading[1:3])]
+    assert "note" not in hash_of(page)
+    box.fill("")
+    expect(open_page(path, hash_of(page)).get_by_label("Note on this graph")).to_have_value("")

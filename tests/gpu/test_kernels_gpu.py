@@ -5,6 +5,7 @@ Without a CUDA device Triton's interpreter runs them on the processor (tests/con
 
 import ast
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,6 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
+from tests.device import device_form
 from transcoders import kernels
 from transcoders.kernels import products
 
@@ -78,13 +80,14 @@ def test_a_step_is_that_of_the_processor(gpu, encode, over_layers, monkeypatch):
     )
     W_dec = [draw(48, 3 - layer, 16, seed=5 + layer, dtype=torch.float64) for layer in range(3)]
     gradients = []
-    for device, backend in (("cpu", None), (DEVICE, gpu)):
+    for device, backend, form in (("cpu", None, nullcontext()), (DEVICE, gpu, device_form())):
         if backend is not None:  # tensors of a processor would take the processor's kernels
-            monkeypatch.setattr(products, "_backend", lambda table: gpu)
+            monkeypatch.setattr(products, "backend", lambda table: gpu)
         leaves = [t.detach().to(device).requires_grad_() for t in (x, W_enc, b_enc, *W_dec)]
-        found = encode(*leaves[:3], 4, over_layers=over_layers)
-        y = kernels.cross_layer_decode(found.value.relu(), found.active, leaves[3:])
-        gradients.append(torch.autograd.grad(y.square().mean(), leaves))
+        with form:
+            found = encode(*leaves[:3], 4, over_layers=over_layers)
+            y = kernels.cross_layer_decode(found.value.relu(), found.active, leaves[3:])
+            gradients.append(torch.autograd.grad(y.square().mean(), leaves))
     for cpu, triton in zip(*gradients, strict=True):
         torch.testing.assert_close(triton.cpu(), cpu)
     assert gradients[0][1].abs().sum() > 0

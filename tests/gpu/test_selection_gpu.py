@@ -65,6 +65,13 @@ def test_the_values_are_those_of_topk(gpu, dtype):
     assert torch.equal(value.sort(dim=1, descending=True).values, rows.topk(20, dim=1).values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_list_exactly_k_of_all_layers(gpu, dtype):
+    h = awkward(60, dtype).view(3, 2, 60)
+    for found, expected in zip(gpu.tokens_listed(h, 9), sorted_choice(h.transpose(0, 1).flatten(1), 9), strict=True):
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("over_layers", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_keep_exactly_k_of_a_layer_or_of_all(gpu, dtype, over_layers):
@@ -117,19 +124,21 @@ def test_bytes_are_within_twice_the_least(gpu):
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
 @pytest.mark.parametrize("kernels", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", ["SAEConfig", "CLTConfig"])
 def test_a_training_step_with_these_kernels_waits_for_nothing_and_is_the_processors(
-    gpu, kernels, activation, monkeypatch
+    gpu, kind, kernels, activation, monkeypatch
 ):
     from tests.unit.test_training_device import COMMON, started, stepped
+    from transcoders import training
     from transcoders.kernels import gpu as sums
-    from transcoders.training import SAEConfig
 
-    config = SAEConfig(kernels=kernels, activation=activation, remedy="none", **COMMON)
-    here, batches = started(config, layers=1)
-    there, _ = started(config, layers=1)
+    config = getattr(training, kind)(kernels=kernels, activation=activation, remedy="none", **COMMON)
+    layers = 2 if config.kind == "clt" else 1
+    here, batches = started(config, layers)
+    there, _ = started(config, layers)
     stepped(here, batches, range(1))
     monkeypatch.setattr(ranked, "_kernels", lambda h: gpu)
-    monkeypatch.setattr(products, "_backend", lambda table: sums)
+    monkeypatch.setattr(products, "backend", lambda table: sums)
     with device_form(), Tape() as tape, kernels_on(tape, [gpu, sums]):
         stepped(there, batches, range(1))
     assert tape.waits == []
@@ -144,7 +153,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from transcoders.kernels import selection_gpu
+from transcoders.kernels import gpu, selection_gpu
 
 kinds = {"k": "i32", "n": "i32", "width": "i32", "outer": "i32", "tiles": "i32", "index": "*i64", "histogram": "*i32"}
 kinds |= {"left": "*i32", **dict.fromkeys(("over", "equal", "over_before", "ties_before"), "*i64")}
@@ -160,6 +169,14 @@ for number, bits in (("*fp32", 32), ("*bf16", 16)):
             given = {(kernel.arg_names.index(a),): v for a, v in values.items() if a in kernel.arg_names}
             made = triton.compile(ASTSource(kernel, signature, given), target=GPUTarget("cuda", 90, 32))
             print(name, bits, dense, len(made.asm["ptx"]))
+    of_type = dict.fromkeys(("values", "inputs", "table", "out"), number)
+    of_type |= {"column": "*i64", "start": "*i64", "d": "i32"}
+    for name in ("_sum_kernel", "_dot_kernel"):
+        kernel, values = getattr(gpu, name), {"block": 64, "double": False}
+        signature = {a: "constexpr" if a in values else of_type[a] for a in kernel.arg_names}
+        given = {(kernel.arg_names.index(a),): v for a, v in values.items()}
+        made = triton.compile(ASTSource(kernel, signature, given), target=GPUTarget("cuda", 90, 32))
+        print(name, bits, len(made.asm["ptx"]))
 """
 
 
@@ -171,4 +188,6 @@ def test_every_kernel_compiles_for_a_gpu_without_one(gpu):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     compiled = {line.split()[0] for line in done.stdout.splitlines()}
-    assert compiled == {name for name in vars(gpu) if name.endswith("_kernel")}
+    from transcoders.kernels import gpu as sums
+
+    assert compiled == {name for module in (gpu, sums) for name in vars(module) if name.endswith("_kernel")}

@@ -14,9 +14,11 @@ import torch
 import transformers
 from transformer_lens.model_bridge.generalized_components import AttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformers import masking_utils
 
 import circuitsae
 import transcoders
+from tests.device import Tape
 from transcoders import bridge
 from transcoders.language_model import LanguageModel
 from transcoders.loading import random_model
@@ -342,6 +344,16 @@ def test_blocks_can_be_passed_over(family):
         model.logits_of(final[0]), logits[0], rtol=1e-12, atol=1e-12, msg=lambda m: f"{seen}: {m}"
     )
     assert torch.equal(model.run(TOKENS)[0], logits), "passed over for good"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_pass_without_a_cache_can_be_kept_from_asking_for_several_texts_in_a_row(family):
+    model, seen = model_of(family), "how transformers asks; model_parts.one_text"
+    with Tape() as tape:
+        final, _ = model.run_to_unembedding(TOKENS)
+    assert tape.waits == [], seen
+    assert torch.equal(final, model.run_hooked(TOKENS, read=["unembed.hook_in"])[1]["unembed.hook_in"]), seen
+    assert masking_utils.find_packed_sequence_indices(torch.tensor([[0, 1, 0]])) is not None, "kept from it for good"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom", "falcon", "gemma2", "granite", "cohere", "opt", "mixtral"])

@@ -146,7 +146,7 @@ def test_an_architecture_the_matrices_do_not_describe_falls_back_with_a_notice(m
 
     def wrong(frozen, layer, original=linear._block):
         block = original(frozen, layer)
-        return replace(block, attention=replace(block.attention, W_in=2 * block.attention.W_in))
+        return replace(block, kept_attention=replace(block.attention, W_in=2 * block.attention.W_in))
 
     monkeypatch.setattr(linear, "_block", wrong)
     with caplog.at_level(logging.WARNING):

@@ -251,6 +251,14 @@ def test_a_trace_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_precision_of_products_is_asked_for_where_the_device_has_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["trace", PROMPT, "--precision", "tf32", "--device", "cpu"])
+    assert stopped.value.code == 2
+    assert "precision='tf32' needs the closed form on a CUDA device; the model is on cpu" in capsys.readouterr().err
+
+
 def test_overwriting_leaves_nothing_of_the_earlier_graph(call, copied):
     assert (copied / "validation.json").exists()
     call("trace", PROMPT, "--max-features", "5", "--validate", "0", "--overwrite", "--out", copied)

@@ -31,7 +31,7 @@ def answering(bench: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
     class Quick:
         def __init__(self, *_: Any) -> None: ...
 
-        def ask(self, line: str) -> dict[str, Any]:
+        def ask(self, line: str, **_: Any) -> dict[str, Any]:
             asked.append(task := json.loads(line))
             if task["kind"] == "rates":
                 return {"bandwidth": 1e12, "bf16": 1e15, "float32": 1e14, "name": "a chip", "torch": "2"}
@@ -84,6 +84,18 @@ def test_peers_that_cannot_be_installed_are_named(bench, answering, tmp_path, mo
     out = tmp_path / "page.md"
     bench.main(["--tiny", "--device", "cpu", "--out", str(out), "--only", "SAE TopK"])
     assert "| sparsify | cannot be installed here (OSError) |" in out.read_text()
+
+
+def test_a_peer_that_dies_or_hangs_is_an_error_of_its_row(bench):
+    worker = bench.AnsweringProcess(
+        [sys.executable, "-c", "input(); import time; print('x', flush=True); time.sleep(60)"], {}
+    )
+    assert worker.ask("{}", seconds=0.5) == {"error": "no answer within 0.5 s"}
+    assert worker.ask("{}", seconds=0.5) == {"error": "no answer within 0.5 s"}  # begun anew
+    worker.stop()
+    dying = bench.AnsweringProcess([sys.executable, "-c", "raise SystemExit('no such chip')"], {})
+    assert dying.ask("{}") == {"error": "the process ended: no such chip"}
+    dying.stop()
 
 
 def test_results_are_never_those_of_tiny_sizes_or_of_a_cpu(bench, answering):

@@ -14,6 +14,7 @@ import pytest
 import circuitsae
 import transcoders
 from circuitsae.cli import main
+from transcoders.plotly_bundle import BUNDLE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +37,8 @@ def test_the_wheel_holds_both_packages_with_their_types_and_the_pocket_model(whe
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "circuitsae/pocket").rglob("*.safetensors")}
     assert files
     assert wanted | files <= names
+    assert f"transcoders/vendor/{BUNDLE_FILE}" in names
+    assert any(name.endswith("licenses/transcoders/vendor/LICENSE-plotly.js") for name in names)
     assert not {name for name in names if name.split("/")[0] in {"tests", "benchmarks", "docs"}}
 
 

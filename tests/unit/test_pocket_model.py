@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 from circuitsae.pocket import MODEL_DIR
 from circuitsae.pocket.prompts import DEMONSTRATION
 from examples.pocket import measure, recipe
+from examples.pocket.sparse import MIRRORED, train_all, write_section
 from examples.pocket.tokenizer import load_tokenizer
 from examples.pocket.train import TrainConfig, learning_rate, scaled, train
+from transcoders import load_dictionaries
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,20 @@ def test_quick_recipe_writes_a_loadable_model_and_its_page(tmp_path):
     assert record["training"]["steps"] == 4
     assert "held-out cities" in (tmp_path / "out" / "pocket.md").read_text()
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_quick_recipe_trains_every_kind_in_its_stages(tmp_path):
+    results = train_all(MODEL_DIR, tmp_path / "out", tmp_path / "work", quick=True, progress=False)
+    assert [(kind.name, len(kind.stages)) for kind in results] == [("clt", 1), ("plt", 2), ("sae", 1)]
+    written = {kind.name: load_dictionaries(tmp_path / "out" / kind.name).provenance.config for kind in results}
+    assert written["plt"]["refined"]["mirror"] == written["clt"]["refined"]["mirror"] == MIRRORED
+    assert "start" in written["plt"]
+    assert "refined" not in written["sae"]
+    again = train_all(MODEL_DIR, tmp_path / "again", tmp_path / "work", quick=True, progress=False)
+    assert [kind.evaluation.fvu for kind in again] == [kind.evaluation.fvu for kind in results]
+    write_section(tmp_path / "pocket.md", results)
+    assert (tmp_path / "pocket.md").read_text().count("M tokens") == 3
 
 
 def test_the_embedded_model_is_small_float32_gpt2(model):

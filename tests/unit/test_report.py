@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from plotly.offline import get_plotlyjs
 
 import circuitsae.report
 from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
@@ -25,6 +24,7 @@ from circuitsae.report.layout import arrange
 from circuitsae.report.text import plotly_text, visible
 from tests.sample_graphs import SampleCards, older_validation, sample_graph, sample_suggestions, whole_graph
 from transcoders.errors import InputError
+from transcoders.plotly_bundle import BUNDLE_FILE, BUNDLE_URL, basic_bundle
 
 HOSTILE = [
     "</script>",
@@ -52,7 +52,7 @@ def data_of(text: str) -> dict:
 
 def own_text(path: Path) -> str:
     """The page without plotly's source."""
-    return path.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+    return path.read_text(encoding="utf-8").replace(basic_bundle(), "")
 
 
 def test_hostile_tokens_reach_the_page_only_as_escaped_data(tmp_path: Path):
@@ -83,15 +83,16 @@ def test_the_file_loads_nothing(tmp_path: Path):
 def test_same_graph_same_file(tmp_path: Path):
     first = write_html(sample_graph(), tmp_path / "a.html").read_bytes()
     assert write_html(sample_graph(), tmp_path / "b.html").read_bytes() == first
-    assert len(first) < 8_000_000
+    assert len(first) < 1_500_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "b.html"]
 
 
 def test_other_places_for_plotly(tmp_path: Path):
     cdn = write_html(sample_graph(), tmp_path / "cdn.html", plotlyjs="cdn").read_text(encoding="utf-8")
-    assert re.search(r'<script src="https://cdn\.plot\.ly/plotly-[\d.]+\.min\.js" integrity="sha256-', cdn)
+    assert f'<script src="{BUNDLE_URL}" integrity="sha256-' in cdn
+    assert f"script-src {BUNDLE_URL} 'sha256-" in cdn
     write_html(sample_graph(), tmp_path / "beside.html", plotlyjs="directory")
-    assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
+    assert (tmp_path / BUNDLE_FILE).read_text(encoding="utf-8") == basic_bundle()
 
 
 def test_validation_is_joined_to_the_edges():
@@ -329,6 +330,18 @@ def test_suggested_groups_are_of_this_graph():
     assert data[1] == {"name": "object", "members": ["tok@1"], "reason": "", "score": None}
     with pytest.raises(InputError, match="9.9@9"):
         page_data(graph, supernodes=[{"name": "x", "members": ["9.9@9"]}])
+
+
+def test_a_page_opens_with_the_groups_pins_and_note_it_is_given(tmp_path: Path):
+    graph = sample_graph()
+    opened = {"groups": {"two": ["tok@0", "tok@1"], "none": []}, "pinned": ["tok@2"], "note": "why\n</script>"}
+    page = own_text(write_html(graph, tmp_path / "page.html", opened=opened))
+    assert data_of(page)["opened"] == opened | {"groups": [["two", "tok@0", "tok@1"]]}
+    assert page.count("</script>") == 3
+    for wrong in ({"pinned": ["9.9@9"]}, {"groups": {"x": ["tok@0", "9.9@9"]}}):
+        with pytest.raises(InputError, match=r"'9\.9@9', which is not among"):
+            write_html(graph, tmp_path / "wrong.html", opened=wrong)
+    assert not (tmp_path / "wrong.html").exists()
 
 
 def test_the_page_keeps_the_tokens_of_the_model_and_the_pins_of_the_file():

@@ -9,10 +9,15 @@ import pytest
 import torch
 
 from tests.device import Tape, device_form
+from transcoders import random_model
+from transcoders.data.chunks import Chunk
+from transcoders.devices import Line
 from transcoders.errors import NotFiniteError
+from transcoders.sites import Site
 from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig
-from transcoders.training.batches import VectorSource
-from transcoders.training.config import TrainConfig
+from transcoders.training.batches import ModelSource, VectorSource
+from transcoders.training.config import TrainConfig, compares_at
+from transcoders.training.derivative import Nudges, derivative_loss
 from transcoders.training.distributed import ALONE
 from transcoders.training.revival import DeadCounter
 from transcoders.training.step import Run
@@ -56,13 +61,20 @@ def stepped(run: Run, batches: list[tuple[torch.Tensor, torch.Tensor]], steps: r
 
 
 def taped(config: TrainConfig, layers: int = 3, steps: int = 4) -> Tape:
-    """So many steps after the first ones, in which a device is asked once when a latent can be dead."""
-    run, batches = started(config, layers)
+    """So many steps after the first ones, in which the optimizer makes its moments."""
     with device_form():
+        run, batches = started(config, layers)
         stepped(run, batches, range(2))
         with Tape() as tape:
             stepped(run, batches, range(2, 2 + steps))
     return tape
+
+
+@pytest.fixture
+def always_sparse(monkeypatch):
+    """`auto` finds sparse kernels faster whatever there is to do, where it may take them."""
+    line = Line(sparse_below=2.0, sparse_from=1)
+    monkeypatch.setattr("transcoders.training.part.line_of", lambda device: line)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
@@ -72,17 +84,88 @@ def test_no_step_waits_for_the_device(kind, settings):
 
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
-@pytest.mark.parametrize("kind", [SAEConfig, TranscoderConfig])
-def test_nor_does_one_that_touches_only_the_features_that_were_ranked_in_their_layer(kind, activation):
+@pytest.mark.parametrize("kind", KINDS)
+def test_nor_does_one_that_touches_only_the_features_that_were_ranked(kind, activation):
     for shares in ((), (0.5, 1.0)):
         config = kind(kernels="sparse", activation=activation, matryoshka=shares, resample_every=1000, **COMMON)
         assert taped(config).waits == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_sparse_steps_wait(kind):
-    """How many features are active is known to no host beforehand; this says where such codes stand."""
+def test_other_sparse_steps_wait_where_they_are_asked_for(kind):
+    """How many features are active is known to no host beforehand."""
     assert taped(kind(kernels="sparse", activation="jumprelu", **COMMON)).waits
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_that_auto_chooses_waits(kind, settings, always_sparse):
+    """With dead latents that are revived, clipped gradients, averaged weights and a skip term."""
+    more = {"remedy": "auxiliary", "dead_after": BATCH, "k_aux": 2, "clip": 0.5, "ema": 0.9}
+    config = kind(**COMMON, **more | settings | ({} if kind is SAEConfig else {"skip": True}))
+    with device_form():
+        run, batches = started(config)
+        with Tape() as tape:
+            stepped(run, batches, range(22), measure=True)
+    assert tape.waits == []
+    assert bool(run.counter.dead.any())
+    assert all(part.sparse == config.ranks for part in run.parts)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu", "relu", "gated"])
+@pytest.mark.parametrize("kind", [TranscoderConfig, CLTConfig])
+def test_no_step_with_the_derivative_in_its_loss_waits(kind, activation, always_sparse, read_model, rows):
+    config = kind(
+        activation=activation, derivative=0.5, derivative_from=0.0, skip=True, remedy="auxiliary", buffer_mb=1, **COMMON
+    )  # fmt: skip
+    with device_form():
+        trainer = Trainer(ModelSource(read_model, rows, config), [config])
+        trainer.run(until=1, progress=False)
+        with Tape() as tape:
+            trainer.run(until=4, progress=False)
+        assert compares_at(config, 3)
+    assert len(tape.waits) == 1
+    assert "watch.py" in tape.waits[0]  # the look for numbers that are not finite, at the end
+
+
+@pytest.fixture(scope="module")
+def read_model():
+    return random_model(n_layers=2, d_model=D_MODEL, n_heads=2, d_vocab=30, context=16, seed=1)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return torch.randint(0, 30, (40, 16), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_checkpoint_of_a_processor_goes_on_without_waiting(always_sparse):
+    config = SAEConfig(activation="relu", **COMMON)
+    run, batches = started(config)
+    stepped(run, batches, range(2))
+    (part,) = run.parts
+    assert part.sparse
+    for form, sparse in ((nullcontext(), True), (device_form(), False)):
+        with form:
+            part.take_kernels(True)
+            assert part.sparse == sparse
+
+
+def test_directions_are_the_processors_with_zeros_where_it_leaves_tokens_out(read_model, rows):
+    config = TranscoderConfig(activation="topk", derivative=1.0, **COMMON)
+    read, written = ([Site(layer, kind) for layer in range(2)] for kind in ("mlp_in", "mlp_out"))
+    chunk = Chunk(0, 0, rows, torch.arange(16).expand_as(rows))
+    norms = Nudges(read_model, read, written, [config]).of(0, chunk).reads[1].norm(dim=-1)
+    nudges = Nudges(read_model, read, written, [config], limits={read[1]: float(norms.median())})
+    here = nudges.of(0, chunk)
+    with device_form():
+        there = nudges.of(0, chunk)
+    kept = there.reads.any(dim=2).any(dim=0)
+    assert 0 < int(kept.sum()) < len(kept)
+    for side, whole in zip(here, there, strict=True):
+        assert torch.equal(side, whole[:, kept])
+    run, _ = started(config, layers=2)
+    found = [derivative_loss(run.weights, given, config) for given in (here, there)]
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
@@ -103,9 +186,11 @@ def test_steps_are_the_processors(kind, settings):
     assert there.controller.state() == pytest.approx(here.controller.state(), rel=1e-2)
 
 
+@pytest.mark.parametrize("shares", [(), (0.5, 1.0)])
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
-def test_sparse_steps_are_the_processors(activation):
-    config = TranscoderConfig(kernels="sparse", remedy="none", activation=activation, **COMMON)
+@pytest.mark.parametrize("kind", [TranscoderConfig, CLTConfig])
+def test_sparse_steps_are_the_processors(kind, activation, shares):
+    config = kind(kernels="sparse", remedy="none", activation=activation, matryoshka=shares, **COMMON)
     here, batches = started(config)
     there, _ = started(config)
     stepped(here, batches, range(6))
@@ -173,21 +258,24 @@ def test_a_number_that_is_not_finite_is_named_with_its_step_when_figures_are_rea
     assert not list(tmp_path.glob("*00006*"))
 
 
-def test_a_counter_on_a_device_never_misses_a_dead_latent_and_seldom_asks():
+def test_a_counter_on_a_device_never_misses_a_dead_latent_and_never_waits():
     generator = torch.Generator().manual_seed(0)
     counter = DeadCounter(torch.zeros(2, 5, dtype=torch.int64), dead_after=400)
-    asked = 0
+    said, dead = [], []
     with device_form():
         for step in range(300):
-            with Tape() as tape:
-                some = counter.any(ALONE)
-            asked += len(tape.waits) > 0
-            assert some or not bool(counter.dead.any())
             fired = torch.rand(2, 5, generator=generator) < 0.3
             if 100 < step < 150:
                 fired[0, 3] = False
-            counter.update(fired, tokens=10)
-    assert asked < 40
+            with Tape() as tape:
+                said.append(counter.any(ALONE))
+                counter.update(fired, tokens=10)
+            assert tape.waits == []
+            dead.append(bool(counter.dead.any()))
+    missed = [step for step in range(1, 300) if dead[step - 1] and not said[step]]
+    assert sum(dead) > 5
+    assert missed == []
+    assert sum(said) < 40
 
 
 def test_the_tape_knows_what_waits():

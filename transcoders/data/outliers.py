@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from transcoders.data.ahead import sent
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
@@ -131,20 +132,29 @@ class Group(NamedTuple):
     """Rows that go through the model together."""
 
     tokens: Int[Tensor, "group pos"]
+    """On the model's device."""
     positions: Int[Tensor, "group pos"]
-    """Of each token in its part of the row; −1 where a shorter row is filled up."""
+    """Of each token in its part of the row; −1 where a shorter row is filled up. On the host, which asks them."""
+    several: bool
+    """Whether a row holds several parts."""
 
     def visit(self, model: LanguageModel, sites: Iterable[Site], see: Callable[[Site, Tensor], None]) -> None:
         """`LanguageModel.visit`, parts kept apart where a row holds several."""
-        several = bool((self.positions[:, 1:] == 0).any())
-        model.visit(self.tokens, sites, see, positions=self.positions if several else None)
+        positions = sent(self.positions, self.tokens.device) if self.several else None
+        model.visit(self.tokens, sites, see, positions=positions)
+
+    def late(self, first: int) -> Int[Tensor, "token"]:
+        """Which tokens are at positions from `first` on, counted row after row."""
+        return (self.positions >= first).flatten().nonzero().squeeze(1)
 
 
-def groups_of(rows: Int[Tensor, "row pos"], positions: Int[Tensor, "row pos"]) -> Iterator[Group]:
-    at_once = max(1, _AT_ONCE.get(rows.device.type, 4 * _AT_ONCE["cpu"]) // rows.shape[1])
-    for tokens, places in zip(rows.split(at_once), positions.split(at_once), strict=True):
+def groups_of(rows: Int[Tensor, "row pos"], positions: Int[Tensor, "row pos"], device: torch.device) -> Iterator[Group]:
+    """`device`: the model's."""
+    at_once = max(1, _AT_ONCE.get(device.type, 4 * _AT_ONCE["cpu"]) // rows.shape[1])
+    for tokens, places in zip(rows.split(at_once), positions.cpu().split(at_once), strict=True):
         width = int((places >= 0).sum(dim=1).max())  # what only fills up rows is not run
-        yield Group(tokens[:, :width], places[:, :width])
+        several = bool((places[:, 1:width] == 0).any())
+        yield Group(sent(tokens[:, :width], device), places[:, :width], several)
 
 
 def _norms(
@@ -153,7 +163,7 @@ def _norms(
     norms = torch.zeros(*rows.shape, len(sites), dtype=torch.float32, device=model.device)
     place = {site: i for i, site in enumerate(sites)}
     done = 0
-    for group in groups_of(rows, positions):
+    for group in groups_of(rows, positions, model.device):
         part = norms[done : done + len(group.tokens), : group.tokens.shape[1]]
 
         def see(site: Site, value: Tensor, part: Tensor = part) -> None:

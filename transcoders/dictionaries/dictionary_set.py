@@ -1,5 +1,6 @@
 """DictionarySet: all that evaluation and attribution know of dictionaries. SparseFeatures: what they read."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
 import torch
@@ -27,8 +28,8 @@ class SparseFeatures(NamedTuple):
         return SparseFeatures(self.index[keep], self.value[keep])
 
 
-def collect_active(activations: list[Float[Tensor, "pos _"]]) -> SparseFeatures:
-    """`SparseFeatures` of dense activations, one tensor for each layer."""
+def collect_active(activations: Iterable[Float[Tensor, "pos _"]]) -> SparseFeatures:
+    """`SparseFeatures` of dense activations, one tensor for each layer; of an iterator one at a time is alive."""
     index, value = [], []
     for layer, dense in enumerate(activations):
         where = dense.nonzero()  # lexicographic, hence sorted by position and feature

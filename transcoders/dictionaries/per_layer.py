@@ -83,7 +83,7 @@ class _PerLayerSet(nn.Module, Generic[D]):
         return self[layer].n_features
 
     def encode(self, reads: Float[Tensor, "layer pos d_model"]) -> SparseFeatures:
-        return collect_active([d.encode(read) for d, read in zip(self.layers, reads, strict=True)])
+        return collect_active(d.encode(read) for d, read in zip(self.layers, reads, strict=True))
 
     def reconstruct(
         self, features: SparseFeatures, reads: Float[Tensor, "layer pos d_model"] | None = None

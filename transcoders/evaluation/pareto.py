@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transcoders.errors import InputError
 from transcoders.evaluation.result import Evaluation, load_evaluation
-from transcoders.files import write_file
+from transcoders.plotly_bundle import write_figure
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,7 +64,7 @@ def write_pareto(
     figure.update_layout(title=title, template="plotly_white", hovermode="closest", legend={"title": {"text": "kind"}})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, figure.to_html(include_plotlyjs=True, include_mathjax=False, config={"displaylogo": False}))
+    write_figure(figure, path)
     return path
 
 

@@ -13,7 +13,7 @@ What is here, all with gradients and all checked against dense float64 products 
 * `feature_major` lays out an encoder as the kernels read it; `keep_freed_memory` and `quickest_threads` are for a
   training loop to call once.
 
-`cpu` and `gpu` are two forms of one pair of functions, a sparse sum and sparse inner products; `products` chooses by
+`cpu` and `gpu` are two forms of the same functions, a sparse sum and sparse inner products; `products` chooses by
 where the weights are, and gives both their gradients. `encode` and `decode` are made of these. Which features are
 active is `selection`'s part: from exact products, or on a processor from ones that are cheaper and bounded (`pays`). On
 a device `ranked` ranks pre-activations where they are, by `selection_gpu` on a GPU, and the host asks nothing.

@@ -34,8 +34,6 @@ class ActiveFeatures:
     start: Int[Tensor, "row_plus_one"]
     n_layers: int
     n_features: int
-    of_each: int | None = None
-    """Active features of every layer, where all have as many and the host knows it without asking the device."""
 
     @property
     def batch(self) -> int:
@@ -81,13 +79,13 @@ class ActiveFeatures:
         return order, Rows(row, start)
 
     def of_layer(self, layer: int) -> tuple[slice, "ActiveFeatures"]:
-        """One layer alone: where its values lie, and its features numbered from zero."""
+        """One layer alone: where its values lie, which the host reads, and its features numbered from zero."""
         if self.n_layers == 1 and layer == 0:
             return slice(0, len(self.feature)), self
         first_row, first_feature = layer * self.batch, layer * self.n_features
         starts = self.start[first_row : first_row + self.batch + 1]
-        first = int(starts[0]) if self.of_each is None else layer * self.of_each
-        part = slice(first, int(starts[-1]) if self.of_each is None else first + self.of_each)
+        first = int(starts[0])
+        part = slice(first, int(starts[-1]))
         own = ActiveFeatures(self.feature[part] - first_feature, starts - first, 1, self.n_features)
         # A layer's features are those of its rows, so its part of every list is the same.
         by_feature = Rows(
@@ -143,7 +141,7 @@ def active_of_rows(index: Int[Tensor, "row k"], *, n_layers: int, batch: int, n_
     row = torch.arange(n_rows, device=index.device)
     feature = index + row.div(batch, rounding_mode="floor").unsqueeze(1) * n_features
     start = torch.arange(n_rows + 1, device=index.device) * k
-    active = ActiveFeatures(feature.flatten(), start, n_layers, n_features, of_each=batch * k)
+    active = ActiveFeatures(feature.flatten(), start, n_layers, n_features)
     active.__dict__["row"] = row.unsqueeze(1).expand(-1, k).flatten()  # known already
     return active
 
@@ -152,7 +150,10 @@ def active_from_pairs(
     row: Int[Tensor, "n"], column: Int[Tensor, "n"], *, n_layers: int, batch: int, n_features: int
 ) -> ActiveFeatures:
     """From pairs of a row (`layer · batch + token`, ascending) and a feature of that row's layer."""
-    start = starts(torch.bincount(row, minlength=n_layers * batch))
+    if host.queued(row):
+        start = torch.searchsorted(row, torch.arange(n_layers * batch + 1, device=row.device))
+    else:
+        start = starts(torch.bincount(row, minlength=n_layers * batch))
     feature = column if n_layers == 1 else column + row.div(batch, rounding_mode="floor") * n_features
     active = ActiveFeatures(feature, start, n_layers, n_features)
     active.__dict__["row"] = row  # known already

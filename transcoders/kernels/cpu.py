@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
 
 
 def gather_sum(
@@ -40,6 +40,28 @@ def gather_dot(
         start, column, inputs.new_zeros(len(column)), (len(inputs), len(table)), check_invariants=False
     )
     return torch.sparse.sampled_addmm(pattern, inputs.detach(), table.detach().mT, beta=0.0).values()
+
+
+def gather_sum_of_some(
+    values: Float[Tensor, "n"],
+    column: Int[Tensor, "n"],
+    start: Int[Tensor, "_"],
+    table: Float[Tensor, "m d"],
+    rows: slice,
+) -> Float[Tensor, "row d"]:
+    """`gather_sum` of some of the rows."""
+    return gather_sum(values, column, start, table)[rows]
+
+
+def gather_dot_of_some(
+    inputs: Float[Tensor, "row d"],
+    column: Int[Tensor, "n"],
+    start: Int[Tensor, "_"],
+    table: Float[Tensor, "m d"],
+    rows: slice,
+) -> Float[Tensor, "n"]:
+    """`gather_dot` of some of the rows, whose inputs are given; 0 for what the others list."""
+    return gather_dot(pad(inputs, (0, 0, rows.start, len(start) - 1 - rows.stop)), column, start, table)
 
 
 @cache

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from transcoders.errors import InputError
+from transcoders.kernels import host, products
 from transcoders.kernels.active import ActiveFeatures
 from transcoders.kernels.products import weighted_sum
 
@@ -42,11 +44,15 @@ def cross_layer_decode(
     """`y_l' = Σ_{l ≤ l'} a_l W_dec[l→l']`, W_dec[l] `[feature, span, d_out]` from layer l on.
 
     An active feature's decoders for all its write layers lie side by side and are read at once. Cost: active features
-    × span × d_out, plus one addition per pair of layers.
+    × span × d_out, plus one addition per pair of layers. On a device the gradient cannot be differentiated again.
 
     Source: Ameisen et al. 2025, *Circuit Tracing: Revealing Computational Graphs in Language Models*.
     """
     _require_spans(active, W_dec)
+    if host.queued(values):
+        y = _SparseCrossLayer.apply(values, active, *W_dec)
+        assert isinstance(y, Tensor)
+        return y
     layers = [active.of_layer(layer) for layer in range(active.n_layers)]
     writes: list[Tensor | float] = [0.0] * active.n_layers
     parts = values.split([part.stop - part.start for part, _ in layers])
@@ -72,6 +78,46 @@ def dense_cross_layer_decode(
     y = _DenseCrossLayer.apply(a, bf16, *W_dec)
     assert isinstance(y, Tensor)
     return y
+
+
+class _SparseCrossLayer(torch.autograd.Function):
+    """`cross_layer_decode` without asking a device how many features of each layer are active."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, active: ActiveFeatures, *W_dec: Tensor) -> Tensor:
+        y = values.new_zeros(active.n_layers, active.batch, W_dec[0].shape[2])
+        feature = active.feature % active.n_features
+        for layer, W in enumerate(W_dec):
+            table, tokens = W.flatten(1), _of_layer(layer, active.batch)
+            written = products.backend(table).gather_sum_of_some(values, feature, active.start, table, tokens)
+            y[layer : layer + W.shape[1]] += written.unflatten(1, W.shape[1:]).transpose(0, 1)
+        ctx.active, ctx.feature = active, feature
+        ctx.save_for_backward(values, *W_dec)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,), (values, *W_dec), active = grad_outputs, ctx.saved_tensors, ctx.active
+        by_value = torch.zeros_like(values) if ctx.needs_input_grad[0] else None
+        by_W: list[Tensor | None] = [None] * len(W_dec)
+        lists: tuple[Tensor, ...] = ()
+        if any(ctx.needs_input_grad[2:]):
+            lists = values[active.order], active.by_feature.column % active.batch, active.by_feature.start
+        for layer, W in enumerate(W_dec):
+            of_layer, table = grad[layer : layer + W.shape[1]].transpose(0, 1).flatten(1), W.flatten(1)
+            kernels = products.backend(table)
+            if by_value is not None:
+                tokens = _of_layer(layer, active.batch)
+                by_value += kernels.gather_dot_of_some(of_layer, ctx.feature, active.start, table, tokens)
+            if ctx.needs_input_grad[2 + layer]:
+                features = _of_layer(layer, active.n_features)
+                by_W[layer] = kernels.gather_sum_of_some(*lists, of_layer, features).view(W.shape)
+        return by_value, None, *by_W
+
+
+def _of_layer(layer: int, size: int) -> slice:
+    return slice(layer * size, (layer + 1) * size)
 
 
 class _DenseCrossLayer(torch.autograd.Function):

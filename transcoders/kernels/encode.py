@@ -15,7 +15,7 @@ from transcoders.errors import InputError
 from transcoders.kernels import host
 from transcoders.kernels.active import ActiveFeatures, SparseActivations, active_from_pairs, active_of_rows
 from transcoders.kernels.products import inner_products
-from transcoders.kernels.ranked import largest_of_groups, largest_of_rows
+from transcoders.kernels.ranked import largest_of_groups, largest_of_rows, largest_of_tokens
 from transcoders.kernels.selection import (
     Approximation,
     Cut,
@@ -88,8 +88,8 @@ def batch_topk_encode(
     Source: Bussmann et al. 2024, *BatchTopK Sparse Autoencoders*, section 3.
     """
     _require_positive(k)
-    if host.queued(x) and not over_layers:
-        return _batch_topk_of_layers(x, W_enc, b_enc, round(k * x.shape[1]))
+    if host.queued(x):
+        return _queued_batch_topk(x, W_enc, b_enc, round(k * x.shape[1]), over_layers)
     cut = cut_of_batch_over_layers(k) if over_layers else cut_of_batch(k)
     found, h = _candidates(x, W_enc, b_enc, cut, k / len(x) if over_layers else k, _approximate(x, W_enc, approximate))
     count = round(k * x.shape[1])
@@ -187,9 +187,13 @@ def _dense_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, over_layers: bo
         active = active_of_rows(column, n_layers=n_layers, batch=batch, n_features=n_features)
         return _with_gradient(x, W_enc, b_enc, active, value.flatten())
     with torch.no_grad():
-        ranked = h.transpose(0, 1).flatten(1) if over_layers else h.flatten(0, 1)
-        value, column = (part.flatten() for part in ranked.topk(min(k, ranked.shape[1]), dim=-1, sorted=False))
-    row = torch.arange(len(ranked), device=x.device).repeat_interleave(len(value) // len(ranked))
+        if host.queued(h):
+            value, column = largest_of_tokens(h, k)
+        else:
+            ranked = h.transpose(0, 1).flatten(1) if over_layers else h.flatten(0, 1)
+            value, column = ranked.topk(min(k, ranked.shape[1]), dim=-1, sorted=False)
+    row = torch.arange(len(value), device=x.device).unsqueeze(1).expand_as(value).flatten()
+    value, column = value.flatten(), column.flatten()
     if over_layers:
         layer, column = column.div(n_features, rounding_mode="floor"), column % n_features
         row, order = (layer * batch + row).sort(stable=True)
@@ -198,18 +202,17 @@ def _dense_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, over_layers: bo
     return _with_gradient(x, W_enc, b_enc, active, value)
 
 
-def _batch_topk_of_layers(x: Tensor, W_enc: Tensor, b_enc: Tensor, count: int) -> SparseActivations:
-    """The `count` largest of every layer's batch: so many that the host need not ask."""
+def _queued_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, count: int, over_layers: bool) -> SparseActivations:
+    """The `count` largest of every layer's batch, or of all: so many that the host need not ask."""
     (n_layers, batch, _), n_features = x.shape, W_enc.shape[2]
     with torch.no_grad():
         h = product(x, _rows(W_enc), b_enc)
-        value, place = largest_of_groups(h, count)
-    layer = torch.arange(n_layers, device=x.device).unsqueeze(1)
-    row = (layer * batch + place.div(n_features, rounding_mode="floor")).flatten()
-    start = torch.searchsorted(row, torch.arange(n_layers * batch + 1, device=x.device))
-    feature = (layer * n_features + place % n_features).flatten()
-    active = ActiveFeatures(feature, start, n_layers, n_features, of_each=place.shape[1])
-    active.__dict__["row"] = row  # known already
+        groups = h.reshape(1, -1, n_features) if over_layers else h
+        value, place = largest_of_groups(groups, count)
+    before = torch.arange(len(groups), device=x.device).unsqueeze(1) * groups.shape[1]
+    row = (before + place.div(n_features, rounding_mode="floor")).flatten()
+    column = (place % n_features).flatten()
+    active = active_from_pairs(row, column, n_layers=n_layers, batch=batch, n_features=n_features)
     return _with_gradient(x, W_enc, b_enc, active, value.flatten())
 
 

@@ -1,6 +1,6 @@
 """Keeping freed memory for the next step.
 
-Choosing the number of threads by a quick trial. Whether work on a device is queued.
+Choosing the number of threads by a quick trial. Whether work on a device is queued, and reading what it comes to later.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cache
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from transcoders.errors import InputError
@@ -51,6 +52,22 @@ def queued(x: Tensor) -> bool:
     the processor take that form too.
     """
     return x.device.type != "cpu"
+
+
+class Arriving:
+    """A whole number on its way from a device to the host, which waits for it only where it reads too early."""
+
+    def __init__(self, number: Int[Tensor, ""]) -> None:
+        cuda = number.device.type == "cuda"
+        self._copy = number.to("cpu", non_blocking=cuda)
+        self._there = torch.cuda.Event() if cuda else None
+        if self._there is not None:
+            self._there.record(torch.cuda.current_stream(number.device))
+
+    def read(self) -> int:
+        if self._there is not None:
+            self._there.synchronize()
+        return int(self._copy)
 
 
 def release_freed_memory() -> None:

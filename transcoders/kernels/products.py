@@ -101,15 +101,15 @@ class _TableGradient(torch.autograd.Function):
 
 
 def _gather_sum(values: Tensor, rows: Rows, table: Tensor) -> Tensor:
-    return _backend(table).gather_sum(values, *rows, table)
+    return backend(table).gather_sum(values, *rows, table)
 
 
 def _gather_dot(inputs: Tensor, rows: Rows, table: Tensor) -> Tensor:
-    return _backend(table).gather_dot(inputs, *rows, table)
+    return backend(table).gather_dot(inputs, *rows, table)
 
 
-def _backend(table: Tensor) -> Any:
-    """Triton on a GPU, torch's own kernels elsewhere: `gpu` and `cpu` hold the same two functions."""
+def backend(table: Tensor) -> Any:
+    """Triton on a GPU, torch's own kernels elsewhere: `gpu` and `cpu` hold the same functions."""
     if not table.is_cuda:
         return cpu
     from transcoders.kernels import gpu  # here: triton comes with torch's CUDA builds only

@@ -22,6 +22,16 @@ def largest_of_rows(h: Float[Tensor, "row n"], k: int) -> tuple[Float[Tensor, "r
 
 
 @torch.no_grad()
+def largest_of_tokens(
+    h: Float[Tensor, "layer batch feature"], k: int
+) -> tuple[Float[Tensor, "batch k_or_n"], Int[Tensor, "batch k_or_n"]]:
+    """The k largest values of every token in all layers; their places `layer · n_features + feature`, ascending."""
+    if (kernels := _kernels(h)) is not None:
+        return kernels.tokens_listed(h, min(k, h[:, 0].numel()))
+    return largest_of_rows(h.transpose(0, 1).flatten(1), k)
+
+
+@torch.no_grad()
 def largest_of_groups(
     h: Float[Tensor, "layer batch feature"], count: int
 ) -> tuple[Float[Tensor, "layer count"], Int[Tensor, "layer count"]]:

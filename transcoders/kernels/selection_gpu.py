@@ -175,6 +175,20 @@ def rows_listed(h: Float[Tensor, "row n"], k: int) -> tuple[Float[Tensor, "row k
     return value, index
 
 
+def tokens_listed(
+    h: Float[Tensor, "layer batch feature"], k: int
+) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
+    """The k largest values of every token in all layers; their places `layer · n_features + feature`, ascending."""
+    h = h.contiguous()
+    n_layers, batch, width = h.shape
+    value = h.new_empty(batch, k)
+    index = torch.empty(batch, k, dtype=torch.int64, device=h.device)
+    if value.numel():
+        sizes = (n_layers * width, width, batch * width, k)
+        _launch(_rows_kernel, (batch,), h, value, index, value, *sizes, apart=True, dense=False)
+    return value, index
+
+
 def rows_kept(
     h: Float[Tensor, "layer batch feature"], k: int, *, over_layers: bool
 ) -> Float[Tensor, "layer batch feature"]:

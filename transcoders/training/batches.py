@@ -187,9 +187,15 @@ class ModelSource:
         return rows, positions
 
     def buffer_bytes(self, sites: Sequence[Site], batch: int) -> int:
-        """What `open` keeps in memory."""
+        """What `open` keeps in memory; on a GPU a second chunk, where there are several."""
         limits = dict.fromkeys(sites, 0.0) if self.config.outliers else {}
-        return self._chunk_tokens(sites, batch, self.config.buffer_mb, limits) * self._bytes_per_token(sites)
+        tokens = self._chunk_tokens(sites, batch, self.config.buffer_mb, limits)
+        several = self.device.type == "cuda" and self._foreseen(tokens, batch) > 1
+        return (1 + several) * tokens * self._bytes_per_token(sites)
+
+    def _foreseen(self, chunk_tokens: int, batch: int) -> int:
+        """Chunks of so many tokens in all steps, where no token is left out."""
+        return math.ceil(self.config.steps / max(1, chunk_tokens // batch))
 
     def _stream(
         self,
@@ -202,17 +208,19 @@ class ModelSource:
         split: Split = WHOLE,
     ) -> ActivationStream:
         shared = {} if split.world.size == 1 else {"split": split, "n_layers": self.n_layers}
+        chunk_tokens = self._chunk_tokens(sites, batch, buffer_mb, limits)
         return (SharedStream if shared else ActivationStream)(
             self.model,
             self._rows,
             reads=sites,
             writes=(),
             batch=batch,
-            chunk_tokens=self._chunk_tokens(sites, batch, buffer_mb, limits),
+            chunk_tokens=chunk_tokens,
             seed=self.config.seed,
             first=self.first,
             limits=limits,
             state=state,
+            foreseen=self._foreseen(chunk_tokens, batch) if buffer_mb else 0,
             **shared,
         )
 

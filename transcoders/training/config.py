@@ -123,7 +123,8 @@ class TrainConfig:
     precision: Literal["float32", "bf16"] = "float32"
     """Of matrix products; weights, thresholds and sums stay in float32."""
     kernels: Literal["auto", "dense", "sparse"] = "auto"
-    """Whether only active features are touched; `auto`: where so few are active that it is faster."""
+    """Whether only active features are touched; `auto`: where so few are active that it is faster, on a GPU with TopK
+    and BatchTopK alone."""
     layers_at_once: int | None = None
     """SAEs and transcoders: layers that take a step together, the others' gradients needing no memory meanwhile; None
     for as many as fit 64 MB on a CPU, 2 GB on a GPU. The result is the same."""

@@ -27,7 +27,7 @@ class SharedStream(ActivationStream):
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         for chunk in self._chunks:
-            self._chunk = chunk
+            self._chunk, self._place = chunk, self._chunks.state()
             buffer, held, kept = self._deal(chunk)
             for number in range(self.batch_in_chunk, kept // self.batch):
                 self.batch_in_chunk += 1
@@ -64,7 +64,7 @@ class SharedStream(ActivationStream):
     def _run(self, chunk: Chunk) -> tuple[Float[Tensor, "own_token site d_model"], Bool[Tensor, "own_token"]]:
         """The activations of this rank's rows, and which of their tokens are over a limit."""
         mine = slice(self.world.rank, None, self.world.size)
-        rows, positions = (side[mine].to(self.model.device) for side in (chunk.tokens, chunk.positions))
+        rows, positions = (side[mine] for side in (chunk.tokens, chunk.positions))
         own = self._room_for(int((positions >= self.first).sum()))
         if not len(own):
             return own, torch.zeros(0, dtype=torch.bool, device=own.device)

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from transcoders.data.ahead import sent
 from transcoders.data.chunks import Chunk
 from transcoders.data.outliers import over
 from transcoders.errors import InputError
 from transcoders.held import HeldModel
-from transcoders.kernels import inner_products
+from transcoders.kernels import host, inner_products
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 from transcoders.training.codes import DenseCode, SparseCode
@@ -98,21 +99,24 @@ class Nudges:
 
     @torch.no_grad()
     def of(self, step: int, chunk: Chunk) -> Directions:
-        """Directions at tokens of a chunk."""
+        """Directions at tokens of a chunk; on a device those of massive activations stay among them, as zeros."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        rows, positions = self._rows(chunk, generator)
+        rows, late = self._rows(chunk, generator)
         held = HeldModel(self.model, rows, self.reads, self.writes)
         found = held.nudge(*self._nudged(held, generator), size=_SIZE, central=False)
-        kept = (positions >= self.first) & ~self._massive(held)
-        return Directions(held.clean.reads[:, kept], found.reads[:, kept], found.writes[:, kept])
+        sides = (side.flatten(1, 2)[:, late] for side in (held.clean.reads, found.reads, found.writes))
+        massive = self._massive(held).flatten()[late]
+        if host.queued(massive):  # how many they are is not asked
+            return Directions(*(side.masked_fill(massive[:, None], 0) for side in sides))
+        return Directions(*(side[:, ~massive] for side in sides))
 
-    def _rows(self, chunk: Chunk, generator: torch.Generator) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
-        """So many that they hold the tokens; of a longer row its beginning."""
+    def _rows(self, chunk: Chunk, generator: torch.Generator) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "token"]]:
+        """So many that they hold the tokens, of a longer row its beginning; and which tokens are from `first` on."""
         width = min(chunk.tokens.shape[1], max(self.tokens + self.first, 2))
         count = max(1, round(self.tokens / width))
         chosen = torch.randperm(len(chunk.tokens), generator=generator)[:count]
-        rows, positions = (side[chosen, :width].to(self.model.device) for side in (chunk.tokens, chunk.positions))
-        return rows, positions
+        late = (chunk.positions[chosen, :width] >= self.first).flatten().nonzero().squeeze(1)
+        return sent(chunk.tokens[chosen, :width], self.model.device), sent(late, self.model.device)
 
     def _nudged(self, held: HeldModel, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Changes of the embeddings and of what is written, towards another token each."""
@@ -121,14 +125,15 @@ class Nudges:
         start, kind = torch.rand(2, *shape, generator=generator)
         layer = torch.randint(n_layers, shape, generator=generator)
         nudged, at_embeddings = start < _NUDGED, kind < _AT_EMBEDDINGS
+        at_layers = [nudged & ~at_embeddings & (layer == i) for i in range(n_layers)]
+        where = sent(torch.stack([nudged & at_embeddings, *at_layers]), self.model.device)
+        other = sent(other, self.model.device)
 
         def towards(value: Float[Tensor, "row pos d_model"], where: Bool[Tensor, "row pos"]) -> Tensor:
-            moved = value.flatten(0, 1)[other.to(value.device)].reshape(value.shape) - value
-            return moved * where.to(value.device)[..., None]
+            return (value.flatten(0, 1)[other].reshape(value.shape) - value) * where[..., None]
 
-        at_layers = [nudged & ~at_embeddings & (layer == i) for i in range(n_layers)]
-        written = [towards(value, where) for value, where in zip(held.clean.writes, at_layers, strict=True)]
-        return towards(held.embed, nudged & at_embeddings), torch.stack(written)
+        written = [towards(value, here) for value, here in zip(held.clean.writes, where[1:], strict=True)]
+        return towards(held.embed, where[0]), torch.stack(written)
 
     def _massive(self, held: HeldModel) -> Bool[Tensor, "row pos"]:
         at = {
@@ -174,8 +179,12 @@ def _through_features(
     if sparse:
         with torch.no_grad():
             code = SparseCode.of(weights, reads, 0.0, split)
-            active = code.active.keep((code.a > 0).nonzero().squeeze(1))
+            active, on = code.active, code.a > 0
+            if not host.queued(on):
+                active = active.keep(on.nonzero().squeeze(1))
         moved = inner_products(changes.flatten(0, 1), active, encoder.flatten(0, 1))
+        if host.queued(on):  # how many they are is not asked
+            moved = moved * on
         moved = SparseCode(moved, moved, active)
         if slope is not None:
             moved.a = moved.h * moved.of_feature(slope)

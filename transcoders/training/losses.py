@@ -67,7 +67,8 @@ def losses(
         total = total + _gate_loss(weights, code, writes, reads, split)
     error = errors[-1].detach()
     revival = fvu.new_zeros(())
-    if dead is not None and (host.queued(error) or bool(split.features.any(dead.any()))):
+    masked = host.queued(error) and split.features.size == 1
+    if dead is not None and (masked or bool(split.features.any(dead.any()))):
         revival = config.revival * revival_loss(weights, code, reads, error, dead, config, split)
     return Losses(share * total + revival, fvu[-1].detach(), sparsity.detach(), revival.detach(), code, error)
 

@@ -169,14 +169,26 @@ class Part:
         config = self.config
         if config.kernels != "auto":
             return config.kernels == "sparse"
+        if not config.ranks:
+            return False
         layers = self.weights.n_layers if config.kind == "clt" else 1
         wide, density = config.features >= self.kernels.sparse_from, config.k / (layers * config.features)
-        return config.ranks and wide and density < self.kernels.sparse_below
+        return wide and density < self.kernels.sparse_below
+
+    @property
+    def _measures(self) -> bool:
+        """Whether the density chooses: not on a device, where only those of ranked features wait for nothing."""
+        config = self.config
+        wide = config.features >= self.kernels.sparse_from
+        return config.kernels == "auto" and not config.ranks and wide and not host.queued(self.weights.W_enc)
+
+    def take_kernels(self, sparse: bool) -> None:
+        """Those of a checkpoint, which may have been written on another device."""
+        self.sparse = sparse if self.config.ranks or self._measures else self._sparse_at_first()
 
     def _choose_kernels(self, step: int, code: Code, n_tokens: int) -> None:
         config = self.config
-        narrow = config.features < self.kernels.sparse_from
-        if config.kernels != "auto" or config.ranks or narrow or step % _MEASURE_EVERY:
+        if not self._measures or step % _MEASURE_EVERY:
             return
         density = code.active.density if isinstance(code, SparseCode) else None
         if isinstance(code, DenseCode):

@@ -3,6 +3,7 @@
 Counting latents that no longer fire.
 """
 
+from collections import deque
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,8 @@ from transcoders.training.parameters import Gated, TrainingParameters, aligned_t
 from transcoders.training.ranking import kept_by_all
 from transcoders.training.split import WHOLE, Split
 
-_LOOK_EVERY = 20
-"""Steps for which a device's latents are taken to be dead where some were."""
+_LATE = 8
+"""Steps after which the host reads what a device measured: more than are queued, so that it is there by then."""
 
 
 class DeadCounter:
@@ -29,32 +30,33 @@ class DeadCounter:
     def __init__(self, since_fired: Int[Tensor, "layer feature"], dead_after: int) -> None:
         self.since_fired = since_fired
         self.dead_after = dead_after
-        self._some, self._known_for, self._step_tokens = False, 0, 0
+        self.alive_until = dead_after
+        """On a device: when a latent can be dead at the soonest, in tokens seen; none is silent at first."""
+        self._seen, self._asked = 0, deque[tuple[int, host.Arriving]]()
 
     @property
     def dead(self) -> Bool[Tensor, "layer feature"]:
         return self.since_fired >= self.dead_after
 
     def any(self, ranks: World) -> bool:
-        """Whether any latent of any rank is dead; on a device, whether one may be, since asking makes the host wait.
+        """Whether any latent of any rank is dead; on a device, whether one may be, which nobody waits for.
 
-        What fired t tokens ago is not dead for the next `dead_after − t`, so a device is asked again no sooner; while
-        some are dead, every few steps. It says yes wherever a latent is dead.
+        There it says yes wherever a latent is dead, from the longest silence some steps ago: what had fired t tokens
+        before is not dead for the next `dead_after − t`.
         """
         if not host.queued(self.since_fired):
             return bool(ranks.any(self.dead.any()))
-        if self._known_for <= 0:
-            longest = -int(ranks.least(-self.since_fired.amax()))
-            self._some = longest >= self.dead_after
-            self._known_for = _LOOK_EVERY * self._step_tokens if self._some else self.dead_after - longest
-        return self._some
+        self._asked.append((self._seen, host.Arriving(ranks.least(-self.since_fired.amax()))))
+        if len(self._asked) > _LATE:
+            seen, silence = self._asked.popleft()
+            self.alive_until = seen + self.dead_after + silence.read()
+        return self._seen >= self.alive_until
 
     def update(self, fired: Bool[Tensor, "layer feature"], tokens: int) -> None:
         """Take in which latents were active on any token of a batch."""
         self.since_fired += tokens
         self.since_fired.masked_fill_(fired, 0)
-        self._known_for -= tokens
-        self._step_tokens = tokens
+        self._seen += tokens
 
 
 def never_fired(n_layers: int, n_features: int, dead_after: int, device: torch.device) -> DeadCounter:

@@ -146,7 +146,8 @@ class Run:
         run.controller = SparsityController(config, **record["controller"])
         require_for_each_layer(folder, record["sparse"], shape[0])
         for part in run.parts:
-            part.sparse = record["sparse"][part.before + part.layers.start]
+            part.take_kernels(record["sparse"][part.before + part.layers.start])
+            part.counter.alive_until = 0
         return run
 
     @classmethod

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,10 +66,59 @@ def collect(
     where `out` holds the state of a run with other settings or of another corpus.
     """
     dictionaries = fitted(dictionaries, model)
+    reading = open_reading(model, dictionaries, corpus, config.tokens, config.context, separator=separator, bos=bos)
+    model, rows, context = reading.model, reading.rows, reading.context
+    n = sum(dictionaries.n_features(layer) for layer in range(dictionaries.n_layers))
+    window = config.before + 1 + config.after
+    collected = Collected(
+        n, top=config.top, strata=config.strata, per_stratum=config.per_stratum, window=window, seed=config.seed
+    )
+    identity = {"model": model.fingerprint(), "dictionary": dictionary_fingerprint(dictionaries),
+                "corpus": reading.source, "context": context,
+                **{k: v for k, v in asdict(config).items() if k != "save_every"}}  # fmt: skip
+    folder = None if out is None else Path(out)
+    if folder is not None and resume and (folder / STATE).is_file():
+        collected.restore(folder, identity)
+        logger.info("going on at token %d", collected.tokens)
+    _read(model, dictionaries, rows, collected, config, context, folder, identity, progress)
+    cards = assemble(model, dictionaries, collected, config, reading.name)
+    if folder is not None:
+        cards.save(folder)
+        (folder / STATE).unlink(missing_ok=True)
+    return cards
+
+
+class Reading(NamedTuple):
+    """A corpus as a pass reads it."""
+
+    model: LanguageModel
+    """With BOS before each row of text, or without."""
+    rows: Iterator[Sequence[int]]
+    context: int
+    """Tokens of a row."""
+    name: str
+    source: dict[str, Any]
+    """What tells the rows from any others."""
+
+
+def open_reading(
+    model: LanguageModel,
+    dictionaries: DictionarySet,
+    corpus: CorpusSource | Int[Tensor, "row pos"],
+    tokens: int,
+    context: int,
+    *,
+    separator: str | None = None,
+    bos: bool | None = None,
+) -> Reading:
+    """Rows of a corpus that hold `tokens` tokens with features; its held-out documents are not among them.
+
+    Raises `InputError` for rows that the model cannot take, and for such as have no position with features.
+    """
     first = dictionaries.provenance.first
     if not isinstance(corpus, Tensor):
         model = reading_as_trained(model, dictionaries.provenance, bos)
-    context = min(config.context, model.context)
+    context = min(context, model.context)
     if isinstance(corpus, Tensor):
         _check_rows(model, corpus)
         context = corpus.shape[1]
@@ -77,24 +126,8 @@ def collect(
         raise InputError(
             f"Rows of {context} tokens have no position with features, which start at {first}; give longer ones."
         )
-    rows, name, source = _rows(model, corpus, context, separator, math.ceil(config.tokens / (context - first)))
-    n = sum(dictionaries.n_features(layer) for layer in range(dictionaries.n_layers))
-    window = config.before + 1 + config.after
-    collected = Collected(
-        n, top=config.top, strata=config.strata, per_stratum=config.per_stratum, window=window, seed=config.seed
-    )
-    identity = {"model": model.fingerprint(), "dictionary": dictionary_fingerprint(dictionaries), "corpus": source,
-                "context": context, **{k: v for k, v in asdict(config).items() if k != "save_every"}}  # fmt: skip
-    folder = None if out is None else Path(out)
-    if folder is not None and resume and (folder / STATE).is_file():
-        collected.restore(folder, identity)
-        logger.info("going on at token %d", collected.tokens)
-    _read(model, dictionaries, rows, collected, config, context, folder, identity, progress)
-    cards = assemble(model, dictionaries, collected, config, name)
-    if folder is not None:
-        cards.save(folder)
-        (folder / STATE).unlink(missing_ok=True)
-    return cards
+    rows, name, source = _rows(model, corpus, context, separator, math.ceil(tokens / (context - first)))
+    return Reading(model, rows, context, name, source)
 
 
 def _read(
@@ -112,7 +145,7 @@ def _read(
     first = dictionaries.provenance.first
     with_features = context - first
     n_rows = math.ceil(config.tokens / with_features)
-    at_once = _rows_at_once(len(collected.statistics.count), context)
+    at_once = rows_at_once(len(collected.statistics.count), context)
     rows = islice(rows, collected.rows, n_rows)
     saved = collected.tokens
     with progress_bar(shown=progress) as bar:
@@ -163,7 +196,7 @@ def _positive(features: SparseFeatures) -> Float32[np.ndarray, "n"]:
     return value.clamp(min=torch.finfo(torch.float32).tiny).cpu().numpy()
 
 
-def _rows_at_once(n_features: int, context: int) -> int:
+def rows_at_once(n_features: int, context: int) -> int:
     """Rows whose dense activations, three times over, fit the budget."""
     tokens = min(_TOKENS_AT_ONCE, _BYTES_AT_ONCE // (12 * max(1, n_features)))
     return max(1, tokens // context)

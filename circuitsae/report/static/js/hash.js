@@ -8,6 +8,7 @@
 
   // Pins and groups that the file was opened with; an address that names others replaces them.
   const opened = page.opened ?? { pinned: [], groups: [] };
+  const openedNote = (opened.note ?? "").slice(0, NOTE_LENGTH);
   const openedGroups = opened.groups.map((group) => JSON.stringify(group));
 
   function write(parameters) {
@@ -31,7 +32,7 @@
     for (const { name, members } of state.groups)
       put("group", true, JSON.stringify([name, ...[...members].map((i) => nodes.id[i])]));
     put("handled", state.handled.size, [...state.handled].join("."));
-    put("note", state.graphNote, state.graphNote);
+    put("note", state.graphNote !== openedNote, state.graphNote);
     for (const [i, note] of state.notes) put("nodenote", true, JSON.stringify([nodes.id[i], note]));
   }
 
@@ -110,7 +111,7 @@
       groups: found,
       pins: new Set([...found.flatMap(({ members }) => [...members]), ...known(pins)]),
       handled: new Set(handled.filter((s) => viewer.suggestions[s])),
-      graphNote: (get("note") ?? "").slice(0, NOTE_LENGTH),
+      graphNote: (get("note") ?? openedNote).slice(0, NOTE_LENGTH),
       notes: notes(parameters.getAll("nodenote")),
     };
   }

@@ -13,7 +13,7 @@
   // Boxes in rows by mean layer, the deepest at the bottom; a row that is too full is broken into several.
   function arrange(units, width, height) {
     const boxes = units.map((unit) => {
-      const label = viewer.shorten(unit.name, 24);
+      const label = viewer.shorten(unit.name, 44);
       const number = unit.group ? String(viewer.state.groups.indexOf(unit.group) + 1) : "";
       const wide = pen.measureText(label).width + 2 * PAD + (number ? 18 : 0);
       return {
