@@ -21,6 +21,11 @@ def answer_in(lines: Iterable[str]) -> Any:
     return None if found is None else json.loads(found)
 
 
+def _end(process: subprocess.Popen[str], late: threading.Event) -> None:
+    late.set()  # before its pipe is closed, which whoever reads it takes for the end
+    process.kill()
+
+
 class AnsweringProcess:
     """A worker that is asked one task after the other, begun at the first and anew where it died."""
 
@@ -38,7 +43,8 @@ class AnsweringProcess:
             )  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        patience = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self.process.kill)
+        late = threading.Event()
+        patience = threading.Timer(min(seconds, threading.TIMEOUT_MAX), _end, (self.process, late))
         patience.daemon = True
         patience.start()
         try:
@@ -47,9 +53,8 @@ class AnsweringProcess:
             found = answer_in(self.process.stdout)
         except BrokenPipeError:
             found = None
-        late = not patience.is_alive()
         patience.cancel()
-        if found is None and late:
+        if found is None and late.is_set():
             return {"error": f"no answer within {seconds:g} s"}
         return self._ended() if found is None else found
 
