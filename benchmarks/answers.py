@@ -53,6 +53,8 @@ class AnsweringProcess:
             found = answer_in(self.process.stdout)
         except BrokenPipeError:
             found = None
+        if found is None:
+            self.process.wait()  # its pipe is closed some time before it has ended, and is begun anew
         patience.cancel()
         if found is None and late.is_set():
             return {"error": f"no answer within {seconds:g} s"}
