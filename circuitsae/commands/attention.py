@@ -1,7 +1,6 @@
 """`circuitsae attention`: why a head looks from one position of a prompt to another."""
 
 import json as json_
-import re
 from typing import TYPE_CHECKING
 
 import tyro
@@ -16,6 +15,7 @@ from circuitsae.commands.shared import (
     Weights,
     Wide,
     cards_of,
+    layer_and_number,
     load_replacement,
     say,
     say_next,
@@ -74,7 +74,9 @@ def attention(
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.
     """
-    place = None if head is None else _place(head)
+    place = None
+    if head is not None:
+        place = layer_and_number(head, f"--head {head!r} is no head; write it as LAYER.HEAD, such as 2.3.")
     if top < 1:
         raise InputError(f"--top {top} prints nothing; give at least 1.")
     if place is None and (against is not None or writers):
@@ -99,13 +101,6 @@ def attention(
         console.print_json(json_.dumps(_document(shown, top), ensure_ascii=False))
         return
     _show(console, trace, reasons, shown, top)
-
-
-def _place(head: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,5})\.(\d{1,5})", head)
-    if found is None:
-        raise InputError(f"--head {head!r} is no head; write it as LAYER.HEAD, such as 2.3.")
-    return int(found[1]), int(found[2])
 
 
 def _kind(writers: bool) -> "SourceKind":

@@ -1,6 +1,5 @@
 """`circuitsae connections`: what a feature is connected with, whatever the prompt."""
 
-import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -16,11 +15,11 @@ from circuitsae.commands.shared import (
     Weights,
     Wide,
     corpus_for,
+    layer_and_number,
     load_replacement,
     say,
 )
 from circuitsae.tables import Column, open_console, show_table
-from transcoders.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +65,9 @@ def connections(
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.
     """
-    place = _place(feature)
+    place = layer_and_number(
+        feature, f"{feature!r} names no feature; write it like 2.311, its layer and its number there."
+    )
     from circuitsae.features import Connections
     from circuitsae.features.coactivation import CONTEXT
     from circuitsae.loading import POCKET
@@ -89,14 +90,6 @@ def connections(
             f"{sum(largest['never_together'])} of the {len(largest)} largest weights into it are interference, from "
             "features that are never active together with it.",
         )
-
-
-def _place(name: str) -> tuple[int, int]:
-    """The layer and the number of a feature by its name."""
-    found = re.fullmatch(r"\s*([0-9]{1,9})\.([0-9]{1,9})\s*", name)
-    if found is None:
-        raise InputError(f"{name!r} names no feature; write it like 2.311, its layer and its number there.")
-    return int(found[1]), int(found[2])
 
 
 def _show(console: Console, title: str, frame: "pd.DataFrame") -> None:

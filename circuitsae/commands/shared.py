@@ -310,6 +310,14 @@ def free_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 return
 
 
+def layer_and_number(text: str, otherwise: str) -> tuple[int, int]:
+    """A layer and the number of a feature or head in it, written like 2.311; `InputError` with `otherwise`."""
+    found = re.fullmatch(r"\s*([0-9]{1,9})\.([0-9]{1,9})\s*", text)
+    if found is None:
+        raise InputError(otherwise)
+    return int(found[1]), int(found[2])
+
+
 def say(console: Console, *lines: str) -> None:
     """Print lines as they are: nothing in them is markup, and the terminal wraps them."""
     for line in lines:
