@@ -18,7 +18,7 @@ from circuitsae.patterns import PATTERN_BYTES, RecomputedPatterns, pattern_bytes
 from transcoders.errors import ModelError
 from transcoders.held import EMBED, held_hooks
 from transcoders.language_model import Hook, LanguageModel
-from transcoders.sites import Site
+from transcoders.sites import MLP_WRITES, Site
 
 _POSITION, _FINAL, _RAW = "pos_embed.hook_out", "unembed.hook_in", "unembed.hook_out"
 
@@ -50,6 +50,7 @@ class FrozenModel:
     `c tanh(z/c) / z`), one constant for each token.
     `reads[l]` and `writes[l]` are the sites that the dictionary of layer l reads and writes, by default the MLP's ends.
     `skips[l]` is its W_skip: a linear path past the MLP, `write += read W_skip`, live at every position.
+    A layer in `passed` has no dictionary and nothing in its place: what it would write is left as it comes.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class FrozenModel:
         *,
         reads: Sequence[Site] = (),
         writes: Sequence[Site] = (),
+        passed: Container[int] = (),
     ) -> None:
         self.model = model
+        self.passed = passed
         self.tokens = tokens
         self.skips = list(skips) or [None] * model.n_layers
         layers = range(model.n_layers)
@@ -97,7 +100,11 @@ class FrozenModel:
                     f"{self.model.name} has {cache[name].shape[-1]} dimensions at {name} and {self.model.d_model} in "
                     "its residual stream; attribution does not support a projection between them."
                 )
-        if after_first in cache and torch.equal(cache[self._write_names[0]], cache[after_first]):
+        if (
+            self.write_sites[0].kind in MLP_WRITES
+            and after_first in cache
+            and torch.equal(cache[self._write_names[0]], cache[after_first])
+        ):
             raise ModelError(
                 f"The MLPs of {self.model.name} return the residual stream and not what they add to it; "
                 "its architecture is not supported."
@@ -158,10 +165,21 @@ class FrozenModel:
         if writes.position is not None:
             edits[_POSITION] = _constant(writes.position[None])
         for layer, name in enumerate(self._write_names):
-            edits[self._read_names[layer]] = lambda value: read.append(value[0])
-            edits[name] = lambda value, layer=layer: (writes.mlp_out[layer] + self._skip(layer, read[layer]))[None]
+            edits[self._read_names[layer]] = record = _recorded(read)
+            if layer not in self.passed:
+                write = self._written(layer, writes, read)
+                edits[name] = in_turn(record, write) if name == self._read_names[layer] else write
         _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
         return Reads(torch.stack(read), cache[_FINAL][0])
+
+    def _written(self, layer: int, writes: Writes, read: Sequence[Tensor]) -> Hook:
+        return lambda _: (writes.mlp_out[layer] + self._skip(layer, read[layer]))[None]
+
+    def live(self) -> "FrozenModel":
+        """The same run where patterns and norm scales answer to what is written: no linear map, but differentiable."""
+        other = copy.copy(self)
+        other.constants = {}
+        return other
 
     def without_skips(self) -> "FrozenModel":
         """The same constants, where nothing passes by a skip term: another map, which the clean run is no part of."""
@@ -192,3 +210,18 @@ def check_finite(what: str, values: Float[Tensor, "pos _"], tokens: Int[Tensor, 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda _: value
+
+
+def _recorded(values: list[Tensor]) -> Hook:
+    """Notes what comes by, of one prompt."""
+    return lambda value: values.append(value[0])
+
+
+def in_turn(first: Hook, then: Hook) -> Hook:
+    """Where a dictionary writes what it reads."""
+
+    def both(value: Tensor) -> Tensor | None:
+        first(value)
+        return then(value)
+
+    return both

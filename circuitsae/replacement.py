@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitsae.frozen import FrozenModel
+from circuitsae.frozen import FrozenModel, in_turn
 from transcoders._lazy import public
 from transcoders.data.outliers import massive_tokens
 from transcoders.dictionaries import DictionarySet, SparseFeatures, fitted, present_layers
@@ -72,10 +72,11 @@ class Fit:
 
 
 class ReplacementModel:
-    """A language model together with transcoders for its MLPs.
+    """A language model together with transcoders for its MLPs, or with autoencoders spliced in where they read.
 
-    They read `mlp_in`, `mlp_normed` or `resid_mid` of a layer, and write `mlp_out` or `mlp_added`. A layer may be
-    absent: then all of its MLP's output is error.
+    Transcoders read `mlp_in`, `mlp_normed` or `resid_mid` of a layer, and write `mlp_out` or `mlp_added`. A layer may
+    be absent: then all of its MLP's output is error. An autoencoder writes what it reads, at any site as wide as the
+    stream; the MLPs stay, and so does a site without one.
     `bos`: whether texts get BOS first; by default as in the dictionaries' training, or, where that is not known, as the
     model's own tokenizer does. `model` is the language model that reads them so.
     Raises `DictionaryError` for dictionaries of another size or frame, and for sets that are no transcoders.
@@ -91,6 +92,18 @@ class ReplacementModel:
         """Of each layer, the hook that its dictionary reads."""
         self.write_hooks = tuple(model.hook(site) for site in dictionaries.writes)
         """Of each layer, the hook of the MLP's output that its dictionary reconstructs."""
+
+    @property
+    def spliced(self) -> tuple[int, ...]:
+        """The layers whose dictionary reconstructs what it reads: autoencoders."""
+        sites = zip(self.dictionaries.reads, self.dictionaries.writes, strict=True)
+        return tuple(layer for layer, (read, write) in enumerate(sites) if read == write)
+
+    @property
+    def passed(self) -> tuple[int, ...]:
+        """The layers without an autoencoder where others have one: nothing is put in the place of their site."""
+        present = present_layers(self.dictionaries)
+        return tuple(layer for layer in self.spliced if layer not in present)
 
     @property
     def first(self) -> int:
@@ -146,7 +159,8 @@ class ReplacementModel:
         tokens = self.tokens(prompt, bos=bos)
         dictionaries = self.dictionaries
         skips = [dictionaries.skip(layer) for layer in range(self.model.n_layers)]
-        frozen = FrozenModel(self.model, tokens, skips, reads=dictionaries.reads, writes=dictionaries.writes)
+        sites = {"reads": dictionaries.reads, "writes": dictionaries.writes}
+        frozen = FrozenModel(self.model, tokens, skips, **sites, passed=self.passed)
         active = dictionaries.encode(frozen.reads.by_layer)
         exact = self.exact(tokens)
         keep = ~exact[active.index[:, 1]]
@@ -259,23 +273,26 @@ class ReplacementModel:
             return replace
 
         layers = range(self.model.n_layers) if errors is not None else present_layers(dictionaries)
-        edits = {dictionaries.reads[i]: read(i) for i in layers}
-        return edits | {dictionaries.writes[i]: write(i) for i in layers}
+        edits: dict[Site, Hook] = {}
+        for i in (i for i in layers if i not in self.passed):
+            edits[dictionaries.reads[i]] = read(i)
+            edits[dictionaries.writes[i]] = in_turn(read(i), write(i)) if i in self.spliced else write(i)
+        return edits
 
 
 def _check_sites(dictionaries: DictionarySet, model: LanguageModel) -> None:
-    """Raises `DictionaryError` unless each layer's dictionary stands for the layer's MLP, at sites the model has."""
-    sides = (("read", dictionaries.reads, MLP_READS), ("write", dictionaries.writes, MLP_WRITES))
-    for side, sites, kinds in sides:
-        for layer, site in enumerate(sites):
-            if site.kind not in kinds or site.layer != layer:
-                raise DictionaryError(
-                    f"Attribution needs transcoders, which read {', '.join(MLP_READS)} and write "
-                    f"{' or '.join(MLP_WRITES)} of each layer; those of layer {layer} {side} {site}. Train with kind "
-                    "'clt' or 'plt'."
-                )
-            if layer < model.n_layers:
-                _require_site(side, site, model)
+    """Raises `DictionaryError` unless each stands for its layer's MLP, or for what it reads, at sites the model has."""
+    for layer, (read, write) in enumerate(zip(dictionaries.reads, dictionaries.writes, strict=True)):
+        of_mlp = read.kind in MLP_READS and write.kind in MLP_WRITES
+        if not (of_mlp or read == write) or read.layer != layer or write.layer != layer:
+            raise DictionaryError(
+                f"Attribution needs transcoders, which read {', '.join(MLP_READS)} and write {' or '.join(MLP_WRITES)} "
+                f"of each layer, or autoencoders, which write what they read; those of layer {layer} read {read} and "
+                f"write {write}. Train with kind 'clt', 'plt' or 'sae'."
+            )
+        if layer < model.n_layers:
+            _require_site("read", read, model)
+            _require_site("write", write, model)
     for layer in range(dictionaries.n_layers):
         if (norm := dictionaries.norm(layer)) is not None:
             raise DictionaryError(

@@ -46,6 +46,8 @@ from transcoders.progress import progress_bar
 
 EngineName = Literal["auto", "closed_form", "autograd"]
 OldEngineName = Literal["fast", "plain"]
+Response = Literal["frozen", "linear"]
+"""How attention patterns and norm scales take a change: not at all, or as their derivative says."""
 NEW_NAMES: dict[str, EngineName] = {"fast": "closed_form", "plain": "autograd"}
 
 
@@ -100,6 +102,7 @@ def attribute(
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName | OldEngineName = "auto",
     precision: ProductPrecision | None = None,
+    response: Response | None = None,
     bos: bool | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
@@ -118,6 +121,9 @@ def attribute(
     * `batch_size`: targets at once; `auto` bounds the memory.
     * `precision`: of matrix products on a CUDA device; `tf32` lets tensor cores round what they multiply, and the
       graph's provenance says how far the first block of rows is from that of products in float32.
+    * `response`: `frozen`, or `linear`, where attention patterns and norm scales answer as their derivatives say. Then
+      A[t, s] = a_s · ∂h_t/∂a_s, the exact Jacobian of the replacement model, and rows do not sum up to what is read.
+      With autoencoders, between which the real MLPs stay, it is the only one. Default: `frozen` where it can be.
     * `bos`: whether a text gets BOS first; default, as the model reads texts (its dictionaries' training).
 
     Raises `PromptError` for a prompt the model cannot take, `InputError` for targets it does not have or a setting out
@@ -135,6 +141,7 @@ def attribute(
         batch_size=batch_size,
         engine=_current_name(engine),
         precision=precision,
+        response=response,
         progress=progress,
     )
 
@@ -152,6 +159,7 @@ def attribute_pruned(
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName | OldEngineName = "auto",
     precision: ProductPrecision | None = None,
+    response: Response | None = None,
     bos: bool | None = None,
     progress: bool = False,
 ) -> tuple[AttributionGraph, FullSize]:
@@ -163,7 +171,7 @@ def attribute_pruned(
     rounding of float64.
     """
     check_shares(nodes=nodes, edges=edges)
-    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision)
+    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision, response)
     trace, text = model.trace(prompt, bos=bos), prompt if isinstance(prompt, str) else None
     work = _Attribution(model, trace, text, targets, limits, _current_name(engine))
     if unexplained is not None:
@@ -187,10 +195,11 @@ def attribute_trace(
     batch_size: int | Literal["auto"] = "auto",
     engine: EngineName | OldEngineName = "auto",
     precision: ProductPrecision | None = None,
+    response: Response | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
     """`attribute` of a prompt that has been traced already."""
-    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision)
+    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision, response)
     return _Attribution(model, trace, prompt, targets, limits, _current_name(engine)).graph(progress)
 
 
@@ -203,8 +212,11 @@ class _Limits:
     edges_per_node: int | None
     batch_size: int | Literal["auto"]
     precision: ProductPrecision | None
+    response: Response | None
 
     def __post_init__(self) -> None:
+        if self.response not in (None, *get_args(Response)):
+            raise InputError(f"Unknown response {self.response!r}; give {' or '.join(map(repr, get_args(Response)))}.")
         if self.precision not in (None, *get_args(ProductPrecision)):
             raise InputError(
                 f"Unknown precision {self.precision!r}; give {' or '.join(map(repr, get_args(ProductPrecision)))}."
@@ -253,13 +265,18 @@ class _Attribution:
         }
         with torch.no_grad(), progress_bar(shown=progress) as bar:
             task = bar.add_task("attributing", total=self._at_most + len(token))
+            response = _response(limits.response, model)
+            live = response == "linear"
+            if live and self.engine == "closed_form":
+                raise InputError("response='linear' is found by autograd; leave engine at 'auto'.")
             expand = partial(
                 _expand,
-                linear=_linear_for(self.engine, trace),
+                linear=None if live else _linear_for(self.engine, trace),
+                live=live,
                 batch_size=None if limits.batch_size == "auto" else limits.batch_size,
                 edges_per_node=limits.edges_per_node,
                 precision=limits.precision,
-                provenance=_provenance(model, trace, self.prompt, settings),
+                provenance={**_provenance(model, trace, self.prompt, settings), "response": response},
                 done=lambda n: bar.advance(task, n),
             )
             ends, known = Endpoints.of(model, trace, token), None
@@ -284,6 +301,7 @@ def _expand(
     n_features: int | None = None,
     *,
     linear: LinearModel | None,
+    live: bool,
     batch_size: int | None,
     edges_per_node: int | None,
     precision: ProductPrecision | None,
@@ -311,7 +329,7 @@ def _expand(
     with ExitStack() as opened:
         maps = [True, False] if has_skips(ends.model) else [True]
         engines = [
-            Autograd(opened.enter_context(autograd_rows(ends.model, ends.trace, skips=skips)), ends,
+            Autograd(opened.enter_context(autograd_rows(ends.model, ends.trace, skips=skips, live=live)), ends,
                      batch_size=batch_size)
             for skips in maps
         ]  # fmt: skip
@@ -333,6 +351,15 @@ def _device_sweep(
         memory=Memory.of(device),
         precision=precision,
     )
+
+
+def _response(asked: Response | None, model: ReplacementModel) -> Response:
+    if asked == "frozen" and model.spliced:
+        raise InputError(
+            "response='frozen' needs transcoders in the place of all MLPs; those between autoencoders are no linear "
+            "maps. Leave response at its default, or give 'linear'."
+        )
+    return asked or ("linear" if model.spliced else "frozen")
 
 
 def has_skips(model: ReplacementModel) -> bool:

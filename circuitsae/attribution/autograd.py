@@ -47,10 +47,11 @@ class Autograd:
 
 
 @contextmanager
-def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True) -> Iterator[RowsOf]:
+def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True, live: bool = False) -> Iterator[RowsOf]:
     """A function from targets to their rows of the adjacency, one column for each of `source_nodes`.
 
-    `skips=False`: where no path takes a skip term, so that the rows do not sum up to what is read.
+    `skips=False`: where no path takes a skip term, so that the rows do not sum up to what is read. `live`: where
+    attention patterns and norm scales answer, so that rows are derivatives times what is written, and no shares.
     """
     frozen, groups = trace.frozen, trace.frozen.model.bias_groups()
     biases = [parameter for group in groups.values() for parameter in group]
@@ -60,7 +61,8 @@ def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True) 
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
-            reads = (frozen if skips else frozen.without_skips())(writes)
+            held = frozen if skips else frozen.without_skips()
+            reads = (held.live() if live else held)(writes)
 
         def rows_of(targets: TargetVectors) -> Float[Tensor, "target source"]:
             wanted = torch.zeros(len(targets.layer), model.model.n_layers + 1, *reads.final.shape, **_like(reads.final))
@@ -76,7 +78,7 @@ def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True) 
             gradients = _gradients(found, inputs, len(wanted), writes.position is not None, groups)
             return _score(model, trace, gradients)
 
-        if skips:
+        if skips and not live:
             _check_complete(model, trace, rows_of)
         yield rows_of
     finally:

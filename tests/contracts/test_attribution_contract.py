@@ -427,7 +427,7 @@ def _assert_autograd_agrees(model, graph, limits):
     [
         ("gptj", {"read": "resid_mid"}, r"read 0.resid_mid, but random-gptj-0 has no site .*side by side"),
         ("gpt2", {"read": "resid_post"}, r"read mlp_in, mlp_normed, resid_mid .* layer 0 read 0.resid_post"),
-        ("gpt2", {"write": "attn_added"}, r"write mlp_out or mlp_added .* layer 0 write 0.attn_added"),
+        ("gpt2", {"write": "attn_added"}, r"write mlp_out or mlp_added .* write 0.attn_added"),
     ],
 )
 def test_other_sites_are_refused_in_a_sentence(family, options, message):

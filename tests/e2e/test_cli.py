@@ -128,7 +128,6 @@ def foreign(tmp_path_factory):
         (["trace", PROMPT, "--dictionaries", "./nowhere"], "nowhere"),
         (["trace", PROMPT, "--dictionaries", "{foreign}/narrow"], "width 16"),
         (["trace", PROMPT, "--dictionaries", "{foreign}/shallow"], "for 2 layers, but pocket has 4"),
-        (["trace", PROMPT, "--dictionaries", "{foreign}/saes"], "Attribution needs transcoders"),
         (["trace", PROMPT, "--dictionaries", "{foreign}/liar"], "liar"),
         (["show", "./nowhere"], "There is no graph"),
         (["validate", "./nowhere"], "There is no graph"),
