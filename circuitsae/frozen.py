@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.patterns import PATTERN_BYTES, RecomputedPatterns, pattern_bytes, pattern_hook, stream_hooks
+from transcoders.edits import after
 from transcoders.errors import ModelError
 from transcoders.held import EMBED, held_hooks
 from transcoders.language_model import Hook, LanguageModel
@@ -168,7 +169,7 @@ class FrozenModel:
             edits[self._read_names[layer]] = record = _recorded(read)
             if layer not in self.passed:
                 write = self._written(layer, writes, read)
-                edits[name] = in_turn(record, write) if name == self._read_names[layer] else write
+                edits[name] = after(record, write) if name == self._read_names[layer] else write
         _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
         return Reads(torch.stack(read), cache[_FINAL][0])
 
@@ -215,13 +216,3 @@ def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
 def _recorded(values: list[Tensor]) -> Hook:
     """Notes what comes by, of one prompt."""
     return lambda value: values.append(value[0])
-
-
-def in_turn(first: Hook, then: Hook) -> Hook:
-    """Where a dictionary writes what it reads."""
-
-    def both(value: Tensor) -> Tensor | None:
-        first(value)
-        return then(value)
-
-    return both

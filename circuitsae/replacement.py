@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitsae.frozen import FrozenModel, in_turn
+from circuitsae.frozen import FrozenModel
 from transcoders._lazy import public
 from transcoders.data.outliers import massive_tokens
 from transcoders.dictionaries import DictionarySet, SparseFeatures, fitted, present_layers
 from transcoders.dictionaries.provenance import has_other_weights, reading_as_trained
+from transcoders.edits import after
 from transcoders.errors import CheckFailedError, DictionaryError, InputError, ModelError
 from transcoders.evaluation.statistics import unexplained
 from transcoders.language_model import Hook, LanguageModel
@@ -276,7 +277,7 @@ class ReplacementModel:
         edits: dict[Site, Hook] = {}
         for i in (i for i in layers if i not in self.passed):
             edits[dictionaries.reads[i]] = read(i)
-            edits[dictionaries.writes[i]] = in_turn(read(i), write(i)) if i in self.spliced else write(i)
+            edits[dictionaries.writes[i]] = after(read(i), write(i)) if i in self.spliced else write(i)
         return edits
 
 

@@ -281,10 +281,12 @@ class LanguageModel:
         start: int = 0,
         stream: Float[Tensor, "batch pos d_model"] | None = None,
         held: Mapping[str, Hook] = MappingProxyType({}),
+        past: Any = None,
     ) -> tuple[Float[Tensor, "batch pos _"], dict[Site, Float[Tensor, "batch pos _"]]]:
         """As `run`, with what the unembedding reads in the place of logits, which `logits_of` makes of it.
 
-        With `stream`, the residual stream before block `start`, that block runs first. `held`: edits by hooks' names.
+        With `stream`, the residual stream before block `start`, that block runs first. `held`: edits by hooks' names;
+        `past`: as of `run_hooked`.
         """
         final: list[Tensor] = []
 
@@ -296,8 +298,7 @@ class LanguageModel:
         names = {site: self.hook(site) for site in sites}
         write = self._edits(edits or {}) | {**held, _FINAL: stop}
         hooks = self._hooks(tokens, dict.fromkeys(names.values()), write, cache)
-        # Keys and values of all blocks would be kept otherwise.
-        kept: dict[str, Any] = {"use_cache": False} if hasattr(self.parts.config, "use_cache") else {}
+        kept = {"past_key_values": past, "use_cache": True} if past is not None else self.parts.without_cache
         with contextlib.suppress(_AllFound), one_text(), self.parts.passed_over(0 if stream is None else start, stream):
             self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **kept)
         return final[0], {site: cache[name].flatten(2) for site, name in names.items()}

@@ -4,6 +4,7 @@ They carry TransformerLens' names: `ln1`, `attn`, `ln1_post`, `ln2`, `mlp`, `ln2
 `ln_final` and `unembed` around the blocks.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -219,6 +220,19 @@ class ModelParts:
         from transformers import DynamicCache
 
         return DynamicCache(config=self.config)
+
+    @property
+    def without_cache(self) -> dict[str, Any]:
+        """What a run is told so that it does not keep the keys and values of all blocks."""
+        return {"use_cache": False} if hasattr(self.config, "use_cache") else {}
+
+    @staticmethod
+    def repeated(past: Any, rows: int) -> Any:
+        """The same keys and values for each of several rows, in a cache of their own."""
+        other = copy.deepcopy(past)
+        for layer in other.layers:
+            layer.keys, layer.values = (x.expand(rows, *x.shape[1:]) for x in (layer.keys, layer.values))
+        return other
 
     @contextmanager
     def passed_over(self, count: int, stream: Float[Tensor, "batch pos d_model"] | None = None) -> Iterator[None]:

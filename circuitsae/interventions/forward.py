@@ -111,9 +111,12 @@ def pass_memory(device: torch.device, memory: int | None = None) -> int:
 
 
 def rows_at_once(
-    model: ReplacementModel, length: int, regime: Regime, memory: int | None, *, logits: bool = True
+    model: ReplacementModel, length: int, regime: Regime, memory: int | None, *, logits: bool = True, first: int = 0
 ) -> int:
-    """How many rows a forward pass of about `memory` bytes can hold, to the logits or up to the unembedding."""
+    """How many rows a forward pass of about `memory` bytes can hold, to the logits or up to the unembedding.
+
+    Of a pass at the positions from `first` on, those before have keys, values and what was read.
+    """
     memory = pass_memory(model.model.device, memory)
     if memory < 1:
         raise InputError(f"memory={memory} bytes hold nothing; give more.")
@@ -122,14 +125,17 @@ def rows_at_once(
     if regime.mlps == "features":
         widest = max(model.dictionaries.n_features(layer) for layer in range(lm.n_layers))
         per_token += 2 * widest + lm.n_layers * lm.d_model
-    return max(1, memory // (per_token * length * lm.dtype.itemsize))
+    per_row = per_token * (length - first) + 3 * lm.n_layers * lm.d_model * first
+    return max(1, memory // (per_row * lm.dtype.itemsize))
 
 
 class Forward:
-    """The hooks of one forward pass over rows of one length."""
+    """The hooks of one forward pass over rows of one length, at the positions from `first` on."""
 
-    def __init__(self, model: ReplacementModel, prompts: Sequence[Recording], tables: Tables, regime: Regime) -> None:
-        self.model, self.prompts, self.regime = model, prompts, regime
+    def __init__(
+        self, model: ReplacementModel, prompts: Sequence[Recording], tables: Tables, regime: Regime, first: int = 0
+    ) -> None:
+        self.model, self.prompts, self.regime, self.first = model, prompts, regime, first
         self.features, self.vectors = tables
         self.declared: dict[int, Tensor] = {}
         """By layer, what was added to the MLP's output (where its dictionary writes) on purpose."""
@@ -179,12 +185,12 @@ class Forward:
         return self.regime.mlp(layer) in HELD_MLPS
 
     def by_row(self, value: Callable[[Recording], Tensor]) -> Tensor:
-        """A value of each row's prompt, stacked; not copied where all rows have one prompt."""
-        first = self.prompts[0].trace
-        if all(p.trace is first for p in self.prompts):
-            found = value(self.prompts[0])
+        """A value `[…, pos, _]` of each row's prompt, stacked; not copied where all rows have one prompt."""
+        trace = self.prompts[0].trace
+        if all(p.trace is trace for p in self.prompts):
+            found = value(self.prompts[0])[..., self.first :, :]
             return found[None].expand(len(self.prompts), *found.shape)
-        return torch.stack([value(p) for p in self.prompts])
+        return torch.stack([value(p)[..., self.first :, :] for p in self.prompts])
 
     # features
 
@@ -218,7 +224,7 @@ class Forward:
         dictionaries = self.model.dictionaries
         written = {at: torch.zeros_like(moved) for at in dictionaries.write_layers(layer)}
         for prompt, rows in self._by_prompt:
-            pos, feature, none = prompt.active[layer]
+            pos, feature, none = prompt.active(self.first)[layer]
             if not len(pos):
                 continue
             here = (slice(None), pos) if rows is None else (rows[:, None], pos)
@@ -294,7 +300,7 @@ class Forward:
     @property
     def _exact(self) -> Bool[Tensor, "row pos 1"]:
         """Positions without features."""
-        return self.by_row(lambda p: p.trace.exact)[..., None]
+        return self.by_row(lambda p: p.trace.exact[:, None])
 
     def _clean(self, layer: int) -> Tensor:
         """The clean MLP output; a skip term is a path, and stays live."""

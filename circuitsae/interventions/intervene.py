@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitsae.frozen import Reads
+from circuitsae.interventions import passes
 from circuitsae.interventions.auditing import Audit
 from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.forward import (
@@ -24,6 +26,7 @@ from circuitsae.interventions.forward import (
 )
 from circuitsae.interventions.hooks import Tables, compile_edits
 from circuitsae.interventions.outcome import BatchReads, Outcome
+from circuitsae.interventions.passes import by_first_position, read_from
 from circuitsae.interventions.prompts import Library, Prompt, PromptLike, Recording
 from circuitsae.interventions.writers import Compiled, Shares
 from circuitsae.replacement import ReplacementModel, Trace
@@ -188,19 +191,22 @@ def run_reads(
 ) -> Iterator[ReadChunk]:
     """As `run_alternatives` on one prompt, for what is read alone: a part of the work.
 
-    Rows come in the order of the first block that they change, at which their pass begins; neither logits are computed
-    nor MLPs whose outputs are held.
+    Rows come in the order of the first position and the first block that they change, at which their pass begins;
+    neither logits are computed nor MLPs whose outputs are held.
     """
     chosen = regime_named(regime)
     changes = alternatives if isinstance(alternatives, Shares) else compiled(alternatives, prompt)
+    if not len(changes):
+        return
     whole = chosen.mlps == "features"  # features of all layers are recomputed
-    starts = [0] * len(changes) if whole else changes.starts
-    order = sorted(range(len(changes)), key=starts.__getitem__)
-    size = rows_at_once(model, len(prompt), chosen, memory, logits=False)
-    for begin in range(0, len(order), size):
-        rows = order[begin : begin + size]
-        forward = Forward(model, [prompt] * len(rows), changes.tables(rows), chosen)
-        yield ReadChunk(rows, *read_from(forward, starts[rows[0]]))
+    starts = np.zeros(len(changes), dtype=int) if whole else np.array(changes.starts)
+    for first, rows in by_first_position(prompt, changes, passes.WORTH):
+        order = rows[np.argsort(starts[rows], kind="stable")]
+        size = rows_at_once(model, len(prompt), chosen, memory, logits=False, first=first)
+        for begin in range(0, len(order), size):
+            some = order[begin : begin + size].tolist()
+            forward = Forward(model, [prompt] * len(some), changes.tables(some, first), chosen, first)
+            yield ReadChunk(some, *read_from(forward, int(starts[some[0]])))
 
 
 def compiled(alternatives: Sequence[Alternative], prompt: Recording) -> Compiled:
@@ -208,24 +214,6 @@ def compiled(alternatives: Sequence[Alternative], prompt: Recording) -> Compiled
     library = Library(prompt.model)
     edits = [compile_edits(alternative, prompt, library) for alternative in alternatives]
     return Compiled(edits, [first_block(one) for one in edits])
-
-
-def read_from(forward: Forward, start: int) -> tuple[Tensor, Tensor]:
-    """What is read in a pass over rows of one prompt that begins at a block, where the model can be run from there on;
-    below it, what the clean run read.
-    """
-    model, prompt, count = forward.model, forward.prompts[0], len(forward.prompts)
-    start = start if start and start in prompt.streams else 0
-    stream = prompt.streams[start].expand(count, -1, -1) if start else None
-    tokens, sites = prompt.trace.tokens.expand(count, -1), model.dictionaries.reads
-    run = [site for site in sites if site.layer >= start]
-    with model.model.parts.silent_mlps(forward.idle):
-        final, at = model.model.run_to_unembedding(tokens, run, start=start, stream=stream, held=forward.hooks())
-    reads = forward.by_row(lambda p: p.trace.frozen.reads.by_layer).clone()
-    for layer, site in enumerate(sites):
-        if site in at:
-            reads[:, layer] = at[site]
-    return reads, final
 
 
 @torch.no_grad()

@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitsae.interventions import passes
 from circuitsae.interventions.forward import HELD_MLPS, Forward, Regime, layer_of, rows_at_once
 from circuitsae.interventions.hooks import Tables
-from circuitsae.interventions.intervene import ReadChunk, read_from
+from circuitsae.interventions.intervene import ReadChunk
+from circuitsae.interventions.passes import by_first_position, read_from
 from circuitsae.interventions.prompts import Recording
 from circuitsae.interventions.writers import Shares
 from circuitsae.replacement import ReplacementModel
@@ -42,16 +44,20 @@ def run_mixed(
     number = {regime: i for i, regime in enumerate(dict.fromkeys(regimes))}
     kinds = np.array([number[regime] for regime in regimes], dtype=int)
     idle, starts = np.array([regime.mlps in HELD_MLPS for regime in regimes], dtype=bool), np.array(shares.starts)
-    size = rows_at_once(model, len(prompt), Regime(), memory, logits=False)
-    for family in (idle, ~idle):
-        order = np.flatnonzero(family)
-        order = order[np.argsort(starts[order], kind="stable")]
+    families = [
+        (first, rows[family[rows]])
+        for first, rows in by_first_position(prompt, shares, passes.WORTH_LAUNCHES)
+        for family in (idle, ~idle)
+    ]
+    for first, alike in families:
+        order = alike[np.argsort(starts[alike], kind="stable")]
+        size = rows_at_once(model, len(prompt), Regime(), memory, logits=False, first=first)
         for begin in range(0, len(order), size):
             rows = order[begin : begin + size]
             start = int(starts[rows].min())
             rows = rows[np.argsort(kinds[rows], kind="stable")]
             groups = _groups([regimes[row] for row in rows])
-            forward = Mixed(model, prompt, shares.tables(rows.tolist()), groups)
+            forward = Mixed(model, prompt, shares.tables(rows.tolist(), first), groups, first)
             yield ReadChunk(rows.tolist(), *read_from(forward, start))
 
 
@@ -72,8 +78,10 @@ def _groups(regimes: Sequence[Regime]) -> list[Group]:
 class Mixed(Forward):
     """The hooks of one pass over rows of one prompt, in groups of one regime each; features are changed in none."""
 
-    def __init__(self, model: ReplacementModel, prompt: Recording, tables: Tables, groups: Sequence[Group]) -> None:
-        super().__init__(model, [prompt] * groups[-1].rows.stop, tables, groups[0].regime)
+    def __init__(
+        self, model: ReplacementModel, prompt: Recording, tables: Tables, groups: Sequence[Group], first: int = 0
+    ) -> None:
+        super().__init__(model, [prompt] * groups[-1].rows.stop, tables, groups[0].regime, first)
         self.groups = groups
         self._masks: dict[tuple[object, ...], Tensor] = {}
 
@@ -118,7 +126,7 @@ class Mixed(Forward):
         def encode(read: Tensor) -> None:
             self.read[layer] = read
             for rows in linear:
-                self._answer(layer, read[rows] - self.prompts[0].trace.frozen.reads.by_layer[layer])
+                self._answer(layer, read[rows] - self.prompts[0].trace.frozen.reads.by_layer[layer, self.first :])
 
         return encode
 

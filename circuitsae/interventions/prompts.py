@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -62,6 +62,9 @@ class Recording:
         self.model = model
         self.roles, self.template = dict(given.roles), given.template
         self._clean: dict[str, Tensor] = {}
+        self._active: dict[int, list[Active]] = {}
+        self.past: dict[int, Any] = {}
+        """By number of first positions, their keys and values in the clean run; None where the model keeps none."""
         self.trace = given.prompt if isinstance(given.prompt, Trace) else model.trace(given.prompt)
         for role, pos in self.roles.items():
             if not -len(self) <= pos < len(self):
@@ -125,14 +128,17 @@ class Recording:
             return reads.by_layer[self.model.read_hooks.index(place)]
         return self._others[place]
 
-    @cached_property
-    def active(self) -> "list[Active]":
-        """By layer, where which features are active; read from the device once."""
-        index = self.trace.features.index.cpu().numpy()
-        return [
-            Active.of(index[index[:, 0] == layer], self.trace.errors.device)
-            for layer in range(self.model.model.n_layers)
-        ]
+    def active(self, first: int = 0) -> "list[Active]":
+        """By layer, where which features are active, at the positions from `first` on, which count from there.
+
+        Read from the device once for each.
+        """
+        if first not in self._active:
+            index = self.trace.features.index.cpu().numpy() - [0, first, 0]
+            index = index[index[:, 1] >= 0]
+            layers, device = range(self.model.model.n_layers), self.trace.errors.device
+            self._active[first] = [Active.of(index[index[:, 0] == layer], device) for layer in layers]
+        return self._active[first]
 
     @cached_property
     def streams(self) -> Mapping[int, Float[Tensor, "1 pos d_model"]]:

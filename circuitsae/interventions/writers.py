@@ -8,7 +8,7 @@ copied to the device is one array of whole numbers and one of factors for a pass
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError
 
 
+@runtime_checkable
 class Changes(Protocol):
     """Alternatives that a pass can make, a row each."""
 
@@ -32,8 +33,13 @@ class Changes(Protocol):
         """The first block that each of them changes."""
         ...
 
-    def tables(self, rows: Sequence[int]) -> Tables:
-        """What a pass over some of them changes."""
+    @property
+    def firsts(self) -> Sequence[int]:
+        """The first position that each of them changes."""
+        ...
+
+    def tables(self, rows: Sequence[int], first: int = 0) -> Tables:
+        """What a pass over some of them changes, that runs the positions from `first` on."""
         ...
 
 
@@ -47,7 +53,11 @@ class Compiled:
     def __len__(self) -> int:
         return len(self.edits)
 
-    def tables(self, rows: Sequence[int]) -> Tables:
+    @property
+    def firsts(self) -> Sequence[int]:
+        return [0] * len(self)  # as what they change is compiled for the whole prompt
+
+    def tables(self, rows: Sequence[int], first: int = 0) -> Tables:
         return Tables.of([self.edits[row] for row in rows])
 
 
@@ -109,16 +119,20 @@ class Shares:
     def starts(self) -> Sequence[int]:
         return self.writers.starts[self.which].tolist()
 
+    @property
+    def firsts(self) -> Sequence[int]:
+        return self.writers.pos[self.which].tolist()
+
     def take(self, rows: np.ndarray) -> "Shares":
         """Some of them."""
         return Shares(self.writers, self.which[rows], self.factor[rows])
 
-    def tables(self, rows: Sequence[int]) -> Tables:
+    def tables(self, rows: Sequence[int], first: int = 0) -> Tables:
         chosen, like = np.asarray(rows, dtype=int), self.writers.like
         which = self.which[chosen]
         place, row = np.nonzero(self.writers.vector[which].T >= 0)
         vector = self.writers.vector[which[row], place]
-        numbers = torch.from_numpy(np.stack([row, self.writers.pos[which[row]], vector])).to(like.device)
+        numbers = torch.from_numpy(np.stack([row, self.writers.pos[which[row]] - first, vector])).to(like.device)
         factor = torch.from_numpy(self.factor[chosen][row]).to(like.dtype).to(like.device)  # MPS has no float64
         at_row, at_pos, at_vector = numbers.unbind()
         shift = self.writers.vectors.index_select(0, at_vector) * factor[:, None]
