@@ -152,7 +152,7 @@ class TranscoderSet(_PerLayerSet[Transcoder]):
 
 
 class SAESet(_PerLayerSet[SAE]):
-    """An SAE for one site of each layer."""
+    """An SAE for one site of each layer; attribution graphs of it are of derivatives between the sites."""
 
     kind = "sae"
 
