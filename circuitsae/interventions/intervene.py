@@ -247,11 +247,10 @@ def run_alternatives(
         forward = Forward(model, here, Tables.of(edits), chosen)
         checks = Audit(forward) if audit else None
         tokens = torch.stack([p.trace.tokens for p in here])
-        read = list(model.read_hooks)
-        names, hooks = [*read, FINAL], forward.hooks(checks and checks.peek)
-        logits, cache = model.model.run_hooked(tokens, read=[*names, *(checks.names if checks else ())], write=hooks)
+        names, hooks = [FINAL, *(checks.names if checks else ())], forward.hooks(checks and checks.peek)
+        logits, cache = model.model.run_hooked(tokens, read=names, write=hooks)
         moved = checks.check(cache) if checks else []
-        reads = torch.stack([cache[name] for name in read], dim=1)
+        reads = torch.stack([forward.read[layer] for layer in range(model.model.n_layers)], dim=1)
         chunk = Chunk(start, stop, reads, cache[FINAL], logits, moved)
         del forward, checks, hooks, cache, logits, edits  # nothing of this pass but the chunk is alive in the next
         yield chunk

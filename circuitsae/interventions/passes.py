@@ -87,17 +87,13 @@ def read_from(
     model, prompt, count, first = forward.model, forward.prompts[0], len(forward.prompts), forward.first
     start = start if start and start in prompt.streams else 0
     stream = prompt.streams[start][:, first:].expand(count, -1, -1) if start else None
-    tokens, sites = prompt.trace.tokens[first:].expand(count, -1), model.dictionaries.reads
+    tokens = prompt.trace.tokens[first:].expand(count, -1)
     past = model.model.parts.repeated(prompt.past[first], count) if first else None
-    run = [site for site in sites if site.layer >= start]
     with model.model.parts.silent_mlps(forward.idle):
-        found, at = model.model.run_to_unembedding(
-            tokens, run, start=start, stream=stream, held=forward.hooks(), past=past
-        )
+        found, _ = model.model.run_to_unembedding(tokens, start=start, stream=stream, held=forward.hooks(), past=past)
     clean = prompt.trace.frozen.reads
     reads, final = (value.expand(count, *value.shape).clone() for value in (clean.by_layer, clean.final))
     final[:, first:] = found
-    for layer, site in enumerate(sites):
-        if site in at:
-            reads[:, layer, first:] = at[site]
+    for layer, read in forward.read.items():
+        reads[:, layer, first:] = read
     return reads, final
