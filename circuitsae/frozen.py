@@ -159,21 +159,31 @@ class FrozenModel:
 
         `writes.mlp_out` excludes the skip term, which is computed from the reads of the same run.
         """
+        read, final = self.apart(writes.embed, writes.position, writes.mlp_out.unbind())
+        return Reads(torch.stack(read), final)
+
+    def apart(
+        self,
+        embed: Float[Tensor, "pos d_model"],
+        position: Float[Tensor, "pos d_model"] | None,
+        written: Sequence[Float[Tensor, "pos d_model"]],
+    ) -> tuple[list[Float[Tensor, "pos d_model"]], Float[Tensor, "pos d_model"]]:
+        """The same with a tensor for each layer, so that a derivative goes no further down than what it is of."""
         read: list[Tensor] = []
         edits: dict[str, Hook] = {name: _constant(value) for name, value in self.constants.items()}
-        edits[EMBED] = _constant(writes.embed[None])
-        if writes.position is not None:
-            edits[_POSITION] = _constant(writes.position[None])
+        edits[EMBED] = _constant(embed[None])
+        if position is not None:
+            edits[_POSITION] = _constant(position[None])
         for layer, name in enumerate(self._write_names):
             edits[self._read_names[layer]] = record = _recorded(read)
             if layer not in self.passed:
-                write = self._written(layer, writes, read)
+                write = self._written(layer, written, read)
                 edits[name] = in_turn(record, write) if name == self._read_names[layer] else write
         _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
-        return Reads(torch.stack(read), cache[_FINAL][0])
+        return read, cache[_FINAL][0]
 
-    def _written(self, layer: int, writes: Writes, read: Sequence[Tensor]) -> Hook:
-        return lambda _: (writes.mlp_out[layer] + self._skip(layer, read[layer]))[None]
+    def _written(self, layer: int, written: Sequence[Tensor], read: Sequence[Tensor]) -> Hook:
+        return lambda _: (written[layer] + self._skip(layer, read[layer]))[None]
 
     def live(self) -> "FrozenModel":
         """The same run where patterns and norm scales answer to what is written: no linear map, but differentiable."""

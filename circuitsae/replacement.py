@@ -106,6 +106,15 @@ class ReplacementModel:
         return tuple(layer for layer in self.spliced if layer not in present)
 
     @property
+    def written(self) -> tuple[int, ...]:
+        """The layers where something is put in the place of what the model writes: all but those `passed`."""
+        return tuple(layer for layer in range(self.model.n_layers) if layer not in self.passed)
+
+    def stands_for(self, layer: int) -> str:
+        """What the dictionary of a layer takes the place of: `mlp`, or the kind of its site."""
+        return self.dictionaries.reads[layer].kind if layer in self.spliced else "mlp"
+
+    @property
     def first(self) -> int:
         """The first position with features; what MLPs write before it is exact."""
         return self.dictionaries.provenance.first
