@@ -19,7 +19,9 @@ from transcoders.sites import Site
 
 TOKENS = torch.tensor([0, 11, 22, 33, 11])
 TARGETS = LogitTargets([3, 5, 60])
-STEP = 1e-4
+STEP = 1e-5
+ROUNDING = {"random-gpt2-0": 1e-8, "random-llama-0": 1e-6}
+"""Of the largest edge; the bridge's softmax of Llama, which is differentiated, rounds to float32."""
 SITES = {kind: (kind, kind, kind) for kind in ("resid_post", "resid_mid", "resid_pre", "attn_out", "mlp_out")}
 SITES["each"] = ("mlp_out", "resid_pre", "attn_out")
 WRITERS = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN)
@@ -106,7 +108,7 @@ class Oracle:
 
             return change
 
-        edits = {name: at_site(layer) for layer, name in self.names.items()}
+        edits = self.exact_patterns() | {name: at_site(layer) for layer, name in self.names.items()}
         edits["embed.hook_out"] = lambda value: added(value.clone(), -1)
         logits, _ = self.model.model.run_hooked(self.tokens.expand(len(nodes), -1), write=edits)
         logits = logits[:, -1] - logits[:, -1].mean(-1, keepdim=True)
@@ -117,6 +119,19 @@ class Oracle:
             for node in targets
         ]
         return torch.stack(columns, dim=1).numpy()
+
+    def exact_patterns(self):
+        """Hooks for softmax in float64; the bridge's rounds to float32 in some families, more than a step changes."""
+        scores = {}
+
+        def softmax_at(layer):
+            return lambda pattern: scores[layer].softmax(-1) if layer in scores else pattern
+
+        edits = {}
+        for layer in range(self.model.model.n_layers):
+            edits[f"blocks.{layer}.attn.hook_attn_scores"] = lambda value, layer=layer: scores.update({layer: value})
+            edits[f"blocks.{layer}.attn.hook_pattern"] = softmax_at(layer)
+        return edits
 
     def derivatives(self, nodes, targets, features="held"):
         """[target, node] by central differences."""
@@ -138,7 +153,7 @@ def assert_edges_are_derivatives(model, graph, tokens):
     found = Oracle(model, tokens).derivatives(nodes, [graph.nodes[i] for i in rows])
     edges = graph.weights.toarray()[np.ix_(rows, columns)]
     assert np.abs(edges).max() > 0.05
-    np.testing.assert_allclose(edges, found, rtol=1e-5, atol=1e-8 * np.abs(edges).max())
+    np.testing.assert_allclose(edges, found, rtol=1e-5, atol=ROUNDING[model.model.name] * np.abs(edges).max())
 
 
 def total_effects(graph):
@@ -164,7 +179,8 @@ def test_total_effects_are_derivatives_with_features_that_answer(model):
     rows, columns = ends(graph)
     sources, targets = ([graph.nodes[i] for i in numbers] for numbers in (columns, rows))
     found = Oracle(model, TOKENS).derivatives(sources, targets, features="live")
-    np.testing.assert_allclose(total_effects(graph), found, rtol=1e-5, atol=1e-8 * np.abs(found).max())
+    atol = ROUNDING[model.model.name] * np.abs(found).max()
+    np.testing.assert_allclose(total_effects(graph), found, rtol=1e-5, atol=atol)
 
 
 def test_a_layer_without_an_autoencoder_is_left_alone(language_model):
@@ -200,7 +216,8 @@ def linear_model():
         weights |= {here + f"W_{kind}": torch.zeros(2, width, 8, dtype=torch.float64) for kind in "QK"}
         weights |= {here + "W_V": draw(2, width, 8), here + "W_O": draw(2, 8, width)}
         weights |= {here + "W_in": draw(width, 24), here + "W_out": draw(24, width)}
-        weights[here + "b_in"] = torch.full((24,), 100.0, dtype=torch.float64)
+        weights[here + "b_in"] = torch.full((24,), 1000.0, dtype=torch.float64)
+        weights[here + "b_out"] = -1000 * weights[here + "W_out"].sum(0)
     bridge = native_bridge(
         weights, n_layers=3, n_heads=2, d_model=width, d_head=8, d_mlp=24, n_ctx=8, d_vocab=64, d_out=64, causal=True,
         dtype=torch.float64,
