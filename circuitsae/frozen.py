@@ -128,7 +128,10 @@ class FrozenModel:
     def _check_finite(self) -> None:
         in_order = [("The embedding", self.writes.embed)]
         for layer, (read, written) in enumerate(zip(self.reads.by_layer, self.writes.mlp_out, strict=True)):
-            in_order += [(f"What MLP {layer} reads", read), (f"What MLP {layer} writes", written)]
+            if (site := self.read_sites[layer]) == self.write_sites[layer]:
+                in_order += [(f"What stands at {site}", read)]
+            else:
+                in_order += [(f"What MLP {layer} reads", read), (f"What MLP {layer} writes", written)]
         in_order += [("What the unembedding reads", self.reads.final)]
         for what, values in in_order:
             check_finite(f"{what} in {self.model.name}", values, self.tokens)

@@ -32,7 +32,7 @@ class Trace:
     """One prompt through the local replacement model.
 
     At positions from `first` on, `write_l = Σ features + b_dec_l (+ read_l W_skip) + errors_l`, where `write_l` is what
-    the MLP gives at the site that its dictionary writes. Positions before have no features: there `errors_l` is all of
+    the MLP gives at the site that its dictionary writes, or what stands at an autoencoder's site. Positions before have no features: there `errors_l` is all of
     the MLP's output but the skip term, which is a path wherever it starts. At BOS it is the same for every prompt.
     `massive` positions have none either, in any layer: of the sum above they have all but the features.
     """
@@ -219,8 +219,8 @@ class ReplacementModel:
             )  # fmt: skip
         if other is not False and fit.fvu > BAD_FVU:
             logger.warning(
-                "The dictionaries leave %.2f of the variance of what the MLPs of %s write unexplained on this prompt: "
-                "they are likely made for other weights or another scaling than the %r frame that was assumed.",
+                "The dictionaries leave %.2f of the variance of what they reconstruct in %s unexplained on this "
+                "prompt: they are likely made for other weights or another scaling than the %r frame that was assumed.",
                 fit.fvu, name, source.frame.name,
             )  # fmt: skip
         return fit

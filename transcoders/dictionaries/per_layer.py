@@ -152,7 +152,7 @@ class TranscoderSet(_PerLayerSet[Transcoder]):
 
 
 class SAESet(_PerLayerSet[SAE]):
-    """An SAE for one site of each layer: it trains, loads and encodes, but attribution graphs are not made of it."""
+    """An SAE for one site of each layer; attribution graphs of it are of derivatives between the sites."""
 
     kind = "sae"
 
