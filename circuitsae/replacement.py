@@ -32,8 +32,9 @@ class Trace:
     """One prompt through the local replacement model.
 
     At positions from `first` on, `write_l = Σ features + b_dec_l (+ read_l W_skip) + errors_l`, where `write_l` is what
-    the MLP gives at the site that its dictionary writes, or what stands at an autoencoder's site. Positions before have no features: there `errors_l` is all of
-    the MLP's output but the skip term, which is a path wherever it starts. At BOS it is the same for every prompt.
+    the MLP gives at the site that its dictionary writes, or what is at an autoencoder's site. Positions before have no
+    features: there `errors_l` is all of it but the skip term, which is a path wherever it starts. At BOS it is the same
+    for every prompt.
     `massive` positions have none either, in any layer: of the sum above they have all but the features.
     """
 

@@ -16,7 +16,7 @@ class NodeKind(StrEnum):
     TOKEN = "token"
     """The embedding of one prompt token."""
     BIAS = "bias"
-    """Something that is the same whatever the prompt: a positional embedding, a bias, what a dictionary stands for at BOS."""
+    """What is the same whatever the prompt: a positional embedding, a bias, what a dictionary stands for at BOS."""
     LOGIT = "logit"
     """The centred logit of one token at the last position."""
 
