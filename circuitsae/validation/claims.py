@@ -176,7 +176,7 @@ class _Trial:
         between = {name: regime for claim in settings.claims for name, regime in design.between[claim].items()}
         if "model" in settings.claims:
             tested["graph"] = design.tested["graph"]
-        judged = {name: tested[name] for name in tested if name != "model"}
+        judged: dict[str, RegimeName | Regime] = {name: tested[name] for name in tested if name != "model"}
         small = SMALL.get(self.model.model.dtype, 1e-2)
         sources = node_changes(self.model, self.prompt.trace, pairs.sources)
         own, others = len(sources), len(self.controls.contributions)
