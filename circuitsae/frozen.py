@@ -90,6 +90,10 @@ class FrozenModel:
         after_first = Site(0, "resid_post").hooks[0]
         streams = stream_hooks(self.model) if self.recomputed else {}
         optional = [after_first] * self.model.has_hook(after_first) + [_POSITION] * has_position + [*streams.values()]
+        middles = {
+            layer: _around(self.model, layer) for layer, s in enumerate(self.write_sites) if s.kind == "resid_mid"
+        }
+        optional += [name for around in middles.values() for name in around]
         if self.recomputed:
             names = [name for name in names if name not in patterns[:-1]]
         logits, cache = self._clean_run([*names, *optional])
@@ -109,6 +113,8 @@ class FrozenModel:
                 f"The MLPs of {self.model.name} return the residual stream and not what they add to it; "
                 "its architecture is not supported."
             )
+        for layer, around in middles.items():
+            check_middle(self.model, layer, *(cache[name] for name in (*around, self._write_names[layer])))
         self.constants: MutableMapping[str, Tensor]
         if self.recomputed:
             held, before = {name: cache[name] for name in scales}, {at: cache[name] for at, name in streams.items()}
@@ -178,10 +184,13 @@ class FrozenModel:
         if position is not None:
             edits[_POSITION] = _constant(position[None])
         for layer, name in enumerate(self._write_names):
-            edits[self._read_names[layer]] = record = _recorded(read)
+            record, write = _recorded(read), self._written(layer, written, read)
+            if layer in self.passed or name != self._read_names[layer]:
+                edits[self._read_names[layer]] = record
             if layer not in self.passed:
-                write = self._written(layer, written, read)
-                edits[name] = in_turn(record, write) if name == self._read_names[layer] else write
+                # A stream in the middle is written by what attention adds, so that it stays in the stream.
+                both = write if name != self._read_names[layer] else in_turn(record, write)
+                edits |= self.model.writing(self.write_sites[layer], both)
         _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
         return read, cache[_FINAL][0]
 
@@ -219,6 +228,22 @@ def check_finite(what: str, values: Float[Tensor, "pos _"], tokens: Int[Tensor, 
             f"{what} at position {pos} (token {int(tokens[pos])}) is not finite ({value}), so nothing can be "
             "attributed; check the weights for such values, or load the model in a wider dtype such as float32."
         )
+
+
+def check_middle(
+    model: LanguageModel, layer: int, before: Float[Tensor, "*n"], added: Float[Tensor, "*n"], mid: Float[Tensor, "*n"]
+) -> None:
+    """Raises `ModelError` where `resid_mid` is not what comes into the block plus what attention adds."""
+    if not torch.allclose(before + added, mid, rtol=1e-3, atol=1e-3 * float(mid.abs().max())):
+        raise ModelError(
+            f"The stream of {model.name} between attention and MLP of layer {layer} is not the sum of "
+            "the block's input and what attention adds; change resid_pre or attn_added instead."
+        )
+
+
+def _around(model: LanguageModel, layer: int) -> tuple[str, str]:
+    """The hooks of the stream before a block and of what attention adds to it."""
+    return model.hook(Site(layer, "resid_pre")), model.hook(Site(layer, "attn_added"))
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:

@@ -267,7 +267,7 @@ class LanguageModel:
         write: dict[str, Hook] = {}
         # A stream in the middle is changed last, by what attention adds once that has been changed itself.
         for site, edit in sorted(edits.items(), key=lambda item: item[0].kind == "resid_mid"):
-            for name, hook in self._writing(site, edit).items():
+            for name, hook in self.writing(site, edit).items():
                 hook = by_token(hook)
                 write[name] = hook if name not in write else after(write[name], hook)
         return write
@@ -354,7 +354,7 @@ class LanguageModel:
             with contextlib.suppress(_AllFound):
                 self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", prepend_bos=False, **texts)
 
-    def _writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
+    def writing(self, site: Site, edit: Hook) -> dict[str, Hook]:
         """The hooks that edit a site."""
         if site.kind != "resid_mid":
             return {self.hook(site): edit}

@@ -39,7 +39,7 @@ def intervene(
     replace: str | None = None,
     target: str | None = None,
     against: str | None = None,
-    regime: Literal["frozen", "frozen-replacement", "replacement", "frozen-attention", "model"] = "model",
+    regime: Literal["frozen", "direct", "frozen-replacement", "replacement", "frozen-attention", "model"] = "model",
     until: int | None = None,
     generate: int = 0,
     top: int = 10,

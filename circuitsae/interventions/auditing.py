@@ -7,6 +7,7 @@ An independent clean run, without any hook that writes, gives the reference; the
 | `attention pattern` | the pattern is the clean run's              | z = pattern · v, of this run's v              |
 | `norm scale`        | the scale is the clean run's                | normalised · scale = (centred) input          |
 | `MLP output`        | output − what was added on purpose = clean  |                                               |
+| `autoencoder's site`| the same of what leaves the site            |                                               |
 
 The second column catches hooks whose value the model does not use.
 """
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 
 from circuitsae.interventions.forward import Forward, layer_of
-from circuitsae.interventions.prompts import Recording, z_hook
+from circuitsae.interventions.prompts import Recording, write_place, z_hook
 from transcoders.errors import CheckFailedError
 from transcoders.language_model import Hook
 
-PATTERN, NORM, MLP_OUT = "attention pattern", "norm scale", "MLP output"
+PATTERN, NORM, MLP_OUT, SITE = "attention pattern", "norm scale", "MLP output", "autoencoder's site"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest share of a value's size that rounding explains."""
 _COARSE = 5e-2
@@ -34,13 +35,17 @@ class Audit:
         self.forward, self.regime = forward, forward.regime
         self.model = forward.model.model
         self._z: dict[str, Tensor] = {}
+        spliced = [forward.model.write_hooks[layer] for layer in forward.model.spliced]
+        self._given = {*forward.vectors, *spliced}
+        """Places whose value may be set on purpose."""
         constants = forward.prompts[0].trace.frozen.constants
         patterns = [n for n in constants if n.endswith("hook_pattern") and self.regime.holds(n)]
         self.held_heads = {n: self._held_heads(n, self.model.n_heads) for n in patterns}
         self.patterns = [n for n in patterns if self.held_heads[n]]
         self.scales = [n for n in constants if n.endswith("hook_scale") and self.regime.holds(n)]
         held = [layer for layer in range(self.model.n_layers) if self.regime.mlp(layer) == "constant"]
-        self.mlps = {layer: forward.model.write_hooks[layer] for layer in held}
+        self.mlps = {layer: forward.model.write_hooks[layer] for layer in held if layer not in forward.model.passed}
+        """Of layers with something held in the place of an MLP's output, or of an autoencoder's site, its hook."""
 
     def _held_heads(self, name: str, count: int) -> list[int]:
         live = self.regime.live_heads(layer_of(name))
@@ -82,11 +87,12 @@ class Audit:
             found[PATTERN, layer_of(name)] = far
         for name in self.scales:
             key = (NORM, layer_of(name, self.model.n_layers))
-            on_purpose = _norm_names(name)[1] in self.forward.vectors  # what the norm gives was changed itself
+            on_purpose = _norm_names(name)[1] in self._given  # what the norm gives was changed itself
             far = max(_share(here[name], clean[name]), 0.0 if on_purpose else _norm_use(name, here, clean))
             found[key] = max(found.get(key, 0.0), far)
         for layer, name in self.mlps.items():
-            found[MLP_OUT, layer] = self._mlp_moved(row, layer, here[name], clean)
+            kind = SITE if layer in self.forward.model.spliced else MLP_OUT
+            found[kind, layer] = self._mlp_moved(row, layer, here[name], clean)
         return found
 
     def _pattern_use(self, name: str, here: Mapping[str, Tensor], clean: Mapping[str, Tensor]) -> float:
@@ -102,7 +108,7 @@ class Audit:
         if (skip := self.forward.model.dictionaries.skip(layer)) is not None:
             expected = expected + (self.forward.read[layer][row] - clean[self.forward.model.read_hooks[layer]]) @ skip
         kept = torch.ones(len(out), dtype=torch.bool, device=out.device)
-        for table in self.forward.vectors.get(self.mlps[layer], ()):
+        for table in self.forward.vectors.get(write_place(self.forward.model, layer), ()):
             kept[table.pos[table.row == row]] = False
         size = float(clean[self.mlps[layer]].abs().max()) or 1.0
         return float((out - expected)[kept].abs().max()) / size if kept.any() else 0.0

@@ -137,7 +137,7 @@ def for_nodes(nodes: Iterable[Node], operation: Operation = Zero()) -> list[Inte
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """Vectors added at one position to the token embeddings (layer −1) or to the outputs of MLPs.
+    """Vectors added at one position to the token embeddings (layer −1) or where a layer's dictionary writes.
 
     Times a number it is so many times as much: −1 removes the source that writes it, −¼ a quarter of it.
     """

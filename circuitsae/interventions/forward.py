@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitsae.interventions.changes import Contribution, Intervention
-from circuitsae.interventions.hooks import Edits, FeatureTable, Tables, VectorTable
-from circuitsae.interventions.prompts import ERRORS, MIDDLE, Recording, error_place
+from circuitsae.interventions.hooks import Edits, FeatureTable, Tables
+from circuitsae.interventions.prompts import ERRORS, MIDDLE, Recording, error_place, write_place
 from circuitsae.replacement import ReplacementModel
 from transcoders.devices import free_memory
 from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import Hook, in_the_middle
-from transcoders.sites import MLP_WRITES, Site
+from transcoders.sites import Site
 
 RegimeName = Literal[
     "frozen", "linear", "graph", "direct", "frozen-replacement", "replacement", "frozen-attention", "model"
@@ -28,7 +28,13 @@ Held = Literal["frozen", "live"]
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """What is held at its clean value, and what is recomputed."""
+    """What is held at its clean value, and what is recomputed.
+
+    Where autoencoders are spliced in, `mlps`, `first` and `until` say what is at their sites, and no MLP is held: with
+    x what comes to a site, `live` is x itself, `constant` its clean value (every other site is held as well), and
+    `features` is decode(encode(x)) plus the clean run's error. A change of a feature adds Δa·W_dec to it. Sites without
+    an autoencoder are as they come.
+    """
 
     mlps: MLPs = "live"
     """`constant`: clean outputs (a skip term stays live). `linear`: these, and the active features answer what they
@@ -132,26 +138,29 @@ class Forward:
         self.model, self.prompts, self.regime = model, prompts, regime
         self.features, self.vectors = tables
         self.declared: dict[int, Tensor] = {}
-        """By layer, what was added to the MLP's output (where its dictionary writes) on purpose."""
+        """By layer, what was added on purpose where its dictionary writes."""
         self._written: dict[int, list[Tensor]] = defaultdict(list)
         self._sparse: dict[int, list[tuple[FeatureTable, int, Tensor]]] = defaultdict(list)
         self.read: dict[int, Tensor] = {}
-        """By layer, what its dictionary reads."""
+        """By layer, what its dictionary reads: an autoencoder, before anything is changed at its site."""
 
     def hooks(self, peek: Mapping[str, Hook] | None = None) -> dict[str, Hook]:
         """One hook for each place where something is held, read or changed; those of `peek` come before all others."""
         steps: dict[str, list[Hook]] = defaultdict(list, {name: [hook] for name, hook in (peek or {}).items()})
         for name, value in self.held().items():
             steps[name].append(self._hold(name, value))
-        for layer in range(self.model.model.n_layers):
-            steps[self.model.write_hooks[layer]].append(self._write(layer))
+        layers, spliced = range(self.model.model.n_layers), self.model.spliced
+        for layer in layers:
+            if layer in spliced:
+                steps[write_place(self.model, layer)].append(self._encode(layer))
+            if layer not in self.model.passed:
+                steps[write_place(self.model, layer)].append(self._write(layer))
         for place, rounds in self.vectors.items():
-            if not place.startswith((ERRORS, MIDDLE)):
+            if not place.startswith(ERRORS):
                 steps[place] += [table.apply for table in rounds]
-        for place, rounds in self.vectors.items():
-            if place.startswith(MIDDLE):
-                self._change_middle(steps, layer_of(place), rounds)
-        for layer in range(self.model.model.n_layers):
+        for place in [place for place in steps if place.startswith(MIDDLE)]:
+            self._change_middle(steps, layer_of(place), steps.pop(place))
+        for layer in (layer for layer in layers if layer not in spliced):
             steps[self.model.read_hooks[layer]].append(self._encode(layer))
         return {name: _chain(several) for name, several in steps.items()}
 
@@ -171,9 +180,8 @@ class Forward:
     @property
     def idle(self) -> list[int]:
         """The layers whose MLPs need not run: clean outputs stand in the place of theirs."""
-        writes = enumerate(self.model.dictionaries.writes)
-        held = [layer for layer, write in writes if write.layer == layer and write.kind in MLP_WRITES]
-        return [layer for layer in held if self._idles(layer)]
+        spliced = self.model.spliced
+        return [layer for layer in range(self.model.model.n_layers) if layer not in spliced and self._idles(layer)]
 
     def _idles(self, layer: int) -> bool:
         return self.regime.mlp(layer) in HELD_MLPS
@@ -318,9 +326,9 @@ class Forward:
             changed = table.apply(changed)
         return out + changed - clean
 
-    def _change_middle(self, steps: dict[str, list[Hook]], layer: int, rounds: Sequence[VectorTable]) -> None:
+    def _change_middle(self, steps: dict[str, list[Hook]], layer: int, changes: Sequence[Hook]) -> None:
         before, added = (self.model.model.hook(Site(layer, kind)) for kind in ("resid_pre", "attn_added"))
-        note, change = in_the_middle(_chain([table.apply for table in rounds]))
+        note, change = in_the_middle(_chain(changes))
         steps[before].append(note)
         steps[added].append(change)
 

@@ -25,7 +25,16 @@ from circuitsae.interventions.changes import (
     Value,
     Zero,
 )
-from circuitsae.interventions.prompts import EMBED, Library, Recording, error_place, site_place, z_hook
+from circuitsae.interventions.prompts import (
+    EMBED,
+    Library,
+    Recording,
+    error_place,
+    mlp_place,
+    site_place,
+    write_place,
+    z_hook,
+)
 from circuitsae.interventions.targets import MLP, Error, Feature, Features, Head, Places, Stream, Target, Token
 from transcoders.errors import InputError
 from transcoders.sites import Site, SiteKind
@@ -111,7 +120,7 @@ class _Compiler:
     def contribution(self, added: Contribution) -> None:
         pos = torch.tensor([added.pos], device=self.like.device)
         for layer, vector in zip(added.layers, added.vectors.to(self.like), strict=True):
-            place = EMBED if layer < 0 else self.model.write_hooks[layer]
+            place = EMBED if layer < 0 else write_place(self.model, layer)
             self.edits.vectors.append(VectorEdit(place, pos, 1.0, vector[None]))
 
     def _features(self, target: Feature | Features, operation: Operation) -> None:
@@ -247,15 +256,21 @@ class _Compiler:
         self._check_layer(target.layer)
         match target:
             case Error(layer):
+                self._check_error(target)
                 return error_place(layer), -1
             case MLP(layer):
-                return self.model.write_hooks[layer], -1
+                return mlp_place(self.model, layer), -1
             case Head(layer, head):
                 if not 0 <= head < (n_heads := self.model.model.n_heads):
                     raise InputError(f"There is no head {head}; {self.model.model.name} has 0 to {n_heads - 1}.")
                 return z_hook(layer), head
             case Stream(layer, kind):
                 return self._stream(target, layer, kind), -1
+
+    def _check_error(self, target: Error) -> None:
+        if target.layer in self.model.passed:
+            site = self.model.dictionaries.writes[target.layer]
+            raise InputError(f"{target}: layer {target.layer} has no autoencoder; change {site} as a Stream instead.")
 
     def _stream(self, target: Stream, layer: int, kind: SiteKind) -> str:
         if kind == "attn_z":

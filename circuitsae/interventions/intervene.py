@@ -217,14 +217,12 @@ def read_from(forward: Forward, start: int) -> tuple[Tensor, Tensor]:
     model, prompt, count = forward.model, forward.prompts[0], len(forward.prompts)
     start = start if start and start in prompt.streams else 0
     stream = prompt.streams[start].expand(count, -1, -1) if start else None
-    tokens, sites = prompt.trace.tokens.expand(count, -1), model.dictionaries.reads
-    run = [site for site in sites if site.layer >= start]
+    tokens = prompt.trace.tokens.expand(count, -1)
     with model.model.parts.silent_mlps(forward.idle):
-        final, at = model.model.run_to_unembedding(tokens, run, start=start, stream=stream, held=forward.hooks())
+        final, _ = model.model.run_to_unembedding(tokens, start=start, stream=stream, held=forward.hooks())
     reads = forward.by_row(lambda p: p.trace.frozen.reads.by_layer).clone()
-    for layer, site in enumerate(sites):
-        if site in at:
-            reads[:, layer] = at[site]
+    for layer, read in forward.read.items():
+        reads[:, layer] = read
     return reads, final
 
 
@@ -259,11 +257,10 @@ def run_alternatives(
         forward = Forward(model, here, Tables.of(edits), chosen)
         checks = Audit(forward) if audit else None
         tokens = torch.stack([p.trace.tokens for p in here])
-        read = list(model.read_hooks)
-        names, hooks = [*read, FINAL], forward.hooks(checks and checks.peek)
-        logits, cache = model.model.run_hooked(tokens, read=[*names, *(checks.names if checks else ())], write=hooks)
+        names, hooks = [FINAL, *(checks.names if checks else ())], forward.hooks(checks and checks.peek)
+        logits, cache = model.model.run_hooked(tokens, read=names, write=hooks)
         moved = checks.check(cache) if checks else []
-        reads = torch.stack([cache[name] for name in read], dim=1)
+        reads = torch.stack([forward.read[layer] for layer in range(model.model.n_layers)], dim=1)
         chunk = Chunk(start, stop, reads, cache[FINAL], logits, moved)
         del forward, checks, hooks, cache, logits, edits  # nothing of this pass but the chunk is alive in the next
         yield chunk

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitsae.frozen import check_middle
 from circuitsae.interventions.targets import Places
 from circuitsae.replacement import ReplacementModel, Trace
-from transcoders.errors import InputError, ModelError
+from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
-from transcoders.sites import Site, SiteKind
+from transcoders.sites import MLP_WRITES, Site, SiteKind
 from transcoders.starting import streams_before
 
 EMBED = "embed.hook_out"
@@ -41,7 +42,7 @@ def z_hook(layer: int) -> str:
 
 
 def error_place(layer: int) -> str:
-    """The place of an error node's vector: no hook of the model's, but a part of what the MLP's hook returns."""
+    """The place of an error node's vector: no hook of the model's, but a part of what a dictionary's hook writes."""
     return f"{ERRORS}{layer}"
 
 
@@ -52,6 +53,17 @@ def site_place(model: LanguageModel, site: Site) -> str:
     """
     hook = model.hook(site)
     return f"{MIDDLE}{site.layer}" if site.kind == "resid_mid" else hook
+
+
+def write_place(model: ReplacementModel, layer: int) -> str:
+    """The place that the dictionary of a layer writes: an MLP's output, or the site of an autoencoder."""
+    return site_place(model.model, model.dictionaries.writes[layer])
+
+
+def mlp_place(model: ReplacementModel, layer: int) -> str:
+    """The place of an MLP's output, where its dictionary writes if that stands for the MLP."""
+    of_mlp = model.dictionaries.writes[layer].kind in MLP_WRITES
+    return model.write_hooks[layer] if of_mlp else model.model.hook(Site(layer, "mlp_out"))
 
 
 class Recording:
@@ -161,11 +173,7 @@ class Recording:
         """Raises `ModelError` where `resid_mid` is not the block's input plus its attention's output."""
         kinds: tuple[SiteKind, ...] = ("resid_pre", "attn_added", "resid_mid")
         pre, added, mid = (self.vector(site_place(self.model.model, Site(layer, kind))) for kind in kinds)
-        if not torch.allclose(pre + added, mid, rtol=1e-3, atol=1e-3 * float(mid.abs().max())):
-            raise ModelError(
-                f"The stream of {self.model.model.name} between attention and MLP of layer {layer} is not the sum of "
-                "the block's input and what attention adds; change resid_pre or attn_added instead."
-            )
+        check_middle(self.model.model, layer, pre, added, mid)
 
 
 class Active(NamedTuple):

@@ -37,7 +37,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Error:
-    """What the dictionary misses of one MLP's output: `e_l(p) = mlp_out_l(p) − y_l(p)` of the clean run."""
+    """What the dictionary misses of an MLP's output, or of an SAE's site: `e_l(p) = write_l(p) − y_l(p)`, clean run."""
 
     layer: int
     at: Places = None
@@ -64,7 +64,7 @@ class Head:
 
 @dataclass(frozen=True)
 class MLP:
-    """The output of one MLP, whatever stands in its place in the regime, where its dictionary writes."""
+    """The output of one MLP, whatever stands in its place in the regime, where its transcoder writes if it has one."""
 
     layer: int
     at: Places = None
@@ -74,7 +74,8 @@ class MLP:
 class Stream:
     """The vector at any site: the residual stream before, inside or after a block, or what a component reads or adds.
 
-    A change at `resid_mid` enters the stream between attention and MLP.
+    A change at `resid_mid` enters the stream between attention and MLP. One at the site of an autoencoder is made after
+    it has read: its features do not see it.
     """
 
     layer: int

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuitsae.interventions.changes import Contribution
 from circuitsae.interventions.hooks import Edits, Tables, VectorTable
-from circuitsae.interventions.prompts import EMBED, Recording
+from circuitsae.interventions.prompts import EMBED, Recording, write_place
 from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError
 
@@ -56,7 +56,7 @@ class Writers:
 
     def __init__(self, model: ReplacementModel, prompt: Recording, contributions: Sequence[Contribution]) -> None:
         self.model, self.like = model, prompt.trace.errors
-        self.places = (EMBED, *model.write_hooks)
+        self.places = (EMBED, *(write_place(model, layer) for layer in range(model.model.n_layers)))
         """Where a contribution can write: the embeddings, then every layer."""
         if beyond := [c.pos for c in contributions if not 0 <= c.pos < len(prompt)]:
             raise InputError(f"Position {beyond[0]} is none of the prompt's {len(prompt)} tokens.")
@@ -79,7 +79,7 @@ class Writers:
     @cached_property
     def starts(self) -> np.ndarray:
         """The first block that each of them writes into; what is added to the embeddings is there from the first on."""
-        blocks = np.array([0, *(int(name.split(".")[1]) for name in self.model.write_hooks)])
+        blocks = np.array([0, *(int(name.split(".")[1]) for name in self.places[1:])])
         return np.where(self.vector >= 0, blocks, len(blocks)).min(axis=1, initial=len(blocks)) % len(blocks)
 
 

@@ -108,7 +108,9 @@ class Oracle:
 
             return change
 
-        edits = self.exact_patterns() | {name: at_site(layer) for layer, name in self.names.items()}
+        edits = self.exact_patterns()
+        for layer, name in self.names.items():
+            edits |= in_the_stream(layer, at_site(layer)) if "mid" in name else {name: at_site(layer)}
         edits["embed.hook_out"] = lambda value: added(value.clone(), -1)
         logits, _ = self.model.model.run_hooked(self.tokens.expand(len(nodes), -1), write=edits)
         logits = logits[:, -1] - logits[:, -1].mean(-1, keepdim=True)
@@ -138,6 +140,19 @@ class Oracle:
         step = np.full(len(nodes), STEP)
         up, down = (self.values(nodes, factors, targets, features) for factors in (step, -step))
         return ((up - down) / (2 * STEP)).T
+
+
+def in_the_stream(layer, change):
+    """Hooks that change the stream between attention and MLP for all that reads it later, by what attention adds."""
+    before = {}
+
+    def added(value):
+        return change(before["stream"] + value) - before["stream"]
+
+    return {
+        f"blocks.{layer}.hook_in": lambda value: before.update(stream=value),
+        f"blocks.{layer}.hook_attn_out": added,
+    }
 
 
 def ends(graph):

@@ -27,9 +27,10 @@ PROMPTS, HELD_OUT, TEXT = ROWS[:2], ROWS[2:3], ROWS[3:]
 METRIC = logit_diff(3, 4)
 
 
-@pytest.fixture(scope="module", params=["plt", "clt"])
+@pytest.fixture(scope="module", params=["plt", "clt", "sae"])
 def model(request):
-    dictionaries = random_dictionaries(request.param, n_layers=2, d_model=16, features=24, dtype=torch.float64)
+    sizes = {"n_layers": 2, "d_model": 16, "features": 24, "dtype": torch.float64}
+    dictionaries = random_dictionaries(request.param, **sizes, read="resid_mid" if request.param == "sae" else "mlp_in")
     return ReplacementModel(random_model("llama", n_layers=2, d_model=16, dtype=torch.float64), dictionaries)
 
 
@@ -47,7 +48,7 @@ def hooked(model, tokens, layer, index, amount, where):
         mask[where] = 1
         return lambda value: value + amount * mask * row
 
-    edits = {Site(at, "mlp_out"): write(at) for at in model.dictionaries.write_layers(layer)}
+    edits = {model.dictionaries.writes[at]: write(at) for at in model.dictionaries.write_layers(layer)}
     return model.model.run(tokens[None], edits=edits)[0][0]
 
 

@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     k: int  # 8
     skip: bool  # False
     centred: bool  # False; sae
-    read: SiteKind  # mlp_in; plt and clt
+    read: SiteKind  # mlp_in; an sae's site, resid_post
     write: SiteKind  # mlp_out; plt and clt
     seed: int  # 0
     dtype: Precision  # float32
@@ -49,7 +49,7 @@ def random_dictionaries(
     k: int = 8,
     skip: bool = False,
     centred: bool = False,
-    read: SiteKind = "mlp_in",
+    read: SiteKind | None = None,
     write: SiteKind = "mlp_out",
     seed: int = 0,
     dtype: Precision = torch.float32,
@@ -83,7 +83,7 @@ def random_dictionaries(
                 **encoder(),
                 **decoder(),
                 activation=sigma(features),
-                site=Site(i, "resid_post"),
+                site=Site(i, read or "resid_post"),
                 centred=centred,
                 W_skip=draw(d_model, d_model, scale=d_model**-0.5) if skip else None,
                 norm=None,
@@ -97,7 +97,7 @@ def random_dictionaries(
                 **encoder(),
                 **decoder(),
                 activation=sigma(features),
-                read=Site(i, read),
+                read=Site(i, read or "mlp_in"),
                 write=Site(i, write),
                 W_skip=draw(d_model, d_model, scale=d_model**-0.5) if skip else None,
                 norm=None,
@@ -113,7 +113,7 @@ def random_dictionaries(
             b_dec=draw(n_layers, d_model, scale=0.3),
             activation=sigma(n_layers, features),
             provenance=provenance,
-            reads=[Site(i, read) for i in layers],
+            reads=[Site(i, read or "mlp_in") for i in layers],
             writes=[Site(i, write) for i in layers],
             W_skip=draw(n_layers, d_model, d_model, scale=d_model**-0.5) if skip else None,
         )
