@@ -34,7 +34,7 @@ from circuitsae.interventions.changes import node_changes
 from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.controls import draw_controls
-from circuitsae.validation.designs import DOSES, PREDICTED_BY, SMALL, Response, design_of
+from circuitsae.validation.designs import DOSES, PREDICTED_BY, Response, design_of
 from circuitsae.validation.measuring import Asked, Targets, edge_kind, effects_in, require_active
 from circuitsae.validation.statistics import corrected, slopes
 from circuitsae.validation.verdicts import Evidence, against_controls, decide
@@ -177,7 +177,7 @@ class _Trial:
         if "model" in settings.claims:
             tested["graph"] = design.tested["graph"]
         judged: dict[str, RegimeName | Regime] = {name: tested[name] for name in tested if name != "model"}
-        small = SMALL.get(self.model.model.dtype, 1e-2)
+        small = design.small(self.model.model.dtype)
         sources = node_changes(self.model, self.prompt.trace, pairs.sources)
         own, others = len(sources), len(self.controls.contributions)
         writers = Writers(self.model, self.prompt, [*sources, *self.controls.contributions])

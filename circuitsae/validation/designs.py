@@ -35,6 +35,8 @@ SMALL_DOSES = (0.025, 0.05, 0.1)
 """The same of a graph of derivatives."""
 SMALL = {torch.float64: 1e-5}
 """A dose at which nothing switches; 1e-2 in lower precision, where less would drown in rounding."""
+STEP = {torch.float64: 1e-3}
+"""The same, there and back, of a derivative; larger, as attention may round to float32 within a float64 model."""
 PREDICTED_BY: dict[Claim, RegimeName] = {"graph": "linear", "direct": "frozen", "model": "linear"}
 
 
@@ -51,6 +53,10 @@ class Design:
     tested: Mapping[Claim, RegimeName | Regime]
     between: Mapping[Claim, Mapping[str, Regime]]
     """Between what is held and what is live: one thing let go."""
+
+    def small(self, dtype: torch.dtype) -> float:
+        """The smallest dose."""
+        return (STEP if self.derivative else SMALL).get(dtype, 1e-2)
 
     def steps(self, count: int, small: float) -> Float[np.ndarray, "source dose"]:
         """The doses of a prediction."""

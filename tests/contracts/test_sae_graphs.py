@@ -9,10 +9,17 @@ import pytest
 import torch
 
 from circuitsae.attribution import LogitTargets, attribute, attribute_pruned
-from circuitsae.graph import NodeKind
+from circuitsae.graph import NodeKind, load_graph, save_graph
+from circuitsae.graph.exchange import neuronpedia
+from circuitsae.interventions import Recording
 from circuitsae.replacement import ReplacementModel
+from circuitsae.report import write_html
+from circuitsae.sentences import of_graph
+from circuitsae.validation import Validation, calibrate, validate
+from circuitsae.validation.claims import Pairs, Settings, judge
 from transcoders.bridge import native_bridge
 from transcoders.dictionaries import random_dictionaries
+from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 from transcoders.loading import random_model
 from transcoders.sites import Site
@@ -110,7 +117,8 @@ class Oracle:
 
         edits = self.exact_patterns()
         for layer, name in self.names.items():
-            edits |= in_the_stream(layer, at_site(layer)) if "mid" in name else {name: at_site(layer)}
+            middle = self.saes[layer].read.kind == "resid_mid"
+            edits |= in_the_stream(layer, at_site(layer)) if middle else {name: at_site(layer)}
         edits["embed.hook_out"] = lambda value: added(value.clone(), -1)
         logits, _ = self.model.model.run_hooked(self.tokens.expand(len(nodes), -1), write=edits)
         logits = logits[:, -1] - logits[:, -1].mean(-1, keepdim=True)
@@ -270,3 +278,65 @@ def test_fewer_features_and_small_batches_give_the_same_rows(language_model, lim
         logits = [graph.mask(NodeKind.LOGIT), full.mask(NodeKind.LOGIT)]
         sums = [g.weights.toarray()[rows].sum(axis=1) for g, rows in zip((graph, full), logits, strict=True)]
         np.testing.assert_allclose(sums[0], sums[1], rtol=1e-9)
+
+
+# claims
+
+
+def judged(model, graph, **settings):
+    """All three claims of every edge that can be removed, in float64."""
+    rows, columns = ends(graph)
+    pairs = [(graph.nodes[s], graph.nodes[t]) for t in rows for s in columns if graph.weights[t, s]]
+    prompt = Recording(model, model.trace(TOKENS))
+    return judge(model, prompt, Pairs.of(pairs), Settings(controls=0, **settings)), pairs
+
+
+@pytest.mark.parametrize("sites", ["resid_post", "each"])
+def test_predictions_are_the_edges_and_the_totals(language_model, sites):
+    model = ReplacementModel(language_model, autoencoders(SITES[sites], features=8))
+    graph = attribute(model, TOKENS, targets=TARGETS)
+    found, pairs = judged(model, graph)
+    rows, columns = ends(graph)
+    target = [rows.index(graph.position[t.id]) for _, t in pairs]
+    source = [columns.index(graph.position[s.id]) for s, _ in pairs]
+    edges = graph.weights.toarray()[np.ix_(rows, columns)][target, source]
+    totals = total_effects(graph)[target, source]
+    rounding = 100 * ROUNDING[model.model.name]  # of a difference of two runs in Llama's softmax of float32
+    for predicted, exact in (("frozen", edges), ("direct_predicted", edges), ("graph_predicted", totals)):
+        np.testing.assert_allclose(-found[predicted], exact, rtol=1e-4, atol=rounding * np.abs(exact).max())
+    for claim in ("graph", "direct"):
+        near = np.abs(found[f"{claim}_ratio"] - 1) < 0.25
+        assert near.mean() > 0.5, f"{claim}: a tenth is too much for most edges"
+    parts = found["miss_dictionary"] + found["miss_curvature"]
+    np.testing.assert_allclose(found["model_measured"] - found["model_predicted"], parts, rtol=1e-9, atol=1e-12)
+
+
+def test_where_the_model_is_linear_direct_claims_hold_exactly():
+    model = ReplacementModel(linear_model(), autoencoders(SITES["each"], features=8))
+    graph = attribute(model, TOKENS, targets=TARGETS)
+    found, _ = judged(model, graph)
+    size = np.abs(found["direct_predicted"]).max()
+    np.testing.assert_allclose(found["direct_measured"], found["direct_predicted"], rtol=1e-6, atol=1e-7 * size)
+
+
+def test_what_is_validated_says_what_it_is(language_model, tmp_path):
+    """A command's way through: annotated, saved, read again, and refused where a linear map is needed."""
+    model = ReplacementModel(language_model, autoencoders(SITES["resid_post"], features=8))
+    graph = attribute(model, TOKENS, targets=TARGETS).prune()
+    check = validate(model, graph, edges=12, controls=20)
+    assert check.response == "linear"
+    assert check.frozen_error < 1e-3
+    assert check.claims == ("graph", "direct", "model")
+    assert Validation.load(check.save(tmp_path / "check.json")).response == "linear"
+    assert not {"direct_patterns", "direct_head", "miss_norms"} & {*check.edges}
+    save_graph(check.annotate(graph), tmp_path / "graph")
+    again = load_graph(tmp_path / "graph")
+    assert again.provenance["sites"] == ["resid_post"] * 3
+    assert of_graph(again).startswith("To first order, of the logit of")
+    written = next(node for node in neuronpedia.write(again)["nodes"] if node["feature_type"].endswith("error"))
+    assert written["clerp"].startswith("Err: resid_post")
+    assert write_html(again, tmp_path / "page.html").exists()
+    with pytest.raises(InputError, match="linear map, which graphs of derivatives"):
+        calibrate(model, [graph])
+    with pytest.raises(InputError, match="closed form needs transcoders|found by autograd"):
+        attribute(model, TOKENS, engine="closed_form")
