@@ -27,6 +27,9 @@ BAD_FVU = 0.9
 """Dictionaries that leave this much unexplained hardly explain anything: they expect other numbers than they read."""
 
 
+_NO_STREAM = ("attn_z", "mlp_neurons")
+
+
 @dataclass(frozen=True)
 class Trace:
     """One prompt through the local replacement model.
@@ -76,11 +79,11 @@ class ReplacementModel:
     """A language model together with transcoders for its MLPs, or with autoencoders spliced in where they read.
 
     Transcoders read `mlp_in`, `mlp_normed` or `resid_mid` of a layer, and write `mlp_out` or `mlp_added`. A layer may
-    be absent: then all of its MLP's output is error. An autoencoder writes what it reads, at any site as wide as the
-    stream; the MLPs stay, and so does a site without one.
+    be absent: then all of its MLP's output is error. An autoencoder writes what it reads, at any site but `attn_z` and
+    `mlp_neurons`; the MLPs stay, and so does a site without one.
     `bos`: whether texts get BOS first; by default as in the dictionaries' training, or, where that is not known, as the
     model's own tokenizer does. `model` is the language model that reads them so.
-    Raises `DictionaryError` for dictionaries of another size or frame, and for sets that are no transcoders.
+    Raises `DictionaryError` for dictionaries of another size or frame, and for transcoders of other places than an MLP's.
     """
 
     def __init__(self, model: LanguageModel, dictionaries: DictionarySet, *, bos: bool | None = None) -> None:
@@ -300,14 +303,19 @@ def _check_sites(dictionaries: DictionarySet, model: LanguageModel) -> None:
                 f"of each layer, or autoencoders, which write what they read; those of layer {layer} read {read} and "
                 f"write {write}. Train with kind 'clt', 'plt' or 'sae'."
             )
+        if read == write and read.kind in _NO_STREAM:
+            raise DictionaryError(
+                f"The autoencoder of layer {layer} reads {read}, which is no vector of the stream's width; graphs take "
+                f"those of other sites than {' and '.join(_NO_STREAM)}."
+            )
         if layer < model.n_layers:
             _require_site("read", read, model)
             _require_site("write", write, model)
     for layer in range(dictionaries.n_layers):
         if (norm := dictionaries.norm(layer)) is not None:
             raise DictionaryError(
-                f"The transcoder of layer {layer} reads each token in units of its own ({norm}), which attribution "
-                "does not carry through; it needs transcoders without such a norm."
+                f"The dictionary of layer {layer} reads each token in units of its own ({norm}), which attribution "
+                "does not carry through; it needs dictionaries without such a norm."
             )
 
 

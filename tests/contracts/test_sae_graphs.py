@@ -19,7 +19,7 @@ from circuitsae.validation import Validation, calibrate, validate
 from circuitsae.validation.claims import Pairs, Settings, judge
 from transcoders.bridge import native_bridge
 from transcoders.dictionaries import random_dictionaries
-from transcoders.errors import InputError
+from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import LanguageModel
 from transcoders.loading import random_model
 from transcoders.sites import Site
@@ -224,6 +224,11 @@ def test_nothing_of_the_stream_passes_an_autoencoder_of_the_stream(language_mode
     hops = {(graph.nodes[t].layer - graph.nodes[s].layer) for t, s in zip(coo.row, coo.col, strict=True)
             if graph.nodes[s].kind in WRITERS}  # fmt: skip
     assert hops == {1}
+
+
+def test_heads_and_neurons_are_refused_in_a_sentence(language_model):
+    with pytest.raises(DictionaryError, match=r"layer 0 reads 0.attn_z, .* other sites than attn_z and mlp_neurons"):
+        ReplacementModel(language_model, autoencoders(["attn_z"] * 3))
 
 
 def linear_model():
