@@ -25,9 +25,8 @@ logger = logging.getLogger(__name__)
 
 BAD_FVU = 0.9
 """Dictionaries that leave this much unexplained hardly explain anything: they expect other numbers than they read."""
-
-
 _NO_STREAM = ("attn_z", "mlp_neurons")
+"""Sites whose vectors are heads side by side, or neurons."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class ReplacementModel:
     `mlp_neurons`; the MLPs stay, and so does a site without one.
     `bos`: whether texts get BOS first; by default as in the dictionaries' training, or, where that is not known, as the
     model's own tokenizer does. `model` is the language model that reads them so.
-    Raises `DictionaryError` for dictionaries of another size or frame, and for transcoders of other places than an MLP's.
+    Raises `DictionaryError` for dictionaries of another size or frame, and for transcoders of other places.
     """
 
     def __init__(self, model: LanguageModel, dictionaries: DictionarySet, *, bos: bool | None = None) -> None:
