@@ -59,6 +59,7 @@ _EDGE_COLUMNS = (
     ("influence", "influence", 3, "share"),
 )
 """Of the edges that were tested: column, heading, when it is left out (`Column.keep`), how its values are written."""
+_IDENTITY = ("Frozen regime", "Effects of small changes")
 _CLAIMS = {"graph": "graph claim", "direct": "direct edge", "model": "live model"}
 
 
@@ -111,7 +112,8 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     _show_verdicts(console, check)
     _show_agreement(console, check)
     console.print(
-        f"Frozen regime: largest difference {_figure(check.frozen_error, '.1e')} of the largest effect\n"
+        f"{_IDENTITY[check.response == 'linear']}: largest difference {_figure(check.frozen_error, '.1e')} of the "
+        "largest effect\n"
         "Replacement model with error nodes: "
         f"largest difference {_figure(check.logit_error, '.1e')} of the largest logit",
         highlight=False,

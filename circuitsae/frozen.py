@@ -135,7 +135,10 @@ class FrozenModel:
     def _check_finite(self) -> None:
         in_order = [("The embedding", self.writes.embed)]
         for layer, (read, written) in enumerate(zip(self.reads.by_layer, self.writes.mlp_out, strict=True)):
-            in_order += [(f"What MLP {layer} reads", read), (f"What MLP {layer} writes", written)]
+            if (site := self.read_sites[layer]) == self.write_sites[layer]:
+                in_order += [(f"What stands at {site}", read)]
+            else:
+                in_order += [(f"What MLP {layer} reads", read), (f"What MLP {layer} writes", written)]
         in_order += [("What the unembedding reads", self.reads.final)]
         for what, values in in_order:
             check_finite(f"{what} in {self.model.name}", values, self.tokens)
@@ -166,13 +169,23 @@ class FrozenModel:
 
         `writes.mlp_out` excludes the skip term, which is computed from the reads of the same run.
         """
+        read, final = self.apart(writes.embed, writes.position, writes.mlp_out.unbind())
+        return Reads(torch.stack(read), final)
+
+    def apart(
+        self,
+        embed: Float[Tensor, "pos d_model"],
+        position: Float[Tensor, "pos d_model"] | None,
+        written: Sequence[Float[Tensor, "pos d_model"]],
+    ) -> tuple[list[Float[Tensor, "pos d_model"]], Float[Tensor, "pos d_model"]]:
+        """The same with a tensor for each layer, so that a derivative goes no further down than what it is of."""
         read: list[Tensor] = []
         edits: dict[str, Hook] = {name: _constant(value) for name, value in self.constants.items()}
-        edits[EMBED] = _constant(writes.embed[None])
-        if writes.position is not None:
-            edits[_POSITION] = _constant(writes.position[None])
+        edits[EMBED] = _constant(embed[None])
+        if position is not None:
+            edits[_POSITION] = _constant(position[None])
         for layer, name in enumerate(self._write_names):
-            record, write = _recorded(read), self._written(layer, writes, read)
+            record, write = _recorded(read), self._written(layer, written, read)
             if layer in self.passed or name != self._read_names[layer]:
                 edits[self._read_names[layer]] = record
             if layer not in self.passed:
@@ -180,10 +193,10 @@ class FrozenModel:
                 both = write if name != self._read_names[layer] else after(record, write)
                 edits |= self.model.writing(self.write_sites[layer], both)
         _, cache = self.model.run_hooked(self.tokens[None], read=[_FINAL], write=edits)
-        return Reads(torch.stack(read), cache[_FINAL][0])
+        return read, cache[_FINAL][0]
 
-    def _written(self, layer: int, writes: Writes, read: Sequence[Tensor]) -> Hook:
-        return lambda _: (writes.mlp_out[layer] + self._skip(layer, read[layer]))[None]
+    def _written(self, layer: int, written: Sequence[Tensor], read: Sequence[Tensor]) -> Hook:
+        return lambda _: (written[layer] + self._skip(layer, read[layer]))[None]
 
     def live(self) -> "FrozenModel":
         """The same run where patterns and norm scales answer to what is written: no linear map, but differentiable."""

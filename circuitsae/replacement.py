@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 BAD_FVU = 0.9
 """Dictionaries that leave this much unexplained hardly explain anything: they expect other numbers than they read."""
+_NO_STREAM = ("attn_z", "mlp_neurons")
+"""Sites whose vectors are heads side by side, or neurons."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Trace:
     """One prompt through the local replacement model.
 
     At positions from `first` on, `write_l = Σ features + b_dec_l (+ read_l W_skip) + errors_l`, where `write_l` is what
-    the MLP gives at the site that its dictionary writes. Positions before have no features: there `errors_l` is all of
-    the MLP's output but the skip term, which is a path wherever it starts. At BOS it is the same for every prompt.
+    the MLP gives at the site that its dictionary writes, or what is at an autoencoder's site. Positions before have no
+    features: there `errors_l` is all of it but the skip term, which is a path wherever it starts. At BOS it is the same
+    for every prompt.
     `massive` positions have none either, in any layer: of the sum above they have all but the features.
     """
 
@@ -76,11 +79,11 @@ class ReplacementModel:
     """A language model together with transcoders for its MLPs, or with autoencoders spliced in where they read.
 
     Transcoders read `mlp_in`, `mlp_normed` or `resid_mid` of a layer, and write `mlp_out` or `mlp_added`. A layer may
-    be absent: then all of its MLP's output is error. An autoencoder writes what it reads, at any site as wide as the
-    stream; the MLPs stay, and so does a site without one.
+    be absent: then all of its MLP's output is error. An autoencoder writes what it reads, at any site but `attn_z` and
+    `mlp_neurons`; the MLPs stay, and so does a site without one.
     `bos`: whether texts get BOS first; by default as in the dictionaries' training, or, where that is not known, as the
     model's own tokenizer does. `model` is the language model that reads them so.
-    Raises `DictionaryError` for dictionaries of another size or frame, and for sets that are no transcoders.
+    Raises `DictionaryError` for dictionaries of another size or frame, and for transcoders of other places.
     """
 
     def __init__(self, model: LanguageModel, dictionaries: DictionarySet, *, bos: bool | None = None) -> None:
@@ -105,6 +108,15 @@ class ReplacementModel:
         """The layers without an autoencoder where others have one: nothing is put in the place of their site."""
         present = present_layers(self.dictionaries)
         return tuple(layer for layer in self.spliced if layer not in present)
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The layers where something is put in the place of what the model writes: all but those `passed`."""
+        return tuple(layer for layer in range(self.model.n_layers) if layer not in self.passed)
+
+    def stands_for(self, layer: int) -> str:
+        """What the dictionary of a layer takes the place of: `mlp`, or the kind of its site."""
+        return self.dictionaries.reads[layer].kind if layer in self.spliced else "mlp"
 
     @property
     def first(self) -> int:
@@ -211,8 +223,8 @@ class ReplacementModel:
             )  # fmt: skip
         if other is not False and fit.fvu > BAD_FVU:
             logger.warning(
-                "The dictionaries leave %.2f of the variance of what the MLPs of %s write unexplained on this prompt: "
-                "they are likely made for other weights or another scaling than the %r frame that was assumed.",
+                "The dictionaries leave %.2f of the variance of what they reconstruct in %s unexplained on this "
+                "prompt: they are likely made for other weights or another scaling than the %r frame that was assumed.",
                 fit.fvu, name, source.frame.name,
             )  # fmt: skip
         return fit
@@ -291,14 +303,19 @@ def _check_sites(dictionaries: DictionarySet, model: LanguageModel) -> None:
                 f"of each layer, or autoencoders, which write what they read; those of layer {layer} read {read} and "
                 f"write {write}. Train with kind 'clt', 'plt' or 'sae'."
             )
+        if read == write and read.kind in _NO_STREAM:
+            raise DictionaryError(
+                f"The autoencoder of layer {layer} reads {read}, which is no vector of the stream's width; graphs take "
+                f"those of other sites than {' and '.join(_NO_STREAM)}."
+            )
         if layer < model.n_layers:
             _require_site("read", read, model)
             _require_site("write", write, model)
     for layer in range(dictionaries.n_layers):
         if (norm := dictionaries.norm(layer)) is not None:
             raise DictionaryError(
-                f"The transcoder of layer {layer} reads each token in units of its own ({norm}), which attribution "
-                "does not carry through; it needs transcoders without such a norm."
+                f"The dictionary of layer {layer} reads each token in units of its own ({norm}), which attribution "
+                "does not carry through; it needs dictionaries without such a norm."
             )
 
 

@@ -39,9 +39,10 @@ def of_logit(graph: "AttributionGraph") -> str:
     features, tokens, errors = (f"{100 * part.sum():.0f} %" for part in of_kind.values())
     count = int(np.count_nonzero(of_kind[NodeKind.FEATURE]))
     pruned = 1 - sum(part.sum() for part in of_kind.values())
+    start = "To first order, of" if graph.provenance.get("response") == "linear" else "Of"
     return (
-        f"Of the logit of {visible(logits[0].text)}, {features} comes through {_number(count, 'feature')}, {tokens} "
-        f"from tokens directly and {errors} from what the dictionaries miss"
+        f"{start} the logit of {visible(logits[0].text)}, {features} comes through {_number(count, 'feature')}, "
+        f"{tokens} from tokens directly and {errors} from what the dictionaries miss"
         + (f"; {100 * pruned:.0f} % is pruned." if pruned >= 0.005 else ".")
         + _past(graph, logits[0].id)
     )

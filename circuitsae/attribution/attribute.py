@@ -414,6 +414,7 @@ def _provenance(model: ReplacementModel, trace: Trace, prompt: str | None, setti
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "dictionaries": {"kind": model.dictionaries.kind, **model.dictionaries.provenance.to_json()},
         "dictionary_fingerprint": weights_of_dictionaries(model),
+        **({"sites": [model.stands_for(layer) for layer in range(model.model.n_layers)]} if model.spliced else {}),
         "fit": {"l0": fit.l0, "fvu": fit.fvu if math.isfinite(fit.fvu) else None},
         "prompt": prompt,
         "bos": trace.starts_with_bos,

@@ -3,19 +3,28 @@
     A[t, s] = a_s · Σ_{l'} W_dec[s→l'] · ∂(target · read_t) / ∂ write(l', p_s)
 
 Slow and short. It asks nothing of the architecture but that the model's own modules can be run and differentiated.
+A pass goes no further down than to what its targets depend on: of autoencoders of the stream to the one before.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.attribution.nodes import Endpoints, TargetVectors, bias_keys, first_error, to_numpy
-from circuitsae.frozen import Writes
+from circuitsae.attribution.nodes import (
+    CACHE_BYTES,
+    Endpoints,
+    TargetVectors,
+    bias_keys,
+    first_error,
+    to_numpy,
+)
+from circuitsae.frozen import FrozenModel
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import ModelError
 
@@ -32,6 +41,7 @@ class Autograd:
         self.columns = np.arange(len(ends.sources))
         self._rows_of, self._targets = rows_of, ends.targets
         self._batch_size = batch_size or _batch_size(ends.model, ends.trace)
+        self._n_layers = ends.model.model.n_layers
 
     def every_row(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Numbers of targets and their rows, in blocks, from the last position to the first."""
@@ -40,10 +50,18 @@ class Autograd:
 
     def rows(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same of some targets, in any order."""
-        for start in range(0, len(numbers), self._batch_size):
-            part = numbers[start : start + self._batch_size]
+        for part in self._batches(numbers):
             targets = self._targets.take(torch.from_numpy(part).to(self._targets.pos.device))
             yield part, to_numpy(self._rows_of(targets))
+
+    def _batches(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        """Targets of one layer each, of which a pass takes many, though not far from their order."""
+        near, layer = self._batch_size * (self._n_layers + 1), self._targets.layer.cpu().numpy()
+        for start in range(0, len(numbers), near):
+            part = numbers[start : start + near]
+            for own in np.unique(layer[part])[::-1]:
+                here = part[layer[part] == own]
+                yield from (here[i : i + self._batch_size] for i in range(0, len(here), self._batch_size))
 
 
 @contextmanager
@@ -52,33 +70,27 @@ def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True, 
 
     `skips=False`: where no path takes a skip term, so that the rows do not sum up to what is read. `live`: where
     attention patterns and norm scales answer, so that rows are derivatives times what is written, and no shares.
+    Raises `ModelError` where the model's run on what is written is not the clean one.
     """
     frozen, groups = trace.frozen, trace.frozen.model.bias_groups()
-    biases = [parameter for group in groups.values() for parameter in group]
-    writes = _leaves(replace(frozen.writes, mlp_out=frozen.writes.mlp_out - frozen.skip_out(frozen.reads.by_layer)))
-    inputs = [w for w in (writes.embed, writes.position, writes.mlp_out) if w is not None] + biases
+    biases = [parameter for key in bias_keys(model) for parameter in groups[key]]
     for parameter in biases:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
-            held = frozen if skips else frozen.without_skips()
-            reads = (held.live() if live else held)(writes)
+        held = frozen if skips else frozen.without_skips()
+        run = _Run.of(held.live() if live else held, biases)
+        columns = _Columns(model, trace)
 
         def rows_of(targets: TargetVectors) -> Float[Tensor, "target source"]:
-            wanted = torch.zeros(len(targets.layer), model.model.n_layers + 1, *reads.final.shape, **_like(reads.final))
-            wanted[torch.arange(len(wanted)), targets.layer, targets.pos] = targets.vector
-            found = torch.autograd.grad(
-                [reads.by_layer, reads.final],
-                inputs,
-                [wanted[:, :-1], wanted[:, -1]],
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=True,
-            )
-            gradients = _gradients(found, inputs, len(wanted), writes.position is not None, groups)
-            return _score(model, trace, gradients)
+            rows = targets.vector.new_zeros(len(targets.layer), columns.count)
+            for layer in targets.layer.unique().tolist():
+                here = (targets.layer == layer).nonzero()[:, 0]
+                rows[here] = columns.score(run.gradients(layer, targets.take(here)))
+            return rows
 
-        if skips and not live:
+        if skips and live:
+            _check_clean(model, trace, run)
+        elif skips:
             _check_complete(model, trace, rows_of)
         yield rows_of
     finally:
@@ -88,45 +100,134 @@ def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True, 
 
 @dataclass(frozen=True)
 class _Gradients:
-    """How much each target of a batch changes per unit written at each place."""
+    """How much each target of a batch changes per unit written at each place; None where none of them depends on it."""
 
-    embed: Float[Tensor, "target pos d_model"]
+    embed: Float[Tensor, "target pos d_model"] | None
     position: Float[Tensor, "target pos d_model"] | None
-    mlp_out: Float[Tensor, "target layer pos d_model"]
-    bias: dict[tuple[int, str], Float[Tensor, "target"]]
-    """Already multiplied by the bias: what each bias group adds to each target."""
+    written: list[Float[Tensor, "target pos d_model"] | None]
+    biases: list[Tensor | None]
+    count: int
 
 
-def _score(model: ReplacementModel, trace: Trace, gradients: _Gradients) -> Float[Tensor, "target source"]:
-    """Each source's own vector times the gradient where it is written, in the order of `source_nodes`."""
-    writes, first = trace.frozen.writes, first_error(trace)
-    to_errors = torch.einsum("tlpd,lpd->tlp", gradients.mlp_out, trace.errors)
-    columns = [
-        _score_features(model, trace, gradients.mlp_out),
-        to_errors[:, :, first:].flatten(1),
-        torch.einsum("tpd,pd->tp", gradients.embed, writes.embed),
-    ]
-    if writes.position is not None and gradients.position is not None:
-        columns.append(torch.einsum("tpd,pd->tp", gradients.position, writes.position))
-    columns.append(to_errors[:, :, :first].flatten(1))
-    decoder_biases = [model.dictionaries.decoder_bias(layer).detach() for layer in range(model.model.n_layers)]
-    columns.append(torch.einsum("tlpd,ld->tl", gradients.mlp_out[:, :, trace.first :], torch.stack(decoder_biases)))
-    columns += [gradients.bias[key][:, None] for key in bias_keys(model)]
-    return torch.cat(columns, dim=1)
+@dataclass(frozen=True)
+class _Run:
+    """One run of the model on what is written, as leaves, and what is read in it."""
+
+    embed: Float[Tensor, "pos d_model"]
+    position: Float[Tensor, "pos d_model"] | None
+    written: list[Float[Tensor, "pos d_model"]]
+    biases: list[Tensor]
+    reads: list[Float[Tensor, "pos d_model"]]
+    """Of each layer, and then of the unembedding."""
+
+    @classmethod
+    def of(cls, frozen: FrozenModel, biases: list[Tensor]) -> "_Run":
+        clean = frozen.writes
+        written = [_leaf(value) for value in clean.mlp_out - frozen.skip_out(frozen.reads.by_layer)]
+        embed, position = _leaf(clean.embed), None if clean.position is None else _leaf(clean.position)
+        with torch.enable_grad():
+            reads, final = frozen.apart(embed, position, written)
+        return cls(embed, position, written, biases, [*reads, final])
+
+    def gradients(self, layer: int, targets: TargetVectors) -> _Gradients:
+        """Of targets that all read at one layer."""
+        read, count = self.reads[layer], len(targets.layer)
+        inputs = [x for x in (self.embed, self.position, *self.written, *self.biases) if x is not None]
+        found: list[Tensor | None] = [None] * len(inputs)
+        if read.requires_grad:
+            wanted = read.new_zeros(count, *read.shape)
+            wanted[torch.arange(count, device=read.device), targets.pos] = targets.vector
+            found = list(
+                torch.autograd.grad(read, inputs, wanted, retain_graph=True, allow_unused=True, is_grads_batched=True)
+            )
+        embed, position = found.pop(0), None if self.position is None else found.pop(0)
+        return _Gradients(embed, position, found[: len(self.written)], found[len(self.written) :], count)
 
 
-def _score_features(
-    model: ReplacementModel, trace: Trace, mlp_out: Float[Tensor, "target layer pos d_model"]
-) -> Float[Tensor, "target n"]:
-    index, value = trace.features
-    columns = torch.zeros(len(mlp_out), len(value), dtype=value.dtype, device=value.device)
-    for layer in range(model.model.n_layers):
-        here = (index[:, 0] == layer).nonzero()[:, 0]
-        _, pos, feature = index[here].unbind(1)
-        for written in model.dictionaries.write_layers(layer):
-            rows = model.dictionaries.decoder_rows(layer, feature, written).detach()
-            columns[:, here] += torch.einsum("tnd,nd->tn", mlp_out[:, written, pos], rows * value[here, None])
-    return columns
+class _Columns:
+    """Each source's own vector, times the gradient where it is written, in the order of `source_nodes`."""
+
+    def __init__(self, model: ReplacementModel, trace: Trace) -> None:
+        self._model, self._trace, self._first = model, trace, first_error(trace)
+        self._layers, n_positions = model.written, trace.n_positions
+        groups = model.model.bias_groups()
+        self._groups = [[parameter.detach() for parameter in groups[key]] for key in bias_keys(model)]
+        writes, errors = trace.frozen.writes, len(self._layers) * (n_positions - self._first)
+        sizes = [len(trace.features.value), errors, n_positions, n_positions * (writes.position is not None)]
+        sizes += [len(self._layers) * self._first, len(self._layers), len(self._groups)]
+        self._start = np.cumsum([0, *sizes]).tolist()
+        self.count: int = self._start[-1]
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._kept_bytes = 0
+
+    def score(self, G: _Gradients) -> Float[Tensor, "target source"]:
+        trace, writes = self._trace, self._trace.frozen.writes
+        rows = trace.errors.new_zeros(G.count, self.count)
+        features, errors, tokens, positions, starts, decoder_biases, biases = (
+            rows[:, a:b] for a, b in zip(self._start[:-1], self._start[1:], strict=True)
+        )
+        for number, layer in enumerate(self._layers):
+            if (g := G.written[layer]) is None:
+                continue
+            self._score_features(g, layer, features)
+            to_errors, n = torch.einsum("tpd,pd->tp", g, trace.errors[layer]), trace.n_positions - self._first
+            errors[:, number * n : (number + 1) * n] = to_errors[:, self._first :]
+            starts[:, number * self._first : (number + 1) * self._first] = to_errors[:, : self._first]
+            b_dec = self._model.dictionaries.decoder_bias(layer).detach()
+            decoder_biases[:, number] = g[:, trace.first :].sum(1) @ b_dec
+        if G.embed is not None:
+            tokens[:] = torch.einsum("tpd,pd->tp", G.embed, writes.embed)
+        if G.position is not None and writes.position is not None:
+            positions[:] = torch.einsum("tpd,pd->tp", G.position, writes.position)
+        found = iter(G.biases)
+        for number, group in enumerate(self._groups):
+            parts = [(next(found), bias) for bias in group]
+            for g, bias in parts:
+                if g is not None:
+                    biases[:, number] += torch.einsum("b...,...->b", g, bias).to(biases.device)
+        return rows
+
+    def _score_features(
+        self, g: Float[Tensor, "target pos d_model"], written: int, columns: Float[Tensor, "target n"]
+    ) -> None:
+        """Add what all features write at one layer: a matrix product for each place that they are active at."""
+        for number, (layer, pos, row) in enumerate(self._active):
+            if written in self._model.dictionaries.write_layers(layer):
+                columns[:, row] += g[:, pos] @ self._vectors(number, written).T
+
+    @cached_property
+    def _active(self) -> list[tuple[int, int, Int[Tensor, "k"]]]:
+        """Layer, position and row numbers of the features of each place."""
+        place = self._trace.features.index[:, :2]
+        places, group = place.unique(dim=0, return_inverse=True)
+        rows = group.argsort(stable=True).split(torch.bincount(group, minlength=len(places)).tolist())
+        return [(layer, pos, row) for (layer, pos), row in zip(places.tolist(), rows, strict=True)]
+
+    def _vectors(self, place: int, written: int) -> Float[Tensor, "k d_model"]:
+        """What the features of a place write at a layer; kept while there is room."""
+        if (kept := self._kept.get((place, written))) is not None:
+            return kept
+        layer, _, row = self._active[place]
+        index, value = self._trace.features
+        decoders = self._model.dictionaries.decoder_rows(layer, index[row, 2], written).detach()
+        vectors = decoders * value[row, None]
+        size = vectors.numel() * vectors.element_size()
+        if self._kept_bytes + size <= CACHE_BYTES:
+            self._kept[place, written], self._kept_bytes = vectors, self._kept_bytes + size
+        return vectors
+
+
+def _check_clean(model: ReplacementModel, trace: Trace, run: _Run) -> None:
+    """Whether the run that is differentiated is the model's. Raises `ModelError` where it is not."""
+    for place, (found, clean) in enumerate(
+        zip(run.reads, [*trace.frozen.reads.by_layer, trace.frozen.reads.final], strict=True)
+    ):
+        if (found - clean).abs().max() > torch.finfo(clean.dtype).eps ** 0.5 * clean.abs().max():
+            at = str(trace.frozen.read_sites[place]) if place < model.model.n_layers else "the unembedding"
+            raise ModelError(
+                f"With its own values put where the dictionaries write, {model.model.name} reads something else at "
+                f"{at} (by up to {float((found - clean).abs().max()):.3g}); its architecture is not supported."
+            )
 
 
 def _check_complete(model: ReplacementModel, trace: Trace, rows_of: RowsOf) -> None:
@@ -150,37 +251,13 @@ def _check_complete(model: ReplacementModel, trace: Trace, rows_of: RowsOf) -> N
         )
 
 
-def _leaves(writes: Writes) -> Writes:
-    def leaf(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone().requires_grad_()
-
-    position = None if writes.position is None else leaf(writes.position)
-    return Writes(leaf(writes.embed), position, leaf(writes.mlp_out))
-
-
-def _gradients(found: tuple, inputs: list[Tensor], batch: int, has_position: bool, groups: dict) -> _Gradients:
-    """What autograd found, with zeros for what no target depends on, and biases summed to one number a group."""
-    filled = iter(
-        torch.zeros(batch, *at.shape, **_like(at)) if gradient is None else gradient
-        for gradient, at in zip(found, inputs, strict=True)
-    )
-    embed = next(filled)
-    position = next(filled) if has_position else None
-    mlp_out = next(filled)
-    zero = torch.zeros(batch, **_like(embed))
-    bias = {
-        key: sum((torch.einsum("b...,...->b", next(filled), p.detach()).to(zero.device) for p in group), zero)
-        for key, group in groups.items()
-    }
-    return _Gradients(embed, position, mlp_out, bias)
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()
 
 
 def _batch_size(model: ReplacementModel, trace: Trace) -> int:
-    """As many targets as keep the gradients of all layers, about ten tensors deep, within `GRADIENT_BYTES`."""
-    element = torch.finfo(model.model.dtype).bits // 8
-    one = (model.model.n_layers + 1) * trace.n_positions * model.model.d_model * element
-    return max(1, min(512, GRADIENT_BYTES // (10 * one)))
-
-
-def _like(tensor: Tensor) -> dict:
-    return {"dtype": tensor.dtype, "device": tensor.device}
+    """As many targets as keep within `GRADIENT_BYTES` the gradients of all layers and of what stands inside a block."""
+    lm, n = model.model, trace.n_positions
+    inside = 18 * lm.d_model + 3 * lm.n_heads * n  # MLPs are four streams wide
+    one = n * ((lm.n_layers + 1) * lm.d_model + inside) * lm.dtype.itemsize
+    return max(1, min(512, GRADIENT_BYTES // one))

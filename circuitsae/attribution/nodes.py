@@ -113,22 +113,23 @@ def centred_columns(weights: Float[Tensor, "*d d_vocab"], trace: Trace, token: I
 def source_nodes(model: ReplacementModel, trace: Trace, features: Sequence[Node] | None = None) -> tuple[Node, ...]:
     """Everything that writes into the residual stream on one prompt: features, errors (layer by layer), tokens, biases.
 
-    Biases: positional embeddings, MLP outputs at BOS, b_dec of each layer, and the model's own.
+    Biases: positional embeddings, what dictionaries stand for at BOS, b_dec of each layer, and `bias_keys`.
     `features`: the nodes of the trace's features, where they are known.
     """
     if features is None:
         every = torch.arange(len(trace.features.value), device=trace.errors.device)
         features = feature_nodes(model, trace, feature_targets(model, trace, every))
-    layers, positions, first = range(model.model.n_layers), range(trace.n_positions), first_error(trace)
+    positions, first = range(trace.n_positions), first_error(trace)
+    stand_for = {layer: model.stands_for(layer) for layer in model.written}
     token = list(zip(positions, trace.tokens.tolist(), trace.token_strings, strict=True))
     has_position = trace.frozen.writes.position is not None
     return (
         *features,
-        *(Node(NodeKind.ERROR, layer, pos) for layer in layers for pos in positions[first:]),
+        *(Node(NodeKind.ERROR, layer, pos) for layer in stand_for for pos in positions[first:]),
         *(Node(NodeKind.TOKEN, -1, pos, index, text) for pos, index, text in token),
         *(Node(NodeKind.BIAS, -1, pos, text="pos") for pos in positions if has_position),
-        *(Node(NodeKind.BIAS, layer, pos, text="mlp") for layer in layers for pos in positions[:first]),
-        *(Node(NodeKind.BIAS, layer, -1, text="b_dec") for layer in layers),
+        *(Node(NodeKind.BIAS, layer, pos, text=text) for layer, text in stand_for.items() for pos in positions[:first]),
+        *(Node(NodeKind.BIAS, layer, -1, text="b_dec") for layer in stand_for),
         *(Node(NodeKind.BIAS, layer, -1, text=f"{label}.b") for layer, label in bias_keys(model)),
     )
 
@@ -139,8 +140,8 @@ def first_error(trace: Trace) -> int:
 
 
 def bias_keys(model: ReplacementModel) -> list[tuple[int, str]]:
-    """The model's own biases, in the order of their nodes; b_U is no part of the stream."""
-    return [key for key in model.model.bias_groups() if key[1] != UNEMBED]
+    """The model's own biases, in the order of their nodes: not b_U, and none in what runs between autoencoders."""
+    return [key for key in model.model.bias_groups() if key[1] != UNEMBED and not model.spliced]
 
 
 def feature_nodes(model: ReplacementModel, trace: Trace, targets: Targets) -> list[Node]:

@@ -12,11 +12,11 @@ class NodeKind(StrEnum):
     FEATURE = "feature"
     """A dictionary feature active at one position."""
     ERROR = "error"
-    """What the dictionary misses of one MLP's output at one position."""
+    """What the dictionary misses of one MLP's output, or an autoencoder of its site, at one position."""
     TOKEN = "token"
     """The embedding of one prompt token."""
     BIAS = "bias"
-    """Something that is the same whatever the prompt: a positional embedding, a bias, the MLP output at BOS."""
+    """What is the same whatever the prompt: a positional embedding, a bias, what a dictionary stands for at BOS."""
     LOGIT = "logit"
     """The centred logit of one token at the last position."""
 

@@ -45,8 +45,8 @@ class Regime:
     norms: Held | frozenset[str] = "live"
     """Norm scales, the final norm's included; or the ones (hooks) that are live, all others held."""
     first: Held = "live"
-    """With the model's own MLPs: their outputs at positions without features, which a graph holds (a skip term stays
-    live)."""
+    """What is written at positions without features by the model's own MLPs, or by what features stand for; a graph
+    holds it (a skip term stays live)."""
     until: int | None = None
     """With features: they stand in for the MLPs of layers below this one; from it on the model's own MLPs run."""
 
@@ -303,7 +303,7 @@ class Forward:
         if skip is not None:
             out = out + self.read[layer] @ skip
         out = out + self.by_row(lambda p: p.trace.errors[layer])
-        return torch.where(self._exact, mlp_out, out)
+        return torch.where(self._exact, mlp_out if self.regime.first == "live" else self._clean(layer), out)
 
     @property
     def _exact(self) -> Bool[Tensor, "row pos 1"]:

@@ -41,7 +41,8 @@ from circuitsae.interventions.changes import node_changes
 from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.choice import choose_edges
-from circuitsae.validation.claims import PREDICTED_BY, Pairs, Settings, judge
+from circuitsae.validation.claims import Pairs, Settings, judge
+from circuitsae.validation.designs import PREDICTED_BY, design_of
 from circuitsae.validation.measuring import Targets, effects, traced, values_of
 from circuitsae.validation.result import jsonable
 from circuitsae.validation.statistics import LEVEL, within_factor_two
@@ -109,6 +110,11 @@ def calibrate(
         raise InputError(f"claims={list(settings.claims)} gets no verdict to calibrate; give 'graph' or 'direct'.")
     frames, left_out = [], 0
     for number, graph in enumerate(graphs):
+        if design_of(model, graph.provenance.get("response")).derivative:
+            raise InputError(
+                "Calibration plants edges into a linear map, which graphs of derivatives are none of; calibrate on a "
+                "graph whose patterns and norms are held (transcoders, response 'frozen')."
+            )
         case = _Case(
             model, graph, edges, plants, replace(settings, claims=settings.judged, seed=settings.seed + number), advance
         )

@@ -34,33 +34,14 @@ from circuitsae.interventions.changes import node_changes
 from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.controls import draw_controls
+from circuitsae.validation.designs import DOSES, PREDICTED_BY, Response, design_of
 from circuitsae.validation.measuring import Asked, Targets, edge_kind, effects_in, require_active
 from circuitsae.validation.statistics import corrected, slopes
 from circuitsae.validation.verdicts import Evidence, against_controls, decide
 from transcoders.errors import InputError
 
-DOSES = (0.1, 0.25, 0.5, 1.0)
-"""Shares of a source's contribution that are taken out; predictions are of the full removal."""
 ELSEWHERE = 4
 """At most this many values that a feature takes elsewhere are put in its place."""
-SMALL = {torch.float64: 1e-5}
-"""A dose at which nothing switches; 1e-2 in lower precision, where less would drown in rounding."""
-MISSES = ("dictionary", "curvature", "first", "patterns", "norms")
-"""Parts of what the model does beyond T̂."""
-PREDICTED_BY: dict[Claim, RegimeName] = {"graph": "linear", "direct": "frozen", "model": "linear"}
-_BETWEEN: dict[Claim, dict[str, Regime]] = {
-    "graph": {},
-    "direct": {
-        "direct patterns": Regime(mlps="constant", norms="frozen"),
-        "direct norms": Regime(mlps="constant", patterns="frozen"),
-    },
-    "model": {
-        "first": Regime(patterns="frozen", norms="frozen"),
-        "model patterns": Regime(norms="frozen"),
-        "model norms": Regime(patterns="frozen"),
-    },
-}
-"""Between what is held and what is live: one thing let go."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +59,8 @@ class Settings:
     seed: int = 0
     memory: int | None = None
     """Bytes of a pass; by default what suits the device."""
+    response: Response | None = None
+    """The graph's: whether its patterns and norms are held, or answer as derivatives say; default, by the model."""
     together: bool | None = None
     """Whether runs of all claims share passes, as they do by default anywhere but on a CPU."""
 
@@ -153,7 +136,7 @@ def judge(
         predicted = trial.predicted(claim) if predictions is None else np.asarray(predictions[claim], dtype=float)
         columns = trial.weigh(claim, predicted, frame["kind"].to_numpy())
         frame = frame.assign(**{f"{claim}_{name}": values for name, values in columns.items()})
-    if "direct" in settings.claims:
+    if "direct" in settings.claims and not trial.design.derivative:
         _split_direct(frame, trial)
     if "model" in settings.claims:
         _split_model(frame, trial)
@@ -173,10 +156,14 @@ class _Trial:
         advance: Callable[[int], Any],
     ) -> None:
         require_active(prompt.trace, [*pairs.sources, *pairs.targets])
+        self.design = design_of(model, settings.response)
         self.model, self.prompt, self.pairs, self.settings, self.advance = model, prompt, pairs, settings, advance
         self.targets = Targets(model, prompt.trace, pairs.targets)
         self.delta = settings.delta * _scales(prompt.trace, pairs.targets)[pairs.target]
-        self.doses = _doses(prompt, pairs.sources, elsewhere)
+        if self.design.derivative:
+            self.doses = np.tile(self.design.doses, (len(pairs.sources), 1))
+        else:
+            self.doses = _doses(prompt, pairs.sources, elsewhere)
         self.controls = draw_controls(
             model, prompt.trace, pairs.sources, pairs.targets, settings.controls, settings.seed
         )
@@ -184,22 +171,27 @@ class _Trial:
 
     def _measured(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Effects `[source, dose, target]` and `[control, 1, target]` of all runs, by what is live in them."""
-        settings, pairs = self.settings, self.pairs
-        linear: dict[str, RegimeName] = {"frozen": "frozen", "linear": "linear"}
-        tested: dict[str, RegimeName] = {claim: claim for claim in settings.claims}
-        between = {name: regime for claim in settings.claims for name, regime in _BETWEEN[claim].items()}
+        settings, pairs, design = self.settings, self.pairs, self.design
+        tested: dict[str, RegimeName | Regime] = {claim: design.tested[claim] for claim in settings.claims}
+        between = {name: regime for claim in settings.claims for name, regime in design.between[claim].items()}
         if "model" in settings.claims:
-            tested["graph"] = "graph"
-        judged: dict[str, RegimeName] = {name: tested[name] for name in tested if name != "model"}
-        removed, small = np.ones((len(pairs.sources), 1)), SMALL.get(self.model.model.dtype, 1e-2)
-        others = np.ones((len(self.controls.contributions), 1))
+            tested["graph"] = design.tested["graph"]
+        judged: dict[str, RegimeName | Regime] = {name: tested[name] for name in tested if name != "model"}
+        small = design.small(self.model.model.dtype)
         sources = node_changes(self.model, self.prompt.trace, pairs.sources)
+        own, others = len(sources), len(self.controls.contributions)
         writers = Writers(self.model, self.prompt, [*sources, *self.controls.contributions])
         asked = [_Ask(name, regime, self.doses) for name, regime in tested.items()]
-        asked += [_Ask(name, regime, removed) for name, regime in (linear | between).items()]
+        asked += [_Ask(name, regime, np.ones((own, 1))) for name, regime in between.items()]
+        asked += [_Ask(name, regime, design.steps(own, small)) for name, regime in design.predicted.items()]
+        asked += [_Ask(name, regime, design.steps(others, small), own) for name, regime in design.predicted.items()]
+        asked += [_Ask(name, regime, np.full((others, 1), design.doses[-1]), own) for name, regime in judged.items()]
         if "model" in settings.claims:
-            asked.append(_Ask("small", "graph", small * removed))
-        asked += [_Ask(name, regime, others, first=len(sources)) for name, regime in (linear | judged).items()]
+            if design.derivative:
+                asked.append(_Ask("small", design.tested["model"], design.steps(own, small)))
+                asked.append(_Ask("removed", design.tested["model"], np.ones((own, 1))))
+            else:
+                asked.append(_Ask("small", design.tested["graph"], np.full((own, 1), small)))
         runs: list[Asked] = [(ask.shares(writers), ask.regime) for ask in asked]
         moved = effects_in(
             self.model, self.prompt, runs, self.targets, settings.memory, together=settings.together,
@@ -207,15 +199,24 @@ class _Trial:
         )  # fmt: skip
         found: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
         for ask, effect in zip(asked, moved, strict=True):
-            found[ask.first > 0][ask.name] = ask.by_dose(effect)
+            by_dose = ask.by_dose(effect)
+            if ask.name in design.predicted:
+                by_dose = design.predict(by_dose, small)
+            found[ask.first > 0][ask.name] = by_dose
         if "model" in settings.claims:
-            found[0]["small"] /= small
+            whole = found[0]["small"]
+            found[0]["small"] = design.predict(whole, small) if design.derivative else whole / small
         return found
 
     def full(self, name: str) -> Float[np.ndarray, "pair"]:
-        """The effect of every pair's full removal in one of the regimes."""
-        runs = self._runs[name]
-        return runs[self.pairs.source, min(len(DOSES), runs.shape[1]) - 1, self.pairs.target]
+        """The effect of every pair's full removal in one of the regimes, of a derivative as far as its doses tell."""
+        runs, last = self._runs[name], len(self.design.doses) - 1
+        effect = runs[self.pairs.source, min(last, runs.shape[1] - 1), self.pairs.target]
+        return effect / self.design.doses[-1] if name in self.design.tested else effect
+
+    def measured(self, claim: Claim) -> Float[np.ndarray, "pair"]:
+        """What is reported as the effect of removing each pair's source."""
+        return self.full("removed" if claim == "model" and self.design.derivative else claim)
 
     def predicted(self, claim: Claim) -> Float[np.ndarray, "pair"]:
         return self.full(PREDICTED_BY[claim])
@@ -225,7 +226,7 @@ class _Trial:
         doses = self.doses[self.pairs.source]
         effect = self._runs[claim][self.pairs.source, :, self.pairs.target]
         ratio, low, high = slopes(doses * predicted[:, None], effect, seed=self.settings.seed).T
-        columns = {"predicted": predicted, "measured": self.full(claim), "ratio": ratio, "low": low, "high": high}
+        columns = {"predicted": predicted, "measured": self.measured(claim), "ratio": ratio, "low": low, "high": high}
         if claim == "model":
             return columns
         p, count = self._chances(claim, predicted)
@@ -239,7 +240,7 @@ class _Trial:
 
     def _chances(self, claim: Claim, predicted: Float[np.ndarray, "pair"]) -> tuple[np.ndarray, np.ndarray]:
         """p of each pair, and how many controls it was held against."""
-        foreseen, done = (self._controls[name][:, 0] for name in (PREDICTED_BY[claim], claim))
+        foreseen, done = self._controls[PREDICTED_BY[claim]][:, 0], self._controls[claim][:, 0] / self.design.doses[-1]
         sources, targets = self.pairs.sources, self.pairs.targets
         ends = [(sources[s], targets[t]) for s, t in zip(self.pairs.source, self.pairs.target, strict=True)]
         rows = zip(ends, self.pairs.target, predicted, self.full(claim), strict=True)
@@ -313,14 +314,14 @@ def _split_direct(frame: pd.DataFrame, trial: _Trial) -> None:
 
 def _split_model(frame: pd.DataFrame, trial: _Trial) -> None:
     """Where measured − T̂ comes from."""
-    held = trial.full("first")
-    steps = {
-        "dictionary": trial.full("small") - trial.full("linear"),
-        "curvature": trial.full("graph") - trial.full("small"),
-        "first": held - trial.full("graph"),
-    }
-    corners = (trial.full(name) for name in ("model patterns", "model norms", "model"))
-    steps["patterns"], steps["norms"] = shapley(held, *corners)
+    steps = {"dictionary": trial.full("small") - trial.full("linear")}
+    if trial.design.derivative:
+        steps["curvature"] = trial.measured("model") - trial.full("small")
+    else:
+        held = trial.full("first")
+        steps |= {"curvature": trial.full("graph") - trial.full("small"), "first": held - trial.full("graph")}
+        corners = (trial.full(name) for name in ("model patterns", "model norms", "model"))
+        steps["patterns"], steps["norms"] = shapley(held, *corners)
     for name, values in steps.items():
         frame[f"miss_{name}"] = values
     parts = np.abs(np.stack(list(steps.values())))

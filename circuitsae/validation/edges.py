@@ -43,20 +43,23 @@ def validate(
     whose features' values are put in the place of the sources' own, beside those of other positions of this prompt.
     `prompts`: others on which the same edges are tested, their positions by `roles`, as in `on_prompts`.
     `heads`: of how many direct edges that attention carries the leading head is found, the most influential first.
+    Edges of autoencoders, and of graphs with `response` "linear", are derivatives: what is run, at small doses, is in
+    `circuitsae.validation.designs`; they are not carried by attention but through it, and take no values of elsewhere.
 
     Raises `InputError` where the graph was made with another model or other dictionaries, and for `prompts` where the
     only claim is the model's, which gets no verdict.
     """
     if heads < 0:
         raise InputError(f"heads={heads} is no number of edges to find a head for; give 0 or more.")
-    settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory)
+    response = "linear" if model.spliced or graph.provenance.get("response") == "linear" else "frozen"
+    settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory, response=response)
     if prompts and not settings.judged:
         raise InputError(f"claims={list(claims)} gets no verdict on other prompts; test 'graph' or 'direct' too.")
     trace = traced(model, graph)
     chosen = choose_edges(graph, edges)
     if chosen.rows.empty:
         nothing = pd.DataFrame(columns=["source", "target", "kind", "hops", "weight", "influence"])
-        return Validation(nothing, logit_error=model.logit_error(trace))
+        return Validation(nothing, logit_error=model.logit_error(trace), response=response)
     pairs = Pairs.of([(graph.nodes[s], graph.nodes[t]) for s, t in chosen.rows[["s", "t"]].to_numpy()])
     prompt, library = Recording(model, trace), Library(reading_like(model, graph))
     values = values_of([prompt, *(library[other] for other in elsewhere)])
@@ -70,7 +73,7 @@ def validate(
             )
     found.insert(4, "weight", chosen.rows["weight"].to_numpy(float))
     found.insert(5, "influence", chosen.rows["influence"].to_numpy(float))
-    if "direct" in settings.claims:
+    if "direct" in settings.claims and response == "frozen":
         found["direct_head"] = _leading_heads(model, prompt, found, pairs, heads, memory)
     error = np.abs(found.pop("frozen") + found["weight"]).max() / np.abs(found["weight"]).max()
     if prompts:
@@ -84,6 +87,7 @@ def validate(
         logit_error=model.logit_error(trace),
         prompts=others,
         jacobian=dict(model.dictionaries.provenance.agreement),
+        response=response,
     )
 
 

@@ -29,7 +29,7 @@ class Validation:
     underscore (`graph_ratio`):
 
     * of `graph`, `direct` and `model`: `predicted`, `measured` (the full removal), `ratio` over doses, its interval
-      `low` to `high`;
+      `low` to `high`; of a graph of derivatives `measured` of `graph` and `direct` is ten times a tenth's removal;
     * of `graph` and `direct`: `controls` (how many), `p`, `q`, `verdict`, and the `reason` of an undecided one;
     * `direct_patterns`, `direct_norms`: with `direct_predicted` they sum to `direct_measured`; `direct_head`: where
       attention carries the edge, the head ("2.3") whose pattern does most (of `heads` edges; "" of others);
@@ -45,13 +45,17 @@ class Validation:
     shares: Mapping[str, float] = field(default_factory=dict)
     """The same by class of edge."""
     frozen_error: float = np.nan
-    """Largest |frozen effect + weight| over the largest |weight|; rounding, or this code is wrong."""
+    """Largest |frozen effect + weight| over the largest |weight|; rounding, or this code is wrong. Of derivatives the
+    frozen effect is that of a small change, and rounding in float32 may be a thousandth."""
     logit_error: float = np.nan
     """The same of the replacement model's logits, with its error nodes, and the model's own (`logit_error`)."""
     prompts: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Every edge on every other prompt."""
     jacobian: Mapping[str, float] = field(default_factory=dict)
     """How small changes are passed on by the dictionaries (`DictionaryProvenance.agreement`), where that is known."""
+    response: str = "frozen"
+    """The graph's: `linear` where edges are derivatives, which have no `direct_patterns`, `direct_norms`, `direct_head`
+    and no `miss_first`, `miss_patterns`, `miss_norms`."""
     format: str = FORMAT
     """`old` for files written before the three claims; their edges have one `verdict`."""
 
@@ -98,6 +102,7 @@ class Validation:
         """Tables and summary as JSON values; NaN becomes null."""
         document = {
             "format": self.format,
+            "response": self.response,
             "verdicts": {claim: self.verdicts(claim) for claim in self.claims if claim != "model"},
             "share": self.share,
             "shares": dict(self.shares),
@@ -137,7 +142,7 @@ class Validation:
         prompts = pd.DataFrame(document.get("prompts", []))
         return cls(
             **known, share=_number(document["share"]), shares=document["shares"], prompts=prompts,
-            jacobian=document.get("jacobian", {}),
+            jacobian=document.get("jacobian", {}), response=str(document.get("response", "frozen")),
         )  # fmt: skip
 
 

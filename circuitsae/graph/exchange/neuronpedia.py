@@ -243,7 +243,7 @@ def _record(graph: AttributionGraph, row: int) -> dict[str, Any]:
             names = (node.index, str(node.layer), f"{node.layer}_{node.index}-0", node.text)
             feature = pair * (pair + 1) // 2 + node.index
         case NodeKind.ERROR:
-            names = (-1, str(node.layer), f"{node.layer}_{node.pos}-0", f'Err: mlp "{token}"')
+            names = (-1, str(node.layer), f"{node.layer}_{node.pos}-0", f'Err: {_site(graph, node.layer)} "{token}"')
             feature = -1
         case NodeKind.TOKEN:
             names = (node.index, "E", f"E_{node.index}-{node.pos}", f'Emb: "{node.text}"')
@@ -271,6 +271,13 @@ def _record(graph: AttributionGraph, row: int) -> dict[str, Any]:
         "clerp": label,
         **finite,
     }
+
+
+def _site(graph: AttributionGraph, layer: int) -> str:
+    """What the dictionary of a layer stands for: an autoencoder's site, as the graph names it, or the MLP."""
+    sites = graph.provenance.get("sites")
+    named = sites[layer] if isinstance(sites, list) and 0 <= layer < len(sites) else None
+    return named if isinstance(named, str) else "mlp"
 
 
 def _figures(graph: AttributionGraph, row: int) -> dict[str, float]:

@@ -48,6 +48,12 @@
     return found.find((i) => nodes.pos[i] === nodes.pos[here]) ?? found[0];
   }
 
+  // The site of a layer's autoencoder; undefined where a dictionary stands for the MLP.
+  function siteOf(layer) {
+    const named = page.provenance?.sites?.[layer];
+    return typeof named === "string" && named !== "mlp" ? named : undefined;
+  }
+
   // A node's own name, without its place and its label.
   function title(i) {
     const words = nodes.text[i];
@@ -57,7 +63,7 @@
       case "logit":
         return `→ ${words}`;
       case "error":
-        return `error L${nodes.layer[i]}`;
+        return ["error", `L${nodes.layer[i]}`, siteOf(nodes.layer[i])].filter(Boolean).join(" ");
       default: {
         const id = nodes.id[i].split("@")[0];
         return words && !id.includes(words) ? `${id} ${words}` : id;
@@ -100,6 +106,7 @@
     cardOf,
     labelOf,
     nodeOf,
+    siteOf,
     title,
     name,
     place,

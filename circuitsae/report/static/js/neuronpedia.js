@@ -51,7 +51,7 @@
           feature: -1,
           layer: String(layer),
           jsNodeId: `${layer}_${pos}-0`,
-          clerp: `Err: mlp "${rawToken(pos)}"`,
+          clerp: `Err: ${viewer.siteOf(layer) ?? "mlp"} "${rawToken(pos)}"`,
         };
       case "token":
         return { feature: pos, layer: "E", jsNodeId: `E_${index}-${pos}`, clerp: `Emb: "${rawText(i)}"` };
