@@ -39,8 +39,8 @@ from circuitsae.graph.checking import (
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.notes import checked, written
-from circuitsae.graph.reading import READING, read_reading, reading_of
 from circuitsae.graph.past import on_edges
+from circuitsae.graph.reading import READING, read_reading, reading_of
 from transcoders.errors import FileFormatError
 from transcoders.files import file_hash, new_files, undisturbed, write_file
 

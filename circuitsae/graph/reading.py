@@ -1,4 +1,4 @@
-"""How a node reads that is explained and is no token's logit, as JSON: the tokens of a contrast, a direction's vector."""
+"""How a node reads that is explained and is no token's logit, as JSON: a contrast's tokens, a direction's vector."""
 
 from collections.abc import Mapping
 from typing import Any
