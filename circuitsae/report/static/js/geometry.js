@@ -114,7 +114,7 @@
 
   const logitText = (i) => [
     viewer.shorten(nodes.text[i], 10),
-    viewer.comparison?.logitNote(i) ?? viewer.percent(nodes.probability[i]),
+    viewer.comparison?.logitNote(i) ?? viewer.topNote(i),
   ];
 
   Object.assign(viewer, {
