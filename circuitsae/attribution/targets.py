@@ -126,7 +126,7 @@ class Contrast:
                 word if len(side) == 1 else f"({word})/{len(side)}"
                 for word, side in zip(words, (plus, minus), strict=True)
             ),
-            pre_activation=float(logits[token] @ torch.tensor(weight).to(logits)),
+            pre_activation=float(logits[token] @ torch.tensor(weight, dtype=torch.float64).to(logits)),
             explained=True,
             terms=tuple(terms),
         )
@@ -186,7 +186,8 @@ class DirectionTarget:
 
     def explained(self, model: ReplacementModel, trace: Trace) -> Explained:
         layer = self._layer(model)
-        vector = np.asarray(torch.as_tensor(self.vector).detach().cpu().double().tolist()).reshape(-1)
+        given = self.vector.detach().cpu().double() if isinstance(self.vector, Tensor) else self.vector
+        vector = np.array(given, dtype=np.float64).reshape(-1)
         if len(vector) != model.model.d_model or not np.isfinite(vector).all() or not vector.any():
             raise InputError(
                 f"The direction {self.name!r} has {len(vector)} numbers, of which {np.count_nonzero(vector)} are not 0 "
@@ -263,7 +264,7 @@ def node_vectors(model: ReplacementModel, trace: Trace, node: Node) -> TargetVec
         read = logit_targets(trace, token)
         if not node.terms:
             return read
-        weight = torch.tensor([[term.weight for term in node.terms]]).to(read.vector)
+        weight = _weights(node).to(read.vector)
         return TargetVectors(read.layer[:1], read.pos[:1], weight @ read.vector)
     if len(node.vector) != model.model.d_model:
         raise InputError(f"{node.id} has {len(node.vector)} numbers, but {model.model.name} has {model.model.d_model}.")
@@ -281,7 +282,11 @@ def _bias(model: ReplacementModel, trace: Trace, node: Node) -> Float[Tensor, "1
     """What b_U adds to a contrast."""
     token = torch.tensor([term.token for term in node.terms], device=trace.tokens.device)
     of_each = explained_logits(model, trace, token).bias
-    return torch.tensor([[term.weight for term in node.terms]]).to(of_each) @ of_each
+    return _weights(node).to(of_each) @ of_each
+
+
+def _weights(node: Node) -> Float[Tensor, "1 term"]:
+    return torch.tensor([[term.weight for term in node.terms]], dtype=torch.float64)
 
 
 def _ids(model: LanguageModel, tokens: Sequence[TokenName]) -> list[int]:
