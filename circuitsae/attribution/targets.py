@@ -186,7 +186,7 @@ class DirectionTarget:
 
     def explained(self, model: ReplacementModel, trace: Trace) -> Explained:
         layer = self._layer(model)
-        given = self.vector.detach().cpu().double() if isinstance(self.vector, Tensor) else self.vector
+        given = self.vector.detach().cpu().double().numpy() if isinstance(self.vector, Tensor) else self.vector
         vector = np.array(given, dtype=np.float64).reshape(-1)
         if len(vector) != model.model.d_model or not np.isfinite(vector).all() or not vector.any():
             raise InputError(
