@@ -48,7 +48,8 @@ class ChooseLogits(Protocol):
 class Explains(Protocol):
     """Something else that a graph can explain, at its `position`."""
 
-    position: int
+    @property
+    def position(self) -> int: ...
 
     def explained(self, model: ReplacementModel, trace: Trace) -> Explained:
         """What it is of a prompt that ends at its position."""
