@@ -17,7 +17,7 @@ from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
     __version__: str
-    from circuitsae.attribution import Contrast, DirectionTarget, FeatureTarget, LogitTargets, TopLogits, attribute
+    from circuitsae.attribution import LogitTargets, TopLogits, attribute
     from circuitsae.graph import AttributionGraph, load_graph
     from circuitsae.interventions import intervene
     from circuitsae.loading import load_dictionaries, load_model
@@ -29,14 +29,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "circuitsae.attribution": (
-            "Contrast",
-            "DirectionTarget",
-            "FeatureTarget",
-            "LogitTargets",
-            "TopLogits",
-            "attribute",
-        ),
+        "circuitsae.attribution": ("LogitTargets", "TopLogits", "attribute"),
         "circuitsae.graph": ("AttributionGraph", "load_graph"),
         "circuitsae.interventions": ("intervene",),
         "circuitsae.loading": ("load_dictionaries", "load_model"),

@@ -143,7 +143,7 @@ def _nodes(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     for name in NODE_VALUES:
         table |= {f"{name}_{side}": both[f"{name}_{side}"].astype(float) for side in _SIDES}
         table[name] = np.fmax(table[f"{name}_a"], table[f"{name}_b"])
-    explained = (both["explained_a"] == True) | (both["explained_b"] == True)  # noqa: E712  missing is neither
+    explained = np.logical_or(*(both[f"explained_{side}"].eq(True).to_numpy(bool) for side in _SIDES))
     if explained.any():
         table["explained"] = explained
     # The slider shows a node as long as either graph does.

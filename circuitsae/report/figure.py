@@ -136,7 +136,7 @@ def summary_html(graph: GraphLike) -> str:
     if model := graph.provenance.get("model"):
         facts.insert(1, ("model", shorten(str(model), _WIDTH)))
     facts += [(_SCORE_NAMES.get(name, f"{name} score"), _number(value)) for name, value in scores.items()]
-    top = nodes.query("kind == 'logit'") if "explained" not in nodes else nodes[nodes["explained"].to_numpy(bool)]
+    top = nodes.query("explained" if "explained" in nodes else "kind == 'logit'")
     logits = top.sort_values("probability", ascending=False, kind="stable").head(_LOGITS)
     strongest = edges.iloc[np.argsort(-np.abs(edges["weight"].to_numpy(float)), kind="stable")[:_EDGES]]
     names = dict(zip(nodes["id"].tolist(), (_name(row) for row in nodes.to_dict("records")), strict=True))

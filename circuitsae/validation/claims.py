@@ -300,14 +300,14 @@ def _scales(trace: Trace, targets: Sequence[Node]) -> Float[np.ndarray, "target"
     sums of independent logits, of a direction ‖v‖·‖r‖/√d, what a random one of its length would read.
     """
     index = {tuple(row): value for row, value in zip(*(x.tolist() for x in trace.features), strict=True)}
-    spread, reads = float(trace.logits[-1].std()), [*trace.frozen.reads.by_layer, trace.frozen.reads.final]
+    spread, reads = float(trace.logits[-1].std()), (*trace.frozen.reads.by_layer, trace.frozen.reads.final)
 
     def scale(node: Node) -> float:
         if node.kind is not NodeKind.LOGIT:
             return index[node.layer, node.pos, node.index]
         if node.vector:
             read = reads[node.layer][-1]
-            return float(np.linalg.norm(node.vector) * read.norm() / len(read) ** 0.5)
+            return float(np.linalg.norm(node.vector)) * float(read.norm()) / len(read) ** 0.5
         return spread * sum(term.weight**2 for term in node.terms) ** 0.5 if node.terms else spread
 
     return np.array([scale(node) for node in targets])

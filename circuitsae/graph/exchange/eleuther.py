@@ -130,7 +130,7 @@ def _node(
     figures: dict[str, float],
 ) -> Node:
     layer, pos = whole(record.get("layer_index"), f"layer_index of {what}"), int(record["token_position"])
-    own = {"pre_activation": figures.get("pre_activation", np.nan), "bias": figures.get("bias", 0.0)}
+    own: dict[str, Any] = {"pre_activation": figures.get("pre_activation", np.nan), "bias": figures.get("bias", 0.0)}
     match kind:
         case NodeKind.TOKEN:
             return Node(kind, -1, pos, token_ids[pos], tokens[pos])

@@ -129,7 +129,7 @@ def _node(record: dict[str, Any], what: str, tokens: list[str], n_layers: int, f
     kind = _kind(record, what)
     pos = whole(record.get("ctx_idx"), f"ctx_idx of {what}", most=max(len(tokens) - 1, 0))
     label = text(record.get("clerp") or "", f"clerp of {what}")
-    own = {"pre_activation": figures.get("pre_activation", np.nan), "bias": figures.get("bias", 0.0)}
+    own: dict[str, Any] = {"pre_activation": figures.get("pre_activation", np.nan), "bias": figures.get("bias", 0.0)}
     match kind:
         case NodeKind.TOKEN:
             return Node(kind, -1, pos, _named_index(record, default=-1), tokens[pos] if tokens else "")
