@@ -118,15 +118,11 @@ class Contrast:
         weight = [1 / len(plus)] * len(plus) + [-1 / len(minus)] * len(minus)
         logits = trace.logits[-1]
         terms = map(Term, token.tolist(), weight, logits.softmax(-1)[token].tolist())
-        words = [" + ".join(visible(model.model.token_string(i)) for i in side) for side in (plus, minus)]
         node = Node(
             NodeKind.LOGIT,
             model.model.n_layers,
             last,
-            text=" − ".join(
-                word if len(side) == 1 else f"({word})/{len(side)}"
-                for word, side in zip(words, (plus, minus), strict=True)
-            ),
+            text=f"{_mean(model.model, plus)} − {_mean(model.model, minus)}",
             pre_activation=float(logits[token] @ torch.tensor(weight, dtype=torch.float64).to(logits)),
             explained=True,
             terms=tuple(terms),
@@ -284,6 +280,12 @@ def _bias(model: ReplacementModel, trace: Trace, node: Node) -> Float[Tensor, "1
     token = torch.tensor([term.token for term in node.terms], device=trace.tokens.device)
     of_each = explained_logits(model, trace, token).bias
     return _weights(node).to(of_each) @ of_each
+
+
+def _mean(model: LanguageModel, tokens: Sequence[int]) -> str:
+    """One side of a contrast in words: `·Mary`, `(·Mary + ·Anna)/2`."""
+    words = " + ".join(visible(model.token_string(token)) for token in tokens)
+    return words if len(tokens) == 1 else f"({words})/{len(tokens)}"
 
 
 def _weights(node: Node) -> Float[Tensor, "1 term"]:
