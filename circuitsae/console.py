@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from circuitsae.attribution.expansion import FullSize
-    from circuitsae.graph import AttributionGraph
+    from circuitsae.graph import AttributionGraph, Node
     from circuitsae.validation import Calibration, Validation
     from transcoders.evaluation import Evaluation
     from transcoders.refining import Refinement
@@ -69,14 +69,17 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
 
     prompt = visible(join_tokens(graph.tokens).replace(" ", "·"))
     console.print(Text(prompt, style="bold"), soft_wrap=True)
-    rows = [
-        (visible(node.text), f"{node.probability:.4f}", f"{node.pre_activation:+.2f}".replace("+nan", ""))
-        for node in graph.top_logits()
-    ]
-    show_table(
-        console, "Top logits", [Column("token", text=True), Column("probability"), Column("centred logit", 1)], rows
-    )
-    counts = ", ".join(f"{int(graph.mask(kind).sum())} {kind}" for kind in NodeKind)
+    tops = graph.top_logits()
+    explained = any(node.explained for node in tops)
+    values = [f"{node.pre_activation:+.2f}".replace("+nan", "") for node in tops]
+    if explained:
+        _show_explained(console, tops, values)
+    else:
+        rows = [(visible(n.text), f"{n.probability:.4f}", value) for n, value in zip(tops, values, strict=True)]
+        columns = [Column("token", text=True), Column("probability"), Column("centred logit", 1)]
+        show_table(console, "Top logits", columns, rows)
+    names = {kind: "explained" if explained and kind is NodeKind.LOGIT else str(kind) for kind in NodeKind}
+    counts = ", ".join(f"{int(graph.mask(kind).sum())} {name}" for kind, name in names.items())
     before = "" if full is None else f" of {full.nodes}"
     edges_before = "" if full is None else f" of {full.edges}"
     console.print(f"Nodes kept: {len(graph.nodes)}{before} ({counts})", highlight=False)
@@ -89,6 +92,16 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
         console.print(f"Past the features: {graph.scores.past:.1%} of all weight, by skip terms", highlight=False)
     if (fit := _fit(graph)) is not None:
         console.print(f"Dictionaries on this prompt: {fit}", highlight=False)
+
+
+def _show_explained(console: Console, nodes: Sequence["Node"], values: Sequence[str]) -> None:
+    """A contrast with the probabilities of its tokens, a direction, or a feature."""
+    names = [visible(node.text) if node.terms or node.vector else node.id for node in nodes]
+    chances = [", ".join(f"{term.probability:.4f}" for term in node.terms) for node in nodes]
+    own = [(Column("explained", text=True), names), (Column("value"), values)]
+    if any(chances):
+        own.append((Column("probabilities"), chances))
+    show_table(console, "", [column for column, _ in own], list(zip(*(cells for _, cells in own), strict=True)))
 
 
 def _fit(graph: "AttributionGraph") -> str | None:

@@ -12,7 +12,7 @@ from circuitsae.report.text import visible
 if TYPE_CHECKING:
     import pandas as pd
 
-    from circuitsae.graph import AttributionGraph
+    from circuitsae.graph import AttributionGraph, Node
     from transcoders.evaluation import Evaluation
 
 
@@ -26,8 +26,8 @@ def of_graph(graph: "AttributionGraph") -> str:
 
 
 def of_logit(graph: "AttributionGraph") -> str:
-    """The shares of features, tokens and errors in Σ|weight| of the edges into the most probable logit, and what of
-    these edges passed by skip terms.
+    """The shares of features, tokens and errors in Σ|weight| of the edges into the most probable logit, or what else
+    is explained, and what of these edges passed by skip terms.
     """
     from circuitsae.graph import NodeKind
 
@@ -41,11 +41,20 @@ def of_logit(graph: "AttributionGraph") -> str:
     pruned = 1 - sum(part.sum() for part in of_kind.values())
     start = "To first order, of" if graph.provenance.get("response") == "linear" else "Of"
     return (
-        f"{start} the logit of {visible(logits[0].text)}, {features} comes through {_number(count, 'feature')}, "
-        f"{tokens} from tokens directly and {errors} from what the dictionaries miss"
+        f"{start} {_what(logits[0])}, {features} comes through {_number(count, 'feature')}, {tokens} "
+        f"from tokens directly and {errors} from what the dictionaries miss"
         + (f"; {100 * pruned:.0f} % is pruned." if pruned >= 0.005 else ".")
         + _past(graph, logits[0].id)
     )
+
+
+def _what(node: "Node") -> str:
+    """What is explained."""
+    if node.terms:
+        return f"the difference {visible(node.text)}"
+    if node.vector:
+        return f"what {visible(node.text)} reads"
+    return f"the pre-activation of {node.id}" if node.explained else f"the logit of {visible(node.text)}"
 
 
 def _past(graph: "AttributionGraph", target: str) -> str:

@@ -8,15 +8,15 @@ import logging
 import math
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
+from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from circuitsae.attribution import device_graph
@@ -34,15 +34,16 @@ from circuitsae.attribution.expansion import (
     with_only,
 )
 from circuitsae.attribution.linear import LinearModel, linear_model
-from circuitsae.attribution.nodes import Endpoints, SourceVectors
+from circuitsae.attribution.nodes import Endpoints, Explained, SourceVectors
+from circuitsae.attribution.targets import ChooseTargets, TopLogits, explained, until
 from circuitsae.graph import AttributionGraph
 from circuitsae.graph.compact import RowBlock
 from circuitsae.graph.pruning import check_shares
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.errors import InputError, ModelError
-from transcoders.language_model import LanguageModel
 from transcoders.progress import progress_bar
+from transcoders.token_text import join_tokens
 
 EngineName = Literal["auto", "closed_form", "autograd"]
 OldEngineName = Literal["fast", "plain"]
@@ -51,51 +52,11 @@ Response = Literal["frozen", "linear"]
 NEW_NAMES: dict[str, EngineName] = {"fast": "closed_form", "plain": "autograd"}
 
 
-@runtime_checkable
-class ChooseLogits(Protocol):
-    """Chooses the tokens whose logits a graph explains."""
-
-    def __call__(self, model: LanguageModel, logits: Float[Tensor, "d_vocab"]) -> Int[Tensor, "k"]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopLogits:
-    """The smallest set of most probable tokens that reaches a probability."""
-
-    probability: float = 0.95
-    """Stop when the chosen tokens hold this much probability together."""
-    at_most: int = 10
-    """Stop at this many tokens whatever their probability."""
-
-    def __call__(self, model: LanguageModel, logits: Float[Tensor, "d_vocab"]) -> Int[Tensor, "k"]:
-        if not 0 < self.probability <= 1 or self.at_most < 1:
-            raise InputError(f"{self} chooses nothing; give a probability in (0, 1] and at_most ≥ 1.")
-        probability, token = logits.softmax(-1).sort(descending=True, stable=True)
-        enough = int((probability.cumsum(0) < self.probability).sum()) + 1
-        return token[: min(enough, self.at_most)]
-
-
-@dataclass(frozen=True)
-class LogitTargets:
-    """The logits of given tokens, as text (one token each, mind the leading space) or as ids."""
-
-    tokens: Sequence[str | int]
-
-    def __call__(self, model: LanguageModel, logits: Float[Tensor, "d_vocab"]) -> Int[Tensor, "k"]:
-        ids = [model.token_id(token) if isinstance(token, str) else token for token in self.tokens]
-        if not ids or min(ids) < 0 or max(ids) >= model.d_vocab or len(set(ids)) != len(ids):
-            raise InputError(
-                f"Target tokens {list(self.tokens)} are no set of tokens of {model.name}; give distinct tokens "
-                f"(as text, or ids from 0 to {model.d_vocab - 1})."
-            )
-        return torch.tensor(ids, device=logits.device)
-
-
 def attribute(
     model: ReplacementModel,
     prompt: str | Int[Tensor, "pos"],
     *,
-    targets: ChooseLogits = TopLogits(),
+    targets: ChooseTargets = TopLogits(),
     max_features: int | None = None,
     unexplained: float | None = None,
     edges_per_node: int | None = None,
@@ -106,7 +67,8 @@ def attribute(
     bos: bool | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
-    """The full attribution graph of a prompt's last position; `prune()` it to read it.
+    """The full attribution graph of what `targets` choose, by default the likeliest next tokens; `prune()` it to read
+    it.
 
     A[t, s] = a_s · Σ_{l' < l_t} W_dec[s→l'] · P((l', p_s) → (l_t, p_t)) · W_enc[:, t] under frozen attention patterns
     and norm scales, after Ameisen et al. 2025, "Circuit Tracing". Where dictionaries have skip terms, these are
@@ -129,21 +91,9 @@ def attribute(
     Raises `PromptError` for a prompt the model cannot take, `InputError` for targets it does not have or a setting out
     of range, and `ModelError` where the engine cannot take the model.
     """
-    trace = model.trace(prompt, bos=bos)
-    return attribute_trace(
-        model,
-        trace,
-        prompt=prompt if isinstance(prompt, str) else None,
-        targets=targets,
-        max_features=max_features,
-        unexplained=unexplained,
-        edges_per_node=edges_per_node,
-        batch_size=batch_size,
-        engine=_current_name(engine),
-        precision=precision,
-        response=response,
-        progress=progress,
-    )
+    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision, response)
+    trace, text = _read(model, prompt, targets, bos)
+    return _Attribution(model, trace, text, targets, limits, _current_name(engine)).graph(progress)
 
 
 def attribute_pruned(
@@ -152,7 +102,7 @@ def attribute_pruned(
     *,
     nodes: float = 0.8,
     edges: float = 0.98,
-    targets: ChooseLogits = TopLogits(),
+    targets: ChooseTargets = TopLogits(),
     max_features: int | None = None,
     unexplained: float | None = None,
     edges_per_node: int | None = None,
@@ -172,7 +122,7 @@ def attribute_pruned(
     """
     check_shares(nodes=nodes, edges=edges)
     limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision, response)
-    trace, text = model.trace(prompt, bos=bos), prompt if isinstance(prompt, str) else None
+    trace, text = _read(model, prompt, targets, bos)
     work = _Attribution(model, trace, text, targets, limits, _current_name(engine))
     if unexplained is not None:
         full = work.graph(progress)
@@ -188,7 +138,7 @@ def attribute_trace(
     trace: Trace,
     *,
     prompt: str | None = None,
-    targets: ChooseLogits = TopLogits(),
+    targets: ChooseTargets = TopLogits(),
     max_features: int | None = None,
     unexplained: float | None = None,
     edges_per_node: int | None = None,
@@ -200,7 +150,20 @@ def attribute_trace(
 ) -> AttributionGraph:
     """`attribute` of a prompt that has been traced already."""
     limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision, response)
+    if len(read := until(trace.tokens, targets)) < trace.n_positions:
+        trace = model.trace(read)
     return _Attribution(model, trace, prompt, targets, limits, _current_name(engine)).graph(progress)
+
+
+def _read(
+    model: ReplacementModel, prompt: str | Int[Tensor, "pos"], targets: ChooseTargets, bos: bool | None
+) -> tuple[Trace, str | None]:
+    """The prompt up to the position that is explained, and its text: no later token has a part in it."""
+    tokens = model.tokens(prompt, bos=bos)
+    trace = model.trace(until(tokens, targets))
+    if not isinstance(prompt, str) or trace.n_positions == len(tokens):
+        return trace, prompt if isinstance(prompt, str) else None
+    return trace, join_tokens(trace.token_strings[trace.starts_with_bos :])
 
 
 @dataclass(frozen=True)
@@ -240,7 +203,7 @@ class _Attribution:
     model: ReplacementModel
     trace: Trace
     prompt: str | None
-    targets: ChooseLogits
+    targets: ChooseTargets
     limits: _Limits
     engine: EngineName
 
@@ -255,8 +218,7 @@ class _Attribution:
     @contextmanager
     def expansion(self, progress: bool) -> Iterator[tuple[Expansion, RowBlock | None]]:
         """The nodes with the rows that can be had, and the rows that are known already."""
-        model, trace, limits = self.model, self.trace, self.limits
-        token = self.targets(model.model, trace.logits[-1])
+        model, trace, limits = self.model, self.explained.trace, self.limits
         settings = {
             "targets": repr(self.targets),
             "max_features": limits.max_features,
@@ -264,7 +226,7 @@ class _Attribution:
             "edges_per_node": limits.edges_per_node,
         }
         with torch.no_grad(), progress_bar(shown=progress) as bar:
-            task = bar.add_task("attributing", total=self._at_most + len(token))
+            task = bar.add_task("attributing", total=self._at_most + len(self.explained.nodes))
             response = _response(limits.response, model)
             live = response == "linear"
             if live and self.engine == "closed_form":
@@ -276,10 +238,10 @@ class _Attribution:
                 batch_size=None if limits.batch_size == "auto" else limits.batch_size,
                 edges_per_node=limits.edges_per_node,
                 precision=limits.precision,
-                provenance={**_provenance(model, trace, self.prompt, settings), "response": response},
+                provenance={**_provenance(model, self.trace, self.prompt, settings), "response": response},
                 done=lambda n: bar.advance(task, n),
             )
-            ends, known = Endpoints.of(model, trace, token), None
+            ends, known = Endpoints.of(model, self.explained), None
             wanted = None if limits.unexplained is None else self._at_most
             if wanted is None and self._at_most < len(trace.features.value):
                 with expand(ends, looked_at(self._at_most)) as all_features:
@@ -289,9 +251,13 @@ class _Attribution:
             with expand(ends, wanted) as expansion:
                 yield expansion, known
 
+    @cached_property
+    def explained(self) -> Explained:
+        return explained(self.model, self.trace, self.targets)
+
     @property
     def _at_most(self) -> int:
-        n_features = len(self.trace.features.value)
+        n_features = len(self.explained.trace.features.value)
         return min(self.limits.max_features or n_features, n_features)
 
 

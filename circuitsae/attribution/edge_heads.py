@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.attribution.linear import linear_model
-from circuitsae.attribution.nodes import SourceVectors, TargetVectors, feature_targets, logit_targets, source_nodes
+from circuitsae.attribution.nodes import SourceVectors, TargetVectors, feature_targets, source_nodes
+from circuitsae.attribution.targets import node_vectors
 from circuitsae.graph import Node, NodeKind
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
@@ -48,9 +49,9 @@ def edge_heads(
 
 def _target(model: ReplacementModel, trace: Trace, node: Node) -> TargetVectors:
     if node.kind is NodeKind.LOGIT:
-        if node.pos != trace.n_positions - 1 or not 0 <= node.index < model.model.d_vocab:
+        if node.pos != trace.n_positions - 1:
             raise InputError(f"{node.id} is no logit of the prompt's last position, {trace.n_positions - 1}.")
-        return logit_targets(trace, torch.tensor([node.index], device=trace.tokens.device))
+        return node_vectors(model, trace, node)
     place = torch.tensor([node.layer, node.pos, node.index], device=trace.tokens.device)
     rows = (trace.features.index == place).all(1).nonzero().squeeze(1)
     if node.kind is not NodeKind.FEATURE or not len(rows):

@@ -344,11 +344,10 @@ class _Explorer:
     def __init__(self, expansion: Expansion) -> None:
         self._expansion = expansion
         nodes = expansion.nodes
-        start = np.array([node.probability if node.kind is NodeKind.LOGIT else 0.0 for node in nodes])
+        start = np.array([node.start for node in nodes])
         self.influence = LazyInfluence(np.array([node.layer for node in nodes]), start, expansion.bias)
         self._rest, self._inputs = np.zeros(len(nodes)), np.zeros(len(nodes))
-        n_logits = sum(node.kind is NodeKind.LOGIT for node in nodes)
-        self._add(expansion.n_features + np.arange(n_logits))
+        self._add(np.arange(expansion.n_features, len(expansion.ends.target_nodes)))
 
     def go(self, at_most: int, rounds: int, unexplained: float = 0.0) -> None:
         """Add the rows of `at_most` features in rounds, in each those of most influence on what is known so far."""

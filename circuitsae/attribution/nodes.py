@@ -100,6 +100,22 @@ def logit_targets(trace: Trace, token: Int[Tensor, "k"]) -> TargetVectors:
     return TargetVectors(torch.full_like(token, model.n_layers), last, vector)
 
 
+class Explained(NamedTuple):
+    """What a graph is of: the nodes at its top, how they read, and what b_U adds to each."""
+
+    trace: Trace
+    """The prompt up to where they read, with the features that can reach them."""
+    nodes: tuple[Node, ...]
+    vectors: TargetVectors
+    bias: Float[Tensor, "k _"]
+    """One column where the model has b_U and the nodes read it, else none."""
+
+    @property
+    def bias_nodes(self) -> tuple[Node, ...]:
+        layer = self.trace.frozen.model.n_layers
+        return (Node(NodeKind.BIAS, layer, -1, text=f"{UNEMBED}.b"),) * self.bias.shape[1]
+
+
 def centred_columns(weights: Float[Tensor, "*d d_vocab"], trace: Trace, token: Int[Tensor, "k"]) -> Tensor:
     """What `weights` (W_U or b_U) gives to each token's logit, less its mean over the vocabulary: `[*d, k]`."""
     scale = trace.frozen.logit_scale
@@ -358,13 +374,13 @@ class SourceVectors:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The ends of a prompt's edges: its sources, and its targets, of the active features and logits those wanted."""
+    """The ends of a prompt's edges: its sources, and its targets: active features, and what is explained."""
 
     model: ReplacementModel
     trace: Trace
     sources: tuple[Node, ...]
     other_nodes: tuple[Node, ...]
-    """b_U, where the model has one, and the logits."""
+    """b_U, where the model has one, and what is explained."""
     targets: Targets
     target_nodes: np.ndarray
     """[target], which node it is."""
@@ -372,21 +388,20 @@ class Endpoints:
     """[target, extra], what b_U adds to it."""
 
     @classmethod
-    def of(cls, model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> "Endpoints":
-        """Of all active features and the logits of some tokens."""
-        n_features = len(trace.features.value)
-        targets = _all_targets(model, trace, token)
+    def of(cls, model: ReplacementModel, explained: Explained) -> "Endpoints":
+        """Of all active features that can reach what is explained, and of that."""
+        trace, n_features = explained.trace, len(explained.trace.features.value)
+        targets = _all_targets(model, explained)
         sources = source_nodes(model, trace, feature_nodes(model, trace, targets))
-        extra, bias = _unembedding_bias(model, trace, token)
-        logits = len(sources) + len(extra) + np.arange(len(token))
+        first = len(sources) + len(explained.bias_nodes)
         return cls(
             model=model,
             trace=trace,
             sources=sources,
-            other_nodes=(*extra, *_logit_nodes(model, trace, token)),
+            other_nodes=(*explained.bias_nodes, *explained.nodes),
             targets=targets,
-            target_nodes=np.concatenate([np.arange(n_features), logits]),
-            unembedding_bias=np.pad(to_numpy(bias), ((n_features, 0), (0, 0))),
+            target_nodes=np.concatenate([np.arange(n_features), first + np.arange(len(explained.nodes))]),
+            unembedding_bias=np.pad(to_numpy(explained.bias), ((n_features, 0), (0, 0))),
         )
 
     @property
@@ -398,7 +413,7 @@ class Endpoints:
         return len(self.trace.features.value)
 
     def keep(self, features: np.ndarray) -> "Endpoints":
-        """The features with these numbers, in order, and the logits; what the other features write is error."""
+        """The features with these numbers, in order, and what is explained; what the other features write is error."""
         trace = self.model.keep(self.trace, torch.from_numpy(features).to(self.targets.layer.device))
         sources = source_nodes(self.model, trace, [self.sources[row] for row in features.tolist()])
         dropped = np.setdiff1d(np.arange(self.n_features), features)
@@ -417,32 +432,13 @@ class Endpoints:
         )
 
 
-def _all_targets(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> Targets:
-    n_features, logits = len(trace.features.value), logit_targets(trace, token)
-    if n_features * model.model.d_model * logits.itemsize > TARGET_BYTES:
-        return GatheredTargets(model, trace, logits)
-    return TargetVectors.join(feature_targets(model, trace, torch.arange(n_features, device=token.device)), logits)
-
-
-def _logit_nodes(model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]) -> list[Node]:
-    logits, last = trace.logits[-1], trace.n_positions - 1
-    probability, centred = logits.softmax(-1)[token], (logits - logits.mean())[token]
-    layer, text = model.model.n_layers, model.model.token_string
-    return [
-        Node(NodeKind.LOGIT, layer, last, index, text(index), pre_activation=value, probability=p)
-        for index, value, p in zip(token.tolist(), centred.tolist(), probability.tolist(), strict=True)
-    ]
-
-
-def _unembedding_bias(
-    model: ReplacementModel, trace: Trace, token: Int[Tensor, "k"]
-) -> tuple[list[Node], Float[Tensor, "k _"]]:
-    """The node of b_U, where the model has one, and what it adds to each logit, centred like the logits."""
-    group = model.model.bias_groups().get((model.model.n_layers, UNEMBED))
-    if group is None:
-        return [], trace.logits.new_zeros(len(token), 0)
-    node = Node(NodeKind.BIAS, model.model.n_layers, -1, text=f"{UNEMBED}.b")
-    return [node], centred_columns(group[0].detach(), trace, token)[:, None]
+def _all_targets(model: ReplacementModel, explained: Explained) -> Targets:
+    trace, vectors = explained.trace, explained.vectors
+    n_features = len(trace.features.value)
+    if n_features * model.model.d_model * vectors.itemsize > TARGET_BYTES:
+        return GatheredTargets(model, trace, vectors)
+    every = torch.arange(n_features, device=vectors.pos.device)
+    return TargetVectors.join(feature_targets(model, trace, every), vectors)
 
 
 def to_numpy(block: Tensor) -> np.ndarray:

@@ -28,12 +28,14 @@ from circuitsae.commands.shared import (
     source_of,
     write_page,
 )
+from circuitsae.commands.targets import Asked, AskedOptions
 from circuitsae.tables import Column, open_console
 from transcoders.errors import CheckFailedError, InputError
 from transcoders.files import new_files
 
 if TYPE_CHECKING:
     from circuitsae.attribution.expansion import FullSize
+    from circuitsae.attribution.targets import ChooseTargets
     from circuitsae.graph import AttributionGraph
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def trace(
     *,
     model: str = "pocket",
     dictionaries: str | None = None,
-    target: tuple[str, ...] = (),
+    asked: AskedOptions = Asked(),
     out: Path | None = None,
     nodes: float = 0.8,
     edges: float = 0.98,
@@ -75,10 +77,10 @@ def trace(
     """Trace a prompt: attribution graph, validation of its edges, and one offline HTML page.
 
     Args:
-        prompt: The text to explain; the graph explains its last position.
+        prompt: The text to explain.
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders or autoencoders; the pocket model has its own.
-        target: Token to explain, one token of the model; repeat it for several. Without, the most probable ones.
+        asked: What of it is explained; without any of these options, the most probable next tokens.
         out: Folder to write; default graphs/ and the prompt's first words. Where it holds a graph, -2 is added.
         nodes: Keep the nodes that hold this share of the influence.
         edges: Keep the edges that hold this share of the influence.
@@ -98,12 +100,12 @@ def trace(
     from circuitsae.sentences import of_graph
 
     _refuse_impossible_shares(nodes=nodes, edges=edges)
-    console = open_console(wide)
+    console, targets = open_console(wide), asked.chosen()
     with free_folder(out or Path("graphs") / slug(prompt), overwrite) as folder:
         replacement = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
         settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
         settings |= {"precision": precision}
-        graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
+        graph, full = _attribute(replacement, prompt, targets, {"nodes": nodes, "edges": edges, **settings})
         named = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries)}
         named |= weights.stated() | choices.stated()
         graph = replace(graph, provenance={**graph.provenance, "source": named, "pruned": [nodes, edges]})
@@ -227,13 +229,12 @@ def show(
 
 
 def _attribute(
-    replacement: Any, prompt: str, target: tuple[str, ...], settings: dict[str, Any]
+    replacement: Any, prompt: str, targets: "ChooseTargets", settings: dict[str, Any]
 ) -> "tuple[AttributionGraph, FullSize]":
-    from circuitsae.attribution import LogitTargets, TopLogits, attribute_pruned
+    from circuitsae.attribution import attribute_pruned
     from transcoders.kernels import release_freed_memory
 
-    chosen = LogitTargets(target) if target else TopLogits()
-    found = attribute_pruned(replacement, prompt, targets=chosen, **settings, progress=True)
+    found = attribute_pruned(replacement, prompt, targets=targets, **settings, progress=True)
     release_freed_memory()  # what attribution took and validation cannot use
     return found
 

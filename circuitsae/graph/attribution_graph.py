@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AttributionGraph:
-    """The linear attribution of one prompt.
+    """The linear attribution of one prompt, up to the position that is explained.
 
     `weights[t, s]` is what source `s` adds to the pre-activation of target `t` (a logit: to its centred logit), so
     that a full graph's row and its `rest` sum to `pre_activation − bias` of its target (`residual()` is the
@@ -125,7 +125,7 @@ class AttributionGraph:
         return node_columns(self.nodes)
 
     def mask(self, *kinds: NodeKind) -> np.ndarray:
-        """Which nodes are of one of `kinds`."""
+        """Which nodes are of one of `kinds`; a feature that is explained counts as a logit."""
         return np.isin(self._columns["kind"], [str(kind) for kind in kinds])
 
     @property
@@ -135,7 +135,7 @@ class AttributionGraph:
 
     @property
     def start(self) -> np.ndarray:
-        """w: the logits' probabilities, 0 elsewhere."""
+        """w: the logits' probabilities, 1 of what else is explained, 0 elsewhere."""
         return self._columns["start"]
 
     @property
@@ -189,11 +189,15 @@ class AttributionGraph:
     # tables
 
     def nodes_frame(self) -> pd.DataFrame:
-        """One row per node: its fields, `id`, `influence` and `cumulative`."""
+        """One row per node: its fields, `id`, `influence` and `cumulative`; where a contrast, a direction or a feature
+        is explained, whether it is that, `explained`.
+        """
         columns = ("kind", "layer", "pos", "index", "text", "activation", "pre_activation", "bias", "probability")
         table: dict[str, Any] = {"id": self.ids}
         table |= {name: [getattr(node, name) for node in self.nodes] for name in columns}
         table["kind"] = [str(kind) for kind in table["kind"]]
+        if any(node.explained for node in self.nodes):
+            table["explained"] = [node.explained for node in self.nodes]
         return pd.DataFrame(table | {"influence": self.influence, "cumulative": self.cumulative})
 
     def edges_frame(self) -> pd.DataFrame:
@@ -221,8 +225,8 @@ class AttributionGraph:
         return frame.merge(notes, on=["source", "target"], how="left")
 
     def top_logits(self) -> list[Node]:
-        """The logit nodes, most probable first."""
-        return sorted((n for n in self.nodes if n.kind is NodeKind.LOGIT), key=lambda n: -n.probability)
+        """What the graph explains: the logits, most probable first, or the one contrast, direction or feature."""
+        return sorted((n for n in self.nodes if n.kind is NodeKind.LOGIT or n.explained), key=lambda n: -n.start)
 
     def to_networkx(self) -> nx.DiGraph:
         """The graph in NetworkX, edges from source to target.

@@ -255,6 +255,8 @@ def check_place(node: Node, name: str, n_tokens: int, n_layers: int) -> None:
     if not least <= node.pos < n_tokens:
         raise MalformedError(f"node {shown(name)} is at position {node.pos}, but there are {n_tokens} tokens")
     inside = {NodeKind.TOKEN: node.layer == -1, NodeKind.LOGIT: node.layer == n_layers}
+    if node.vector:
+        inside[NodeKind.LOGIT] = 0 <= node.layer <= n_layers
     # The bias of the unembedding stands beside the logits.
     if not inside.get(node.kind, least <= node.layer < n_layers + bias):
         raise MalformedError(f"node {shown(name)} is in layer {node.layer}, but there are {n_layers} layers")

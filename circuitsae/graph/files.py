@@ -5,7 +5,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.notes import checked, written
 from circuitsae.graph.past import on_edges
+from circuitsae.graph.reading import READING, read_reading, reading_of
 from transcoders.errors import FileFormatError
 from transcoders.files import file_hash, new_files, undisturbed, write_file
 
@@ -47,6 +48,7 @@ FORMAT = "circuitsae-graph/1"
 NATIVE_LIMITS = Limits(edges=2**28)
 """The largest graph that `load_graph` reads: of its own files the edges are cheap, some 4 GB at most."""
 _DOCUMENT, _EDGES = "graph.json", "edges.npz"
+_OWN = tuple(field.name for field in fields(Node) if field.name not in READING)
 FIGURES = ("rest", "inputs", "influence", "cumulative")
 
 
@@ -83,7 +85,7 @@ def write_files(folder: Path, head: Header, weights: sparse.csr_array, past: spa
         "edges": "",
         "scores": head.scores.as_dict(),
         "provenance": dict(head.provenance),
-        "nodes": [_without_nan(asdict(node)) for node in head.nodes],
+        "nodes": [_without_nan(_fields(node)) for node in head.nodes],
         "influence": [_without_nan(float(v)) for v in head.figures["influence"]],
         **{name: [float(v) for v in head.figures[name]] for name in ("inputs", "rest", "cumulative")},
         "edge_notes": None if head.edge_notes is None else _table(head.edge_notes),
@@ -172,19 +174,29 @@ def read_scores(stated: Mapping[str, Any]) -> Scores:
 
 
 def _node(row: Any, what: str) -> Node:
-    fields = mapping(row, what)
-    if (kind := fields.get("kind")) not in tuple(NodeKind):
+    stated = mapping(row, what)
+    if (kind := stated.get("kind")) not in tuple(NodeKind):
         raise MalformedError(f"the kind of {what} is {shown(kind)}; expected one of {', '.join(NodeKind)}")
     return Node(
         NodeKind(kind),
-        whole(fields.get("layer"), f"layer of {what}", -1),
-        whole(fields.get("pos"), f"pos of {what}", -1),
-        whole(fields.get("index", -1), f"index of {what}", -1),
-        text(fields.get("text", ""), f"text of {what}"),
-        **{name: number(fields.get(name), f"{name} of {what}") for name in ("activation", "pre_activation")},
-        bias=present(fields.get("bias", 0.0), f"bias of {what}"),
-        probability=share(fields.get("probability"), f"probability of {what}", optional=kind != NodeKind.LOGIT),
+        whole(stated.get("layer"), f"layer of {what}", -1),
+        whole(stated.get("pos"), f"pos of {what}", -1),
+        whole(stated.get("index", -1), f"index of {what}", -1),
+        text(stated.get("text", ""), f"text of {what}"),
+        **{name: number(stated.get(name), f"{name} of {what}") for name in ("activation", "pre_activation")},
+        bias=present(stated.get("bias", 0.0), f"bias of {what}"),
+        probability=share(
+            stated.get("probability"),
+            f"probability of {what}",
+            optional=kind != NodeKind.LOGIT or stated.get("explained") is True,
+        ),
+        **read_reading(stated, what),
     )
+
+
+def _fields(node: Node) -> dict[str, Any]:
+    """A node's fields; those of `reading_of` where there are such."""
+    return {name: getattr(node, name) for name in _OWN} | reading_of(node)
 
 
 def _token_ids(document: dict[str, Any], count: int) -> tuple[int, ...]:

@@ -124,11 +124,12 @@ def _tables(graph: GraphLike, mark: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         edges = edges.assign(**{end: edges[end].replace(renamed) for end in ("source", "target")})
     if (repeated := Counter(nodes["id"].tolist()).most_common(1)) and repeated[0][1] > 1:
         raise InputError(f"node ids must be unique; {repeated[0][0]!r} occurs more than once.")
-    return nodes.assign(text=nodes["text"].fillna("").astype(str)), edges
+    explained = nodes["explained"].astype(bool) if "explained" in nodes else False
+    return nodes.assign(text=nodes["text"].fillna("").astype(str), explained=explained), edges
 
 
 def _nodes(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    columns = [*_PLACE, "text", "cumulative", *NODE_VALUES]
+    columns = [*_PLACE, "text", "cumulative", "explained", *NODE_VALUES]
     both = (
         a[["id", *columns]]
         .assign(there=1.0)
@@ -142,6 +143,9 @@ def _nodes(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     for name in NODE_VALUES:
         table |= {f"{name}_{side}": both[f"{name}_{side}"].astype(float) for side in _SIDES}
         table[name] = np.fmax(table[f"{name}_a"], table[f"{name}_b"])
+    explained = np.logical_or(*(both[f"explained_{side}"].eq(True).to_numpy(bool) for side in _SIDES))
+    if explained.any():
+        table["explained"] = explained
     # The slider shows a node as long as either graph does.
     table["cumulative"] = np.fmin(both["cumulative_a"].astype(float), both["cumulative_b"].astype(float))
     return pd.DataFrame(table).astype({"layer": int, "pos": int, "index": int})
@@ -301,7 +305,8 @@ def _changes(nodes: pd.DataFrame) -> np.ndarray:
     for side in ("a", "b"):
         kind = nodes["kind"]
         value = nodes[f"activation_{side}"].where(kind == "feature", nodes[f"influence_{side}"])
-        value = value.where(kind != "logit", nodes[f"probability_{side}"])
+        read = nodes[f"probability_{side}"].fillna(nodes[f"pre_activation_{side}"])
+        value = value.where(kind != "logit", read)
         values[side] = value.fillna(nodes[f"influence_{side}"]).fillna(0.0).to_numpy(float)
     difference = values["b"] - values["a"]
     tolerance = _SAME * np.maximum(np.abs(values["a"]), np.abs(values["b"]))
@@ -332,7 +337,10 @@ def _summary(both: Union, change: np.ndarray) -> dict[str, Any]:
 
 def _weight_of_change(nodes: pd.DataFrame, edges: pd.DataFrame) -> np.ndarray:
     """[edge], by how much of its target's inputs the edge changes, times the target's influence; 0 from a bias."""
-    matter = nodes["influence"].fillna(0.0) + nodes["probability"].where(nodes["kind"] == "logit", 0.0).fillna(0.0)
+    start = nodes["probability"].where(nodes["kind"] == "logit", 0.0).fillna(0.0)
+    if "explained" in nodes:
+        start = start.mask(nodes["explained"], 1.0)
+    matter = nodes["influence"].fillna(0.0) + start
     of = dict(zip(nodes["id"].tolist(), matter.tolist(), strict=True))
     bias = set(nodes.loc[nodes["kind"] == "bias", "id"])
     target = np.array([0.0 if s in bias else of[t] for s, t in zip(edges["source"], edges["target"], strict=True)])

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import pandas as pd
 
 from circuitsae.graph.supernodes import CardsLike
@@ -164,6 +165,7 @@ def page_data(
         "cards": cards_data(cards, nodes),
         "labels": labels_data(ledger, nodes),
         "supernodes": suggestions_data(supernodes, nodes["id"].tolist()),
+        "explained": np.flatnonzero(nodes["explained"]).tolist() if "explained" in nodes else [],
         "comparison": None,
     }
 

@@ -136,18 +136,22 @@ def summary_html(graph: GraphLike) -> str:
     if model := graph.provenance.get("model"):
         facts.insert(1, ("model", shorten(str(model), _WIDTH)))
     facts += [(_SCORE_NAMES.get(name, f"{name} score"), _number(value)) for name, value in scores.items()]
-    logits = nodes.query("kind == 'logit'").sort_values("probability", ascending=False, kind="stable").head(_LOGITS)
+    top = nodes.query("explained" if "explained" in nodes else "kind == 'logit'")
+    logits = top.sort_values("probability", ascending=False, kind="stable").head(_LOGITS)
     strongest = edges.iloc[np.argsort(-np.abs(edges["weight"].to_numpy(float)), kind="stable")[:_EDGES]]
     names = dict(zip(nodes["id"].tolist(), (_name(row) for row in nodes.to_dict("records")), strict=True))
     claim, verdicts = verdicts_shown(strongest)
     parts = [
         _table("Attribution graph", (), facts),
         _table(
-            "Top logits",
-            ("token", "probability"),
+            "What is explained" if "explained" in nodes else "Top logits",
+            ("what", "value") if "explained" in nodes else ("token", "probability"),
             [
-                (visible(str(text)), _number(p))
-                for text, p in zip(logits["text"].tolist(), logits["probability"].tolist(), strict=True)
+                (
+                    visible(str(row["text"])) if row["kind"] == "logit" else row["id"],
+                    _number(row["pre_activation" if row.get("explained") else "probability"]),
+                )
+                for row in logits.to_dict("records")
             ],
         ),
         _table(

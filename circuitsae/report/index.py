@@ -84,13 +84,13 @@ def _rows(
 
 def summary(head: Header) -> dict[str, Any]:
     """What the index says of one graph: texts with everything visible, numbers, null where there is none."""
-    logits = [node for node in head.nodes if node.kind is NodeKind.LOGIT and node.probability == node.probability]
-    best = max(logits, key=lambda node: node.probability, default=None)
+    tops = [node for node in head.nodes if node.start == node.start and (node.kind is NodeKind.LOGIT or node.explained)]
+    best = max(tops, key=lambda node: node.start, default=None)
     claim, verdicts = verdicts_shown(head.edge_notes)
     return {
         "prompt": [visible(token) for token in head.tokens],
         "model": visible(str(head.provenance.get("model") or "")) if head.provenance.get("model") else "",
-        "logit": None if best is None else visible(best.text),
+        "logit": None if best is None else visible(best.text) if best.kind is NodeKind.LOGIT else best.id,
         "probability": None if best is None else number(best.probability),
         "replacement": number(head.scores.replacement),
         "completeness": number(head.scores.completeness),

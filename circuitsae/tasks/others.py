@@ -74,7 +74,8 @@ def _own(examples: Sequence[_Row], graph: AttributionGraph, name: str) -> _Row:
     for example in examples:
         if example.tokens == tokens:
             return example
-    answer = graph.top_logits()[0].index
+    top = graph.top_logits()[0]
+    answer = top.terms[0].token if top.terms else -1 if top.explained else top.index
     shape = _Row(tokens, {}, "", (answer,), ()).shape()
     same = {
         sum(a == b for a, b in zip(example.tokens, tokens, strict=True)): example

@@ -218,13 +218,16 @@ class _Case:
             yield self._judged(claim, pairs, sizes, prompt).assign(what="planted")
 
     def _to_plant(self) -> list[Node]:
-        """Some active features of layers from 1 on, one a layer and position, and the likeliest logit of the graph."""
+        """Some active features of layers from 1 on, one a layer and position, and the likeliest logit of the graph, or
+        what else it explains.
+        """
         index = self.trace.features.index.cpu().numpy()
         drawn = [Node(NodeKind.FEATURE, *row) for row in index[self.rng.permutation(len(index))].tolist() if row[0]]
         places = {(node.layer, node.pos): node for node in drawn}
-        features = [places[place] for place in sorted(places)]
+        tops = [n for n in self.graph.top_logits()[:1] if n.pos >= self.trace.first and n.layer > 0]
+        features = [places[place] for place in sorted(places) if place not in {(n.layer, n.pos) for n in tops}]
         chosen = [features[i] for i in self.rng.permutation(len(features))[: self.plants]]
-        return chosen + [node for node in self.graph.top_logits()[:1] if node.pos >= self.trace.first]
+        return chosen + tops
 
     def _median(self, claim: Claim, target: Node) -> float:
         """|prediction| of the median tested edge into a feature, or into a logit."""

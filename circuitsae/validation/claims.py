@@ -297,10 +297,21 @@ def _doses(
 
 
 def _scales(trace: Trace, targets: Sequence[Node]) -> Float[np.ndarray, "target"]:
-    """How large a target's value is: a feature's activation, the spread of the logits."""
+    """How large a target's value is: a feature's activation, the spread of the logits; of a contrast that of such
+    sums of independent logits, of a direction ‖v‖·‖r‖/√d, what a random one of its length would read.
+    """
     index = {tuple(row): value for row, value in zip(*(x.tolist() for x in trace.features), strict=True)}
-    spread = float(trace.logits[-1].std())
-    return np.array([spread if n.kind is NodeKind.LOGIT else index[n.layer, n.pos, n.index] for n in targets])
+    spread, reads = float(trace.logits[-1].std()), (*trace.frozen.reads.by_layer, trace.frozen.reads.final)
+
+    def scale(node: Node) -> float:
+        if node.kind is not NodeKind.LOGIT:
+            return index[node.layer, node.pos, node.index]
+        if node.vector:
+            read = reads[node.layer][-1]
+            return float(np.linalg.norm(node.vector)) * float(read.norm()) / len(read) ** 0.5
+        return spread * sum(term.weight**2 for term in node.terms) ** 0.5 if node.terms else spread
+
+    return np.array([scale(node) for node in targets])
 
 
 def _split_direct(frame: pd.DataFrame, trial: _Trial) -> None:

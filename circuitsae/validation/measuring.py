@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.attribution.nodes import logit_targets
+from circuitsae.attribution.targets import node_vectors
 from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.interventions import Recording, Regime, RegimeName, run_reads
 from circuitsae.interventions.forward import Alternative, regime_named
@@ -79,16 +80,15 @@ def edge_kind(source: Node, target: Node) -> str:
 
 
 class Targets:
-    """What some features and logits read, as vectors to multiply with the stream.
+    """What some features and logits (contrasts, directions) read, as vectors to multiply with the stream.
 
     A target's value is its pre-activation without b_enc; a logit's its centred logit without b_U.
     """
 
     def __init__(self, model: ReplacementModel, trace: Trace, nodes: Sequence[Node]) -> None:
         n_layers, last = model.model.n_layers, trace.n_positions - 1
-        is_logit = [node.kind is NodeKind.LOGIT for node in nodes]
-        layer = [n_layers if logit else node.layer for logit, node in zip(is_logit, nodes, strict=True)]
-        pos = [last if logit else node.pos for logit, node in zip(is_logit, nodes, strict=True)]
+        layer = [n_layers if _is_token(node) else node.layer for node in nodes]
+        pos = [last if node.kind is NodeKind.LOGIT else node.pos for node in nodes]
         order = np.argsort(layer, kind="stable")
         vectors = self._vectors_of(model, trace, [nodes[i] for i in order.tolist()])
         self._by_place(np.array([layer, pos], dtype=np.int64).T, order, vectors, (n_layers, trace.n_positions))
@@ -96,14 +96,16 @@ class Targets:
 
     @staticmethod
     def _vectors_of(model: ReplacementModel, trace: Trace, nodes: Sequence[Node]) -> Float[Tensor, "target d_model"]:
-        """Encoder directions of features layer by layer, then unembedding directions of logits."""
+        """Of nodes by layer: encoder directions of features, unembedding directions of logits."""
         device = trace.errors.device
         parts = [trace.errors.new_zeros(0, trace.errors.shape[-1])]
-        for _, group in groupby(nodes, key=lambda node: (node.kind is NodeKind.LOGIT, node.layer)):
+        for _, group in groupby(nodes, key=lambda node: (node.kind, _is_token(node), node.layer)):
             here = list(group)
             number = torch.tensor([node.index for node in here], device=device)
-            if here[0].kind is NodeKind.LOGIT:
+            if _is_token(here[0]):
                 parts.append(logit_targets(trace, number).vector)
+            elif here[0].kind is NodeKind.LOGIT:
+                parts += [node_vectors(model, trace, node).vector for node in here]
             else:
                 parts.append(model.dictionaries.encoder_rows(here[0].layer, number).detach())
         return torch.cat(parts)
@@ -138,6 +140,11 @@ class Targets:
         parts = by_layer.flatten(1, 2).index_select(1, self._inside), final.index_select(1, self._at_end)
         values = torch.einsum("bpd,pmd->bpm", torch.cat(parts, dim=1), self._vectors)
         return values.flatten(1).index_select(1, self._slot)
+
+
+def _is_token(node: Node) -> bool:
+    """Whether it is the logit of one token."""
+    return node.kind is NodeKind.LOGIT and not node.explained
 
 
 @torch.no_grad()

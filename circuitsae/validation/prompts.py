@@ -114,8 +114,7 @@ class _Counterparts:
     def moved(self, node: Node) -> Node | None:
         """The node there; a logit stays at the last position."""
         if node.kind is NodeKind.LOGIT:
-            token = node.index if self.answers is None else self.answers.get(node.index)
-            return None if token is None else replace(node, index=token, pos=len(self.prompt) - 1)
+            return self._answered(replace(node, pos=len(self.prompt) - 1))
         role = self.role_at.get(node.pos)
         if role is not None and role in self.prompt.roles:
             pos = self.prompt.roles[role] % len(self.prompt)
@@ -124,6 +123,19 @@ class _Counterparts:
         else:
             return None
         return None if node.kind is NodeKind.FEATURE and bool(self.prompt.trace.exact[pos]) else replace(node, pos=pos)
+
+    def _answered(self, node: Node) -> Node | None:
+        """A token's logit, or a contrast, of the tokens that answer this prompt; a direction is the same."""
+        if self.answers is None or node.vector:
+            return node
+        found = [self.answers.get(token) for token in [term.token for term in node.terms] or [node.index]]
+        tokens = [token for token in found if token is not None]
+        if len(tokens) < len(found):
+            return None
+        if not node.terms:
+            return replace(node, index=tokens[0])
+        terms = zip(node.terms, tokens, strict=True)
+        return replace(node, terms=tuple(term._replace(token=token) for term, token in terms))
 
     def is_on(self, node: Node) -> bool:
         return node.kind is not NodeKind.FEATURE or (node.layer, node.pos, node.index) in self.active

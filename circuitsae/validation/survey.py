@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from circuitsae.attribution import TopLogits, attribute
-from circuitsae.attribution.attribute import ChooseLogits
+from circuitsae.attribution.targets import ChooseTargets
 from circuitsae.graph.notes import CLAIMS, VERDICTS, Claim
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.edges import validate
@@ -69,7 +69,7 @@ def survey(
     claims: Sequence[Claim] = CLAIMS,
     controls: int = 200,
     delta: float = 0.05,
-    targets: ChooseLogits = TopLogits(),
+    targets: ChooseTargets = TopLogits(),
     nodes: float = 0.8,
     seed: int = 0,
     progress: bool = False,

@@ -12,6 +12,7 @@ from circuitsae.attribution.device_graph import DeviceInfluence
 from circuitsae.attribution.device_sweep import DeviceSources, DeviceSweep, Memory
 from circuitsae.attribution.linear import linear_model
 from circuitsae.attribution.nodes import Endpoints, SourceVectors, feature_targets, source_nodes
+from circuitsae.attribution.targets import explained_logits
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
 from transcoders.loading import random_model
@@ -67,7 +68,7 @@ def test_tf32_is_rounded_and_says_how_much():
 def test_a_sweep_never_waits_for_the_device(kind):
     model = replacement("cuda", torch.float32, kind)
     trace = model.trace(TOKENS)
-    ends = Endpoints.of(model, trace, torch.tensor([3, 5], device="cuda"))
+    ends = Endpoints.of(model, explained_logits(model, trace, torch.tensor([3, 5], device="cuda")))
     extra = torch.from_numpy(ends.unembedding_bias).cuda()
     sources = SourceVectors(model, trace, ends.sources, linear_model(trace.frozen))
     sweep = DeviceSweep(

@@ -23,6 +23,7 @@ from circuitsae.attribution.device_sweep import BLOCK_BYTES, DeviceSources, Devi
 from circuitsae.attribution.expansion import Expansion
 from circuitsae.attribution.linear import Attention, linear_model
 from circuitsae.attribution.nodes import Endpoints, SourceVectors
+from circuitsae.attribution.targets import explained_logits
 from circuitsae.graph import AttributionGraph, keep_strongest, pruning
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import random_dictionaries
@@ -64,7 +65,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch):
 def sweep_of(model: ReplacementModel, tokens: torch.Tensor, *, pairs: bool, batch_size: int | None = None):
     """The ends of all edges of a prompt, and its sweep."""
     trace = model.trace(tokens)
-    ends = Endpoints.of(model, trace, torch.tensor([3, 5, 60]))
+    ends = Endpoints.of(model, explained_logits(model, trace, torch.tensor([3, 5, 60])))
     extra = torch.from_numpy(ends.unembedding_bias)
     sources = DeviceSources(SourceVectors(model, trace, ends.sources, linear_model(trace.frozen)), extra.shape[1])
     return ends, DeviceSweep(

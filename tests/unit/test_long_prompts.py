@@ -10,6 +10,7 @@ from circuitsae import frozen, patterns
 from circuitsae.attribution import LogitTargets, attribute, attribute_pruned, linear, nodes
 from circuitsae.attribution.closed_form import CARRIED_BYTES, batches
 from circuitsae.attribution.nodes import Endpoints, GatheredTargets, TargetVectors
+from circuitsae.attribution.targets import explained_logits
 from circuitsae.interventions import Recording
 from circuitsae.patterns import RecomputedPatterns, pattern_hook
 from circuitsae.replacement import ReplacementModel
@@ -150,9 +151,9 @@ def test_vectors_are_gathered_as_they_are_taken(monkeypatch):
     model = replacement()
     with torch.no_grad():
         trace = model.trace(TOKENS)
-        whole = Endpoints.of(model, trace, torch.tensor([3, 5]))
+        whole = Endpoints.of(model, explained_logits(model, trace, torch.tensor([3, 5])))
         monkeypatch.setattr(nodes, "TARGET_BYTES", 0)
-        ends = Endpoints.of(model, trace, torch.tensor([3, 5]))
+        ends = Endpoints.of(model, explained_logits(model, trace, torch.tensor([3, 5])))
     assert isinstance(whole.targets, TargetVectors)
     assert isinstance(ends.targets, GatheredTargets)
     assert ends.nodes == whole.nodes

@@ -36,6 +36,7 @@ from circuitsae.graph.checking import (
 from circuitsae.graph.exchange import extras
 from circuitsae.graph.exchange.findings import NODE_FIGURES, Edge, Findings, assemble, check_counts
 from circuitsae.graph.nodes import Node, NodeKind
+from circuitsae.graph.reading import read_reading, reading_of
 
 NETWORKX_ERRORS = (
     nx.NetworkXException,
@@ -126,6 +127,7 @@ def to_attributed(graph: AttributionGraph) -> tuple[nx.DiGraph, str]:
             "pos": node.pos,
             "index": node.index,
             "text": quoted(node.text),
+            **{key: _written(value) for key, value in reading_of(node).items()},
         }
         out.add_node(names[-1], **attributes, **{k: v for k, v in figures.items() if np.isfinite(v)})
     for source, target, weight, notes in extras.edges(graph):
@@ -245,7 +247,8 @@ def _n_layers(own: dict[str, Any], records: dict[str, Any], kinds: dict[str, Nod
 
 def _node(name: str, record: dict[str, Any], kind: NodeKind, n_layers: int) -> Node:
     what = f"node {shown(name)}"
-    layer = {NodeKind.TOKEN: -1, NodeKind.LOGIT: n_layers}.get(kind)
+    reading = read_reading({**record, "kind": kind}, what) if record.get("explained") is True else {}
+    layer = {NodeKind.TOKEN: -1, NodeKind.LOGIT: None if reading.get("vector") else n_layers}.get(kind)
     layer = _layer(record, what) if layer is None else layer
     pos = whole(record["pos"], f"pos of {what}", least=-1)
     least = 0 if kind is NodeKind.FEATURE else -1
@@ -253,11 +256,11 @@ def _node(name: str, record: dict[str, Any], kind: NodeKind, n_layers: int) -> N
     figures = {key: number(record.get(key), f"{key} of {what}") for key in ("activation", "pre_activation")}
     bias = number(record.get("bias", 0.0), f"bias of {what}")
     probability = share(record.get("probability"), f"probability of {what}", optional=True)
-    if kind is NodeKind.LOGIT:
+    if kind is NodeKind.LOGIT and not reading:
         probability = float(np.nan_to_num(probability))
     label = record["text"] if isinstance(record["text"], str) else ""
     label = "" if kind is NodeKind.ERROR else text(label, f"text of {what}")
-    return Node(kind, layer, pos, index, label, bias=bias, probability=probability, **figures)
+    return Node(kind, layer, pos, index, label, bias=bias, probability=probability, **figures, **reading)
 
 
 def _figures(name: str, record: dict[str, Any]) -> dict[str, float]:
@@ -290,7 +293,8 @@ def _with_carried(graph: AttributionGraph, source: nx.Graph, names: list[str]) -
     known = {"kind", "layer", "pos", "index", "text", "label", *_FIGURES}
     nodes: dict[str, Any] = {}
     for node, name in zip(graph.nodes, names, strict=True):
-        extra = {str(k): plain(_read(v)) for k, v in source.nodes[name].items() if k not in known}
+        ours = known | set(reading_of(node))
+        extra = {str(k): plain(_read(v)) for k, v in source.nodes[name].items() if k not in ours}
         label = _read(source.nodes[name].get("label"))
         if isinstance(label, str) and label not in (_label(node), node.text):
             extra["label"] = text(label, "label")
@@ -298,6 +302,6 @@ def _with_carried(graph: AttributionGraph, source: nx.Graph, names: list[str]) -
             extra["name"] = text(name, "a node id")
         if extra:
             nodes[node.id] = extra
-    ours = {extras.OWN, "node_default", "edge_default", "mode"}
-    aside = {str(k): plain(_read(v)) for k, v in source.graph.items() if k not in ours}
+    written = {extras.OWN, "node_default", "edge_default", "mode"}
+    aside = {str(k): plain(_read(v)) for k, v in source.graph.items() if k not in written}
     return extras.with_provenance(graph, extras.carry(graph.provenance, NAME, aside, nodes))

@@ -62,7 +62,9 @@ def read(document: dict[str, Any], file: str, limits: Limits) -> AttributionGrap
     n_layers = _n_layers(raw, kinds, own, limits)
     figures = [extras.read_figures(node.get(extras.OWN), f"node {i}") for i, node in enumerate(raw)]
     nodes = [
-        _node(record, f"node {i}", kind, tokens, token_ids, n_layers, figure)
+        extras.with_reading(
+            _node(record, f"node {i}", kind, tokens, token_ids, n_layers, figure), record.get(extras.OWN), f"node {i}"
+        )
         for i, (record, kind, figure) in enumerate(zip(raw, kinds, figures, strict=True))
     ]
     missing = ["influence", "token ids", "pre-activations"]
@@ -128,7 +130,7 @@ def _node(
     figures: dict[str, float],
 ) -> Node:
     layer, pos = whole(record.get("layer_index"), f"layer_index of {what}"), int(record["token_position"])
-    own = {"pre_activation": figures.get("pre_activation", np.nan), "bias": figures.get("bias", 0.0)}
+    own: dict[str, Any] = {"pre_activation": figures.get("pre_activation", np.nan), "bias": figures.get("bias", 0.0)}
     match kind:
         case NodeKind.TOKEN:
             return Node(kind, -1, pos, token_ids[pos], tokens[pos])
@@ -194,7 +196,9 @@ def write(graph: AttributionGraph) -> dict[str, Any]:
 
 
 def _own(node: Node, figures: dict[str, float]) -> dict[str, Any]:
-    """What the format has no place for: also a logit's token id and a feature's label."""
+    """What the format has no place for: also a logit's token id, how other targets read, and a feature's label."""
+    if node.explained:
+        return {**figures, **extras.own_reading(node)}
     if node.kind is NodeKind.LOGIT:
         return {**figures, "index": node.index}
     return {**figures, "text": node.text} if node.kind is NodeKind.FEATURE and node.text else figures

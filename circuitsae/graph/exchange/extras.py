@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from circuitsae.graph.attribution_graph import AttributionGraph
-from circuitsae.graph.checking import mapping, number, plain, text
+from circuitsae.graph.checking import mapping, number, plain, text, whole
 from circuitsae.graph.exchange.findings import NODE_FIGURES
+from circuitsae.graph.nodes import Node
 from circuitsae.graph.notes import written
 from circuitsae.graph.past import on_edges
+from circuitsae.graph.reading import read_reading, reading_of
 
 OWN = "circuitsae"
 """The key under which our files keep what a format has no place for; other tools pass over it."""
@@ -99,6 +101,27 @@ def own_figures(graph: AttributionGraph, kept: np.ndarray, without: Iterable[str
             }
         )
     return rows
+
+
+def own_reading(node: Node) -> dict[str, Any]:
+    """Of what is explained and is no token's logit: how it reads, and where, which the formats have no place for."""
+    place = {"layer": node.layer, "index": node.index, "text": node.text}
+    return reading_of(node) | place if node.explained else {}
+
+
+def with_reading(node: Node, value: Any, what: str) -> Node:
+    """The node as `own_reading` says it."""
+    stated = mapping({} if value is None else value, what)
+    if not stated.get("explained"):
+        return node
+    return replace(
+        node,
+        layer=whole(stated.get("layer", node.layer), f"layer of {what}"),
+        index=whole(stated.get("index", node.index), f"index of {what}", -1),
+        text=text(stated.get("text", node.text), f"text of {what}"),
+        probability=math.nan,
+        **read_reading({**stated, "kind": node.kind}, what),
+    )
 
 
 def read_figures(value: Any, what: str) -> dict[str, float]:

@@ -7,7 +7,8 @@ instead of by Cantor's pairing of layer and index.
 A node's `influence` is the share of the total influence held by the nodes up to it, most influential first: our
 `cumulative`. Cannot hold: bias nodes (their edges are added to the target's `rest`). What the schema does not name is
 written under a key `circuitsae`, which other tools pass over: pre-activations, our influence, sums of inputs, token
-ids, scores, provenance. What a file holds and a graph has no place for (settings, pinned nodes, supernodes, QK tracing)
+ids, scores, provenance, how a contrast or a direction reads. These are logits there, of `token_prob` 1, with which
+influence starts. What a file holds and a graph has no place for (settings, pinned nodes, supernodes, QK tracing)
 travels in the provenance and is written back.
 """
 
@@ -54,6 +55,7 @@ def read(document: dict[str, Any], file: str, limits: Limits) -> AttributionGrap
     taken: set[str] = set()
     for i, record in enumerate(raw):
         node = _node(record, f"node {i}", tokens, n_layers, figures[i])
+        node = extras.with_reading(node, record.get(extras.OWN), f"node {i}")
         if node.kind is NodeKind.ERROR and node.id in taken:  # of attention, beside that of the MLP
             node = Node(NodeKind.BIAS, node.layer, node.pos, text=text(record["feature_type"], "feature_type"))
         taken.add(node.id)
@@ -127,7 +129,7 @@ def _node(record: dict[str, Any], what: str, tokens: list[str], n_layers: int, f
     kind = _kind(record, what)
     pos = whole(record.get("ctx_idx"), f"ctx_idx of {what}", most=max(len(tokens) - 1, 0))
     label = text(record.get("clerp") or "", f"clerp of {what}")
-    own = {"pre_activation": figures.get("pre_activation", np.nan), "bias": figures.get("bias", 0.0)}
+    own: dict[str, Any] = {"pre_activation": figures.get("pre_activation", np.nan), "bias": figures.get("bias", 0.0)}
     match kind:
         case NodeKind.TOKEN:
             return Node(kind, -1, pos, _named_index(record, default=-1), tokens[pos] if tokens else "")
@@ -216,7 +218,8 @@ def write(graph: AttributionGraph) -> dict[str, Any]:
             record["node_id"] = default["node_id"]
         if "node_id" in beside and beside["node_id"] != record["node_id"]:
             renamed[beside["node_id"]] = record["node_id"]
-        records[row] = record | ({extras.OWN: own[row]} if own[row] else {})
+        aside = own[row] | extras.own_reading(node)
+        records[row] = record | ({extras.OWN: aside} if aside else {})
     links = [
         {"source": records[s]["node_id"], "target": records[t]["node_id"], "weight": weight, **notes}
         for s, t, weight, notes in extras.edges(graph)
@@ -249,22 +252,22 @@ def _record(graph: AttributionGraph, row: int) -> dict[str, Any]:
             names = (node.index, "E", f"E_{node.index}-{node.pos}", f'Emb: "{node.text}"')
             feature = node.pos
         case NodeKind.LOGIT:
-            label = f'Output "{node.text}" (p={node.probability:.3f})'
+            label = node.text if node.explained else f'Output "{node.text}" (p={node.probability:.3f})'
             names = (node.index, str(graph.n_layers + 1), f"L_{node.index}-{node.pos}", label)
             feature = node.index
         case _:
             names = (node.text, str(node.layer), f"{node.layer}_{node.text}-{node.pos}", "")
             feature = None
     index, layer, js_id, label = names
-    logit = node.kind is NodeKind.LOGIT
+    target = node.kind is NodeKind.LOGIT or node.explained
     return {
         "node_id": f"{layer}_{index}_{node.pos}",
         "feature": feature,
         "layer": layer,
         "ctx_idx": node.pos,
         "feature_type": _TYPES.get(node.kind, node.text),
-        "token_prob": node.probability if logit and np.isfinite(node.probability) else 0.0,
-        "is_target_logit": logit,
+        "token_prob": node.start if np.isfinite(node.start) else 0.0,
+        "is_target_logit": target,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
         "jsNodeId": js_id,

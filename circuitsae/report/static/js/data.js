@@ -19,9 +19,15 @@
   }
   for (const list of [...inputs, ...outputs]) list.sort((a, b) => strength(b) - strength(a) || a - b);
 
+  // What the graph explains: logits, or one contrast, direction or feature, which has a value and no probability.
+  const explained = new Set(page.explained ?? []);
+  const tops = nodes.kind.flatMap((kind, i) => (kind === "logit" || explained.has(i) ? [i] : []));
+  const topNote = (i) => (explained.has(i) ? viewer.number(nodes.pre_activation[i]) : viewer.percent(nodes.probability[i]));
+
   const endsOf = (e) => [nodes.id[edges.source[e]], nodes.id[edges.target[e]]];
 
   const KIND_NAMES = { feature: "Feature", error: "Error", token: "Token", bias: "Bias", logit: "Logit" };
+  const kindName = (i) => (explained.has(i) && nodes.kind[i] === "logit" ? "Explained" : KIND_NAMES[nodes.kind[i]]);
   const layerName = (i) =>
     nodes.layer[i] < 0 ? "tokens" : nodes.layer[i] >= page.n_layers ? "logits" : `layer ${nodes.layer[i]}`;
 
@@ -101,7 +107,10 @@
     outputs,
     strength,
     endsOf,
-    KIND_NAMES,
+    explained,
+    tops,
+    topNote,
+    kindName,
     layerName,
     cardOf,
     labelOf,

@@ -7,7 +7,7 @@
   const div = document.getElementById("plot");
   const hasLogits = nodes.kind.includes("logit");
   const MARGIN = { l: 58, r: 14, t: 32 };
-  const LOGIT_LABEL = 96; // pixels kept free at the right for the texts of the logits
+  const LOGIT_LABEL = viewer.explained.size ? 144 : 96; // pixels kept free at the right for the texts of the logits
   const LINE = 12; // pixels from one text to the next
   const labels = page.tokens.map((token) => viewer.shorten(token, 14));
   const pen = document.createElement("canvas").getContext("2d");
@@ -113,8 +113,8 @@
   }
 
   const logitText = (i) => [
-    viewer.shorten(nodes.text[i], 10),
-    viewer.comparison?.logitNote(i) ?? viewer.percent(nodes.probability[i]),
+    viewer.shorten(nodes.text[i], viewer.explained.has(i) ? 18 : 10),
+    viewer.comparison?.logitNote(i) ?? viewer.topNote(i),
   ];
 
   Object.assign(viewer, {

@@ -23,7 +23,7 @@
   }
 
   function topLogits() {
-    const logits = nodes.kind.flatMap((kind, i) => (kind === "logit" ? [i] : []));
+    const logits = [...viewer.tops];
     logits.sort((a, b) => (nodes.probability[b] ?? 0) - (nodes.probability[a] ?? 0) || a - b);
     return logits
       .slice(0, TOP)
@@ -31,9 +31,9 @@
         element(
           "li",
           {},
-          element("button", { type: "button", onclick: goTo(i) }, text(nodes.text[i])),
-          meter(nodes.probability[i]),
-          element("span", { class: "number" }, percent(nodes.probability[i])),
+          element("button", { type: "button", onclick: goTo(i) }, text(nodes.kind[i] === "logit" ? nodes.text[i] : viewer.name(i))),
+          viewer.explained.has(i) ? null : meter(nodes.probability[i]),
+          element("span", { class: "number" }, viewer.topNote(i)),
         ),
       );
   }
@@ -76,6 +76,7 @@
     byId("title").append(text(page.title));
     byId("prompt").append(...promptTokens());
     byId("top-logits").append(...topLogits());
+    if (viewer.explained.size) byId("top-logits").previousElementSibling.textContent = "Explained";
     byId("scores").append(...Object.entries(page.scores).flatMap(score));
     byId("verdict-counts").append(...viewer.tests.claims.flatMap(claimRow));
     byId("verdict-fact").querySelector("h2").append(testedShare());

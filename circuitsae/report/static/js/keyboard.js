@@ -4,8 +4,7 @@
 
   const { nodes, edges, edgeShown, state } = viewer;
   const search = document.getElementById("search");
-  const logits = nodes.kind.flatMap((kind, i) => (kind === "logit" ? [i] : []));
-  logits.sort((a, b) => nodes.probability[b] - nodes.probability[a] || a - b);
+  const logits = [...viewer.tops].sort((a, b) => nodes.probability[b] - nodes.probability[a] || a - b);
   let step = null; // the last move: { alternatives, at }, so that ← and → try its other ends
 
   const ends = (list, end) => list.filter((e) => edgeShown[e]).map((e) => edges[end][e]);

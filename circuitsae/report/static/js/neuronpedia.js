@@ -56,6 +56,9 @@
       case "token":
         return { feature: pos, layer: "E", jsNodeId: `E_${index}-${pos}`, clerp: `Emb: "${rawText(i)}"` };
       default: {
+        if (viewer.explained.has(i)) {
+          return { feature: index, layer: String(page.n_layers + 1), jsNodeId: `L_${index}-${pos}`, clerp: rawText(i) };
+        }
         const clerp = `Output "${rawText(i)}" (p=${(nodes.probability[i] ?? 0).toFixed(3)})`;
         return { feature: index, layer: String(page.n_layers + 1), jsNodeId: `L_${index}-${pos}`, clerp };
       }
@@ -71,8 +74,8 @@
       ...names(i),
       ctx_idx: nodes.pos[i],
       feature_type: TYPES[kind],
-      token_prob: kind === "logit" ? (nodes.probability[i] ?? 0) : 0,
-      is_target_logit: kind === "logit",
+      token_prob: viewer.explained.has(i) ? 1 : kind === "logit" ? (nodes.probability[i] ?? 0) : 0,
+      is_target_logit: kind === "logit" || viewer.explained.has(i),
       run_idx: 0,
       reverse_ctx_idx: 0,
       influence: kind === "logit" ? null : nodes.cumulative[i],

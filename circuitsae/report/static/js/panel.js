@@ -70,7 +70,7 @@
   function where(i) {
     const pos = nodes.pos[i];
     const inside = nodes.layer[i] >= 0 && nodes.layer[i] < viewer.page.n_layers;
-    const parts = [viewer.KIND_NAMES[nodes.kind[i]], ...(inside ? [viewer.layerName(i)] : [])];
+    const parts = [viewer.kindName(i), ...(inside ? [viewer.layerName(i)] : [])];
     if (pos < 0) return element("p", { class: "hint" }, parts.join(" · "));
     return element(
       "p",
@@ -208,7 +208,7 @@
     if (i < 0) return viewer.say("No node chosen");
     const count = (list) => list.filter((e) => viewer.edgeShown[e]).length;
     viewer.say(
-      `${viewer.KIND_NAMES[nodes.kind[i]]} ${viewer.name(i)} ${viewer.place(i).join(" ")}, ${viewer.layerName(i)}, ` +
+      `${viewer.kindName(i)} ${viewer.name(i)} ${viewer.place(i).join(" ")}, ${viewer.layerName(i)}, ` +
         `${count(viewer.inputs[i])} inputs, ${count(viewer.outputs[i])} outputs${state.pins.has(i) ? ", pinned" : ""}`,
     );
   }
