@@ -114,6 +114,13 @@ class AttentionPart:
             self.run(normed, call)
         return found[0].to(normed.device)
 
+    def wide_norm(self, kind: str) -> NormPart | None:
+        """The norm of all heads' queries (`q`) or keys (`k`) together, if there is one (OLMo 2)."""
+        norm, weight = getattr(self._module, f"{kind}_norm", None), self.weight(kind.upper())
+        own = getattr(norm, "weight", None)
+        wide = own is not None and own.numel() == len(weight) * weight.shape[2] > weight.shape[2]
+        return NormPart(norm, 0.0, self._home) if wide else None
+
     def look(self, call: Call, normed: Float[Tensor, "1 pos d_model"]) -> "Look":
         """How its heads look where they read `normed`, and what it writes.
 
@@ -127,7 +134,9 @@ class AttentionPart:
         seen = _WatchedScores()
         with torch.enable_grad(), ExitStack() as hooks:
             for kind in "qk":
-                hooks.enter_context(_hooked(getattr(self._module, kind).hook_out, leaf(kind)))
+                point = getattr(self._module, kind if self.wide_norm(kind) is None else f"{kind}_norm").hook_out
+                hooks.enter_context(_hooked(point, leaf(kind)))
+            hooks.enter_context(_hooked(self._module.hook_attn_scores, seen.note_scores))
             hooks.enter_context(seen)
             out = self.run(normed.detach(), call)
             return _look(seen, leaves, [len(self.weight("Q")), len(self.weight("K"))], out.detach()[0], self._home)
@@ -222,8 +231,14 @@ class ModelParts:
 
     def unembed(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits of what the final norm gives, through a soft cap if there is one."""
-        out, cap = self._bridge.unembed(normed), getattr(self.config, "final_logit_softcapping", None)
-        return float(cap) * torch.tanh(out / float(cap)) if cap else out
+        out, cap = self._bridge.unembed(normed), self.logit_cap
+        return out if cap is None else cap * torch.tanh(out / cap)
+
+    @property
+    def logit_cap(self) -> float | None:
+        """c where logits go through `c tanh(x / c)` (Gemma 2), if they do."""
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return float(cap) if cap else None
 
     def weights(self) -> list[tuple[str, Tensor]]:
         """Parameters and buffers of the model inside, by name."""
@@ -396,7 +411,9 @@ class Look(NamedTuple):
     slope: Float[Tensor, "head pos pos"]
     """Of what the softmax takes by their product: 1/√d_head, the derivative of a soft cap, 0 where nothing is seen."""
     of_query: Float[Tensor, "head pos d_head d_head"] | None
-    """How `query` changes with what W_Q gives (the last dimension): rotary positions, norms; None: as that does."""
+    """How `query` changes with what W_Q gives, or a norm of all heads together (the last dimension): rotary positions,
+    norms; None: as that does.
+    """
     of_key: Float[Tensor, "kv pos d_head d_head"] | None
     out: Float[Tensor, "pos d_model"]
     """What attention writes."""
@@ -407,11 +424,11 @@ class Look(NamedTuple):
 
 
 def _look(seen: "_WatchedScores", leaves: Mapping[str, Tensor], counts: Sequence[int], out: Tensor, home: Any) -> Look:
-    if seen.scores is None or seen.product is None or len(leaves) < 2:
+    if not seen.scores or seen.product is None or len(leaves) < 2:
         raise ModelError("Its attention shows no product of queries and keys that goes into a softmax")
     n = seen.product.shape[-1]
-    (slope,) = torch.autograd.grad(seen.scores[..., :n].sum(), seen.product, retain_graph=True)
-    sides, maps = [], []
+    (slope,) = torch.autograd.grad(seen.scores[0][..., :n].sum(), seen.product, retain_graph=True)
+    slope, sides, maps = slope * seen.factor, [], []
     for kind, side, count in zip("qk", seen.sides, counts, strict=True):
         jacobian = _jacobian(side, leaves[kind], count)
         factor = jacobian[0, 0, 0, 0].clone()
@@ -420,13 +437,10 @@ def _look(seen: "_WatchedScores", leaves: Mapping[str, Tensor], counts: Sequence
         slope = slope * (factor if same else 1)
         maps.append(None if same else jacobian)
     parts = (*sides, slope.reshape(counts[0], n, n))
-    query, key, slope = (_at_least_float32(part).to(home) for part in parts)
-    of_query, of_key = (None if J is None else _at_least_float32(J).to(home) for J in maps)
+    like = {"device": home, "dtype": torch.promote_types(out.dtype, torch.float32)}
+    query, key, slope = (part.detach().to(**like) for part in parts)
+    of_query, of_key = (None if J is None else J.detach().to(**like) for J in maps)
     return Look(query, key, slope, of_query, of_key, out)
-
-
-def _at_least_float32(part: Tensor) -> Tensor:
-    return part.detach().to(torch.promote_types(part.dtype, torch.float32))
 
 
 def _jacobian(side: Tensor, leaf: Tensor, count: int) -> Float[Tensor, "head pos d_head d_head"]:
@@ -440,27 +454,32 @@ def _jacobian(side: Tensor, leaf: Tensor, count: int) -> Float[Tensor, "head pos
 
 
 class _WatchedScores(TorchFunctionMode):
-    """While it lasts, what the first softmax is given, and the last product before it of two that are differentiated:
-    that of queries and keys.
+    """While it lasts, what the first softmax is given, or what is noted before, and the last product before that of two
+    that are differentiated: that of queries and keys.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.scores: Tensor | None = None
+        self.scores: list[Tensor] = []
         self.product: Tensor | None = None
         self.sides: tuple[Tensor, Tensor]
+        self.factor = 1.0
+        """By which the product is multiplied within its own operation."""
+
+    def note_scores(self, scores: Tensor) -> None:
+        self.scores.append(scores)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
         name = getattr(func, "__name__", "")
         out = func(*args, **named)
-        if self.scores is None and name == "softmax":
-            self.scores = args[0] if args else named["input"]
-        elif self.scores is None and name in _PRODUCTS:
+        if name == "softmax":
+            self.note_scores(args[0] if args else named["input"])
+        elif not self.scores and name in _PRODUCTS:
             tensors = [value for value in (*args, *named.values()) if isinstance(value, Tensor)]
             left, right = tensors[-2:]
             if left.requires_grad and right.requires_grad:
-                self.product, self.sides = out, (left, right.mT)
+                self.product, self.sides, self.factor = out, (left, right.mT), named.get("alpha", 1.0)
         return out
 
 

@@ -191,8 +191,8 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
         raise ModelError(f"{frozen.model.name} has no final norm, which the closed form needs")
     try:
         blocks = [_block(frozen, layer) for layer in range(frozen.model.n_layers)]
-        final = _norm(frozen, parts.final_norm, "ln_final")
-        after_embed = None if parts.embedding_norm is None else _norm(frozen, parts.embedding_norm, "embed_ln")
+        final = norm_of(frozen, parts.final_norm, "ln_final")
+        after_embed = None if parts.embedding_norm is None else norm_of(frozen, parts.embedding_norm, "embed_ln")
     except (AttributeError, KeyError) as error:
         raise ModelError(f"{frozen.model.name} has no {error.args[0]}, which the closed form needs") from error
     position = 0 if frozen.writes.position is None else frozen.writes.position
@@ -205,7 +205,7 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
 def _block(frozen: FrozenModel, layer: int) -> Block:
     block, name = frozen.model.parts.blocks[layer], f"blocks.{layer}."
     norms = {
-        label: _norm(frozen, norm, name + label)
+        label: norm_of(frozen, norm, name + label)
         for label in ("ln1", "ln1_post", "ln2", "ln2_post")
         if (norm := block.norm(label)) is not None
     }
@@ -227,14 +227,14 @@ def _block(frozen: FrozenModel, layer: int) -> Block:
 def attention_norm(frozen: FrozenModel, layer: int) -> Norm:
     """From the stream to what attention of `layer` reads."""
     norm = frozen.model.parts.blocks[layer].norm("ln1")
-    return _factor(frozen, 1.0) if norm is None else _norm(frozen, norm, f"blocks.{layer}.ln1")
+    return _factor(frozen, 1.0) if norm is None else norm_of(frozen, norm, f"blocks.{layer}.ln1")
 
 
 def post_norm(frozen: FrozenModel, layer: int, name: str) -> Norm | None:
     """What attention (`ln1_post`) or the MLP (`ln2_post`) of `layer` passes into the stream by: a norm, or a factor."""
     part = frozen.model.parts.blocks[layer]
     if (norm := part.norm(name)) is not None:
-        return _norm(frozen, norm, f"blocks.{layer}.{name}")
+        return norm_of(frozen, norm, f"blocks.{layer}.{name}")
     return None if part.residual_factor is None else _factor(frozen, part.residual_factor)
 
 
@@ -251,7 +251,8 @@ def _factor(frozen: FrozenModel, value: float) -> Norm:
     return Norm(weight=torch.full_like(read[0], value), scale=torch.ones_like(read[:, 0]), centres=False)
 
 
-def _norm(frozen: FrozenModel, component: NormPart, name: str) -> Norm:
+def norm_of(frozen: FrozenModel, component: NormPart, name: str) -> Norm:
+    """A norm of the model's with the scales that it has at its component `name`."""
     scale = exact(frozen.constants[f"{name}.hook_scale"].reshape(-1))
     return Norm(
         weight=component.weight(torch.promote_types(frozen.model.dtype, torch.float32)),

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.attribution.linear import Attention, Block, LinearModel, Norm, attention_norm, exact, linear_model, post_norm
+from circuitsae.attribution.linear import Attention, Block, LinearModel, Norm, attention_norm, exact, linear_model, norm_of, post_norm
 from circuitsae.frozen import FrozenModel
 from circuitsae.patterns import pattern_hook
 from transcoders.errors import ModelError
@@ -77,6 +77,8 @@ class LiveAttention(Attention):
     """What the heads move on the clean run."""
     before: Norm
     after: Norm | None
+    wide: tuple[Norm | None, Norm | None, None] = (None, None, None)
+    """Of queries and keys, norms of all heads together."""
 
     @property
     def d_head(self) -> int:
@@ -92,9 +94,16 @@ class LiveAttention(Attention):
         return [self.n_heads, self.n_kv, self.n_kv]
 
     def forward(self, x: Float[Tensor, "row pos d_model"], first: int = 0) -> Float[Tensor, "row pos d_model"]:
-        projected = self.before.forward(x, first) @ self.W_in
-        parts = projected.unflatten(2, (-1, self.d_head)).permute(2, 1, 0, 3).split(self.sizes)
-        return self.write(self.moves(Heads(*parts), first), first)
+        return self.write(self.moves(self.heads(self.before.forward(x, first) @ self.W_in, first), first), first)
+
+    def heads(self, projected: Float[Tensor, "row pos _"], first: int = 0) -> Heads:
+        """Changes of what W_Q, W_K and W_V give, by head, behind norms of all heads together."""
+        sizes = [size * self.d_head for size in self.sizes]
+        flat = [
+            part if norm is None else norm.forward(part, first)
+            for part, norm in zip(projected.split(sizes, dim=2), self.wide, strict=True)
+        ]
+        return Heads(*(part.unflatten(2, (-1, self.d_head)).permute(2, 1, 0, 3) for part in flat))
 
     def write(self, z: Float[Tensor, "head pos row d_head"], first: int) -> Float[Tensor, "row pos d_model"]:
         """What heads that change by `z` write into the stream at the positions from `first` on."""
@@ -134,8 +143,9 @@ class LiveAttention(Attention):
     def behind_norm(self, g: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """How what is read of what the heads write, before the norm after them, reads what they read."""
         z = (g @ self.W_out.mT).unflatten(2, (self.n_heads, -1)).permute(2, 1, 0, 3).contiguous()
-        read = torch.cat(self.read(z)).permute(2, 1, 0, 3).flatten(2)
-        return read @ self.W_in.mT
+        flat = [part.permute(2, 1, 0, 3).flatten(2) for part in self.read(z)]
+        read = [part if norm is None else norm.transpose(part) for part, norm in zip(flat, self.wide, strict=True)]
+        return torch.cat(read, dim=2) @ self.W_in.mT
 
     def read(self, z: Float[Tensor, "head pos row d_head"]) -> Heads:
         """How what is read of the heads as `z` says reads queries, keys and values, from the first position on."""
@@ -256,9 +266,7 @@ def _attention(
 ) -> LiveAttention:
     part = frozen.model.parts.blocks[layer].attention
     W_Q, W_K, W_V, W_O = (exact(part.weight(kind)) for kind in "QKVO")
-    value = torch.einsum("pd,hde->hpe", normed.to(W_V), W_V)
-    if (b_V := part.bias("V")) is not None:
-        value = value + exact(b_V).view(len(W_V), 1, -1)
+    value = _projected(part, "V", normed)
     return LiveAttention(
         mix=exact(frozen.constants[pattern_hook(layer)][0]),
         W_in=torch.cat([W.transpose(0, 1).flatten(1) for W in (W_Q, W_K, W_V)], dim=1),
@@ -266,9 +274,26 @@ def _attention(
         n_kv=len(W_V),
         look=look,
         value=value.repeat_interleave(len(W_Q) // len(W_V), 0),
+        wide=(_wide(frozen, layer, "q", normed), _wide(frozen, layer, "k", normed), None),
         before=before,
         after=after,
     )
+
+
+def _projected(part: AttentionPart, kind: str, normed: Float[Tensor, "pos d_model"]) -> Float[Tensor, "head pos d_head"]:
+    """What W_Q, W_K or W_V gives on the clean run."""
+    W, b = exact(part.weight(kind)), part.bias(kind)
+    out = torch.einsum("pd,hde->hpe", normed.to(W), W)
+    return out if b is None else out + exact(b).view(len(W), 1, -1)
+
+
+def _wide(frozen: FrozenModel, layer: int, kind: str, normed: Float[Tensor, "pos d_model"]) -> LiveNorm | None:
+    """The derivative of a norm of all heads' queries or keys together."""
+    part = frozen.model.parts.blocks[layer].attention
+    if (norm := part.wide_norm(kind)) is None:
+        return None
+    read = _projected(part, kind.upper(), normed).transpose(0, 1).flatten(1)
+    return _live(norm_of(frozen, norm, f"blocks.{layer}.attn.{kind}_norm"), read)
 
 
 def _bias_writes(
@@ -277,18 +302,19 @@ def _bias_writes(
     """What biases write to first order, by component: also those of queries and keys."""
     writes: dict[str, Tensor] = {}
 
-    def heads(*parts: Tensor | None) -> Heads:
-        sizes = zip(parts, attention.sizes, strict=True)
-        given = [normed.new_zeros(n, attention.d_head) if b is None else exact(b).view(n, -1) for b, n in sizes]
-        return Heads(*(b[:, None, None].repeat(1, len(normed), 1, 1) for b in given))
+    def moved(projected: Tensor) -> Tensor:
+        return attention.moves(attention.heads(projected.expand(1, len(normed), -1)))
 
     if (bias := attention.before.bias) is not None:
-        at_heads = (bias @ attention.W_in).view(-1, attention.d_head).split(attention.sizes)
-        writes["ln1"] = attention.write(attention.moves(heads(*at_heads)), 0)[0]
+        writes["ln1"] = attention.write(moved(bias @ attention.W_in), 0)[0]
     own = [part.bias(kind) for kind in "QKV"]
     b_O = part.bias("O")
     if b_O is not None or any(b is not None for b in own):
-        out = attention.out(attention.moves(heads(*own)))
+        given = [
+            normed.new_zeros(n * attention.d_head) if b is None else exact(b).flatten()
+            for b, n in zip(own, attention.sizes, strict=True)
+        ]
+        out = attention.out(moved(torch.cat(given)))
         out = out if b_O is None else out + exact(b_O)
         writes["attn"] = (out if attention.after is None else attention.after.forward(out))[0]
     return writes
