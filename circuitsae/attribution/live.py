@@ -18,11 +18,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.attribution.linear import Attention, Block, LinearModel, Norm, attention_norm, exact, linear_model, norm_of, post_norm
+from circuitsae.attribution.linear import (
+    Attention,
+    Block,
+    LinearModel,
+    Norm,
+    attention_norm,
+    exact,
+    linear_model,
+    norm_of,
+    post_norm,
+)
 from circuitsae.frozen import FrozenModel
 from circuitsae.patterns import pattern_hook
 from transcoders.errors import ModelError
-from transcoders.model_parts import AttentionPart, Call, Look
+from transcoders.looks import Look
+from transcoders.model_parts import AttentionPart, Call
 
 LOOK_BYTES = 2**29
 """How heads look is held for all layers up to this size, beyond it computed again for each batch of targets."""
@@ -149,7 +160,7 @@ class LiveAttention(Attention):
 
     def read(self, z: Float[Tensor, "head pos row d_head"]) -> Heads:
         """How what is read of the heads as `z` says reads queries, keys and values, from the first position on."""
-        n_heads, n, rows, d_head = z.shape
+        n_heads, n, rows, _ = z.shape
         value, here = self.value[:, :n], slice(n)
         weighed = (z.flatten(1, 2) @ value.mT).view(n_heads, n, rows, n)
         weighed -= (z * self.moved[:, :n, None]).sum(-1, keepdim=True)
@@ -262,7 +273,13 @@ def value_of(norm: Norm, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos 
 
 
 def _attention(
-    frozen: FrozenModel, layer: int, look: Look, *, normed: Float[Tensor, "pos d_model"], before: Norm, after: Norm | None
+    frozen: FrozenModel,
+    layer: int,
+    look: Look,
+    *,
+    normed: Float[Tensor, "pos d_model"],
+    before: Norm,
+    after: Norm | None,
 ) -> LiveAttention:
     part = frozen.model.parts.blocks[layer].attention
     W_Q, W_K, W_V, W_O = (exact(part.weight(kind)) for kind in "QKVO")
@@ -280,7 +297,9 @@ def _attention(
     )
 
 
-def _projected(part: AttentionPart, kind: str, normed: Float[Tensor, "pos d_model"]) -> Float[Tensor, "head pos d_head"]:
+def _projected(
+    part: AttentionPart, kind: str, normed: Float[Tensor, "pos d_model"]
+) -> Float[Tensor, "head pos d_head"]:
     """What W_Q, W_K or W_V gives on the clean run."""
     W, b = exact(part.weight(kind)), part.bias(kind)
     out = torch.einsum("pd,hde->hpe", normed.to(W), W)
