@@ -57,6 +57,7 @@ def trace(
     unexplained: float | None = None,
     engine: Literal["auto", "closed_form", "autograd", "fast", "plain"] = "auto",
     precision: Literal["float32", "tf32"] | None = None,
+    response: Literal["frozen", "linear"] | None = None,
     validate: int = 100,
     bos: Bos = None,
     overwrite: bool = False,
@@ -80,6 +81,8 @@ def trace(
         unexplained: Stop looking for features once those not expanded hold this share of the influence.
         engine: The closed form, or autograd, which is its slow reference; fast and plain are their old names.
         precision: Of products on a CUDA device; tf32 rounds what they multiply, and the graph says how far off that is.
+        response: Of attention and norms: frozen, edges are shares of what is read; linear, they are derivatives with
+            both live. Default frozen; linear with autoencoders.
         validate: Test this many edges, of every class and distance by their influence; 0 for none.
         bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
         overwrite: Write over the graph that the folder holds.
@@ -96,7 +99,7 @@ def trace(
     with free_folder(out or Path("graphs") / slug(prompt), overwrite) as folder:
         replacement = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
         settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
-        settings |= {"precision": precision}
+        settings |= {"precision": precision, "response": response}
         graph, full = _attribute(replacement, prompt, target, {"nodes": nodes, "edges": edges, **settings})
         named = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries)}
         named |= weights.stated() | choices.stated()
