@@ -112,8 +112,9 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     show_edges(console, title, [(Column("source → target", text=True), names)], first)
     _show_verdicts(console, check)
     _show_agreement(console, check)
+    regime = "Small doses, MLPs held" if graph.response == "linear" else "Frozen regime"
     console.print(
-        f"Frozen regime: largest difference {_figure(check.frozen_error, '.1e')} of the largest effect\n"
+        f"{regime}: largest difference {_figure(check.frozen_error, '.1e')} of the largest effect\n"
         "Replacement model with error nodes: "
         f"largest difference {_figure(check.logit_error, '.1e')} of the largest logit",
         highlight=False,

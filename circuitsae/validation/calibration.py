@@ -103,12 +103,17 @@ def calibrate(
 
     `edges` of each graph lend their predictions, chosen as in `validate`; `plants` edges into features and one into a
     logit are planted beside. The model's effect, which gets no verdict, is left out. Raises `InputError` where no graph
-    or no claim with a verdict is given.
+    or no claim with a verdict is given, and for graphs of linear response.
     """
     if not settings.judged:
         raise InputError(f"claims={list(settings.claims)} gets no verdict to calibrate; give 'graph' or 'direct'.")
     frames, left_out = [], 0
     for number, graph in enumerate(graphs):
+        if graph.response == "linear":
+            raise InputError(
+                "Calibration plants edges into held attention and norms, but the graph has response='linear'; "
+                "calibrate on a graph with response='frozen'."
+            )
         case = _Case(
             model, graph, edges, plants, replace(settings, claims=settings.judged, seed=settings.seed + number), advance
         )

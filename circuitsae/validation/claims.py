@@ -12,10 +12,14 @@ all active features, also those that a graph was pruned of, and B = A_FF diag(a)
 
     T̂[t, s] = −((I − B)⁻¹ A)[t, s],        T̂[v, s] = −(A[v, s] + A_vF diag(a)⁻¹ (I − B)⁻¹ A_Fs) for logits v.
 
+Of a graph of linear response attention and norms answer in A, T̂ and in the measurement of every claim, and since
+derivatives promise nothing of a removal, the graph claim and direct edges are tested at small doses, per whole dose.
+
 What misses is split. Of a direct edge, measured = −A + Δ_patterns + Δ_norms. Of the model's effect, measured − T̂ is the
 sum of `dictionary` (the MLPs answer a change so small that nothing switches otherwise than the features do),
 `curvature` (of the MLPs, up to the full removal), `first` (the MLPs of position 0 answer too), `patterns` and `norms`.
-Patterns and norms get the mean of what each adds before and after the other (Shapley).
+Patterns and norms get the mean of what each adds before and after the other (Shapley); of a linear response there is
+nothing held to split.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +45,8 @@ from transcoders.errors import InputError
 
 DOSES = (0.1, 0.25, 0.5, 1.0)
 """Shares of a source's contribution that are taken out; predictions are of the full removal."""
+SMALL_DOSES = (0.01, 0.025, 0.05, 0.1)
+"""Where a graph says what small changes do."""
 ELSEWHERE = 4
 """At most this many values that a feature takes elsewhere are put in its place."""
 SMALL = {torch.float64: 1e-5}
@@ -48,6 +54,13 @@ SMALL = {torch.float64: 1e-5}
 MISSES = ("dictionary", "curvature", "first", "patterns", "norms")
 """Parts of what the model does beyond T̂."""
 PREDICTED_BY: dict[Claim, RegimeName] = {"graph": "linear", "direct": "frozen", "model": "linear"}
+_ANSWERING: dict[str, Regime] = {
+    "frozen": Regime(mlps="constant"),
+    "linear": Regime(mlps="linear"),
+    "graph": Regime(first="frozen"),
+    "direct": Regime(mlps="constant"),
+}
+"""What is measured of a graph of linear response: as the regimes of these names, with patterns and norms live."""
 _BETWEEN: dict[Claim, dict[str, Regime]] = {
     "graph": {},
     "direct": {
@@ -78,6 +91,8 @@ class Settings:
     seed: int = 0
     memory: int | None = None
     """Bytes of a pass; by default what suits the device."""
+    response: str = "frozen"
+    """The graph's."""
     together: bool | None = None
     """Whether runs of all claims share passes, as they do by default anywhere but on a CPU."""
 
@@ -88,6 +103,11 @@ class Settings:
             raise InputError(f"controls={self.controls} is no number of controls; give 0 or more.")
         if not 0 <= self.delta < 1:
             raise InputError(f"delta={self.delta} is no share of a target's scale; give one from 0 to below 1.")
+
+    @property
+    def derived(self) -> bool:
+        """Whether edges are derivatives with patterns and norms live."""
+        return self.response == "linear"
 
     @property
     def judged(self) -> list[Claim]:
@@ -153,7 +173,7 @@ def judge(
         predicted = trial.predicted(claim) if predictions is None else np.asarray(predictions[claim], dtype=float)
         columns = trial.weigh(claim, predicted, frame["kind"].to_numpy())
         frame = frame.assign(**{f"{claim}_{name}": values for name, values in columns.items()})
-    if "direct" in settings.claims:
+    if "direct" in settings.claims and not settings.derived:
         _split_direct(frame, trial)
     if "model" in settings.claims:
         _split_model(frame, trial)
@@ -176,7 +196,12 @@ class _Trial:
         self.model, self.prompt, self.pairs, self.settings, self.advance = model, prompt, pairs, settings, advance
         self.targets = Targets(model, prompt.trace, pairs.targets)
         self.delta = settings.delta * _scales(prompt.trace, pairs.targets)[pairs.target]
-        self.doses = _doses(prompt, pairs.sources, elsewhere)
+        whole = _doses(prompt, pairs.sources, elsewhere)
+        small = np.broadcast_to(np.array(SMALL_DOSES), (len(pairs.sources), len(SMALL_DOSES)))
+        self.doses: dict[str, np.ndarray] = {
+            name: whole if name == "model" or not settings.derived else small for name in CLAIMS
+        }
+        """[source, dose] of each claim."""
         self.controls = draw_controls(
             model, prompt.trace, pairs.sources, pairs.targets, settings.controls, settings.seed
         )
@@ -187,19 +212,29 @@ class _Trial:
         settings, pairs = self.settings, self.pairs
         linear: dict[str, RegimeName] = {"frozen": "frozen", "linear": "linear"}
         tested: dict[str, RegimeName] = {claim: claim for claim in settings.claims}
-        between = {name: regime for claim in settings.claims for name, regime in _BETWEEN[claim].items()}
-        if "model" in settings.claims:
+        between = {name: regime for claim in settings.claims for name, regime in self._between(claim).items()}
+        if "model" in settings.claims and not settings.derived:
             tested["graph"] = "graph"
         judged: dict[str, RegimeName] = {name: tested[name] for name in tested if name != "model"}
         removed, small = np.ones((len(pairs.sources), 1)), SMALL.get(self.model.model.dtype, 1e-2)
-        others = np.ones((len(self.controls.contributions), 1))
+        others, derived = np.ones((len(self.controls.contributions), 1)), settings.derived
+        nudged = (np.array([[small, -small]]), True) if derived else (np.ones((1, 1)), False)
+        dose = SMALL_DOSES[-1] if derived else 1.0
         sources = node_changes(self.model, self.prompt.trace, pairs.sources)
         writers = Writers(self.model, self.prompt, [*sources, *self.controls.contributions])
-        asked = [_Ask(name, regime, self.doses) for name, regime in tested.items()]
-        asked += [_Ask(name, regime, removed) for name, regime in (linear | between).items()]
+        first = len(sources)
+        asked = [_Ask(name, self._regime(regime), self.doses[name]) for name, regime in tested.items()]
+        asked += [
+            _Ask(name, self._regime(regime), removed * nudged[0], central=nudged[1]) for name, regime in linear.items()
+        ]
+        asked += [_Ask(name, regime, removed) for name, regime in between.items()]
         if "model" in settings.claims:
-            asked.append(_Ask("small", "graph", small * removed))
-        asked += [_Ask(name, regime, others, first=len(sources)) for name, regime in (linear | judged).items()]
+            asked.append(_Ask("small", self._regime("graph"), small * removed, per=small))
+        asked += [
+            _Ask(name, self._regime(regime), others * nudged[0], first, central=nudged[1])
+            for name, regime in linear.items()
+        ]
+        asked += [_Ask(name, self._regime(regime), dose * others, first, per=dose) for name, regime in judged.items()]
         runs: list[Asked] = [(ask.shares(writers), ask.regime) for ask in asked]
         moved = effects_in(
             self.model, self.prompt, runs, self.targets, settings.memory, together=settings.together,
@@ -208,21 +243,30 @@ class _Trial:
         found: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
         for ask, effect in zip(asked, moved, strict=True):
             found[ask.first > 0][ask.name] = ask.by_dose(effect)
-        if "model" in settings.claims:
-            found[0]["small"] /= small
         return found
 
+    def _regime(self, name: RegimeName) -> RegimeName | Regime:
+        return _ANSWERING.get(name, name) if self.settings.derived else name
+
+    def _between(self, claim: Claim) -> dict[str, Regime]:
+        """What is run between that which is held and that which is live."""
+        if not self.settings.derived:
+            return _BETWEEN[claim]
+        return {"first": _ANSWERING["graph"]} if claim == "model" else {}
+
     def full(self, name: str) -> Float[np.ndarray, "pair"]:
-        """The effect of every pair's full removal in one of the regimes."""
-        runs = self._runs[name]
-        return runs[self.pairs.source, min(len(DOSES), runs.shape[1]) - 1, self.pairs.target]
+        """The effect of every pair's full removal in one of the regimes; where doses are small, per whole dose."""
+        runs, sources = self._runs[name], self.pairs.source
+        last = min(len(DOSES), runs.shape[1]) - 1
+        dose = self.doses[name][sources, last] if name in CLAIMS else 1.0
+        return runs[sources, last, self.pairs.target] / dose
 
     def predicted(self, claim: Claim) -> Float[np.ndarray, "pair"]:
         return self.full(PREDICTED_BY[claim])
 
     def weigh(self, claim: Claim, predicted: Float[np.ndarray, "pair"], kinds: np.ndarray) -> dict[str, np.ndarray]:
         """Columns of one claim; the model's effect is reported without p-value and verdict."""
-        doses = self.doses[self.pairs.source]
+        doses = self.doses[claim][self.pairs.source]
         effect = self._runs[claim][self.pairs.source, :, self.pairs.target]
         ratio, low, high = slopes(doses * predicted[:, None], effect, seed=self.settings.seed).T
         columns = {"predicted": predicted, "measured": self.full(claim), "ratio": ratio, "low": low, "high": high}
@@ -259,6 +303,10 @@ class _Ask:
     regime: RegimeName | Regime
     doses: Float[np.ndarray, "writer dose"]
     first: int = 0
+    per: float = 1.0
+    """Effects are divided by this."""
+    central: bool = False
+    """Doses are some and as much the other way: the effect is their derivative."""
 
     @property
     def _at(self) -> tuple[np.ndarray, np.ndarray]:
@@ -271,7 +319,9 @@ class _Ask:
     def by_dose(self, effect: Float[np.ndarray, "alternative target"]) -> Float[np.ndarray, "writer dose target"]:
         found = np.full((*self.doses.shape, effect.shape[1]), np.nan)
         found[self._at] = effect
-        return found
+        if self.central:
+            return (found[:, :1] - found[:, 1:]) / (2 * self.doses[:, :1, None])
+        return found / self.per
 
 
 def _doses(
@@ -313,14 +363,15 @@ def _split_direct(frame: pd.DataFrame, trial: _Trial) -> None:
 
 def _split_model(frame: pd.DataFrame, trial: _Trial) -> None:
     """Where measured − T̂ comes from."""
-    held = trial.full("first")
-    steps = {
-        "dictionary": trial.full("small") - trial.full("linear"),
-        "curvature": trial.full("graph") - trial.full("small"),
-        "first": held - trial.full("graph"),
-    }
-    corners = (trial.full(name) for name in ("model patterns", "model norms", "model"))
-    steps["patterns"], steps["norms"] = shapley(held, *corners)
+    held, model = trial.full("first"), trial.full("model")
+    steps = {"dictionary": trial.full("small") - trial.full("linear")}
+    if trial.settings.derived:  # whose T̂ has patterns and norms in it
+        steps |= {"curvature": held - trial.full("small"), "first": model - held}
+        steps |= {name: np.zeros_like(held) for name in ("patterns", "norms")}
+    else:
+        steps |= {"curvature": trial.full("graph") - trial.full("small"), "first": held - trial.full("graph")}
+        corners = (trial.full(name) for name in ("model patterns", "model norms"))
+        steps["patterns"], steps["norms"] = shapley(held, *corners, model)
     for name, values in steps.items():
         frame[f"miss_{name}"] = values
     parts = np.abs(np.stack(list(steps.values())))

@@ -44,12 +44,17 @@ def validate(
     `prompts`: others on which the same edges are tested, their positions by `roles`, as in `on_prompts`.
     `heads`: of how many direct edges that attention carries the leading head is found, the most influential first.
 
+    Of a graph of linear response the graph claim and direct edges are tested at small doses, with attention and norms
+    live in prediction and measurement, and no direct edge is split or carried by them.
+
     Raises `InputError` where the graph was made with another model or other dictionaries, and for `prompts` where the
     only claim is the model's, which gets no verdict.
     """
     if heads < 0:
         raise InputError(f"heads={heads} is no number of edges to find a head for; give 0 or more.")
-    settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory)
+    settings = Settings(
+        claims=claims, controls=controls, delta=delta, seed=seed, memory=memory, response=graph.response
+    )
     if prompts and not settings.judged:
         raise InputError(f"claims={list(claims)} gets no verdict on other prompts; test 'graph' or 'direct' too.")
     trace = traced(model, graph)
