@@ -116,6 +116,14 @@ class LiveAttention(Attention):
         ]
         return Heads(*(part.unflatten(2, (-1, self.d_head)).permute(2, 1, 0, 3) for part in flat))
 
+    def by_head(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos way_head d_model"]:
+        """What each head writes by the values it moves, and then what each writes by looking elsewhere."""
+        change = self.heads(self.before.forward(x[None]) @ self.W_in)
+        z = torch.stack([self.by_value(change.v, 0), self.by_pattern(change.q, change.k, 0)])[..., 0, :]
+        W_out = self.W_out.view(self.n_heads, -1, x.shape[1])
+        out = torch.einsum("whpe,hed->whpd", z, W_out).flatten(0, 1)
+        return (out if self.after is None else self.after.forward(out)).transpose(0, 1)
+
     def write(self, z: Float[Tensor, "head pos row d_head"], first: int) -> Float[Tensor, "row pos d_model"]:
         """What heads that change by `z` write into the stream at the positions from `first` on."""
         out = self.out(z)

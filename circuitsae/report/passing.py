@@ -13,8 +13,8 @@ def of_response(provenance: Mapping[str, Any]) -> str:
         return ""
     return (
         "Edges are derivatives with attention and norms live: how fast a target moves as its source is scaled up. "
-        "They do not add up to what the target reads. Tests of the graph claim and of direct edges are at small doses, with "
-        "attention and norms live."
+        "They do not add up to what the target reads. Tests of the graph claim and of direct edges are at small doses, "
+        "with attention and norms live."
     )
 
 

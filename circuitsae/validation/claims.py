@@ -370,8 +370,8 @@ def _split_model(frame: pd.DataFrame, trial: _Trial) -> None:
         steps |= {name: np.zeros_like(held) for name in ("patterns", "norms")}
     else:
         steps |= {"curvature": trial.full("graph") - trial.full("small"), "first": held - trial.full("graph")}
-        corners = (trial.full(name) for name in ("model patterns", "model norms"))
-        steps["patterns"], steps["norms"] = shapley(held, *corners, model)
+        patterns, norms = trial.full("model patterns"), trial.full("model norms")
+        steps["patterns"], steps["norms"] = shapley(held, patterns, norms, model)
     for name, values in steps.items():
         frame[f"miss_{name}"] = values
     parts = np.abs(np.stack(list(steps.values())))

@@ -36,8 +36,8 @@ class Validation:
     * `miss_dictionary`, `miss_curvature`, `miss_first`, `miss_patterns`, `miss_norms`: they sum to `model_measured` −
       `model_predicted`; `miss` names the largest ("" where one is no finite number).
 
-    Of a graph of linear response `measured` is of small doses, per whole dose (of `model`, the full removal), nothing is
-    split into patterns and norms, and `frozen_error` is of derivatives found by two runs.
+    Of a graph of linear response `measured` is of small doses, per whole dose (of `model`, the full removal), nothing
+    is split into patterns and norms, and `frozen_error` is of derivatives found by two runs.
 
     With other prompts the columns of `circuitsae.validation.prompts.stability`.
     """

@@ -5,18 +5,25 @@ skip terms write, attention patterns and norms as they come. Every kind of sourc
 by its own random part, so that no two errors hide each other.
 """
 
+from copy import copy
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution import LogitTargets, attribute, edge_heads
 from circuitsae.attribution.nodes import feature_targets
-from circuitsae.graph import NodeKind
+from circuitsae.graph import NodeKind, load_graph
 from circuitsae.replacement import ReplacementModel
+from circuitsae.report.data import page_data
+from circuitsae.sentences import of_logit
+from circuitsae.validation import calibrate, validate
+from circuitsae.validation.claims import MISSES
 from transcoders.dictionaries import random_dictionaries
+from transcoders.errors import InputError
 from transcoders.loading import random_model
 from transcoders.random_models import Family
 
@@ -145,3 +152,83 @@ def test_both_engines_agree(kind):
     assert [node.id for node in closed.nodes] == [node.id for node in exact.nodes]
     assert abs(closed.weights - exact.weights).max() <= 1e-12 * abs(exact.weights).max()
     assert abs(closed.weights - attribute(model, TOKENS, targets=LOGITS).weights).max() > 0.01
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gpt2", "clt-skip"), ("gemma3", "plt"), ("olmo2", "plt")])
+def test_heads_take_an_edge_by_values_and_by_patterns(family, kind):
+    """Parts sum to the edge in each layer; those by patterns are what it loses where that layer's are held."""
+    model = _model(family, kind)
+    with Doubled():
+        graph = attribute(model, TOKENS, targets=LOGITS, response="linear")
+        trace = model.trace(TOKENS)
+        weights, tried = graph.weights.toarray(), 0
+        features = [node.id for node in graph.nodes if node.kind is NodeKind.FEATURE and node.layer == 0]
+        for name in ("tok@2", "0.error@1", *features[::5]):
+            source, target = graph.nodes[graph.position[name]], graph.top_logits()[0]
+            edge = weights[graph.position[target.id], graph.position[name]]
+            parts: Any = edge_heads(model, trace, source, target, response="linear")
+            sums = parts.groupby("layer")["weight"].sum()
+            assert sums.tolist() == pytest.approx([edge] * len(sums), abs=1e-9 * abs(weights).max())
+            layer = int(parts["layer"].max())
+            by_patterns = parts[(parts["layer"] == layer) & (parts["by"] == "patterns")]["weight"].sum()
+            held = _with_pattern_held(model, trace, graph, source, target, layer)
+            assert edge - held == pytest.approx(by_patterns, abs=1e-6 * abs(weights).max())
+            tried += abs(by_patterns) > 1e-4 * abs(weights).max()
+    assert tried > 2
+
+
+def _with_pattern_held(model, trace, graph, source, target, layer):
+    """The derivative of a logit by a source where one layer's patterns stay."""
+    name = f"blocks.{layer}.attn.hook_pattern"
+    held = trace.frozen.live()
+    held.constants = {name: trace.frozen.constants[name]}
+    factor = torch.ones(len(graph.nodes), dtype=torch.float64)
+    values = []
+    for sign in (1, -1):
+        factor[graph.position[source.id]] = 1 + sign * STEP
+        frozen = copy(trace.frozen)
+        frozen.live = lambda: held
+        moved = _values(model, replace(trace, frozen=frozen), graph, factor)
+        values.append(float(moved[len(trace.features.value) + LOGITS.tokens.index(target.index)]))
+    return (values[0] - values[1]) / (2 * STEP)
+
+
+def test_a_graph_says_that_its_edges_are_derivatives(tmp_path):
+    model = _model("gpt2")
+    frozen, linear = (attribute(model, TOKENS, targets=LOGITS, response=response) for response in (None, "linear"))
+    assert (frozen.response, linear.response) == ("frozen", "linear")
+    targets = linear.mask(NodeKind.FEATURE, NodeKind.LOGIT)
+    assert np.isnan(linear.residual()[targets]).all()
+    assert not linear.residual()[~targets].any()
+    assert abs(frozen.residual()).max() < 1e-9
+    kept = load_graph(linear.prune().save(tmp_path / "graph"))
+    assert kept.response == "linear"
+    assert "derivatives" in page_data(kept)["response"]
+    assert "These are derivatives" in of_logit(kept)
+    assert page_data(frozen)["response"] == ""
+    assert "derivatives" not in of_logit(frozen)
+
+
+def test_small_doses_confirm_the_edges_of_a_graph():
+    model = _model("gpt2", "plt")
+    graph = attribute(model, TOKENS, targets=LOGITS, response="linear")
+    found = validate(model, graph, edges=None, controls=0)
+    assert found.frozen_error <= 1e-7
+    edges: Any = found.edges
+    np.testing.assert_allclose(edges["direct_measured"], -edges["weight"], atol=0.2 * edges["weight"].abs().max())
+    assert found.agreement("direct")["all"].spearman > 0.99
+    assert "direct_patterns" not in edges
+    assert not set(edges["direct_verdict"]) & {"attention", "norms"}
+    miss = edges[[f"miss_{part}" for part in MISSES]].sum(axis=1)
+    np.testing.assert_allclose(edges["model_predicted"] + miss, edges["model_measured"], atol=1e-12)
+    held = attribute(model, TOKENS, targets=LOGITS)
+    assert validate(model, held, edges=None, controls=0).agreement("direct")["all"].spearman < 0.99
+    with pytest.raises(InputError, match="Calibration plants edges into held attention"):
+        calibrate(model, [graph])
+
+
+def test_the_closed_form_is_refused_between_autoencoders():
+    language_model = random_model("gpt2", n_layers=2, d_model=16, n_heads=4, d_vocab=64)
+    saes = random_dictionaries("sae", n_layers=2, d_model=16, features=8)
+    with pytest.raises(InputError, match="The closed form needs transcoders in the place of all MLPs"):
+        attribute(ReplacementModel(language_model, saes), TOKENS, engine="closed_form")
