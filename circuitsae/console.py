@@ -90,6 +90,8 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
     )
     if graph.scores.past is not None:
         console.print(f"Past the features: {graph.scores.past:.1%} of all weight, by skip terms", highlight=False)
+    if graph.response == "linear":
+        console.print("Linear response: edges are derivatives with attention and norms live", highlight=False)
     if (fit := _fit(graph)) is not None:
         console.print(f"Dictionaries on this prompt: {fit}", highlight=False)
 

@@ -204,6 +204,15 @@ class FrozenModel:
         other.constants = {}
         return other
 
+    def with_logit_slope(self) -> "FrozenModel":
+        """The same constants, where `logit_scale` is how each logit changes with what W_U gives: of a soft cap the
+        derivative `1 − (logit / c)²` in the place of the secant.
+        """
+        other, cap = copy.copy(self), self.model.parts.logit_cap
+        if cap is not None:
+            other.logit_scale = 1 - (self.logits[-1] / cap) ** 2
+        return other
+
     def without_skips(self) -> "FrozenModel":
         """The same constants, where nothing passes by a skip term: another map, which the clean run is no part of."""
         other = copy.copy(self)

@@ -39,11 +39,13 @@ def of_logit(graph: "AttributionGraph") -> str:
     features, tokens, errors = (f"{100 * part.sum():.0f} %" for part in of_kind.values())
     count = int(np.count_nonzero(of_kind[NodeKind.FEATURE]))
     pruned = 1 - sum(part.sum() for part in of_kind.values())
-    start = "To first order, of" if graph.provenance.get("response") == "linear" else "Of"
+    what, derived = _what(logits[0]), graph.response == "linear"
+    whole = f"what {what} answers to small changes, with attention and norms live" if derived else what
     return (
-        f"{start} {_what(logits[0])}, {features} comes through {_number(count, 'feature')}, {tokens} "
+        f"Of {whole}, {features} comes through {_number(count, 'feature')}, {tokens} "
         f"from tokens directly and {errors} from what the dictionaries miss"
         + (f"; {100 * pruned:.0f} % is pruned." if pruned >= 0.005 else ".")
+        + (" These are derivatives, which do not add up to the logit." if derived else "")
         + _past(graph, logits[0].id)
     )
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import masking_utils
+
+from transcoders.looks import Look, WatchedScores, WatchedSoftmax
 
 _STATEFUL = ("past_key_values", "layer_past", "use_cache", "cache_position", "hidden_states", "output_attentions")
 
@@ -109,9 +110,36 @@ class AttentionPart:
                 point = getattr(self._module, name).hook_scale
                 hooks.enter_context(_hooked(point, lambda out, scale=scale: scale.reshape(out.shape).to(out)))
             hooks.enter_context(_hooked(self._module.hook_attn_scores, found.append))
-            hooks.enter_context(_WatchedSoftmax(found))  # Hugging Face's own attention shows scores at no hook
+            hooks.enter_context(WatchedSoftmax(found))  # Hugging Face's own attention shows scores at no hook
             self.run(normed, call)
         return found[0].to(normed.device)
+
+    def wide_norm(self, kind: str) -> NormPart | None:
+        """The norm of all heads' queries (`q`) or keys (`k`) together, if there is one (OLMo 2)."""
+        norm, weight = getattr(self._module, f"{kind}_norm", None), self.weight(kind.upper())
+        own = getattr(norm, "weight", None)
+        wide = own is not None and own.numel() == len(weight) * weight.shape[2] > weight.shape[2]
+        return NormPart(norm, 0.0, self._home) if wide else None
+
+    def look(self, call: Call, normed: Float[Tensor, "1 pos d_model"]) -> Look:
+        """How its heads look where they read `normed`, and what it writes.
+
+        Raises `ModelError` where no product of queries and keys is seen to go into the softmax.
+        """
+        leaves: dict[str, Tensor] = {}
+
+        def leaf(kind: str) -> Callable[[Tensor], Tensor]:
+            return lambda out: leaves.setdefault(kind, out.detach().requires_grad_())
+
+        seen = WatchedScores()
+        with torch.enable_grad(), ExitStack() as hooks:
+            for kind in "qk":
+                point = getattr(self._module, kind if self.wide_norm(kind) is None else f"{kind}_norm").hook_out
+                hooks.enter_context(_hooked(point, leaf(kind)))
+            hooks.enter_context(_hooked(self._module.hook_attn_scores, seen.note_scores))
+            hooks.enter_context(seen)
+            out = self.run(normed.detach(), call)
+            return Look.of(seen, leaves, [len(self.weight("Q")), len(self.weight("K"))], out.detach()[0], self._home)
 
     @contextmanager
     def _given(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
@@ -203,8 +231,14 @@ class ModelParts:
 
     def unembed(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits of what the final norm gives, through a soft cap if there is one."""
-        out, cap = self._bridge.unembed(normed), getattr(self.config, "final_logit_softcapping", None)
-        return float(cap) * torch.tanh(out / float(cap)) if cap else out
+        out, cap = self._bridge.unembed(normed), self.logit_cap
+        return out if cap is None else cap * torch.tanh(out / cap)
+
+    @property
+    def logit_cap(self) -> float | None:
+        """c where logits go through `c tanh(x / c)` (Gemma 2), if they do."""
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return float(cap) if cap else None
 
     def weights(self) -> list[tuple[str, Tensor]]:
         """Parameters and buffers of the model inside, by name."""
@@ -366,19 +400,6 @@ def _hooked(point: Any, edit: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-class _WatchedSoftmax(TorchFunctionMode):
-    """While it lasts, what every softmax is given is put into a list."""
-
-    def __init__(self, found: list[Tensor]) -> None:
-        super().__init__()
-        self._found = found
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "softmax":
-            self._found.append(args[0] if args else kwargs["input"])
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

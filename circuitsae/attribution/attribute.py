@@ -10,7 +10,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, cast, get_args
@@ -34,6 +34,7 @@ from circuitsae.attribution.expansion import (
     with_only,
 )
 from circuitsae.attribution.linear import LinearModel, linear_model
+from circuitsae.attribution.live import live_model
 from circuitsae.attribution.nodes import Endpoints, Explained, SourceVectors
 from circuitsae.attribution.targets import ChooseTargets, TopLogits, explained, until
 from circuitsae.graph import AttributionGraph
@@ -229,11 +230,11 @@ class _Attribution:
             task = bar.add_task("attributing", total=self._at_most + len(self.explained.nodes))
             response = _response(limits.response, model)
             live = response == "linear"
-            if live and self.engine == "closed_form":
-                raise InputError("response='linear' is found by autograd; leave engine at 'auto'.")
+            if live:
+                trace = replace(trace, frozen=trace.frozen.with_logit_slope())
             expand = partial(
                 _expand,
-                linear=None if live else _linear_for(self.engine, trace),
+                linear=_linear_for(self.engine, model, trace, live),
                 live=live,
                 batch_size=None if limits.batch_size == "auto" else limits.batch_size,
                 edges_per_node=limits.edges_per_node,
@@ -340,18 +341,21 @@ def _current_name(engine: EngineName | OldEngineName) -> EngineName:
     return cast(EngineName, new or engine)
 
 
-def _linear_for(engine: EngineName, trace: Trace) -> LinearModel | None:
+def _linear_for(engine: EngineName, model: ReplacementModel, trace: Trace, live: bool) -> LinearModel | None:
     """The matrices that the closed form needs of a prompt; None where `engine` is autograd.
 
-    `auto` is the closed form where it knows the architecture, else, with a notice, autograd. Raises `InputError` for
-    another name, and `ModelError` where the closed form is asked for and cannot take the model.
+    `auto` is the closed form where it knows the architecture, else, with a notice, autograd; that is all there is
+    for what lies between autoencoders. Raises `InputError` for another name, and `ModelError` where the closed form is
+    asked for and cannot take the model.
     """
     if engine not in get_args(EngineName):
         raise InputError(f"Unknown engine {engine!r}; the engines are {', '.join(get_args(EngineName))}.")
-    if engine == "autograd":
+    if engine == "closed_form" and model.spliced:
+        raise InputError("The closed form needs transcoders in the place of all MLPs; leave engine at 'auto'.")
+    if engine == "autograd" or model.spliced:
         return None
     try:
-        return linear_model(trace.frozen)
+        return (live_model if live else linear_model)(trace.frozen)
     except ModelError as error:
         if engine == "closed_form":
             raise ModelError(f"{error}; use engine='autograd'.") from error

@@ -1,5 +1,6 @@
 """Heads carried by an edge: its weight split by the heads of every attention layer that it crosses."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,19 +9,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.attribution.linear import linear_model
+from circuitsae.attribution.attribute import Response
+from circuitsae.attribution.linear import LinearModel, linear_model
+from circuitsae.attribution.live import live_model
 from circuitsae.attribution.nodes import SourceVectors, TargetVectors, feature_targets, source_nodes
 from circuitsae.attribution.targets import node_vectors
 from circuitsae.graph import Node, NodeKind
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import InputError
 
+WAYS = ("values", "patterns")
+"""In which ways heads take an edge."""
 PAST = -1
 """Stands for the residual stream, which goes past the heads of a layer."""
 
 
 def edge_heads(
-    model: ReplacementModel, prompt: str | Int[Tensor, "pos"] | Trace, source: Node, target: Node
+    model: ReplacementModel,
+    prompt: str | Int[Tensor, "pos"] | Trace,
+    source: Node,
+    target: Node,
+    *,
+    response: Response = "frozen",
 ) -> pd.DataFrame:
     """How much of an edge passes by each head: columns `layer`, `head` (-1: past them), `weight`.
 
@@ -29,22 +39,32 @@ def edge_heads(
     In `weight[l, -1]` is what goes by the residual stream, and what a cross-layer feature writes only after layer l. A
     path may take heads in several layers: layers are not to be added up. An edge that crosses no attention has no rows.
 
+    `response`: that of the graph. In `linear` ones heads take an edge in two ways, told apart by a column `by`:
+    `values`, what the head moves changes, and `patterns`, where it looks does; with the stream they sum to the edge.
+
     Raises `InputError` for a source that writes at no single position (a bias), for a target that is no active feature
     or logit, and where the source cannot reach the target.
     """
-    trace = prompt if isinstance(prompt, Trace) else model.trace(prompt)
+    trace, live = prompt if isinstance(prompt, Trace) else model.trace(prompt), response == "linear"
+    if live:
+        trace = replace(trace, frozen=trace.frozen.with_logit_slope())
     reads = _target(model, trace, target)
     if source.layer >= target.layer or source.pos > target.pos:
         raise InputError(f"{source.id} cannot reach {target.id}: edges go to later layers, not to earlier positions.")
     with torch.enable_grad():
-        value, crossed = _carry(model, trace, source, reads)
+        linear = (live_model if live else linear_model)(trace.frozen)
+        value, crossed = _carry(model, trace, linear, source, reads)
         back = torch.autograd.grad(value, [layer.probe for layer in crossed]) if crossed else ()
-    rows = []
+    rows, n_heads = [], model.model.n_heads
     for layer, G in zip(crossed, back, strict=True):
         parts = (G * layer.heads).sum((0, 2)).detach()
-        rows += [(layer.number, head, part) for head, part in enumerate(parts.tolist())]
-        rows.append((layer.number, PAST, float(value.detach() - parts.sum())))
-    return pd.DataFrame(rows, columns=["layer", "head", "weight"])
+        rows += [
+            (layer.number, number % n_heads, WAYS[number // n_heads], part)
+            for number, part in enumerate(parts.tolist())
+        ]
+        rows.append((layer.number, PAST, "stream", float(value.detach() - parts.sum())))
+    found = pd.DataFrame(rows, columns=["layer", "head", "by", "weight"])
+    return found if live else found.drop(columns="by")
 
 
 def _target(model: ReplacementModel, trace: Trace, node: Node) -> TargetVectors:
@@ -64,16 +84,16 @@ class _Crossed(NamedTuple):
 
     number: int
     heads: Float[Tensor, "pos head d_model"]
-    """What each head makes of the source alone."""
+    """What each head makes of the source alone, by values and then, where they answer, by patterns."""
     probe: Float[Tensor, "pos head d_model"]
     """Zeros, added to it."""
 
 
 def _carry(
-    model: ReplacementModel, trace: Trace, source: Node, target: TargetVectors
+    model: ReplacementModel, trace: Trace, linear: LinearModel, source: Node, target: TargetVectors
 ) -> tuple[Float[Tensor, ""], list[_Crossed]]:
     """The edge's weight, from the source carried up to what the target reads, and the layers that it crossed."""
-    linear, nodes = linear_model(trace.frozen), source_nodes(model, trace)
+    nodes = source_nodes(model, trace)
     sources = SourceVectors(model, trace, nodes, linear)
     column, layer_of, pos = _column(sources, nodes, source), int(target.layer), int(target.pos)
     crossed: list[_Crossed] = []

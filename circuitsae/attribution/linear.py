@@ -191,8 +191,8 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
         raise ModelError(f"{frozen.model.name} has no final norm, which the closed form needs")
     try:
         blocks = [_block(frozen, layer) for layer in range(frozen.model.n_layers)]
-        final = _norm(frozen, parts.final_norm, "ln_final")
-        after_embed = None if parts.embedding_norm is None else _norm(frozen, parts.embedding_norm, "embed_ln")
+        final = norm_of(frozen, parts.final_norm, "ln_final")
+        after_embed = None if parts.embedding_norm is None else norm_of(frozen, parts.embedding_norm, "embed_ln")
     except (AttributeError, KeyError) as error:
         raise ModelError(f"{frozen.model.name} has no {error.args[0]}, which the closed form needs") from error
     position = 0 if frozen.writes.position is None else frozen.writes.position
@@ -205,7 +205,7 @@ def linear_model(frozen: FrozenModel) -> LinearModel:
 def _block(frozen: FrozenModel, layer: int) -> Block:
     block, name = frozen.model.parts.blocks[layer], f"blocks.{layer}."
     norms = {
-        label: _norm(frozen, norm, name + label)
+        label: norm_of(frozen, norm, name + label)
         for label in ("ln1", "ln1_post", "ln2", "ln2_post")
         if (norm := block.norm(label)) is not None
     }
@@ -227,7 +227,15 @@ def _block(frozen: FrozenModel, layer: int) -> Block:
 def attention_norm(frozen: FrozenModel, layer: int) -> Norm:
     """From the stream to what attention of `layer` reads."""
     norm = frozen.model.parts.blocks[layer].norm("ln1")
-    return _factor(frozen, 1.0) if norm is None else _norm(frozen, norm, f"blocks.{layer}.ln1")
+    return _factor(frozen, 1.0) if norm is None else norm_of(frozen, norm, f"blocks.{layer}.ln1")
+
+
+def post_norm(frozen: FrozenModel, layer: int, name: str) -> Norm | None:
+    """What attention (`ln1_post`) or the MLP (`ln2_post`) of `layer` passes into the stream by: a norm, or a factor."""
+    part = frozen.model.parts.blocks[layer]
+    if (norm := part.norm(name)) is not None:
+        return norm_of(frozen, norm, f"blocks.{layer}.{name}")
+    return None if part.residual_factor is None else _factor(frozen, part.residual_factor)
 
 
 def _read(kind: SiteKind, norm: Norm, nothing: Norm) -> Norm:
@@ -239,17 +247,18 @@ def _read(kind: SiteKind, norm: Norm, nothing: Norm) -> Norm:
 
 def _factor(frozen: FrozenModel, value: float) -> Norm:
     """A norm that multiplies by a constant."""
-    read = _exact(frozen.reads.final)
+    read = exact(frozen.reads.final)
     return Norm(weight=torch.full_like(read[0], value), scale=torch.ones_like(read[:, 0]), centres=False)
 
 
-def _norm(frozen: FrozenModel, component: NormPart, name: str) -> Norm:
-    scale = _exact(frozen.constants[f"{name}.hook_scale"].reshape(-1))
+def norm_of(frozen: FrozenModel, component: NormPart, name: str) -> Norm:
+    """A norm of the model's with the scales that it has at its component `name`."""
+    scale = exact(frozen.constants[f"{name}.hook_scale"].reshape(-1))
     return Norm(
         weight=component.weight(torch.promote_types(frozen.model.dtype, torch.float32)),
         scale=scale,
         centres=component.centres,
-        bias=None if component.bias is None else _exact(component.bias),
+        bias=None if component.bias is None else exact(component.bias),
     )
 
 
@@ -259,9 +268,9 @@ def _recomputed(build: Callable[[Tensor], Attention], frozen: FrozenModel, layer
 
 def _unfolded(attention: AttentionPart, pattern: Float[Tensor, "head pos pos"]) -> Attention:
     """Without its norms."""
-    W_V, W_O = _exact(attention.weight("V")), _exact(attention.weight("O"))
+    W_V, W_O = exact(attention.weight("V")), exact(attention.weight("O"))
     n_kv, d_model = W_V.shape[:2]
-    return Attention(_exact(pattern), W_V.transpose(0, 1).reshape(d_model, -1), W_O.reshape(-1, d_model), n_kv)
+    return Attention(exact(pattern), W_V.transpose(0, 1).reshape(d_model, -1), W_O.reshape(-1, d_model), n_kv)
 
 
 def _attention(
@@ -285,8 +294,8 @@ def _bias_writes(
     writes = {"ln1": before.bias} if before.bias is not None else {}
     writes = {label: _constant(whole, bias @ whole.W_in) for label, bias in writes.items()}
     b_V, b_O = attention.bias("V"), attention.bias("O")
-    own = [_constant(whole, _exact(b_V).reshape(-1))] if b_V is not None else []
-    own += [_exact(b_O).expand(len(pattern[0]), -1)] if b_O is not None else []
+    own = [_constant(whole, exact(b_V).reshape(-1))] if b_V is not None else []
+    own += [exact(b_O).expand(len(pattern[0]), -1)] if b_O is not None else []
     if own:
         writes["attn"] = sum(own[1:], own[0])
     return writes if after is None else {label: after.forward(w[None])[0] for label, w in writes.items()}
@@ -299,7 +308,7 @@ def _constant(attention: Attention, value: Float[Tensor, "kv_d_head"]) -> Float[
     return mixed.flatten(1) @ attention.W_out
 
 
-def _exact(tensor: Tensor) -> Tensor:
+def exact(tensor: Tensor) -> Tensor:
     """In float32 where a tensor is less precise: sums over many paths need it."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 

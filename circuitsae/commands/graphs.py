@@ -65,6 +65,7 @@ def trace(
     unexplained: float | None = None,
     engine: Literal["auto", "closed_form", "autograd", "fast", "plain"] = "auto",
     precision: Literal["float32", "tf32"] | None = None,
+    response: Literal["frozen", "linear"] | None = None,
     validate: int = 100,
     bos: Bos = None,
     overwrite: bool = False,
@@ -88,6 +89,8 @@ def trace(
         unexplained: Stop looking for features once those not expanded hold this share of the influence.
         engine: The closed form, or autograd, which is its slow reference; fast and plain are their old names.
         precision: Of products on a CUDA device; tf32 rounds what they multiply, and the graph says how far off that is.
+        response: Of attention and norms: frozen, edges are shares of what is read; linear, they are derivatives with
+            both live. Default frozen; linear with autoencoders.
         validate: Test this many edges, of every class and distance by their influence; 0 for none.
         bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
         overwrite: Write over the graph that the folder holds.
@@ -104,7 +107,7 @@ def trace(
     with free_folder(out or Path("graphs") / slug(prompt), overwrite) as folder:
         replacement = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
         settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
-        settings |= {"precision": precision}
+        settings |= {"precision": precision, "response": response}
         graph, full = _attribute(replacement, prompt, targets, {"nodes": nodes, "edges": edges, **settings})
         named = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries)}
         named |= weights.stated() | choices.stated()
@@ -116,7 +119,7 @@ def trace(
     say(console, of_graph(graph))
     say(console, f"Graph: {folder}", f"HTML:  {page.resolve()}")
     say_next(console, f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
-    _check_identities(check, dtype)
+    _check_identities(check, dtype, graph)
 
 
 def validate(
@@ -193,7 +196,7 @@ def validate(
     say(console, of_graph(tested))
     say(console, f"Written: {graph / 'validation.json'}", f"HTML:    {page.resolve()}")
     say_next(console, f"circuitsae show {graph}")
-    _check_identities(check, dtype)
+    _check_identities(check, dtype, tested)
 
 
 def show(
@@ -294,7 +297,7 @@ def _write(graph: Any, check: Any, folder: Path) -> Path:
     return folder / "graph.html"
 
 
-def _check_identities(check: Any, dtype: str) -> None:
+def _check_identities(check: Any, dtype: str, graph: "AttributionGraph") -> None:
     """Raises `CheckFailedError` where what must be equal whatever the model does is off by more than rounding."""
     if check is None or dtype == "bfloat16":
         return

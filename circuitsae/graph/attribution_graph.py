@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import networkx as nx
 import numpy as np
@@ -22,6 +22,8 @@ from circuitsae.graph.past import of_edges, on_edges, past_share, row_shares
 from circuitsae.graph.pruning import check_shares, strongest_edges, strongest_nodes
 from transcoders._lazy import public
 
+"""The `response` of graphs whose edges are derivatives with attention and norms live."""
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -33,6 +35,7 @@ class AttributionGraph:
     `weights[t, s]` is what source `s` adds to the pre-activation of target `t` (a logit: to its centred logit), so
     that a full graph's row and its `rest` sum to `pre_activation − bias` of its target (`residual()` is the
     difference). Rows of errors, tokens and biases are empty. Sums over edges are in float64 whatever their precision.
+    Where `response` is linear, `weights[t, s]` is how fast `t` moves as what `s` writes is scaled up, and no share.
     """
 
     nodes: tuple[Node, ...]
@@ -143,9 +146,17 @@ class AttributionGraph:
         """Â[t, s]: |weight| over the sum of its row in the full graph (bias nodes beside)."""
         return _influence.shares(self.weights, self.inputs)
 
+    @property
+    def response(self) -> Literal["frozen", "linear"]:
+        """How attention and norms take a change in this graph: `frozen` (held), or `linear` (as derivatives say)."""
+        return "linear" if self.provenance.get("response") == "linear" else "frozen"
+
     def residual(self) -> np.ndarray:
-        """What the edges into each target and its `rest` leave of its pre-activation without b_enc; 0 for others."""
-        explained = row_sums(self.weights) + self.rest
+        """What the edges into each target and its `rest` leave of its pre-activation without b_enc; 0 for others.
+
+        NaN for the targets of a graph of linear response, whose edges are derivatives and sum up to nothing.
+        """
+        explained = np.nan if self.response == "linear" else row_sums(self.weights) + self.rest
         return np.where(self.mask(NodeKind.FEATURE, NodeKind.LOGIT), self._columns["wanted"] - explained, 0.0)
 
     def keep(self, nodes: np.ndarray, weights: sparse.csr_array) -> "AttributionGraph":

@@ -15,7 +15,7 @@ from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data, suggestions_data
 from circuitsae.report.claims import ValidationLike, tests_data, with_validation
 from circuitsae.report.layout import Band, Layout, arrange
-from circuitsae.report.passing import of_passing
+from circuitsae.report.passing import of_passing, of_response
 from circuitsae.report.text import printable, visible
 from transcoders.errors import InputError
 
@@ -153,6 +153,7 @@ def page_data(
         "n_layers": graph.n_layers,
         "scores": {name: number(value) for name, value in scores.items()},
         "passing": of_passing(graph.provenance),
+        "response": of_response(graph.provenance),
         "provenance": _plain({key: item for key, item in graph.provenance.items() if key != "carried"}),
         "nodes": columns | _coordinates(layout),
         "edges": _edge_columns(edges, nodes["id"].tolist()),

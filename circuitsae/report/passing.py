@@ -1,10 +1,21 @@
-"""How much of a small change the dictionaries behind a graph pass on, in a sentence."""
+"""How a graph takes small changes, in sentences: what its edges are, and how much its dictionaries pass on."""
 
 from collections.abc import Mapping
 from typing import Any
 
 _MOST = 1e9
 """Figures of files are not trusted to be any."""
+
+
+def of_response(provenance: Mapping[str, Any]) -> str:
+    """What the edges of a graph are where they are no shares of what is read; empty where they are."""
+    if provenance.get("response") != "linear":
+        return ""
+    return (
+        "Edges are derivatives with attention and norms live: how fast a target moves as its source is scaled up. "
+        "They do not add up to what the target reads. Tests of the graph claim and of direct edges are at small doses, "
+        "with attention and norms live."
+    )
 
 
 def of_passing(provenance: Mapping[str, Any]) -> str:

@@ -110,7 +110,7 @@ def calibrate(
         raise InputError(f"claims={list(settings.claims)} gets no verdict to calibrate; give 'graph' or 'direct'.")
     frames, left_out = [], 0
     for number, graph in enumerate(graphs):
-        if design_of(model, graph.provenance.get("response")).derivative:
+        if design_of(model, graph.response).derivative:
             raise InputError(
                 "Calibration plants edges into a linear map, which graphs of derivatives are none of; calibrate on a "
                 "graph whose patterns and norms are held (transcoders, response 'frozen')."

@@ -51,7 +51,7 @@ def validate(
     """
     if heads < 0:
         raise InputError(f"heads={heads} is no number of edges to find a head for; give 0 or more.")
-    response = "linear" if model.spliced or graph.provenance.get("response") == "linear" else "frozen"
+    response = "linear" if model.spliced or graph.response == "linear" else "frozen"
     settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory, response=response)
     if prompts and not settings.judged:
         raise InputError(f"claims={list(claims)} gets no verdict on other prompts; test 'graph' or 'direct' too.")

@@ -81,6 +81,8 @@
     byId("verdict-counts").append(...viewer.tests.claims.flatMap(claimRow));
     byId("verdict-fact").querySelector("h2").append(testedShare());
     byId("verdict-fact").hidden = !viewer.tests.edges.length;
+    byId("response").append(text(page.response ?? ""));
+    byId("response-fact").hidden = !page.response;
     byId("passing").append(text(page.passing));
     byId("passing-fact").hidden = !page.passing;
     const rows = leaves(page.provenance, "").flatMap(([path, value]) => [
