@@ -1,7 +1,7 @@
 """`circuitsae trace --prompts`: a folder of graphs, one for each prompt of a file; begun again, it goes on.
 
 A prompt's folder holds its graph and `prompt.json`, what was asked and what came of it, moved in together: a kill
-leaves both or neither. Where the record's key is that of the prompt, the settings and the weights, the prompt is done. All
+leaves both or neither. It is done where the record's key is that of the prompt, the settings and the weights. All
 processes that torchrun started look at the folder before any of them writes, and then share what is missing.
 """
 
