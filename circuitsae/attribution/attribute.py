@@ -318,9 +318,7 @@ def _expand(
         yield expansion(engine=engines[0], without_skips=engines[1] if len(engines) > 1 else None)
 
 
-def check_settings(
-    *, nodes: float = 0.8, edges: float = 0.98, engine: EngineName | OldEngineName = "auto", **settings: Any
-) -> None:
+def check_settings(*, nodes: float = 0.8, edges: float = 0.98, engine: str = "auto", **settings: Any) -> None:
     """Raises `InputError` for settings of `attribute_pruned` that are out of range, before any prompt is read."""
     check_shares(nodes=nodes, edges=edges)
     _check_engine(NEW_NAMES.get(engine, engine))

@@ -22,6 +22,8 @@ from transcoders.files import claimed, new_files, remove_folder, settle, short_h
 
 if TYPE_CHECKING:
     from circuitsae.attribution import Asked, Attributed
+    from circuitsae.attribution.expansion import FullSize
+    from circuitsae.graph import AttributionGraph
     from circuitsae.replacement import ReplacementModel
     from transcoders.training.distributed import World
 
@@ -191,14 +193,16 @@ def _write(model: "ReplacementModel", place: Place, found: "Attributed", kept: K
     write_folder(graph, check, place.folder, page=kept.html, more={RECORD: content.encode()})
 
 
-def _summary(graph: Any, full: Any) -> dict[str, Any]:
+def _summary(graph: "AttributionGraph", full: "FullSize") -> dict[str, Any]:
+    from circuitsae.graph import NodeKind
+
     best = graph.top_logits()[0]
     return {
         "answer": best.text,
         "probability": best.probability,
         "scores": graph.scores.as_dict(),
         "tokens": len(graph.tokens),
-        "features": int(graph.mask("feature").sum()),
+        "features": int(graph.mask(NodeKind.FEATURE).sum()),
         "nodes": len(graph.nodes),
         "edges": int(graph.weights.nnz),
         "full": {"nodes": full.nodes, "edges": full.edges},
