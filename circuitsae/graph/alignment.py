@@ -23,7 +23,7 @@ class Alignment(NamedTuple):
     def tokens(self, side: int, tokens: Sequence[str]) -> list[str | None]:
         """By place the token of one of the two prompts, None where it has none."""
         found: list[str | None] = [None] * self.size
-        for place, token in zip(self[side], tokens, strict=True):
+        for place, token in zip((self.a, self.b)[side], tokens, strict=True):
             found[place] = token
         return found
 
