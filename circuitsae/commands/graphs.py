@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
@@ -43,7 +43,7 @@ _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def trace(
-    prompt: tyro.conf.Positional[str | None] = None,
+    prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.DisallowNone] = None,
     /,
     *,
     prompts: Path | None = None,
