@@ -1,9 +1,10 @@
 """Claim: one command traces 200 prompts at five times the speed of 200 commands, and two processes at 1.7 times one's.
 
-The pocket model on IOI prompts, `circuitsae trace --prompts FILE` without validation or pages. CPU seconds, which a busy
-machine does not lengthen, and wall seconds beside them. Separate commands are timed on ten of the prompts and counted
-20 times, as they differ in nothing but the prompt. Of two processes the slower one's CPU seconds count; wall seconds
-tell where two cores are free. The same graphs to the bit: `tests/unit/test_many_prompts.py`.
+The pocket model on IOI prompts, `circuitsae trace --prompts FILE` without validation or pages: CPU seconds, which a
+busy machine lengthens least, and wall seconds. Separate commands are timed on ten of the prompts and counted 20 times,
+as they differ in nothing but the prompt. Of two processes the slower one's CPU seconds count, its start included; wall
+seconds tell where two cores are free. Clean runs, with their encoding, are what batches of prompts could share. The
+same graphs to the bit: `tests/unit/test_many_prompts.py`.
 """
 
 import argparse

@@ -53,8 +53,8 @@ def attribute_many(
     Takes the settings of `attribute_pruned`. A prompt that cannot be attributed, memory that is not enough included,
     comes with its `error`. Raises `InputError` at once for settings out of range.
 
-    Prompts are not put together: of the time of a small prompt the clean run, which alone could be shared, is a
-    fiftieth (`benchmarks/many_prompts.py`).
+    Prompts are not put together: what batches could share, the clean run with its encoding, is a twentieth of the time
+    of a small prompt (`benchmarks/results/many_prompts.md`), and rounds otherwise.
     """
     check_settings(**settings)
     return (_attributed(model, each if isinstance(each, Asked) else Asked(each), targets, settings) for each in prompts)
