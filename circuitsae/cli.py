@@ -7,7 +7,7 @@ import sys
 def main(arguments: list[str] | None = None) -> None:
     """Run a command.
 
-    Exit codes: 0 done, 1 a check failed, 2 wrong use, 130 interrupted, 143 a training that SIGTERM ended.
+    Exit codes: 0 done, 1 a check failed, 2 wrong use, 130 interrupted, 143 a training or tracing that SIGTERM ended.
     """
     if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
         import circuitsae

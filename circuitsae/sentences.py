@@ -160,16 +160,16 @@ def of_evaluation(evaluation: "Evaluation") -> str:
     )
 
 
-def of_comparison(both: Any, names: tuple[str, str]) -> str:
+def of_comparison(both: Any) -> str:
     """How many edges two graphs have in common, and which changes most."""
     shared = int((both.edges["in_a"] & both.edges["in_b"]).sum())
     total = len(both.edges)
     if not total:
         return "Neither graph has an edge."
-    most = both.edges.loc[both.edges["weight"].abs().idxmax()]
+    most = both.edges.loc[both.edges["difference"].abs().idxmax()]
     return (
-        f"{shared} of {_number(total, 'edge')} are in both graphs; from {names[0]} to {names[1]} "
-        f"{most['source']} → {most['target']} changes most, by {most['weight']:+.3f}."
+        f"{shared} of {_number(total, 'edge')} are in both graphs; from {both.names[0]} to {both.names[1]} "
+        f"{most['source']} → {most['target']} changes most, by {most['difference']:+.3f}."
     )
 
 

@@ -16,7 +16,7 @@ HEAD = """\
 Written by `python docs/write_cli.py` from what `circuitsae COMMAND --help` prints; do not edit it by hand.
 
 `circuitsae --version` prints the version. Exit codes: 0 done, 1 a check failed, 2 wrong use, 130 interrupted, and
-143 a training that SIGTERM ended. Counts may be written 50_000, 50k, 2M or 1G.
+143 a training or tracing that SIGTERM ended. Counts may be written 50_000, 50k, 2M or 1G.
 
 ## Completion in the shell
 

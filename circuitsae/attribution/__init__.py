@@ -6,9 +6,11 @@ Beside it, where attention went: a head's score by what wrote its query and key,
 from circuitsae.attribution.attention_scores import AttentionReasons, explain_attention, looking_heads
 from circuitsae.attribution.attribute import attribute, attribute_pruned, attribute_trace
 from circuitsae.attribution.edge_heads import edge_heads
+from circuitsae.attribution.many import Asked, Attributed, attribute_many
 from circuitsae.attribution.targets import Contrast, DirectionTarget, FeatureTarget, LogitTargets, TopLogits
 
 __all__ = [
-    "AttentionReasons", "Contrast", "DirectionTarget", "FeatureTarget", "LogitTargets", "TopLogits", "attribute",
+    "Asked", "AttentionReasons", "Attributed", "Contrast", "DirectionTarget", "FeatureTarget", "LogitTargets",
+    "TopLogits", "attribute", "attribute_many",
     "attribute_pruned", "attribute_trace", "edge_heads", "explain_attention", "looking_heads",
 ]  # fmt: skip

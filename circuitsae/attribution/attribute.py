@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, cast, get_args
 
@@ -303,6 +303,15 @@ def _expand(
         yield expansion(engine=engines[0], without_skips=engines[1] if len(engines) > 1 else None)
 
 
+def check_settings(*, nodes: float = 0.8, edges: float = 0.98, engine: str = "auto", **settings: Any) -> None:
+    """Raises `InputError` for settings of `attribute_pruned` that are out of range, before any prompt is read."""
+    check_shares(nodes=nodes, edges=edges)
+    _check_engine(NEW_NAMES.get(engine, engine))
+    limits: dict[str, Any] = dict.fromkeys(("max_features", "unexplained", "edges_per_node", "precision"))
+    limits |= {"batch_size": "auto"} | settings
+    _Limits(**{name: value for name, value in limits.items() if name not in ("bos", "progress")})
+
+
 def _device_sweep(
     ends: Endpoints, sources: SourceVectors, batch_size: int | None, precision: ProductPrecision | None
 ) -> DeviceSweep:
@@ -348,8 +357,7 @@ def _linear_for(engine: EngineName, model: ReplacementModel, trace: Trace, live:
     for what lies between autoencoders. Raises `InputError` for another name, and `ModelError` where the closed form is
     asked for and cannot take the model.
     """
-    if engine not in get_args(EngineName):
-        raise InputError(f"Unknown engine {engine!r}; the engines are {', '.join(get_args(EngineName))}.")
+    _check_engine(engine)
     if engine == "closed_form" and model.spliced:
         raise InputError("The closed form needs transcoders in the place of all MLPs; leave engine at 'auto'.")
     if engine == "autograd" or model.spliced:
@@ -361,6 +369,11 @@ def _linear_for(engine: EngineName, model: ReplacementModel, trace: Trace, live:
             raise ModelError(f"{error}; use engine='autograd'.") from error
         logging.getLogger(__name__).warning("%s; using autograd, which is slower.", error)
         return None
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in get_args(EngineName):
+        raise InputError(f"Unknown engine {engine!r}; the engines are {', '.join(get_args(EngineName))}.")
 
 
 def _strongest(expansion: Expansion, at_most: int) -> tuple[Endpoints, RowBlock | None]:
@@ -400,6 +413,7 @@ def weights_of_dictionaries(model: ReplacementModel) -> str | None:
     return dictionary_fingerprint(model.dictionaries) if exact else None
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

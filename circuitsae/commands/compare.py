@@ -1,17 +1,19 @@
-"""`circuitsae compare`: two graphs of a prompt pair on one page; and the index of a folder of graphs."""
+"""`circuitsae compare`: two graphs on one page and in tables; and the index of a folder of graphs."""
 
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
 from rich.text import Text
 
-from circuitsae.commands.shared import Wide, beside_dictionaries, say, say_next, write_page
+from circuitsae.commands.shared import Choices, Wide, beside_dictionaries, say, say_next, source_of, write_page
 from circuitsae.tables import Column, open_console, show_table
+from transcoders.files import write_file
 
 if TYPE_CHECKING:
-    from circuitsae.graph import AttributionGraph
+    from circuitsae.graph import AttributionGraph, Comparison
 
 
 def compare(
@@ -20,53 +22,102 @@ def compare(
     /,
     *,
     out: Path = Path("comparison.html"),
+    csv: Path | None = None,
+    edges_csv: Path | None = None,
     names: tuple[str, str] | None = None,
     same_features: bool | None = None,
+    similar: float | None = None,
     strongest: int = 10,
     wide: Wide = False,
 ) -> None:
-    """Compare two graphs of a prompt pair, or of one prompt with two dictionaries, on one offline page; needs no model.
+    """Compare two graphs, of two prompts or of one prompt with two dictionaries, on one offline page and in tables.
 
-    The prompts need equally many tokens. The page shows either graph, or the difference of the second minus the first.
+    Needs no model. Positions of prompts of unequal lengths correspond by the tokens that they have in common. The page
+    shows either graph, or the difference of the second minus the first.
 
     Args:
         a: The folder that `trace` or `import` wrote, or a file of another tool.
         b: The other one.
         out: The page to write.
+        csv: A table to write, of the nodes of both: activations, influences and their differences.
+        edges_csv: The same of edges: weights, shares and their differences.
         names: What to call the two; default, the names of folders or files.
         same_features: Whether equal numbers mean the same feature; default, unless models or dictionaries differ.
-        strongest: How many of the edges that change most to print.
+        similar: Of other dictionaries, pair features of a position whose decoders have this cosine or more, as 0.5; the
+            dictionaries that the graphs name are loaded for that.
+        strongest: How many of the nodes and edges that change most to print.
     """
-    from circuitsae.report import compare_html
-    from circuitsae.report.compare import unite
+    from circuitsae.graph import compare as side_by_side
     from circuitsae.report.text import visible
     from circuitsae.sentences import of_comparison
     from transcoders.token_text import join_tokens
 
-    console = open_console(wide)
-    graphs = load_any(a), load_any(b)
-    called = names or _names(a, b)
-    both = unite(*graphs, called, same_features)
+    console, graphs = open_console(wide), (load_any(a), load_any(b))
+    pairing = {} if similar is None else {"dictionaries": _dictionaries(graphs), "above": similar}
+    both = side_by_side(*graphs, names=names or _names(a, b), same_features=same_features, **pairing)
     (cards_a, ledger_a), (cards_b, ledger_b) = (beside_dictionaries(graph) for graph in graphs)
-    page = compare_html(
-        *graphs, out, called, cards=(cards_a, cards_b), ledger=(ledger_a, ledger_b), same_features=same_features
-    )
-    for name, graph in zip(called, graphs, strict=True):
+    page = both.to_html(out, cards=(cards_a, cards_b), ledger=(ledger_a, ledger_b))
+    written = [("HTML:", page)]
+    for path, frame, what in ((csv, both.nodes, "Nodes:"), (edges_csv, both.edges, "Edges:")):
+        if path is not None:
+            write_file(path, frame.to_csv(index=False))
+            written.append((what, path))
+    for name, graph in zip(both.names, graphs, strict=True):
         prompt = visible(join_tokens(graph.tokens).replace(" ", "·"))
         console.print(Text.assemble(f"{name}: ", (prompt, "bold")), soft_wrap=True)
-    frame = both.edges.sort_values("weight", key=abs, ascending=False, kind="stable").head(strongest)
-    columns = [Column("source", text=True), Column("target", text=True)]
-    columns += [*(Column(name, 1) for name in called), Column("difference")]
-    text = dict(zip(both.nodes["id"].tolist(), both.nodes["text"].tolist(), strict=True))
+    _show_nodes(console, both, strongest)
+    _show_edges(console, both, strongest)
+    say(console, of_comparison(both), *(f"{what:<6} {path.resolve()}" for what, path in written))
+    say_next(console, f"open {page} in a browser; keys a, b, d switch the view")
+
+
+def _dictionaries(graphs: Sequence[Any]) -> tuple[Any, ...]:
+    from circuitsae.loading import dictionaries_for, load_dictionaries
+
+    sources = [source_of(graph) for graph in graphs]
+    return tuple(
+        load_dictionaries(
+            dictionaries_for(source.model or "the model of a graph", source.dictionaries),
+            device="cpu",
+            **Choices.of_source(source).wanted(),
+        )
+        for source in sources
+    )
+
+
+def _show_nodes(console: Console, both: "Comparison", strongest: int) -> None:
+    frame = both.strongest(strongest)
+    columns = [Column("node", text=True), *(Column(f"activation {name}", 1) for name in both.names)]
+    columns += [*(Column(f"influence {name}", 2) for name in both.names), Column("difference")]
     rows = []
     for row in frame.to_dict("records"):
-        ends = (
-            f"{row[end]} {visible(text[row[end]]) if text[row[end]] else ''}".strip() for end in ("source", "target")
-        )
-        rows.append([*ends, *(_cell(row[c]) for c in ("weight_a", "weight_b", "weight"))])
+        values = [row[f"{value}_{side}"] for value in ("activation", "influence") for side in ("a", "b")]
+        rows.append([_named(row), *map(_cell, [*values, row["influence_difference"]])])
+    show_table(console, f"The {len(frame)} nodes whose influence changes most", columns, rows)
+
+
+def _show_edges(console: Console, both: "Comparison", strongest: int) -> None:
+    frame = both.edges.sort_values("difference", key=abs, ascending=False, kind="stable").head(strongest)
+    columns = [Column("source", text=True), Column("target", text=True)]
+    columns += [*(Column(name, 1) for name in both.names), Column("difference")]
+    node = {row["id"]: _named(row) for row in both.nodes.to_dict("records")}
+    rows = [
+        [*(node[row[end]] for end in ("source", "target")), *map(_cell, map(row.get, _WEIGHTS))]
+        for row in frame.to_dict("records")
+    ]
     show_table(console, f"The {len(frame)} edges that change most", columns, rows)
-    say(console, of_comparison(both, called), f"HTML: {page.resolve()}")
-    say_next(console, f"open {page} in a browser; keys a, b, d switch the view")
+
+
+_WEIGHTS = ("weight_a", "weight_b", "difference")
+
+
+def _named(row: Mapping[Hashable, Any]) -> str:
+    """A node's id, with its texts and, of a pair, what it is called in the second graph."""
+    from circuitsae.report.text import visible
+
+    texts = dict.fromkeys(text for text in (row["text_a"], row["text_b"]) if isinstance(text, str) and text)
+    pair = [f"~ {row['id_b']}"] if row["matched"] == "decoder" else []
+    return " ".join([str(row["id"]), *pair, " ⇄ ".join(map(visible, texts))]).strip()
 
 
 def show_folder(console: Console, folder: Path) -> None:
@@ -93,5 +144,5 @@ def _names(a: Path, b: Path) -> tuple[str, str]:
     return names if names[0] != names[1] else ("A", "B")
 
 
-def _cell(value: float) -> str:
-    return "" if value != value else f"{value:+.3f}"
+def _cell(value: Any) -> str:
+    return "" if value is None or value != value else f"{value:+.3f}"

@@ -1,16 +1,17 @@
 """`circuitsae trace`, `validate` and `show`: a prompt becomes a graph, its edges are tested, the page is drawn."""
 
 import logging
-import math
-import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
 
 from circuitsae.commands.compare import show_folder
+from circuitsae.commands.graph_folders import check_identities, slug, write_folder
+from circuitsae.commands.many import Kept, trace_many
 from circuitsae.commands.shared import (
     Bos,
     ChoiceOptions,
@@ -28,10 +29,9 @@ from circuitsae.commands.shared import (
     source_of,
     write_page,
 )
-from circuitsae.commands.targets import Asked, AskedOptions
+from circuitsae.commands.targets import TargetChoice, TargetOptions
 from circuitsae.tables import Column, open_console
-from transcoders.errors import CheckFailedError, InputError
-from transcoders.files import new_files
+from transcoders.errors import InputError
 
 if TYPE_CHECKING:
     from circuitsae.attribution.expansion import FullSize
@@ -41,23 +41,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Claim = Literal["graph", "direct", "model"]
-IDENTITY_TOLERANCE = 1e-4
-DERIVATIVE_TOLERANCE = 1e-2
-"""Differences of two runs in float32 have two digits less."""
-_FIRST_IDENTITY = (
-    ("The frozen model differs from the graph (share of the largest effect)", IDENTITY_TOLERANCE),
-    ("Effects of small changes differ from the graph (share of the largest effect)", DERIVATIVE_TOLERANCE),
-)
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def trace(
-    prompt: tyro.conf.Positional[str],
+    prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.DisallowNone] = None,
     /,
     *,
+    prompts: Path | None = None,
     model: str = "pocket",
     dictionaries: str | None = None,
-    asked: AskedOptions = Asked(),
+    asked: TargetOptions = TargetChoice(),
     out: Path | None = None,
     nodes: float = 0.8,
     edges: float = 0.98,
@@ -66,7 +60,8 @@ def trace(
     engine: Literal["auto", "closed_form", "autograd", "fast", "plain"] = "auto",
     precision: Literal["float32", "tf32"] | None = None,
     response: Literal["frozen", "linear"] | None = None,
-    validate: int = 100,
+    validate: int | None = None,
+    html: tyro.conf.FlagCreatePairsOff[bool] = False,
     bos: Bos = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -79,10 +74,14 @@ def trace(
 
     Args:
         prompt: The text to explain.
+        prompts: Many instead: a text file with one prompt a line, or JSON lines with "prompt" and, if wished, "target",
+            one or a list, and "id". Each gets a numbered folder. The same command goes on where it was ended; under
+            torchrun its processes share the prompts. One that fails is listed in index.jsonl, and the exit code is 1.
         model: A hub name, a local Hugging Face folder, or "pocket".
         dictionaries: A folder or hub name of transcoders or autoencoders; the pocket model has its own.
         asked: What of it is explained; without any of these options, the most probable next tokens.
-        out: Folder to write; default graphs/ and the prompt's first words. Where it holds a graph, -2 is added.
+        out: Folder to write; default graphs/ and the prompt's first words (of many, the file's name). Where it holds a
+            graph, -2 is added, but not with --prompts.
         nodes: Keep the nodes that hold this share of the influence.
         edges: Keep the edges that hold this share of the influence.
         max_features: Find at most this many features, the most influential; the others count as error.
@@ -91,7 +90,9 @@ def trace(
         precision: Of products on a CUDA device; tf32 rounds what they multiply, and the graph says how far off that is.
         response: Of attention and norms: frozen, edges are shares of what is read; linear, they are derivatives with
             both live. Default frozen; linear with autoencoders.
-        validate: Test this many edges, of every class and distance by their influence; 0 for none.
+        validate: Test this many edges, of every class and distance by their influence; 0 for none. Default 100, and
+            none with --prompts, where it takes a second or more for each.
+        html: With --prompts: draw the page of each graph too, of 2 MB; later, `circuitsae show` of the folder does.
         bos: Begin the prompt with the beginning-of-text token; default, as in the dictionaries' training.
         overwrite: Write over the graph that the folder holds.
         device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
@@ -103,23 +104,31 @@ def trace(
     from circuitsae.sentences import of_graph
 
     _refuse_impossible_shares(nodes=nodes, edges=edges)
+    if (prompt is None) == (prompts is None):
+        raise InputError("Give a prompt, or --prompts and a file of many; one of the two.")
+    settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine, "precision": precision}
+    settings |= {"response": response, "nodes": nodes, "edges": edges}
+    named: dict[str, Any] = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries)}
+    named |= weights.stated() | choices.stated()
+    if prompts is not None:
+        load = partial(load_replacement, model, dictionaries, dtype=dtype, bos=bos, weights=weights, choices=choices)
+        trace_many(prompts, out, load, Kept(asked, settings, named, validate or 0, html), device, overwrite, wide)
+        return
+    assert prompt is not None
     console, targets = open_console(wide), asked.chosen()
+    validate = 100 if validate is None else validate
     with free_folder(out or Path("graphs") / slug(prompt), overwrite) as folder:
         replacement = load_replacement(model, dictionaries, device, dtype, bos, weights, choices)
-        settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine}
-        settings |= {"precision": precision, "response": response}
-        graph, full = _attribute(replacement, prompt, targets, {"nodes": nodes, "edges": edges, **settings})
-        named = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries)}
-        named |= weights.stated() | choices.stated()
+        graph, full = _attribute(replacement, prompt, targets, settings)
         graph = replace(graph, provenance={**graph.provenance, "source": named, "pruned": [nodes, edges]})
         show_graph(console, graph, full)
         check = _validate(console, replacement, graph, edges=validate) if validate > 0 else None
         graph = graph if check is None else check.annotate(graph)
-        page = _write(graph, check, folder)
+        page = write_folder(graph, check, folder)
     say(console, of_graph(graph))
     say(console, f"Graph: {folder}", f"HTML:  {page.resolve()}")
     say_next(console, f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
-    _check_identities(check, dtype, graph)
+    check_identities(check, dtype)
 
 
 def validate(
@@ -192,11 +201,11 @@ def validate(
     if calibrate:
         _calibrate(console, replacement, loaded, calibrate, settings)
     tested = check.annotate(loaded)
-    page = _write(tested, check, graph)
+    page = write_folder(tested, check, graph)
     say(console, of_graph(tested))
     say(console, f"Written: {graph / 'validation.json'}", f"HTML:    {page.resolve()}")
     say_next(console, f"circuitsae show {graph}")
-    _check_identities(check, dtype, tested)
+    check_identities(check, dtype)
 
 
 def show(
@@ -286,33 +295,6 @@ def _calibrate(console: Console, replacement: Any, graph: Any, count: int, setti
     show_calibration(console, found)
 
 
-def _write(graph: Any, check: Any, folder: Path) -> Path:
-    """Graph, validation and page, all of them or none; of an earlier graph nothing is left."""
-    with new_files(folder, without=["validation.json"]) as temporary:
-        graph.save(temporary)
-        if check is not None:
-            check.save(temporary / "validation.json")
-        edges = None if check is None else check.edges
-        write_page(graph, temporary / "graph.html", validation=edges)
-    return folder / "graph.html"
-
-
-def _check_identities(check: Any, dtype: str, graph: "AttributionGraph") -> None:
-    """Raises `CheckFailedError` where what must be equal whatever the model does is off by more than rounding."""
-    if check is None or dtype == "bfloat16":
-        return
-    logit_error = 0.0 if math.isnan(check.logit_error) else check.logit_error  # cannot run layer by layer
-    for what, tolerance, error in (
-        (*_FIRST_IDENTITY[check.response == "linear"], check.frozen_error),
-        ("The replacement model's logits with error nodes differ from the model's", IDENTITY_TOLERANCE, logit_error),
-    ):
-        if not error <= tolerance:
-            raise CheckFailedError(
-                f"{what} by {error:.1e}, more than {tolerance:.0e}; "
-                "try --dtype float64, and report it if that does not help."
-            )
-
-
 def _refuse_impossible_shares(**shares: float) -> None:
     for name, value in shares.items():
         if not 0 < value <= 1:
@@ -327,9 +309,3 @@ def _dtype_of(graph: "AttributionGraph") -> str:
             f"The graph names the precision {ascii(dtype)[:40]}; expected {', '.join(_DTYPES)}; trace the prompt again."
         )
     return str(dtype)
-
-
-def slug(prompt: str) -> str:
-    """The folder's name of a prompt: its first words."""
-    words = re.findall(r"\w+", prompt.lower())[:8]
-    return "-".join(words)[:60] or "prompt"

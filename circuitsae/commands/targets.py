@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TargetChoice:
     """What the graph explains; without any of these the most probable next tokens."""
 
     target: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Asked:
         return FeatureTarget(found.layer, found.index, -1 if at is None else at)
 
 
-AskedOptions = Annotated[Asked, tyro.conf.arg(name="")]
+TargetOptions = Annotated[TargetChoice, tyro.conf.arg(name="")]
 
 
 def read_vector(path: Path) -> Any:

@@ -3,9 +3,9 @@
 `contrasts` finds the features that tell some prompts from others, and suppresses or swaps them; `examples` finds the
 texts on which a feature is most active; `collection` gathers the cards of all features in one pass over a corpus, and
 `cards` reads them (`card_files`); `global_weights` says how features point at each other whatever the prompt,
-`coactivation` which are active together, and `connections`, from both, its inputs and outputs; `ledger` holds labels
-with their evidence, and `testing` fills in that evidence by measuring it on a model. Names are imported on first use,
-so that reading cards does not import torch.
+`coactivation` which are active together, and `connections`, from both, its inputs and outputs; `similar` pairs features
+of two sets of dictionaries that write alike; `ledger` holds labels with their evidence, and `testing` fills in that
+evidence by measuring it on a model. Names are imported on first use, so that reading cards does not import torch.
 """
 
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from circuitsae.features.global_weights import input_weights, output_weights, virtual_weights
     from circuitsae.features.ledger import Evidence, Label, Ledger, Status, Verdict
+    from circuitsae.features.similar import match_features
     from circuitsae.features.testing import Claim, check_label, steering_row
     from circuitsae.features.top_examples import Example, examples, examples_frame, token_activations
 
@@ -71,6 +72,7 @@ __getattr__, __all__ = lazy_exports(
             "Status",
             "Verdict",
         ),
+        "circuitsae.features.similar": ("match_features",),
         "circuitsae.features.testing": (
             "Claim",
             "check_label",

@@ -3,6 +3,7 @@
 from circuitsae.graph.attribution_graph import AttributionGraph, group, load_graph, prune, save_graph
 from circuitsae.graph.checking import Limits
 from circuitsae.graph.compact import EdgeBlocks, keep_strongest
+from circuitsae.graph.comparison import Comparison, compare
 from circuitsae.graph.files import load_header
 from circuitsae.graph.grouping import Supernode
 from circuitsae.graph.influence import Scores
@@ -13,6 +14,7 @@ from circuitsae.graph.sweep import LazyInfluence
 
 __all__ = [
     "AttributionGraph",
+    "Comparison",
     "EdgeBlocks",
     "LazyInfluence",
     "Limits",
@@ -20,6 +22,7 @@ __all__ = [
     "NodeKind",
     "Scores",
     "Supernode",
+    "compare",
     "group",
     "keep_strongest",
     "load_graph",

@@ -1,9 +1,5 @@
-"""Two graphs of a prompt pair on one page: one layout, their difference drawn, each of the two a key press away.
+"""Two graphs of a prompt pair on one page: one layout, their difference drawn, each of the two a key press away."""
 
-Two graphs of one pair as one graph: the nodes and edges of both, with what each of the two says of them.
-"""
-
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,43 +8,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from circuitsae.graph.comparison import EDGE_VALUES, MARKS, NODE_VALUES, Comparison, compare
+from circuitsae.graph.like import GraphLike, scores_of
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data
-from circuitsae.report.claims import ValidationLike, tested_columns, tests_data, with_validation
-from circuitsae.report.data import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, number, page_data, require
+from circuitsae.report.claims import ValidationLike, tests_data, with_validation
+from circuitsae.report.data import number, page_data
 from circuitsae.report.page import PlotlyJS, write_page
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
 from transcoders.token_text import join_tokens
 
-NODE_VALUES = ("activation", "pre_activation", "influence", "probability")
-EDGE_VALUES = ("weight", "share")
-MARKS = ("A:", "B:")
-"""What the ids of features start with where equal numbers are not the same feature."""
-_SIDES = ("a", "b")
-_PLACE = ("kind", "layer", "pos", "index")
-
 
 @dataclass
 class Union:
-    """What a page needs of a graph, of two graphs together.
+    """What a page needs of a graph, of two graphs together; the tables are those of `Comparison`, with plain columns.
 
-    `nodes` and `edges` are the tables of both, joined by id, with `…_a` and `…_b` of each value (NaN where a graph
-    lacks the node or edge), and `in_a`, `in_b`. Plain `weight` is b − a, an absent edge counting as 0. Plain `share` is
-    |b − a| over the larger of the two sums of |weight| into the target, so that it compares across targets.
+    Plain `weight` is the difference, plain `share` that of it; a plain value of a node is the larger of the two.
     """
 
     nodes: pd.DataFrame
     edges: pd.DataFrame
     tokens: Sequence[str]
-    """A token that differs is written as both."""
+    """By place; a token that differs is written as both."""
     differing: list[int]
-    """Positions at which the two prompts have other tokens."""
+    """Places at which the two prompts have other tokens, or one has none."""
     n_layers: int
     provenance: Mapping[str, Any]
     scores: Mapping[str, float]
     same_features: bool
-    """Whether equal numbers of features are the same feature; else those of A and of B are apart."""
 
     def nodes_frame(self) -> pd.DataFrame:
         return self.nodes
@@ -57,98 +45,41 @@ class Union:
         return self.edges
 
 
-def unite(a: GraphLike, b: GraphLike, names: tuple[str, str], same_features: bool | None = None) -> Union:
-    """The union of two graphs whose prompts have equally many tokens and whose models equally many layers.
-
-    Nodes are the same where kind, layer, feature (or token of a logit) and position are. same_features: whether equal
-    numbers mean equal features in both; by default, where the graphs' provenance does not say that their models or
-    dictionaries differ. Otherwise each feature is in one graph only, under an id that starts with "A:" or "B:".
-    Raises `InputError` for prompts or models that cannot be put side by side.
-    """
-    _check(a, b, names)
-    same = _same_dictionaries(a, b) if same_features is None else same_features
-    marks = ("", "") if same else MARKS
-    tables = [_tables(graph, mark) for graph, mark in zip((a, b), marks, strict=True)]
-    words = [[visible(token) for token in graph.tokens] for graph in (a, b)]
-    differing = [pos for pos, (one, other) in enumerate(zip(*words, strict=True)) if one != other]
-    tokens = [one if one == other else f"{one} ⇄ {other}" for one, other in zip(*words, strict=True)]
-    nodes = _nodes(tables[0][0], tables[1][0])
-    edges = _edges(tables[0][1], tables[1][1])
-    scores = [graph.scores if isinstance(graph.scores, Mapping) else graph.scores.as_dict() for graph in (a, b)]
+def unite(both: Comparison) -> Union:
+    """The two graphs of a comparison as one that can be drawn."""
+    names, graphs = both.names, (both.a, both.b)
+    words = _words(both)
+    pairs = list(zip(*words, strict=True))
+    nodes, scores = both.nodes, [scores_of(graph) for graph in graphs]
+    plain = {name: np.fmax(nodes[f"{name}_a"], nodes[f"{name}_b"]) for name in NODE_VALUES}
+    # The slider shows a node as long as either graph does.
+    plain["cumulative"] = np.fmin(nodes["cumulative_a"], nodes["cumulative_b"])
+    plain["text"] = [_both_texts(*texts) for texts in nodes[["text_a", "text_b"]].itertuples(index=False)]
     return Union(
-        nodes=nodes,
-        edges=edges,
-        tokens=tokens,
-        differing=differing,
-        n_layers=a.n_layers,
-        provenance={name: dict(graph.provenance) for name, graph in zip(names, (a, b), strict=True)},
+        nodes=nodes.assign(**plain),
+        edges=both.edges.assign(weight=both.edges["difference"]),
+        tokens=[_both_tokens(one, other) for one, other in pairs],
+        differing=[place for place, (one, other) in enumerate(pairs) if one != other],
+        n_layers=both.a.n_layers,
+        provenance={name: dict(graph.provenance) for name, graph in zip(names, graphs, strict=True)},
         scores={
             f"{score}, {name}": found[score]
             for score in dict.fromkeys([*scores[0], *scores[1]])
             for name, found in zip(names, scores, strict=True)
             if score in found
         },
-        same_features=same,
+        same_features=both.same_features,
     )
 
 
-def _check(a: GraphLike, b: GraphLike, names: tuple[str, str]) -> None:
-    if len(set(names)) < 2 or not all(name.strip() for name in names):
-        raise InputError(f"names={names!r} do not tell two graphs apart; give two different names.")
-    if len(a.tokens) != len(b.tokens):
-        raise InputError(
-            f"The prompt of {names[0]} has {len(a.tokens)} tokens and that of {names[1]} {len(b.tokens)}, so their "
-            "positions do not correspond; compare prompts of equally many tokens, such as a clean and a corrupt one."
-        )
-    if a.n_layers != b.n_layers:
-        raise InputError(
-            f"{names[0]} has {a.n_layers} layers and {names[1]} {b.n_layers}; compare graphs of one model."
-        )
+def _words(both: Comparison) -> list[list[str | None]]:
+    """Of either prompt, by place, the token as it is shown; None where the prompt has none there."""
+    found = [both.alignment.tokens(side, graph.tokens) for side, graph in enumerate((both.a, both.b))]
+    return [[None if token is None else visible(token) for token in tokens] for tokens in found]
 
 
-def _same_dictionaries(a: GraphLike, b: GraphLike) -> bool:
-    """By their fingerprints where both graphs have them, else by what is said of where they come from."""
-    keys = ["model", "fingerprint", "frame", "dictionary_fingerprint"]
-    if any(graph.provenance.get("dictionary_fingerprint") is None for graph in (a, b)):
-        keys[-1] = "dictionaries"
-    return all(a.provenance.get(key) == b.provenance.get(key) for key in keys)
-
-
-def _tables(graph: GraphLike, mark: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    nodes = require(graph.nodes_frame(), NODE_COLUMNS, "nodes_frame()")
-    edges = require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()")
-    if mark:
-        feature = nodes["kind"] == "feature"
-        renamed = {name: f"{mark}{name}" for name in nodes.loc[feature, "id"]}
-        nodes = nodes.assign(id=nodes["id"].replace(renamed))
-        edges = edges.assign(**{end: edges[end].replace(renamed) for end in ("source", "target")})
-    if (repeated := Counter(nodes["id"].tolist()).most_common(1)) and repeated[0][1] > 1:
-        raise InputError(f"node ids must be unique; {repeated[0][0]!r} occurs more than once.")
-    explained = nodes["explained"].astype(bool) if "explained" in nodes else False
-    return nodes.assign(text=nodes["text"].fillna("").astype(str), explained=explained), edges
-
-
-def _nodes(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    columns = [*_PLACE, "text", "cumulative", "explained", *NODE_VALUES]
-    both = (
-        a[["id", *columns]]
-        .assign(there=1.0)
-        .merge(b[["id", *columns]].assign(there=1.0), on="id", how="outer", suffixes=("_a", "_b"), sort=False)
-    )
-    first = both["there_a"].notna()
-    table: dict[str, Any] = {"id": both["id"], "in_a": first, "in_b": both["there_b"].notna()}
-    for name in _PLACE:
-        table[name] = both[f"{name}_a"].where(first, both[f"{name}_b"])
-    table["text"] = [_both_texts(one, other) for one, other in both[["text_a", "text_b"]].itertuples(index=False)]
-    for name in NODE_VALUES:
-        table |= {f"{name}_{side}": both[f"{name}_{side}"].astype(float) for side in _SIDES}
-        table[name] = np.fmax(table[f"{name}_a"], table[f"{name}_b"])
-    explained = np.logical_or(*(both[f"explained_{side}"].eq(True).to_numpy(bool) for side in _SIDES))
-    if explained.any():
-        table["explained"] = explained
-    # The slider shows a node as long as either graph does.
-    table["cumulative"] = np.fmin(both["cumulative_a"].astype(float), both["cumulative_b"].astype(float))
-    return pd.DataFrame(table).astype({"layer": int, "pos": int, "index": int})
+def _both_tokens(one: str | None, other: str | None) -> str:
+    return (one or "") if one == other else f"{one or _NONE} ⇄ {other or _NONE}"
 
 
 def _both_texts(one: Any, other: Any) -> str:
@@ -156,27 +87,8 @@ def _both_texts(one: Any, other: Any) -> str:
     return texts[0] if len(set(texts)) == 1 else " ⇄ ".join(map(visible, texts))
 
 
-def _edges(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    ends = ["source", "target"]
-    noted = [
-        frame[[*ends, *EDGE_VALUES, *tested_columns(frame)]].set_index(ends).add_suffix(f"_{side}").reset_index()
-        for side, frame in zip(_SIDES, (a, b), strict=True)
-    ]
-    both = noted[0].merge(noted[1], on=ends, how="outer", sort=False)
-    weights = {side: both[f"weight_{side}"].astype(float) for side in _SIDES}
-    difference = weights["b"].fillna(0.0) - weights["a"].fillna(0.0)
-    inputs = np.fmax(*(_inputs(both, side) for side in _SIDES))
-    share = np.divide(np.abs(difference), inputs, out=np.zeros(len(both)), where=inputs > 0)
-    return both.assign(weight=difference, share=share, in_a=weights["a"].notna(), in_b=weights["b"].notna())
-
-
-def _inputs(edges: pd.DataFrame, side: str) -> np.ndarray:
-    """Of each edge, Σ|weight| into its target in one graph, from the weights and shares of the edges there."""
-    weight, share = np.abs(edges[f"weight_{side}"].to_numpy(float)), edges[f"share_{side}"].to_numpy(float)
-    total = np.divide(weight, share, out=np.zeros(len(edges)), where=share > 0)
-    return pd.Series(total).groupby(edges["target"].to_numpy()).transform("max").to_numpy()
-
-
+_NONE = "—"
+"""In the place of a token that one of the prompts lacks."""
 _TOP = 12
 _SAME = 0.05
 """Up to this share of the larger value, a node's value counts as the same in both."""
@@ -193,15 +105,15 @@ def compare_html(
     validation: tuple[Validated, Validated] = (None, None),
     cards: tuple[CardsLike | None, CardsLike | None] = (None, None),
     ledger: tuple[LedgerLike | None, LedgerLike | None] = (None, None),
-    same_features: bool | None = None,
     plotlyjs: PlotlyJS = "inline",
     title: str | None = None,
+    **how: Any,
 ) -> Path:
     """Write the page that compares two graphs, and return its path.
 
-    The two prompts need equally many tokens: a clean and a corrupt one, or one prompt with two dictionaries. Nodes
-    stand at the same place in both graphs and in their difference, B − A. Equal numbers of features mean the same
-    feature only where both graphs come from the same dictionaries, see `circuitsae.report.compare.unite`.
+    A clean and a corrupt prompt, or one prompt with two dictionaries. Nodes stand at the same place in both graphs and
+    in their difference, B − A. Equal numbers of features mean the same feature only where both graphs come from the
+    same dictionaries.
 
     Args:
         names: What the page calls the two.
@@ -209,25 +121,38 @@ def compare_html(
         cards: The feature cards of each. Where equal numbers are the same feature, the card of the first counts, and
             that of the second where the first has none; else each feature has the card of its own dictionaries.
         ledger: The labels of each, with their evidence; taken as the cards are.
-        same_features: Whether equal numbers mean equal features; by default as the graphs' provenance says.
+        how: Which nodes are the same: `same_features`, `positions`, `roles`, `dictionaries` and others, as in
+            `circuitsae.graph.compare`.
 
     Raises:
-        InputError: prompts of other lengths, models of other depths, names that are equal, or tables without the
-            columns a report needs.
+        InputError: models of other depths, names that are equal, or tables without the columns a report needs.
     """
-    names = _two(names)
     checked = [_Checked(graph, found) for graph, found in zip((a, b), validation, strict=True)]
-    both = unite(checked[0], checked[1], names, same_features)
+    both = compare(checked[0], checked[1], names=_two(names), **how)
+    return write_comparison(both, path, cards=cards, ledger=ledger, plotlyjs=plotlyjs, title=title)
+
+
+def write_comparison(
+    comparison: Comparison,
+    path: str | Path,
+    *,
+    cards: tuple[CardsLike | None, CardsLike | None] = (None, None),
+    ledger: tuple[LedgerLike | None, LedgerLike | None] = (None, None),
+    plotlyjs: PlotlyJS = "inline",
+    title: str | None = None,
+) -> Path:
+    """`compare_html` of two graphs that were compared already."""
+    both, names = unite(comparison), comparison.names
     data = page_data(both)
     prompt = shorten(join_tokens(both.tokens), 60)
     data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt}"
     data["cards"] = _of_each(both, [cards_data(one, nodes) for one, nodes in zip(cards, _sides(both), strict=True)])
     data["labels"] = _of_each(both, [labels_data(one, nodes) for one, nodes in zip(ledger, _sides(both), strict=True)])
-    data["comparison"] = comparison_data(both, (a, b), names)
+    data["comparison"] = comparison_data(comparison, both)
     return write_page(data, path, plotlyjs)
 
 
-def comparison_data(both: Union, graphs: tuple[GraphLike, GraphLike], names: tuple[str, str]) -> dict[str, Any]:
+def comparison_data(comparison: Comparison, both: Union) -> dict[str, Any]:
     """What the page's `comparison` holds: of each node and edge the values in A and in B, and a summary."""
     nodes, edges = both.nodes, both.edges
     sides: list[dict[str, Any]] = []
@@ -244,9 +169,9 @@ def comparison_data(both: Union, graphs: tuple[GraphLike, GraphLike], names: tup
         )
     change = _changes(nodes)
     return {
-        "names": list(names),
+        "names": list(comparison.names),
         "sides": sides,
-        "tokens": [[visible(token) for token in graph.tokens] for graph in graphs],
+        "tokens": [[token or _NONE for token in words] for words in _words(comparison)],
         "differing": both.differing,
         "same_features": both.same_features,
         "presence": np.select([nodes["in_a"] & nodes["in_b"], nodes["in_a"]], ["both", "a"], "b").tolist(),
@@ -262,9 +187,12 @@ def _of_side(edges: pd.DataFrame, side: str) -> pd.DataFrame:
 
 
 def _sides(both: Union) -> list[pd.DataFrame]:
-    """The nodes of either graph; all of them where both have the same features."""
+    """The nodes of either graph; all of them where both have the same features. A pair is shown as the first's."""
     nodes = both.nodes
-    return [nodes if both.same_features else nodes.iloc[np.flatnonzero(nodes[f"in_{side}"])] for side in ("a", "b")]
+    if both.same_features:
+        return [nodes, nodes]
+    only_b = (nodes["in_b"] & (nodes["matched"] != "decoder")).to_numpy()
+    return [nodes.iloc[np.flatnonzero(there)] for there in (nodes["in_a"].to_numpy(), only_b)]
 
 
 def _of_each(both: Union, tables: list[dict[str, Any]]) -> dict[str, Any]:

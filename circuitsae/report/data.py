@@ -6,11 +6,12 @@ Pinned nodes and supernodes that a file of Neuronpedia's format came with, by th
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from circuitsae.graph.like import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require, scores_of
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data, suggestions_data
 from circuitsae.report.claims import ValidationLike, tests_data, with_validation
@@ -90,44 +91,9 @@ def _ours(noted: Mapping[str, Any], nodes: pd.DataFrame, n_layers: int) -> dict[
     return found
 
 
-NODE_COLUMNS = (
-    "id",
-    "kind",
-    "layer",
-    "pos",
-    "index",
-    "text",
-    "activation",
-    "pre_activation",
-    "influence",
-    "cumulative",
-    "probability",
-)
-EDGE_COLUMNS = ("source", "target", "weight", "share")
 PAST_COLUMNS = ("past", "past_share")
 """What edges have beside these where dictionaries have skip terms."""
 _DIGITS = 6
-
-
-@runtime_checkable
-class ScoresLike(Protocol):
-    def as_dict(self) -> dict[str, float]: ...
-
-
-@runtime_checkable
-class GraphLike(Protocol):
-    """What a report needs of an attribution graph."""
-
-    @property
-    def provenance(self) -> Mapping[str, Any]: ...
-    @property
-    def tokens(self) -> Sequence[str]: ...
-    @property
-    def scores(self) -> Mapping[str, float] | ScoresLike: ...
-    @property
-    def n_layers(self) -> int: ...
-    def nodes_frame(self) -> pd.DataFrame: ...
-    def edges_frame(self) -> pd.DataFrame: ...
 
 
 def page_data(
@@ -146,12 +112,11 @@ def page_data(
     edges = with_validation(require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()"), validation)
     tokens = [visible(token) for token in graph.tokens]
     layout = arrange(nodes, tokens, graph.n_layers)
-    scores = graph.scores if isinstance(graph.scores, Mapping) else graph.scores.as_dict()
     columns = _node_columns(nodes)
     return {
         "tokens": tokens,
         "n_layers": graph.n_layers,
-        "scores": {name: number(value) for name, value in scores.items()},
+        "scores": {name: number(value) for name, value in scores_of(graph).items()},
         "passing": of_passing(graph.provenance),
         "response": of_response(graph.provenance),
         "provenance": _plain({key: item for key, item in graph.provenance.items() if key != "carried"}),
@@ -169,16 +134,6 @@ def page_data(
         "explained": np.flatnonzero(nodes["explained"]).tolist() if "explained" in nodes else [],
         "comparison": None,
     }
-
-
-def require(frame: pd.DataFrame, columns: Sequence[str], origin: str) -> pd.DataFrame:
-    """`frame` with rows numbered from 0, or an error that names the columns it lacks."""
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise InputError(
-            f"{origin} lacks the columns {missing}; it has {list(frame.columns)}. A report needs {list(columns)}."
-        )
-    return frame.reset_index(drop=True)
 
 
 def _node_columns(nodes: pd.DataFrame) -> dict[str, list[Any]]:

@@ -30,7 +30,8 @@ INDEX = "index.html"
 PAGE = "graph.html"
 _SCRIPTS = ("js/format.js", "js/dom.js", "js/theme.js", "js/verdicts.js", "index.js")
 _DEPTH = 3
-_MOST = 10_000
+MOST = 10_000
+"""Graphs that one page lists."""
 
 
 def find_graphs(folder: str | Path) -> list[Path]:
@@ -40,7 +41,10 @@ def find_graphs(folder: str | Path) -> list[Path]:
 
 
 def write_index(
-    folder: str | Path, *, title: str | None = None, write_page: Callable[[AttributionGraph, Path], Path] = write_html
+    folder: str | Path,
+    *,
+    title: str | None = None,
+    write_page: Callable[[AttributionGraph, Path], Path] | None = write_html,
 ) -> Path:
     """Write `index.html` in a folder of graphs, and return its path; needs no model.
 
@@ -51,7 +55,7 @@ def write_index(
     Args:
         folder: Where the graphs are, up to three levels deep.
         title: Of the page.
-        write_page: What writes a graph's own page.
+        write_page: What writes a graph's own page; None: no page is written, and graphs without one have no link.
 
     Raises:
         InputError: no graph in the folder, or more than 10,000.
@@ -60,15 +64,15 @@ def write_index(
     graphs = find_graphs(folder)
     if not graphs:
         raise InputError(f"There is no graph in {folder}; give a folder with folders that `trace` or `import` wrote.")
-    if len(graphs) > _MOST:
-        raise InputError(f"{folder} has {len(graphs):,} graphs, more than {_MOST:,}; give a folder with fewer.")
+    if len(graphs) > MOST:
+        raise InputError(f"{folder} has {len(graphs):,} graphs, more than {MOST:,}; give a folder with fewer.")
     data = {"title": title or f"Graphs in {folder.resolve().name}", "rows": list(_rows(folder, graphs, write_page))}
     write_file(folder / INDEX, _page(data))
     return folder / INDEX
 
 
 def _rows(
-    folder: Path, graphs: list[Path], write_page: Callable[[AttributionGraph, Path], Path]
+    folder: Path, graphs: list[Path], write_page: Callable[[AttributionGraph, Path], Path] | None
 ) -> Iterator[dict[str, Any]]:
     for graph in graphs:
         name = graph.relative_to(folder).as_posix()
@@ -79,7 +83,8 @@ def _rows(
         except (CircuitsaeError, OSError) as error:
             yield row | {"problem": visible(str(error), most=None)}
         else:
-            yield row | summary(head) | {"href": f"./{quote(page.relative_to(folder).as_posix())}"}
+            link = {} if page is None else {"href": f"./{quote(page.relative_to(folder).as_posix())}"}
+            yield row | summary(head) | link
 
 
 def summary(head: Header) -> dict[str, Any]:
@@ -101,9 +106,11 @@ def summary(head: Header) -> dict[str, Any]:
     }
 
 
-def _own_page(graph: Path, write_page: Callable[[AttributionGraph, Path], Path]) -> Path:
+def _own_page(graph: Path, write_page: Callable[[AttributionGraph, Path], Path] | None) -> Path | None:
     page = graph / PAGE
     if not page.is_file() or page.stat().st_mtime < (graph / "graph.json").stat().st_mtime:
+        if write_page is None:
+            return None
         write_page(load_graph(graph), page)
     return page
 

@@ -38,7 +38,7 @@ class Answered(Prompt):
 def read_prompts(path: str | Path) -> list[str]:
     """The prompts of a text file, one a line. Raises `InputError` for a file that cannot be read or has none."""
     try:
-        prompts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [line for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a text file with one prompt a line.") from error
     if not prompts:

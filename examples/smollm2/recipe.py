@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from circuitsae.commands.graphs import slug
+from circuitsae.commands.graph_folders import slug
 from examples.smollm2 import one_sentence
 from transcoders.errors import CheckFailedError, InputError
 

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from circuitsae.cli import main
+from circuitsae.report import write_index
 from tests.sample_graphs import small_graph
 
 OpenPage = Callable[..., Page]
@@ -125,3 +126,16 @@ def test_headings_labels_and_small_windows(index: Path, open_page: OpenPage):
 
 def test_axe_finds_nothing_serious(index: Path, open_page: OpenPage, serious: Callable[[Page], list[str]]):
     assert serious(open_page(index)) == []
+
+
+def test_a_graph_without_a_page_is_listed_without_a_link(tmp_path: Path, open_page: OpenPage):
+    for name in ("drawn", "bare"):
+        small_graph().save(tmp_path / name)
+    (tmp_path / "drawn" / "graph.html").write_text("<!doctype html>")
+    page = open_page(write_index(tmp_path, write_page=None))
+    rows = {name: page.locator("tbody tr", has_text=name) for name in ("drawn", "bare")}
+    assert [rows[name].locator("a").count() for name in rows] == [1, 0]
+    for row in rows.values():
+        expect(row).to_contain_text("·a")
+    page.locator("#search").fill("bare")
+    expect(page.locator("#count")).to_have_text("1 of 2 graphs")

@@ -24,7 +24,7 @@ import circuitsae.commands.app  # noqa: F401  the modules of the commands
 from circuitsae import console, doctor
 from circuitsae.cli import main
 from circuitsae.commands import graphs
-from circuitsae.commands.graphs import slug
+from circuitsae.commands.graph_folders import slug
 from circuitsae.commands.shared import free_folder
 from circuitsae.console import show_edges
 from circuitsae.graph import load_graph

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from circuitsae.attribution import attribute
 from circuitsae.cli import main
-from circuitsae.commands.graphs import _check_identities
+from circuitsae.commands.graph_folders import check_identities
 from circuitsae.pocket import MODEL_DIR
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation import validate
@@ -47,8 +47,8 @@ def test_a_dictionary_changed_after_loading_does_not_pass_validation(value):
 @pytest.mark.parametrize(("frozen", "logit"), [(np.inf, 0.0), (0.0, np.inf), (1.0, 0.0), (np.nan, 0.0)])
 def test_an_identity_that_is_off_fails(frozen, logit):
     with pytest.raises(CheckFailedError):
-        _check_identities(SimpleNamespace(frozen_error=frozen, logit_error=logit), "float32")
-    _check_identities(SimpleNamespace(frozen_error=1e-6, logit_error=np.nan), "float32")  # TopK over layers
+        check_identities(SimpleNamespace(frozen_error=frozen, logit_error=logit), "float32")
+    check_identities(SimpleNamespace(frozen_error=1e-6, logit_error=np.nan), "float32")  # TopK over layers
 
 
 def test_nan_in_the_decoder_of_an_inactive_feature_ends_in_one_sentence(tmp_path, capsys):

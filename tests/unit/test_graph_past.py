@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from circuitsae.graph import AttributionGraph, NodeKind, Supernode, load_graph, merge_features
+from circuitsae.graph import AttributionGraph, NodeKind, Supernode, compare, load_graph, merge_features
 from circuitsae.graph.aggregate import aggregate
 from circuitsae.graph.exchange import read_graph, write_graph
 from circuitsae.report import summary_html
@@ -171,5 +171,5 @@ def test_a_page_has_it_and_a_comparison_the_scores_of_both(graph):
     assert len(edges["past_share"]) == graph.weights.nnz
     plain = whole_graph(graph.tokens)
     assert "past" not in page_data(plain)["edges"]
-    assert unite(plain, graph, ("A", "B")).scores["past, B"] == graph.scores.past
+    assert unite(compare(plain, graph)).scores["past, B"] == graph.scores.past
     assert "share past the features" in summary_html(graph)

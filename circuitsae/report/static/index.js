@@ -46,7 +46,8 @@
 
   function prompt(row) {
     const shown = row.prompt.length > 60 ? [...row.prompt.slice(0, 30), "…", ...row.prompt.slice(-29)] : row.prompt;
-    const link = element("a", { href: themed(row.href) }, ...shown.flatMap((token) => [element("wbr"), text(token)]));
+    const words = shown.flatMap((token) => [element("wbr"), text(token)]);
+    const link = row.href ? element("a", { href: themed(row.href) }, ...words) : element("span", {}, ...words);
     return [link, element("span", { class: "name" }, text(row.name))];
   }
 
