@@ -12,6 +12,7 @@ Source: Marks et al. 2024, "Sparse Feature Circuits" (section 3.2).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import networkx as nx
 import pandas as pd
@@ -58,23 +59,33 @@ def edge_effects(effects: NodeEffects, nodes: int = 100, *, memory: int = MEMORY
     if nodes < 1:
         raise InputError(f"nodes={nodes}: there are no edges between less than one node; give 1 or more.")
     chosen = effects.frame().head(nodes)
+    names, rows = chosen["id"].tolist(), []
     direct = _Direct(effects, chosen)
-    rows, names = [], chosen["id"].to_numpy()
     for targets, gradients in direct.gradients(memory):
-        table = torch.zeros(len(targets), len(chosen), dtype=effects.errors.dtype)
-        for layer, number, columns in direct.sources:
-            table[:, columns] = _into(number, layer, chosen.iloc[columns], gradients).cpu()
-        for row, source in table.nonzero().tolist():
-            rows.append((names[source], targets[row], float(table[row, source])))
+        table = torch.zeros(len(targets), len(names), dtype=effects.errors.dtype)
+        for source in direct.sources:
+            table[:, source.columns] = source.into(gradients).cpu()
+        for row, column in table.nonzero().tolist():
+            rows.append((names[column], targets[row], float(table[row, column])))
     edges = pd.DataFrame(rows, columns=["source", "target", "effect"])
     return EffectGraph(chosen, edges.sort_values("effect", key=abs, ascending=False, ignore_index=True))
 
 
-def _into(nodes: Nodes, layer: int, chosen: pd.DataFrame, gradients: dict[int, Tensor]) -> Float[Tensor, "target k"]:
-    """The edges of a layer's chosen nodes, features before errors, into each target."""
-    features = nodes.slopes(layer, gradients) * (nodes.value - nodes.baseline)
-    pos = chosen["pos"][chosen["kind"] == "error"].tolist()
-    return torch.cat([features, nodes.effects_of_errors(layer, gradients[layer])[:, pos]], dim=1)
+class _Source(NamedTuple):
+    """The chosen nodes of a layer."""
+
+    layer: int
+    features: Nodes
+    errors: list[int]
+    """Positions."""
+    columns: list[int]
+    """Numbers of the features among all that are chosen, then of the error nodes."""
+
+    def into(self, gradients: dict[int, Tensor]) -> Float[Tensor, "target k"]:
+        """Their edges into each target."""
+        features = self.features.slopes(self.layer, gradients) * (self.features.value - self.features.baseline)
+        errors = self.features.effects_of_errors(self.layer, gradients[self.layer])[:, self.errors]
+        return torch.cat([features, errors], dim=1)
 
 
 class _Direct:
@@ -84,25 +95,21 @@ class _Direct:
         self.effects, self.nodes = effects, effects.nodes
         self.model, self.trace = effects.nodes.model, effects.trace
         self.layers = [layer for layer in range(self.model.model.n_layers) if layer not in self.model.passed]
-        self.sources = [
-            (layer, self._features(here), here.index.to_numpy())
-            for layer, part in chosen.groupby("layer")
-            for here in [part.sort_values("feature", key=lambda f: f < 0, kind="stable")]
-        ]
+        self.sources = [self._source(layer, chosen) for layer in self.layers]
         written = self.trace.frozen.writes.mlp_out - self.trace.frozen.skip_out(self.trace.frozen.reads.by_layer)
         self.leaves = {layer: written[layer].detach().clone().requires_grad_() for layer in self.layers}
         self.reads: dict[int, Tensor] = {}
         self.arrived: dict[int, Tensor] = {}
         with torch.enable_grad():
             logits, _ = self.model.model.run(self.trace.tokens[None], edits=self._edits())
-            self.targets = {METRIC: effects.metric(logits[:, -1])[0], **self._as_functions(chosen)}
+            self.targets = {METRIC: effects.metric(logits[:, -1])[0], **self._as_functions(chosen["id"].tolist())}
 
     def gradients(self, memory: int) -> Iterator[tuple[list[str], dict[int, Float[Tensor, "target pos d_model"]]]]:
         """Of some targets at a time, what each changes by per unit written at each place."""
         kept = {name: value for name, value in self.targets.items() if value.requires_grad}
         names, leaves = list(kept), list(self.leaves.values())
         one = sum(leaf.numel() for leaf in leaves) * leaves[0].element_size()
-        stacked = torch.stack(list(kept.values())) if kept else None
+        stacked = torch.stack(list(kept.values()))
         for rows in torch.eye(len(names), dtype=leaves[0].dtype, device=leaves[0].device).split(
             max(1, memory // (10 * one))
         ):
@@ -115,13 +122,14 @@ class _Direct:
             ]
             yield [names[i] for i in rows.argmax(1).tolist()], dict(zip(self.leaves, filled, strict=True))
 
-    def _features(self, chosen: pd.DataFrame) -> Nodes:
-        """The chosen features of a layer alone."""
-        every = {tuple(index): row for row, index in enumerate(self.nodes.index.tolist())}
-        features = chosen[chosen["kind"] == "feature"]
-        rows = [every[place] for place in zip(features["layer"], features["pos"], features["feature"], strict=True)]
-        nodes = self.nodes
-        return Nodes(nodes.model, nodes.index[rows], nodes.value[rows], nodes.baseline[rows], nodes.errors)
+    def _source(self, layer: int, chosen: pd.DataFrame) -> _Source:
+        number = {tuple(index): row for row, index in enumerate(self.nodes.index.tolist())}
+        places = list(enumerate(zip(*(chosen[name].tolist() for name in ("layer", "pos", "feature")), strict=True)))
+        features = [(column, number[place]) for column, place in places if place[0] == layer and place[2] >= 0]
+        errors = [(column, pos) for column, (at, pos, feature) in places if at == layer and feature < 0]
+        nodes, rows = self.nodes, [row for _, row in features]
+        taken = Nodes(nodes.model, nodes.index[rows], nodes.value[rows], nodes.baseline[rows], nodes.errors)
+        return _Source(layer, taken, [pos for _, pos in errors], [column for column, _ in features + errors])
 
     def _edits(self) -> dict[Site, Hook]:
         edits: dict[Site, Hook] = {}
@@ -138,7 +146,7 @@ class _Direct:
         return note
 
     def _cut(self, layer: int) -> Hook:
-        """The leaf in the place of what comes; features have no part in positions that the regime leaves as they are."""
+        """The leaf in the place of what comes, but where the regime leaves positions as they are."""
 
         def cut(value: Tensor) -> Tensor:
             self.arrived[layer] = value[0]
@@ -148,28 +156,23 @@ class _Direct:
 
         return cut
 
-    def _as_functions(self, chosen: pd.DataFrame) -> dict[str, Tensor]:
+    def _as_functions(self, names: list[str]) -> dict[str, Tensor]:
         """∂m/∂a_t · a_t of the chosen features and ⟨∂m/∂y, e_t⟩ of the chosen error nodes, ∂m being constants."""
+        exact = self.trace.exact[:, None]
         active = {
-            layer: self.model.dictionaries.activations(layer, self.reads[layer]).masked_fill(
-                self.trace.exact[:, None], 0
-            )
-            for layer in self.layers
+            layer: self.model.dictionaries.activations(layer, read).masked_fill(exact, 0)
+            for layer, read in self.reads.items()
             if self.model.dictionaries.n_features(layer)
         }
         runs = Runs(self.model, self.trace, self.effects.metric, self.effects.regime, MEMORY)
         _, at_clean = runs.gradients(range(self.model.model.n_layers))
-        found = {}
-        for layer, nodes, columns in self.sources:
+        found: dict[str, Tensor] = {}
+        for layer, nodes, errors, columns in self.sources:
             _, pos, feature = nodes.index.unbind(1)
-            errors = chosen.iloc[columns].query("kind == 'error'")
-            ids = chosen["id"].iloc[columns].tolist()
-            if len(pos):
-                values = nodes.slopes(layer, at_clean) * active[layer][pos, feature]
-                found |= dict(zip(ids, values.unbind(), strict=False))
-            if self.effects.regime == "model" and len(errors):
-                values = torch.einsum("pd,pd->p", at_clean[layer], self._error(layer, active))
-                found |= dict(zip(errors["id"], values[errors["pos"].tolist()].unbind(), strict=True))
+            values = list(nodes.slopes(layer, at_clean) * active[layer][pos, feature]) if len(pos) else []
+            if self.effects.regime == "model" and errors:
+                values += torch.einsum("pd,pd->p", at_clean[layer], self._error(layer, active))[errors]
+            found |= {names[column]: value for column, value in zip(columns, values, strict=False)}
         return found
 
     def _error(self, layer: int, active: dict[int, Tensor]) -> Float[Tensor, "pos d_model"]:

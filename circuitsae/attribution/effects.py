@@ -6,8 +6,8 @@ what an activation of 1 adds to y_l, what is written at layer l, and p its posit
     E_s = (a_s − a'_s) · Σ_l ⟨∂m/∂y_l(p), w_s→l⟩,    of an error node ⟨∂m/∂y_l(p), e − e'⟩;
 
 positive where the clean value raises the metric. `gradient` takes ∂m/∂y at the clean run. `integrated` averages it over
-the runs in which all nodes of one layer, features and errors, are at a' + α (a − a'), α = (k − ½) / steps, the model
-before them being the clean one: the effects of a layer then sum up to m(clean) − m(the layer's nodes at a'), but for the
+the runs in which all nodes of one layer, features and errors, are at a' + α (a − a'), α = (k − ½) / steps, and what is
+before them at its clean value: the effects of a layer then sum up to m(clean) − m(the layer's nodes at a'), but for the
 midpoint rule. What comes after a node is, by `regime`,
 
 * `model`: the model itself. Dictionaries further up reconstruct what comes to them and their errors make up for the
@@ -176,7 +176,7 @@ def node_effects(
     prompt: str | Int[Tensor, "pos"] | Trace,
     metric: Metric | tuple[str | int, str | int],
     *,
-    corrupted: str | Int[Tensor, "pos"] | Trace | None = None,
+    corrupted: str | Int[Tensor, "other"] | Trace | None = None,
     method: Method = "gradient",
     steps: int = STEPS,
     regime: After = "model",
@@ -252,7 +252,7 @@ class Runs:
         with torch.enable_grad():
             values = self._metric(self._logits(leaves))
             if not values.requires_grad:
-                raise InputError("The metric does not depend on the logits of the last position; nothing has an effect.")
+                raise InputError("The metric does not depend on the logits of the last position.")
             found = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
         return values.detach(), dict(zip(leaves, found, strict=True))
 
