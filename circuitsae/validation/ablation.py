@@ -18,7 +18,13 @@ is moved:
 v is what the dictionary reads in this run, layer by layer; where layers cannot be encoded one at a time (TopK over
 layers), and where MLP outputs are constant, it is the clean activation. e is the clean run's in every regime: where the
 model's own MLPs run, what their outputs miss of the dictionaries beyond e stays. With everything inside, the run is the
-model's own. Source: Marks et al. 2024, "Sparse Feature Circuits" (section 3), there with all nodes at mean.
+model's own.
+
+Autoencoders are spliced in where they read: in the regime `model` both v and e are what they make of x in this run, so
+that x = v W_dec + b_dec + e, and an error node inside knows no more of the clean prompt than what is inside before it;
+in `replacement` e is the clean run's.
+
+Source: Marks et al. 2024, "Sparse Feature Circuits" (section 3), there with all nodes at mean.
 """
 
 import random
@@ -41,6 +47,7 @@ from circuitsae.validation.circuits import Circuit, CircuitNode
 from circuitsae.validation.tasks import Cases
 from transcoders.errors import InputError
 from transcoders.language_model import Hook
+from transcoders.sites import Site
 
 Ablation = Literal["mean", "resample", "zero"]
 """What takes the place of what is ablated: its mean over prompts, its value on another (corrupt) prompt, or nothing."""
@@ -86,6 +93,7 @@ class Ablated:
                 "In the regime 'linear' features that are ablated would still answer what they read; "
                 "take 'frozen-replacement', in which all are recomputed."
             )
+        self._check_autoencoders()
         self._layers = range(self.model.model.n_layers)
         self._width = [self.model.dictionaries.n_features(layer) for layer in self._layers]
         self._places: list[dict[CircuitNode, Sequence[int]]] = [{} for _ in range(len(cases))]
@@ -150,8 +158,24 @@ class Ablated:
             ),
         )
         tokens = torch.stack([recording.trace.tokens for recording in recordings])
-        logits, _ = self.model.model.run_hooked(tokens, write=outside.hooks())
+        if self.model.spliced:
+            logits, _ = self.model.model.run(tokens, edits=outside.splices())
+        else:
+            logits, _ = self.model.model.run_hooked(tokens, write=outside.hooks())
         return logits[:, -1]
+
+    def _check_autoencoders(self) -> None:
+        """Raises `InputError` for what autoencoders cannot do."""
+        spliced = self.model.spliced
+        if spliced and self.regime not in (REGIMES["model"], REGIMES["replacement"]):
+            raise InputError(
+                "With autoencoders nothing of the model is held; give regime='model', or 'replacement', where error "
+                "nodes inside the circuit keep the clean run's values."
+            )
+        if 0 < len(spliced) < self.model.model.n_layers:
+            raise InputError(
+                f"Layers {list(spliced)} have autoencoders, others transcoders; circuits are judged with one kind."
+            )
 
     def _inside(self, number: int, kept: Kept) -> tuple[Int[Tensor, "n 3"], Bool[Tensor, "layer pos"]]:
         """The features that a circuit names on a prompt, and the error nodes that stay."""
@@ -302,3 +326,24 @@ class _Outside(Forward):
     def _add_errors(self, layer: int, out: Tensor) -> Tensor:
         keep, fill = self._outside_errors(layer)
         return out + torch.where(keep | self._exact, 0, fill - self.by_row(lambda prompt: prompt.trace.errors[layer]))
+
+    def splices(self) -> dict[Site, Hook]:
+        """For autoencoders: at each site, what is outside set to something else."""
+        layers = [layer for layer in self.model.spliced if layer not in self.model.passed]
+        return {self.model.dictionaries.writes[layer]: self._splice(layer) for layer in layers}
+
+    def _splice(self, layer: int) -> Hook:
+        dictionaries, live = self.model.dictionaries, self.regime.mlps == "live"
+
+        def splice(x: Tensor) -> Tensor:
+            value = dictionaries.activations(layer, x)
+            decoded = dictionaries.decode_layer(layer, value)[..., 0, :] + dictionaries.decoder_bias(layer)
+            decoded = dictionaries.finished(layer, decoded, x)
+            error = x - decoded if live else self.by_row(lambda prompt: prompt.trace.errors[layer])
+            keep, fill = self._outside_features(layer)
+            moved = dictionaries.decode_layer(layer, torch.where(keep, 0, fill - value))[..., 0, :]
+            keep, fill = self._outside_errors(layer)
+            moved = moved + torch.where(keep, 0, fill - error)
+            return torch.where(self._exact, x, (x if live else decoded + error) + moved)
+
+        return splice
