@@ -46,7 +46,7 @@ def model(request):
     return ReplacementModel(random_model(family, **SIZES), SAESet(moved, DictionaryProvenance(model="random")))
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     return value.detach() if isinstance(value, torch.nn.Parameter) else value
 
 
