@@ -271,7 +271,8 @@ def main() -> None:
     studies.append(study("tinystories-656k, gender", ReplacementModel(stories, trained), gender, given.prompts))
     about = (
         f"The autoencoders of tinystories-656k: {trained.n_features(0):,} features a layer, TopK, {given.tokens:,} "
-        f"tokens, {seconds:.0f} CPU-seconds; on held-out text L0 {found.l0:.1f}, FVU {found.fvu:.3f}, {found.dead:.0%} dead."
+        f"tokens, {seconds:.0f} CPU-seconds; on held-out text L0 {found.l0:.1f}, FVU {found.fvu:.3f}, {found.dead:.0%} "
+        "of the features dead."
     )
     page = ["# feature_circuits", str(__doc__).strip(), f"Machine: {machine()}", about, *map(section, studies)]
     write_file(FIGURE, figure(studies))

@@ -10,11 +10,12 @@ there are, sum up to its effect by `gradient`, but for what a skip term carries.
 Source: Marks et al. 2024, "Sparse Feature Circuits" (section 3.2).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import networkx as nx
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -35,9 +36,14 @@ class EffectGraph:
     """Nodes with their effects on a metric, and edges with what goes over them."""
 
     nodes: pd.DataFrame
-    """Columns `id`, `kind`, `layer`, `pos`, `feature`, `token`, `value`, `baseline`, `effect`."""
+    """A row per node: `id`, `kind`, `layer`, and what else is known of it."""
     edges: pd.DataFrame
-    """`source`, `target` (`metric`: the logits), `effect`; the largest first."""
+    """`source`, `target` (`metric`: the logits), `effect`, and of many prompts `frequency`; the largest first."""
+
+    def triples(self) -> list[tuple[str, str, float]]:
+        """Source, target and effect of each edge."""
+        columns = (self.edges[name].tolist() for name in ("source", "target", "effect"))
+        return list(zip(*columns, strict=True))
 
     def to_networkx(self) -> nx.DiGraph:
         """Nodes and edges with their columns as attributes; the weight of an edge is its effect."""
@@ -45,20 +51,23 @@ class EffectGraph:
         for row in self.nodes.to_dict("records"):
             graph.add_node(row["id"], **{str(name): value for name, value in row.items() if name != "id"})
         graph.add_node(METRIC, kind=METRIC)
-        for source, target, effect in self.edges.itertuples(index=False):
-            graph.add_edge(source, target, weight=effect)
+        for row in self.edges.to_dict("records"):
+            source, target, weight = row.pop("source"), row.pop("target"), row.pop("effect")
+            graph.add_edge(source, target, weight=weight, **{str(name): value for name, value in row.items()})
         return graph
 
 
-def edge_effects(effects: NodeEffects, nodes: int = 100, *, memory: int = MEMORY) -> EffectGraph:
-    """The edges between the `nodes` of largest effect, and from these to the metric; those of 0 are left out.
+def edge_effects(effects: NodeEffects, nodes: int | Collection[str] = 100, *, memory: int = MEMORY) -> EffectGraph:
+    """The edges between the nodes of largest effect, or those of some ids, and from these to the metric.
 
-    As many targets at once as `memory` holds. Raises `InputError` for less than one node, and `DictionaryError` where
-    features cannot be encoded layer by layer (TopK over layers).
+    Edges of 0 are left out. As many targets at once as `memory` holds. Raises `InputError` for less than one node, and
+    `DictionaryError` where features cannot be encoded layer by layer (TopK over layers).
     """
-    if nodes < 1:
-        raise InputError(f"nodes={nodes}: there are no edges between less than one node; give 1 or more.")
-    chosen = effects.frame().head(nodes)
+    every = effects.frame()
+    wanted = range(max(0, nodes)) if isinstance(nodes, int) else np.flatnonzero(every["id"].isin(list(nodes)))
+    chosen: pd.DataFrame = every.take([row for row in wanted if row < len(every)]).reset_index(drop=True)
+    if len(chosen) == 0:
+        raise InputError(f"nodes={nodes!r}: none of the prompt's {len(every)} nodes; give how many, or ids of some.")
     names, rows = chosen["id"].tolist(), []
     direct = _Direct(effects, chosen)
     for targets, gradients in direct.gradients(memory):

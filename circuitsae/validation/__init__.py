@@ -9,6 +9,7 @@ conclude, the latter two by `subsets`.
 """
 
 from circuitsae.validation.calibration import Calibration, calibrate
+from circuitsae.validation.circuit_edges import circuit_edges
 from circuitsae.validation.circuits import Circuit, Ranking, Stability, graph_effects, rank_nodes
 from circuitsae.validation.completeness import Completeness, Minimality, completeness, minimality
 from circuitsae.validation.curve import Areas, Curve
@@ -45,6 +46,7 @@ __all__ = [
     "agreement",
     "areas",
     "calibrate",
+    "circuit_edges",
     "completeness",
     "faithfulness",
     "graph_effects",

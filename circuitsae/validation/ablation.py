@@ -196,11 +196,12 @@ class Ablated:
         """Where a node is on a prompt; a role or a position that the prompt has not is nowhere."""
         known = self._places[number]
         if node not in known:
-            known[node] = self._look_up(self.cases.recordings[number], node)
+            known[node] = self.positions_of(self.cases.recordings[number], node)
         return known[node]
 
     @staticmethod
-    def _look_up(recording: Recording, node: CircuitNode) -> Sequence[int]:
+    def positions_of(recording: Recording, node: CircuitNode) -> Sequence[int]:
+        """Where a node is on a prompt, positions without features left out."""
         first = recording.model.first
         if node.at is None:
             return range(first, len(recording))

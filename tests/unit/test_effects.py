@@ -208,7 +208,7 @@ def test_edges_that_leave_a_node_sum_up_to_its_effect(model, regime):
 
 def _assert_sums(graph, table):
     found = dict.fromkeys(table["id"], 0.0)
-    for source, _, effect in graph.edges.itertuples(index=False):
+    for source, _, effect in graph.triples():
         if source in found:
             found[source] += effect
     expected = dict(zip(table["id"], table["effect"], strict=True))
@@ -222,7 +222,7 @@ def test_an_edge_is_the_derivative_of_the_graphs_with_live_attention(model):
     layer, pos, feature = effects.nodes.index.T.tolist()
     names = [f"{i}.{number}@{at}" for i, at, number in zip(layer, pos, feature, strict=True)]
     slope, at = dict(zip(names, effects.slopes.tolist(), strict=True)), {n.id: i for i, n in enumerate(graph.nodes)}
-    edges = edge_effects(effects, 1000).edges.head(100).itertuples(index=False)
+    edges = edge_effects(effects, 1000).triples()[:100]
     found = {(s, t): effect for s, t, effect in edges if {s, t} <= slope.keys()}
     expected = {(s, t): slope[t] * graph.weights[at[t], at[s]] for s, t in found}
     assert len(found) > 5
@@ -234,8 +234,7 @@ def test_fewer_nodes_give_the_same_edges_between_them(one):
     few, every = edge_effects(effects, 12, memory=1), edge_effects(effects, 1000)
     names = [*few.nodes["id"], METRIC]
     found, wider = (
-        {(s, t): effect for s, t, effect in graph.edges.itertuples(index=False) if {s, t} <= set(names)}
-        for graph in (few, every)
+        {(s, t): effect for s, t, effect in graph.triples() if {s, t} <= set(names)} for graph in (few, every)
     )
     assert len(found) == len(few.edges)
     assert found == pytest.approx(wider)
@@ -276,5 +275,7 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(one, how, error, messa
 
 
 def test_no_edges_between_no_nodes(one):
-    with pytest.raises(InputError, match="nodes=0"):
-        edge_effects(node_effects(one, CLEAN, metric), 0)
+    effects = node_effects(one, CLEAN, metric)
+    for nodes in (0, -1, ["0.99@1"]):
+        with pytest.raises(InputError, match="none of the prompt's"):
+            edge_effects(effects, nodes)

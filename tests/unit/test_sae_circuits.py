@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from circuitsae.attribution.effect_edges import edge_effects
 from circuitsae.attribution.effects import node_effects
 from circuitsae.interventions import Error, Feature, logit_diff
 from circuitsae.replacement import ReplacementModel
-from circuitsae.validation import PromptExample, PromptTask, faithfulness, rank_nodes
+from circuitsae.validation import Circuit, PromptExample, PromptTask, circuit_edges, faithfulness, rank_nodes
 from circuitsae.validation.ablation import Ablated, Kept
 from circuitsae.validation.tasks import Cases
 from transcoders.dictionaries import DictionaryProvenance, SAESet, TranscoderSet, random_dictionaries
@@ -137,11 +138,38 @@ def test_the_whole_ranking_is_faithful_and_errors_can_go(model, task):
     assert alone.empty == pytest.approx(curve.empty)
 
 
+def test_edges_of_a_circuit_are_means_over_prompts(model, task):
+    circuit, role = rank_nodes(model, task, method="gradient").circuit(20), {1: "A", 4: "END"}
+    graph = circuit_edges(model, circuit, task)
+    expected: dict[tuple[str, str], float] = {}
+    for tokens in PROMPTS:
+        edges = edge_effects(node_effects(model, torch.tensor(tokens), METRIC), 1000)
+        for source, target, effect in edges.triples():
+            pair = _at_role(source, role), _at_role(target, role)
+            if set(pair) <= {*circuit.ids, "metric"}:
+                expected[pair] = expected.get(pair, 0) + effect / len(PROMPTS)
+    found = dict(
+        zip(zip(graph.edges["source"], graph.edges["target"], strict=True), graph.edges["effect"], strict=True)
+    )
+    assert found == pytest.approx(expected)
+    assert set(graph.edges["frequency"]) <= {0.5, 1.0}
+    assert set(graph.to_networkx()) == {*circuit.ids, "metric"}
+
+
+def _at_role(name, role):
+    what, at, pos = name.partition("@")
+    return f"{what}@{role.get(int(pos), pos)}" if at else name
+
+
 def test_what_autoencoders_cannot_do_is_refused(model, task):
     with pytest.raises(InputError, match="nothing of the model is held"):
         Ablated(Cases(model, task), regime="graph")
     with pytest.raises(InputError, match="1 corrupted prompts for 2 examples"):
         rank_nodes(model, task, corrupted=[torch.tensor(PROMPTS[0])])
+    with pytest.raises(InputError, match="1 corrupted prompts for 2 examples"):
+        circuit_edges(model, Circuit(INSIDE), task, corrupted=[torch.tensor(PROMPTS[0])])
+    with pytest.raises(InputError, match="no nodes"):
+        circuit_edges(model, Circuit(()), task)
 
 
 def test_corrupted_prompts_are_not_for_graphs(task):
