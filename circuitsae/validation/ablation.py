@@ -2,7 +2,8 @@
 
 A feature or error node inside the circuit keeps the value it has in the run; one outside is set to
 
-* `mean`: its mean over the task's prompts of the same template and role (positions without a role together);
+* `mean`: its mean over the task's prompts (and `others`) of the same template and role (positions without a role
+  together);
 * `resample`: its value on another prompt of the task, of the same template and length, drawn once per prompt;
 * `zero`: 0.
 
@@ -38,7 +39,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitsae.interventions import REGIMES, Error, Means, Recording, Regime, RegimeName
+from circuitsae.interventions import REGIMES, Error, Means, PromptLike, Recording, Regime, RegimeName
 from circuitsae.interventions.forward import SCORES, Forward, pass_memory, regime_named
 from circuitsae.interventions.hooks import Tables
 from circuitsae.interventions.prompts import By, error_place
@@ -78,6 +79,7 @@ class Ablated:
         by: By = "role",
         errors: Errors = "ranked",
         regime: RegimeName | Regime = "replacement",
+        others: Sequence[PromptLike] = (),
         seed: int = 0,
         memory: int | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class Ablated:
         self.cases, self.model, self.errors = cases, cases.model, errors
         self.memory = pass_memory(self.model.model.device, memory)
         self.ablation: Ablation = ablation
+        self._others = others
         self.regime = regime_named(regime)
         if self.regime.mlps == "linear":
             raise InputError(
@@ -229,7 +232,7 @@ class Ablated:
             return lambda number: self._dense(recordings[number], 0.0)
         if ablation == "resample":
             return lambda number: self._dense(recordings[self._partner(number, seed)], 1.0)
-        means = Means.over(self.model, self.cases.prompts, by=by)
+        means = Means.over(self.model, [*self.cases.prompts, *self._others], by=by)
         return lambda number: self._means(means, recordings[number])
 
     def _dense(self, recording: Recording, factor: float) -> tuple[list[Tensor], Tensor]:
