@@ -98,10 +98,15 @@ def numbers(model: LanguageModel, n: int, seed: int = 0) -> Task:
     return of_one_length(model, agreement(model, 4 * n, seed, prepositions=("above",)), n)
 
 
-def autoencoders(model: LanguageModel, tokens: int, work: Path) -> DictionarySet:
+def autoencoders(model: LanguageModel, tokens: int, work: Path) -> tuple[DictionarySet, str]:
+    """Trained, or as they were trained before, and what that took."""
     config = SAEConfig(features=1024, activation="topk", k=16, tokens=tokens, context=CONTEXT, separator="\n\n")
-    out = work / f"tinystories-{tokens}"
-    return train(model, TEXT, config, out=out, resume=out.exists(), progress=False)
+    out, start = work / f"tinystories-{tokens}", time.process_time()
+    trained = train(model, TEXT, config, out=out, resume=out.exists(), progress=False)
+    took = out / "cpu-seconds.txt"
+    if not took.exists():
+        write_file(took, f"{time.process_time() - start:.0f} CPU-seconds")
+    return trained, took.read_text()
 
 
 @dataclass(frozen=True)
@@ -264,19 +269,17 @@ def main() -> None:
     pocket = ReplacementModel(load_model("pocket"), load_dictionaries("pocket-sae"))
     studies = [study("pocket, agreement", pocket, numbers, given.prompts)]
     stories = load_model(STORIES)
-    start = time.process_time()
-    trained = autoencoders(stories, given.tokens, given.work)
-    seconds = time.process_time() - start
+    trained, took = autoencoders(stories, given.tokens, given.work)
     found = evaluate(stories, trained, held_out_rows(stories, TEXT, tokens=HELD_OUT, context=CONTEXT, separator="\n\n"))
     studies.append(study("tinystories-656k, gender", ReplacementModel(stories, trained), gender, given.prompts))
     about = (
         f"The autoencoders of tinystories-656k: {trained.n_features(0):,} features a layer, TopK, {given.tokens:,} "
-        f"tokens, {seconds:.0f} CPU-seconds; on held-out text L0 {found.l0:.1f}, FVU {found.fvu:.3f}, {found.dead:.0%} "
+        f"tokens, {took}; on held-out text L0 {found.l0:.1f}, FVU {found.fvu:.3f}, {found.dead:.0%} "
         "of the features dead."
     )
     page = ["# feature_circuits", str(__doc__).strip(), f"Machine: {machine()}", about, *map(section, studies)]
     write_file(FIGURE, figure(studies))
-    write_file(RESULTS / "feature_circuits.md", "\n\n".join(page))
+    write_file(RESULTS / "feature_circuits.md", "\n\n".join(page).rstrip() + "\n")
     print("\n\n".join(page))
 
 

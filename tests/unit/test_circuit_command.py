@@ -13,12 +13,12 @@ from circuitsae.validation import faithfulness, rank_nodes
 
 
 def test_a_circuit_of_the_pocket_model_on_agreement(pocket, tmp_path, capsys):
-    main(["circuit", "agreement", "--prompts", "8", "--nodes", "24", "--edges", "4", "--out", str(tmp_path)])
+    main(["circuit", "agreement", "--prompts", "4", "--nodes", "24", "--edges", "4", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "circuit.json").read_text())
     model = ReplacementModel(pocket, load_dictionaries("pocket-sae"))
-    task = load_task("agreement", pocket, 8)
-    chosen, corrupt = prompt_task(pocket, task.take(slice(0, 4)))
-    held, others = prompt_task(pocket, task.take(slice(4, None)))
+    task = load_task("agreement", pocket, 4)
+    chosen, corrupt = prompt_task(pocket, task.take(slice(0, 2)))
+    held, others = prompt_task(pocket, task.take(slice(2, None)))
     circuit = rank_nodes(model, chosen, corrupted=corrupt).circuit(24)
     curve = faithfulness(model, circuit, held, regime="model", by="position", others=others)
     assert [node["id"] for node in found["nodes"]] == list(circuit.ids)

@@ -58,10 +58,9 @@ def _parts(model, layer, x):
 
 
 @torch.no_grad()
-def _oracle(model, task, number, circuit, regime, ablation):
+def _oracle(model, task, clean, number, circuit, regime, ablation):
     """One prompt, node by node."""
     examples, first = task.examples, 1
-    clean = [_clean(model, example.prompt) for example in examples]
     here = {(n.layer, examples[number].roles.get(n.at, n.at) % 5, getattr(n, "index", None)) for n in circuit}
 
     def mean(layer, pos, part):
@@ -99,11 +98,12 @@ def _clean(model, tokens):
     return [_parts(model, layer, reads[layer]) for layer in range(LAYERS)]
 
 
-@pytest.mark.parametrize(("regime", "ablation"), [*product(["model", "replacement"], ["mean", "zero"])])
+@pytest.mark.parametrize(("regime", "ablation"), [("model", "mean"), ("replacement", "zero")])
 def test_everything_outside_a_circuit_is_set_node_by_node(model, task, regime, ablation):
     circuits = [(), INSIDE]
     found = Ablated(Cases(model, task), ablation, regime=regime).metric([Kept(nodes) for nodes in circuits])
-    expected = [[_oracle(model, task, i, nodes, regime, ablation) for i in range(2)] for nodes in circuits]
+    clean = [_clean(model, example.prompt) for example in task.examples]
+    expected = [[_oracle(model, task, clean, i, nodes, regime, ablation) for i in range(2)] for nodes in circuits]
     np.testing.assert_allclose(found, expected, rtol=1e-6)  # some models' attention rounds to float32
     assert abs(found[1] - found[0]).min() > 1e-3
 
