@@ -12,7 +12,7 @@ position, and the rest of the model live:
 
 Every prompt comes with its twin that has the other answer, so that means do not tell the answer.
 
-    python benchmarks/feature_circuits.py [--prompts 64] [--tokens 300000] [--work FOLDER]
+    python benchmarks/feature_circuits.py [--prompts 128] [--tokens 300000] [--work FOLDER]
 
 writes results/feature_circuits.md and docs/images/feature-circuits.svg; what was trained is kept under --work.
 """
@@ -20,6 +20,7 @@ writes results/feature_circuits.md and docs/images/feature-circuits.svg; what wa
 import argparse
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -30,7 +31,7 @@ import torch
 from machine import RESULTS, machine
 
 from circuitsae.attribution.effects import Method, node_effects
-from circuitsae.interventions import Prompt
+from circuitsae.interventions import Metric, Prompt
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import ReplacementModel
 from circuitsae.reproduce.features import prompt_task
@@ -52,34 +53,52 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY.parent / "shared" / "data"
 STORIES, TEXT = DATA / "models" / "tinystories-656k", DATA / "corpora" / "tiny_stories_944k.txt"
 FIGURE = REPOSITORY / "docs" / "images" / "feature-circuits.svg"
-GIRLS, BOYS = ("Lily", "Mia", "Sara", "Anna"), ("Tim", "Tom", "Ben", "Max", "Sam")
-PLACES = ("park", "store", "beach", "forest", "zoo", "school", "garden", "farm")
+GIRLS, BOYS = ("Lily", "Mia", "Sara", "Anna", "Lucy", "Sue"), ("Tim", "Tom", "Ben", "Max", "Sam", "Jack")
+PLACES = (
+    "park", "store", "beach", "forest", "zoo", "school", "garden", "farm", "lake", "river", "pool", "shop", "house",
+    "woods", "market", "museum", "city", "kitchen", "hill", "castle", "library", "playground", "cave", "sea", "tree",
+)  # fmt: skip
 TEMPLATE = "Once upon a time, there was a {kind} named {first}. One day, {second} went to the {place}"
 HELD_OUT, CONTEXT, STEPS = 20_000, 128, 10
 SIZES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768)
 
 
-def with_twins(examples: Sequence[Example]) -> tuple[Example, ...]:
-    """Each example, and the same with clean and corrupt prompt exchanged."""
-    twins = [replace(e, clean=e.corrupt, corrupt=e.clean, answers=e.wrong, wrong=e.answers) for e in examples]
-    return tuple(example for pair in zip(examples, twins, strict=True) for example in pair)
+def with_twins(task: PromptTask, corrupt: Sequence[Prompt]) -> tuple[PromptTask, list[Prompt]]:
+    """Each example, and the same with clean and corrupt prompt exchanged, whose metric has the other sign."""
+    examples, others = [], []
+    for example, other in zip(task.examples, corrupt, strict=True):
+
+        def opposite(logits: torch.Tensor, measure: Metric = example.measure) -> torch.Tensor:
+            return -measure(logits)
+
+        examples += [example, replace(example, prompt=other.prompt, measure=opposite)]
+        others += [other, replace(other, prompt=example.prompt)]
+    return PromptTask(examples, task.name), others
 
 
 def of_one_length(model: LanguageModel, task: Task, n: int) -> Task:
-    """At most n examples and their twins, those of the length that most have."""
-    rows = max((pair.index.tolist() for pair in task.fitting(model).tokens(model)), key=len)
-    fitting = task.fitting(model).take(sorted(rows)[: n // 2])
-    return replace(fitting, examples=with_twins(fitting.examples))
+    """At most n examples, no prompt twice, all with roles at the same positions."""
+    fitting, alike = task.fitting(model), defaultdict(list)
+    for pair in fitting.tokens(model):
+        places = torch.stack(list(pair.roles.values()), dim=1).tolist()
+        for row, where in zip(pair.index.tolist(), places, strict=True):
+            alike[pair.clean.shape[1], *where].append(row)
+    rows = max(alike.values(), key=len)
+    chosen: dict[str, Example] = {}
+    for example in fitting.take(sorted(rows)).examples:
+        if not {example.clean, example.corrupt} & (chosen.keys() | {e.corrupt for e in chosen.values()}):
+            chosen[example.clean] = example
+    return replace(fitting, examples=tuple(chosen.values())[:n])
 
 
 def gender(model: LanguageModel, n: int, seed: int = 0) -> Task:
-    """Names of girls and boys, the corrupt prompt with another of the other gender, in random order."""
+    """Names of girls and boys at random, the corrupt prompt with one of the other gender."""
     answers = {kind: model.token_id(f". {word} ") for kind, word in (("girl", "She"), ("boy", "He"))}
-    examples = [
-        _story(kinds, girl if kinds[0] == "girl" else boy, boy if kinds[0] == "girl" else girl, place, answers)
-        for girl, boy, place, kinds in product(GIRLS, BOYS, PLACES, (("girl", "boy"), ("boy", "girl")))
-    ]
-    random.Random(f"gender:{seed}").shuffle(examples)
+    rng, examples = random.Random(f"gender:{seed}"), []
+    for place, _ in product(PLACES, range(40)):
+        girl, boy = rng.choice(GIRLS), rng.choice(BOYS)
+        kinds, names = rng.choice([(("girl", "boy"), (girl, boy)), (("boy", "girl"), (boy, girl))])
+        examples.append(_story(kinds, *names, place, answers))
     return of_one_length(model, Task("gender", tuple(examples)), n)
 
 
@@ -137,21 +156,21 @@ class Study:
 
 
 def study(title: str, model: ReplacementModel, make: Callable[[LanguageModel, int], Task], n: int) -> Study:
-    whole = make(model.model, n)
-    half = len(whole) // 4 * 2
-    chosen, corrupt = prompt_task(model.model, whole.take(slice(0, half)))
-    held, _ = prompt_task(model.model, whole.take(slice(half, None)))
+    whole = make(model.model, n // 2)
+    half = len(whole) // 2
+    chosen, corrupt = with_twins(*prompt_task(model.model, whole.take(slice(0, half))))
+    held, _ = with_twins(*prompt_task(model.model, whole.take(slice(half, None))))
     rankings, seconds = {}, {}
     for method in ("integrated", "gradient"):
         start = time.process_time()
         rankings[method] = rank_nodes(model, chosen, method=method, corrupted=corrupt, steps=STEPS)
-        seconds[method] = (time.process_time() - start) / half
+        seconds[method] = (time.process_time() - start) / len(chosen.examples)
     ranking = rankings["integrated"]
     lines, curve = curves(model, rankings, held)
     fits = [model.fit(model.trace(example.prompt)) for example in held.examples[:20]]
     text = (
-        f"{half} prompts to rank on, {len(held.examples)} to measure f on; m(M) {curve.full.mean():.2f}, m(∅) "
-        f"{curve.empty.mean():.2f}, in logits. {len(ranking.nodes):,} nodes are active on some prompt or its corrupted "
+        f"{len(chosen.examples)} prompts to rank on, {len(held.examples)} to measure f on; m(M) "
+        f"{curve.full.mean():.2f}, m(∅) {curve.empty.mean():.2f}, in logits. {len(ranking.nodes):,} nodes are active on some prompt or its corrupted "
         f"twin. On these prompts L0 is {np.mean([fit.l0 for fit in fits]):.1f}, FVU "
         f"{np.mean([fit.fvu for fit in fits]):.3f}. Effects take {seconds['gradient']:.2f} CPU-seconds a prompt by the "
         f"gradient, {seconds['integrated']:.2f} with {STEPS} steps. {completeness(model, chosen, corrupt)}"
@@ -261,7 +280,7 @@ def figure(studies: Sequence[Study]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=300_000)
     parser.add_argument("--work", type=Path, default=Path("feature_circuits"))
     given = parser.parse_args()
