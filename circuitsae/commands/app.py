@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from circuitsae.commands.activations import activations
 from circuitsae.commands.attention import attention
+from circuitsae.commands.circuit import circuit
 from circuitsae.commands.compare import compare
 from circuitsae.commands.connections import connections
 from circuitsae.commands.convert import convert
@@ -32,7 +33,7 @@ from transcoders.errors import CheckFailedError, InputError
 app = tyro.extras.SubcommandApp()
 for command in (
     trace, validate, attention, show, compare, activations, train, refine, finetune, evaluate, intervene, steer,
-    reproduce,
+    circuit, reproduce,
 ):  # fmt: skip
     app.command(command)
 app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")

@@ -9,7 +9,8 @@ conclude, the latter two by `subsets`.
 """
 
 from circuitsae.validation.calibration import Calibration, calibrate
-from circuitsae.validation.circuits import Circuit, Ranking, Stability, node_effects, rank_nodes
+from circuitsae.validation.circuit_edges import circuit_edges
+from circuitsae.validation.circuits import Circuit, Ranking, Stability, graph_effects, rank_nodes
 from circuitsae.validation.completeness import Completeness, Minimality, completeness, minimality
 from circuitsae.validation.curve import Areas, Curve
 from circuitsae.validation.edges import validate
@@ -45,12 +46,13 @@ __all__ = [
     "agreement",
     "areas",
     "calibrate",
+    "circuit_edges",
     "completeness",
     "faithfulness",
+    "graph_effects",
     "joint_ablation",
     "minimal",
     "minimality",
-    "node_effects",
     "on_prompts",
     "random_circuits",
     "rank_nodes",

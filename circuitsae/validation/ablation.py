@@ -2,7 +2,8 @@
 
 A feature or error node inside the circuit keeps the value it has in the run; one outside is set to
 
-* `mean`: its mean over the task's prompts of the same template and role (positions without a role together);
+* `mean`: its mean over the task's prompts (and `others`) of the same template and role (positions without a role
+  together);
 * `resample`: its value on another prompt of the task, of the same template and length, drawn once per prompt;
 * `zero`: 0.
 
@@ -18,7 +19,13 @@ is moved:
 v is what the dictionary reads in this run, layer by layer; where layers cannot be encoded one at a time (TopK over
 layers), and where MLP outputs are constant, it is the clean activation. e is the clean run's in every regime: where the
 model's own MLPs run, what their outputs miss of the dictionaries beyond e stays. With everything inside, the run is the
-model's own. Source: Marks et al. 2024, "Sparse Feature Circuits" (section 3), there with all nodes at mean.
+model's own.
+
+Autoencoders are spliced in where they read: in the regime `model` both v and e are what they make of x in this run, so
+that x = v W_dec + b_dec + e, and an error node inside knows no more of the clean prompt than what is inside before it;
+in `replacement` e is the clean run's.
+
+Source: Marks et al. 2024, "Sparse Feature Circuits" (section 3), there with all nodes at mean.
 """
 
 import random
@@ -32,7 +39,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitsae.interventions import REGIMES, Error, Means, Recording, Regime, RegimeName
+from circuitsae.interventions import REGIMES, Error, Means, PromptLike, Recording, Regime, RegimeName
 from circuitsae.interventions.forward import SCORES, Forward, pass_memory, regime_named
 from circuitsae.interventions.hooks import Tables
 from circuitsae.interventions.prompts import By, error_place
@@ -41,6 +48,7 @@ from circuitsae.validation.circuits import Circuit, CircuitNode
 from circuitsae.validation.tasks import Cases
 from transcoders.errors import InputError
 from transcoders.language_model import Hook
+from transcoders.sites import Site
 
 Ablation = Literal["mean", "resample", "zero"]
 """What takes the place of what is ablated: its mean over prompts, its value on another (corrupt) prompt, or nothing."""
@@ -71,6 +79,7 @@ class Ablated:
         by: By = "role",
         errors: Errors = "ranked",
         regime: RegimeName | Regime = "replacement",
+        others: Sequence[PromptLike] = (),
         seed: int = 0,
         memory: int | None = None,
     ) -> None:
@@ -80,12 +89,14 @@ class Ablated:
         self.cases, self.model, self.errors = cases, cases.model, errors
         self.memory = pass_memory(self.model.model.device, memory)
         self.ablation: Ablation = ablation
+        self._others = others
         self.regime = regime_named(regime)
         if self.regime.mlps == "linear":
             raise InputError(
                 "In the regime 'linear' features that are ablated would still answer what they read; "
                 "take 'frozen-replacement', in which all are recomputed."
             )
+        self._check_autoencoders()
         self._layers = range(self.model.model.n_layers)
         self._width = [self.model.dictionaries.n_features(layer) for layer in self._layers]
         self._places: list[dict[CircuitNode, Sequence[int]]] = [{} for _ in range(len(cases))]
@@ -150,8 +161,24 @@ class Ablated:
             ),
         )
         tokens = torch.stack([recording.trace.tokens for recording in recordings])
-        logits, _ = self.model.model.run_hooked(tokens, write=outside.hooks())
+        if self.model.spliced:
+            logits, _ = self.model.model.run(tokens, edits=outside.splices())
+        else:
+            logits, _ = self.model.model.run_hooked(tokens, write=outside.hooks())
         return logits[:, -1]
+
+    def _check_autoencoders(self) -> None:
+        """Raises `InputError` for what autoencoders cannot do."""
+        spliced = self.model.spliced
+        if spliced and self.regime not in (REGIMES["model"], REGIMES["replacement"]):
+            raise InputError(
+                "With autoencoders nothing of the model is held; give regime='model', or 'replacement', where error "
+                "nodes inside the circuit keep the clean run's values."
+            )
+        if 0 < len(spliced) < self.model.model.n_layers:
+            raise InputError(
+                f"Layers {list(spliced)} have autoencoders, others transcoders; circuits are judged with one kind."
+            )
 
     def _inside(self, number: int, kept: Kept) -> tuple[Int[Tensor, "n 3"], Bool[Tensor, "layer pos"]]:
         """The features that a circuit names on a prompt, and the error nodes that stay."""
@@ -172,11 +199,12 @@ class Ablated:
         """Where a node is on a prompt; a role or a position that the prompt has not is nowhere."""
         known = self._places[number]
         if node not in known:
-            known[node] = self._look_up(self.cases.recordings[number], node)
+            known[node] = self.positions_of(self.cases.recordings[number], node)
         return known[node]
 
     @staticmethod
-    def _look_up(recording: Recording, node: CircuitNode) -> Sequence[int]:
+    def positions_of(recording: Recording, node: CircuitNode) -> Sequence[int]:
+        """Where a node is on a prompt, positions without features left out."""
         first = recording.model.first
         if node.at is None:
             return range(first, len(recording))
@@ -204,7 +232,7 @@ class Ablated:
             return lambda number: self._dense(recordings[number], 0.0)
         if ablation == "resample":
             return lambda number: self._dense(recordings[self._partner(number, seed)], 1.0)
-        means = Means.over(self.model, self.cases.prompts, by=by)
+        means = Means.over(self.model, [*self.cases.prompts, *self._others], by=by)
         return lambda number: self._means(means, recordings[number])
 
     def _dense(self, recording: Recording, factor: float) -> tuple[list[Tensor], Tensor]:
@@ -302,3 +330,24 @@ class _Outside(Forward):
     def _add_errors(self, layer: int, out: Tensor) -> Tensor:
         keep, fill = self._outside_errors(layer)
         return out + torch.where(keep | self._exact, 0, fill - self.by_row(lambda prompt: prompt.trace.errors[layer]))
+
+    def splices(self) -> dict[Site, Hook]:
+        """For autoencoders: at each site, what is outside set to something else."""
+        layers = [layer for layer in self.model.spliced if layer not in self.model.passed]
+        return {self.model.dictionaries.writes[layer]: self._splice(layer) for layer in layers}
+
+    def _splice(self, layer: int) -> Hook:
+        dictionaries, live = self.model.dictionaries, self.regime.mlps == "live"
+
+        def splice(x: Tensor) -> Tensor:
+            value = dictionaries.activations(layer, x)
+            decoded = dictionaries.decode_layer(layer, value)[..., 0, :] + dictionaries.decoder_bias(layer)
+            decoded = dictionaries.finished(layer, decoded, x)
+            error = x - decoded if live else self.by_row(lambda prompt: prompt.trace.errors[layer])
+            keep, fill = self._outside_features(layer)
+            moved = dictionaries.decode_layer(layer, torch.where(keep, 0, fill - value))[..., 0, :]
+            keep, fill = self._outside_errors(layer)
+            moved = moved + torch.where(keep, 0, fill - error)
+            return torch.where(self._exact, x, (x if live else decoded + error) + moved)
+
+        return splice

@@ -1,7 +1,8 @@
 """Circuits of features and error nodes over a task, and how nodes are ranked for them.
 
-The score of node s on one prompt is its total effect on the metric in the linear graph: with g_t = ∂m/∂logit_t for a
-logit and g_t = E_t / a_t for an active feature (whose write scales with its activation),
+The score of node s on one prompt is its effect on the metric by gradients (`circuitsae.attribution.effects`), or its
+total effect in the linear graph: with g_t = ∂m/∂logit_t for a logit and g_t = E_t / a_t for an active feature (whose
+write scales with its activation),
 
     E_s = Σ_t A[t, s] · g_t,
 
@@ -12,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,9 @@ import torch
 
 from circuitsae.attribution import LogitTargets
 from circuitsae.attribution.attribute import attribute_trace
+from circuitsae.attribution.effects import STEPS, After, NodeEffects, node_effects
 from circuitsae.graph import AttributionGraph, NodeKind
-from circuitsae.interventions import Error, Feature, Metric, Recording, parse_target, target_id
+from circuitsae.interventions import Error, Feature, Library, Metric, PromptLike, Recording, parse_target, target_id
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.tasks import Cases, Task
 from transcoders.errors import InputError
@@ -148,40 +150,79 @@ class Stability:
         return {"count": self.count, "jaccard": self.mean, "low": low, "nodes": self.frame().to_dict("records")}
 
 
-def rank_nodes(model: ReplacementModel, task: Task) -> Ranking:
-    """The total effect of every feature and error node on every example's metric; one attribution graph each.
+Method = Literal["graph", "gradient", "integrated"]
+"""How nodes are scored: in the linear graph, or by gradients at the clean run or on the way to it."""
 
+
+def rank_nodes(
+    model: ReplacementModel,
+    task: Task,
+    *,
+    method: Method | None = None,
+    corrupted: Sequence[PromptLike] | None = None,
+    steps: int = STEPS,
+    regime: After = "model",
+) -> Ranking:
+    """The effect of every feature and error node on every example's metric.
+
+    `method`: `graph`, one attribution graph each, the default with transcoders; or that of `node_effects`, `integrated`
+    being the default with autoencoders, with its `steps` and `regime`. Then a node's effect is against its value on the
+    `corrupted` prompt of the example, as long as the clean one, where they are given, or against 0.
     Positions are told apart by role; those without one by number where all prompts have one length, else by their
     distance from the end.
     """
-    cases = Cases(model, task)
+    how = method or ("integrated" if model.spliced else "graph")
+    if how not in get_args(Method):
+        raise InputError(f"method={how!r} is not known; give {' or '.join(map(repr, get_args(Method)))}.")
+    if corrupted is not None and (how == "graph" or len(corrupted) != len(task.examples)):
+        raise InputError(
+            f"{len(corrupted)} corrupted prompts for {len(task.examples)} examples with method={how!r}; give one for "
+            "each, with 'gradient' or 'integrated'."
+        )
+    cases, library = Cases(model, task), Library(model)
     one_length = len(cases.by_length()) == 1
     found: dict[CircuitNode, dict[int, float]] = defaultdict(dict)
     for number, (recording, metric) in enumerate(zip(cases.recordings, cases.metrics, strict=True)):
-        for node, effect in _effects_on(model, recording, metric, one_length):
-            found[node][number] = effect
+        if how == "graph":
+            scored = _in_graph(model, recording, metric)
+        else:
+            other = None if corrupted is None else library[corrupted[number]].trace
+            effects = node_effects(
+                model, recording.trace, metric, corrupted=other, method=how, steps=steps, regime=regime
+            )
+            scored = _of_effects(effects)
+        role_at = {pos % len(recording): role for role, pos in recording.roles.items()}
+        shift = 0 if one_length else len(recording)
+        for (kind, layer, pos, index), effect in scored:
+            found[_node(kind, layer, index, role_at.get(pos, pos - shift))][number] = effect
     scores = np.zeros((len(cases), len(found)))
     for column, by_example in enumerate(found.values()):
         scores[list(by_example), column] = list(by_example.values())
     return Ranking(tuple(found), scores)
 
 
-def _effects_on(
-    model: ReplacementModel, recording: Recording, metric: Metric, one_length: bool
-) -> list[tuple[CircuitNode, float]]:
+Scored = list[tuple[tuple[NodeKind, int, int, int], float]]
+"""Kind, layer, position and number of each node, and its score."""
+
+
+def _of_effects(effects: NodeEffects) -> Scored:
+    index, where = effects.nodes.index, effects.nodes.errors.any(-1).nonzero()
+    features = [(NodeKind.FEATURE, layer, pos, feature) for layer, pos, feature in index.tolist()]
+    errors = [(NodeKind.ERROR, layer, pos, -1) for layer, pos in where.tolist()]
+    values = effects.features.tolist() + effects.errors[where[:, 0], where[:, 1]].tolist()
+    return list(zip([*features, *errors], values, strict=True))
+
+
+def _in_graph(model: ReplacementModel, recording: Recording, metric: Metric) -> Scored:
     gradient = _gradient(metric, recording.trace.logits[-1])
     tokens = gradient.abs().topk(min(LOGITS, int((gradient != 0).sum()))).indices
     if not len(tokens):
         raise InputError("The metric does not depend on the logits of a prompt's last position; nothing can be ranked.")
     graph = attribute_trace(model, recording.trace, targets=LogitTargets(tokens.tolist()))
-    weight = {int(token): float(gradient[token]) for token in tokens}
-    total = node_effects(graph, weight)
-    role_at = {pos % len(recording): role for role, pos in recording.roles.items()}
-    shift = 0 if one_length else len(recording)
+    total = graph_effects(graph, {int(token): float(gradient[token]) for token in tokens})
     rows = np.flatnonzero(graph.mask(NodeKind.FEATURE, NodeKind.ERROR))
     nodes = [graph.nodes[row] for row in rows]
-    made = [_node(n.kind, n.layer, n.index, role_at.get(n.pos, n.pos - shift)) for n in nodes]
-    return list(zip(made, total[rows].tolist(), strict=True))
+    return list(zip([(n.kind, n.layer, n.pos, n.index) for n in nodes], total[rows].tolist(), strict=True))
 
 
 def _gradient(metric: Metric, logits: torch.Tensor) -> torch.Tensor:
@@ -191,7 +232,7 @@ def _gradient(metric: Metric, logits: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(logits) if gradient is None else gradient
 
 
-def node_effects(graph: AttributionGraph, weight: Mapping[int, float]) -> np.ndarray:
+def graph_effects(graph: AttributionGraph, weight: Mapping[int, float]) -> np.ndarray:
     """E_s of every node of a full graph, for a metric whose derivatives by the logits of tokens are `weight`."""
     total, slope = np.zeros(len(graph.nodes)), np.zeros(len(graph.nodes))
     layers, features = graph.layers, graph.mask(NodeKind.FEATURE)

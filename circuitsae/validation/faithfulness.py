@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.interventions import Regime, RegimeName
+from circuitsae.interventions import PromptLike, Regime, RegimeName
 from circuitsae.interventions.prompts import By
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.ablation import Ablated, Ablation, Errors, Kept, kept
@@ -45,20 +45,22 @@ def faithfulness(
     regime: RegimeName | Regime = "replacement",
     sizes: Sequence[int] | None = None,
     by: By = "role",
+    others: Sequence[PromptLike] = (),
     seed: int = 0,
 ) -> Curve:
     """f against the number of nodes kept: the strongest 1, 2, … of a graph's features and error nodes, or a circuit's.
 
     Of a graph, nodes are ordered by influence, and positions become the roles of the task's example with the same
     tokens. `sizes` default to about 16 on a log scale up to the whole circuit. `errors` says whether error nodes follow
-    the circuit, all stay, or all go; `regime` what runs around them (see `ablation`). Raises `InputError` for an empty
-    circuit or impossible sizes.
+    the circuit, all stay, or all go; `regime` what runs around them (see `ablation`). Means are taken over the task's
+    prompts and `others`, such as its corrupt ones. Raises `InputError` for an empty circuit or impossible sizes.
     """
     cases = Cases(reading_like(model, circuit) if isinstance(circuit, AttributionGraph) else model, task)
     chosen = as_circuit(circuit, cases)
     if not len(chosen):
         raise InputError("The circuit has no features or error nodes; there is nothing to keep.")
-    return _curve(Ablated(cases, ablation, by=by, errors=errors, regime=regime, seed=seed), chosen, sizes)
+    ablated = Ablated(cases, ablation, by=by, errors=errors, regime=regime, others=others, seed=seed)
+    return _curve(ablated, chosen, sizes)
 
 
 def _curve(ablated: Ablated, chosen: Circuit, sizes: Sequence[int] | None) -> Curve:

@@ -33,9 +33,9 @@ from circuitsae.validation import (
     areas,
     completeness,
     faithfulness,
+    graph_effects,
     minimal,
     minimality,
-    node_effects,
     random_circuits,
     rank_nodes,
 )
@@ -161,11 +161,11 @@ def test_batches_do_not_matter(model, task):
 # ranking
 
 
-def test_node_effects_are_the_derivatives_of_the_frozen_replacement_model(model):
+def test_effects_in_a_graph_are_the_derivatives_of_the_frozen_replacement_model(model):
     """E_s = dm/dα at α = 1 of node s scaled by α, with attention and norms frozen and features recomputed."""
     tokens, metric = torch.tensor([0, 11, 22, 7]), logit_diff(5, 9)
     graph = attribute(model, tokens, targets=LogitTargets([5, 9]))
-    total = node_effects(graph, {5: 1.0, 9: -1.0})
+    total = graph_effects(graph, {5: 1.0, 9: -1.0})
     rows = [i for i, n in enumerate(graph.nodes) if n.kind in (NodeKind.FEATURE, NodeKind.ERROR)]
     step = 1e-7
     changes = [[for_node(graph.nodes[row], Scale(1 + step))] for row in rows]
@@ -177,7 +177,7 @@ def test_a_ranking_joins_nodes_by_role(model, task, ranking):
     assert ranking.scores.shape == (5, len(ranking.nodes))
     example = task.examples[3]  # the longer template
     graph = attribute(model, example.prompt, targets=LogitTargets([5, 9]))
-    total = node_effects(graph, {5: 1.0, 9: -1.0})
+    total = graph_effects(graph, {5: 1.0, 9: -1.0})
     role_at = {1: "A", 2: -3, 3: "B", 4: "END"}
     for row, node in enumerate(graph.nodes):
         if node.kind is NodeKind.FEATURE:
