@@ -73,7 +73,7 @@ def configurations(*, quick: bool) -> dict[str, list[TrainConfig]]:
             TranscoderConfig(tokens=tokens(2), sparsity=1.6e-3, **answers),
             TranscoderConfig(tokens=tokens(1), sparsity=1.6e-3, **again),
         ],
-        "sae": [SAEConfig(tokens=tokens(1), sparsity=8e-3, site="resid_post", centred=False, **common)],
+        "sae": [SAEConfig(tokens=tokens(1), activation="topk", k=4 if quick else 24, site="resid_post", **common)],
     }
 
 
@@ -164,8 +164,9 @@ COLUMNS = (
 )  # fmt: skip
 _SECTION = """{heading}
 
-Written by `python -m examples.pocket.recipe --stage dictionaries`: {features} JumpReLU features per layer, trained on
-the recipe's own text, stored in half precision, and measured on {tokens:,} tokens of held-out text. L0, FVU and dead
+Written by `python -m examples.pocket.recipe --stage dictionaries`: {features} features per layer, JumpReLU in
+transcoders and TopK in SAEs, trained on the recipe's own text, stored in half precision, and measured on {tokens:,}
+tokens of held-out text. L0, FVU and dead
 features are means over the layers; loss recovered, agreement and KL are those of the model with all layers replaced at
 once and no error terms. Many tokens of the corpus are drawn evenly from a list, so that the best token is a matter of
 chance: "where decided" is the agreement on the {decided:.0%} of tokens where the model's best two probabilities differ
