@@ -22,8 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsae.attribution.effects import MEMORY, NodeEffects, Nodes, Runs
-from circuitsae.frozen import in_turn
-from transcoders.edits import Hook
+from transcoders.edits import Hook, after
 from transcoders.errors import InputError
 from transcoders.sites import Site
 
@@ -145,7 +144,7 @@ class _Direct:
         for layer in self.layers:
             read, write = self.model.dictionaries.reads[layer], self.model.dictionaries.writes[layer]
             edits[read] = self._note(layer)
-            edits[write] = in_turn(edits[read], self._cut(layer)) if read == write else self._cut(layer)
+            edits[write] = after(edits[read], self._cut(layer)) if read == write else self._cut(layer)
         return edits
 
     def _note(self, layer: int) -> Hook:

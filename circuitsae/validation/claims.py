@@ -42,6 +42,8 @@ from transcoders.errors import InputError
 
 ELSEWHERE = 4
 """At most this many values that a feature takes elsewhere are put in its place."""
+MISSES = ("dictionary", "curvature", "first", "patterns", "norms")
+"""Parts of what the model does beyond T̂; of derivatives, the first two."""
 
 
 @dataclass(frozen=True, kw_only=True)
