@@ -22,7 +22,8 @@
   // What the graph explains: logits, or one contrast, direction or feature, which has a value and no probability.
   const explained = new Set(page.explained ?? []);
   const tops = nodes.kind.flatMap((kind, i) => (kind === "logit" || explained.has(i) ? [i] : []));
-  const topNote = (i) => (explained.has(i) ? viewer.number(nodes.pre_activation[i]) : viewer.percent(nodes.probability[i]));
+  const topNote = (i) =>
+    explained.has(i) ? viewer.number(nodes.pre_activation[i]) : viewer.percent(nodes.probability[i]);
 
   const endsOf = (e) => [nodes.id[edges.source[e]], nodes.id[edges.target[e]]];
 

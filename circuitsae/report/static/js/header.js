@@ -22,6 +22,8 @@
     });
   }
 
+  const topName = (i) => (nodes.kind[i] === "logit" ? nodes.text[i] : viewer.name(i));
+
   function topLogits() {
     const logits = [...viewer.tops];
     logits.sort((a, b) => (nodes.probability[b] ?? 0) - (nodes.probability[a] ?? 0) || a - b);
@@ -31,7 +33,7 @@
         element(
           "li",
           {},
-          element("button", { type: "button", onclick: goTo(i) }, text(nodes.kind[i] === "logit" ? nodes.text[i] : viewer.name(i))),
+          element("button", { type: "button", onclick: goTo(i) }, text(topName(i))),
           viewer.explained.has(i) ? null : meter(nodes.probability[i]),
           element("span", { class: "number" }, viewer.topNote(i)),
         ),
