@@ -37,7 +37,7 @@ for command in (
     app.command(command)
 app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
 app.command(connections)
-app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe and upload them.")
+app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe, mix and upload them.")
 app.command(convert)
 app.command(name="import")(import_graph)
 app.command(name="export")(export_graph)

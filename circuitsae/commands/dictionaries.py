@@ -1,4 +1,4 @@
-"""`circuitsae dictionaries`: what a name offers, what a dictionary is, and how it gets to the hub."""
+"""`circuitsae dictionaries`: what a name offers, what a dictionary is, sets of several, and how they get to the hub."""
 
 import json as json_
 import math
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.shared import ChoiceOptions, Choices, Wide, say, say_next
+from circuitsae.commands.shared import ChoiceOptions, Choices, Wide, layers_of, say, say_next
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
 
@@ -98,6 +98,37 @@ def info(
     if loaded.kind != "sae":
         model = "MODEL" if loaded.provenance.model in ("unknown", "random") else loaded.provenance.model
         say_next(console, f'circuitsae trace "Some prompt" --model {model} {_named(name, revision, choices)}')
+
+
+@dictionaries.command
+def mix(folder: tyro.conf.Positional[Path], layers: tyro.conf.Positional[tuple[str, ...]], /) -> None:
+    """Put layers of several sets of one model into one: transcoders beside SAEs, other sites, other widths.
+
+    Args:
+        folder: The folder to write, in the native format.
+        layers: Which layers of which dictionaries, as LAYERS=NAME such as 0-5,8=pocket-plt; several of them.
+    """
+    from circuitsae.loading import load_dictionaries
+    from transcoders import mixed, save_dictionaries
+
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"The folder {folder} is not empty; write to another.")
+    of_layer: dict[int, str] = {}
+    for text in layers:
+        chosen, _, name = text.partition("=")
+        if not name:
+            raise InputError(f"Cannot read {text!r}; write LAYERS=NAME, such as 0-5,8=pocket-plt.")
+        for layer in layers_of(chosen):
+            if layer in of_layer:
+                raise InputError(f"Layer {layer} is named twice, for {of_layer[layer]} and {name}; name it once.")
+            of_layer[layer] = name
+    console = open_console()
+    with Console(stderr=True).status("loading"):
+        names = dict.fromkeys(of_layer.values())
+        sets = {name: load_dictionaries(name, layers=[i for i in of_layer if of_layer[i] == name]) for name in names}
+        save_dictionaries(mixed({layer: sets[name] for layer, name in of_layer.items()}), folder)
+    say(console, f"Dictionaries: {folder} (native)")
+    say_next(console, f"circuitsae dictionaries info {folder}")
 
 
 @dictionaries.command

@@ -31,7 +31,7 @@ from circuitsae.interventions import (
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.measuring import Targets, effects
-from transcoders.dictionaries import SAE, SAESet, random_dictionaries
+from transcoders.dictionaries import mixed, random_dictionaries
 from transcoders.loading import random_model
 from transcoders.sites import SiteKind
 
@@ -43,11 +43,11 @@ KINDS = {
     "gpt2-normed": ("gpt2", {"kind": "plt", "read": "mlp_normed"}),
     "gemma2-mid": ("gemma2", {"kind": "clt", "skip": True, "read": "resid_mid", "write": "mlp_added"}),
     "gpt2-sae": ("gpt2", {"kind": "sae", "activation": "jumprelu", "centred": True}),
-    "llama-sae": ("llama", {"kind": "sae", "skip": True}),
+    "llama-mixed": ("llama", {"kind": "sae", "skip": True}),
 }
 SAE_SITES: dict[str, tuple[SiteKind, ...]] = {
     "gpt2-sae": ("attn_out", "mlp_out", "resid_post"),
-    "llama-sae": ("resid_pre", "resid_mid", "resid_mid"),
+    "llama-mixed": ("resid_pre", "resid_mid", "resid_mid"),
 }
 """Of the first layers; the last, of a fourth, has no autoencoder."""
 REGIMES = {
@@ -86,13 +86,13 @@ def _sae(model, layer):
 
 
 def _made(name, kind):
-    """Of three layers; autoencoders at one site after the other, and a fourth layer that has none."""
+    """Of three layers; with autoencoders, at one site after the other, and a fourth layer that has none."""
     sizes = {"n_layers": 3, "d_model": 16, "features": 24, "dtype": torch.float64, "seed": 1}
     if name not in SAE_SITES:
         return random_dictionaries(**kind, **sizes)
-    by_site = [random_dictionaries(**kind, **sizes, read=site) for site in SAE_SITES[name]]
-    layers = [made[layer] for layer, made in enumerate(by_site)]
-    return SAESet([*layers, SAE.absent(3, 16, SAE_SITES[name][-1], torch.float64)], by_site[0].provenance)
+    transcoders = random_dictionaries(**kind | {"kind": "plt", "centred": False}, **sizes)
+    of_site = {site: random_dictionaries(**kind, **sizes, read=site) for site in SAE_SITES[name] if site != "mlp_in"}
+    return mixed({layer: of_site.get(site, transcoders) for layer, site in enumerate(SAE_SITES[name])}).padded(4)
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "pocket"])

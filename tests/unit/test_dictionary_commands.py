@@ -56,6 +56,33 @@ def made(kind: Any = "plt", **options: Any) -> Any:
     return random_dictionaries(kind, n_layers=4, d_model=128, features=40, seed=3, **options).requires_grad_(False)
 
 
+# mix
+
+
+def test_mix_puts_layers_of_several_sets_into_one(call):
+    assert "runs/mixed (native)" in call("dictionaries", "mix", "runs/mixed", "0-1,3=pocket-plt", "2=pocket-sae")
+    found, plt, sae = (load_dictionaries(name) for name in ("runs/mixed", dictionary_folder("pocket-plt"),
+                       dictionary_folder("pocket-sae")))  # fmt: skip
+    assert [str(site) for site in found.writes] == ["0.mlp_out", "1.mlp_out", "2.resid_post", "3.mlp_out"]
+    for layer, own in ((3, plt), (2, sae)):
+        rows = torch.arange(5)
+        assert torch.equal(found.decoder_rows(layer, rows, layer), own.decoder_rows(layer, rows, layer))
+    assert "mixed" in call("dictionaries", "info", "runs/mixed")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["0=pocket-plt", "0-1=pocket-sae"], "Layer 0 is named twice, for pocket-plt and pocket-sae"),
+        (["pocket-plt"], "Cannot read 'pocket-plt'; write LAYERS=NAME"),
+        (["7=pocket-plt"], "has layers 0 to 3, not 7"),
+        (["0-3=pocket"], "cannot be taken apart"),
+    ],
+)
+def test_mix_refuses_in_a_sentence(refused, words, message):
+    assert message in refused("dictionaries", "mix", "runs/mixed", *words)
+
+
 # list, info
 
 

@@ -29,7 +29,7 @@ from circuitsae.interventions import (
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import SAE, SAESet, random_dictionaries
-from transcoders.errors import InputError
+from transcoders.errors import InputError, ModelError
 from transcoders.loading import random_model
 from transcoders.sites import Site
 
@@ -130,3 +130,12 @@ def test_the_command_takes_the_pocket_models_autoencoders(capsys):
     effect = float(outcome.changed[0, 0, -1, first] - outcome.clean[0, -1, first])
     assert abs(effect) > 1e-6
     assert document["metric"]["effect"] == pytest.approx(effect, rel=1e-9)
+
+
+def test_a_stream_that_is_no_sum_cannot_be_written_in_its_middle():
+    lm = random_model("gpt2", n_layers=2, d_model=16, dtype=torch.float64)
+    norm = lm.bridge.hook_dict[lm.hook(Site(1, "resid_mid"))]
+    norm.add_perma_hook(lambda tensor, *, hook: 2 * tensor)
+    saes = random_dictionaries("sae", n_layers=2, d_model=16, features=8, read="resid_mid", dtype=torch.float64)
+    with pytest.raises(ModelError, match="between attention and MLP of layer 1 is not the sum"):
+        ReplacementModel(lm, saes).trace(TOKENS)

@@ -60,7 +60,7 @@ class DictionarySet(Protocol):
     """
 
     kind: str
-    """`plt`: per-layer transcoders. `clt`: a cross-layer transcoder. `sae`: autoencoders."""
+    """`plt`: per-layer transcoders. `clt`: a cross-layer transcoder. `sae`: autoencoders. `mixed`: some of both."""
     provenance: DictionaryProvenance
 
     @property

@@ -5,7 +5,7 @@ from typing import cast
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
 from transcoders.dictionaries.dictionary_set import DictionarySet, present_layers
 from transcoders.dictionaries.mapped import MappedDictionaries
-from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
+from transcoders.dictionaries.per_layer import MixedSet, SAESet, TranscoderSet
 from transcoders.language_model import LanguageModel
 
 
@@ -32,8 +32,8 @@ def _is_part(dictionaries: DictionarySet, model: LanguageModel) -> bool:
     return same_model or present < dictionaries.n_layers or present == 1
 
 
-def _per_layer(dictionaries: DictionarySet) -> TranscoderSet | SAESet | MappedDictionaries:
-    assert isinstance(dictionaries, TranscoderSet | SAESet | MappedDictionaries)
+def _per_layer(dictionaries: DictionarySet) -> TranscoderSet | SAESet | MixedSet | MappedDictionaries:
+    assert isinstance(dictionaries, TranscoderSet | SAESet | MixedSet | MappedDictionaries)
     return dictionaries
 
 

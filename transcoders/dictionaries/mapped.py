@@ -14,7 +14,7 @@ from torch import Tensor
 
 from transcoders.dictionaries.cross_layer import CrossLayerTranscoder
 from transcoders.dictionaries.dictionary_set import SparseFeatures, count_positions
-from transcoders.dictionaries.per_layer import SAESet, TranscoderSet
+from transcoders.dictionaries.per_layer import MixedSet, SAESet, TranscoderSet
 from transcoders.dictionaries.token_norm import TokenNorm
 from transcoders.errors import DictionaryError
 from transcoders.language_model import LanguageModel
@@ -34,7 +34,7 @@ class MappedDictionaries:
     which it takes back when memory is short. Raises `DictionaryError` where decoders and set disagree.
     """
 
-    def __init__(self, held: TranscoderSet | SAESet | CrossLayerTranscoder, W_dec: Sequence[Tensor]) -> None:
+    def __init__(self, held: TranscoderSet | SAESet | MixedSet | CrossLayerTranscoder, W_dec: Sequence[Tensor]) -> None:
         self._held = held
         self._W_dec = [W if W.ndim == 3 else W.unsqueeze(1) for W in W_dec]
         found = [tuple(W.shape) for W in self._W_dec]

@@ -1,4 +1,4 @@
-"""One dictionary for each layer: sets of transcoders and of SAEs."""
+"""One dictionary for each layer: sets of transcoders, of SAEs, and of both."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -38,15 +38,15 @@ class _PerLayerSet(nn.Module, Generic[D]):
 
     def padded(self: S, n_layers: int) -> S:
         """This set and, up to `n_layers`, absent layers after its own; it shares its dictionaries with this one."""
-        absent = [self._absent(layer) for layer in range(self.n_layers, n_layers)]
+        absent = [self.absent(layer) for layer in range(self.n_layers, n_layers)]
         return type(self)([*self.layers, *absent], self.provenance) if absent else self
 
     def only(self: S, layers: Collection[int]) -> S:
         """This set with absent layers in the place of all but some; it shares its dictionaries with this one."""
-        kept = [d if layer in layers else self._absent(layer) for layer, d in enumerate(self.layers)]
+        kept = [d if layer in layers else self.absent(layer) for layer, d in enumerate(self.layers)]
         return type(self)(kept, self.provenance).requires_grad_(False)
 
-    def _absent(self, layer: int) -> D:
+    def absent(self, layer: int) -> D:
         """What stands for the dictionary of a layer that has none, at the sites of the last layer."""
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class TranscoderSet(_PerLayerSet[Transcoder]):
 
     kind = "plt"
 
-    def _absent(self, layer: int) -> Transcoder:
+    def absent(self, layer: int) -> Transcoder:
         last = self.layers[-1]
         absent = Transcoder.absent(layer, self.d_model, last.read.kind, last.writes[0].kind, last.b_dec.dtype)
         return absent.to(last.b_dec.device)
@@ -156,6 +156,22 @@ class SAESet(_PerLayerSet[SAE]):
 
     kind = "sae"
 
-    def _absent(self, layer: int) -> SAE:
-        last = self.layers[-1]
-        return SAE.absent(layer, self.d_model, last.read.kind, last.b_dec.dtype).to(last.b_dec.device)
+    def absent(self, layer: int) -> SAE:
+        return _no_sae(layer, self.layers[-1])
+
+
+class MixedSet(_PerLayerSet[SparseDictionary]):
+    """A transcoder for the MLP of some layers, an SAE for a site of others, as `mixed` puts them together.
+
+    A layer without a dictionary keeps its MLP, as those with an SAE do.
+    """
+
+    kind = "mixed"
+
+    def absent(self, layer: int) -> SparseDictionary:
+        saes = [d for d in self.layers if isinstance(d, SAE)]
+        return _no_sae(layer, (saes or self.layers)[-1])
+
+
+def _no_sae(layer: int, like: SparseDictionary) -> SAE:
+    return SAE.absent(layer, like.d_in, like.read.kind, like.b_dec.dtype).to(like.b_dec.device)

@@ -24,6 +24,7 @@ from transcoders.dictionaries import (
     JumpReLU,
     JumpTopK,
     MappedDictionaries,
+    MixedSet,
     ReLU,
     SAESet,
     SparseDictionary,
@@ -101,7 +102,7 @@ _SETTINGS = Draft202012Validator(
         "type": "object",
         "required": ["kind", "n_layers", "reads", "writes", "activation", "provenance"],
         "properties": {
-            "kind": {"enum": ["plt", "clt", "sae"]},
+            "kind": {"enum": ["plt", "clt", "sae", "mixed"]},
             "n_layers": {"type": "integer", "minimum": 1, "maximum": MOST_LAYERS},
             "reads": _SITES,
             "writes": _SITES,
@@ -112,6 +113,7 @@ _SETTINGS = Draft202012Validator(
         "else": {
             "properties": {
                 "activation": {"type": "array", "items": _ACTIVATION},
+                "kinds": {"type": "array", "items": {"enum": ["plt", "sae"]}},
                 "centred": {"type": "array", "items": {"type": "boolean"}},
                 "norm": {"type": "array", "items": {"enum": [None, *get_args(TokenNormName)]}},
             }
@@ -135,15 +137,19 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
     if isinstance(dictionaries, CrossLayerTranscoder):
         tensors = dict(dictionaries.state_dict())
         config: dict[str, Any] = {"activation": _describe(dictionaries.activation)}
-    elif isinstance(dictionaries, TranscoderSet | SAESet):
+    elif isinstance(dictionaries, TranscoderSet | SAESet | MixedSet):
         tensors = {f"{i}.{name}": t for i, d in enumerate(dictionaries.layers) for name, t in d.state_dict().items()}
         config = {"activation": [_describe(d.activation) for d in dictionaries.layers]}
-        if isinstance(dictionaries, SAESet):
-            config["centred"] = [sae.centred for sae in dictionaries.layers]
+        if isinstance(dictionaries, MixedSet):
+            config["kinds"] = ["sae" if isinstance(d, SAE) else "plt" for d in dictionaries.layers]
+        if isinstance(dictionaries, SAESet | MixedSet):
+            config["centred"] = [isinstance(d, SAE) and d.centred for d in dictionaries.layers]
         if any(d.norm is not None for d in dictionaries.layers):
             config["norm"] = [None if d.norm is None else d.norm.name for d in dictionaries.layers]
     else:
-        raise DictionaryError(f"A {type(dictionaries).__name__} has no native form; save a CLT, transcoders or SAEs.")
+        raise DictionaryError(
+            f"A {type(dictionaries).__name__} has no native form; save a CLT, transcoders, SAEs, or a mixture of both."
+        )
     identity = uuid.uuid4().hex
     record = {
         "format": _NAME,
@@ -282,7 +288,9 @@ def _skips(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
     return {f"{i}.W_skip": ("d_model", "d_model") for i in range(n)}
 
 
-def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet | SAESet | CrossLayerTranscoder:
+def _build(
+    record: dict[str, Any], tensors: dict[str, Tensor]
+) -> TranscoderSet | SAESet | MixedSet | CrossLayerTranscoder:
     n_layers, kind = record["n_layers"], record["kind"]
     provenance = DictionaryProvenance.from_json(record["provenance"])
     reads, writes = ([Site.parse(site) for site in record[side]] for side in ("reads", "writes"))
@@ -299,18 +307,18 @@ def _build(record: dict[str, Any], tensors: dict[str, Tensor]) -> TranscoderSet 
             W_skip=tensors.get("W_skip"),
         ).requires_grad_(False)
     layers: list[SparseDictionary] = []
+    kinds = record["kinds"] if kind == "mixed" else [kind] * n_layers
     norms = [None if name is None else TokenNorm(name) for name in record.get("norm", [None] * n_layers)]
     for i in range(n_layers):
         weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         sigma = _activation(record["activation"][i], tensors, f"{i}.")
         common: dict[str, Any] = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
-        if kind == "sae":
+        if kinds[i] == "sae":
             layers.append(SAE(**common, site=reads[i], centred=record["centred"][i]))
         else:
             layers.append(Transcoder(**common, read=reads[i], write=writes[i]))
-    if kind == "sae":
-        return SAESet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
-    return TranscoderSet(layers, provenance).requires_grad_(False)  # pyright: ignore[reportArgumentType]
+    of_layers: Any = {"plt": TranscoderSet, "sae": SAESet, "mixed": MixedSet}[kind]
+    return of_layers(layers, provenance).requires_grad_(False)
 
 
 def _describe(activation: Activation) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 
 from transcoders.devices import AUTO
-from transcoders.dictionaries import DictionarySet, MappedDictionaries, SAESet, TranscoderSet
+from transcoders.dictionaries import DictionarySet, MappedDictionaries, MixedSet, SAESet, TranscoderSet
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.formats import (
     circuit_tracer,
@@ -167,7 +167,7 @@ def _layers_of(dictionaries: DictionarySet, layers: Sequence[int], label: str) -
     """Some layers of a set that is stored as one; the others have no features."""
     if set(layers) == set(range(dictionaries.n_layers)):
         return dictionaries
-    if not isinstance(dictionaries, TranscoderSet | SAESet):
+    if not isinstance(dictionaries, TranscoderSet | SAESet | MixedSet):
         raise InputError(
             f"{label} holds one set whose layers cannot be taken apart ({type(dictionaries).__name__}); leave out "
             "layers=… (--layers)."

@@ -15,6 +15,7 @@ _CARD = "README.md"
 _KINDS = {
     "sae": ("sparse autoencoders", "sparse-autoencoder"),
     "plt": ("transcoders", "transcoder"),
+    "mixed": ("transcoders and sparse autoencoders", "transcoder"),
     "clt": ("a cross-layer transcoder", "cross-layer-transcoder"),
 }
 
