@@ -80,8 +80,8 @@ class ReplacementModel:
 
     Transcoders read `mlp_in`, `mlp_normed` or `resid_mid` of a layer, and write `mlp_out` or `mlp_added`. A layer may
     be absent: then all of its MLP's output is error. An autoencoder writes what it reads, at any site but `attn_z` and
-    `mlp_neurons`; the MLPs stay, and so does a site without one. Some layers may have transcoders and
-    others autoencoders.
+    `mlp_neurons`; the MLPs stay, and so does a site without one. Some layers may have transcoders and others
+    autoencoders.
     `bos`: whether texts get BOS first; by default as in the dictionaries' training, or, where that is not known, as the
     model's own tokenizer does. `model` is the language model that reads them so.
     Raises `DictionaryError` for dictionaries of another size or frame, and for transcoders of other places.

@@ -296,20 +296,25 @@ def judged(model, graph, **settings):
     return judge(model, prompt, Pairs.of(pairs), Settings(controls=0, **settings)), pairs
 
 
-@pytest.mark.parametrize("sites", ["resid_post", "each"])
+@pytest.mark.parametrize("sites", ["resid_post", "each", "transcoders"])
 def test_predictions_are_the_edges_and_the_totals(language_model, sites):
-    model = ReplacementModel(language_model, autoencoders(SITES[sites], features=8))
-    graph = attribute(model, TOKENS, targets=TARGETS)
-    found, pairs = judged(model, graph)
+    """Also of transcoders between which attention and norms answer."""
+    if sites == "transcoders":
+        dictionaries = random_dictionaries("plt", n_layers=3, d_model=16, features=8, dtype=torch.float64)
+    else:
+        dictionaries = autoencoders(SITES[sites], features=8)
+    model = ReplacementModel(language_model, dictionaries)
+    graph = attribute(model, TOKENS, targets=TARGETS, response="linear")
+    found, pairs = judged(model, graph, response="linear")
     rows, columns = ends(graph)
     target = [rows.index(graph.position[t.id]) for _, t in pairs]
     source = [columns.index(graph.position[s.id]) for s, _ in pairs]
     edges = graph.weights.toarray()[np.ix_(rows, columns)][target, source]
     totals = total_effects(graph)[target, source]
-    rounding = 100 * ROUNDING[model.model.name]  # of a difference of two runs in Llama's softmax of float32
     for predicted, exact in (("frozen", edges), ("direct_predicted", edges), ("graph_predicted", totals)):
-        np.testing.assert_allclose(-found[predicted], exact, rtol=1e-4, atol=rounding * np.abs(exact).max())
-    for claim in ("graph", "direct"):
+        # Doses of a thousandth bend a little, and Llama's softmax rounds to float32.
+        np.testing.assert_allclose(-found[predicted], exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
+    for claim in ("graph", "direct") if model.spliced else ("direct",):  # random ones answer as no MLP does
         near = np.abs(found[f"{claim}_ratio"] - 1) < 0.25
         assert near.mean() > 0.5, f"{claim}: a tenth is too much for most edges"
     parts = found["miss_dictionary"] + found["miss_curvature"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,9 +47,18 @@ def test_a_dictionary_changed_after_loading_does_not_pass_validation(value):
 
 @pytest.mark.parametrize(("frozen", "logit"), [(np.inf, 0.0), (0.0, np.inf), (1.0, 0.0), (np.nan, 0.0)])
 def test_an_identity_that_is_off_fails(frozen, logit):
+    held = partial(SimpleNamespace, response="frozen")
     with pytest.raises(CheckFailedError):
-        check_identities(SimpleNamespace(frozen_error=frozen, logit_error=logit), "float32")
-    check_identities(SimpleNamespace(frozen_error=1e-6, logit_error=np.nan), "float32")  # TopK over layers
+        check_identities(held(frozen_error=frozen, logit_error=logit), "float32")
+    check_identities(held(frozen_error=1e-6, logit_error=np.nan), "float32")  # TopK over layers
+
+
+def test_derivatives_may_round_as_differences_of_runs_do():
+    with pytest.raises(CheckFailedError, match=r"frozen model differs .* by 1\.0e-03, more than 1e-04"):
+        check_identities(SimpleNamespace(response="frozen", frozen_error=1e-3, logit_error=0.0), "float32")
+    check_identities(SimpleNamespace(response="linear", frozen_error=1e-3, logit_error=0.0), "float32")
+    with pytest.raises(CheckFailedError, match="small changes differ from the graph"):
+        check_identities(SimpleNamespace(response="linear", frozen_error=2e-2, logit_error=0.0), "float32")
 
 
 def test_nan_in_the_decoder_of_an_inactive_feature_ends_in_one_sentence(tmp_path, capsys):

@@ -19,7 +19,7 @@ class Covered:
     writes: str | None = None
     """MODULE::TEST that reads what was written again, or None where this layout is not the one written."""
     attributes: str | None = None
-    """MODULE::TEST that holds conservation; None for autoencoders, of which no attribution graph is made."""
+    """MODULE::TEST that holds conservation, or, of autoencoders, derivatives."""
     peer: str | None = None
     """Folders below tests/golden/dictionaries that the package itself wrote, as a pattern."""
 
@@ -28,6 +28,7 @@ _CT, _LENS, _SPARSIFY, _SCOPE = "test_circuit_tracer", "test_saelens", "test_spa
 _SCOPE_2 = "test_gemma_scope_2"
 _LEARNING, _OPENAI, _FORGE = "test_dictionary_learning", "test_openai", "test_clt_forge"
 _TRAINING, _CROSS = "test_clt_training", "test_crosslayer_transcoder"
+_SAES = "test_autoencoder_graphs::test_what_peers_wrote_is_attributed"
 
 COVERED = (
     Covered(
@@ -58,6 +59,7 @@ COVERED = (
         layout="autoencoders: standard, gated, JumpReLU, TopK, and as trained by BatchTopK and Matryoshka; all norms",
         reads=f"{_LENS}::test_every_architecture_is_what_is_published",
         writes=f"{_LENS}::test_round_trip",
+        attributes=_SAES,
         peer="sae_lens/{standard,gated,jumprelu_[!st],jumprelu_s[!k],topk,trained}*",
     ),
     Covered(
@@ -72,6 +74,7 @@ COVERED = (
         format="saelens",
         layout="settings of older versions, and releases by name",
         reads=f"{_LENS}::test_older_settings_have_their_own_names_and_defaults",
+        attributes=_SAES,
         peer="sae_lens/older_*",
     ),
     Covered(
@@ -79,6 +82,7 @@ COVERED = (
         layout="`params.npz` of residual stream, MLP and attention",
         reads=f"{_SCOPE}::test_the_repository_says_where_they_read",
         writes=f"{_SCOPE}::test_autoencoders_come_back",
+        attributes=_SAES,
         peer="gemma_scope/one_[!t]*",
     ),
     Covered(
@@ -94,6 +98,7 @@ COVERED = (
         layout="`params.safetensors` of autoencoders",
         reads=f"{_SCOPE_2}::test_the_folder_and_the_settings_say_where_they_read",
         writes=f"{_SCOPE_2}::test_what_is_saved_comes_back",
+        attributes=_SAES,
         peer="gemma_scope/two_[!t]*",
     ),
     Covered(
@@ -109,6 +114,7 @@ COVERED = (
         layout="autoencoders: TopK, GroupMax, skip",
         reads=f"{_SPARSIFY}::test_every_kind",
         writes=f"{_SPARSIFY}::test_every_kind",
+        attributes=_SAES,
         peer="sparsify/{sae,skip_sae,layers_sae}*",
     ),
     Covered(
@@ -141,6 +147,7 @@ COVERED = (
         layout="GPT-2's autoencoders: ReLU and TopK, of all places",
         reads=f"{_OPENAI}::test_every_version_and_place",
         writes=f"{_OPENAI}::test_what_is_saved_comes_back",
+        attributes=_SAES,
         peer="openai/*",
     ),
     Covered(

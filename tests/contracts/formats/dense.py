@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.graph import NodeKind
 from circuitsae.replacement import ReplacementModel
 from transcoders import list_dictionaries, load_dictionaries
 from transcoders.dictionaries import DictionarySet, SAESet, SparseDictionary, TranscoderSet
@@ -71,6 +72,30 @@ def assert_attributes(dictionaries: DictionarySet, family: Family) -> None:
     assert sum(str(node.kind).lower().endswith("feature") for node in graph.nodes) > 3
     size = max(abs(node.pre_activation) for node in graph.nodes if node.is_target)
     assert abs(graph.residual()).max() <= 1e-9 * size
+
+
+def assert_derivatives(dictionaries: DictionarySet, family: Family) -> None:
+    """What all nodes of a site give a logit is what scaling the site does to it, with later sites held."""
+    tokens, n_layers = torch.tensor([0, 11, 22, 33, 11]), dictionaries.n_layers
+    sizes = {"n_layers": n_layers, "d_model": dictionaries.d_model, "n_heads": 2, "d_vocab": 40}
+    model = ReplacementModel(random_model(family, **sizes, dtype=torch.float64), dictionaries)
+    graph, clean = attribute(model, tokens, targets=LogitTargets([3])), model.trace(tokens).frozen.writes.mlp_out
+    row = graph.weights.toarray()[[node.kind is NodeKind.LOGIT for node in graph.nodes]][0]
+    assert graph.mask(NodeKind.FEATURE).sum() > 3
+
+    @torch.no_grad()
+    def logit(scaled: int, factor: float) -> float:
+        edits = {}
+        for layer in model.written:
+            value = clean[layer] * (factor if layer == scaled else 1.0)
+            edits |= model.model.writing(dictionaries.writes[layer], lambda _, value=value: value[None])
+        logits = model.model.run_hooked(tokens[None], write=edits)[0][0, -1]
+        return float(logits[3] - logits.mean())
+
+    for layer in model.written:
+        there = [node.layer == layer for node in graph.nodes]
+        expected = (logit(layer, 1 + 1e-5) - logit(layer, 1 - 1e-5)) / 2e-5
+        assert abs(row[there].sum() - expected) <= 1e-6 * abs(row).max()
 
 
 def golden(community: str, pattern: str = "*") -> list[Path]:
