@@ -163,7 +163,7 @@ def test_heads_take_an_edge_by_values_and_by_patterns(family, kind):
         trace = model.trace(TOKENS)
         weights, tried = graph.weights.toarray(), 0
         features = [node.id for node in graph.nodes if node.kind is NodeKind.FEATURE and node.layer == 0]
-        for name in ("tok@2", "0.error@1", *features[::5]):
+        for name in ("tok@2", "0.err@1", *features[::5]):
             source, target = graph.nodes[graph.position[name]], graph.top_logits()[0]
             edge = weights[graph.position[target.id], graph.position[name]]
             parts: Any = edge_heads(model, trace, source, target, response="linear")
