@@ -109,11 +109,7 @@ def calibrate(
         raise InputError(f"claims={list(settings.claims)} gets no verdict to calibrate; give 'graph' or 'direct'.")
     frames, left_out = [], 0
     for number, graph in enumerate(graphs):
-        if graph.response == "linear":
-            raise InputError(
-                "Calibration plants edges into held attention and norms, but the graph has response='linear'; "
-                "calibrate on a graph with response='frozen'."
-            )
+        refuse_derivatives(graph)
         case = _Case(
             model, graph, edges, plants, replace(settings, claims=settings.judged, seed=settings.seed + number), advance
         )
@@ -122,6 +118,15 @@ def calibrate(
     if not frames:
         raise InputError("There is no graph to calibrate on; give at least one.")
     return Calibration(pd.concat(frames, ignore_index=True), left_out)
+
+
+def refuse_derivatives(graph: AttributionGraph) -> None:
+    """Raises `InputError` for a graph of linear response."""
+    if graph.response == "linear":
+        raise InputError(
+            "Calibration plants edges into held attention and norms, but the graph has response='linear'; "
+            "calibrate on a graph with response='frozen'."
+        )
 
 
 class _Case:
