@@ -1,8 +1,8 @@
 """What a graph foresees of the live model: with attention and norms held (`frozen`), and as they answer (`linear`).
 
 1. T̂, what removing a source does by all paths of the graph, against the model with everything live (its MLPs, attention
-   and norms; `Model` of `benchmarks/claims.py`, which shares nothing with the graph): Spearman over the {edges} edges of
-   most influence of each class, chosen from either graph; all of a source removed, and 1 % of it.
+   and norms; `Model` of `benchmarks/claims.py`, which shares nothing with the graph): Spearman over the {edges} edges
+   of most influence of each class, chosen from either graph; all of a source removed, and 1 % of it.
 2. Cost: CPU seconds of one whole graph, the median of {runs} runs in turn, on one thread.
 
     python benchmarks/response.py

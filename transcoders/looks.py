@@ -12,8 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from transcoders.errors import ModelError
-
 _PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm"}
 """Names of torch's functions by which models multiply queries and keys."""
 
@@ -44,10 +42,10 @@ class Look(NamedTuple):
     ) -> "Look":
         """Of a run of attention whose queries and keys were `leaves`, with `counts` of heads, and which wrote `out`.
 
-        Raises `ModelError` where no product of both goes into a softmax.
+        Raises `RuntimeError` where no product of both goes into a softmax.
         """
         if not seen.scores or seen.product is None or len(leaves) < 2:
-            raise ModelError("Its attention shows no product of queries and keys that goes into a softmax")
+            raise RuntimeError("no product of queries and keys is seen to go into its softmax")
         n = seen.product.shape[-1]
         (slope,) = torch.autograd.grad(seen.scores[0][..., :n].sum(), seen.product, retain_graph=True)
         slope, sides, maps = slope * seen.factor, [], []

@@ -124,7 +124,7 @@ class AttentionPart:
     def look(self, call: Call, normed: Float[Tensor, "1 pos d_model"]) -> Look:
         """How its heads look where they read `normed`, and what it writes.
 
-        Raises `ModelError` where no product of queries and keys is seen to go into the softmax.
+        Raises `RuntimeError` where no product of queries and keys is seen to go into the softmax.
         """
         leaves: dict[str, Tensor] = {}
 

@@ -230,7 +230,15 @@ def live_model(frozen: FrozenModel) -> LinearModel:
         embed_norm, stream = _live(held.after_embed, stream), value_of(held.after_embed, stream)
     blocks = []
     for layer, block in enumerate(held.blocks):
-        live, stream = _block(frozen, layer, block, calls[layer], stream)
+        try:
+            live, stream = _block(frozen, layer, block, calls[layer], stream)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"The attention of layer {layer} of {frozen.model.name} cannot be differentiated ({reason})"
+            ) from error
         blocks.append(live)
     return replace(held, blocks=blocks, after_embed=embed_norm, final=_live(held.final, stream))
 

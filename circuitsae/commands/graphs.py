@@ -176,6 +176,7 @@ def validate(
     """
     from circuitsae.graph import load_graph
     from circuitsae.sentences import of_graph
+    from circuitsae.validation.calibration import refuse_derivatives
     from circuitsae.validation.choice import parse_edges
 
     if prompts is not None and task is not None:
@@ -183,6 +184,8 @@ def validate(
 
     console, chosen = open_console(wide), parse_edges(edges or ["100"])
     loaded = load_graph(graph)
+    if calibrate:
+        refuse_derivatives(loaded)
     source, dtype = source_of(loaded), _dtype_of(loaded)
     name = model or source.model or str(loaded.provenance.get("model") or "pocket")
     if model is None:

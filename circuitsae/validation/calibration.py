@@ -42,7 +42,7 @@ from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.claims import Pairs, Settings, judge
-from circuitsae.validation.designs import PREDICTED_BY, design_of
+from circuitsae.validation.designs import PREDICTED_BY
 from circuitsae.validation.measuring import Targets, effects, traced, values_of
 from circuitsae.validation.result import jsonable
 from circuitsae.validation.statistics import LEVEL, within_factor_two
@@ -110,11 +110,7 @@ def calibrate(
         raise InputError(f"claims={list(settings.claims)} gets no verdict to calibrate; give 'graph' or 'direct'.")
     frames, left_out = [], 0
     for number, graph in enumerate(graphs):
-        if design_of(model, graph.response).derivative:
-            raise InputError(
-                "Calibration plants edges into a linear map, which graphs of derivatives are none of; calibrate on a "
-                "graph whose patterns and norms are held (transcoders, response 'frozen')."
-            )
+        refuse_derivatives(graph)
         case = _Case(
             model, graph, edges, plants, replace(settings, claims=settings.judged, seed=settings.seed + number), advance
         )
@@ -123,6 +119,15 @@ def calibrate(
     if not frames:
         raise InputError("There is no graph to calibrate on; give at least one.")
     return Calibration(pd.concat(frames, ignore_index=True), left_out)
+
+
+def refuse_derivatives(graph: AttributionGraph) -> None:
+    """Raises `InputError` for a graph of linear response."""
+    if graph.response == "linear":
+        raise InputError(
+            "Calibration plants edges into held attention and norms, but the graph has response='linear'; "
+            "calibrate on a graph with response='frozen'."
+        )
 
 
 class _Case:

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from circuitsae.attribution import LogitTargets, attribute, edge_heads
+from circuitsae.attribution import LogitTargets, attribute, attribute_pruned, edge_heads
 from circuitsae.attribution.nodes import feature_targets
 from circuitsae.graph import NodeKind, load_graph
 from circuitsae.replacement import ReplacementModel
@@ -23,7 +24,7 @@ from circuitsae.sentences import of_logit
 from circuitsae.validation import calibrate, validate
 from circuitsae.validation.claims import MISSES
 from transcoders.dictionaries import random_dictionaries
-from transcoders.errors import InputError
+from transcoders.errors import InputError, ModelError
 from transcoders.loading import random_model
 from transcoders.random_models import Family
 
@@ -163,7 +164,7 @@ def test_heads_take_an_edge_by_values_and_by_patterns(family, kind):
         trace = model.trace(TOKENS)
         weights, tried = graph.weights.toarray(), 0
         features = [node.id for node in graph.nodes if node.kind is NodeKind.FEATURE and node.layer == 0]
-        for name in ("tok@2", "0.error@1", *features[::5]):
+        for name in ("tok@2", "0.err@1", *features[::5]):
             source, target = graph.nodes[graph.position[name]], graph.top_logits()[0]
             edge = weights[graph.position[target.id], graph.position[name]]
             parts: Any = edge_heads(model, trace, source, target, response="linear")
@@ -225,6 +226,56 @@ def test_small_doses_confirm_the_edges_of_a_graph():
     assert validate(model, held, edges=None, controls=0).agreement("direct")["all"].spearman < 0.99
     with pytest.raises(InputError, match="Calibration plants edges into held attention"):
         calibrate(model, [graph])
+
+
+@pytest.mark.parametrize("limits", [{"max_features": 12}, {"unexplained": 0.1}, {"edges_per_node": 5}])
+def test_limits_mean_what_they_do_by_autograd(limits):
+    model = _model("gemma2")
+    with Doubled():
+        closed, exact = (
+            attribute(model, TOKENS, targets=LOGITS, response="linear", engine=engine, **limits)
+            for engine in ("closed_form", "autograd")
+        )
+    assert [node.id for node in closed.nodes] == [node.id for node in exact.nodes]
+    assert abs(closed.weights - exact.weights).max() <= 1e-12 * abs(exact.weights).max()
+
+
+@pytest.mark.parametrize("bound", ["circuitsae.attribution.live.LOOK_BYTES", "circuitsae.frozen.PATTERN_BYTES"])
+def test_what_is_computed_again_is_the_same(bound, monkeypatch):
+    model = _model("qwen3")
+    whole = attribute(model, TOKENS, targets=LOGITS, response="linear")
+    monkeypatch.setattr(bound, 0)
+    again, full = attribute_pruned(model, TOKENS, targets=LOGITS, response="linear", engine="closed_form")
+    pruned = whole.prune()
+    assert (full.nodes, full.edges) == (len(whole.nodes), whole.weights.nnz)
+    assert [node.id for node in again.nodes] == [node.id for node in pruned.nodes]
+    assert abs(again.weights - pruned.weights).max() <= 1e-12 * abs(pruned.weights).max()
+
+
+def test_a_model_in_low_precision_gives_the_same_graph_but_for_rounding():
+    sizes = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_vocab": 64}
+    dictionaries = random_dictionaries("plt", n_layers=2, d_model=16, features=8, seed=1)
+    graphs = [
+        attribute(ReplacementModel(random_model("llama", **sizes, dtype=dtype), dictionaries), TOKENS, targets=LOGITS,
+                  response="linear", engine="closed_form")
+        for dtype in (torch.float32, torch.bfloat16)
+    ]  # fmt: skip
+    exact, rough = (graph.edges_frame().set_index(["source", "target"])["weight"] for graph in graphs)
+    both: Any = pd.concat([exact, rough], axis=1, join="inner").to_numpy()
+    assert len(both) > 0.8 * len(exact)
+    assert abs(both[:, 0] - both[:, 1]).max() < 0.1 * abs(both).max()
+
+
+def test_autograd_takes_over_where_no_product_of_queries_and_keys_is_seen(monkeypatch, caplog):
+    model = _model("gpt2")
+    closed = attribute(model, TOKENS, targets=LOGITS, response="linear")
+    monkeypatch.setattr("transcoders.looks._PRODUCTS", set())
+    graph = attribute(model, TOKENS, targets=LOGITS, response="linear")
+    assert "no product of queries and keys" in caplog.text
+    assert "using autograd, which is slower" in caplog.text
+    assert abs(graph.weights - closed.weights).max() <= 1e-9 * abs(closed.weights).max()
+    with pytest.raises(ModelError, match="random-gpt2-0.*use engine='autograd'"):
+        attribute(model, TOKENS, targets=LOGITS, response="linear", engine="closed_form")
 
 
 def test_the_closed_form_is_refused_between_autoencoders():
