@@ -193,6 +193,11 @@ def test_files_that_hold_no_prompts(tmp_path, text, said):
     assert isinstance(error.value, FileFormatError) == bool(text)
 
 
+def test_one_json_document_is_not_taken_for_lines_of_text(tmp_path):
+    with pytest.raises(FileFormatError, match="is one JSON document; give JSON lines"):
+        many.read_asked(tmp_path / "p.json")
+
+
 def test_lines_of_text_are_prompts_and_a_separator_inside_a_prompt_ends_no_line(tmp_path):
     (tmp_path / "p.txt").write_bytes("\ufeff one\r\n\r\ntwo\u2028three\n".encode())
     assert [one.prompt for one in many.read_asked(tmp_path / "p.txt")] == [" one", "two\u2028three"]
