@@ -44,20 +44,14 @@ class Kept:
     validate: int
     html: bool
 
-    def key(self, model: "ReplacementModel", asked: "Asked") -> str:
-        """Tells whether a graph is of this prompt, these settings and these weights."""
+    def key(self, model: "ReplacementModel") -> "Callable[[Asked], str]":
+        """Tells whether a graph is of a prompt, these settings and these weights."""
         from circuitsae.attribution.attribute import weights_of_dictionaries
 
         weights = [model.model.fingerprint(), weights_of_dictionaries(model)]
-        how = [
-            repr(self.explained),
-            self.settings,
-            self.named,
-            self.validate,
-            str(model.model.dtype),
-            model.model.adds_bos,
-        ]
-        return short_hash([json.dumps([asked.prompt, asked.targets, weights, how])])
+        how = [repr(self.explained), self.settings, self.named, self.validate, str(model.model.dtype)]
+        how.append(model.model.adds_bos)
+        return lambda asked: short_hash([json.dumps([asked.prompt, asked.targets, weights, how])])
 
 
 @dataclass(frozen=True)
@@ -89,6 +83,8 @@ def read_asked(path: Path) -> "list[Asked]":
     from circuitsae.attribution import Asked
     from circuitsae.validation.prompts import read_prompts
 
+    if path.suffix.lower() == ".json":
+        raise FileFormatError(f"{path} is one JSON document; give JSON lines (.jsonl), an object for each prompt.")
     lines = read_prompts(path)
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         return [Asked(line) for line in lines]
@@ -115,7 +111,7 @@ def trace_many(
         model = load(device=device_of_rank(device))
         world = join(model.model.device)
         try:
-            places = places_in(folder, asked, lambda one: kept.key(model, one))
+            places = places_in(folder, asked, kept.key(model))
             strangers = in_the_way(folder, places, overwrite)
             for path in strangers if first else ():
                 remove_folder(path)
