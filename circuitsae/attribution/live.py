@@ -197,7 +197,32 @@ class LiveAttention(Attention):
     def transpose_from(
         self, g: Float[Tensor, "row d_model"], pos: Int[Tensor, "row"], count: int
     ) -> Float[Tensor, "row pos d_model"]:
-        return self.transpose(_at(g, pos, count))
+        g, row = g if self.after is None else self.after.transpose_at(g, pos), torch.arange(len(g), device=g.device)
+        z = (g @ self.W_out.mT).unflatten(1, (self.n_heads, -1)).transpose(0, 1)
+        weighed = z @ self.value[:, :count].mT - (z * self.moved[:, pos]).sum(-1, keepdim=True)
+        weighed = weighed * self._slope[:, pos, :count]
+        W_Q, W_K, W_V = (W.unflatten(1, (-1, self.d_head)).permute(1, 2, 0) for W in self._weights)
+        read = torch.bmm(self.mix[:, pos, :count].permute(1, 2, 0), torch.bmm(z, self._repeat(W_V)).transpose(0, 1))
+        query = self.look.query[:, pos]
+        if self.look.of_key is None and self.wide[1] is None:
+            by_key = torch.bmm(query, self._repeat(W_K)).transpose(0, 1)
+            read.baddbmm_(weighed.permute(1, 2, 0), by_key)
+        else:
+            k = weighed.mT[..., None] * query[:, None]
+            k = k.unflatten(0, (self.n_kv, -1)).sum(1) if self.n_kv < self.n_heads else k
+            k = _through(k, self.look.of_key, slice(count), back=True).permute(2, 1, 0, 3).flatten(2)
+            read += (k if self.wide[1] is None else self.wide[1].transpose(k)) @ W_K.flatten(0, 1)
+        q = weighed @ self.look.key[:, :count]
+        if self.look.of_query is not None:
+            q = torch.einsum("hre,hrei->hri", q, self.look.of_query[:, pos])
+        q = q.transpose(0, 1).flatten(1)
+        read[row, pos] += (q if self.wide[0] is None else self.wide[0].transpose_at(q, pos)) @ W_Q.flatten(0, 1)
+        return self.before.transpose(read)
+
+    @property
+    def _weights(self) -> tuple[Tensor, ...]:
+        """W_Q, W_K and W_V, heads side by side."""
+        return self.W_in.split([size * self.d_head for size in self.sizes], dim=1)
 
 
 def _at(x: Float[Tensor, "row d_model"], pos: Int[Tensor, "row"], count: int) -> Float[Tensor, "row pos d_model"]:
