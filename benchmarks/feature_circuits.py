@@ -137,7 +137,7 @@ class Line:
     f: np.ndarray
 
     def at(self, size: int) -> str:
-        return f"{self.f[self.sizes.index(size)]:.2f}" if size in self.sizes else ""
+        return f"{self.f[self.sizes.index(size)]:.2f}".replace("-0.00", "0.00") if size in self.sizes else ""
 
     def reaches(self, f: float) -> str:
         good = [size for size, value in zip(self.sizes, self.f, strict=True) if value >= f]
