@@ -137,7 +137,7 @@ class Line:
     f: np.ndarray
 
     def at(self, size: int) -> str:
-        return f"{self.f[self.sizes.index(size)]:.2f}" if size in self.sizes else ""
+        return f"{self.f[self.sizes.index(size)]:.2f}".replace("-0.00", "0.00") if size in self.sizes else ""
 
     def reaches(self, f: float) -> str:
         good = [size for size, value in zip(self.sizes, self.f, strict=True) if value >= f]
@@ -168,11 +168,12 @@ def study(title: str, model: ReplacementModel, make: Callable[[LanguageModel, in
     ranking = rankings["integrated"]
     lines, curve = curves(model, rankings, held)
     fits = [model.fit(model.trace(example.prompt)) for example in held.examples[:20]]
+    l0, fvu = np.mean([fit.l0 for fit in fits]), np.mean([fit.fvu for fit in fits])
     text = (
         f"{len(chosen.examples)} prompts to rank on, {len(held.examples)} to measure f on; m(M) "
         f"{curve.full.mean():.2f}, m(∅) {curve.empty.mean():.2f}, in logits. {len(ranking.nodes):,} nodes are "
-        f"active on some prompt or its corrupted twin. On these prompts L0 is {np.mean([fit.l0 for fit in fits]):.1f}, FVU "
-        f"{np.mean([fit.fvu for fit in fits]):.3f}. Effects take {seconds['gradient']:.2f} CPU-seconds a prompt by the "
+        f"active on some prompt or its corrupted twin. On these prompts L0 is {l0:.1f}, FVU {fvu:.3f}. "
+        f"Effects take {seconds['gradient']:.2f} CPU-seconds a prompt by the "
         f"gradient, {seconds['integrated']:.2f} with {STEPS} steps. {completeness(model, chosen, corrupt)}"
     )
     return Study(title, text, lines, strongest(ranking))
