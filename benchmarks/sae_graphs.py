@@ -20,6 +20,7 @@ from torch import Tensor
 import circuitsae as cs
 from circuitsae.attribution.attribute import attribute_trace
 from circuitsae.attribution.nodes import Endpoints
+from circuitsae.attribution.targets import LogitTargets, explained
 from circuitsae.graph import NodeKind
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.dictionaries import random_dictionaries
@@ -46,7 +47,7 @@ class Whole:
 
     def __init__(self, model: ReplacementModel, trace: Trace, token: Tensor) -> None:
         self.model, self.trace = model, trace
-        self.targets = Endpoints.of(model, trace, token).targets.take(
+        self.targets = Endpoints.of(model, explained(model, trace, LogitTargets(token.tolist()))).targets.take(
             torch.arange(len(trace.features.value) + len(token))
         )
         self.leaf = trace.frozen.writes.mlp_out.clone().requires_grad_()
