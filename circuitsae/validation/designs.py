@@ -35,7 +35,7 @@ SMALL_DOSES = (0.025, 0.05, 0.1)
 """The same of a graph of derivatives."""
 SMALL = {torch.float64: 1e-5}
 """A dose at which nothing switches; 1e-2 in lower precision, where less would drown in rounding."""
-STEP = {torch.float64: 1e-3}
+STEP = {torch.float64: 1e-3, torch.float32: 3e-3}
 """The same, there and back, of a derivative; larger, as attention may round to float32 within a float64 model."""
 PREDICTED_BY: dict[Claim, RegimeName] = {"graph": "linear", "direct": "frozen", "model": "linear"}
 
