@@ -228,10 +228,7 @@ class _Attribution:
         }
         with torch.no_grad(), progress_bar(shown=progress) as bar:
             task = bar.add_task("attributing", total=self._at_most + len(self.explained.nodes))
-            response = _response(limits.response, model)
-            live = response == "linear"
-            if live:
-                trace = replace(trace, frozen=trace.frozen.with_logit_slope())
+            live = self.response == "linear"
             expand = partial(
                 _expand,
                 linear=_linear_for(self.engine, model, trace, live),
@@ -239,7 +236,7 @@ class _Attribution:
                 batch_size=None if limits.batch_size == "auto" else limits.batch_size,
                 edges_per_node=limits.edges_per_node,
                 precision=limits.precision,
-                provenance={**_provenance(model, self.trace, self.prompt, settings), "response": response},
+                provenance={**_provenance(model, self.trace, self.prompt, settings), "response": self.response},
                 done=lambda n: bar.advance(task, n),
             )
             ends, known = Endpoints.of(model, self.explained), None
@@ -253,8 +250,14 @@ class _Attribution:
                 yield expansion, known
 
     @cached_property
+    def response(self) -> Response:
+        return _response(self.limits.response, self.model)
+
+    @cached_property
     def explained(self) -> Explained:
-        return explained(self.model, self.trace, self.targets)
+        trace, live = self.trace, self.response == "linear"
+        trace = replace(trace, frozen=trace.frozen.with_logit_slope()) if live else trace
+        return explained(self.model, trace, self.targets)
 
     @property
     def _at_most(self) -> int:
@@ -307,7 +310,7 @@ def check_settings(*, nodes: float = 0.8, edges: float = 0.98, engine: str = "au
     """Raises `InputError` for settings of `attribute_pruned` that are out of range, before any prompt is read."""
     check_shares(nodes=nodes, edges=edges)
     _check_engine(NEW_NAMES.get(engine, engine))
-    limits: dict[str, Any] = dict.fromkeys(("max_features", "unexplained", "edges_per_node", "precision"))
+    limits: dict[str, Any] = dict.fromkeys(("max_features", "unexplained", "edges_per_node", "precision", "response"))
     limits |= {"batch_size": "auto"} | settings
     _Limits(**{name: value for name, value in limits.items() if name not in ("bos", "progress")})
 

@@ -214,7 +214,7 @@ def test_small_doses_confirm_the_edges_of_a_graph():
     model = _model("gpt2", "plt")
     graph = attribute(model, TOKENS, targets=LOGITS, response="linear")
     found = validate(model, graph, edges=None, controls=0)
-    assert found.frozen_error <= 1e-7
+    assert found.frozen_error <= 1e-5  # of differences at a dose of 1e-3
     edges: Any = found.edges
     np.testing.assert_allclose(edges["direct_measured"], -edges["weight"], atol=0.2 * edges["weight"].abs().max())
     assert found.agreement("direct")["all"].spearman > 0.99

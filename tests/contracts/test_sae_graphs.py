@@ -342,11 +342,11 @@ def test_what_is_validated_says_what_it_is(language_model, tmp_path):
     save_graph(check.annotate(graph), tmp_path / "graph")
     again = load_graph(tmp_path / "graph")
     assert again.provenance["sites"] == ["resid_post"] * 3
-    assert of_graph(again).startswith("To first order, of the logit of")
+    assert of_graph(again).startswith("Of what the logit of")
     written = next(node for node in neuronpedia.write(again)["nodes"] if node["feature_type"].endswith("error"))
     assert written["clerp"].startswith("Err: resid_post")
     assert write_html(again, tmp_path / "page.html").exists()
-    with pytest.raises(InputError, match="linear map, which graphs of derivatives"):
+    with pytest.raises(InputError, match="Calibration plants edges"):
         calibrate(model, [graph])
     with pytest.raises(InputError, match="closed form needs transcoders|found by autograd"):
         attribute(model, TOKENS, engine="closed_form")
