@@ -285,8 +285,7 @@ class LanguageModel:
     ) -> tuple[Float[Tensor, "batch pos _"], dict[Site, Float[Tensor, "batch pos _"]]]:
         """As `run`, with what the unembedding reads in the place of logits, which `logits_of` makes of it.
 
-        With `stream`, the residual stream before block `start`, that block runs first. `held`: edits by hooks' names;
-        `past`: as of `run_hooked`.
+        With `stream`, the stream before block `start`, that runs first. `held`: edits by hooks; `past`: `run_hooked`'s.
         """
         final: list[Tensor] = []
 
