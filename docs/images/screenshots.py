@@ -1,8 +1,8 @@
 """The pictures of docs/viewer.md, from any page of a tested graph with cards: `docs/images/screenshots.py graph.html`.
 
-Or one picture of a page, a graph's or a comparison's, in the state that its address says:
+Or one picture of a page, a graph's or a comparison's, in the state that its address says, 900 pixels high or as asked:
 
-    docs/images/screenshots.py docs/pages/story_smollm2.html story "node=25.2000@5&tab=card"
+    docs/images/screenshots.py docs/pages/story_smollm2.html story "node=25.2000@5&tab=card" 1000
 
 Those of docs/targets.md, docs/sae-graphs.md and docs/sharing.md are of what `circuitsae trace "When John and Mary went to
 the store, John gave a drink to"` writes with `--contrast " Mary" " John" --validate 40 --out graphs/contrast`, with
@@ -60,9 +60,9 @@ def shoot(page: Page, name: str) -> None:
     save(page.screenshot(), name)
 
 
-def one(html: Path, name: str, state: str) -> None:
+def one(html: Path, name: str, state: str, height: str = "900") -> None:
     with chromium() as browser:
-        page = browser.new_page(viewport=SIZE, color_scheme="light")
+        page = browser.new_page(viewport=SIZE | {"height": int(height)}, color_scheme="light")
         page.goto(f"{html.resolve().as_uri()}#{state}")
         page.wait_for_selector("html[data-ready]")
         shoot(page, name)
