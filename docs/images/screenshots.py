@@ -4,9 +4,9 @@ Or one picture of a page, a graph's or a comparison's, in the state that its add
 
     docs/images/screenshots.py docs/pages/story_smollm2.html story "node=25.2000@5&tab=card" 1000
 
-Those of docs/targets.md, docs/sae-graphs.md and docs/sharing.md are of what `circuitsae trace "When John and Mary went to
-the store, John gave a drink to"` writes with `--contrast " Mary" " John" --validate 40 --out graphs/contrast`, with
-`--dictionaries pocket-sae --validate 10 --out graphs/saes`, and of its comparison with Tom in the place of the second John:
+Those of docs/targets.md, docs/sae-graphs.md and docs/sharing.md are of what `circuitsae trace "When John and Mary went
+to the store, John gave a drink to"` writes with `--contrast " Mary" " John" --validate 40 --out graphs/contrast`, with
+`--dictionaries pocket-sae --validate 10 --out graphs/saes`, and of the comparison of docs/sharing.md, untested:
 
     docs/images/screenshots.py graphs/contrast/graph.html contrast "node=logit.529-417@14"
     docs/images/screenshots.py graphs/saes/graph.html saes "node=1.680@14&prune=0.75"
