@@ -70,7 +70,7 @@ def connected(found: pd.DataFrame) -> go.Figure:
     colour = np.where(found["never_together"], ORANGE, np.where(named, BLUE, "#93aef0"))
     marker = {"color": colour, "size": 6 + 70 * np.sqrt(found["twera"].abs()), "opacity": 0.7}
     drawn = go.Figure(go.Scatter(x=found["weight"], y=found["together"], mode="markers", marker=marker))
-    for i, row in enumerate(found[named].sort_values("together").to_dict("records")):
+    for i, row in enumerate(found[named].sort_values(by="together").to_dict("records")):
         drawn.add_annotation(
             x=row["weight"], y=row["together"], text=row["name"], bgcolor="rgba(255,255,255,0.7)",
             showarrow=False, xanchor="left", xshift=16, yshift=9 if i % 2 else -9,

@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 
 from drawing import chromium, save
-from playwright.sync_api import Page
+from playwright.sync_api import Page, ViewportSize
 
-SIZE = {"width": 1440, "height": 900}
+SIZE = ViewportSize(width=1440, height=900)
 # The features on the three positions where they matter most, the strongest logit, and the tokens it reads most from.
 GROUPS = """() => {
   const { nodes, edges, page } = viewer;
@@ -62,7 +62,7 @@ def shoot(page: Page, name: str) -> None:
 
 def one(html: Path, name: str, state: str, height: str = "900") -> None:
     with chromium() as browser:
-        page = browser.new_page(viewport=SIZE | {"height": int(height)}, color_scheme="light")
+        page = browser.new_page(viewport=ViewportSize(width=SIZE["width"], height=int(height)), color_scheme="light")
         page.goto(f"{html.resolve().as_uri()}#{state}")
         page.wait_for_selector("html[data-ready]")
         shoot(page, name)

@@ -277,7 +277,7 @@ def test_a_graph_with_an_older_validation_says_of_what_kind_it_is(tmp_path: Path
 )
 def test_the_claim_says_whether_attention_is_held(tmp_path: Path, open_page: OpenPage, response: str, says: str):
     graph = sample_graph()
-    graph.provenance["response"] = response
+    graph.provenance = dict(graph.provenance) | {"response": response}
     page = open_page(write_html(graph, tmp_path / "graph.html"))
     expect(page.locator("#panel .hint").nth(1)).to_contain_text(says)
 

@@ -24,7 +24,7 @@
 
   // The same of edges that are derivatives.
   const SMALL_CHANGES = {
-    graph: "A small change of the source moves the target so much, features between answering, attention and norms live.",
+    graph: "A small change of the source moves the target so much, features between, attention and norms live.",
     direct: "A small change of the source moves the target so much, features between held, attention and norms live.",
   };
 
