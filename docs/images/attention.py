@@ -1,22 +1,17 @@
 """The picture of docs/attention.md: the pairs that make head 1.1 of the pocket model look at *John* and not at *Mary*.
 
-Needs playwright and a Chromium.
+Needs playwright, a Chromium and pillow.
 """
-
-import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-from playwright.sync_api import sync_playwright
+from drawing import save_figure
 
 import circuitsae as cs
 from circuitsae.attribution import AttentionReasons, explain_attention
 from circuitsae.features.cards import FeatureCards
 from circuitsae.pocket import dictionary_folder
 
-HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1000, 620
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 MOST = 10
@@ -62,18 +57,5 @@ def named(id: str, text: str) -> str:
     return f"{id} {' / '.join(text.split(' / ')[:2])}".strip()
 
 
-def main() -> None:
-    page_text = figure(reasons()).to_html(include_plotlyjs=True)
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": WIDTH + 16, "height": HEIGHT + 16})
-        page.set_content(page_text)
-        page.wait_for_selector(".plotly svg")
-        page.wait_for_timeout(500)
-        page.locator(".plotly-graph-div").screenshot(path=HERE / "attention.png")
-        browser.close()
-
-
 if __name__ == "__main__":
-    main()
+    save_figure(figure(reasons()), "attention")

@@ -1,18 +1,15 @@
 """The picture of docs/derivatives.md, from what `circuitsae refine` wrote: `docs/images/derivatives.py refine.json`.
 
-Needs playwright and a Chromium.
+Needs playwright, a Chromium and pillow.
 """
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
 import plotly.graph_objects as go
-from playwright.sync_api import sync_playwright
+from drawing import save_figure
 
-HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1000, 420
 LINES = (
     ("before", "cosine", "as published", "#b45309"),
@@ -34,18 +31,5 @@ def figure(record: dict[str, list[dict]]) -> go.Figure:
     return drawn
 
 
-def main(path: Path) -> None:
-    page_text = figure(json.loads(path.read_text())).to_html(include_plotlyjs=True)
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": WIDTH + 16, "height": HEIGHT + 16})
-        page.set_content(page_text)
-        page.wait_for_selector(".plotly svg")
-        page.wait_for_timeout(500)
-        page.locator(".plotly-graph-div").screenshot(path=HERE / "derivatives.png")
-        browser.close()
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    save_figure(figure(json.loads(Path(sys.argv[1]).read_text())), "derivatives")

@@ -1,23 +1,27 @@
 """The pictures of docs/viewer.md, from any page of a tested graph with cards: `docs/images/screenshots.py graph.html`.
 
-Or one picture of a page with a node's card: `docs/images/screenshots.py docs/pages/story_smollm2.html story 25.2000@5`.
+Or one picture of a page, a graph's or a comparison's, in the state that its address says, 900 pixels high or as asked:
 
-Needs playwright, a Chromium and pillow (which makes the files small).
+    docs/images/screenshots.py docs/pages/story_smollm2.html story "node=25.2000@5&tab=card" 1000
+
+Those of docs/targets.md, docs/sae-graphs.md and docs/sharing.md are of what `circuitsae trace "When John and Mary went
+to the store, John gave a drink to"` writes with `--contrast " Mary" " John" --validate 40 --out graphs/contrast`, with
+`--dictionaries pocket-sae --validate 10 --out graphs/saes`, and of the comparison of docs/sharing.md, untested:
+
+    docs/images/screenshots.py graphs/contrast/graph.html contrast "node=logit.529-417@14"
+    docs/images/screenshots.py graphs/saes/graph.html saes "node=1.680@14&prune=0.75"
+    docs/images/screenshots.py pair.html comparison "prune=0.75"
+
+Needs playwright, a Chromium and pillow.
 """
 
-import io
-import os
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from drawing import chromium, save
+from playwright.sync_api import Page, ViewportSize
 
-HERE = Path(__file__).parent
-SIZE = {"width": 1440, "height": 900}
+SIZE = ViewportSize(width=1440, height=900)
 # The features on the three positions where they matter most, the strongest logit, and the tokens it reads most from.
 GROUPS = """() => {
   const { nodes, edges, page } = viewer;
@@ -53,23 +57,13 @@ CLAIMS = """() => {
 def shoot(page: Page, name: str) -> None:
     page.mouse.move(5, 5)
     page.wait_for_timeout(500)
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(160, dither=Image.Dither.NONE)
-    picture.save(HERE / f"{name}.png", optimize=True)
+    save(page.screenshot(), name)
 
 
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-def card(html: Path, name: str, node: str) -> None:
+def one(html: Path, name: str, state: str, height: str = "900") -> None:
     with chromium() as browser:
-        page = browser.new_page(viewport=SIZE | {"height": 1000}, color_scheme="light")
-        page.goto(f"{html.resolve().as_uri()}#node={node}&tab=card")
+        page = browser.new_page(viewport=ViewportSize(width=SIZE["width"], height=int(height)), color_scheme="light")
+        page.goto(f"{html.resolve().as_uri()}#{state}")
         page.wait_for_selector("html[data-ready]")
         shoot(page, name)
 
@@ -95,5 +89,5 @@ def main(html: Path) -> None:
 
 
 if __name__ == "__main__":
-    html, *one = sys.argv[1:]
-    card(Path(html), *one) if one else main(Path(html))
+    html, *asked = sys.argv[1:]
+    one(Path(html), *asked) if asked else main(Path(html))

@@ -271,6 +271,17 @@ def test_a_graph_with_an_older_validation_says_of_what_kind_it_is(tmp_path: Path
     expect(page.locator("#panel table.claims tr", has_text="control").locator("td.number")).to_have_text("0.1")
 
 
+@pytest.mark.parametrize(
+    ("response", "says"),
+    [("frozen", "attention patterns and norms are held"), ("linear", "attention and norms live")],
+)
+def test_the_claim_says_whether_attention_is_held(tmp_path: Path, open_page: OpenPage, response: str, says: str):
+    graph = sample_graph()
+    graph.provenance = dict(graph.provenance) | {"response": response}
+    page = open_page(write_html(graph, tmp_path / "graph.html"))
+    expect(page.locator("#panel .hint").nth(1)).to_contain_text(says)
+
+
 def test_a_graph_that_was_not_tested_asks_for_no_claim(tmp_path: Path, open_page: OpenPage):
     page = open_page(write_html(sample_graph(validated=0), tmp_path / "g.html"))
     for control in ("#claim-choice", "#verdict-filter", "#paint-choice", "#verdict-fact"):

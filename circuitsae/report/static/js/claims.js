@@ -2,7 +2,7 @@
 (function (viewer) {
   "use strict";
 
-  const { page, edgeCount, CLAIMS, VERDICTS, countText } = viewer;
+  const { page, edgeCount, CLAIMS, SMALL_CHANGES, VERDICTS, countText } = viewer;
   const NONE = { edges: [], claims: {}, parts: {} };
 
   // How the model's effect compares with what is predicted: a description, not a verdict.
@@ -107,6 +107,7 @@
     return list(`${counts.confirmed} ${of} confirmed`, "null", "reversed");
   }
 
+  if (page.response) for (const [claim, says] of Object.entries(SMALL_CHANGES)) CLAIMS[claim].says = says;
   const tests = reader(page.tests);
   const sides = (page.comparison?.sides ?? []).map((side) => reader(side.tests));
   const tested = [tests, ...sides].flatMap((one) => one.claims);

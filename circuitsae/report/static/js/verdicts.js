@@ -22,6 +22,12 @@
     },
   };
 
+  // The same of edges that are derivatives.
+  const SMALL_CHANGES = {
+    graph: "A small change of the source moves the target so much, features between, attention and norms live.",
+    direct: "A small change of the source moves the target so much, features between held, attention and norms live.",
+  };
+
   // The last of these say how the model's effect compares with the prediction; it has no verdict.
   const VERDICTS = {
     confirmed: { glyph: "✓", word: "confirmed" },
@@ -40,5 +46,5 @@
   const badge = (verdict) =>
     viewer.element("span", { class: `badge ${verdict}` }, `${VERDICTS[verdict].glyph} ${VERDICTS[verdict].word}`);
 
-  Object.assign(viewer, { CLAIMS, VERDICTS, badge });
+  Object.assign(viewer, { CLAIMS, SMALL_CHANGES, VERDICTS, badge });
 })((window.viewer ??= {}));
