@@ -179,6 +179,10 @@ def _card(
         "bottom_logits": [{"token": words[-k % len(words)], "value": v} for k, v in enumerate(logits[:4:-1])],
         "neighbours": [{"layer": a, "feature": b, "score": 0.9 - 0.1 * k} for k, (a, b) in enumerate(others)],
         "nearest": [{"layer": a, "feature": b + 1, "score": 0.8 - 0.1 * k} for k, (a, b) in enumerate(others)],
+        "inputs": [
+            {"layer": a, "feature": b, "twera": 0.5 - 0.2 * k, "weight": 1.5} for k, (a, b) in enumerate(others)
+        ],
+        "outputs": [{"layer": a, "feature": b + 1, "twera": 0.25, "weight": -0.5} for a, b in others[:2]],
         "label": None,
     }
 

@@ -51,6 +51,9 @@ _WHOLE = ("count", "histogram", "top_token", "bottom_token", "neighbour_index", 
 _SAME_SHAPE = (("top_token", "top_value"), ("bottom_token", "bottom_value"), ("neighbour_index", "neighbour_score"),
                ("nearest_index", "nearest_score"), ("example_tokens", "example_share"))  # fmt: skip
 
+_CONNECTED = {f"{side}_{part}" for side, part in product(("input", "output"), ("index", "twera", "weight"))}
+"""Arrays of some sets of cards only, all or none of them: what adds to a feature, and to what it adds."""
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -67,6 +70,8 @@ def check_cards(manifest: Mapping[str, Any], arrays: Arrays) -> None:
         _check_range(arrays, name, -1, n - 1, f"names features beyond the {n} there are")
     _check_activations(arrays, seen)
     _check_examples(arrays, before, strata)
+    if not _CONNECTED.isdisjoint(arrays):
+        _check_connections(arrays, np.array(manifest["widths"]))
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
@@ -146,6 +151,36 @@ def _check_examples(arrays: Arrays, before: int, strata: int) -> None:
     _check_range(arrays, "example_stratum", TOP, strata - 1, f"names strata beyond the {strata} there are")
     if len(tokens) and (before >= tokens.shape[1] or (tokens[:, before] == 0).any()):
         raise MalformedError("an example lacks the token that it is an example of")
+
+
+def _check_connections(arrays: Arrays, widths: np.ndarray) -> None:
+    """Inputs are features of layers below, outputs of layers above; −1 is none."""
+    n = int(widths.sum())
+    for name in sorted(_CONNECTED):
+        if name not in arrays:
+            raise MalformedError(f"there is no {name}, but other arrays of inputs and outputs")
+        if (array := arrays[name]).ndim != 2 or len(array) != n:
+            raise MalformedError(f"{name} has shape {shown(array.shape)}; expected {n} rows in 2 dimensions")
+        if array.shape != (shape := arrays[f"{name.partition('_')[0]}_index"].shape):
+            raise MalformedError(f"{name} has shape {shown(array.shape)}, but the features that it is of {shape}")
+    ends = np.cumsum(widths)
+    below, above = (np.repeat(edge, widths)[:, None] for edge in (ends - widths, ends))
+    sides = (("input", "below", lambda i: i >= below), ("output", "above", lambda i: (i < above) | (i >= n)))
+    for side, where, wrong in sides:
+        name, index = f"{side}_index", arrays[f"{side}_index"]
+        if index.dtype.kind not in "iu":
+            raise MalformedError(f"{name} holds {index.dtype.name}; expected whole numbers")
+        if ((index < -1) | ((index >= 0) & wrong(index))).any():
+            raise MalformedError(f"{name} names features that are in no layer {where}")
+
+
+def narrow(name: str, array: np.ndarray) -> np.ndarray:
+    """Integers in the smallest type that holds them; shares, scores and logit effects in half precision."""
+    if array.dtype.kind == "f":
+        return array if name in ("mean", "max") or np.abs(array).max(initial=0) > 6e4 else array.astype(np.float16)
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    kinds = (np.int8, np.int16, np.int32, np.int64) if low < 0 else (np.uint8, np.uint16, np.uint32, np.uint64)
+    return array.astype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))
 
 
 FORMAT = "circuitsae-cards/1"

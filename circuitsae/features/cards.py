@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Integer
 
-from circuitsae.features.card_files import TOP, cards_folder, check_cards, has_cards, read_cards, write_cards
+from circuitsae.features.card_files import TOP, cards_folder, check_cards, has_cards, narrow, read_cards, write_cards
 from circuitsae.features.ledger import Ledger
 from circuitsae.graph.checking import MalformedError
 from circuitsae.graph.supernodes import label_json
@@ -47,6 +47,10 @@ class FeatureCard:
     """`layer`, `feature`, `score`: the Jaccard index of the tokens on which both are active."""
     nearest: tuple[Mapping[str, Any], ...] = ()
     """`layer`, `feature`, `score`: the cosine of what they write."""
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    """`layer`, `feature`, `twera`, `weight`: what adds most to it over a corpus, by `Connections`."""
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    """As `inputs`: to what it adds most."""
     label: Mapping[str, Any] | None = None
     """`text`, `status`, `display`, `evidence` of the ledger."""
 
@@ -141,6 +145,8 @@ class FeatureCards:
             bottom_logits=self._tokens("bottom", i),
             neighbours=self._features("neighbour", i),
             nearest=self._features("nearest", i),
+            inputs=self._connected("input", i),
+            outputs=self._connected("output", i),
             label=self.labels.get((layer, feature)),
         )
 
@@ -169,6 +175,19 @@ class FeatureCards:
             if layer.isdecimal() and feature.isdecimal() and (found := label_json(name, ledger)) is not None:
                 labels[int(layer), int(feature)] = found
         return replace(self, labels=labels)
+
+    def with_connections(self, found: Any, n: int = 5) -> "FeatureCards":
+        """These cards with the `n` strongest inputs and outputs of each feature; `found`: `Connections` of all.
+
+        Raises `DictionaryError` for connections of other dictionaries, `InputError` for those of some features only.
+        """
+        self.check_fits(found.model.dictionaries)
+        arrays = {name: narrow(name, array) for name, array in found.strongest(n).items()}
+        return replace(
+            self,
+            manifest={**self.manifest, "tokens_connected": found.over.tokens},
+            arrays={**self.arrays, **arrays},
+        )
 
     def frame(self) -> pd.DataFrame:
         """One row per feature: `layer`, `feature`, `firing_rate`, `max`, `mean`, `dead`, `label`, `status`."""
@@ -218,6 +237,13 @@ class FeatureCards:
         index, score = self.arrays[f"{kind}_index"][i].tolist(), self.arrays[f"{kind}_score"][i].tolist()
         found = [(*self._place(j), s) for j, s in zip(index, score, strict=True) if j >= 0]
         return tuple({"layer": layer, "feature": feature, "score": s} for layer, feature, s in found)
+
+    def _connected(self, side: str, i: int) -> tuple[dict[str, Any], ...]:
+        if f"{side}_index" not in self.arrays:
+            return ()
+        columns = [self.arrays[f"{side}_{part}"][i].tolist() for part in ("index", "twera", "weight")]
+        found = [(*self._place(j), twera, weight) for j, twera, weight in zip(*columns, strict=True) if j >= 0]
+        return tuple(dict(zip(("layer", "feature", "twera", "weight"), row, strict=True)) for row in found)
 
     def _place(self, number: int) -> tuple[int, int]:
         layer = int(np.searchsorted(self._first, number, side="right")) - 1

@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from scipy import sparse
 from torch import Tensor
 
-from circuitsae.features.collection.run import encode_rows, open_reading, rows_at_once
-from circuitsae.features.collection.statistics import Firing
 from circuitsae.features.global_weights import Place, check_feature, feature_widths
+from circuitsae.features.reading import Firing, encode_rows, open_reading, rows_at_once
 from circuitsae.replacement import ReplacementModel
 from transcoders.data.corpora import CorpusSource
 from transcoders.errors import InputError

@@ -99,6 +99,32 @@ class Connections:
         """The `n` of `outputs` that are largest in magnitude by one of its columns."""
         return _largest(self.outputs(feature), n, by)
 
+    def strongest(self, n: int = 5) -> dict[str, np.ndarray]:
+        """`top_inputs` and `top_outputs` of all features at once, by TWERA: arrays [feature, n].
+
+        `input_index` and `output_index` number features through the layers, −1 where there are fewer; beside each,
+        `…_twera` and `…_weight`. Raises `InputError` where not all pairs were counted.
+        """
+        if n < 1:
+            raise InputError(f"Give 1 connection or more to show; got {n}.")
+        if len(self.over.columns) < self._starts[-1]:
+            raise InputError(
+                f"The pairs of {len(self.over.columns):,} features were counted; those of all {self._starts[-1]:,} are "
+                "needed: read the corpus without naming features."
+            )
+        product = self.over.product
+        once = sparse.csr_array((np.ones_like(product.data), product.indices, product.indptr), shape=product.shape)
+        twera, V = (sparse.coo_array(x) for x in (self.twera(), self._weighted(once, np.ones(product.shape[1]))))
+        there = twera.data != 0
+        source, target, weight, twera = twera.row[there], twera.col[there], V.data[there], twera.data[there]
+        arrays = {}
+        for side, of, other in (("input", target, source), ("output", source, target)):
+            entry = _first_of_each(of, np.lexsort((other, -np.abs(twera), of)), int(self._starts[-1]), n)
+            columns = {"index": (other, -1), "twera": (twera, 0.0), "weight": (weight, 0.0)}
+            # Entry −1 is the last: that of none.
+            arrays |= {f"{side}_{name}": np.append(values, none)[entry] for name, (values, none) in columns.items()}
+        return arrays
+
     def _find(self, feature: Place) -> tuple[int, int]:
         """The feature's number and its column."""
         check_feature(self.model, feature)
@@ -155,6 +181,17 @@ class Connections:
 
 def _column(sums: sparse.csr_array, column: int) -> Float[np.ndarray, "feature"]:
     return sums[:, [column]].toarray()[:, 0]
+
+
+def _first_of_each(
+    of: Int[np.ndarray, "entry"], order: Int[np.ndarray, "entry"], n_features: int, n: int
+) -> Int[np.ndarray, "feature n"]:
+    """The first `n` entries of each feature in an order that has those of a feature together; −1 for no entry."""
+    of = of[order]
+    rank = np.arange(len(of)) - np.searchsorted(of, of)
+    first = np.full((n_features, n), -1)
+    first[of[rank < n], rank[rank < n]] = order[rank < n]
+    return first
 
 
 def _largest(frame: pd.DataFrame, n: int, by: str) -> pd.DataFrame:

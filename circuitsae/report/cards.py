@@ -54,6 +54,8 @@ def card_data(card: Mapping[str, Any]) -> dict[str, Any]:
         made[name] = [
             {"layer": int(row["layer"]), "feature": int(row["feature"]), "score": rounded(row["score"])} for row in rows
         ]
+    for name in ("inputs", "outputs"):
+        made[name] = [_connection(row) for row in list(card.get(name) or [])[:MOST_ROWS]]
     made["label"] = _plain_label(card.get("label"))
     return {name: value for name, value in made.items() if value is not None and value != []}
 
@@ -118,6 +120,11 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
         "peak": peak - start,
         "stratum": str(example.get("stratum") or "top"),
     }
+
+
+def _connection(row: Mapping[str, Any]) -> dict[str, Any]:
+    place = {"layer": int(row["layer"]), "feature": int(row["feature"])}
+    return place | {"twera": rounded(row["twera"]), "weight": rounded(row["weight"])}
 
 
 def _histogram(histogram: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -38,6 +38,9 @@ def sample_cards(seed: int = 0) -> FeatureCards:
         "bottom_token": draw.integers(1, len(WORDS) + 1, (n, 3)), "bottom_value": -draw.uniform(0, 1, (n, 3)),
         "neighbour_index": draw.integers(0, n, (n, 3)), "neighbour_score": draw.uniform(0, 1, (n, 3)),
         "nearest_index": draw.integers(0, n, (n, 3)), "nearest_score": draw.uniform(0, 1, (n, 3)),
+        "input_index": np.where(np.arange(n)[:, None] < WIDTH, -1, draw.integers(0, WIDTH, (n, 2))),
+        "output_index": np.where(np.arange(n)[:, None] < WIDTH, draw.integers(WIDTH, n, (n, 2)), -1),
+        **{f"{side}_{part}": draw.normal(0, 1, (n, 2)) for side in ("input", "output") for part in ("twera", "weight")},
     }  # fmt: skip
     manifest = {
         "widths": [WIDTH, WIDTH], "tokens_seen": 10_000, "vocabulary": WORDS, "model": "<i>sample</i>", "kind": "clt",
@@ -155,6 +158,11 @@ def test_links_lead_from_card_to_card_across_pages_and_keep_the_theme(index: Pat
     page.locator(".similar a").first.click()
     first = card.neighbours[0]
     expect(page.locator("h1")).to_have_text(f"Feature {first['layer']}.{first['feature']}")
+    page.goto(page.url.split("cards/")[0] + "cards/0-1.html#0.64")
+    page.get_by_role("heading", name="outputs").locator("..").get_by_role("link").first.click()
+    expect(page.locator("h1")).to_have_text(f"Feature 1.{card.outputs[0]['feature']}")
+    expect(page.get_by_role("heading", name="inputs")).to_be_visible()
+    expect(page.get_by_role("heading", name="outputs")).to_have_count(0)
     page.goto(page.url.split("cards/")[0] + "cards/0-0.html#0.0")
     expect(page.locator(".card")).to_contain_text("Dead")
     expect(page.locator("#previous")).to_be_hidden()

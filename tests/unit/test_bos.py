@@ -290,7 +290,7 @@ def test_every_command_that_reads_text_takes_the_flag(tmp_path, monkeypatch, com
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("circuitsae.replacement.reading_as_trained", reached)
-    monkeypatch.setattr("circuitsae.features.collection.run.reading_as_trained", reached)
+    monkeypatch.setattr("circuitsae.features.reading.reading_as_trained", reached)
     monkeypatch.setattr(provenance, "reading_as_trained", reached)
     if command in ("train", "reproduce"):
         monkeypatch.setattr(LanguageModel, "with_bos", reached)

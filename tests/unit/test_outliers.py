@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from circuitsae.attribution import LogitTargets, attribute
-from circuitsae.features.collection.run import encode_rows
+from circuitsae.features.reading import encode_rows
 from circuitsae.interventions import Feature, Intervention, Zero, intervene
 from circuitsae.replacement import ReplacementModel
 from transcoders import random_model

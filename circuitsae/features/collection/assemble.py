@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitsae.features.card_files import narrow
 from circuitsae.features.cards import TOP, FeatureCards
 from circuitsae.features.collection.config import CollectConfig
 from circuitsae.features.collection.examples import NO_TOKEN, Entries, Payload
@@ -141,7 +142,7 @@ def assemble(
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy")}},
         "vocabulary": [model.token_string(int(token)) for token in vocabulary],
     }
-    return FeatureCards(manifest, {name: _narrow(name, array) for name, array in arrays.items()}, {})
+    return FeatureCards(manifest, {name: narrow(name, array) for name, array in arrays.items()}, {})
 
 
 def _examples(collected: Collected, config: CollectConfig) -> dict[str, np.ndarray]:
@@ -201,12 +202,3 @@ def _number_tokens(arrays: dict[str, np.ndarray]) -> Int[np.ndarray, "text"]:
         ids = arrays[name]
         arrays[name] = np.where(ids == NO_TOKEN, 0, np.searchsorted(used, ids) + 1)
     return used
-
-
-def _narrow(name: str, array: np.ndarray) -> np.ndarray:
-    """Integers in the smallest type that holds them; shares, scores and logit effects in half precision."""
-    if array.dtype.kind == "f":
-        return array if name in ("mean", "max") or np.abs(array).max(initial=0) > 6e4 else array.astype(np.float16)
-    low, high = int(array.min(initial=0)), int(array.max(initial=0))
-    kinds = (np.int8, np.int16, np.int32, np.int64) if low < 0 else (np.uint8, np.uint16, np.uint32, np.uint64)
-    return array.astype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))

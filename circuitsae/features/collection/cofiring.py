@@ -7,7 +7,7 @@ import numpy as np
 from scipy import sparse
 
 from circuitsae.features.collection.examples import EMPTY, Entries, KeepBest, mixed
-from circuitsae.features.collection.statistics import Firing
+from circuitsae.features.reading import Firing
 
 EXACT_UP_TO = 8192
 """Features of all layers together up to which every pair is counted: a table of 256 MB."""

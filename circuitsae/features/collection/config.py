@@ -27,6 +27,8 @@ class CollectConfig:
     """Tokens whose logits it raises most, and lowers most."""
     neighbours: int = 10
     """Features that fire on the same tokens, and as many that write in the same direction."""
+    connections: int = 5
+    """Features that add most to it, and to which it adds most (TWERA); 0 for none. Of transcoders."""
     seed: int = 0
     """Of the samples."""
     save_every: int = 100_000
@@ -34,7 +36,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         least = {"tokens": 1, "context": 2, "top": 1, "per_stratum": 1, "before": 0, "after": 0, "logits": 1,
-                 "neighbours": 1, "seed": 0, "save_every": 1}  # fmt: skip
+                 "neighbours": 1, "connections": 0, "seed": 0, "save_every": 1}  # fmt: skip
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise InputError(f"{name} = {getattr(self, name)} is too small; give {smallest} or more.")

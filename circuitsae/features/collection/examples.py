@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Shaped, UInt64
 
-from circuitsae.features.collection.statistics import Firing, exponents, part_of_range
+from circuitsae.features.collection.statistics import exponents, part_of_range
+from circuitsae.features.reading import Firing
 
 EMPTY = np.uint64(2**64 - 1)
 """The order of a place that holds no entry."""

@@ -1,28 +1,14 @@
 """How often and how strongly each feature fires: counts, sums, maxima, and histograms that grow exactly."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
 
+from circuitsae.features.reading import Firing
+
 BINS = 32
 """Bins of a histogram; a power of two."""
-
-
-class Firing(NamedTuple):
-    """The active features of a chunk of tokens, sorted by layer, token and feature."""
-
-    feature: Int[np.ndarray, "n"]
-    """Numbered through all layers."""
-    token: Int[np.ndarray, "n"]
-    """Row · context + position, within the chunk."""
-    value: Float32[np.ndarray, "n"]
-    """Activations, all above 0 and finite."""
-
-    def take(self, which: np.ndarray) -> "Firing":
-        """The rows `which`, by number or mask."""
-        return Firing(self.feature[which], self.token[which], self.value[which])
 
 
 class Statistics:

@@ -129,8 +129,10 @@
     );
   }
 
+  // `write`: what is said of a row beside its feature.
   function similar(title, rows, linkTo, write) {
-    const items = rows.map(({ layer, feature, score, label }) => {
+    const items = rows.map((row) => {
+      const { layer, feature, label } = row;
       const name = `${layer}.${feature}`;
       const way = linkTo?.(layer, feature) ?? null;
       const link =
@@ -139,7 +141,7 @@
           : way === null
             ? element("span", {}, name)
             : element("a", { href: way }, name);
-      return element("li", {}, link, label ? text(label) : null, element("span", { class: "number" }, write(score)));
+      return element("li", {}, link, label ? text(label) : null, element("span", { class: "number" }, write(row)));
     });
     return element("div", {}, element("h5", {}, title), element("ol", { class: "similar" }, ...items));
   }
@@ -152,8 +154,24 @@
       element(
         "div",
         { class: "columns" },
-        fires.length ? similar("active together", fires, linkTo, percent) : null,
-        points.length ? similar("nearest in direction", points, linkTo, number) : null,
+        fires.length ? similar("active together", fires, linkTo, ({ score }) => percent(score)) : null,
+        points.length ? similar("nearest in direction", points, linkTo, ({ score }) => number(score)) : null,
+      ),
+    );
+  }
+
+  // TWERA, with the virtual weight that it is made of.
+  function connections(card, linkTo) {
+    const [inputs, outputs] = [card.inputs ?? [], card.outputs ?? []];
+    if (!inputs.length && !outputs.length) return null;
+    const write = ({ twera, weight }) => element("span", { title: `virtual weight ${number(weight)}` }, number(twera));
+    return section(
+      "Over the corpus",
+      element(
+        "div",
+        { class: "columns" },
+        inputs.length ? similar("inputs", inputs, linkTo, write) : null,
+        outputs.length ? similar("outputs", outputs, linkTo, write) : null,
       ),
     );
   }
@@ -172,7 +190,8 @@
   }
 
   function featureCard(card, { linkTo = null } = {}) {
-    const parts = [...facts(card), examples(card), histogram(card), effects(card), relatives(card, linkTo)];
+    const related = [relatives(card, linkTo), connections(card, linkTo)];
+    const parts = [...facts(card), examples(card), histogram(card), effects(card), ...related];
     return element("article", { class: "card" }, featureLabel(card.label), ...parts);
   }
 
