@@ -1,7 +1,8 @@
 """Claim: collecting feature cards takes minutes on two cores and as much memory for a million tokens as for a quarter.
 
 Feature cards of the pocket model's cross-layer transcoder (4 layers of 1,024 features), each size in a process of its
-own. Peak memory is that of the whole process; the last column is what model and dictionaries take before the pass.
+own. Without inputs and outputs, a second pass whose cost is that of `benchmarks/global_weights.py`. Peak memory is
+that of the whole process; the last column is what model and dictionaries take before the pass.
 """
 
 import argparse

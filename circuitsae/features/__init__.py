@@ -1,7 +1,7 @@
 """Features of a dictionary, by what they do: found, exemplified, labelled, and every label tested.
 
 `contrasts` finds the features that tell some prompts from others, and suppresses or swaps them; `examples` finds the
-texts on which a feature is most active; `collection` gathers the cards of all features in one pass over a corpus, and
+texts on which a feature is most active; `collection` gathers the cards of all features from a corpus (`reading`), and
 `cards` reads them (`card_files`); `global_weights` says how features point at each other whatever the prompt,
 `coactivation` which are active together, and `connections`, from both, its inputs and outputs; `similar` pairs features
 of two sets of dictionaries that write alike; `ledger` holds labels with their evidence, and `testing` fills in that

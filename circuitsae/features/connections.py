@@ -107,19 +107,20 @@ class Connections:
         """
         if n < 1:
             raise InputError(f"Give 1 connection or more to show; got {n}.")
-        if len(self.over.columns) < self._starts[-1]:
+        n_features = int(self._starts[-1])
+        if (counted := len(self.over.columns)) < n_features:
             raise InputError(
-                f"The pairs of {len(self.over.columns):,} features were counted; those of all {self._starts[-1]:,} are "
-                "needed: read the corpus without naming features."
+                f"The pairs of {counted:,} features were counted; those of all {n_features:,} are needed: read the "
+                "corpus without naming features."
             )
-        product = self.over.product
-        once = sparse.csr_array((np.ones_like(product.data), product.indices, product.indptr), shape=product.shape)
-        twera, V = (sparse.coo_array(x) for x in (self.twera(), self._weighted(once, np.ones(product.shape[1]))))
+        # Of the same pairs in the same order: sums of products are above 0.
+        weights = self._weighted(sparse.csr_array(self.over.product > 0, dtype=float), np.ones(n_features))
+        twera = sparse.coo_array(self.twera())
         there = twera.data != 0
-        source, target, weight, twera = twera.row[there], twera.col[there], V.data[there], twera.data[there]
+        source, target, weight, twera = twera.row[there], twera.col[there], weights.data[there], twera.data[there]
         arrays = {}
         for side, of, other in (("input", target, source), ("output", source, target)):
-            entry = _first_of_each(of, np.lexsort((other, -np.abs(twera), of)), int(self._starts[-1]), n)
+            entry = _first_of_each(of, np.lexsort((other, -np.abs(twera), of)), n_features, n)
             columns = {"index": (other, -1), "twera": (twera, 0.0), "weight": (weight, 0.0)}
             # Entry −1 is the last: that of none.
             arrays |= {f"{side}_{name}": np.append(values, none)[entry] for name, (values, none) in columns.items()}

@@ -78,7 +78,7 @@ def test_a_card_shows_what_it_has(page: Page, graph: SampleGraph, cards: SampleC
     expect(shown.locator(".similar").first.locator("li")).to_have_count(5)
     inputs, outputs = shown.locator(".card-part").last.locator(".similar").all()
     expect(inputs.locator(".number")).to_have_text([f"{row['twera']:.3g}".replace("-", "−") for row in card["inputs"]])
-    expect(inputs.locator(".number > span").first).to_have_attribute("title", "virtual weight 1.50")
+    expect(inputs.locator(".number > span").first).to_have_attribute("title", "virtual weight 1.5")
     names = [f"{row['layer']}.{row['feature']}" for row in card["outputs"]]
     assert [text.split("\n")[0] for text in outputs.locator("li").all_inner_texts()] == names
 

@@ -13,7 +13,7 @@ from circuitsae.graph import Node, NodeKind
 from circuitsae.validation import agreement
 from circuitsae.validation.claims import _split_direct, _split_model, _Trial, shapley
 from circuitsae.validation.controls import Controls
-from circuitsae.validation.designs import HELD, Design
+from circuitsae.validation.designs import HELD
 from circuitsae.validation.statistics import RESAMPLES, _resamples, chance, corrected, interval, slopes
 from circuitsae.validation.verdicts import FEWEST, Evidence, against_controls, decide
 
@@ -253,8 +253,9 @@ def test_verdicts_of_many_are_those_of_each():
 class Runs(_Trial):
     """Effects of full removals, written by hand."""
 
-    def __init__(self, design: Design = HELD, **effects: list[float]) -> None:
-        self.design = design
+    design = HELD
+
+    def __init__(self, **effects: list[float]) -> None:
         self.effects = {name.replace("_", " "): np.array(values, dtype=float) for name, values in effects.items()}
 
     def full(self, name: str) -> np.ndarray:
@@ -307,9 +308,10 @@ def test_a_miss_is_split_along_one_path_and_named_by_its_largest_part():
 
 
 def test_a_miss_of_derivatives_is_of_the_dictionary_or_of_curvature():
-    derivative = replace(HELD, derivative=True)
+    trial = Runs(linear=[1, 1], small=[1.1, 0.9], removed=[1.3, 0.95])
+    trial.design = replace(HELD, derivative=True)
     frame = pd.DataFrame({"model_measured": [1.3, 0.6]})
-    _split_model(frame, Runs(derivative, linear=[1, 1], small=[1.1, 0.9], removed=[1.3, 0.95]))
+    _split_model(frame, trial)
     np.testing.assert_allclose(frame[["miss_dictionary", "miss_curvature"]], [[0.1, 0.2], [-0.1, 0.05]], atol=1e-12)
     assert list(frame["miss"]) == ["curvature", "dictionary"]
     assert "miss_first" not in frame
