@@ -12,6 +12,10 @@ to the store, John gave a drink to"` writes with `--contrast " Mary" " John" --v
     docs/images/screenshots.py graphs/saes/graph.html saes "node=1.680@14&prune=0.75"
     docs/images/screenshots.py pair.html comparison "prune=0.75"
 
+and the one of docs/dictionaries.md of its own commands, with `--validate 20`:
+
+    docs/images/screenshots.py graphs/mixed/graph.html mixed "node=2.398@8&prune=0.6"
+
 Needs playwright, a Chromium and pillow.
 """
 
