@@ -55,25 +55,27 @@ def goes_on(prompt: Recording, first: int) -> bool:
     It does not where it keeps no keys and values, or a window of them only.
     """
     if first and first not in prompt.past:
-        model = prompt.model.model
-        prompt.past[first] = model.new_cache()
-        model.run_hooked(prompt.trace.tokens[None, :first], past=prompt.past[first])
-        if not _is_clean(prompt, first):
+        try:
+            clean = _is_clean(prompt, first)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):  # as models without a cache do
+            clean = False
+        if not clean:
             prompt.past[first] = None
     return not first or prompt.past[first] is not None
 
 
 def _is_clean(prompt: Recording, first: int) -> bool:
-    clean = prompt.trace.frozen.reads.final
-    try:
-        for regime in ("model", "frozen"):  # nothing held, and all that can be
-            _, final = read_from(Forward(prompt.model, [prompt], Tables.of([]), REGIMES[regime], first), 0)
-            if not float((final[0] - clean).abs().max()) <= torch.finfo(clean.dtype).eps ** 0.5 * float(
-                clean.abs().max()
-            ):
-                return False
-    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):  # whatever a model does without a cache
-        return False
+    """Computes the keys and values before `first`, and runs the rest with nothing held, and with all that can be."""
+    model, clean = prompt.model.model, prompt.trace.frozen.reads.final
+    prompt.past[first] = model.new_cache()
+    model.run_hooked(prompt.trace.tokens[None, :first], past=prompt.past[first])
+    most = torch.finfo(clean.dtype).eps ** 0.5 * float(clean.abs().max())
+    for regime in ("model", "frozen"):
+        _, final = read_from(Forward(prompt.model, [prompt], Tables.of([]), REGIMES[regime], first), 0)
+        if not float((final[0] - clean).abs().max()) <= most:
+            return False
     return True
 
 

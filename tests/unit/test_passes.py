@@ -76,12 +76,17 @@ def test_rows_of_several_regimes_go_on_from_a_position(monkeypatch):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-9 * np.abs(one).max())
 
 
-def test_where_the_model_does_not_go_on_whole_prompts_are_run(monkeypatch):
+def _refuses(*_, **how):
+    raise TypeError(f"unexpected keyword argument {next(iter(how))!r}")
+
+
+@pytest.mark.parametrize(("name", "stand_in"), [("new_cache", lambda: None), ("run_hooked", _refuses)])
+def test_where_the_model_does_not_go_on_whole_prompts_are_run(name, stand_in, monkeypatch):
     prompt, shares, targets = setting("gpt2", "plt")
     whole = effects(prompt.model, prompt, shares, targets, "model")
     monkeypatch.setattr(passes, "WORTH", 0)
     lm = prompt.model.model
-    monkeypatch.setattr(lm, "new_cache", lambda: None)  # as of a model without one
+    monkeypatch.setattr(lm, name, stand_in)  # as of a model without a cache
     assert not goes_on(prompt, 5)
     np.testing.assert_allclose(effects(prompt.model, prompt, shares, targets, "model"), whole, rtol=0, atol=0)
 
