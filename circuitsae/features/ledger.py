@@ -6,6 +6,8 @@ A label is a claim. It carries at most one row of each kind, with the measuremen
 |-----------------------|--------------------------------------------------------------------------|--------|
 | `top examples`        | does it fire where the label says, on the texts that it was read from?   |        |
 | `held-out examples`   | and on other texts?                                                      |        |
+| `detection`           | on held-out texts, does the label tell where it fires? (balanced accuracy) |      |
+| `fuzzing`             | does a reader with the label tell marked tokens that it fires on from others? |   |
 | `target ablation`     | does removing it do to the output what the label says?                   | yes    |
 | `negative control`    | do other features of the same size leave the output alone?               |        |
 | `steering`            | does pushing it do to the output what the label says, on held-out prompts? | yes    |
@@ -40,8 +42,9 @@ from transcoders.files import write_file
 
 FORMAT = "circuitsae-ledger/1"
 RowKind = Literal[
-    "top examples", "held-out examples", "target ablation", "negative control", "steering", "paraphrase stability"
-]
+    "top examples", "held-out examples", "detection", "fuzzing",
+    "target ablation", "negative control", "steering", "paraphrase stability",
+]  # fmt: skip
 _LIMITS = Limits(file_bytes=2**26)
 CAUSAL: tuple[RowKind, ...] = ("target ablation", "steering")
 
@@ -94,6 +97,8 @@ class Label:
     features: tuple[str, ...]
     """Ids without position, `2.713`; those of other forms, such as `2.713@5`, are brought into this one."""
     rows: Mapping[RowKind, Evidence] = field(default_factory=dict)
+    source: str = ""
+    """Who says so: `rules`, the name of a language model, a file that somebody published; empty for a person here."""
 
     def __post_init__(self) -> None:
         if not self.text.strip() or not self.features:
@@ -226,14 +231,17 @@ def _to_json(label: Label) -> dict[str, Any]:
         for row in label.rows.values()
     ]
     # The status is derived; it is written for readers of the file, and never read back.
-    return {"text": label.text, "features": list(label.features), "status": str(label.status), "rows": rows}
+    made = {"text": label.text, "features": list(label.features), "status": str(label.status), "rows": rows}
+    return made | ({"source": label.source} if label.source else {})
 
 
 def _from_json(record: Any) -> Label:
     fields = mapping(record, "a label")
     rows = [mapping(row, "a row") for row in sequence(fields.get("rows"), "rows of a label")]
     names = sequence(fields.get("features"), "features of a label")
-    label = Label(text(fields.get("text"), "text of a label"), tuple(text(name, "a feature") for name in names))
+    source = text(fields.get("source", ""), "source of a label")
+    said = text(fields.get("text"), "text of a label")
+    label = Label(said, tuple(text(name, "a feature") for name in names), source=source)
     return label.with_rows(*map(_evidence, rows))
 
 

@@ -94,7 +94,7 @@ def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inl
     if plotlyjs not in get_args(PlotlyJS):
         raise InputError(f"plotlyjs={plotlyjs!r} is not known; use one of {', '.join(map(repr, get_args(PlotlyJS)))}.")
     path = Path(path)
-    page = _assemble(data, plotlyjs)
+    page = assemble(data, plotlyjs)
     if plotlyjs == "directory":
         write_file(path.parent / BUNDLE_FILE, basic_bundle())
     write_file(path, page)
@@ -107,7 +107,8 @@ def _default_title(graph: GraphLike) -> str:
     return f"{prompt} — {model}" if model else prompt or "Attribution graph"
 
 
-def _assemble(data: dict[str, Any], plotlyjs: PlotlyJS) -> str:
+def assemble(data: dict[str, Any], plotlyjs: PlotlyJS = "inline") -> str:
+    """The text of the viewer with `data`; see `write_page`."""
     viewer = "\n".join(read_static(f"js/{name}.js") for name in _SCRIPTS)
     plotly_tag, plotly_source = _plotly(plotlyjs)
     # plotly.js sets styles on its elements.

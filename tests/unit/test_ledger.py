@@ -58,12 +58,13 @@ def test_only_causal_rows_make_a_label_more_than_a_hypothesis(rows, display):
     ledger = Ledger([label])
     assert ledger.display("2.713@5") == display
     assert ledger.frame().label.item() == display
-    assert len(label.frame()) == 6
+    assert len(label.frame()) == 8
 
 
 def test_a_ledger_comes_back_from_its_file(tmp_path):
     ledger = Ledger(provenance={"model": "pocket"})
     ledger.add(Label("months", ("2.713",)).with_rows(row("steering", "supported")))
+    ledger.add(Label("numbers", ("2.7",), source="rules"))
     ledger.add(Label("dates", ("2.713", "1.4")))
     ledger.add(Label("dates", ("2.713", "1.4")).with_rows(row("top examples", "open")))
     path = ledger.save(tmp_path)
