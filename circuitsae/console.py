@@ -280,6 +280,7 @@ def show_plan(console: Console, plan: "Plan") -> None:
     """What a run of training would take, a line for each kind of thing."""
     lines = [
         ("Steps", f"{plan.steps:,}, {plan.tokens:,} tokens in all, {plan.threads} threads"),
+        *_of_ranks(plan),
         ("Time", _with_parts(sum(plan.seconds.values()), plan.seconds, spoken_time)),
         ("Operations", _with_parts(sum(plan.flops.values()), plan.flops, "{:.1e}".format)),
         ("Memory", f"{_with_parts(plan.peak, plan.memory, spoken_size)}; {spoken_size(plan.memory_there)} are there"),
@@ -297,6 +298,14 @@ def show_plan(console: Console, plan: "Plan") -> None:
         lines.append(("Outliers", plan.outliers))
     for name, text in lines:
         console.print(Text(f"{name + ':':12}{text}"), soft_wrap=True)
+
+
+def _of_ranks(plan: "Plan") -> list[tuple[str, str]]:
+    """How many processes share the run, and what they say to each other."""
+    if plan.ranks == 1:
+        return []
+    sent = spoken_size(plan.network)
+    return [("Ranks", f"{plan.ranks}, each sends {sent} a step; time without waiting for them, memory of one")]
 
 
 def _with_parts(total: float | int, parts: Mapping[str, Any], spoken: Callable[[Any], str]) -> str:

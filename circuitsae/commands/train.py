@@ -41,6 +41,7 @@ def train(
     start: Annotated[str | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
     plan: bool = False,
+    ranks: Annotated[int | None, tyro.conf.DisallowNone] = None,
     evaluate_tokens: int = 20_000,
     loss_tokens: int = LOSS_TOKENS,
     device: str = "auto",
@@ -65,6 +66,7 @@ def train(
         resume: Go on from the latest checkpoint in the folder; a run that is complete is evaluated as it is. Without it
             the checkpoints there are removed.
         plan: Train nothing; print what the run would take, by a trial of ten seconds. Exit code 2 where it cannot fit.
+        ranks: With --plan: for so many processes, which share the run; default, those that torchrun started.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         loss_tokens: How many of them to measure losses, agreement and KL on, layer by layer.
         device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
@@ -72,6 +74,8 @@ def train(
         settings: How to train.
         mlps: How to train transcoders.
     """
+    if ranks is not None and (not plan or ranks < 1):
+        raise InputError(f"--ranks {ranks} is for --plan, and at least 1; to train in several processes, use torchrun.")
     own = {key: value for key, value in (("site", site), ("centred", centred)) if value is not None}
     own |= {key: value for key, value in asdict(mlps).items() if value != getattr(MLPSettings(), key)}
     config = config_of(kind, **asdict(settings), **own)
@@ -99,9 +103,11 @@ def train(
     language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
     if plan:
         planned = transcoders.plan(
-            language_model, text, config, out=out, evaluate_tokens=evaluate_tokens, loss_tokens=loss_tokens
-        )
-        show_plan(console, planned)
+            language_model, text, config, out=out, evaluate_tokens=evaluate_tokens, loss_tokens=loss_tokens,
+            ranks=ranks,
+        )  # fmt: skip
+        if rank_in_environment() == 0:
+            show_plan(console, planned)
         planned.require_fit()
         return
     dictionaries = transcoders.train(language_model, text, config, out=out, resume=resume, start=given)

@@ -77,6 +77,52 @@ def test_a_store_is_planned_by_its_path_with_the_settings_it_was_written_with(mo
         tc.plan(None, tmp_path / "acts", small(context=128, first=2), trial_seconds=0.0)
 
 
+def test_a_store_is_planned_with_the_batches_that_are_read_ahead(model, rows, tmp_path):
+    tc.write_activations(model, rows, tmp_path / "acts", sites=["mlp_in", "mlp_out"], progress=False)
+    little, much = (
+        tc.plan(None, tmp_path / "acts", small(buffer_mb=mb), trial_seconds=0.0).memory["buffer"] for mb in (0, 64)
+    )
+    one = 4 * 4 * 16 * 64  # a batch of 64 tokens at four sites
+    assert little < much < 64 * 2**20
+    assert (much - little) % one == 0
+
+
+@pytest.mark.parametrize("how", ["data", "layers", "features"])
+def test_each_of_several_ranks_has_its_share(model, rows, how):
+    config = small(features=64, batch=256, parallel=how)
+    alone, both = (tc.plan(model, rows, config, trial_seconds=0.0, ranks=n) for n in (1, 2))
+    assert (alone.ranks, alone.network, both.ranks) == (1, 0, 2)
+    assert both.network > 0
+    assert both.flops == alone.flops
+    weights = both.memory["weights"] / alone.memory["weights"]
+    assert weights == (1 if how == "data" else pytest.approx(0.5, rel=0.1))
+    buffer = both.memory["buffer"] / alone.memory["buffer"]  # its rows, and twice what it trains on of all of them
+    assert buffer == pytest.approx({"data": 0.5, "layers": 0.5 + 1, "features": 0.5 + 2}[how], rel=0.01)
+
+
+def test_a_run_that_ranks_cannot_share_is_refused_before_it_is_started(model, rows):
+    with pytest.raises(InputError, match="3 ranks cannot share 32 features evenly"):
+        tc.plan(model, rows, small(parallel="features"), trial_seconds=0.0, ranks=3)
+
+
+def test_ranks_are_for_a_plan_alone(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "pocket", "--out", str(tmp_path), "--ranks", "2"])
+    assert ended.value.code == 2
+    assert "--ranks 2 is for --plan" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_start_is_planned_with_what_it_is(model, rows):
+    start = tc.train(model, rows, small(features=48, k=6, tokens=640), progress=False)
+    planned, asked = (
+        tc.plan(model, rows, small(features=n, k=6), trial_seconds=0.0, start=given)
+        for n, given in ((48, None), (48, start))
+    )
+    assert planned.memory["weights"] == asked.memory["weights"]
+    with pytest.raises(InputError, match="features"):
+        tc.plan(model, rows, small(features=50, k=6), trial_seconds=0.0, start=start)
+
+
 def test_the_model_runs_twice_more_on_the_tokens_whose_changes_are_compared(model, rows):
     planned = tc.plan(model, rows, small(derivative=0.3, derivative_share=0.5, derivative_from=0.75), trial_seconds=0.1)
     share = planned.flops["directions"] / planned.flops["model"]

@@ -106,6 +106,12 @@ class StoreStream:
             )
         return epoch * self._per_epoch + batch
 
+    @property
+    def ahead_bytes(self) -> int:
+        """What reading ahead keeps in memory: whole batches, and a block as it is read and shuffled."""
+        token = 4 * len(self.sites) * self.store.d_model
+        return token * ((self._ahead + 1) * self.batch + 2 * self.store.settings.block)
+
     def _fitting(self, memory: int) -> int:
         """How many batches may be read ahead: enough for a block that takes long, and no more than memory allows."""
         token = 4 * len(self.sites) * self.store.d_model

@@ -186,12 +186,20 @@ class ModelSource:
         rows, positions = (side.to(self.device) for side in stacked(some))
         return rows, positions
 
-    def buffer_bytes(self, sites: Sequence[Site], batch: int) -> int:
-        """What `open` keeps in memory; on a GPU a second chunk, where there are several."""
+    def buffer_bytes(self, sites: Sequence[Site], batch: int, split: Split = WHOLE) -> int:
+        """What `open` keeps in memory; on a GPU a second chunk, where there are several.
+
+        A rank that shares no tokens has the rows that it ran, what the others sent it of all of them at its own sites,
+        and the same once more while it is put together.
+        """
         limits = dict.fromkeys(sites, 0.0) if self.config.outliers else {}
         tokens = self._chunk_tokens(sites, batch, self.config.buffer_mb, limits)
         several = self.device.type == "cuda" and self._foreseen(tokens, batch) > 1
-        return (1 + several) * tokens * self._bytes_per_token(sites)
+        chunk = tokens * self._bytes_per_token(sites)
+        if (ranks := split.world.size) > 1:
+            own = len(split.sites_of(sites, self.n_layers)) / len(sites)
+            return round(chunk / ranks + (0 if split.by == "data" else 2 * own * chunk))
+        return (1 + several) * chunk
 
     def _foreseen(self, chunk_tokens: int, batch: int) -> int:
         """Chunks of so many tokens in all steps, where no token is left out."""

@@ -170,8 +170,8 @@ class World:
         except RuntimeError as error:  # all that torch.distributed raises is one
             reason = str(error).partition("This is typically")[0].strip()
             raise LostRankError(
-                f"Rank {self.rank} of {self.size} no longer hears the others ({reason:.160}); one of them was killed, "
-                "ran out of memory, or lost its network."
+                f"Rank {self.rank} of {self.size} no longer hears the others ({reason:.160}); one of them stopped with "
+                "an error that it printed, was killed, ran out of memory, or lost its network."
             ) from error
 
 
@@ -183,7 +183,7 @@ def join(device: torch.device) -> World:
     if not dist.is_available():
         return ALONE
     if not dist.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+        if ranks_in_environment() == 1 or "MASTER_ADDR" not in os.environ:
             return ALONE
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -204,13 +204,23 @@ def rank_in_environment() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def ranks_in_environment() -> int:
+    """How many processes torchrun started, on all machines; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def ranks_here() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def device_of_rank(device: str) -> str:
     """The device of this process: of several GPUs the one with torchrun's local number; any other as it is named.
 
     `"auto"` stays with the caller, but for several processes, which share GPUs only where there is one for each.
     Raises `InputError` where a GPU is named by its number and torchrun started more than one process here.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = ranks_here()
     if device == AUTO and here > 1:
         device = "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= here else "cpu"
     if here == 1 or not device.startswith("cuda"):

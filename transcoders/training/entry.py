@@ -18,7 +18,7 @@ from transcoders.language_model import LanguageModel
 from transcoders.training.batches import ModelSource, Source, Vectors, VectorSource
 from transcoders.training.checkpoint import alone_in
 from transcoders.training.config import TrainConfig, require_configs
-from transcoders.training.distributed import join
+from transcoders.training.distributed import join, ranks_here, ranks_in_environment
 from transcoders.training.planning import Plan, plan_run
 from transcoders.training.run_folder import finished_dictionaries, identity_of
 from transcoders.training.stored import StoreSource, as_stored
@@ -150,17 +150,23 @@ def plan(
     evaluate_tokens: int = 0,
     loss_tokens: int | None = None,
     trial_seconds: float = 10.0,
+    start: StartFrom | None = None,
+    ranks: int | None = None,
 ) -> Plan:
     """What `train` with the same arguments will take: operations, memory, disk and time, from a short trial.
 
     `evaluate_tokens`: held-out tokens of an evaluation afterwards, which is counted as well, `loss_tokens` of them for
-    losses, as `evaluate` takes them. Nothing is written.
+    losses, as `evaluate` takes them. `ranks`: processes that share the run as `config.parallel` says; those that
+    torchrun started, unless given. The time has none of what ranks wait for each other. Nothing is written.
     `Plan.require_fit` raises `InputError` where memory or disk do not suffice.
     """
+    if start is not None:
+        config = _started(start, config).config(config)  # pyright: ignore[reportArgumentType]  # refused for several
     source, configs = _opened(model, corpus, config)
     return plan_run(
         source, configs, out=None if out is None else Path(out), evaluate_tokens=evaluate_tokens,
-        loss_tokens=loss_tokens, trial_seconds=trial_seconds,
+        loss_tokens=loss_tokens, trial_seconds=trial_seconds, ranks=ranks or ranks_in_environment(),
+        beside=ranks_here(),
     )  # fmt: skip
 
 

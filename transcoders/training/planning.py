@@ -23,7 +23,10 @@ from transcoders.training.batches import FIRST_BATCHES, ModelSource, Places, Sou
 from transcoders.training.config import MLPConfig, TrainConfig, compares_at
 from transcoders.training.cost import TrainingCost, training_cost
 from transcoders.training.derivative import Directions
+from transcoders.training.distributed import World
+from transcoders.training.split import Split
 from transcoders.training.step import Run
+from transcoders.training.stored import StoreSource
 
 try:
     import resource
@@ -37,10 +40,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes; bytes, floating-point operations and seconds by what they are for."""
+    """What a run takes; bytes, floating-point operations and seconds by what they are for.
+
+    Of several ranks, bytes of memory are one's, and seconds those of its own work, without what it waits for.
+    """
 
     steps: int
     tokens: int
+    ranks: int
     threads: int
     sites: Mapping[str, tuple[str, int]]
     """Of each site that is read or written the hook, and the width of its activations."""
@@ -49,6 +56,8 @@ class Plan:
     """At the height of the run; `in use` is what this process holds already, with the model. On a GPU: there."""
     disk: Mapping[str, int]
     seconds: Mapping[str, float]
+    network: int
+    """Bytes that a rank sends in a step."""
     outliers: str | None
     """A sentence on the tokens that are left out, where rows of text are read."""
     memory_there: int
@@ -89,19 +98,29 @@ def plan_run(
     evaluate_tokens: int = 0,
     loss_tokens: int | None = None,
     trial_seconds: float = 10.0,
+    ranks: int = 1,
+    beside: int = 1,
 ) -> Plan:
     """What training `configs` at once on `source` will take, timed by steps of the trainer for about `trial_seconds`.
 
     Nothing is written. Memory is what this process holds now and what the run adds; `InputError` is for `require_fit`.
+    `ranks`: processes that share the run, of which the first one's part is tried; `beside`: how many of them share this
+    machine's memory.
     """
     model = source.model if isinstance(source, ModelSource) else None
-    places = Places.of(source, configs)
+    split = Split(World(0, ranks), configs[0].parallel)
+    for config in configs:
+        split.require(config, source.n_layers)
+    places = Places.of(source, configs, split)
     in_use = _in_use(source.device)
-    costs = [_cost(config, source) for config in configs]
+    costs = [_cost(config, source, ranks) for config in configs]
     found = source.outliers(places.sites) if isinstance(source, ModelSource) else None
     sample = source.sample(places.sites, FIRST_BATCHES * configs[0].batch)
+    if split.layers.size > 1:
+        sample = sample[:, split.sites_of(places.sites, source.n_layers)]
     directions = _directions(source, configs)
-    per_step, held = _trial(configs, places, sample, directions, 0.6 * trial_seconds)
+    own = [_share_of(config, split) for config in configs]
+    per_step, held = _trial(own, places, sample, directions, 0.6 * trial_seconds)
     flops, seconds = _of_training(configs, costs, per_step)
     if directions is not None:
         with FlopCounterMode(display=False) as counter:
@@ -114,10 +133,11 @@ def plan_run(
     step = max(c.gradients + c.activations for c in costs)
     memory["a step"] = max(step, held - sample.nbytes - sum(memory.values()))
     disk: dict[str, int] = {}
+    if isinstance(source, ModelSource | StoreSource):
+        memory["buffer"] = source.buffer_bytes(places.sites, configs[0].batch, split)
     if model is not None and isinstance(source, ModelSource):
-        memory["buffer"] = source.buffer_bytes(places.sites, configs[0].batch)
         per_token, spent = _forward(model, source, places.sites, 0.3 * trial_seconds)
-        flops["model"], seconds["model"] = per_token * configs[0].tokens, spent * configs[0].tokens
+        flops["model"], seconds["model"] = per_token * configs[0].tokens, spent * configs[0].tokens / ranks
     if out is not None:
         disk["checkpoints"] = (configs[0].keep_last + configs[0].keep_best + 1) * sum(c.checkpoint for c in costs)
         disk["dictionaries"] = sum(4 * c.parameters for c in costs)
@@ -131,19 +151,21 @@ def plan_run(
             )  # fmt: skip
             flops["evaluation"] = flops.get("evaluation", 0.0) + evaluation.flops
             memory["evaluation"] = max(memory.get("evaluation", 0), evaluation.bytes)
-        rate = flops["model"] / seconds["model"] if seconds["model"] else float("inf")
+        rate = flops["model"] / (ranks * seconds["model"]) if seconds["model"] else float("inf")
         seconds["evaluation"] = flops["evaluation"] / rate
     return Plan(
         steps=configs[0].steps,
         tokens=configs[0].tokens,
+        ranks=ranks,
         threads=torch.get_num_threads(),
         sites={} if model is None else {str(site): (model.hook(site), model.width(site)) for site in places.sites},
         flops=flops,
         memory=memory,
         disk=disk,
         seconds=seconds,
+        network=sum(c.network for c in costs),
         outliers=None if found is None else found.describe(),
-        memory_there=in_use + available_memory(source.device),
+        memory_there=in_use + available_memory(source.device) // (1 if source.device.type == "cuda" else beside),
         disk_there=None if out is None else shutil.disk_usage(_existing(out)).free,
     )
 
@@ -172,8 +194,16 @@ def _most(device: torch.device) -> int:
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
-def _cost(config: TrainConfig, source: Source) -> TrainingCost:
-    return training_cost(config, n_layers=source.n_layers, d_model=source.d_model, device=source.device.type)
+def _cost(config: TrainConfig, source: Source, ranks: int) -> TrainingCost:
+    shape = {"n_layers": source.n_layers, "d_model": source.d_model, "ranks": ranks}
+    return training_cost(config, **shape, device=source.device.type)
+
+
+def _share_of(config: TrainConfig, split: Split) -> TrainConfig:
+    """What one rank computes of a step: fewer tokens, or fewer features of each; its layers follow from its places."""
+    tokens, features = split.tokens.size, split.features.size
+    fewer = {"features": config.features // features, "k": max(1, config.k // features)} if features > 1 else {}
+    return replace(config, batch=-(-config.batch // tokens), tokens=-(-config.tokens // tokens), **fewer)
 
 
 def _of_training(

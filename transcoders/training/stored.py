@@ -55,6 +55,11 @@ class StoreSource:
         batch = min(max(self.config.batch, min(tokens, fit)), self.store.tokens)
         return next(iter(self._stream(sites, batch=batch, buffer_mb=0, state=None))).reads
 
+    def buffer_bytes(self, sites: Sequence[Site], batch: int, split: Split = WHOLE) -> int:
+        """What `open` keeps in memory: the batches that are read ahead."""
+        own = [sites[place] for place in split.sites_of(sites, self.n_layers)]
+        return self._stream(own, batch=batch, buffer_mb=self.config.buffer_mb, state=None).ahead_bytes
+
     def _stream(
         self, sites: Sequence[Site], *, batch: int, buffer_mb: int, state: Mapping[str, Any] | None
     ) -> StoreStream:
