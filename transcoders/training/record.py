@@ -151,8 +151,9 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
         return _HEIGHT - _MARGIN - (_HEIGHT - 2 * _MARGIN) * share
 
     def line(curve: Sequence[float], style: str) -> str:
-        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(steps, curve, strict=True))
-        return f'<polyline fill="none" {style} points="{points}"/>'
+        points = [f"{x(step):.1f},{y(value):.1f}" for step, value in zip(steps, curve, strict=True)]
+        points *= 2 if len(points) == 1 else 1  # a dot: a line to itself, with a round end
+        return f'<polyline fill="none" stroke-linecap="round" {style} points="{" ".join(points)}"/>'
 
     ticks = [
         f'<line x1="{_MARGIN}" x2="{_WIDTH - _MARGIN}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}" stroke="#ccc"/>'
