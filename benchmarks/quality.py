@@ -8,8 +8,9 @@ defaults but the learning rate, of which a peer has the best of its default and 
     python benchmarks/quality.py --budget-minutes 0           # the tables alone
 
 Peers run in the environments that `python -m benchmarks.interop.run` makes; one that is not there is left out. What has
-been measured stays in a file, so a run may be stopped at any time and goes on where it was; ours are measured anew
-when `transcoders` has changed.
+been measured stays in results/quality_cells.jsonl, which belongs to the repository: the whole takes days of a core, so
+a run may be stopped at any time and goes on where it was, on another machine too. Ours are measured anew when
+`transcoders` has changed.
 """
 
 import json
@@ -27,6 +28,7 @@ from quality_plan import Plan
 from quality_table import write_tables
 
 CACHE = Path("~/.cache/circuitsae-quality").expanduser()
+CELLS = Path(__file__).parent / "results" / "quality_cells.jsonl"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 COST = {"circuitsae": 1.0, "sparsify": 2.0, "sparsify-adam": 2.0, "oracle": 3.0}
 """Of a step, against ours; of others 4."""
@@ -53,7 +55,9 @@ class Options:
     rounds: int = 10
     """Turns of every library in a timing."""
     cache: Path = CACHE
-    """Where data and measured cells are kept."""
+    """Where data are kept."""
+    cells: Path = CELLS
+    """What has been measured, a line for each cell."""
     model: Path = SHARED / "models" / "tinystories-656k"
     """The small Llama."""
     corpus: Path = SHARED / "corpora" / "tiny_stories_944k.txt"
@@ -70,7 +74,7 @@ class Bench:
         self.place = Place(options.cache, options.model, options.corpus, options.clt_forge)
         self.libraries = [name for name in options.libraries if self.place.python(name) is not None]
         versions = {name: self.place.version(name) for name in (OURS, *PEERS)}
-        self.cells = Cells(options.cache / "cells.jsonl", versions, retry=options.retry)
+        self.cells = Cells(options.cells, versions, retry=options.retry)
         self.plan = Plan(self.cells, options.seeds)
         self.until = time.monotonic() + 60 * options.budget_minutes
 

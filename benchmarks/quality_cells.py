@@ -133,9 +133,19 @@ class Cells:
     def _write(self, key: dict[str, Any], result: dict[str, Any]) -> None:
         self._results[_name(key)] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"key": key, "result": result, "at": time.strftime("%Y-%m-%dT%H:%M:%S")})
+        record = {"key": key, "result": _short(result), "at": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        line = json.dumps(record, separators=(",", ":"))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def _short(value: Any) -> Any:
+    """Numbers of a result to six digits, which is more than seeds agree in."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _short(item) for name, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, list) else value
 
 
 def _name(key: dict[str, Any]) -> str:
