@@ -131,9 +131,9 @@ class Cells:
         return {"timing": [case.data, case.shape, case.kind], "version": self.versions[OURS]}
 
     def _write(self, key: dict[str, Any], result: dict[str, Any]) -> None:
-        self._results[_name(key)] = result
+        result = self._results[_name(key)] = _short(result)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"key": key, "result": _short(result), "at": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        record = {"key": key, "result": result, "at": time.strftime("%Y-%m-%dT%H:%M:%S")}
         line = json.dumps(record, separators=(",", ":"))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -1,7 +1,6 @@
 """`benchmarks/quality.py`: what it plans and says of its cells, and that its oracle is our loss."""
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,7 +86,9 @@ def test_ours_is_asked_for_the_l0_that_the_peer_ended_with(bench: Any, cells: An
 def test_cells_outlive_the_process_and_a_new_version_is_measured_anew(bench: Any, cells: Any):
     cell = bench.Cell(bench.Case("synthetic", "small", "topk"), "circuitsae", 500, 0, None)
     cells.put(cell, result(0.1))
-    assert bench.Cells(cells.path, cells.versions).get(cell) == json.loads(json.dumps(result(0.1)))
+    again = bench.Cells(cells.path, cells.versions).get(cell)
+    assert again == cells.get(cell)
+    assert (again["fvu"], again["curve"][-1]["steps"]) == (0.1, 500)
     assert not bench.Cells(cells.path, {**cells.versions, "circuitsae": "2"}).done(cell)
 
 
