@@ -4,6 +4,7 @@ from circuitsae.graph.attribution_graph import AttributionGraph, group, load_gra
 from circuitsae.graph.checking import Limits
 from circuitsae.graph.compact import EdgeBlocks, keep_strongest
 from circuitsae.graph.comparison import Comparison, compare
+from circuitsae.graph.consensus import VIEWS, Inclusion
 from circuitsae.graph.files import load_header
 from circuitsae.graph.grouping import Supernode
 from circuitsae.graph.influence import Scores
@@ -13,9 +14,11 @@ from circuitsae.graph.supernodes import suggest_supernodes
 from circuitsae.graph.sweep import LazyInfluence
 
 __all__ = [
+    "VIEWS",
     "AttributionGraph",
     "Comparison",
     "EdgeBlocks",
+    "Inclusion",
     "LazyInfluence",
     "Limits",
     "Node",

@@ -13,14 +13,16 @@ from scipy import sparse
 
 from circuitsae.graph import influence as _influence
 from circuitsae.graph.checking import Limits
-from circuitsae.graph.compact import magnitude_sums, row_sums
+from circuitsae.graph.compact import magnitude_sums, row_sums, select_edges
+from circuitsae.graph.consensus import VIEWS, Inclusion, View, inclusion
 from circuitsae.graph.files import FIGURES, Header, read_files, write_files
 from circuitsae.graph.grouping import Supernode, group_nodes
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind, node_columns
 from circuitsae.graph.past import of_edges, on_edges, past_share, row_shares
-from circuitsae.graph.pruning import check_shares, strongest_edges, strongest_nodes
+from circuitsae.graph.pruning import check_shares, drop_dangling, strongest_edges, strongest_nodes
 from transcoders._lazy import public
+from transcoders.errors import InputError
 
 """The `response` of graphs whose edges are derivatives with attention and norms live."""
 
@@ -193,6 +195,30 @@ class AttributionGraph:
         """The second half of `prune`: of a graph that has only the nodes to keep, and all edges between them."""
         return self.keep(*strongest_edges(self.weights, self._columns, share))
 
+    @cached_property
+    def inclusion(self) -> Inclusion:
+        """In which share of the prunings `circuitsae.graph.VIEWS` of this graph each node and edge is kept.
+
+        s(e) = (1 / B) Σ_b [e ∈ prune(nodes_b, edges_b)], for nodes and edges as they are here.
+        Source: Parekh 2026, "CIRCUS" (arXiv 2603.00523).
+        """
+        return self.inclusion_in(VIEWS)
+
+    def inclusion_in(self, views: Sequence[View]) -> Inclusion:
+        """The same for other prunings: pairs of shares, as `prune` takes them; `InputError` for none."""
+        return inclusion(self.weights, self.influence, self._columns, views)
+
+    def consensus(self, at_least: float = 1.0) -> "AttributionGraph":
+        """The edges that at least this share of the prunings of `inclusion` keep, and what they connect.
+
+        At 1, the strict consensus. Tokens and logits stay; a node without an input or output is dropped as by `prune`.
+        Raises `InputError` for a share that is none.
+        """
+        if not 0 < at_least <= 1:
+            raise InputError(f"consensus: at_least={at_least} is no share; give a number above 0 and at most 1.")
+        edges = select_edges(self.weights, self.inclusion.edges >= at_least - 1e-9)
+        return self.keep(*drop_dangling(self._columns["kind"], edges))
+
     def annotate(self, notes: pd.DataFrame) -> "AttributionGraph":
         """This graph with what is known of some edges: `notes` has a row per (`source`, `target`)."""
         return replace(self, edge_notes=notes)
@@ -242,16 +268,16 @@ class AttributionGraph:
     def to_networkx(self) -> nx.DiGraph:
         """The graph in NetworkX, edges from source to target.
 
-        Node attributes: the columns of `nodes_frame`. Edge attributes: `weight`, `share`, with skip terms `past` and
-        `past_share` (`edges_frame`), and of edges that were tested the columns of `Validation.edges`: claim by claim
-        `graph_predicted`, `graph_measured`, `graph_ratio` with its interval `graph_low` to `graph_high`, `graph_q`,
-        `graph_verdict`; the same of `direct`; `model_predicted`, `model_measured`; and the others. Graph attributes:
+        Node attributes: the columns of `nodes_frame`, and `inclusion`. Edge attributes: `weight`, `share`, `inclusion`,
+        with skip terms `past` and `past_share` (`edges_frame`), and of edges that were tested the columns of
+        `Validation.edges`: claim by claim `graph_predicted`, `graph_measured`, `graph_ratio` with its interval
+        `graph_low` to `graph_high`, `graph_q`, `graph_verdict`; the same of `direct`; `model_predicted`, `model_measured`; and the others. Graph attributes:
         `tokens`, `scores`, `provenance`. Values that are missing (NaN) are left out.
         """
         graph = nx.DiGraph(tokens=list(self.tokens), scores=self.scores.as_dict(), provenance=dict(self.provenance))
-        for row in self.nodes_frame().to_dict("records"):
+        for row in self.nodes_frame().assign(inclusion=self.inclusion.nodes).to_dict("records"):
             graph.add_node(row["id"], **{str(k): v for k, v in row.items() if k != "id" and not _missing(v)})
-        for row in self.edges_frame().to_dict("records"):
+        for row in self.edges_frame().assign(inclusion=self.inclusion.edges).to_dict("records"):
             attributes = {str(k): v for k, v in row.items() if k not in ("source", "target") and not _missing(v)}
             graph.add_edge(row["source"], row["target"], **attributes)
         return graph

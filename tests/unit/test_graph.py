@@ -196,7 +196,7 @@ def test_networkx_carries_everything_known():
     assert g.number_of_edges() == graph.weights.nnz
     assert g.edges[edge.source, edge.target] == {
         "weight": edge.weight, "share": edge.share, "graph_predicted": 0.4, "graph_measured": 0.5,
-        "graph_verdict": "confirmed", "direct_verdict": "norms",
+        "graph_verdict": "confirmed", "direct_verdict": "norms", "inclusion": graph.inclusion.edges[0],
     }  # fmt: skip
     assert g.nodes["tok@1"]["text"] == "w1"
     assert "graph_verdict" not in g.edges[frame.iloc[1].source, frame.iloc[1].target]
