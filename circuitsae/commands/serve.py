@@ -63,6 +63,7 @@ def serve(
         token, number = secrets.token_urlsafe(24), listening.getsockname()[1]
         address = f"http://{HOST}:{number}/{token}/"
         say(console, f"Page:  {address}", "Ctrl-C ends it; whoever has this address, on this machine, can use it.")
+        console.file.flush()  # whoever reads it through a pipe waits for it
         if open:
             webbrowser.open(address)
         app = make_app(served, token=token, hosts=[f"{HOST}:{number}", f"localhost:{number}"])

@@ -258,16 +258,17 @@ def write_page(
 ) -> Path:
     """The page of a graph, with suggested supernodes, and the feature cards and labels beside its dictionaries.
 
-    `folder`: where the graph is; where `edited`, with the labels, pins, groups and notes that were kept there.
+    `folder`: where the graph is, by default beside the page; where it was `edited`, with the labels, pins, groups and
+    notes that were kept there.
     """
     from circuitsae.report import write_html
     from circuitsae.serving.edits import opened_in, own_labels, with_own
 
-    parts = page_parts(graph)
-    if folder is not None and edited:
-        parts["ledger"] = with_own(_load(lambda: own_labels(folder)), parts["ledger"])
-        parts["opened"] = _load(lambda: opened_in(folder, graph.ids.tolist()))
-    return write_html(graph, path, validation=validation, folder=folder, **parts)
+    parts, place = page_parts(graph), folder or path.parent
+    if edited:
+        parts["ledger"] = with_own(_load(lambda: own_labels(place)), parts["ledger"])
+        parts["opened"] = _load(lambda: opened_in(place, graph.ids.tolist()))
+    return write_html(graph, path, validation=validation, folder=place, **parts)
 
 
 def page_parts(graph: "AttributionGraph") -> dict[str, Any]:

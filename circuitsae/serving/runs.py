@@ -22,7 +22,7 @@ from transcoders.errors import CircuitsaeError, InputError
 
 MOST_KEPT = 50
 """Runs whose results can still be asked for."""
-TOP = 8
+TOP = 5
 """Tokens of an outcome, before or after."""
 
 State = Literal["running", "done", "failed", "cancelled"]

@@ -6,7 +6,7 @@
   const MOST_TARGETS = 5;
   const COLUMNS = {
     foreseen: ["graph foresees", "along all paths that are drawn"],
-    held: ["MLPs answer", "measured with attention patterns and norm scales held, as in the graph"],
+    held: ["attention held", "measured with attention patterns and norm scales held, as in the graph"],
     measured: ["model", "measured with everything live"],
   };
   const DONE = { zero: "removed", scale: "scaled by", patch: "as in", replace: "replaced by" };
@@ -24,7 +24,8 @@
       element("dt", { title: COLUMNS[name][1] }, COLUMNS[name][0]),
       element("dd", { class: name }, bar(row[name], most), element("span", { class: "number" }, number(row[name]))),
     ]);
-    return element("div", { class: "split" }, element("h4", {}, "Change of ", text(nameOf(row.node))), element("dl", {}, ...lines));
+    const title = element("h4", {}, "Change of ", text(nameOf(row.node)));
+    return element("div", { class: "split" }, title, element("dl", {}, ...lines));
   }
 
   const best = (top, when) =>
@@ -65,7 +66,7 @@
         cell(number(row.logit_after - row.logit_before)),
       ),
     );
-    const head = ["token", "before", "after", "logit"].map((name) => element("th", { scope: "col" }, name));
+    const head = ["token", "before", "after", "logit +"].map((name) => element("th", { scope: "col" }, name));
     return element(
       "table",
       { class: "claims" },
