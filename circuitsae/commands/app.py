@@ -24,6 +24,7 @@ from circuitsae.commands.graphs import show, trace, validate
 from circuitsae.commands.intervene import intervene
 from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
+from circuitsae.commands.serve import serve
 from circuitsae.commands.shared import Wide, counts
 from circuitsae.commands.steer import steer
 from circuitsae.commands.train import train
@@ -32,7 +33,7 @@ from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
 for command in (
-    trace, validate, attention, show, compare, activations, train, refine, finetune, evaluate, intervene, steer,
+    trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, intervene, steer,
     circuit, reproduce,
 ):  # fmt: skip
     app.command(command)

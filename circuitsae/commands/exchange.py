@@ -37,15 +37,17 @@ def import_graph(
     from circuitsae.graph import prune
     from circuitsae.graph.exchange import read_graph
     from circuitsae.sentences import of_graph
+    from circuitsae.serving.edits import FILES
 
     graph = read_graph(file)
     if (nodes, edges) != (1.0, 1.0):
         pruned = prune(graph, nodes=nodes, edges=edges)
         graph = replace(pruned, provenance={**pruned.provenance, "pruned": [nodes, edges]})
     place = out or Path("graphs") / file.stem
-    with free_folder(place, overwrite) as folder, new_files(folder, without=["validation.json"]) as temporary:
+    stale = ["validation.json", *FILES]
+    with free_folder(place, overwrite) as folder, new_files(folder, without=stale) as temporary:
         graph.save(temporary)
-        write_page(graph, temporary / "graph.html")
+        write_page(graph, temporary / "graph.html", folder=folder, edited=False)
     console = open_console(wide)
     show_graph(console, graph)
     say(console, of_graph(graph), f"Graph: {folder}", f"HTML:  {(folder / 'graph.html').resolve()}")

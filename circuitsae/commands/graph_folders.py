@@ -25,19 +25,29 @@ def slug(prompt: str) -> str:
 
 
 def write_folder(
-    graph: Any, check: Any, folder: Path, *, page: bool = True, more: dict[str, bytes] | None = None
+    graph: Any,
+    check: Any,
+    folder: Path,
+    *,
+    page: bool = True,
+    edited: bool = False,
+    more: dict[str, bytes] | None = None,
 ) -> Path:
     """Graph, validation, page and `more` files, all of them or none; of an earlier graph nothing is left.
 
-    Returns where the page is, or would be.
+    `edited`: it is the folder's own graph, whose labels, pins, groups and notes stay. Returns where the page is, or
+    would be.
     """
-    with new_files(folder, without=["validation.json", *(["graph.html"] if not page else [])]) as temporary:
+    from circuitsae.serving.edits import FILES
+
+    stale = ["validation.json", *([] if page else ["graph.html"]), *([] if edited else FILES)]
+    with new_files(folder, without=stale) as temporary:
         graph.save(temporary)
         if check is not None:
             check.save(temporary / "validation.json")
         if page:
             edges = None if check is None else check.edges
-            write_page(graph, temporary / "graph.html", validation=edges)
+            write_page(graph, temporary / "graph.html", validation=edges, folder=folder, edited=edited)
         for name, content in (more or {}).items():
             (temporary / name).write_bytes(content)
     return folder / "graph.html"

@@ -20,13 +20,13 @@ from circuitsae.commands.shared import (
     WeightOptions,
     Weights,
     Wide,
-    begins_with_bos,
+    dtype_of,
     free_folder,
     lasting,
     load_replacement,
+    loader_for,
     say,
     say_next,
-    source_of,
     write_page,
 )
 from circuitsae.commands.targets import TargetChoice, TargetOptions
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Claim = Literal["graph", "direct", "model"]
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def trace(
@@ -186,15 +185,7 @@ def validate(
     loaded = load_graph(graph)
     if calibrate:
         refuse_derivatives(loaded)
-    source, dtype = source_of(loaded), _dtype_of(loaded)
-    name = model or source.model or str(loaded.provenance.get("model") or "pocket")
-    if model is None:
-        revision, adapter = weights.revision or source.revision, weights.adapter or source.adapter
-        weights = replace(weights, revision=revision, adapter=adapter)
-    if dictionaries is None and choices == Choices():
-        choices = Choices.of_source(source)
-    own, bos = dictionaries or source.dictionaries, begins_with_bos(loaded)
-    replacement = load_replacement(name, own, device, dtype, bos, weights, choices)
+    replacement = loader_for(loaded, model, dictionaries, device, weights, choices)()
     _notice_others(replacement, loaded)
     settings = {"claims": claims or get_args(Claim), "controls": controls, "delta": delta, "seed": seed}
     others = _other_prompts(replacement, loaded, prompts, task)
@@ -204,11 +195,11 @@ def validate(
     if calibrate:
         _calibrate(console, replacement, loaded, calibrate, settings)
     tested = check.annotate(loaded)
-    page = write_folder(tested, check, graph)
+    page = write_folder(tested, check, graph, edited=True)
     say(console, of_graph(tested))
     say(console, f"Written: {graph / 'validation.json'}", f"HTML:    {page.resolve()}")
     say_next(console, f"circuitsae show {graph}")
-    check_identities(check, dtype)
+    check_identities(check, dtype_of(loaded))
 
 
 def show(
@@ -238,7 +229,7 @@ def show(
     for name, keep in (("weight", 0), ("share", 1)):
         own.append((Column(name, keep), [f"{value:+.3f}" for value in frame[name]]))
     show_edges(console, f"Strongest {len(frame)} edges", own, frame)
-    page = write_page(loaded, html or graph / "graph.html")
+    page = write_page(loaded, html or graph / "graph.html", folder=graph)
     say(console, of_graph(loaded), f"HTML: {page.resolve()}")
     say_next(console, f"open {page} in a browser, or: circuitsae validate {graph}")
 
@@ -302,13 +293,3 @@ def _refuse_impossible_shares(**shares: float) -> None:
     for name, value in shares.items():
         if not 0 < value <= 1:
             raise InputError(f"--{name} {value} is not a share; give a number above 0 and at most 1.")
-
-
-def _dtype_of(graph: "AttributionGraph") -> str:
-    """The precision that a graph was traced in."""
-    dtype = graph.provenance.get("dtype", "float32")
-    if dtype not in _DTYPES:
-        raise InputError(
-            f"The graph names the precision {ascii(dtype)[:40]}; expected {', '.join(_DTYPES)}; trace the prompt again."
-        )
-    return str(dtype)

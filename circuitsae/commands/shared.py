@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Dtype = Literal["float32", "float64", "bfloat16"]
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 Bos = Annotated[bool | None, tyro.conf.DisallowNone]
 """--bos or --no-bos; None where neither is given."""
 Wide = Annotated[bool, tyro.conf.arg(help="Keep every column of the tables, however narrow the terminal is.")]
@@ -192,6 +193,36 @@ def load_replacement(
         return ReplacementModel(language_model, loaded, bos=bos)
 
 
+def loader_for(
+    graph: "AttributionGraph",
+    model: str | None,
+    dictionaries: str | None,
+    device: str,
+    weights: Weights = DEFAULT_WEIGHTS,
+    choices: Choices = NO_CHOICE,
+) -> Callable[[], "ReplacementModel"]:
+    """What loads the model and dictionaries that a graph names, or those that are given in their place."""
+    source, dtype, bos = source_of(graph), dtype_of(graph), begins_with_bos(graph)
+    name = model or source.model or str(graph.provenance.get("model") or "pocket")
+    if model is None:
+        revision, adapter = weights.revision or source.revision, weights.adapter or source.adapter
+        weights = replace(weights, revision=revision, adapter=adapter)
+    if dictionaries is None and choices == NO_CHOICE:
+        choices = Choices.of_source(source)
+    own = dictionaries or source.dictionaries
+    return lambda: load_replacement(name, own, device, dtype, bos, weights, choices)
+
+
+def dtype_of(graph: "AttributionGraph") -> str:
+    """The precision that a graph was traced in."""
+    dtype = graph.provenance.get("dtype", "float32")
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"The graph names the precision {ascii(dtype)[:40]}; expected {', '.join(_DTYPES)}; trace the prompt again."
+        )
+    return str(dtype)
+
+
 def lasting(name: str) -> str:
     """A local folder by its full path, so that it is found from anywhere; a hub name as it is."""
     return str(Path(name).resolve()) if Path(name).exists() else name
@@ -217,14 +248,35 @@ def opened_corpus(corpus: str | None, part: CorpusPart) -> "Corpus | None":
     return None
 
 
-def write_page(graph: "AttributionGraph", path: Path, *, validation: "pd.DataFrame | None" = None) -> Path:
-    """The page of a graph, with suggested supernodes, and the feature cards and labels beside its dictionaries."""
-    from circuitsae.graph import suggest_supernodes
+def write_page(
+    graph: "AttributionGraph",
+    path: Path,
+    *,
+    validation: "pd.DataFrame | None" = None,
+    folder: Path | None = None,
+    edited: bool = True,
+) -> Path:
+    """The page of a graph, with suggested supernodes, and the feature cards and labels beside its dictionaries.
+
+    `folder`: where the graph is, by default beside the page; where it was `edited`, with the labels, pins, groups and
+    notes that were kept there.
+    """
     from circuitsae.report import write_html
+    from circuitsae.serving.edits import opened_in, own_labels, with_own
+
+    parts, place = page_parts(graph), folder or path.parent
+    if edited:
+        parts["ledger"] = with_own(_load(lambda: own_labels(place)), parts["ledger"])
+        parts["opened"] = _load(lambda: opened_in(place, graph.ids.tolist()))
+    return write_html(graph, path, validation=validation, folder=place, **parts)
+
+
+def page_parts(graph: "AttributionGraph") -> dict[str, Any]:
+    """Cards, labels and suggested groups of a graph, as its page takes them."""
+    from circuitsae.graph import suggest_supernodes
 
     cards, ledger = beside_dictionaries(graph)
-    supernodes = suggest_supernodes(graph, cards=cards)
-    return write_html(graph, path, validation=validation, cards=cards, ledger=ledger, supernodes=supernodes)
+    return {"cards": cards, "ledger": ledger, "supernodes": suggest_supernodes(graph, cards=cards)}
 
 
 class Source(NamedTuple):
@@ -289,8 +341,12 @@ def cards_of(dictionaries: str, traced: Any) -> "tuple[FeatureCards | None, Ledg
 
 
 def _load_if(there: Callable[[], bool], load: Callable[[], T]) -> T | None:
+    return _load(lambda: load() if there() else None)
+
+
+def _load(load: Callable[[], T | None]) -> T | None:
     try:
-        return load() if there() else None
+        return load()
     except (CircuitsaeError, OSError) as error:
         logger.warning("The page goes without: %.500s", error)
         return None

@@ -148,7 +148,7 @@ def write_comparison(
     data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt}"
     data["cards"] = _of_each(both, [cards_data(one, nodes) for one, nodes in zip(cards, _sides(both), strict=True)])
     data["labels"] = _of_each(both, [labels_data(one, nodes) for one, nodes in zip(ledger, _sides(both), strict=True)])
-    data["comparison"] = comparison_data(comparison, both)
+    data |= {"comparison": comparison_data(comparison, both), "commands": None, "foreseen": None}
     return write_page(data, path, plotlyjs)
 
 

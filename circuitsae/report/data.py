@@ -6,6 +6,7 @@ Pinned nodes and supernodes that a file of Neuronpedia's format came with, by th
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import pandas as pd
 
 from circuitsae.graph.like import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require, scores_of
 from circuitsae.graph.supernodes import CardsLike
-from circuitsae.report.cards import LedgerLike, cards_data, labels_data, suggestions_data
+from circuitsae.graph.totals import explained_rows, total_effects
+from circuitsae.report.cards import LedgerLike, cards_data, labels_data, rounded, suggestions_data
 from circuitsae.report.claims import ValidationLike, tests_data, with_validation
+from circuitsae.report.commands import commands_data
 from circuitsae.report.layout import Band, Layout, arrange
 from circuitsae.report.passing import of_passing, of_response
 from circuitsae.report.text import printable, visible
@@ -49,15 +52,16 @@ def opened_with(provenance: Mapping[str, Any], nodes: pd.DataFrame, n_layers: in
 
 
 def opening(opened: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:
-    """What a caller wants a page to open with, as `opened_with`, and its `note`; `InputError` for an unknown node."""
+    """What a caller wants a page to open with, as `opened_with`, and its notes; `InputError` for an unknown node."""
     groups = [
         [printable(str(name)), *map(str, members)] for name, members in opened.get("groups", {}).items() if members
     ]
     pinned = [str(node) for node in opened.get("pinned", ())]
-    unknown = {node for members in (pinned, *(group[1:] for group in groups)) for node in members} - set(ids)
+    notes = {str(node): str(note) for node, note in opened.get("notes", {}).items()}
+    unknown = {node for members in (pinned, notes, *(group[1:] for group in groups)) for node in members} - set(ids)
     if unknown:
         raise InputError(f"The page cannot open with node {min(unknown)!r}, which is not among the {len(ids)} drawn.")
-    return {"pinned": pinned, "groups": groups, "note": str(opened.get("note", ""))}
+    return {"pinned": pinned, "groups": groups, "note": str(opened.get("note", "")), "notes": notes}
 
 
 def _at(value: Any, *keys: str) -> Mapping[str, Any]:
@@ -93,6 +97,8 @@ def _ours(noted: Mapping[str, Any], nodes: pd.DataFrame, n_layers: int) -> dict[
 
 PAST_COLUMNS = ("past", "past_share")
 """What edges have beside these where dictionaries have skip terms."""
+CHANGEABLE = ("feature", "error", "token")
+"""Kinds of nodes that an intervention can change."""
 _DIGITS = 6
 
 
@@ -103,6 +109,7 @@ def page_data(
     cards: CardsLike | None = None,
     ledger: LedgerLike | None = None,
     supernodes: Sequence[Any] | None = None,
+    folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """The JSON document of one page. NaN becomes null, numbers keep six significant digits.
 
@@ -133,7 +140,18 @@ def page_data(
         "supernodes": suggestions_data(supernodes, nodes["id"].tolist()),
         "explained": np.flatnonzero(nodes["explained"]).tolist() if "explained" in nodes else [],
         "comparison": None,
+        "commands": commands_data(graph, folder),
+        "foreseen": foreseen_data(nodes, edges),
     }
+
+
+def foreseen_data(nodes: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any] | None:
+    """What the graph foresees of its first target when a node is removed: the target's row, a number of each node."""
+    targets = explained_rows(nodes)[:1]
+    if not targets:
+        return None
+    removed = np.where(nodes["kind"].isin(CHANGEABLE), -total_effects(nodes, edges, targets)[0], np.nan)
+    return {"target": targets[0], "removed": [rounded(value) for value in removed]}
 
 
 def _node_columns(nodes: pd.DataFrame) -> dict[str, list[Any]]:

@@ -41,10 +41,10 @@ _SCRIPTS = (
         "hash",
     ),
     *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
-    *("header", "card", "notes", "edgetest", "scatter", "panel", "list", "controls"),
+    *("header", "card", "notes", "edgetest", "scatter", "commands", "serve", "outcome", "panel", "list", "controls"),
     *("picture", "export", "keyboard", "main"),
 )
-_STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare")
+_STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare", "serve")
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 
 
@@ -59,6 +59,7 @@ def write_html(
     opened: Mapping[str, Any] | None = None,
     plotlyjs: PlotlyJS = "inline",
     title: str | None = None,
+    folder: str | Path | None = None,
 ) -> Path:
     """Write the interactive page of `graph` to `path` and return the path.
 
@@ -74,19 +75,37 @@ def write_html(
         supernodes: suggested groups for the reader to accept, rename, split or dismiss: mappings or objects with
             `name`, `members` (node ids), `reason` and `score`.
         opened: what the page opens with, in place of what an imported file had: `groups`, a mapping from names to ids
-            of nodes, `pinned`, ids of other nodes, and `note`, a text on the whole; each may be left out.
+            of nodes, `pinned`, ids of other nodes, `note`, a text on the whole, and `notes`, texts by the id of their
+            node; each may be left out.
         plotlyjs: where the page finds plotly.js.
         title: of the page; the prompt and the model by default.
+        folder: where the graph is saved, as the commands on the page are to name it.
 
     Raises:
         InputError: an unknown `plotlyjs`, a graph whose tables lack columns or name unknown nodes, a suggested group
             or `opened` with a node that is not in the graph, or a card whose lists do not fit together.
     """
-    data = page_data(graph, validation, cards=cards, ledger=ledger, supernodes=supernodes)
+    return write_page(
+        document(
+            graph, validation=validation, cards=cards, ledger=ledger, supernodes=supernodes, opened=opened, title=title,
+            folder=folder,
+        ), path, plotlyjs,
+    )  # fmt: skip
+
+
+def document(
+    graph: GraphLike,
+    *,
+    validation: ValidationLike | pd.DataFrame | None = None,
+    opened: Mapping[str, Any] | None = None,
+    title: str | None = None,
+    **given: Any,
+) -> dict[str, Any]:
+    """What the page of a graph shows; arguments as in `write_html`."""
+    data = page_data(graph, validation, **given)
     if opened is not None:
         data["opened"] = opening(opened, data["nodes"]["id"])
-    data["title"] = title or _default_title(graph)
-    return write_page(data, path, plotlyjs)
+    return data | {"title": title or _default_title(graph)}
 
 
 def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inline") -> Path:
@@ -107,12 +126,12 @@ def _default_title(graph: GraphLike) -> str:
     return f"{prompt} — {model}" if model else prompt or "Attribution graph"
 
 
-def assemble(data: dict[str, Any], plotlyjs: PlotlyJS = "inline") -> str:
-    """The text of the viewer with `data`; see `write_page`."""
+def assemble(data: dict[str, Any], plotlyjs: PlotlyJS = "inline", *, asks: str = "'none'") -> str:
+    """The text of the viewer with `data`; see `write_page`. `asks`: whom the page may ask, as its policy names them."""
     viewer = "\n".join(read_static(f"js/{name}.js") for name in _SCRIPTS)
     plotly_tag, plotly_source = _plotly(plotlyjs)
     # plotly.js sets styles on its elements.
-    rules = policy(plotly_source, hash_source(viewer), styles="'unsafe-inline'")
+    rules = policy(plotly_source, hash_source(viewer), styles="'unsafe-inline'", asks=asks)
     parts = {
         "head": page_head(data["title"], rules, read_styles(*_STYLES)),
         "data": json_for_script(data),
@@ -154,10 +173,11 @@ def _plotly(plotlyjs: PlotlyJS) -> tuple[str, str]:
             return f'<script src="{BUNDLE_FILE}"></script>', "'self'"
 
 
-def policy(*scripts: str, styles: str) -> str:
-    """Nothing may be loaded or sent, and only the named scripts and styles count."""
+def policy(*scripts: str, styles: str, asks: str = "'none'") -> str:
+    """Nothing may be loaded or sent but to whom it `asks`, and only the named scripts and styles count."""
+    connections = "" if asks == "'none'" else f"connect-src {asks}; "
     return (
-        f"default-src 'none'; script-src {' '.join(scripts)}; style-src {styles}; "
+        f"default-src 'none'; script-src {' '.join(scripts)}; style-src {styles}; {connections}"
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 

@@ -1,6 +1,7 @@
 """`validate`: edges of a graph are chosen, and each claim about them is put to its test."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ def validate(
     seed: int = 0,
     progress: bool = False,
     memory: int | None = None,
+    advance: Callable[[int], Any] = lambda _: None,
 ) -> Validation:
     """Test the claims of a graph's edges in the model: predicted and measured effects, ratios, verdicts.
 
@@ -42,6 +44,7 @@ def validate(
     `choose_edges`; None is every edge. `claims`, `controls`, `delta` and `seed` as in `Settings`. `elsewhere`: prompts
     whose features' values are put in the place of the sources' own, beside those of other positions of this prompt.
     `prompts`: others on which the same edges are tested, their positions by `roles`, as in `on_prompts`.
+    `advance` is called with the number of runs made; what it raises ends the validation.
     `heads`: of how many direct edges that attention carries the leading head is found, the most influential first.
     Edges of autoencoders, and of graphs with `response` "linear", are derivatives: what is run, at small doses, is in
     `circuitsae.validation.designs`; they are not carried by attention but through it, and take no values of elsewhere.
@@ -65,12 +68,15 @@ def validate(
     values = values_of([prompt, *(library[other] for other in elsewhere)])
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("measuring", total=None)
-        found = judge(model, prompt, pairs, settings, elsewhere=values, advance=lambda runs: bar.advance(task, runs))
+
+        def done(runs: int) -> None:
+            bar.advance(task, runs)
+            advance(runs)
+
+        found = judge(model, prompt, pairs, settings, elsewhere=values, advance=done)
         others = pd.DataFrame()
         if prompts:
-            others = on_prompts(
-                model, graph, found, prompts, roles=roles, settings=settings, advance=lambda n: bar.advance(task, n)
-            )
+            others = on_prompts(model, graph, found, prompts, roles=roles, settings=settings, advance=done)
     found.insert(4, "weight", chosen.rows["weight"].to_numpy(float))
     found.insert(5, "influence", chosen.rows["influence"].to_numpy(float))
     if "direct" in settings.claims and response == "frozen":

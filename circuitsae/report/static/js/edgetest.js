@@ -169,5 +169,5 @@
     return made;
   }
 
-  Object.assign(viewer, { edgeTest, testDetails, unfolding });
+  Object.assign(viewer, { edgeTest, testDetails, unfolding, bar });
 })((window.viewer ??= {}));

@@ -10,6 +10,7 @@
   const opened = page.opened ?? { pinned: [], groups: [] };
   const openedNote = (opened.note ?? "").slice(0, NOTE_LENGTH);
   const openedGroups = opened.groups.map((group) => JSON.stringify(group));
+  const openedNotes = Object.entries(opened.notes ?? {}).map((pair) => JSON.stringify(pair));
 
   function write(parameters) {
     const put = (name, wanted, value) => wanted && parameters.append(name, value);
@@ -33,6 +34,7 @@
       put("group", true, JSON.stringify([name, ...[...members].map((i) => nodes.id[i])]));
     put("handled", state.handled.size, [...state.handled].join("."));
     put("note", state.graphNote !== openedNote, state.graphNote);
+    put("nodenote", !state.notes.size && openedNotes.length, "");
     for (const [i, note] of state.notes) put("nodenote", true, JSON.stringify([nodes.id[i], note]));
   }
 
@@ -112,7 +114,7 @@
       pins: new Set([...found.flatMap(({ members }) => [...members]), ...known(pins)]),
       handled: new Set(handled.filter((s) => viewer.suggestions[s])),
       graphNote: (get("note") ?? openedNote).slice(0, NOTE_LENGTH),
-      notes: notes(parameters.getAll("nodenote")),
+      notes: notes(parameters.has("nodenote") ? parameters.getAll("nodenote") : openedNotes),
     };
   }
 

@@ -13,6 +13,7 @@
   viewer.startBench();
   viewer.startExport();
   viewer.startKeyboard();
+  viewer.startServing();
   viewer.comparison?.start();
   await viewer.startPlot();
   viewer.startSupergraph();

@@ -48,7 +48,8 @@
       meter(edges.share[e], sign),
       element("span", { class: "number" }, percent(edges.share[e])),
     );
-    return element("li", {}, line, past(e), viewer.comparison ? viewer.comparison.edgeNote(e) : viewer.edgeTest(e));
+    const note = viewer.comparison ? viewer.comparison.edgeNote(e) : viewer.edgeTest(e);
+    return element("li", {}, line, viewer.edgeInModel(e), past(e), note);
   }
 
   function section(title, note, all, otherEnd) {
@@ -148,6 +149,7 @@
       where(i),
       ...[viewer.featureLabel(viewer.labelOf(i)), groupLine(i)].filter(Boolean),
       viewer.comparison?.quantities(i) ?? quantities(i),
+      viewer.nodeInModel(i) ?? "",
       viewer.nodeNote(i),
       ...tabs(i),
     );
@@ -226,5 +228,5 @@
     );
   }
 
-  Object.assign(viewer, { startPanel });
+  Object.assign(viewer, { startPanel, redrawPanel: show });
 })((window.viewer ??= {}));
