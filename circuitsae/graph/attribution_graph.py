@@ -280,7 +280,18 @@ class AttributionGraph:
         return public("circuitsae.report.to_figure")(self)
 
     def _repr_html_(self) -> str:
-        return public("circuitsae.report.summary_html")(self)
+        return public("circuitsae.report.graph_html")(self)
+
+    def show(self, **options: Any) -> Any:
+        """The graph's page in a notebook's cell; options as in `circuitsae.report.show`."""
+        return public("circuitsae.report.show")(self, **options)
+
+    def interactive(self, **options: Any) -> Any:
+        """The graph's page as a widget, a `circuitsae.report.widget.GraphWidget`: Python sees and sets what is chosen.
+
+        Options as in `circuitsae.report.interactive`. Raises `InputError` where anywidget is not installed.
+        """
+        return public("circuitsae.report.interactive")(self, **options)
 
     def write_html(self, path: str | Path, **options: Any) -> Path:
         """Write the graph as one offline HTML page; options as in `circuitsae.report.write_html`."""

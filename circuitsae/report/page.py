@@ -42,7 +42,7 @@ _SCRIPTS = (
     ),
     *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
     *("header", "card", "notes", "edgetest", "scatter", "panel", "list", "controls"),
-    *("picture", "export", "keyboard", "main"),
+    *("picture", "export", "keyboard", "embedded", "main"),
 )
 _STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare")
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
@@ -82,11 +82,25 @@ def write_html(
         InputError: an unknown `plotlyjs`, a graph whose tables lack columns or name unknown nodes, a suggested group
             or `opened` with a node that is not in the graph, or a card whose lists do not fit together.
     """
+    known = {"validation": validation, "cards": cards, "ledger": ledger, "supernodes": supernodes}
+    return write_page(page_document(graph, opened=opened, title=title, **known), path, plotlyjs)
+
+
+def page_document(
+    graph: GraphLike,
+    *,
+    validation: ValidationLike | pd.DataFrame | None = None,
+    cards: CardsLike | None = None,
+    ledger: LedgerLike | None = None,
+    supernodes: Sequence[Any] | None = None,
+    opened: Mapping[str, Any] | None = None,
+    title: str | None = None,
+) -> dict[str, Any]:
+    """The document that the viewer of a graph shows; arguments as in `write_html`."""
     data = page_data(graph, validation, cards=cards, ledger=ledger, supernodes=supernodes)
     if opened is not None:
         data["opened"] = opening(opened, data["nodes"]["id"])
-    data["title"] = title or _default_title(graph)
-    return write_page(data, path, plotlyjs)
+    return data | {"title": title or _default_title(graph)}
 
 
 def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inline") -> Path:
