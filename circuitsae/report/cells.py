@@ -26,7 +26,7 @@ _EDGES = 8
 _WIDTH = 60
 _CELL = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
 _DIGITS_CELL = "text-align:right;vertical-align:top;padding:2px 10px 2px 0;font-variant-numeric:tabular-nums"
-_BLUE, _ORANGE, _VIOLET = "0,114,178", "213,94,0", "140,90,220"
+_BLUE, _VIOLET = "0,114,178", "140,90,220"
 _SIGNS = {"confirmed": "✓", "attention": "A", "norms": "N", "reversed": "⇄", "null": "○", "undecided": "?"}
 _COLOURS = {"confirmed": "0,158,115", "attention": _BLUE, "norms": _VIOLET, "reversed": "204,60,140"}
 _GREY = "128,128,128"
@@ -54,7 +54,11 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
     )
     cells = ("".join(f'<td style="{_style(cell)}"><bdi>{cell}</bdi></td>' for cell in line) for line in lines)
     body = "".join(f"<tr>{line}</tr>" for line in cells)
-    title = f'<caption style="text-align:left;font-weight:600">{_text(caption)}</caption>' if caption else ""
+    title = (
+        f'<caption style="text-align:left;font-weight:600;white-space:nowrap">{_text(caption)}</caption>'
+        if caption
+        else ""
+    )
     first = f"<thead><tr>{columns}</tr></thead>" if head else ""
     return f'<table style="margin:6px 0 10px">{title}{first}<tbody>{body}</tbody></table>'
 
@@ -96,11 +100,11 @@ def summary_html(graph: GraphLike) -> str:
     facts: list[tuple[str, Any]] = [
         ("prompt", prompt),
         ("nodes", f"{len(nodes)} ({counts})"),
-        ("edges", Digits(len(edges))),
+        ("edges", f"{len(edges):,}"),
     ]
     if model := graph.provenance.get("model"):
         facts.insert(1, ("model", shorten(str(model), _WIDTH)))
-    facts += [(_SCORE_NAMES.get(name, f"{name} score"), number(value)) for name, value in scores_of(graph).items()]
+    facts += [(_SCORE_NAMES.get(name, f"{name} score"), str(number(value))) for name, value in scores_of(graph).items()]
     return _piece(table("Attribution graph", (), facts), _tops(nodes), _strongest(nodes, edges))
 
 
@@ -125,13 +129,14 @@ def _strongest(nodes: pd.DataFrame, edges: pd.DataFrame) -> str:
     strongest = edges.iloc[np.argsort(-np.abs(edges["weight"].to_numpy(float)), kind="stable")[:_EDGES]]
     names = dict(zip(nodes["id"].tolist(), (_name(row) for row in nodes.to_dict("records")), strict=True))
     claim, verdicts = verdicts_shown(strongest)
+    judged = [(badge(verdict),) for verdict in verdicts] or [()] * len(strongest)
     columns = [strongest[name].tolist() for name in ("source", "target", "weight")]
     return table(
         f"Strongest {len(strongest)} edges",
-        ("source", "target", "weight", f"verdict ({claim})" if claim else "verdict"),
+        ("source", "target", "weight", *([f"verdict ({claim})"] if claim else [])),
         [
-            (names.get(s, s), names.get(t, t), number(w, "+"), badge(v))
-            for s, t, w, v in zip(*columns, verdicts or [None] * len(strongest), strict=True)
+            (names.get(source, source), names.get(target, target), number(weight, "+"), *verdict)
+            for source, target, weight, verdict in zip(*columns, judged, strict=True)
         ],
     )
 
@@ -258,9 +263,10 @@ def _fires(card: Mapping[str, Any]) -> str:
 
 def _example(example: Mapping[str, Any], most: float | None) -> str:
     most = max(most or 0, *example["activations"], 1e-9)
+    tokens = [example["tokens"][0].lstrip(" "), *example["tokens"][1:]]
     shown = "".join(
         _token(token, value / most, t == example["peak"])
-        for t, (token, value) in enumerate(zip(example["tokens"], example["activations"], strict=True))
+        for t, (token, value) in enumerate(zip(tokens, example["activations"], strict=True))
     )
     strength = f'<span style="display:inline-block;width:3.5em;opacity:.7">{max(example["activations"]):.3g}</span>'
     style = "margin:1px 0;white-space:pre-wrap;overflow-wrap:anywhere"
@@ -297,7 +303,7 @@ def cards_html(manifest: Mapping[str, Any], features: pd.DataFrame, names: Seque
     counts = {int(layer): columns[:, layers == layer].sum(1).tolist() for layer in np.unique(layers)}
     most = features.nlargest(len(names), "max").to_dict("records")
     return _piece(
-        table(f"Cards of {len(features):,} features", (), [*facts, ("tokens", Digits(f"{manifest['tokens_seen']:,}"))]),
+        table(f"Cards of {len(features):,} features", (), [*facts, ("tokens", f"{manifest['tokens_seen']:,}")]),
         table(
             "",
             ("layer", "features", "dead", "labelled"),
@@ -331,31 +337,35 @@ def outcome_html(document: Mapping[str, Any]) -> str:
     pairs: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for row in document["top"]:
         pairs.setdefault((row["prompt"], row["alternative"]), []).append(row)
-    parts = [
-        _change(document["prompts"][p], document["alternatives"][a], document["kl"][p][a], rows)
-        for (p, a), rows in list(pairs.items())[:_PAIRS]
-    ]
-    left = len(pairs) - len(parts)
-    more = [_paragraph(f"and {left} more; outcome.top() has all of them.")] if left else []
+    parts = []
+    for (prompt, alternative), rows in list(pairs.items())[:_PAIRS]:
+        if alternative == 0:
+            text = shorten(printable(document["prompts"][prompt]), 400)
+            parts.append(_paragraph(Markup(f"<b>{_text(text)}</b>")))
+        parts.append(_change(document["alternatives"][alternative], document["kl"][prompt][alternative], rows))
+    left = len(pairs) - _PAIRS
+    more = [_paragraph(f"and {left} more; outcome.top() has all of them.")] if left > 0 else []
     return _piece(*parts, *more)
 
 
-def _change(prompt: str, changes: Sequence[str], kl: float, rows: Sequence[Mapping[Any, Any]]) -> str:
+def _change(changes: Sequence[str], kl: float, rows: Sequence[Mapping[str, Any]]) -> str:
     done = shorten("; ".join(map(printable, changes)), 3 * _WIDTH) or "nothing changed"
-    return _paragraph(Markup(f"<b>{_text(shorten(printable(prompt), 400))}</b>")) + table(
-        f"{done} — KL {kl:.3g} nats",
+    colours = {"before": _GREY, "after": _BLUE}
+    return table(
+        f"{done} (KL {kl:.3g} nats)",
         ("token", "before", "", "after", ""),
         [
             (
                 visible(str(row["text"])),
-                number(row["probability_before"]),
-                _bar(row["probability_before"], _GREY),
-                number(row["probability_after"]),
-                _bar(row["probability_after"], _BLUE if row["rank_after"] <= row["rank_before"] else _ORANGE),
+                *(f(row[f"probability_{run}"], colour) for run, colour in colours.items() for f in (_percent, _bar)),
             )
             for row in rows
         ],
     )
+
+
+def _percent(share: float, _colour: str) -> Digits:
+    return Digits("–" if math.isnan(share) else "&lt; 0.01 %" if share < 5e-5 else f"{100 * share:.2f} %")
 
 
 def _bar(share: float, colour: str) -> Markup:
