@@ -8,7 +8,7 @@ import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -149,6 +149,7 @@ def _name(row: Mapping[Any, Any]) -> str:
 # validations
 
 
+@runtime_checkable
 class Validated(Protocol):
     """A validation, as `circuitsae.validation.Validation`."""
 

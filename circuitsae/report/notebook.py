@@ -5,11 +5,11 @@ The frame has no origin: its page can neither read the notebook nor run anything
 
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from circuitsae.report.cells import summary_html
 from circuitsae.report.data import GraphLike
-from circuitsae.report.page import assemble, page_document
+from circuitsae.report.page import PlotlyJS, assemble, page_document
 from transcoders.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ MOST_BYTES = 5_000_000
 MOST_EDGES = 50_000
 """Of a graph that is drawn unasked, which takes a second."""
 HEIGHT = 780
-Source = Literal["inline", "cdn"]
-"""Where a page in a cell finds plotly.js: in itself, a megabyte per output, or on cdn.plot.ly."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def framed(page: str, *, height: int = HEIGHT, title: str) -> str:
     )
 
 
-def show(graph: GraphLike, *, height: int = HEIGHT, plotlyjs: Source = "inline", **options: Any) -> Shown:
+def show(graph: GraphLike, *, height: int = HEIGHT, plotlyjs: PlotlyJS = "inline", **options: Any) -> Shown:
     """The page of `graph` in a notebook's cell; the other options are those of `write_html`.
 
     `plotlyjs="cdn"` makes the output a megabyte smaller, and needs the network to be seen. Raises what `write_html`
@@ -71,7 +69,7 @@ def graph_html(graph: GraphLike) -> str:
 
 
 def interactive(
-    graph: GraphLike, *, height: int = HEIGHT, plotlyjs: Source = "inline", **options: Any
+    graph: GraphLike, *, height: int = HEIGHT, plotlyjs: PlotlyJS = "inline", **options: Any
 ) -> "GraphWidget":
     """The page of `graph` as a widget whose choices Python sees and sets; see `circuitsae.report.widget.GraphWidget`.
 
@@ -88,9 +86,9 @@ def interactive(
     return GraphWidget(graph, page_document(graph, **options), height=height, plotlyjs=plotlyjs)
 
 
-def check_source(plotlyjs: str) -> None:
-    """Raises `InputError` for a place that a page in a cell cannot load from."""
-    if plotlyjs not in get_args(Source):
+def check_source(plotlyjs: PlotlyJS) -> None:
+    """Raises `InputError` for the one place that a page in a cell cannot load from."""
+    if plotlyjs == "directory":
         raise InputError(
-            f"plotlyjs={plotlyjs!r} is not for a notebook's cell, which has no folder; use 'inline' or 'cdn'."
+            "plotlyjs='directory' is not for a notebook's cell, which has no folder; use 'inline' or 'cdn'."
         )
