@@ -6,7 +6,7 @@ the model saves is given to the Python widget as the kernel would.
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,7 @@ def cell(opened: Page) -> Frame:
 
 
 @pytest.fixture
-def python(opened: Page, widget: GraphWidget, cell: Frame) -> Callable[[], GraphWidget]:
+def python(opened: Page, widget: GraphWidget, cell: Frame) -> Iterator[Callable[[], GraphWidget]]:
     """The widget, once it has been given what the page saved."""
 
     def heard() -> GraphWidget:
@@ -92,7 +92,9 @@ def python(opened: Page, widget: GraphWidget, cell: Frame) -> Callable[[], Graph
         return widget
 
     def tell(change: dict) -> None:
-        opened.evaluate("([name, value]) => model.set(name, value)", [change["name"], change["new"]])
+        opened.evaluate(
+            "([name, value]) => model.set(name, JSON.parse(value))", [change["name"], json.dumps(change["new"])]
+        )
 
     widget.observe(tell, TRAITS)
     yield heard
