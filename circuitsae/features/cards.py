@@ -14,11 +14,14 @@ from circuitsae.features.card_files import TOP, cards_folder, check_cards, has_c
 from circuitsae.features.ledger import Ledger
 from circuitsae.graph.checking import MalformedError
 from circuitsae.graph.supernodes import label_json
+from transcoders._lazy import public
 from transcoders.errors import DictionaryError, FileFormatError
 
 _DIGITS = 4
 _NAMED = 4
 """So many tokens name a feature that has no label."""
+_SHOWN = 8
+"""Features that a notebook's cell shows of all."""
 _OF_FILE = ("format", "arrays", "dictionary_files")
 
 
@@ -57,6 +60,9 @@ class FeatureCard:
     def as_dict(self) -> dict[str, Any]:
         """The JSON of pages, numbers rounded to four digits."""
         return {name: _plain(getattr(self, name)) for name in self.__slots__}
+
+    def _repr_html_(self) -> str:
+        return public("circuitsae.report.card_html")(self.as_dict())
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +211,12 @@ class FeatureCards:
                 "status": [label.get("status", "") for label in labels],
             }
         )
+
+    def _repr_html_(self) -> str:
+        frame = self.frame()
+        most = frame.nlargest(_SHOWN, "max")
+        names = [self.name(*place) for place in zip(most["layer"].tolist(), most["feature"].tolist(), strict=True)]
+        return public("circuitsae.report.cards_html")(self.manifest, frame, names)
 
     def check_fits(self, dictionaries: Any) -> None:
         """Raises `DictionaryError` unless the cards are of these dictionaries (a `DictionarySet`)."""

@@ -271,8 +271,9 @@ class AttributionGraph:
         Node attributes: the columns of `nodes_frame`, and `inclusion`. Edge attributes: `weight`, `share`, `inclusion`,
         with skip terms `past` and `past_share` (`edges_frame`), and of edges that were tested the columns of
         `Validation.edges`: claim by claim `graph_predicted`, `graph_measured`, `graph_ratio` with its interval
-        `graph_low` to `graph_high`, `graph_q`, `graph_verdict`; the same of `direct`; `model_predicted`, `model_measured`; and the others. Graph attributes:
-        `tokens`, `scores`, `provenance`. Values that are missing (NaN) are left out.
+        `graph_low` to `graph_high`, `graph_q`, `graph_verdict`; the same of `direct`; `model_predicted`,
+        `model_measured`; and the others. Graph attributes: `tokens`, `scores`, `provenance`. Values that are missing
+        (NaN) are left out.
         """
         graph = nx.DiGraph(tokens=list(self.tokens), scores=self.scores.as_dict(), provenance=dict(self.provenance))
         for row in self.nodes_frame().assign(inclusion=self.inclusion.nodes).to_dict("records"):
@@ -306,7 +307,18 @@ class AttributionGraph:
         return public("circuitsae.report.to_figure")(self)
 
     def _repr_html_(self) -> str:
-        return public("circuitsae.report.summary_html")(self)
+        return public("circuitsae.report.graph_html")(self)
+
+    def show(self, **options: Any) -> Any:
+        """The graph's page in a notebook's cell; options as in `circuitsae.report.show`."""
+        return public("circuitsae.report.show")(self, **options)
+
+    def interactive(self, **options: Any) -> Any:
+        """The graph's page as a widget, a `circuitsae.report.widget.GraphWidget`: Python sees and sets what is chosen.
+
+        Options as in `circuitsae.report.interactive`. Raises `InputError` where anywidget is not installed.
+        """
+        return public("circuitsae.report.interactive")(self, **options)
 
     def write_html(self, path: str | Path, **options: Any) -> Path:
         """Write the graph as one offline HTML page; options as in `circuitsae.report.write_html`."""

@@ -16,6 +16,7 @@ from circuitsae.interventions.intervene import alternatives_of
 from circuitsae.interventions.outcome import said
 from circuitsae.interventions.prompts import Library, PromptLike
 from circuitsae.replacement import ReplacementModel
+from transcoders._lazy import public
 from transcoders.errors import InputError, PromptError
 from transcoders.token_text import join_tokens
 
@@ -36,6 +37,9 @@ class Generation:
         """One row per continuation: `alternative` (−1 for the clean model), `interventions`, `text`."""
         words = ["", *("; ".join(map(said, alternative)) for alternative in self.alternatives)]
         return pd.DataFrame({"alternative": range(-1, len(words) - 1), "interventions": words, "text": self.texts})
+
+    def _repr_html_(self) -> str:
+        return public("circuitsae.report.continuations_html")(self.frame().to_dict("records"))
 
     def to_json(self) -> dict[str, Any]:
         """Tokens and texts as JSON values."""

@@ -13,6 +13,7 @@ from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.forward import Regime
 from circuitsae.interventions.prompts import Recording
 from circuitsae.replacement import ReplacementModel
+from transcoders._lazy import public
 from transcoders.errors import InputError
 from transcoders.token_text import join_tokens
 
@@ -133,6 +134,9 @@ class Outcome:
         for run, logits in runs.items():
             table[f"rank_{run}"] = (logits[None] > logits[tokens][:, None]).sum(1).tolist()
         return pd.DataFrame(table).sort_values("probability_after", ascending=False, kind="stable")
+
+    def _repr_html_(self) -> str:
+        return public("circuitsae.report.outcome_html")(self.to_json(n=5))
 
     def to_json(self, n: int = 10) -> dict[str, Any]:
         """Prompts, interventions, regime, top tokens and KL as JSON values."""

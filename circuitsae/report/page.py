@@ -42,7 +42,7 @@ _SCRIPTS = (
     ),
     *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
     *("header", "card", "notes", "edgetest", "scatter", "commands", "serve", "outcome", "panel", "list", "controls"),
-    *("picture", "export", "keyboard", "main"),
+    *("picture", "export", "keyboard", "embedded", "main"),
 )
 _STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare", "serve")
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
@@ -85,24 +85,23 @@ def write_html(
         InputError: an unknown `plotlyjs`, a graph whose tables lack columns or name unknown nodes, a suggested group
             or `opened` with a node that is not in the graph, or a card whose lists do not fit together.
     """
-    return write_page(
-        document(
-            graph, validation=validation, cards=cards, ledger=ledger, supernodes=supernodes, opened=opened, title=title,
-            folder=folder,
-        ), path, plotlyjs,
-    )  # fmt: skip
+    known = {"validation": validation, "cards": cards, "ledger": ledger, "supernodes": supernodes}
+    return write_page(page_document(graph, opened=opened, title=title, folder=folder, **known), path, plotlyjs)
 
 
-def document(
+def page_document(
     graph: GraphLike,
     *,
     validation: ValidationLike | pd.DataFrame | None = None,
+    cards: CardsLike | None = None,
+    ledger: LedgerLike | None = None,
+    supernodes: Sequence[Any] | None = None,
     opened: Mapping[str, Any] | None = None,
     title: str | None = None,
-    **given: Any,
+    folder: str | Path | None = None,
 ) -> dict[str, Any]:
-    """What the page of a graph shows; arguments as in `write_html`."""
-    data = page_data(graph, validation, **given)
+    """The document that the viewer of a graph shows; arguments as in `write_html`."""
+    data = page_data(graph, validation, cards=cards, ledger=ledger, supernodes=supernodes, folder=folder)
     if opened is not None:
         data["opened"] = opening(opened, data["nodes"]["id"])
     return data | {"title": title or _default_title(graph)}

@@ -12,6 +12,7 @@ import pandas as pd
 from circuitsae.graph import AttributionGraph
 from circuitsae.graph.notes import CLAIMS, VERDICTS, Claim
 from circuitsae.validation.statistics import FIGURES, Agreement, agreement
+from transcoders._lazy import public
 from transcoders.errors import InputError
 from transcoders.files import write_file
 
@@ -97,6 +98,9 @@ class Validation:
     def annotate(self, graph: AttributionGraph) -> AttributionGraph:
         """The graph with these columns on its edges."""
         return graph.annotate(self.edges.drop(columns=["kind", "weight"]))
+
+    def _repr_html_(self) -> str:
+        return public("circuitsae.report.validation_html")(self)
 
     def to_json(self) -> dict[str, Any]:
         """Tables and summary as JSON values; NaN becomes null."""

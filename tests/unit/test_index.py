@@ -3,15 +3,14 @@
 import json
 import os
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from circuitsae.graph import AttributionGraph
-from circuitsae.report import summary_html, write_index
+from circuitsae.report import write_index
 from circuitsae.report.index import find_graphs
-from tests.sample_graphs import sample_graph, small_graph
+from tests.sample_graphs import small_graph
 from transcoders.errors import CheckFailedError, DictionaryError, InputError
 
 HOSTILE = ["</script>", "<img src=x onerror=alert(1)>", "\"quotes' &amp;", "\u202e", ""]
@@ -99,41 +98,3 @@ def test_no_graphs(tmp_path: Path):
     assert find_graphs(tmp_path) == []
     with pytest.raises(InputError, match="There is no graph in"):
         write_index(tmp_path)
-
-
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        assert all(name in ("class", "style", "scope") for name, _ in attrs)
-        self.tags.add(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def test_a_graph_in_a_notebook():
-    graph = small_graph()
-    made = graph._repr_html_()
-    assert made == summary_html(graph)
-    found = Tags()
-    found.feed(made)
-    assert found.tags <= {"div", "table", "caption", "thead", "tbody", "tr", "th", "td", "bdi"}
-    for word in ("<s> a", "5 (1 feature, 1 error, 1 token, 1 bias, 1 logit)", "·b", "0.75", "confirmed", "+2"):
-        assert word in found.words, word
-    assert [trace["name"] for trace in graph.to_figure().to_dict()["data"]][-1] == "logit"
-
-
-def test_a_hostile_graph_in_a_notebook():
-    graph = sample_graph(tokens=HOSTILE, n_features=5, n_edges=30)
-    graph.provenance = {"model": "<script>alert(1)</script>"}
-    graph.edges["graph_verdict"] = "<u>"
-    made = summary_html(graph)
-    found = Tags()
-    found.feed(made)
-    assert not found.tags & {"script", "img", "u"}
-    assert "<script>alert(1)</script>" in found.words
-    assert len(made) < 20_000

@@ -16,9 +16,9 @@ import circuitsae.report
 from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
 from circuitsae.report import to_figure, write_html
 from circuitsae.report.cards import card_data
+from circuitsae.report.cells import summary_html
 from circuitsae.report.claims import with_validation
 from circuitsae.report.data import page_data
-from circuitsae.report.figure import summary_html
 from circuitsae.report.index import write_index
 from circuitsae.report.layout import arrange
 from circuitsae.report.text import plotly_text, visible

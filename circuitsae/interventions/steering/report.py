@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from circuitsae.interventions.steering.page import figure, page
+from circuitsae.report.notebook import framed
 from transcoders.errors import InputError
 from transcoders.files import write_file
 
@@ -179,6 +180,9 @@ class SteeringReport:
     def to_figure(self) -> go.Figure:
         """Effect on the metric and side effects against strength, beside the controls'."""
         return figure(self.to_json())
+
+    def _repr_html_(self) -> str:
+        return framed(page(self.to_json()), title=f"Steering by {self.direction}")
 
     def save(self, folder: str | Path) -> Path:
         """Write `steering.json` and `steering.html` (one file, works offline); returns the page."""

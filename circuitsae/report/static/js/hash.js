@@ -120,9 +120,11 @@
 
   let pending = 0;
   let written = location.hash;
+  const framed = location.protocol === "about:"; // in a notebook's cell: the page has no address of its own
 
   // Browsers refuse more than a few address changes per second, so the last of a burst is written.
   function schedule() {
+    if (framed) return;
     clearTimeout(pending);
     pending = setTimeout(() => {
       const parameters = new URLSearchParams();
@@ -147,5 +149,5 @@
   viewer.on("change", schedule);
   window.addEventListener("hashchange", () => location.hash !== written && fromAddress());
 
-  Object.assign(viewer, { NOTE_LENGTH, MOST_NOTES });
+  Object.assign(viewer, { NOTE_LENGTH, MOST_NOTES, writeAddress: write, readAddress: read });
 })((window.viewer ??= {}));

@@ -19,4 +19,5 @@
   viewer.startSupergraph();
   performance.mark("ready");
   document.documentElement.dataset.ready = "true";
+  viewer.startEmbedded();
 })(window.viewer);
