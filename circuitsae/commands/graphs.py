@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
+from tyro.constructors import PrimitiveConstructorSpec
 
 from circuitsae.commands.compare import show_folder
 from circuitsae.commands.graph_folders import check_identities, slug, write_folder
@@ -20,6 +21,7 @@ from circuitsae.commands.shared import (
     WeightOptions,
     Weights,
     Wide,
+    beside_dictionaries,
     dtype_of,
     free_folder,
     lasting,
@@ -41,6 +43,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Claim = Literal["graph", "direct", "model"]
+Pictures = Annotated[
+    tuple[Path, ...] | None,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[FILE ...]",
+        instance_from_str=lambda words: tuple(map(Path, words)),
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["none"] if value is None else list(map(str, value)),
+    ),
+]
+"""An option with any number of names after it, none among them."""
 
 
 def trace(
@@ -203,7 +216,14 @@ def validate(
 
 
 def show(
-    graph: tyro.conf.Positional[Path], /, *, html: Path | None = None, strongest: int = 15, wide: Wide = False
+    graph: tyro.conf.Positional[Path],
+    /,
+    *,
+    html: Path | None = None,
+    strongest: int = 15,
+    circuit: Pictures = None,
+    columns: Literal[1, 2] = 2,
+    wide: Wide = False,
 ) -> None:
     """Print a saved graph and write its HTML again, or write the index of a folder of graphs; needs no model.
 
@@ -211,6 +231,9 @@ def show(
         graph: The folder that `trace` wrote, or one with several such folders.
         html: Where to write the page; default graph.html in the folder.
         strongest: How many of the strongest edges to print.
+        circuit: Draw the circuit instead, for a paper: groups and the strongest nodes, into .svg, .pdf or .png files;
+            without a name into circuit.svg in the folder. Needs matplotlib (the extra pictures).
+        columns: How wide that picture is: 1 column of a two-column page (3.4 inches) or 2 (7 inches).
     """
     from circuitsae.console import show_edges, show_graph
     from circuitsae.graph import load_graph
@@ -222,6 +245,9 @@ def show(
         show_folder(console, graph)
         return
     loaded = load_graph(graph)
+    if circuit is not None:
+        _draw(console, loaded, circuit or (graph / "circuit.svg",), columns)
+        return
     show_graph(console, loaded)
     frame = loaded.edges_frame()
     frame = frame.sort_values("weight", key=abs, ascending=False).head(strongest)
@@ -232,6 +258,17 @@ def show(
     page = write_page(loaded, html or graph / "graph.html", folder=graph)
     say(console, of_graph(loaded), f"HTML: {page.resolve()}")
     say_next(console, f"open {page} in a browser, or: circuitsae validate {graph}")
+
+
+def _draw(console: Console, graph: "AttributionGraph", files: tuple[Path, ...], columns: Literal[1, 2]) -> None:
+    """Write the circuit of a graph as pictures, and say what they show."""
+    from circuitsae.report import circuit_picture
+
+    cards, ledger = beside_dictionaries(graph)
+    picture = circuit_picture(graph, cards=cards, ledger=ledger, columns=columns)
+    for file in files:
+        picture.save(file)
+    say(console, *picture.sentences, f"Picture: {', '.join(str(file.resolve()) for file in files)}")
 
 
 def _attribute(

@@ -3,8 +3,8 @@
 A `PatchingProblem` (`problem`) is a model, clean and corrupt prompts and a metric, with its runs kept. `network` names
 the components and their edges, cuts the model there and runs it from any layer on. Methods: `exact` (the oracle),
 `gradients` (EAP, integrated gradients, AtP*), `paths` (path patching, direct logit attribution), `discovery` (the
-default: cheap, then exact, then pruned). `circuit` judges a set of edges; `scores` compares with a truth, and `known`
-holds truths: published circuits and compiled programs.
+default: cheap, then exact, then pruned). `circuit` judges a set of edges, `by_role` draws it; `scores` compares with a
+truth, and `known` holds truths: published circuits and compiled programs.
 """
 
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from circuitsae.components.by_role import RoleCircuit, role_circuit
     from circuitsae.components.circuit import (
         Gap,
         Judge,
@@ -53,6 +54,7 @@ __getattr__, __all__ = lazy_exports(
             "faithfulness_curve",
             "minimality",
         ),
+        "circuitsae.components.by_role": ("RoleCircuit", "role_circuit"),
         "circuitsae.components.paths": (
             "attention_moved",
             "direct_logit_attribution",

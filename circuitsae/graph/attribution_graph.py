@@ -302,9 +302,9 @@ class AttributionGraph:
 
     # pictures and files
 
-    def to_figure(self) -> "go.Figure":
-        """`circuitsae.report.to_figure` of this graph: its strongest edges as one plotly figure, for notebooks."""
-        return public("circuitsae.report.to_figure")(self)
+    def to_figure(self, style: Literal["nodes", "circuit"] = "nodes", **options: Any) -> "go.Figure":
+        """`circuitsae.report.to_figure` of this graph: its strongest edges, or its circuit, as one plotly figure."""
+        return public("circuitsae.report.to_figure")(self, style, **options)
 
     def _repr_html_(self) -> str:
         return public("circuitsae.report.graph_html")(self)

@@ -258,6 +258,18 @@ def suggest_supernodes(
     ]
 
 
+def name_features(
+    graph: AttributionGraph,
+    groups: Sequence[Sequence[str]],
+    *,
+    cards: CardsLike | Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[str]:
+    """What the features of each group, by their ids, have in common, as `suggest_supernodes` names it; or nothing."""
+    known = _cards_of(graph, cards)
+    rows = [np.array([graph.position[name] for name in group], dtype=np.int64) for group in groups]
+    return [_common(graph, Evidence.of(graph, members, {}, known)) for members in rows]
+
+
 def _cards_of(
     graph: AttributionGraph, cards: CardsLike | Mapping[str, Mapping[str, Any]] | None
 ) -> Mapping[str, Mapping[str, Any]]:
@@ -270,6 +282,10 @@ def _cards_of(
 
 
 def _name(graph: AttributionGraph, evidence: Evidence) -> str:
+    return _common(graph, evidence) or _place(graph, evidence)
+
+
+def _common(graph: AttributionGraph, evidence: Evidence) -> str:
     """What most members have in common: a label, the tokens they fire on, the logit or token they stand next to."""
     n = len(evidence.rows)
     labels = Counter(name for card in evidence.cards if card and (name := _labelled(card.get("label"))))
@@ -284,7 +300,7 @@ def _name(graph: AttributionGraph, evidence: Evidence) -> str:
     for all_edges, form in ((graph.weights.T.tocsr(), "→ {}"), (graph.weights, "{}")):
         if (best := _telling(graph, all_edges[evidence.rows], all_edges[features])) is not None:
             return form.format(_readable(best.text))
-    return _place(graph, evidence)
+    return ""
 
 
 def _labelled(label: Mapping[str, Any] | None) -> str:

@@ -3,8 +3,9 @@
 Nothing here knows a model or imports torch: a saved graph draws on a machine without weights. `data` turns a graph into
 the numbers the page needs, `claims` what tests found of its edges, `cards` feature cards, labels and suggested groups;
 `layout` places the nodes, `page` assembles `static/` into one file, `compare` puts two graphs on one page, `index`
-lists a folder of graphs, `browser` makes pages of feature cards, `figure` draws a graph's strongest edges; `notebook`
-puts a page into a notebook's cell, `widget` in step with Python, `cells` makes tables for one.
+lists a folder of graphs, `browser` makes pages of feature cards, `figure` draws a graph's strongest edges,
+`circuit_picture` a circuit for a paper: of a graph (`circuit_of_graph`), or of heads. `notebook` puts a page into a
+notebook's cell, `widget` in step with Python, `cells` makes tables for one.
 """
 
 from circuitsae.graph.supernodes import CardsLike
@@ -18,6 +19,8 @@ from circuitsae.report.cells import (
     summary_html,
     validation_html,
 )
+from circuitsae.report.circuit_drawing import CircuitPicture
+from circuitsae.report.circuit_of_graph import circuit_picture
 from circuitsae.report.claims import ValidationLike
 from circuitsae.report.compare import compare_html
 from circuitsae.report.data import GraphLike
@@ -28,6 +31,7 @@ from circuitsae.report.page import PlotlyJS, write_html
 
 __all__ = [
     "CardsLike",
+    "CircuitPicture",
     "GraphLike",
     "LedgerLike",
     "PlotlyJS",
@@ -35,6 +39,7 @@ __all__ = [
     "ValidationLike",
     "card_html",
     "cards_html",
+    "circuit_picture",
     "compare_html",
     "continuations_html",
     "graph_html",

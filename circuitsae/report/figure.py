@@ -1,12 +1,16 @@
 """A graph as one pure plotly figure, for notebooks and static export."""
 
+from typing import Any, Literal
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from circuitsae.report.circuit_of_graph import circuit_picture
 from circuitsae.report.data import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require
 from circuitsae.report.layout import Layout, arrange
 from circuitsae.report.text import plotly_text, shorten, visible
+from transcoders.errors import InputError
 
 MAX_EDGES = 1000
 _WIDTHS = (0.6, 1.4, 2.8)
@@ -14,12 +18,20 @@ _SIGNS = (("positive", 1, "#0072B2", "solid"), ("negative", -1, "#D55E00", "dash
 _SYMBOLS = {"feature": "circle", "error": "diamond-open", "token": "square", "logit": "triangle-up"}
 
 
-def to_figure(graph: GraphLike) -> go.Figure:
-    """The `MAX_EDGES` strongest edges (by |weight|) and every node but the biases, as a plotly figure.
+def to_figure(graph: GraphLike, style: Literal["nodes", "circuit"] = "nodes", **options: Any) -> go.Figure:
+    """A graph as a plotly figure.
 
+    `circuit`: its groups and strongest nodes, see `circuit_picture`, which takes the `options`.
+    `nodes`: the `MAX_EDGES` strongest edges (by |weight|) and every node but the biases.
     Edges share a trace by sign and width, so the figure has a few traces however many edges it draws. Sign is shown by
     colour and dash. Bias nodes and their edges are left out; the page of `write_html` has them.
     """
+    if style == "circuit":
+        return circuit_picture(graph, **options).to_figure()
+    if style != "nodes" or options:
+        raise InputError(
+            f"style={style!r} with {sorted(options)} is no figure; use 'nodes', or 'circuit' with options."
+        )
     nodes = require(graph.nodes_frame(), NODE_COLUMNS, "nodes_frame()")
     edges = require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()")
     layout = arrange(nodes, [visible(token) for token in graph.tokens], graph.n_layers)
