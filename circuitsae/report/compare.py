@@ -47,7 +47,7 @@ class Union:
 
 def unite(both: Comparison) -> Union:
     """The two graphs of a comparison as one that can be drawn."""
-    names, graphs = both.names, (both.a, both.b)
+    names, graphs = _names(both), (both.a, both.b)
     words = _words(both)
     pairs = list(zip(*words, strict=True))
     nodes, scores = both.nodes, [scores_of(graph) for graph in graphs]
@@ -70,6 +70,11 @@ def unite(both: Comparison) -> Union:
         },
         same_features=both.same_features,
     )
+
+
+def _names(both: Comparison) -> list[str]:
+    """What the two are called, as it is shown."""
+    return [visible(name) for name in both.names]
 
 
 def _words(both: Comparison) -> list[list[str | None]]:
@@ -143,7 +148,7 @@ def write_comparison(
     pages: tuple[Path | None, Path | None] = (None, None),
 ) -> Path:
     """`compare_html` of two graphs that were compared already; `pages`: their own, linked to where they are there."""
-    both, names = unite(comparison), comparison.names
+    both, names = unite(comparison), _names(comparison)
     data = page_data(both)
     data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt_title(comparison.a.tokens)}"
     data["ways"] = pages_there(zip(names, pages, strict=True), path)
@@ -170,7 +175,7 @@ def comparison_data(comparison: Comparison, both: Union) -> dict[str, Any]:
         )
     change = _changes(nodes)
     return {
-        "names": list(comparison.names),
+        "names": _names(comparison),
         "sides": sides,
         "tokens": [[token or _NONE for token in words] for words in _words(comparison)],
         "differing": both.differing,

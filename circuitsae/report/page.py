@@ -96,7 +96,7 @@ def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inl
     if plotlyjs not in get_args(PlotlyJS):
         raise InputError(f"plotlyjs={plotlyjs!r} is not known; use one of {', '.join(map(repr, get_args(PlotlyJS)))}.")
     path = Path(path)
-    page = assemble(data | {"ways": [*data.get("ways", ()), *ways_from(path)]}, plotlyjs)
+    page = assemble(data | {"ways": [*ways_from(path), *data.get("ways", ())]}, plotlyjs)
     if plotlyjs == "directory":
         write_file(path.parent / BUNDLE_FILE, basic_bundle())
     write_file(path, page)
@@ -123,7 +123,7 @@ def assemble(data: dict[str, Any], plotlyjs: PlotlyJS = "inline") -> str:
     rules = policy(plotly_source, hash_source(viewer), styles="'unsafe-inline'")
     parts = {
         "head": page_head(
-            data["title"], rules, read_styles(*_STYLES), "comparison" if "comparison" in data else "graph"
+            data["title"], rules, read_styles(*_STYLES), "comparison" if data.get("comparison") else "graph"
         ),
         "data": json_for_script(data),
         "plotly": plotly_tag,

@@ -124,8 +124,8 @@ def test_headings_labels_and_small_windows(index: Path, open_page: OpenPage):
     expect(page.locator("table caption")).to_have_count(1)
 
 
-def test_axe_finds_nothing_serious(index: Path, open_page: OpenPage, serious: Callable[[Page], list[str]]):
-    assert serious(open_page(index)) == []
+def test_axe_finds_nothing(index: Path, open_page: OpenPage, flaws: Callable[[Page], list[str]]):
+    assert flaws(open_page(index)) == []
 
 
 def test_a_graph_without_a_page_is_listed_without_a_link(tmp_path: Path, open_page: OpenPage):

@@ -55,20 +55,17 @@
   function said() {
     if (viewer.comparison) return viewer.comparison.sentences();
     const tokens = button("tokens by influence", () => viewer.lookUp("by-token"));
+    const see = (...ways) => element("span", { class: "see" }, " See ", ...ways, ".");
     const [claim] = viewer.claims;
-    if (!claim) return ["No edge of this graph was tested in the model. ", tokens, "."];
+    if (!claim) return ["No edge of this graph was tested in the model.", see(tokens)];
     const held = claim === "older" ? viewer.CLAIMS.older.name : "Edges tested in the model";
     const count = viewer.missed(claim).length;
     const look = () => {
       if (viewer.state.claim !== claim) viewer.setFilter({ claim });
       viewer.lookUp("missed");
     };
-    return [
-      `${held}: ${viewer.claimSentence(claim)}${testedShare()}. See `,
-      ...(count ? [button(`which ${count} did not hold, and why`, look), "; "] : []),
-      tokens,
-      ".",
-    ];
+    const missed = count ? [button(`which ${count} did not hold, and why`, look), "; "] : [];
+    return [`${held}: ${viewer.claimSentence(claim)}${testedShare()}.`, see(...missed, tokens)];
   }
 
   // What the tests of one claim came to.

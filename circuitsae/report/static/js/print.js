@@ -2,7 +2,7 @@
 (function (viewer) {
   "use strict";
 
-  const OPENED = "#figures, #graph-note:has(textarea:not(:placeholder-shown)), #supergraph-sums";
+  const OPENED = "#figures, #graph-note:has(textarea:not(:placeholder-shown)), #supergraph-sums, .group > details";
   let opened = null; // what was unfolded for the paper; null while there is none
 
   function before() {
