@@ -56,7 +56,8 @@ def compare(
     pairing = {} if similar is None else {"dictionaries": _dictionaries(graphs), "above": similar}
     both = side_by_side(*graphs, names=names or _names(a, b), same_features=same_features, **pairing)
     (cards_a, ledger_a), (cards_b, ledger_b) = (beside_dictionaries(graph) for graph in graphs)
-    page = both.to_html(out, cards=(cards_a, cards_b), ledger=(ledger_a, ledger_b))
+    pages = (a / "graph.html", b / "graph.html")
+    page = both.to_html(out, cards=(cards_a, cards_b), ledger=(ledger_a, ledger_b), pages=pages)
     written = [("HTML:", page)]
     for path, frame, what in ((csv, both.nodes, "Nodes:"), (edges_csv, both.edges, "Edges:")):
         if path is not None:

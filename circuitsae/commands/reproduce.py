@@ -134,6 +134,7 @@ def _dictionaries(
 
 
 def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command: str) -> None:
+    from circuitsae.report.beside import way_to, ways_from
     from circuitsae.reproduce.page import markdown, page
     from circuitsae.reproduce.result import write_json
     from transcoders.files import write_file
@@ -141,7 +142,10 @@ def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "report.html", page(found, command))
+    drawn = {f"graph of {report.task}": folder / f"{report.task}.html" for report in found if report.graph is not None}
+    report_page = folder / "report.html"
+    ways = [*ways_from(report_page), *(way_to(graph, report_page, text) for text, graph in drawn.items())]
+    write_file(report_page, page(found, command, ways=ways))
     write_json(found, folder / "report.json")
     for report in found:
         if report.graph is not None:

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from circuitsae.report.beside import Way, way_to, ways_from
 from circuitsae.report.cards import card_data
 from circuitsae.report.page import (
     fill_template,
@@ -71,10 +72,11 @@ def write_browser(cards: CardSet, folder: str | Path, *, title: str | None = Non
             listed.add(found)
             data = {"title": title, "cards": found, "per_page": PER_PAGE, "widths": list(cards.widths), "back": name}
             write_file(folder / "cards" / f"{layer}-{block}.html", _card_page(data))
-        data = {"title": title, "about": _about(cards.manifest), "per_page": PER_PAGE, **listed.data()}
+        ways = ways_from(folder / name) if together else [way_to(folder / INDEX, folder / name, "All layers")]
+        data = {"title": title, "about": _about(cards.manifest), "per_page": PER_PAGE, "ways": ways, **listed.data()}
         write_file(folder / name, _list_page(data))
     if not together:
-        write_file(folder / INDEX, _contents(title, cards, lists))
+        write_file(folder / INDEX, _contents(title, cards, lists, ways_from(folder / INDEX)))
     return folder / INDEX
 
 
@@ -121,7 +123,7 @@ class _Listed:
 
 
 def _list_page(data: Mapping[str, Any]) -> str:
-    return _page("list.html", data, (*_COMMON, "js/theme.js", "browser/list.js"))
+    return _page("list.html", data, (*_COMMON, "js/theme.js", "js/ways.js", "browser/list.js"))
 
 
 def _card_page(data: Mapping[str, Any]) -> str:
@@ -134,19 +136,22 @@ def _page(template: str, data: Mapping[str, Any], scripts: Sequence[str]) -> str
     return _filled(template, data["title"], hash_source(script), parts)
 
 
-def _contents(title: str, cards: CardSet, lists: Sequence[str]) -> str:
+def _contents(title: str, cards: CardSet, lists: Sequence[str], ways: Sequence[Way]) -> str:
     """The first page where every layer has its own list: links alone."""
     links = "\n".join(
         f'<li><a href="{name}">Layer {layer}</a> <span class="hint">{width:,} features</span></li>'
         for layer, (name, width) in enumerate(zip(lists, cards.widths, strict=True))
     )
-    parts = {"about": html.escape(_about(cards.manifest)), "links": links}
+    back = "".join(f'<a href="{html.escape(way["href"])}">← {html.escape(way["text"])}</a>' for way in ways)
+    nav = f'<nav aria-label="Other pages">{back}</nav>' if back else ""
+    parts = {"about": html.escape(_about(cards.manifest)), "links": links, "ways": nav}
     return _filled("contents.html", title, "'none'", parts)
 
 
 def _filled(template: str, title: str, script: str, parts: Mapping[str, str]) -> str:
-    style = read_styles("base", "page", "card") + read_static("browser/browser.css")
-    head = page_head(title, policy(script, styles=hash_source(style)), style)
+    style = read_styles("base", "page", "card", "paper") + read_static("browser/browser.css")
+    kind = "card" if template == "card.html" else "features"
+    head = page_head(title, policy(script, styles=hash_source(style)), style, kind)
     return fill_template(f"browser/{template}", {**parts, "head": head, "title": html.escape(title)})
 
 

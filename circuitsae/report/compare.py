@@ -11,13 +11,13 @@ import pandas as pd
 from circuitsae.graph.comparison import EDGE_VALUES, MARKS, NODE_VALUES, Comparison, compare
 from circuitsae.graph.like import GraphLike, scores_of
 from circuitsae.graph.supernodes import CardsLike
+from circuitsae.report.beside import pages_there
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data
 from circuitsae.report.claims import ValidationLike, tests_data, with_validation
 from circuitsae.report.data import number, page_data
-from circuitsae.report.page import PlotlyJS, write_page
-from circuitsae.report.text import shorten, visible
+from circuitsae.report.page import PlotlyJS, prompt_title, write_page
+from circuitsae.report.text import visible
 from transcoders.errors import InputError
-from transcoders.token_text import join_tokens
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Union:
 
 def unite(both: Comparison) -> Union:
     """The two graphs of a comparison as one that can be drawn."""
-    names, graphs = both.names, (both.a, both.b)
+    names, graphs = _names(both), (both.a, both.b)
     words = _words(both)
     pairs = list(zip(*words, strict=True))
     nodes, scores = both.nodes, [scores_of(graph) for graph in graphs]
@@ -70,6 +70,11 @@ def unite(both: Comparison) -> Union:
         },
         same_features=both.same_features,
     )
+
+
+def _names(both: Comparison) -> list[str]:
+    """What the two are called, as it is shown."""
+    return [visible(name) for name in both.names]
 
 
 def _words(both: Comparison) -> list[list[str | None]]:
@@ -140,12 +145,13 @@ def write_comparison(
     ledger: tuple[LedgerLike | None, LedgerLike | None] = (None, None),
     plotlyjs: PlotlyJS = "inline",
     title: str | None = None,
+    pages: tuple[Path | None, Path | None] = (None, None),
 ) -> Path:
-    """`compare_html` of two graphs that were compared already."""
-    both, names = unite(comparison), comparison.names
+    """`compare_html` of two graphs that were compared already; `pages`: their own, linked to where they are there."""
+    both, names = unite(comparison), _names(comparison)
     data = page_data(both)
-    prompt = shorten(join_tokens(both.tokens), 60)
-    data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt}"
+    data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt_title(comparison.a.tokens)}"
+    data["ways"] = pages_there(zip(names, pages, strict=True), path)
     data["cards"] = _of_each(both, [cards_data(one, nodes) for one, nodes in zip(cards, _sides(both), strict=True)])
     data["labels"] = _of_each(both, [labels_data(one, nodes) for one, nodes in zip(ledger, _sides(both), strict=True)])
     data |= {"comparison": comparison_data(comparison, both), "commands": None, "foreseen": None}
@@ -169,7 +175,7 @@ def comparison_data(comparison: Comparison, both: Union) -> dict[str, Any]:
         )
     change = _changes(nodes)
     return {
-        "names": list(comparison.names),
+        "names": _names(comparison),
         "sides": sides,
         "tokens": [[token or _NONE for token in words] for words in _words(comparison)],
         "differing": both.differing,

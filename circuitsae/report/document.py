@@ -8,16 +8,12 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from circuitsae.report.page import page_head, policy
+from circuitsae.report.beside import Way
+from circuitsae.report.page import fill_template, json_for_script, page_head, policy, read_static, read_styles
+from circuitsae.report.text import printable
 from transcoders.plotly_bundle import bundle_for
 
-_STYLE = (
-    "body{font:15px system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#111;background:#fff}"
-    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}td,th{padding:.25em .6em;"
-    "border-bottom:1px solid #ccc;text-align:left;vertical-align:top;white-space:pre-wrap}"
-    ".number{text-align:right;font-variant-numeric:tabular-nums}nav a{margin-right:1em}"
-    ".chosen{font-weight:bold}.broken td{color:#a00}.not-met td{background:#fde8e4}"
-)
+_SCRIPTS = ("js/format.js", "js/dom.js", "js/theme.js", "js/ways.js", "document.js")
 
 
 class Number(str):
@@ -26,57 +22,109 @@ class Number(str):
     __slots__ = ()
 
 
+class Verdict(str):
+    """A cell that says whether something holds, shown with its sign."""
+
+    __slots__ = ()
+
+
+_LONG = 24
+"""Characters from which on a cell is not made narrow."""
+_SIGNS = {
+    "met": ("confirmed", "✓"),
+    "agrees": ("confirmed", "✓"),
+    "not met": ("reversed", "✗"),
+    "differs": ("undecided", "≠"),
+    "measured": ("null", "·"),
+    "not measured": ("null", "–"),
+}
+"""Of each verdict its colour and its sign."""
+
+
 class Document:
-    """A page in the making: what is added appears in that order."""
+    """A page in the making: what is added appears in that order, under a list of its headings."""
 
     def __init__(self, title: str) -> None:
-        self.title = title
-        self._parts = [f"<h1>{html.escape(title)}</h1>"]
+        self.title = printable(title)
+        self._parts: list[str] = []
+        self._headings: list[tuple[int, str, str]] = []
         self._figures: list[go.Figure] = []
 
     def heading(self, text: str, level: int = 2, anchor: str = "") -> None:
-        named = f' id="{html.escape(anchor)}"' if anchor else ""
-        self._parts.append(f"<h{level}{named}>{html.escape(text)}</h{level}>")
-
-    def links(self, anchors: Sequence[str]) -> None:
-        """Links to headings of this page, by their anchors."""
-        links = "".join(f'<a href="#{html.escape(name)}">{html.escape(name)}</a>' for name in anchors)
-        self._parts.append(f"<nav>{links}</nav>")
+        anchor = anchor or f"part-{len(self._headings) + 1}"
+        self._headings.append((level, printable(text), anchor))
+        self._parts.append(f'<h{level} id="{html.escape(anchor)}">{_text(text)}</h{level}>')
 
     def paragraph(self, text: str, *, lead: str = "") -> None:
         """A paragraph, after a `lead` in bold; nothing where both are empty."""
         if lead or text:
-            bold = f"<b>{html.escape(lead)}</b>" if lead else ""
-            self._parts.append(f"<p>{bold}{html.escape(text)}</p>")
+            bold = f"<b>{_text(lead)}</b>" if lead else ""
+            self._parts.append(f"<p>{bold}{_text(text)}</p>")
 
     def code(self, text: str) -> None:
         """A command; nothing where it is empty."""
         if text:
-            self._parts.append(f"<p><code>{html.escape(text)}</code></p>")
+            self._parts.append(f"<p><code>{_text(text)}</code></p>")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[str] = ()) -> None:
         """A table; `marks`: of each row `chosen`, `broken`, `not-met` or nothing."""
         numeric = [bool(rows) and all(isinstance(row[i], Number) for row in rows) for i in range(len(head))]
-        lines = ["".join(_cell("th", text, number) for text, number in zip(head, numeric, strict=True))]
-        lines += ["".join(_cell("td", text, isinstance(text, Number)) for text in row) for row in rows]
-        kinds = ["", *(marks or [""] * len(rows))]
-        made = "".join(f"<tr{_class(kind)}>{line}</tr>" for kind, line in zip(kinds, lines, strict=True))
-        self._parts.append(f"<table>{made}</table>")
+        titles = "".join(_title(text, number) for text, number in zip(head, numeric, strict=True))
+        kinds = marks or [""] * len(rows)
+        lines = "".join(
+            f"<tr{_class(kind)}>{''.join(map(_cell, row))}</tr>" for kind, row in zip(kinds, rows, strict=True)
+        )
+        under = self._headings[-1][1] if self._headings else self.title
+        name = html.escape(f"Table: {under}")
+        self._parts.append(
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+            f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>"
+        )
 
     def figure(self, figure: go.Figure) -> None:
         """A plotly figure."""
-        self._parts.append(figure.to_html(full_html=False, include_plotlyjs=False))
+        drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True})
+        self._parts.append(f"<figure>{drawn}</figure>")
         self._figures.append(figure)
 
-    def html(self) -> str:
-        """The whole page, which loads and sends nothing."""
-        head = page_head(self.title, policy("'unsafe-inline'", styles="'unsafe-inline'"), _STYLE)
-        plotly = f"<script>{bundle_for(*self._figures)}</script>" if self._figures else ""
-        return f'<!doctype html><html lang="en" data-ready>{head}<body>{plotly}{"".join(self._parts)}</body></html>'
+    def html(self, ways: Sequence[Way] = ()) -> str:
+        """The whole page, which loads and sends nothing; `ways`: to pages beside it."""
+        style = read_styles("base", "paper") + read_static("document.css")
+        parts = {
+            "head": page_head(self.title, policy("'unsafe-inline'", styles="'unsafe-inline'"), style, "report"),
+            "title": html.escape(self.title),
+            "contents": self._contents(),
+            "plotly": f"<script>{bundle_for(*self._figures)}</script>" if self._figures else "",
+            "body": "\n".join(self._parts),
+            "data": json_for_script({"ways": list(ways)}),
+            "script": "\n".join(map(read_static, _SCRIPTS)),
+        }
+        return fill_template("document.html", parts)
+
+    def _contents(self) -> str:
+        if len(self._headings) < 2:
+            return ""
+        links = "".join(
+            f'<li class="level-{level}"><a href="#{html.escape(anchor)}">{html.escape(text)}</a></li>'
+            for level, text, anchor in self._headings
+        )
+        return f'<nav id="contents" aria-label="Contents"><ul>{links}</ul></nav>'
 
 
-def _cell(tag: str, text: str, number: bool) -> str:
-    return f"<{tag}{_class('number' if number else '')}>{html.escape(text)}</{tag}>"
+def _text(text: str) -> str:
+    return html.escape("\n".join(map(printable, text.split("\n"))))
+
+
+def _title(text: str, number: bool) -> str:
+    return f'<th scope="col"{_class("number" if number else "")}>{_text(text)}</th>'
+
+
+def _cell(text: str) -> str:
+    if isinstance(text, Verdict) and text in _SIGNS:
+        kind, sign = _SIGNS[text]
+        return f'<td><span class="badge {kind}"><span aria-hidden="true">{sign}</span> {_text(text)}</span></td>'
+    kind = "number" if isinstance(text, Number) else "long" if len(text) > _LONG else ""
+    return f"<td{_class(kind)}>{_text(text)}</td>"
 
 
 def _class(name: str) -> str:

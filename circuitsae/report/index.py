@@ -10,6 +10,7 @@ from circuitsae.graph import AttributionGraph
 from circuitsae.graph.attribution_graph import load_graph
 from circuitsae.graph.files import Header, load_header
 from circuitsae.graph.nodes import NodeKind
+from circuitsae.report.beside import pages_of
 from circuitsae.report.claims import VERDICTS, verdicts_shown
 from circuitsae.report.data import number
 from circuitsae.report.page import (
@@ -28,7 +29,7 @@ from transcoders.files import write_file
 
 INDEX = "index.html"
 PAGE = "graph.html"
-_SCRIPTS = ("js/format.js", "js/dom.js", "js/theme.js", "js/verdicts.js", "index.js")
+_SCRIPTS = ("js/format.js", "js/dom.js", "js/theme.js", "js/ways.js", "js/verdicts.js", "index.js")
 _DEPTH = 3
 MOST = 10_000
 """Graphs that one page lists."""
@@ -50,7 +51,7 @@ def write_index(
 
     One offline page with a row per graph: prompt, model, most probable token, scores, verdicts, sizes, date, and a link
     to the graph's own page, which is written where there is none or the graph was saved since. A graph that cannot be
-    read or drawn is listed with the reason.
+    read or drawn is listed with the reason. Comparisons, reports and pages of features beside it are linked to.
 
     Args:
         folder: Where the graphs are, up to three levels deep.
@@ -66,7 +67,11 @@ def write_index(
         raise InputError(f"There is no graph in {folder}; give a folder with folders that `trace` or `import` wrote.")
     if len(graphs) > MOST:
         raise InputError(f"{folder} has {len(graphs):,} graphs, more than {MOST:,}; give a folder with fewer.")
-    data = {"title": title or f"Graphs in {folder.resolve().name}", "rows": list(_rows(folder, graphs, write_page))}
+    data = {
+        "title": title or f"Graphs in {folder.resolve().name}",
+        "rows": list(_rows(folder, graphs, write_page)),
+        "pages": pages_of(folder),
+    }
     write_file(folder / INDEX, _page(data))
     return folder / INDEX
 
@@ -83,7 +88,8 @@ def _rows(
         except (CircuitsaeError, OSError) as error:
             yield row | {"problem": visible(str(error), most=None)}
         else:
-            link = {} if page is None else {"href": f"./{quote(page.relative_to(folder).as_posix())}"}
+            below = len(graph.relative_to(folder).parts)
+            link = {} if page is None else {"href": f"./{quote(page.relative_to(folder).as_posix())}", "below": below}
             yield row | summary(head) | link
 
 
@@ -120,6 +126,6 @@ def _saved(graph: Path) -> datetime:
 
 
 def _page(data: dict[str, Any]) -> str:
-    script, style = "\n".join(map(read_static, _SCRIPTS)), read_styles("base") + read_static("index.css")
-    head = page_head(data["title"], policy(hash_source(script), styles=hash_source(style)), style)
+    script, style = "\n".join(map(read_static, _SCRIPTS)), read_styles("base", "paper") + read_static("index.css")
+    head = page_head(data["title"], policy(hash_source(script), styles=hash_source(style)), style, "graphs")
     return fill_template("index.html", {"head": head, "data": json_for_script(data), "script": script})

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from circuitsae.graph.supernodes import CardsLike
+from circuitsae.report.beside import Kind, ways_from
 from circuitsae.report.cards import LedgerLike
 from circuitsae.report.claims import ValidationLike
 from circuitsae.report.data import GraphLike, opening, page_data
@@ -41,10 +42,11 @@ _SCRIPTS = (
         "hash",
     ),
     *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
-    *("header", "card", "notes", "edgetest", "scatter", "commands", "serve", "outcome", "panel", "list", "controls"),
-    *("picture", "export", "keyboard", "embedded", "main"),
+    *("ways", "questions", "header", "card", "notes", "edgetest", "scatter", "commands", "serve", "outcome"),
+    *("panel", "list", "controls", "picture", "export", "print", "keyboard", "embedded", "main"),
 )
-_STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare", "serve")
+_STYLES = ("base", "page", "header", "bench", "panel", "questions", "claims", "card", "compare", "serve", "print")
+_SPECIAL = re.compile(r"<[^<>\s]{1,40}>")
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 
 
@@ -112,15 +114,21 @@ def write_page(data: dict[str, Any], path: str | Path, plotlyjs: PlotlyJS = "inl
     if plotlyjs not in get_args(PlotlyJS):
         raise InputError(f"plotlyjs={plotlyjs!r} is not known; use one of {', '.join(map(repr, get_args(PlotlyJS)))}.")
     path = Path(path)
-    page = assemble(data, plotlyjs)
+    page = assemble(data | {"ways": [*ways_from(path), *data.get("ways", ())]}, plotlyjs)
     if plotlyjs == "directory":
         write_file(path.parent / BUNDLE_FILE, basic_bundle())
     write_file(path, page)
     return path
 
 
+def prompt_title(tokens: Sequence[str]) -> str:
+    """A prompt as pages are called: short, and without the special token that it begins with."""
+    words = tokens[1:] if len(tokens) > 1 and _SPECIAL.fullmatch(tokens[0]) else tokens
+    return shorten(visible(join_tokens(words).strip()), 60)
+
+
 def _default_title(graph: GraphLike) -> str:
-    prompt = shorten(visible(join_tokens(graph.tokens).strip()), 60)
+    prompt = prompt_title(graph.tokens)
     model = graph.provenance.get("model")
     return f"{prompt} — {model}" if model else prompt or "Attribution graph"
 
@@ -132,7 +140,9 @@ def assemble(data: dict[str, Any], plotlyjs: PlotlyJS = "inline", *, asks: str =
     # plotly.js sets styles on its elements.
     rules = policy(plotly_source, hash_source(viewer), styles="'unsafe-inline'", asks=asks)
     parts = {
-        "head": page_head(data["title"], rules, read_styles(*_STYLES)),
+        "head": page_head(
+            data["title"], rules, read_styles(*_STYLES), "comparison" if data.get("comparison") else "graph"
+        ),
         "data": json_for_script(data),
         "plotly": plotly_tag,
         "viewer": f"<script>{viewer}</script>",
@@ -148,9 +158,9 @@ def fill_template(name: str, parts: Mapping[str, str]) -> str:
     return _PLACE_HOLDER.sub(lambda found: parts[found[1] or found[2]], read_static(name))
 
 
-def page_head(title: str, rules: str, style: str) -> str:
-    """The head that all pages have: title, Content-Security-Policy and style sheet."""
-    return fill_template("head.html", {"title": html.escape(title), "policy": rules, "style": style})
+def page_head(title: str, rules: str, style: str, kind: Kind) -> str:
+    """The head that all pages have: what it is, title, Content-Security-Policy and style sheet."""
+    return fill_template("head.html", {"title": html.escape(title), "policy": rules, "style": style, "kind": kind})
 
 
 def json_for_script(data: Any) -> str:

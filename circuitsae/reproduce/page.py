@@ -1,11 +1,12 @@
 """Reproductions as a page of Markdown, and as one offline HTML page."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from circuitsae.report.document import Document, Number
+from circuitsae.report.beside import Way
+from circuitsae.report.document import Document, Number, Verdict
 from circuitsae.reproduce.result import Claim, Reproduction, claims_frame
 
 _INTRODUCTION = """\
@@ -48,16 +49,23 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def page(found: Sequence[Reproduction], command: str = "") -> str:
-    """Claims of all tasks first, then each task's tables and figures, as one offline HTML page."""
+def page(found: Sequence[Reproduction], command: str = "", *, ways: Sequence[Way] = ()) -> str:
+    """What was met first, then each task's claims, tables and figures, as one offline HTML page.
+
+    ways: Links to other pages, the graphs of tasks among them.
+    """
     made = Document(f"Circuits of {', '.join(dict.fromkeys(report.model for report in found))}")
-    made.links([report.task for report in found])
     made.heading("Claims with a bar, or published")
+    failed = [claim for report in found for claim in report.failed]
+    barred = sum(claim.has_bar for report in found for claim in report.claims)
+    said = "; ".join(f"{claim.task}: {claim.name} {shown(claim.measured)}, wanted {claim.bar}" for claim in failed)
+    made.paragraph(f" {said}." if failed else "", lead=f"{barred - len(failed)} of {barred} bars are met.")
+    made.code(command)
     _table(made, claims_frame(_barred(found)))
     for report in found:
         made.heading(report.task, anchor=report.task)
         made.paragraph(", ".join(f"{name} {s:.0f} s" for name, s in report.seconds.items()))
-        _table(made, claims_frame(report.claims))
+        _table(made, claims_frame(report.claims).drop(columns="task", errors="ignore"))
         for section in report.sections:
             made.heading(section.title, level=3)
             made.paragraph(section.text)
@@ -65,8 +73,7 @@ def page(found: Sequence[Reproduction], command: str = "") -> str:
                 made.figure(section.figure)
             if section.table is not None:
                 _table(made, section.table)
-    made.code(command)
-    return made.html()
+    return made.html(ways)
 
 
 def _barred(found: Sequence[Reproduction]) -> list[Claim]:
@@ -77,9 +84,15 @@ def _barred(found: Sequence[Reproduction]) -> list[Claim]:
 def _table(document: Document, frame: pd.DataFrame) -> None:
     """A table of a page; a claim that was not met is marked."""
     records = frame.to_dict("records")
-    rows = [[Number(shown(v)) if isinstance(v, float | int) else shown(v) for v in row.values()] for row in records]
+    rows = [[_shown(column, value) for column, value in row.items()] for row in records]
     marks = ["not-met" if row.get("verdict") == "not met" else "" for row in records]
     document.table([str(column) for column in frame.columns], rows, marks)
+
+
+def _shown(column: Hashable, value: Any) -> str:
+    if column == "verdict":
+        return Verdict(shown(value))
+    return Number(shown(value)) if isinstance(value, float | int) else shown(value)
 
 
 def shown(value: Any) -> str:

@@ -181,9 +181,9 @@ def test_links_of_the_list_keep_the_theme(index: Path, open_page: OpenPage):
     assert page.locator("html").get_attribute("data-theme") == theme
 
 
-def test_axe_finds_nothing_serious(index: Path, open_page: OpenPage, serious: Callable[[Page], list[str]]):
-    assert serious(open_page(index, "#query=1.3")) == []
-    assert serious(open_page(index.parent / "cards" / "1-0.html", "#1.3")) == []
+def test_axe_finds_nothing(index: Path, open_page: OpenPage, flaws: Callable[[Page], list[str]]):
+    assert flaws(open_page(index, "#query=1.3")) == []
+    assert flaws(open_page(index.parent / "cards" / "1-0.html", "#1.3")) == []
 
 
 def test_many_features_have_a_list_per_layer(tmp_path: Path, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch):

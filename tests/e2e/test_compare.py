@@ -171,10 +171,10 @@ def test_cards_and_labels_of_each_side(tmp_path: Path, open_page: OpenPage):
         assert page.evaluate("viewer.nodes.id[viewer.state.selected]").startswith(f"{side}{name}@")
 
 
-def test_axe_finds_nothing_serious(page: Page, serious: Callable[[Page], list[str]]):
-    assert serious(page) == []
+def test_axe_finds_nothing(page: Page, flaws: Callable[[Page], list[str]]):
+    assert flaws(page) == []
     page.evaluate("viewer.select(viewer.nodes.kind.indexOf('feature'))")
-    assert serious(page) == []
+    assert flaws(page) == []
 
 
 def test_hostile_names_and_tokens_are_shown_as_text(tmp_path: Path, open_page: OpenPage):

@@ -12,8 +12,8 @@ HOSTILE = "</td><script>alert(1)</script><img src=https://example.org onerror=al
 
 def hostile() -> str:
     made = Document(HOSTILE)
-    made.links([HOSTILE])
     made.heading(HOSTILE, anchor=f'"{HOSTILE}')
+    made.heading("a part", level=3)
     made.paragraph(HOSTILE, lead=HOSTILE)
     for _ in range(2):
         made.figure(go.Figure().add_scatter(x=[1, 2], y=[3, 4], name="effect"))
@@ -30,6 +30,7 @@ def test_every_text_is_shown_as_it_is_and_figures_are_drawn(tmp_path, open_page)
     assert page.title() == HOSTILE
     shown = {name: page.locator(name).all_text_contents() for name in ("h1", "h2", "nav a", "p b", "code", "th.number")}
     assert shown.pop("th.number") == ["effect"]
+    assert shown.pop("nav a") == [HOSTILE, "a part"]
     assert all(texts == [HOSTILE] for texts in shown.values()), shown
     assert page.locator("tr.chosen td").all_text_contents() == [HOSTILE, "0.5"]
     assert page.locator(".main-svg .scatter").count() == 2

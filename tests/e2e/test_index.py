@@ -84,7 +84,7 @@ def test_searching_with_the_keyboard_and_opening_a_graph(index: Path, open_page:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/graph-19/graph.html")
+    page.wait_for_url("**/graph-19/graph.html#up=1")
     assert page.title() == "page 19"
     page.go_back()
     page.wait_for_selector("html[data-ready]")
@@ -104,7 +104,7 @@ def test_the_theme_is_in_the_address_and_in_the_links(index: Path, open_page: Op
     for opened in (page, open_page(index, f"#theme={theme}")):
         assert opened.locator("html").get_attribute("data-theme") == theme
         link = opened.locator("tbody a").first.get_attribute("href") or ""
-        assert link.endswith(f"/graph.html#theme={theme}")
+        assert link.endswith(f"/graph.html#up=1&theme={theme}")
     assert open_page(index, "#theme=pink").locator("html").get_attribute("data-theme") == before
 
 
@@ -124,8 +124,8 @@ def test_headings_labels_and_small_windows(index: Path, open_page: OpenPage):
     expect(page.locator("table caption")).to_have_count(1)
 
 
-def test_axe_finds_nothing_serious(index: Path, open_page: OpenPage, serious: Callable[[Page], list[str]]):
-    assert serious(open_page(index)) == []
+def test_axe_finds_nothing(index: Path, open_page: OpenPage, flaws: Callable[[Page], list[str]]):
+    assert flaws(open_page(index)) == []
 
 
 def test_a_graph_without_a_page_is_listed_without_a_link(tmp_path: Path, open_page: OpenPage):

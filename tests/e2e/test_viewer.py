@@ -141,13 +141,13 @@ def test_an_edge_shows_its_claims_side_by_side_and_what_they_are_made_of(page: P
     expect(page.locator("#panel details[open] .reason").first).to_have_text(found["graph"]["reason"])
 
 
-def test_axe_finds_nothing_serious_in_the_claims(page: Page, serious: Callable[[Page], list[str]]):
-    assert serious(page) == []  # with the scatter
+def test_axe_finds_nothing_in_the_claims(page: Page, flaws: Callable[[Page], list[str]]):
+    assert flaws(page) == []  # with the scatter
     page.locator("#help-button").click()
     page.locator("#claim").select_option("direct")
     page.evaluate("e => viewer.showEdge(e)", edge_with(page, "direct", "norms"))
     expect(page.locator("#panel details[open] .split")).to_have_count(2)
-    assert serious(page) == []
+    assert flaws(page) == []
     page.locator("#help-button").click()
 
 

@@ -137,9 +137,9 @@ def open_everything(page: Page, graph: SampleGraph) -> None:
     page.evaluate("document.getElementById('help').hidden = false")
 
 
-def test_axe_finds_nothing_serious(page: Page, graph: SampleGraph, serious: Callable[[Page], list[str]]):
-    assert serious(page) == []
+def test_axe_finds_nothing(page: Page, graph: SampleGraph, flaws: Callable[[Page], list[str]]):
+    assert flaws(page) == []
     open_everything(page, graph)
-    assert serious(page) == []
+    assert flaws(page) == []
     page.get_by_role("tab", name="Feature card").click()
-    assert serious(page) == []
+    assert flaws(page) == []

@@ -51,7 +51,8 @@ def test_reports_hold_every_claim_and_escape_what_they_say(tmp_path):
     report.section("A table", "text", pd.DataFrame({"x": [0.5], "head": ["a0.h1"]}))
     assert report.failed
     text = page([report], "circuitsae reproduce ioi")
-    assert "<script>" not in text
+    assert "&lt;script&gt;</td>" in text
+    assert text.count("<script>") == page([], "").count("<script>"), "only those of the page itself"
     assert "&lt;script&gt;" in text
     assert "not met" in text
     assert "| a0.h1 |" in markdown([report], "circuitsae reproduce ioi")

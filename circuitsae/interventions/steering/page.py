@@ -1,10 +1,12 @@
 """A steering report as a figure and as one offline HTML page, from its JSON."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from circuitsae.report.beside import Way
 from circuitsae.report.document import Document, Number
 
 _BLUE, _ORANGE, _GREY, _RED = "#0072b2", "#d55e00", "#777777", "#cc0000"
@@ -60,8 +62,8 @@ def _means(document: dict[str, Any], name: str, control: int) -> tuple[list[floa
     return strengths, [sum(sums[s]) / len(sums[s]) for s in strengths]
 
 
-def page(document: dict[str, Any]) -> str:
-    """One HTML file that works offline."""
+def page(document: dict[str, Any], ways: Sequence[Way] = ()) -> str:
+    """One HTML file that works offline; `ways`: links to pages beside it."""
     chosen, n, loss = document["recommended"], document["n"], document["clean_loss"]
     clean_loss = "" if loss is None else f" (clean loss {loss:.3f})"
     made = Document(f"Steering by {document['handle']}")
@@ -90,7 +92,7 @@ def page(document: dict[str, Any]) -> str:
         ],
     )
     made.code(document["command"])
-    return made.html()
+    return made.html(ways)
 
 
 def _number(value: float | None, column: str) -> Number:

@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from circuitsae.interventions.steering.page import figure, page
+from circuitsae.report.beside import ways_from
 from circuitsae.report.notebook import framed
 from transcoders.errors import InputError
 from transcoders.files import write_file
@@ -189,8 +190,9 @@ class SteeringReport:
         folder, document = Path(folder), self.to_json()
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
         write_file(folder / "steering.json", text)
-        write_file(folder / "steering.html", page(document))
-        return folder / "steering.html"
+        html = folder / "steering.html"
+        write_file(html, page(document, ways_from(html)))
+        return html
 
 
 def _where(frame: pd.DataFrame, mask: Any) -> pd.DataFrame:

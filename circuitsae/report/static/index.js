@@ -42,12 +42,16 @@
   ];
   const state = { sort: "date", down: true, theme: null };
 
-  const themed = (href) => (state.theme ? `${href}#theme=${state.theme}` : href);
+  // How far up this index is goes with the link, and the theme.
+  function linkTo({ href, below }) {
+    const said = new URLSearchParams({ up: below, ...(state.theme ? { theme: state.theme } : {}) });
+    return `${href}#${said}`;
+  }
 
   function prompt(row) {
     const shown = row.prompt.length > 60 ? [...row.prompt.slice(0, 30), "…", ...row.prompt.slice(-29)] : row.prompt;
     const words = shown.flatMap((token) => [element("wbr"), text(token)]);
-    const link = row.href ? element("a", { href: themed(row.href) }, ...words) : element("span", {}, ...words);
+    const link = row.href ? element("a", { href: linkTo(row) }, ...words) : element("span", {}, ...words);
     return [link, element("span", { class: "name" }, text(row.name))];
   }
 
@@ -75,21 +79,23 @@
   }
 
   function build(row) {
-    const made = element("tr");
+    const made = element("tr", { role: "row" });
     if (row.problem) {
       const why = element("span", { class: "problem" }, "cannot be read: ", text(row.problem));
       const name = element(
         "th",
-        { scope: "row", colspan: String(COLUMNS.length - 1) },
+        { role: "rowheader", scope: "row", colspan: String(COLUMNS.length - 1) },
         element("span", {}, text(row.name)),
         why,
       );
-      made.append(name, element("td", { class: "number" }, row.date));
+      const date = { role: "cell", "data-title": "Saved (UTC)", class: "number" };
+      made.append(name, element("td", date, row.date));
       return made;
     }
     COLUMNS.forEach((column, c) => {
       const attributes = c ? (column.numeric ? { class: "number" } : {}) : { scope: "row" };
-      made.append(element(c ? "td" : "th", attributes, ...column.show(row)));
+      const role = c ? "cell" : "rowheader"; // said anew where a narrow screen lays rows out as blocks
+      made.append(element(c ? "td" : "th", { role, "data-title": column.title, ...attributes }, ...column.show(row)));
     });
     return made;
   }
@@ -146,11 +152,11 @@
       button.addEventListener("click", () => sortBy(column));
       return element(
         "th",
-        { scope: "col", "data-key": column.key, ...(column.numeric ? { class: "number" } : {}) },
+        { role: "columnheader", scope: "col", "data-key": column.key, ...(column.numeric ? { class: "number" } : {}) },
         button,
       );
     });
-    byId("graphs").tHead.append(element("tr", {}, ...cells));
+    byId("graphs").tHead.append(element("tr", { role: "row" }, ...cells));
   }
 
   function remember() {
@@ -164,7 +170,8 @@
   // The links name the theme too.
   function choose(theme) {
     state.theme = theme;
-    for (const { row, line } of rows) line.querySelector("a")?.setAttribute("href", themed(row.href));
+    for (const { row, line } of rows) line.querySelector("a")?.setAttribute("href", linkTo(row));
+    viewer.fillWays(data.pages, theme);
   }
 
   function restore() {

@@ -32,7 +32,7 @@
     lead("previous", layer, feature - 1, `← ${layer}.${feature - 1}`);
     lead("next", layer, feature + 1, `${layer}.${feature + 1} →`);
     byId("back").href = `../${page.back}${theme ? `#theme=${theme}` : ""}`;
-    byId("card").replaceChildren(viewer.featureCard(card, { linkTo }));
+    byId("card").replaceChildren(viewer.featureCard(card, { linkTo, headings: 2 }));
   }
 
   addEventListener("hashchange", show);

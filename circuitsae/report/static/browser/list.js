@@ -119,6 +119,7 @@
       if (byId(key) && key !== "theme") byId(key).value = state[key];
     }
     viewer.setTheme(state.theme);
+    viewer.fillWays(page.ways, state.theme);
     update();
   }
 
@@ -128,7 +129,7 @@
     update();
   }
 
-  byId("title").textContent = page.title;
+  byId("title").append(text(page.title));
   byId("about").textContent = page.about;
   for (const [key, choices] of Object.entries(CHOICES)) {
     byId(key).append(...choices.map(([value, label]) => element("option", { value }, label)));
@@ -145,6 +146,7 @@
   });
   viewer.startTheme((theme) => {
     change("theme", theme ?? ""); // the links name it
+    viewer.fillWays(page.ways, state.theme);
   });
   readHash();
   document.documentElement.dataset.ready = "";

@@ -8,6 +8,7 @@
   const left = new Set(); // pinned nodes in no group that the next one leaves out
   const splitting = new Map(); // group → members marked to be split off
   const opened = new Set(); // groups whose members are listed
+  const CHIPS = 8; // suggestions on the line of the closed bench
 
   const marked = () => viewer.loosePins().filter((i) => !left.has(i));
 
@@ -152,33 +153,50 @@
     );
   }
 
+  const reasonOf = ({ reason, score, nodes }) =>
+    [
+      `${viewer.plural(nodes.length, "node")}: ${nodes.map(viewer.name).join(", ")}`,
+      reason,
+      score === null ? "" : `score ${viewer.number(score)}`,
+    ]
+      .filter(Boolean)
+      .join(" · ");
+
   function suggestion(s) {
-    const { name, reason, score, nodes } = suggestions[s];
-    const members = nodes.map(viewer.name).join(", ");
+    const { name, nodes } = suggestions[s];
     const card = element(
       "li",
-      { class: "group suggestion" },
+      { class: "suggestion", title: reasonOf(suggestions[s]) },
       element("span", { class: "name" }, text(name)),
-      button("Accept", () => viewer.accept(s), { "data-focus": `accept ${s}`, "aria-label": `Accept ${name}` }),
-      button("Dismiss", () => viewer.dismiss(s), { "aria-label": `Dismiss ${name}` }),
-      element(
-        "p",
-        { class: "hint" },
-        text([reason, score === null ? "" : `score ${viewer.number(score)}`].filter(Boolean).join(" · ")),
-      ),
-      element("p", { class: "members" }, `${viewer.plural(nodes.length, "node")}: `, text(members)),
+      element("span", { class: "hint", "aria-label": viewer.plural(nodes.length, "node") }, String(nodes.length)),
+      button("✓", () => viewer.accept(s), { "data-focus": `accept ${s}`, "aria-label": `Accept ${name}` }),
+      button("×", () => viewer.dismiss(s), { "aria-label": `Dismiss ${name}` }),
     );
     return pointing(card, { members: new Set(nodes) });
   }
 
+  // While the bench is closed its line has the first suggestions; a click makes the group.
+  function closedChips() {
+    const open = isOpen() ? [] : waitingOnes();
+    const chips = open.slice(0, CHIPS).map((s) => {
+      const { name, nodes } = suggestions[s];
+      const title = reasonOf(suggestions[s]);
+      const label = `Group ${name}, ${viewer.plural(nodes.length, "node")}`;
+      const chip = button(text(name), () => viewer.accept(s), { class: "suggestion-chip", title, "aria-label": label });
+      return pointing(element("li", {}, chip), { members: new Set(nodes) });
+    });
+    byId("bench-chips").replaceChildren(...chips);
+    byId("bench-chips").hidden = !chips.length;
+  }
+
   function suggested() {
-    const open = [...suggestions.keys()].filter((s) => !state.handled.has(s));
+    const open = waitingOnes();
     if (!open.length) return null;
     return element(
       "section",
       { "aria-label": "Suggested groups" },
       heading(`Suggested (${open.length})`),
-      element("ol", {}, ...open.map(suggestion)),
+      element("ol", { class: "suggestions" }, ...open.map(suggestion)),
     );
   }
 
@@ -191,7 +209,8 @@
     keepingFocus(() => lists.replaceChildren(...[groups(), tray(), suggested()].filter(Boolean)));
   }
 
-  const waiting = () => suggestions.length - state.handled.size;
+  const waitingOnes = () => [...suggestions.keys()].filter((s) => !state.handled.has(s));
+  const waiting = () => waitingOnes().length;
   const isOpen = () => (state.bench ?? state.pins.size > 0) && (state.pins.size > 0 || waiting() > 0);
 
   function sync() {
@@ -201,6 +220,8 @@
     viewer.pointedGroup = null;
     bench.classList.toggle("open", open);
     byId("bench-body").hidden = !open;
+    byId("bench-drawing").hidden = !state.pins.size;
+    bench.classList.toggle("bare", !state.pins.size);
     toggle.setAttribute("aria-expanded", String(open));
     toggle.disabled = !state.pins.size && !waiting();
     const counts = [
@@ -209,6 +230,7 @@
       waiting() && `${waiting()} suggested`,
     ];
     byId("bench-counts").textContent = counts.filter(Boolean).join(" · ");
+    closedChips();
     if (open) render();
     viewer.drawSupergraph();
   }

@@ -1,7 +1,8 @@
 // A feature card: what a feature fires on, how strongly, what it does to the output, and the features like it. Draws
 // what the card has. Uses dom.js and format.js only, so that the browser of all features shows the same cards.
 //
-//   viewer.featureCard(card, { linkTo }) -> Element
+//   viewer.featureCard(card, { linkTo, headings }) -> Element
+//   headings: the level of its headings, 3 by default
 //   linkTo(layer, feature) -> an address, a function to call on a click, or null where there is nowhere to go
 (function (viewer) {
   "use strict";
@@ -10,8 +11,11 @@
   const FIRST_EXAMPLES = 4;
   const STATUS = { supported: "confirmed", contradicted: "reversed", hypothesis: "null" };
 
+  // Headings are below that of the node, or of the page, that the card is of.
+  let level = 3;
   const section = (title, ...content) =>
-    element("section", { class: "card-part" }, element("h4", {}, title), ...content);
+    element("section", { class: "card-part" }, element(`h${level}`, { class: "part" }, title), ...content);
+  const under = (title) => element(`h${level + 1}`, { class: "under" }, title);
 
   function facts(card) {
     const known = (value) => value !== null && value !== undefined;
@@ -112,7 +116,7 @@
         element("span", { class: "number" }, number(value)),
       ),
     );
-    return element("div", {}, element("h5", {}, title), element("ol", { class: "logits" }, ...items));
+    return element("div", {}, under(title), element("ol", { class: "logits" }, ...items));
   }
 
   function effects(card) {
@@ -143,7 +147,7 @@
             : element("a", { href: way }, name);
       return element("li", {}, link, label ? text(label) : null, element("span", { class: "number" }, write(row)));
     });
-    return element("div", {}, element("h5", {}, title), element("ol", { class: "similar" }, ...items));
+    return element("div", {}, under(title), element("ol", { class: "similar" }, ...items));
   }
 
   function relatives(card, linkTo) {
@@ -189,7 +193,8 @@
     return element("details", { class: "label" }, element("summary", {}, claim), element("ul", {}, ...rows));
   }
 
-  function featureCard(card, { linkTo = null } = {}) {
+  function featureCard(card, { linkTo = null, headings = 3 } = {}) {
+    level = headings;
     const related = [relatives(card, linkTo), connections(card, linkTo)];
     const parts = [...facts(card), examples(card), histogram(card), effects(card), ...related];
     return element("article", { class: "card" }, featureLabel(card.label), ...parts);

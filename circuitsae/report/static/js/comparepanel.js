@@ -130,14 +130,50 @@
     );
   }
 
+  const byProbability = () => {
+    const best = (i) => Math.max(of(A, "probability", i) ?? 0, of(B, "probability", i) ?? 0);
+    return nodes.kind
+      .flatMap((kind, i) => (kind === "logit" ? [i] : []))
+      .sort((x, y) => best(y) - best(x) || x - y);
+  };
+  const points = (i, column) => (of(B, column, i) ?? 0) - (of(A, column, i) ?? 0);
+  const from = (i, column) => ` from ${percent(of(A, column, i))} to ${percent(of(B, column, i))}`;
+  const edgeFrom = (e) => [A, B].map((side) => number(side.edges.weight[e])).join(" to ");
+  const more = (values) => values.flatMap((value, k) => (k ? [", ", ...value] : value));
+
+  // How the two differ: prompts, answers, what is shared, and what changes most.
+  function sentences() {
+    const { features, shared, top_nodes, top_edges } = data.summary;
+    const link = (i) => viewer.button(viewer.endName(i), () => viewer.select(i), { class: "link", title: nodes.id[i] });
+    const change = (i) => Math.abs(points(i, "probability"));
+    const other = data.differing.slice(0, 4).map((place) => [text(page.tokens[place])]);
+    const answers = byProbability().sort((x, y) => change(y) - change(x));
+    const goes = answers.filter(change).slice(0, 2);
+    const moved = top_nodes.slice(0, 2);
+    const all = viewer.countText(features.a + features.both + features.b);
+    const say = (lead, values, end = ". ") => (values.length ? [lead, ...more(values), end] : []);
+    return [
+      ...say("The prompts differ in ", other, data.differing.length > other.length ? ", …. " : ". "),
+      ...say("Of the answers, ", goes.map((i) => [link(i), " goes", from(i, "probability")])),
+      `${percent(shared)} of the |weight| is the same in both; ${features.both} of ${all} features are in both. `,
+      ...say("Influence changes most: ", moved.map((i) => [link(i), from(i, "influence")])),
+      ...say(
+        "Of the edges, ",
+        top_edges.slice(0, 1).map((e) => [link(edges.source[e]), " → ", link(edges.target[e])]),
+        ` changes most, from ${top_edges.length ? edgeFrom(top_edges[0]) : ""}.`,
+      ),
+    ];
+  }
+
   // In the place of a chosen node's details, while none is chosen.
   function summary() {
     const { features, edges: counts, changed, flipped, shared, top_nodes, top_edges } = data.summary;
     const count = (name, { a, both, b }) =>
       element("tr", {}, element("th", { scope: "row" }, name), cell(String(a)), cell(String(both)), cell(String(b)));
-    const logits = nodes.kind.flatMap((kind, i) => (kind === "logit" ? [i] : []));
-    const best = (i) => Math.max(of(A, "probability", i) ?? 0, of(B, "probability", i) ?? 0);
-    logits.sort((x, y) => best(y) - best(x) || x - y);
+    const logits = byProbability();
+    const tokens = nodes.kind.flatMap((kind, i) => (kind === "token" ? [i] : []));
+    const most = (i) => Math.max(of(A, "influence", i) ?? 0, of(B, "influence", i) ?? 0);
+    tokens.sort((x, y) => most(y) - most(x) || x - y);
     const logitRow = (i) => {
       const name = element("button", { type: "button", onclick: () => viewer.select(i) }, mark(i), text(nodes.text[i]));
       return element(
@@ -172,8 +208,9 @@
       table("Nodes whose influence changes most", ["", nameA, nameB], top_nodes.map(nodeRow)),
       table("Edges that change most", ["", nameA, nameB, "difference"], top_edges.map(edgeRow)),
       table("Top logits", ["", nameA, nameB], logits.slice(0, 8).map(logitRow)),
+      table("Tokens by influence", ["", nameA, nameB], tokens.slice(0, 8).map(nodeRow)),
     ].filter(Boolean);
   }
 
-  Object.assign(comparison, { quantities, edgeNote, summary });
+  Object.assign(comparison, { quantities, edgeNote, summary, sentences });
 })((window.viewer ??= {}));

@@ -23,6 +23,7 @@
     const kept = verdictNames.filter((v) => state.verdicts.has(v));
     put("edges", kept.length < verdictNames.length, kept.join("."));
     put("test", state.edge >= 0, JSON.stringify(viewer.endsOf(state.edge)));
+    put("up", viewer.up !== null, viewer.up);
     put("theme", state.theme, state.theme);
     put("search", state.query, state.query);
     put("tab", state.tab === "card", "card");

@@ -1,8 +1,8 @@
-// What is above the graph: prompt, predictions, scores, how many edges were tested, and where the graph comes from.
+// What is above the graph: prompt, answer and a sentence on what was tested; on request scores, claims, provenance.
 (function (viewer) {
   "use strict";
 
-  const { page, nodes, element, text, meter, percent, number } = viewer;
+  const { page, nodes, element, button, text, meter, percent, number } = viewer;
   const TOP = 5;
   const byId = (id) => document.getElementById(id);
 
@@ -11,14 +11,15 @@
   function promptTokens() {
     const tokenAt = new Map();
     nodes.kind.forEach((kind, i) => kind === "token" && tokenAt.set(nodes.pos[i], i));
+    const most = nodes.influence[viewer.influential()[0]];
     return page.tokens.map((token, pos) => {
       const node = tokenAt.get(pos);
       if (node === undefined) return text(token);
-      return element(
-        "button",
-        { type: "button", title: `position ${pos}`, onclick: goTo(node), "data-node": node },
-        text(token),
-      );
+      const share = viewer.comparison ? null : nodes.influence[node];
+      const title = [`position ${pos}`, share ? `${percent(share)} of the influence` : ""].filter(Boolean).join(" · ");
+      const made = element("button", { type: "button", title, onclick: goTo(node), "data-node": node }, text(token));
+      if (share && most) made.style.setProperty("--heat", `${Math.round((45 * share) / most)}%`);
+      return made;
     });
   }
 
@@ -50,6 +51,23 @@
     return [element("dt", { title: PAST }, term), element("dd", { title: PAST }, percent(value))];
   }
 
+  // What was tested of the graph and what came of it, in a sentence, and the way to what did not hold.
+  function said() {
+    if (viewer.comparison) return viewer.comparison.sentences();
+    const tokens = button("tokens by influence", () => viewer.lookUp("by-token"));
+    const see = (...ways) => element("span", { class: "see" }, " See ", ...ways, ".");
+    const [claim] = viewer.claims;
+    if (!claim) return ["No edge of this graph was tested in the model.", see(tokens)];
+    const held = claim === "older" ? viewer.CLAIMS.older.name : "Edges tested in the model";
+    const count = viewer.missed(claim).length;
+    const look = () => {
+      if (viewer.state.claim !== claim) viewer.setFilter({ claim });
+      viewer.lookUp("missed");
+    };
+    const missed = count ? [button(`which ${count} did not hold, and why`, look), "; "] : [];
+    return [`${held}: ${viewer.claimSentence(claim)}${testedShare()}.`, see(...missed, tokens)];
+  }
+
   // What the tests of one claim came to.
   function claimRow(claim) {
     const { name, says } = viewer.CLAIMS[claim];
@@ -63,7 +81,7 @@
   function testedShare() {
     const { tests } = viewer;
     const held = tests.edges.reduce((sum, e) => sum + (tests.other("influence", e) ?? 0), 0);
-    return held > 0 ? ` · ${percent(held)} of the influence` : "";
+    return held > 0 ? `; these edges hold ${percent(held)} of the influence` : "";
   }
 
   // Nested provenance, one row per leaf: "settings.max_features".
@@ -76,12 +94,15 @@
 
   function fillHeader() {
     byId("title").append(text(page.title));
+    byId("title").title = page.title;
+    viewer.fillWays(page.ways, viewer.state.theme);
+    viewer.on("theme", () => viewer.fillWays(page.ways, viewer.state.theme));
     byId("prompt").append(...promptTokens());
     byId("top-logits").append(...topLogits());
     if (viewer.explained.size) byId("top-logits").previousElementSibling.textContent = "Explained";
     byId("scores").append(...Object.entries(page.scores).flatMap(score));
+    byId("said").append(...said());
     byId("verdict-counts").append(...viewer.tests.claims.flatMap(claimRow));
-    byId("verdict-fact").querySelector("h2").append(testedShare());
     byId("verdict-fact").hidden = !viewer.tests.edges.length;
     byId("response").append(text(page.response ?? ""));
     byId("response-fact").hidden = !page.response;

@@ -12,6 +12,7 @@
   viewer.startList();
   viewer.startBench();
   viewer.startExport();
+  viewer.startPrint();
   viewer.startKeyboard();
   viewer.startServing();
   viewer.comparison?.start();

@@ -147,7 +147,7 @@
     panel.replaceChildren(
       element("div", { class: "heading" }, element("h2", {}, text(viewer.title(i))), pinButton(i)),
       where(i),
-      ...[viewer.featureLabel(viewer.labelOf(i)), groupLine(i)].filter(Boolean),
+      ...[viewer.featureLabel(viewer.labelOf(i)), groupLine(i), viewer.why(i)].filter(Boolean),
       viewer.comparison?.quantities(i) ?? quantities(i),
       viewer.nodeInModel(i) ?? "",
       viewer.nodeNote(i),
@@ -193,6 +193,7 @@
     panel.replaceChildren(
       element("h2", {}, "No node chosen"),
       element("p", { class: "hint" }, "Click a node, a token of the prompt, or an entry of the lists below."),
+      ...viewer.overview(),
       ...tested(),
       ...leading(),
     );

@@ -120,8 +120,8 @@
   const strongest = (members) =>
     members.reduce((a, b) => ((nodes.influence[b] ?? 0) > (nodes.influence[a] ?? 0) ? b : a));
 
-  function drawing(units, edges, width, height) {
-    const { boxes, total } = arrange(units, width, height);
+  function drawing(units, edges, room) {
+    const { boxes, width, total } = arrange(units, room);
     const most = Math.max(...edges.map(({ weight }) => Math.abs(weight))) || 1;
     const drawn = edges.slice(0, MOST_EDGES);
     const taken = boxes.map((b) => ({ x: b.x, y: b.y, width: b.width, height: HEIGHT }));
@@ -165,17 +165,8 @@
     const units = viewer.units();
     const edges = viewer.unitEdges(units);
     sums.hidden = !edges.length;
-    if (!units.length) {
-      place.replaceChildren(
-        element(
-          "p",
-          { class: "hint empty" },
-          "Groups and pinned nodes are drawn here, with the sums of the edges between them.",
-        ),
-      );
-      return;
-    }
-    place.replaceChildren(drawing(units, edges, place.clientWidth, place.clientHeight));
+    if (!units.length) return place.replaceChildren();
+    place.replaceChildren(drawing(units, edges, place.clientWidth));
     sums.replaceChildren(element("summary", {}, `${plural(edges.length, "sum")} as a table`), table(units, edges));
   }
 

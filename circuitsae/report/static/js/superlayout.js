@@ -3,15 +3,16 @@
   "use strict";
 
   const { nodes } = viewer;
-  const [HEIGHT, PAD, GAP, ROW, MARGIN, MOST_LIFT] = [24, 10, 22, 46, 10, 34];
+  const [HEIGHT, PAD, GAP, ROW, LANE, MARGIN, MOST_LIFT] = [24, 10, 22, 64, 120, 10, 34];
   const FONT = "600 12px system-ui, sans-serif";
   const pen = document.createElement("canvas").getContext("2d");
   pen.font = FONT;
 
   const mean = (members, column) => members.reduce((sum, i) => sum + nodes[column][i], 0) / members.length;
 
-  // Boxes in rows by mean layer, the deepest at the bottom; a row that is too full is broken into several.
-  function arrange(units, width, height) {
+  // Boxes in rows by mean layer, the deepest at the bottom; a row that is too full is broken into several. No larger
+  // than the boxes and the arrows between them need.
+  function arrange(units, room) {
     const boxes = units.map((unit) => {
       const label = viewer.shorten(unit.name, 44);
       const number = unit.group ? String(viewer.state.groups.indexOf(unit.group) + 1) : "";
@@ -29,7 +30,7 @@
     for (const level of [...new Set(boxes.map((box) => box.level))].sort((a, b) => b - a)) {
       let row = [];
       for (const box of boxes.filter((one) => one.level === level).sort((a, b) => a.at - b.at)) {
-        if (row.length && span(row) + GAP + box.width > width - 2 * MARGIN) {
+        if (row.length && span(row) + GAP + box.width > room - 2 * MARGIN) {
           rows.push(row);
           row = [];
         }
@@ -37,12 +38,14 @@
       }
       rows.push(row);
     }
-    const total = Math.max(height, 2 * MARGIN + rows.length * ROW - (ROW - HEIGHT));
-    const step = rows.length > 1 ? (total - 2 * MARGIN - HEIGHT) / (rows.length - 1) : 0;
     const lanes = boxes.map(({ at }) => at);
     const [low, high] = [Math.min(...lanes), Math.max(...lanes)];
+    const wanted = Math.max(2 * Math.max(...rows.map(span)), LANE * new Set(lanes).size) + 2 * MARGIN;
+    const width = Math.min(room, wanted);
+    const lift = rows.some((row) => row.length > 1) ? MOST_LIFT : 0; // arcs between boxes of a row
+    const total = 2 * MARGIN + lift + (rows.length - 1) * ROW + HEIGHT;
     rows.forEach((row, r) => {
-      const y = rows.length > 1 ? MARGIN + r * step : (total - HEIGHT) / 2;
+      const y = MARGIN + (rows[0].length > 1 ? lift : 0) + r * ROW;
       spread(
         row,
         (at) => (high > low ? MARGIN + ((at - low) / (high - low)) * (width - 2 * MARGIN) : width / 2),
@@ -50,7 +53,7 @@
       );
       for (const box of row) box.y = y;
     });
-    return { boxes, total };
+    return { boxes, width, total };
   }
 
   const span = (row) => row.reduce((sum, box) => sum + box.width, 0) + GAP * (row.length - 1);
