@@ -16,6 +16,7 @@ from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike
 from circuitsae.report.claims import ValidationLike
 from circuitsae.report.data import GraphLike, opening, page_data
+from circuitsae.report.packing import packed
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
 from transcoders.files import write_file
@@ -35,13 +36,15 @@ _SCRIPTS = (
         "claims",
         "compare",
         "comparepanel",
+        "pictures",
         "state",
         "groups",
         "neuronpedia",
         "hash",
     ),
-    *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
-    *("header", "card", "notes", "edgetest", "scatter", "panel", "list", "controls"),
+    *("folding", "layout", "strands", "geometry", "labels", "edges", "plot"),
+    *("superlayout", "supergraph", "bench"),
+    *("header", "card", "notes", "edgetest", "scatter", "panel", "list", "controls", "filters"),
     *("picture", "export", "keyboard", "main"),
 )
 _STYLES = ("base", "page", "bench", "panel", "claims", "card", "compare")
@@ -115,7 +118,7 @@ def assemble(data: dict[str, Any], plotlyjs: PlotlyJS = "inline") -> str:
     rules = policy(plotly_source, hash_source(viewer), styles="'unsafe-inline'")
     parts = {
         "head": page_head(data["title"], rules, read_styles(*_STYLES)),
-        "data": json_for_script(data),
+        "data": json_for_script(packed(data)),
         "plotly": plotly_tag,
         "viewer": f"<script>{viewer}</script>",
     }
