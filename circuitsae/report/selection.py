@@ -28,7 +28,7 @@ DOUBT = 0.25
 _DOUBTED = ("null", "reversed")
 MISSED = 0.25
 """The same for paths from an error: what the dictionaries miss says little of how the answer comes about."""
-ALONE = 0.5
+ALONE = 0.25
 """The same for paths that begin at a feature, whose own inputs are in no drawing: it may matter for the logits all the
 same, and then its strongest inputs are drawn with it."""
 _ALWAYS = 5

@@ -1,5 +1,5 @@
-// The rows above the graph: how much is drawn, the claim that edges are looked at for and what was found of it; and light
-// or dark.
+// The rows above the graph: how much is drawn, the claim that edges are looked at for and what was found of it; and
+// light or dark.
 (function (viewer) {
   "use strict";
 
@@ -38,8 +38,8 @@
   }
 
   const HELD =
-    "Influence on the logits comes from tokens and errors along paths of edges whose shares multiply. A path counts " +
-    "where all of its edges are drawn.";
+    "Influence on the logits comes from tokens and errors along paths of edges whose shares multiply. " +
+    "A path counts where all of its edges are drawn. What the page does not hold was pruned";
 
   const numberOf = (marks) => marks.reduce((sum, shown) => sum + shown, 0);
 
@@ -49,23 +49,21 @@
     byId("density").value = density;
     byId("density").setAttribute("aria-valuetext", `${percent(density)} of what the page holds`);
     byId("first-picture").disabled = state.density === null;
-    const [drawn, all] = [numberOf(edgeShown), viewer.edgesOfGraph];
-    const ofPage = viewer.edgeCount < all ? `, of ${viewer.countText(all)} in the graph` : "";
+    const [held, ofGraph] = [viewer.edgeCount, viewer.edgesOfGraph];
+    const edges =
+      held < ofGraph
+        ? `the strongest ${viewer.countText(held)} edges (the graph's folder has ${viewer.countText(ofGraph)})`
+        : viewer.plural(held, "edge");
     byId("density-count").textContent =
-      `${numberOf(nodeShown)} of ${viewer.plural(count, "node")}, ` +
-      `${viewer.countText(drawn)} of ${viewer.plural(viewer.edgeCount, "edge")}${ofPage}`;
-    const share = viewer.shareOf(edgeShown);
-    if (share === null || viewer.comparison) return byId("share").replaceChildren();
-    const rest =
-      viewer.edgeCount < all
-        ? "it has the strongest edges, the graph's folder all of them"
-        : "what is missing was pruned";
+      `${viewer.countText(numberOf(nodeShown))} of ${viewer.plural(count, "node")}, ` +
+      `${viewer.countText(numberOf(edgeShown))} of ${edges}`;
+    const share = viewer.comparison ? null : viewer.shareOf(edgeShown);
+    byId("share").hidden = share === null;
     byId("share").replaceChildren(
-      element("strong", {}, `${percent(share)} of all influence drawn`),
-      ` from token or error to logit; the page holds ${percent(viewer.heldByPage)}`,
-      viewer.heldByPage < 0.999 ? `, ${rest}.` : ".",
+      element("strong", {}, percent(share)),
+      ` of influence drawn, the page holds ${percent(viewer.heldByPage)}`,
     );
-    byId("share").title = HELD;
+    byId("share").title = held < ofGraph ? `${HELD}, or is in the graph's folder alone.` : `${HELD}.`;
   }
 
   // Groups by place that were opened, each with a button that closes it.

@@ -33,6 +33,11 @@
   for (const lists of [inputs, outputs])
     for (const list of lists) if (list.length > 1) list.sort((a, b) => strength(b) - strength(a) || a - b);
 
+  // By what nodes are placed; of two graphs the same whichever is shown.
+  const standing = nodes.influence.map((influence, i) =>
+    nodes.kind[i] === "logit" ? (nodes.probability[i] ?? influence ?? 0) : (influence ?? 0),
+  );
+
   // What the graph explains: logits, or one contrast, direction or feature, which has a value and no probability.
   const explained = new Set(page.explained ?? []);
   const tops = nodes.kind.flatMap((kind, i) => (kind === "logit" || explained.has(i) ? [i] : []));
@@ -130,6 +135,7 @@
     inputs,
     outputs,
     strength,
+    standing,
     endsOf,
     explained,
     tops,

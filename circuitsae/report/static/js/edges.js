@@ -13,12 +13,12 @@
   const MAX_GLYPHS = 40;
   const FEW = { strands: 200, width: 0.9, alpha: 0.35 }; // so many are all to be seen
 
-  // Widths follow |weight| against the 1 % strongest strands, 60 at most: one giant must not flatten the rest, nor ten
+  // Widths follow |weight| against the 1 % strongest strands, 20 at most: one giant must not flatten the rest, nor ten
   // thousand give hundreds of thick ones. Those of two graphs, which are looked at in turn, have one scale.
   function unitOf(strands) {
     const weights = viewer.comparison?.reference() ?? strands.map(({ weight }) => weight);
     const sizes = weights.map((w) => Math.abs(w ?? 0)).sort((a, b) => b - a);
-    return sizes[Math.min(60, Math.floor(0.01 * sizes.length))] || 1;
+    return sizes[Math.min(20, Math.floor(0.01 * sizes.length))] || 1;
   }
 
   // Strands by width and sign.
@@ -79,8 +79,7 @@
   function drawCells(canvas, view) {
     const context = prepare(canvas, view);
     context.fillStyle = viewer.color("band");
-    grid.rows.forEach((row, r) => {
-      if (r % 2) return;
+    viewer.stripes().forEach((row) => {
       const top = view.y(row.end);
       context.fillRect(view.left, top, view.plotWidth, view.y(row.start) - top);
     });

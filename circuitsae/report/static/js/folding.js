@@ -1,5 +1,5 @@
-// More nodes than there is room for merge by place: those of a cell (position and layer), then of blocks of layers, then
-// of blocks of positions, until they fit. What is drawn are items: a node, or such a group, which opens on a click.
+// More nodes than there is room for merge by place: those of a cell (position and layer), then of blocks of layers,
+// then of blocks of positions, until they fit. What is drawn are items: a node, or such a group, which a click opens.
 (function (viewer) {
   "use strict";
 

@@ -1,5 +1,5 @@
-// From the units of the layout to pixels, and which labels of the axes there is room for. Margins are fixed, so that the
-// canvases and plotly.js agree without private calls.
+// From the units of the layout to pixels, and which labels of the axes there is room for. Margins are fixed, so that
+// the canvases and plotly.js agree without private calls.
 (function (viewer) {
   "use strict";
 

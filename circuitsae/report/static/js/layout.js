@@ -1,5 +1,5 @@
 // Where each item is drawn: a grid of cells (position × layer), items stacked inside a cell by influence. One unit is
-// one place, in x as in y. A column is as wide as its fullest cell needs, a row as high; where nothing is, both are thin.
+// one place, in x as in y. A column is as wide as its fullest cell needs, a row as high; where nothing is, it is thin.
 // Position 0 starts at x = 0; biases that are constant over positions stand in a column left of it.
 (function (viewer) {
   "use strict";
@@ -9,6 +9,7 @@
   const ASPECT = 1.6;
   const NARROWEST = 0.75; // of the mean column: room for the token below an empty one
   const EMPTY_ROW = 0.3;
+  const LOGIT_STEP = 0.6; // logits are marks without edges below them: they may stand closer
   const MAX_DEPTH = 12;
   const RANK = { error: 1, bias: 2 };
   const last = page.n_layers;
@@ -25,10 +26,7 @@
 
   function rank(a, b) {
     const kind = (item) => (item.node < 0 ? 0 : (RANK[nodes.kind[item.node]] ?? 0));
-    const strength = (item) =>
-      item.node >= 0 && nodes.kind[item.node] === "logit"
-        ? (nodes.probability[item.node] ?? nodes.influence[item.node] ?? 0)
-        : item.influence;
+    const strength = ({ members }) => members.reduce((sum, i) => sum + viewer.standing[i], 0);
     return kind(a) - kind(b) || strength(b) - strength(a) || a.members[0] - b.members[0];
   }
 
@@ -56,7 +54,7 @@
       const depth = capped(limit);
       const width = widths(placed, depth).reduce((sum, n) => sum + n + GAP_X, 0);
       let height = 0;
-      for (let layer = -1; layer <= last; layer++) height += rowHeight(depth(layer));
+      for (let layer = -1; layer <= last; layer++) height += rowHeight(layer, depth);
       return Math.min(ASPECT / width, 1 / height);
     };
     let best = 1;
@@ -64,7 +62,8 @@
     return capped(best);
   }
 
-  const rowHeight = (depth) => (depth ? depth + GAP_Y : EMPTY_ROW);
+  const stepOf = (layer) => (layer === last ? LOGIT_STEP : 1);
+  const rowHeight = (layer, depth) => (depth(layer) ? depth(layer) * stepOf(layer) + GAP_Y : EMPTY_ROW);
 
   function widths(placed, depth) {
     const found = new Array(page.tokens.length).fill(1);
@@ -99,12 +98,12 @@
     members.forEach((item, k) => Object.assign(item, { x: middle(grid.biases), y: row.end - (k + 0.5) * step }));
   }
 
-  function placeCell({ pos, members }, row, depth) {
+  function placeCell({ layer, pos, members }, row, depth) {
     const columns = stacks(members.length, depth);
     const height = Math.min(members.length, depth);
     members.forEach((item, k) => {
       item.x = middle(grid.columns[pos]) + Math.floor(k / depth) - (columns - 1) / 2;
-      item.y = middle(row) + (height - 1) / 2 - (k % depth);
+      item.y = middle(row) + stepOf(layer) * ((height - 1) / 2 - (k % depth));
     });
   }
 
@@ -116,7 +115,7 @@
     const depth = depths(placed);
     const sizes = widths(placed, depth).map((n) => n + GAP_X);
     const narrowest = (NARROWEST * sizes.reduce((a, b) => a + b, 0)) / Math.max(sizes.length, 1);
-    const heights = Array.from({ length: last + 2 }, (_, r) => rowHeight(depth(r - 1)));
+    const heights = Array.from({ length: last + 2 }, (_, r) => rowHeight(r - 1, depth));
     grid.columns = bands(
       sizes.map((size) => Math.max(size, narrowest)),
       page.tokens,
@@ -131,6 +130,9 @@
     for (const { members, x, y } of items) for (const i of members) [nodes.x[i], nodes.y[i]] = [x, y];
   }
 
+  // Every second row that holds something is shaded.
+  const stripes = () => grid.rows.filter(({ label }) => label).filter((_, r) => r % 2 === 0);
+
   arrange();
-  Object.assign(viewer, { arrange, grid, bandMiddle: middle });
+  Object.assign(viewer, { arrange, grid, stripes, bandMiddle: middle });
 })((window.viewer ??= {}));

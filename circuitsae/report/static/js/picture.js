@@ -12,8 +12,8 @@
   }
 
   function cells(view) {
-    const bands = grid.rows
-      .filter((_, r) => r % 2 === 0)
+    const bands = viewer
+      .stripes()
       .map((row) => {
         const top = view.y(row.end);
         return svg("rect", {
@@ -124,7 +124,7 @@
     return svg(
       "g",
       { transform: place(item, view), opacity: near ? 1 : 0.22 },
-      svg("path", { class: "group", d: square(round(size / 2)), ...style }, svg("title", {}, viewer.placeName(item.key))),
+      svg("path", { d: square(round(size / 2)), ...style }, svg("title", {}, viewer.placeName(item.key))),
       words(String(item.shown.length), { y: 3, "font-size": 9, "text-anchor": "middle" }),
     );
   }
@@ -141,8 +141,8 @@
   function marks(view, ranges) {
     const slot = viewer.slot(view, ranges);
     const chosen = state.selected;
-    const ends = chosen < 0 ? [] : viewer.edgesOf(chosen).flatMap((e) => [viewer.edges.source[e], viewer.edges.target[e]]);
-    const near = new Set([chosen, ...ends]);
+    const { source, target } = viewer.edges;
+    const near = new Set([chosen, ...(chosen < 0 ? [] : viewer.edgesOf(chosen)).flatMap((e) => [source[e], target[e]])]);
     const inkOf = viewer.inks();
     return viewer
       .itemsNow()

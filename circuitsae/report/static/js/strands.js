@@ -1,5 +1,5 @@
-// What is drawn of the edges: a strand per pair of items that shown edges join, with the sum of their weights; and where
-// there are many, one strand for all between two cells.
+// What is drawn of the edges: a strand per pair of items that shown edges join, with the sum of their weights; and
+// where there are many, one strand for all between two cells.
 (function (viewer) {
   "use strict";
 
