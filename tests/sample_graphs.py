@@ -215,7 +215,7 @@ def _nodes(rng: np.random.Generator, words: list[str], n_layers: int, n_features
     n, last = len(words), len(words) - 1
     rows: list[dict[str, Any]] = []
     late = np.sort(rng.beta(2.0, 1.2, n_features))  # the last positions are the busiest
-    for place, index in zip((late * n).astype(int), rng.choice(4096, n_features, replace=False), strict=True):
+    for place, index in zip((late * n).astype(int), rng.choice(max(4096, n_features), n_features, replace=False), strict=True):
         layer, pos = int(rng.integers(n_layers)), int(place)
         row = {"id": f"{layer}.{index}@{pos}", "kind": "feature", "layer": layer, "pos": pos, "index": int(index)}
         rows.append(row | {"text": f"{layer}.{index}", "activation": rng.gamma(2.0), "pre_activation": rng.gamma(2.0)})

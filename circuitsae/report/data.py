@@ -16,15 +16,17 @@ from circuitsae.graph.like import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.graph.totals import explained_rows, total_effects
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data, rounded, suggestions_data
-from circuitsae.report.claims import ValidationLike, tests_data, with_validation
+from circuitsae.report.claims import ValidationLike, tested_columns, tests_data, verdicts_shown, with_validation
 from circuitsae.report.commands import commands_data
-from circuitsae.report.layout import Band, Layout, arrange
 from circuitsae.report.passing import of_passing, of_response
+from circuitsae.report.selection import Selection, select
 from circuitsae.report.text import printable, visible
 from transcoders.errors import InputError
 
 MOST_PINNED = 500
 """Nodes that a page opens with pinned outside of groups."""
+MOST_CARRIED = 100_000
+"""Edges that a page holds, about 2 MB of them; those that were tested are held beside."""
 
 
 def opened_with(provenance: Mapping[str, Any], nodes: pd.DataFrame, n_layers: int) -> dict[str, Any] | None:
@@ -118,8 +120,11 @@ def page_data(
     nodes = require(graph.nodes_frame(), NODE_COLUMNS, "nodes_frame()")
     edges = with_validation(require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()"), validation)
     tokens = [visible(token) for token in graph.tokens]
-    layout = arrange(nodes, tokens, graph.n_layers)
     columns = _node_columns(nodes)
+    _check_ends(edges, columns["id"])
+    selection = select(nodes, edges, verdicts_shown(edges)[1])
+    held, foreseen = carried(edges, selection), foreseen_data(nodes, edges)
+    n_edges, edges = len(edges), edges.iloc[held].reset_index(drop=True)
     return {
         "tokens": tokens,
         "n_layers": graph.n_layers,
@@ -127,12 +132,10 @@ def page_data(
         "passing": of_passing(graph.provenance),
         "response": of_response(graph.provenance),
         "provenance": _plain({key: item for key, item in graph.provenance.items() if key != "carried"}),
-        "nodes": columns | _coordinates(layout),
-        "edges": _edge_columns(edges, nodes["id"].tolist()),
+        "nodes": columns,
+        "edges": _edge_columns(edges, columns["id"]),
+        "picture": _picture(selection, held, n_edges),
         "tests": tests_data(edges),
-        "columns": [_band(column) for column in layout.columns],
-        "rows": [_band(row) for row in layout.rows],
-        "bias_column": _band(layout.bias_column) if layout.bias_column else None,
         "raw": _raw(graph.tokens, nodes["text"].fillna("").tolist(), columns),
         "opened": opened_with(graph.provenance, nodes, graph.n_layers),
         "cards": cards_data(cards, nodes),
@@ -141,7 +144,7 @@ def page_data(
         "explained": np.flatnonzero(nodes["explained"]).tolist() if "explained" in nodes else [],
         "comparison": None,
         "commands": commands_data(graph, folder),
-        "foreseen": foreseen_data(nodes, edges),
+        "foreseen": foreseen,
     }
 
 
@@ -179,29 +182,46 @@ def _raw(tokens: Sequence[str], texts: Sequence[Any], columns: Mapping[str, list
     return {"tokens": [str(token) for token in tokens], "texts": changed}
 
 
+def carried(edges: pd.DataFrame, selection: Selection, most: int = MOST_CARRIED) -> np.ndarray:
+    """Rows of the edges that a page holds, ascending: the `most` that enter the picture first, and all tested ones."""
+    if len(edges) <= most:
+        return np.arange(len(edges))
+    tested = np.flatnonzero(edges[tested_columns(edges)].notna().any(axis=1))
+    return np.union1d(selection.strongest(most), tested)
+
+
+def _picture(selection: Selection, held: np.ndarray, n_edges: int) -> dict[str, Any]:
+    """Since which picture each node and edge is drawn, what the pictures hold, which is the first, and of how many
+    edges in the graph the page has its own.
+    """
+    return {
+        "nodes": selection.nodes.tolist(),
+        "edges": selection.edges[held].tolist(),
+        "shares": [number(share) for share in selection.shares],
+        "first": selection.first,
+        "n_edges": n_edges,
+    }
+
+
+def _check_ends(edges: pd.DataFrame, ids: list[str]) -> None:
+    known = set(ids)
+    for end in ("source", "target"):
+        if unknown := [node for node in edges[end].tolist() if node not in known]:
+            raise InputError(f"an edge has {end} {unknown[0]!r}, which is not among the {len(ids)} nodes of the graph.")
+
+
 def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
     row_of = {node: row for row, node in enumerate(ids)}
-    columns: dict[str, list[Any]] = {}
-    for end in ("source", "target"):
-        unknown = [node for node in edges[end] if node not in row_of]
-        if unknown:
-            raise InputError(f"an edge has {end} {unknown[0]!r}, which is not among the {len(ids)} nodes of the graph.")
-        columns[end] = [row_of[node] for node in edges[end]]
+    columns: dict[str, list[Any]] = {
+        end: [row_of[node] for node in edges[end].tolist()] for end in ("source", "target")
+    }
     names = ["weight", "share", *(name for name in PAST_COLUMNS if name in edges)]
-    return columns | {name: [number(value) for value in edges[name]] for name in names}
-
-
-def _coordinates(layout: Layout) -> dict[str, list[Any]]:
-    return {"x": [number(x) for x in layout.x], "y": [number(y) for y in layout.y]}
-
-
-def _band(band: Band) -> dict[str, Any]:
-    return {"label": band.label, "start": number(band.start), "end": number(band.end)}
+    return columns | {name: [number(value) for value in edges[name].tolist()] for name in names}
 
 
 def number(value: Any) -> float | None:
     """Six significant digits, as JSON; what is missing or not finite is null."""
-    if value is None or pd.isna(value) or not math.isfinite(value):
+    if value is None or value is pd.NA or not math.isfinite(value):
         return None
     return float(f"{float(value):.{_DIGITS}g}")
 

@@ -17,6 +17,7 @@ from circuitsae.report.beside import Kind, ways_from
 from circuitsae.report.cards import LedgerLike
 from circuitsae.report.claims import ValidationLike
 from circuitsae.report.data import GraphLike, opening, page_data
+from circuitsae.report.packing import packed
 from circuitsae.report.text import shorten, visible
 from transcoders.errors import InputError
 from transcoders.files import write_file
@@ -36,14 +37,16 @@ _SCRIPTS = (
         "claims",
         "compare",
         "comparepanel",
+        "pictures",
         "state",
         "groups",
         "neuronpedia",
         "hash",
     ),
-    *("edges", "geometry", "plot", "superlayout", "supergraph", "bench"),
+    *("folding", "layout", "strands", "geometry", "labels", "edges", "plot"),
+    *("superlayout", "supergraph", "bench"),
     *("ways", "questions", "header", "card", "notes", "edgetest", "scatter", "commands", "serve", "outcome"),
-    *("panel", "list", "controls", "picture", "export", "print", "keyboard", "embedded", "main"),
+    *("panel", "list", "controls", "filters", "picture", "export", "print", "keyboard", "embedded", "main"),
 )
 _STYLES = ("base", "page", "header", "bench", "panel", "questions", "claims", "card", "compare", "serve", "print")
 _SPECIAL = re.compile(r"<[^<>\s]{1,40}>")
@@ -143,7 +146,7 @@ def assemble(data: dict[str, Any], plotlyjs: PlotlyJS = "inline", *, asks: str =
         "head": page_head(
             data["title"], rules, read_styles(*_STYLES), "comparison" if data.get("comparison") else "graph"
         ),
-        "data": json_for_script(data),
+        "data": json_for_script(packed(data)),
         "plotly": plotly_tag,
         "viewer": f"<script>{viewer}</script>",
     }

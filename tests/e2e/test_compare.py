@@ -23,6 +23,13 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compare_html(*sample_pair(), tmp_path_factory.mktemp("compare") / "page.html", NAMES)
 
 
+@pytest.fixture
+def page(page: Page) -> Page:
+    """All of the two graphs drawn."""
+    page.evaluate("viewer.setFilter({density: 1})")
+    return page
+
+
 def shown(page: Page) -> list[str]:
     return page.evaluate("viewer.nodes.id.filter((_, i) => viewer.nodeShown[i])")
 
@@ -63,8 +70,8 @@ def test_difference_comes_first_with_marks_and_a_summary(page: Page):
 def test_switching_shows_either_graph_on_the_same_layout(page: Page):
     a, b = sample_pair()
     place = "viewer.nodes.x.concat(viewer.nodes.y)"
-    before, pictures = page.evaluate(place), [drawing(page)]
     page.locator("#show-biases").check()
+    before, pictures = page.evaluate(place), [drawing(page)]
     for key, graph, view in (("a", a, "a"), ("b", b, "b")):
         page.keyboard.press("Escape")
         page.keyboard.press(key)

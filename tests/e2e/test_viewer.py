@@ -181,7 +181,10 @@ def test_the_chosen_claim_tells_which_verdicts_there_are_and_which_edges_are_dra
 
 
 def test_edges_take_the_colour_of_what_was_found_and_keep_the_dash_of_their_sign(page: Page):
-    layers = "viewer.allLayers().map(({color, dash, members}) => ({color, dash: dash.length > 0, members}))"
+    layers = (
+        "viewer.allLayers().map(({color, dash, members}) =>"
+        " ({color, dash: dash.length > 0, members: members.map(({edge}) => edge)}))"
+    )
     assert {layer["color"] for layer in page.evaluate(layers)} == {"positive", "negative"}
     pictures = [page.evaluate("document.getElementById('all-edges').toDataURL()")]
     page.locator("#paint").check()
@@ -226,6 +229,7 @@ def test_the_scatter_has_every_tested_edge_of_the_claim_and_leads_to_it(page: Pa
 def test_the_exported_view_holds_the_claims_of_its_edges(page: Page):
     page.locator("#claim").select_option("direct")
     edges = sample_graph().edges_frame().set_index(["source", "target"])
+    page.evaluate("viewer.setFilter({density: 1})")
     view = page.evaluate("viewer.viewDocument()")
     assert view["view"]["claim"] == "direct"
     tested = [edge for edge in view["edges"] if "claims" in edge]
@@ -305,7 +309,7 @@ def test_slider_and_switches_hide_nodes_and_the_address_restores_them(page: Page
     page.locator("#show-errors").uncheck()
     page.wait_for_function("n => document.querySelectorAll('#plot path.point').length < n", arg=everything)
     without_errors = shown(page)
-    page.locator("#prune").fill("0.5")
+    page.locator("#density").fill("0.5")
     page.wait_for_function("n => document.querySelectorAll('#plot path.point').length < n", arg=without_errors)
     page.locator("#verdict-filter input[value=untested]").uncheck()
     select(page, "logit.1@14")
@@ -323,7 +327,7 @@ def test_slider_and_switches_hide_nodes_and_the_address_restores_them(page: Page
             page.wait_for_function("n => document.querySelectorAll('#plot path.point').length === n", arg=left)
         assert shown(page) == left
         assert chosen(page) == name
-        assert page.locator("#prune").input_value() == "0.5"
+        assert page.locator("#density").input_value() == "0.5"
         assert not page.locator("#show-errors").is_checked()
         assert not page.locator("#verdict-filter input[value=untested]").is_checked()
 
@@ -366,7 +370,7 @@ def test_zoom_moves_the_axes_and_a_double_click_brings_them_back(page: Page):
     page.mouse.wheel(0, -400)
     page.wait_for_function(f"home => JSON.stringify(({extent})()) !== JSON.stringify(home)", arg=home)
     page.wait_for_function("() => viewer.state.zoom")
-    page.mouse.dblclick(500, 300)
+    page.mouse.dblclick(500, 420)
     page.wait_for_function(f"home => JSON.stringify(({extent})()) === JSON.stringify(home)", arg=home)
 
 
@@ -421,7 +425,7 @@ def test_edges_say_what_of_them_came_past_the_features(tmp_path: Path, open_page
 def test_plotly_in_the_directory(tmp_path: Path, open_page: OpenPage):
     path = write_html(sample_graph(), tmp_path / "graph.html", plotlyjs="directory")
     assert path.stat().st_size < 1_000_000
-    assert shown(open_page(path)) > 100
+    assert shown(open_page(path)) > 50
 
 
 def test_dark_mode_follows_the_system_and_the_button(page: Page):

@@ -160,7 +160,7 @@ def test_the_address_restores_everything(page: Page, html: Path, leading: list[s
     page.get_by_label("Note on this graph").fill("the whole")
     page.get_by_role("searchbox").fill("john")
     page.locator("#theme").click()
-    page.locator("#prune").fill("0.8")
+    page.locator("#density").fill("0.8")
     page.mouse.move(500, 420)
     page.mouse.wheel(0, -300)
     page.wait_for_function("() => viewer.state.zoom")
@@ -192,7 +192,7 @@ def test_the_address_restores_everything(page: Page, html: Path, leading: list[s
 def test_fields_of_the_address_that_cannot_be_read_are_passed_over(page: Page, leading: list[str]):
     fields = [
         ("node", "nowhere"),
-        ("prune", "abc"),
+        ("density", "abc"),
         ("zoom", "1_2_3"),
         ("tab", "<b>"),
         ("theme", "pink"),
@@ -214,8 +214,8 @@ def test_fields_of_the_address_that_cannot_be_read_are_passed_over(page: Page, l
     assert page.evaluate("viewer.state.pins.size") == 3
     assert page.evaluate("[...viewer.state.notes.values()].map(n => n.length)") == [2000]
     assert page.evaluate("[viewer.state.selected, viewer.state.zoom, viewer.state.handled.size]") == [-1, None, 0]
-    page.evaluate("text => { location.hash = text; }", "%E0%A4%A&prune=0.5&&=&zoom=NaN_1_0_1")
-    page.wait_for_function("() => viewer.state.prune === 0.5")
+    page.evaluate("text => { location.hash = text; }", "%E0%A4%A&density=0.5&&=&zoom=NaN_1_0_1")
+    page.wait_for_function("() => viewer.state.density === 0.5")
 
 
 def test_search_finds_notes_and_groups(page: Page, leading: list[str]):

@@ -39,7 +39,6 @@
   function setView(next) {
     if (next === view) return;
     fill(next);
-    viewer.measureEdges();
     viewer.setFilter({});
     sync();
     document.getElementById("live").textContent = `${TITLES[view]} shown`;
@@ -152,7 +151,6 @@
     const wanted = VIEWS.includes(parameters.get("view")) ? parameters.get("view") : "difference";
     if (wanted === view) return;
     fill(wanted);
-    viewer.measureEdges?.();
   }
 
   function writeHash(parameters) {

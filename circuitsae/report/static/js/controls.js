@@ -1,9 +1,9 @@
-// The row above the graph: prune slider, switches for errors and biases, the claim that edges are looked at for and
-// what was found of it; and light or dark.
+// The rows above the graph: how much is drawn, the claim that edges are looked at for and what was found of it; and
+// light or dark.
 (function (viewer) {
   "use strict";
 
-  const { state, element, nodeShown, count, VERDICTS, CLAIMS } = viewer;
+  const { state, element, nodeShown, edgeShown, count, VERDICTS, CLAIMS, percent } = viewer;
   const byId = (id) => document.getElementById(id);
   const [boxes, labels, counted] = [{}, {}, {}];
 
@@ -37,17 +37,52 @@
     }
   }
 
+  const HELD =
+    "Influence on the logits comes from tokens and errors along paths of edges whose shares multiply. " +
+    "A path counts where all of its edges are drawn. What the page does not hold was pruned";
+
+  const numberOf = (marks) => marks.reduce((sum, shown) => sum + shown, 0);
+
+  // How much is drawn of what there is, and what of that the page lacks.
+  function syncDensity() {
+    const density = viewer.densityOf(state.density);
+    byId("density").value = density;
+    byId("density").setAttribute("aria-valuetext", `${percent(density)} of what the page holds`);
+    byId("first-picture").disabled = state.density === null;
+    const [held, ofGraph] = [viewer.edgeCount, viewer.edgesOfGraph];
+    const edges =
+      held < ofGraph
+        ? `the strongest ${viewer.countText(held)} edges (the graph's folder has ${viewer.countText(ofGraph)})`
+        : viewer.plural(held, "edge");
+    byId("density-count").textContent =
+      `${viewer.countText(numberOf(nodeShown))} of ${viewer.plural(count, "node")}, ` +
+      `${viewer.countText(numberOf(edgeShown))} of ${edges}`;
+    const share = viewer.comparison ? null : viewer.shareOf(edgeShown);
+    byId("share").hidden = share === null;
+    byId("share").replaceChildren(
+      element("strong", {}, percent(share)),
+      ` of influence drawn, the page holds ${percent(viewer.heldByPage)}`,
+    );
+    byId("share").title = held < ofGraph ? `${HELD}, or is in the graph's folder alone.` : `${HELD}.`;
+  }
+
+  // Groups by place that were opened, each with a button that closes it.
+  function syncOpen() {
+    const close = (key) =>
+      viewer.button(`${viewer.placeName(key)} ×`, () => viewer.toggleOpen(key), {
+        "aria-label": `Close group ${viewer.placeName(key)}`,
+        title: "Close (c closes the last)",
+      });
+    byId("open-groups").replaceChildren(...viewer.openGroups().map(close));
+  }
+
   // The controls say what the state is, whoever changed it.
   function sync() {
-    byId("prune").value = state.prune;
-    byId("prune-share").textContent = viewer.percent(state.prune);
-    byId("show-errors").checked = state.errors;
-    byId("show-biases").checked = state.biases;
+    syncDensity();
+    syncOpen();
+    byId("near").checked = state.near;
     for (const [name, box] of Object.entries(boxes)) box.checked = state.verdicts.has(name);
     syncClaim();
-    let shown = 0;
-    for (let i = 0; i < count; i++) shown += nodeShown[i];
-    byId("prune-count").textContent = `${shown} of ${count} nodes`;
   }
 
   function toggleHelp() {
@@ -57,7 +92,6 @@
   }
 
   function startControls() {
-    byId("prune").max = viewer.pruneMax;
     const { tests, claims } = viewer;
     byId("claim").append(...claims.map(claimOption));
     byId("claim-choice").hidden = !claims.length;
@@ -65,16 +99,19 @@
     byId("verdict-filter").append(...viewer.verdictNames.map(verdictBox));
     byId("claim").addEventListener("change", (event) => viewer.setFilter({ claim: event.target.value }));
     byId("paint").addEventListener("change", (event) => viewer.setFilter({ paint: event.target.checked }));
-    byId("prune").addEventListener("input", (event) => viewer.setFilter({ prune: Number(event.target.value) }));
-    byId("show-errors").addEventListener("change", (event) => viewer.setFilter({ errors: event.target.checked }));
-    byId("show-biases").addEventListener("change", (event) => {
-      viewer.setFilter({ biases: event.target.checked });
-      viewer.resetZoom();
+    byId("density").addEventListener("input", (event) => {
+      viewer.setFilter({ density: Number(event.target.value), zoom: null });
+    });
+    byId("first-picture").addEventListener("click", () => viewer.setFilter({ density: null, zoom: null }));
+    byId("near").addEventListener("change", (event) => {
+      viewer.setFilter({ near: event.target.checked, zoom: null });
+      if (event.target.checked && state.selected < 0 && !state.pins.size) viewer.say("Choose or pin a node");
     });
     byId("controls").addEventListener("submit", (event) => event.preventDefault());
     byId("theme").addEventListener("click", () => viewer.setTheme(viewer.theme() === "dark" ? "light" : "dark"));
     byId("help-button").addEventListener("click", toggleHelp);
     viewer.on("filter", sync);
+    viewer.on("select", syncDensity);
     sync();
   }
 

@@ -5,6 +5,19 @@
   const page = JSON.parse(document.getElementById("graph-data").textContent);
   const { nodes, edges } = page;
   const { element, text } = viewer;
+
+  // A column of numbers that was packed (packing.py): bytes in base64.
+  const TYPES = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array };
+  function unpack(column) {
+    if (Array.isArray(column)) return column;
+    const [[kind, packed]] = Object.entries(column);
+    const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
+    const values = Array.from(new TYPES[kind](bytes.buffer));
+    return kind === "f4" ? values.map((value) => (Number.isNaN(value) ? null : value)) : values;
+  }
+  for (const name of Object.keys(edges)) edges[name] = unpack(edges[name]);
+  page.picture.edges = unpack(page.picture.edges);
+
   const count = nodes.id.length;
   const edgeCount = edges.source.length;
   const indexOf = new Map(nodes.id.map((id, i) => [id, i]));
@@ -17,7 +30,13 @@
     inputs[edges.target[e]].push(e);
     outputs[edges.source[e]].push(e);
   }
-  for (const list of [...inputs, ...outputs]) list.sort((a, b) => strength(b) - strength(a) || a - b);
+  for (const lists of [inputs, outputs])
+    for (const list of lists) if (list.length > 1) list.sort((a, b) => strength(b) - strength(a) || a - b);
+
+  // By what nodes are placed; of two graphs the same whichever is shown.
+  const standing = nodes.influence.map((influence, i) =>
+    nodes.kind[i] === "logit" ? (nodes.probability[i] ?? influence ?? 0) : (influence ?? 0),
+  );
 
   // What the graph explains: logits, or one contrast, direction or feature, which has a value and no probability.
   const explained = new Set(page.explained ?? []);
@@ -83,6 +102,15 @@
     return label ? `${title(i)} ${label.display}` : title(i);
   }
 
+  // All words of a text, in any order, in what a node is called.
+  function hasWords(i, words) {
+    const named = `${nodes.id[i]} ${nodes.text[i]} ${labelOf(i)?.text ?? ""}`.toLowerCase();
+    return words
+      .toLowerCase()
+      .split(/\s+/)
+      .every((word) => named.includes(word));
+  }
+
   // Where a node stands: its position and the token there, apart, because a token may be written right to left.
   function place(i) {
     const pos = nodes.pos[i];
@@ -107,6 +135,7 @@
     inputs,
     outputs,
     strength,
+    standing,
     endsOf,
     explained,
     tops,
@@ -119,6 +148,7 @@
     siteOf,
     title,
     name,
+    hasWords,
     place,
     nodeName,
     nodePlace,

@@ -2,7 +2,7 @@
 (function (viewer) {
   "use strict";
 
-  const { nodes, edges, edgeCount, page } = viewer;
+  const { nodes, grid } = viewer;
   const LEVELS = [
     { upTo: 0.1, width: 0.5, alpha: 0.1 },
     { upTo: 0.25, width: 0.8, alpha: 0.16 },
@@ -11,30 +11,28 @@
     { upTo: Infinity, width: 3.2, alpha: 0.8 },
   ];
   const MAX_GLYPHS = 40;
+  const FEW = { strands: 200, width: 0.9, alpha: 0.35 }; // so many are all to be seen
 
-  // Widths follow |weight| against the 1 % strongest edges, 60 at most: one giant edge must not flatten the rest, nor
-  // ten thousand edges give hundreds of thick ones.
-  let level;
-  let buckets;
-  measureEdges();
-
-  function measureEdges() {
-    const sizes = (viewer.comparison?.reference() ?? edges.weight).map((w) => Math.abs(w ?? 0)).sort((a, b) => b - a);
-    const unit = sizes[Math.min(60, Math.floor(0.01 * sizes.length))] || 1;
-    level = Uint8Array.from(edges.weight, (w) => {
-      const size = Math.abs(w ?? 0) / unit;
-      return LEVELS.findIndex((bucket) => size <= bucket.upTo);
-    });
-    buckets = LEVELS.flatMap((style, l) => [
-      { ...style, color: "positive", dash: [], members: membersOf(l, false) },
-      { ...style, color: "negative", dash: [5, 3], members: membersOf(l, true) },
-    ]);
+  // Widths follow |weight| against the 1 % strongest strands, 20 at most: one giant must not flatten the rest, nor ten
+  // thousand give hundreds of thick ones. Those of two graphs, which are looked at in turn, have one scale.
+  function unitOf(strands) {
+    const weights = viewer.comparison?.reference() ?? strands.map(({ weight }) => weight);
+    const sizes = weights.map((w) => Math.abs(w ?? 0)).sort((a, b) => b - a);
+    return sizes[Math.min(20, Math.floor(0.01 * sizes.length))] || 1;
   }
 
-  function membersOf(l, negative) {
-    const members = [];
-    for (let e = 0; e < edgeCount; e++) if (level[e] === l && edges.weight[e] < 0 === negative) members.push(e);
-    return members;
+  // Strands by width and sign.
+  function layersOf(strands, unit) {
+    const layers = LEVELS.flatMap((style) => [
+      { ...style, color: "positive", dash: [], members: [] },
+      { ...style, color: "negative", dash: [5, 3], members: [] },
+    ]);
+    for (const strand of strands) {
+      const size = Math.abs(strand.weight) / unit;
+      const level = LEVELS.findIndex(({ upTo }) => size <= upTo);
+      layers[2 * level + (strand.weight < 0)].members.push(strand);
+    }
+    return layers;
   }
 
   // A canvas cleared, scaled to the screen, and clipped to the plotting area.
@@ -58,17 +56,16 @@
     return [(x1 + x2) / 2 + (y2 - y1) * bow, (y1 + y2) / 2 - (x2 - x1) * bow];
   }
 
-  // Where an edge runs: its ends, and the control point between them.
-  function curve(e, view) {
-    const [s, t] = [edges.source[e], edges.target[e]];
-    const [x1, y1, x2, y2] = [view.x(nodes.x[s]), view.y(nodes.y[s]), view.x(nodes.x[t]), view.y(nodes.y[t])];
+  // Where a strand runs: its ends, and the control point between them.
+  function curve({ source, target }, view) {
+    const [x1, y1, x2, y2] = [view.x(source.x), view.y(source.y), view.x(target.x), view.y(target.y)];
     return [x1, y1, ...control(x1, y1, x2, y2), x2, y2];
   }
 
   function stroke(context, view, { members, ...style }) {
     context.beginPath();
-    for (const e of members) {
-      const [x1, y1, cx, cy, x2, y2] = curve(e, view);
+    for (const strand of members) {
+      const [x1, y1, cx, cy, x2, y2] = curve(strand, view);
       context.moveTo(x1, y1);
       context.quadraticCurveTo(cx, cy, x2, y2);
     }
@@ -82,15 +79,14 @@
   function drawCells(canvas, view) {
     const context = prepare(canvas, view);
     context.fillStyle = viewer.color("band");
-    page.rows.forEach((row, r) => {
-      if (r % 2) return;
+    viewer.stripes().forEach((row) => {
       const top = view.y(row.end);
       context.fillRect(view.left, top, view.plotWidth, view.y(row.start) - top);
     });
     context.strokeStyle = viewer.color("line");
     context.lineWidth = 0.5;
     context.beginPath();
-    for (const { end } of page.columns) {
+    for (const { end } of grid.columns) {
       context.moveTo(view.x(end), view.top);
       context.lineTo(view.x(end), view.top + view.plotHeight);
     }
@@ -102,7 +98,10 @@
   function painted(layer) {
     if (!viewer.state.paint) return [layer];
     const found = new Map();
-    for (const e of layer.members) found.set(viewer.verdict(e), [...(found.get(viewer.verdict(e)) ?? []), e]);
+    for (const strand of layer.members) {
+      if (!found.has(strand.verdict)) found.set(strand.verdict, []);
+      found.get(strand.verdict).push(strand);
+    }
     return [...found].map(([color, members]) => {
       const tested = color !== "untested";
       const { width, alpha } = layer;
@@ -110,31 +109,26 @@
     });
   }
 
-  // All shown edges by style. The fainter the more there are, or thousands of thin lines add up to a solid.
+  // All strands by style. The fainter the more there are, or thousands of thin lines add up to a solid.
   function allLayers() {
-    const total = viewer.edgeShown.reduce((sum, shown) => sum + shown, 0);
-    const density = Math.max(0.3, Math.min(2.2, Math.sqrt(1500 / (total || 1))));
-    return buckets
-      .map((bucket) => ({
-        ...bucket,
-        alpha: Math.min(0.9, bucket.alpha * density),
-        members: bucket.members.filter((e) => viewer.edgeShown[e]),
+    const strands = viewer.strands();
+    const density = Math.max(0.3, Math.min(2.2, Math.sqrt(1500 / (strands.length || 1))));
+    const least = strands.length <= FEW.strands ? FEW : { width: 0, alpha: 0 };
+    return layersOf(strands, unitOf(strands))
+      .map((layer) => ({
+        ...layer,
+        width: Math.max(layer.width, least.width),
+        alpha: Math.min(0.9, Math.max(layer.alpha * density, least.alpha)),
       }))
       .flatMap(painted)
       .filter(({ members }) => members.length)
       .sort((a, b) => (b.color === "untested") - (a.color === "untested"));
   }
 
-  // Those of one node, bolder.
+  // Those of one node, each by itself, bolder.
   function chosenLayers(chosen) {
-    const mine = new Set(viewer.edgesOf(chosen));
-    return buckets
-      .map((bucket) => ({
-        ...bucket,
-        width: bucket.width + 0.5,
-        alpha: Math.min(0.95, 0.3 + bucket.alpha),
-        members: bucket.members.filter((e) => mine.has(e)),
-      }))
+    return layersOf(viewer.strandsOf(viewer.edgesOf(chosen)), unitOf(viewer.strands()))
+      .map((layer) => ({ ...layer, width: layer.width + 0.5, alpha: Math.min(0.95, 0.3 + layer.alpha) }))
       .flatMap(painted)
       .filter(({ members }) => members.length);
   }
@@ -153,7 +147,28 @@
       drawGlyphs(context, view, glyphs(chosen));
     }
     drawPins(context, view, chosen);
+    drawTexts(context, view);
     context.restore();
+  }
+
+  // Names of nodes, where there is room; a thin line leads to what its mark is not beside.
+  function drawTexts(context, view) {
+    context.globalAlpha = 1;
+    context.setLineDash([]);
+    context.lineWidth = 0.7;
+    context.font = "11px system-ui, sans-serif";
+    context.textBaseline = "middle";
+    for (const { text, x, y, anchor, color, from } of viewer.textMarks(view)) {
+      context.fillStyle = viewer.color(color);
+      context.textAlign = { start: "left", end: "right", middle: "center" }[anchor];
+      context.fillText(`\u2068${text}\u2069`, x, y);
+      if (!from || Math.abs(from.y - y) < 3) continue;
+      context.strokeStyle = viewer.color("line");
+      context.beginPath();
+      context.moveTo(from.x, from.y);
+      context.lineTo(x - 2, y);
+      context.stroke();
+    }
   }
 
   function ring(context, view, i, { radius, width, color }) {
@@ -200,8 +215,11 @@
       .filter((e) => viewer.verdict(e) !== "untested")
       .slice(0, MAX_GLYPHS);
 
+  const strandOf = (e) => ({ source: at(viewer.edges.source[e]), target: at(viewer.edges.target[e]) });
+  const at = (i) => ({ x: nodes.x[i], y: nodes.y[i] });
+
   function middle(e, view) {
-    const [x1, y1, cx, cy, x2, y2] = curve(e, view);
+    const [x1, y1, cx, cy, x2, y2] = curve(strandOf(e), view);
     return [(x1 + 2 * cx + x2) / 4, (y1 + 2 * cy + y2) / 4];
   }
 
@@ -231,7 +249,6 @@
       .sort((a, b) => viewer.strength(b) - viewer.strength(a));
 
   Object.assign(viewer, {
-    measureEdges,
     pointedGroup: null,
     drawCells,
     drawAll,

@@ -56,7 +56,8 @@
       provenance: page.provenance,
       view: {
         selected: state.selected < 0 ? null : nodes.id[state.selected],
-        prune: state.prune,
+        density: viewer.densityOf(state.density),
+        share: viewer.shareOf(edgeShown),
         errors: state.errors,
         biases: state.biases,
         claim: state.claim,

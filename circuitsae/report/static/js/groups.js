@@ -17,9 +17,9 @@
     return cleaned || Array.from(namesOf(members)).slice(0, NAME_LENGTH).join("");
   }
 
-  function finish(message, ...nodesConcerned) {
+  function finish(message) {
     state.groups = state.groups.filter((group) => group.members.size);
-    viewer.refilter(...nodesConcerned);
+    viewer.refilter();
     viewer.changed("pins");
     viewer.say(message);
   }
@@ -33,10 +33,10 @@
     if (state.pins.has(i)) {
       withdraw([i]);
       state.pins.delete(i);
-      finish(`Unpinned ${viewer.name(i)}`, i);
+      finish(`Unpinned ${viewer.name(i)}`);
     } else {
       state.pins.add(i);
-      finish(`Pinned ${viewer.name(i)}; ${viewer.plural(state.pins.size, "node")} pinned`, i);
+      finish(`Pinned ${viewer.name(i)}; ${viewer.plural(state.pins.size, "node")} pinned`);
     }
   }
 
@@ -51,7 +51,7 @@
     for (const i of members) state.pins.add(i);
     const group = { name: cleanName(name, members), members: new Set(members) };
     state.groups.push(group);
-    finish(`Group ${group.name} of ${viewer.plural(members.length, "node")}`, ...members);
+    finish(`Group ${group.name} of ${viewer.plural(members.length, "node")}`);
     return group;
   }
 
@@ -61,7 +61,7 @@
       state.pins.add(i);
       group.members.add(i);
     }
-    finish(`${viewer.plural(members.length, "node")} added to ${group.name}`, ...members);
+    finish(`${viewer.plural(members.length, "node")} added to ${group.name}`);
   }
 
   function rename(group, name) {
@@ -83,10 +83,9 @@
   const split = (group, members) => makeGroup(members, `${group.name} (2)`);
 
   function clearPins() {
-    const before = [...state.pins];
     state.pins.clear();
     state.groups = [];
-    finish("Nothing is pinned", ...before);
+    finish("Nothing is pinned");
   }
 
   function accept(s) {

@@ -2,9 +2,10 @@
 (function (viewer) {
   "use strict";
 
-  const { state, page, nodes, indexOf, verdictNames, pruneMax } = viewer;
+  const { state, page, nodes, indexOf, verdictNames } = viewer;
   const NOTE_LENGTH = 2000;
   const MOST_NOTES = 200;
+  const GROUP_KEY = /^(-1|\d+-\d+)@(-1|\d+-\d+)$/; // of folding.js
 
   // Pins and groups that the file was opened with; an address that names others replaces them.
   const opened = page.opened ?? { pinned: [], groups: [] };
@@ -15,8 +16,13 @@
   function write(parameters) {
     const put = (name, wanted, value) => wanted && parameters.append(name, value);
     put("node", state.selected >= 0, nodes.id[state.selected]);
-    put("prune", state.prune < pruneMax, state.prune.toFixed(2));
-    put("errors", !state.errors, "0");
+    put("density", state.density !== null, state.density?.toFixed(2));
+    put("near", state.near, "1");
+    put("open", state.open.size, [...state.open].join("."));
+    put("layers", state.layers, state.layers?.join("-"));
+    put("positions", state.positions, state.positions?.join("-"));
+    put("label", state.label, state.label);
+    for (const kind of ["features", "tokens", "errors"]) put(kind, !state[kind], "0");
     put("biases", state.biases, "1");
     put("claim", state.claim !== (viewer.claims[0] ?? null), state.claim);
     put("paint", state.paint, "1");
@@ -76,7 +82,13 @@
 
   function share(value) {
     const wanted = value?.trim() ? Number(value) : NaN;
-    return Number.isFinite(wanted) ? Math.min(Math.max(wanted, 0), pruneMax) : pruneMax;
+    return Number.isFinite(wanted) ? Math.min(Math.max(wanted, 0), 1) : null;
+  }
+
+  // Two whole numbers, the lower first, or null.
+  function range(value) {
+    const found = /^(\d{1,6})-(\d{1,6})$/.exec(value ?? "");
+    return found && Number(found[1]) <= Number(found[2]) ? [Number(found[1]), Number(found[2])] : null;
   }
 
   function verdicts(value) {
@@ -99,7 +111,14 @@
     const handled = (get("handled") ?? "").split(".").map((s) => (s ? Number(s) : -1));
     return {
       selected: indexOf.get(get("node")) ?? -1,
-      prune: share(get("prune")),
+      density: share(get("density")),
+      near: get("near") === "1",
+      open: new Set((get("open") ?? "").split(".").filter((key) => GROUP_KEY.test(key))),
+      layers: range(get("layers")),
+      positions: range(get("positions")),
+      label: (get("label") ?? "").slice(0, 200),
+      features: get("features") !== "0",
+      tokens: get("tokens") !== "0",
       errors: get("errors") !== "0",
       biases: get("biases") === "1",
       claim: viewer.claims.includes(get("claim")) ? get("claim") : (viewer.claims[0] ?? null),

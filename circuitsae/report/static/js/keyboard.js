@@ -1,13 +1,14 @@
-// Keys: `/` search, arrows along edges, `p` pin, `g` group, Esc clear, `?` help. Fields and lists keep their own keys.
+// Keys: `/` search, arrows along edges, `p` pin, `g` group, `c` close what was opened, Esc clear, `?` help. Fields and
+// lists keep their own keys.
 (function (viewer) {
   "use strict";
 
-  const { nodes, edges, edgeShown, state } = viewer;
+  const { nodes, edges, edgeListed, state } = viewer;
   const search = document.getElementById("search");
   const logits = [...viewer.tops].sort((a, b) => nodes.probability[b] - nodes.probability[a] || a - b);
   let step = null; // the last move: { alternatives, at }, so that ← and → try its other ends
 
-  const ends = (list, end) => list.filter((e) => edgeShown[e]).map((e) => edges[end][e]);
+  const ends = (list, end) => list.filter((e) => edgeListed[e]).map((e) => edges[end][e]);
 
   function walk(alternatives, at) {
     if (!alternatives.length) return;
@@ -27,6 +28,12 @@
   // In a list `p` is about the entry in focus, elsewhere about the chosen node.
   const pointed = (entry) => (entry ? Number(entry.dataset.node) : state.selected);
 
+  function closeLast() {
+    const key = viewer.openGroups().at(-1);
+    if (key) viewer.toggleOpen(key);
+    else viewer.say("No group is open");
+  }
+
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const within = (selector) => event.target.closest?.(selector);
@@ -38,6 +45,7 @@
     } else if (event.key === "?") viewer.toggleHelp();
     else if (event.key === "p") viewer.togglePin(pointed(within("[data-node]")));
     else if (event.key === "g") viewer.groupMarked();
+    else if (event.key === "c") closeLast();
     else if (event.key.startsWith("Arrow") && !within("input, [role=listbox], .scrolls")) arrow(event.key);
     else return;
     event.preventDefault();

@@ -7,6 +7,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => viewer.setTheme(viewer.state.theme));
   viewer.fillHeader();
   viewer.startControls();
+  viewer.startFilters();
   viewer.startPanel();
   viewer.startNotes();
   viewer.startList();

@@ -53,7 +53,7 @@
   }
 
   function section(title, note, all, otherEnd) {
-    const shown = all.filter((e) => viewer.edgeShown[e]);
+    const shown = all.filter((e) => viewer.edgeListed[e]);
     const first = Math.max(FIRST, shown.indexOf(state.edge) + 1);
     const list = element("ol", { class: "edges" }, ...shown.slice(0, first).map((e) => entry(e, otherEnd[e])));
     const parts = [element("h3", {}, `${title} (${shown.length})`)];
@@ -64,7 +64,7 @@
       parts.push(more);
     }
     const hidden = all.length - shown.length;
-    if (hidden) parts.push(element("p", { class: "hint" }, `${hidden} more hidden by the slider or a switch`));
+    if (hidden) parts.push(element("p", { class: "hint" }, `${hidden} more hidden by a filter`));
     return element("section", { "aria-label": title }, ...parts);
   }
 
@@ -209,7 +209,7 @@
 
   function announce(i) {
     if (i < 0) return viewer.say("No node chosen");
-    const count = (list) => list.filter((e) => viewer.edgeShown[e]).length;
+    const count = (list) => list.filter((e) => viewer.edgeListed[e]).length;
     viewer.say(
       `${viewer.kindName(i)} ${viewer.name(i)} ${viewer.place(i).join(" ")}, ${viewer.layerName(i)}, ` +
         `${count(viewer.inputs[i])} inputs, ${count(viewer.outputs[i])} outputs${state.pins.has(i) ? ", pinned" : ""}`,

@@ -2,7 +2,7 @@
 (function (viewer) {
   "use strict";
 
-  const { nodes, page, state, svg, clean, nodeShown } = viewer;
+  const { nodes, page, state, svg, clean, grid } = viewer;
   const PIXELS = 2; // per unit of the drawing, so that a PNG is sharp in print
 
   const round = (value) => Math.round(100 * value) / 100;
@@ -12,8 +12,8 @@
   }
 
   function cells(view) {
-    const bands = page.rows
-      .filter((_, r) => r % 2 === 0)
+    const bands = viewer
+      .stripes()
       .map((row) => {
         const top = view.y(row.end);
         return svg("rect", {
@@ -24,11 +24,11 @@
           fill: viewer.color("band"),
         });
       });
-    const d = page.columns.map(({ end }) => `M${round(view.x(end))},${view.top} v${view.plotHeight}`).join("");
+    const d = grid.columns.map(({ end }) => `M${round(view.x(end))},${view.top} v${view.plotHeight}`).join("");
     return [...bands, svg("path", { d, stroke: viewer.color("line"), "stroke-width": 0.5 })];
   }
 
-  // One path element per edge: a real vector that other programs can take apart.
+  // One path element per strand: a real vector that other programs can take apart.
   function edgeGroup(layers, view, opacity) {
     const groups = layers.map((layer) =>
       svg(
@@ -39,8 +39,8 @@
           "stroke-opacity": round(layer.alpha),
           "stroke-dasharray": layer.dash.length ? layer.dash.join(" ") : null,
         },
-        ...layer.members.map((e) => {
-          const [x1, y1, cx, cy, x2, y2] = viewer.curve(e, view).map(round);
+        ...layer.members.map((strand) => {
+          const [x1, y1, cx, cy, x2, y2] = viewer.curve(strand, view).map(round);
           return svg("path", { d: `M${x1},${y1}Q${cx},${cy} ${x2},${y2}` });
         }),
       ),
@@ -97,8 +97,10 @@
     "triangle-right": (r) => triangle([1.15 * r, 0], [-0.6 * r, 1.15 * r], [-0.6 * r, -1.15 * r]),
   };
 
-  function mark(i, ink, view, place, near) {
-    const symbol = viewer.symbolOf(i);
+  const place = (item, view) => `translate(${round(view.x(item.x))},${round(view.y(item.y))})`;
+
+  function mark(item, ink, view, size, near) {
+    const symbol = viewer.symbolOf(item.node);
     const filled = !symbol.endsWith("-open");
     const style = filled
       ? { fill: ink, stroke: viewer.color("page"), "stroke-width": 1 }
@@ -107,36 +109,49 @@
       "path",
       {
         class: symbol,
-        d: SHAPES[symbol.replace("-open", "")](round(viewer.nodeSize(i, place) / 2)),
-        transform: `translate(${round(view.x(nodes.x[i]))},${round(view.y(nodes.y[i]))})`,
+        d: SHAPES[symbol.replace("-open", "")](round(size / 2)),
+        transform: place(item, view),
         opacity: near ? 1 : 0.22,
         ...style,
       },
-      svg("title", {}, clean(viewer.name(i))),
+      svg("title", {}, clean(viewer.name(item.node))),
     );
   }
 
-  function marks(view, ranges) {
-    const place = viewer.slot(view, ranges);
-    const chosen = state.selected;
-    const near = new Set(
-      chosen < 0
-        ? []
-        : [chosen, ...viewer.edgesOf(chosen).flatMap((e) => [viewer.edges.source[e], viewer.edges.target[e]])],
+  // A group by place, with the number of its nodes.
+  function groupMark(item, view, size, near) {
+    const style = { fill: viewer.color("surface"), stroke: viewer.color("node"), "stroke-width": 1.5 };
+    return svg(
+      "g",
+      { transform: place(item, view), opacity: near ? 1 : 0.22 },
+      svg("path", { d: square(round(size / 2)), ...style }, svg("title", {}, viewer.placeName(item.key))),
+      words(String(item.shown.length), { y: 3, "font-size": 9, "text-anchor": "middle" }),
     );
-    const logits = [...nodes.kind.keys()].filter((i) => nodeShown[i] && nodes.kind[i] === "logit");
-    const labelled = viewer.labelledLogits(logits, view.y);
+  }
+
+  function texts(view) {
+    return viewer.textMarks(view).flatMap(({ text, x, y, anchor, color, from }) => {
+      const written = words(text, { x: round(x), y: round(y + 4), "text-anchor": anchor, fill: viewer.color(color) });
+      if (!from || Math.abs(from.y - y) < 3) return [written];
+      const d = `M${round(from.x)},${round(from.y)}L${round(x - 2)},${round(y)}`;
+      return [svg("path", { d, stroke: viewer.color("line"), "stroke-width": 0.7 }), written];
+    });
+  }
+
+  function marks(view, ranges) {
+    const slot = viewer.slot(view, ranges);
+    const chosen = state.selected;
+    const { source, target } = viewer.edges;
+    const near = new Set([chosen, ...(chosen < 0 ? [] : viewer.edgesOf(chosen)).flatMap((e) => [source[e], target[e]])]);
     const inkOf = viewer.inks();
-    const drawn = [];
-    for (let i = 0; i < viewer.count; i++) {
-      if (!nodeShown[i]) continue;
-      drawn.push(mark(i, inkOf(i), view, place, chosen < 0 || near.has(i)));
-      if (!labelled.has(i)) continue;
-      drawn.push(
-        words(viewer.logitText(i).join(" "), { x: round(view.x(nodes.x[i]) + 10), y: round(view.y(nodes.y[i]) + 4) }),
-      );
-    }
-    return drawn;
+    return viewer
+      .itemsNow()
+      .filter(({ shown }) => shown.length)
+      .map((item) => {
+        const clear = chosen < 0 || item.members.some((i) => near.has(i));
+        const size = viewer.itemSize(item, slot);
+        return item.key ? groupMark(item, view, size, clear) : mark(item, inkOf(item.node), view, size, clear);
+      });
   }
 
   function axes(view, ranges, { slanted }) {
@@ -151,8 +166,9 @@
           ? words(text, { ...muted, transform: `translate(${x + 3},${bottom - 5}) rotate(-45)`, "text-anchor": "end" })
           : words(text, { ...muted, x, y: bottom, "text-anchor": "middle" }),
       );
-    const rows = page.rows
-      .map(({ start, end, label }) => [round(view.y((start + end) / 2)), label])
+    const rows = viewer
+      .rowTicks(view, ranges)
+      .map(({ value, text }) => [round(view.y(value)), text])
       .filter(([y]) => y >= view.top && y <= view.top + view.plotHeight)
       .map(([y, label]) => words(label, { ...muted, x: view.left - 6, y: y + 4, "text-anchor": "end" }));
     return [...columns, ...rows];
@@ -179,7 +195,7 @@
       svg("title", {}, clean(title)),
       svg("clipPath", { id: "inside" }, svg("rect", inside)),
       svg("rect", { width, height, fill: viewer.color("page") }),
-      svg("g", { "clip-path": "url(#inside)" }, ...body, ...pins(view), ...marks(view, ranges)),
+      svg("g", { "clip-path": "url(#inside)" }, ...body, ...pins(view), ...marks(view, ranges), ...texts(view)),
       ...axes(view, ranges, shape),
       words(viewer.shorten(title, 110), { x: view.left, y: 20, "font-size": 13, "font-weight": 600 }),
     );

@@ -2,19 +2,17 @@
 (function (viewer) {
   "use strict";
 
-  const { nodes, page, count, state, nodeShown } = viewer;
+  const { nodes, state } = viewer;
   const KINDS = Object.keys(viewer.SYMBOLS);
   const div = document.getElementById("plot");
   const stage = div.parentElement;
   const [cellCanvas, allCanvas, chosenCanvas] = ["cells", "all-edges", "chosen-edges"].map((id) =>
     document.getElementById(id),
   );
-  const members = Object.fromEntries(KINDS.map((kind) => [kind, []]));
-  for (let i = 0; i < count; i++) members[nodes.kind[i]]?.push(i);
 
   let hovered = -1;
   let ranges = null;
-  let previous = "";
+  let previous = 0;
 
   const view = () => viewer.viewOf(ranges);
 
@@ -29,57 +27,91 @@
     return [title.join(" "), ...lines].join("<br>");
   }
 
-  function opacities() {
-    const chosen = state.selected;
-    if (chosen < 0) return KINDS.map((kind) => shownOf(kind).map(() => 1));
-    const near = new Set([chosen]);
-    for (const e of viewer.edgesOf(chosen)) near.add(viewer.edges.source[e]).add(viewer.edges.target[e]);
-    return KINDS.map((kind) => shownOf(kind).map((i) => (near.has(i) ? 1 : 0.22)));
+  const LEADING = 3; // nodes of a group that are named
+
+  function groupText(item) {
+    const { positions } = viewer.blockOf(item.key);
+    const tokens = positions[0] < 0 ? "" : viewer.page.tokens.slice(positions[0], positions[1] + 1).join(" ");
+    const best = [...item.shown].sort((a, b) => (nodes.influence[b] ?? 0) - (nodes.influence[a] ?? 0));
+    const names = best.slice(0, LEADING).map(viewer.name).join(", ");
+    const lines = [`${viewer.placeName(item.key)} ${tokens}`, names].map((line) => viewer.shorten(line, 60));
+    return [
+      viewer.plotlyText(lines[0]),
+      `${viewer.plural(item.shown.length, "node")}, influence ${viewer.percent(item.influence)}`,
+      viewer.plotlyText(lines[1]),
+      "click to open",
+    ].join("<br>");
   }
 
-  const shownOf = (kind) => members[kind].filter((i) => nodeShown[i]);
+  // What is drawn, by kind; groups by place last.
+  function itemsByKind() {
+    const found = Object.fromEntries([...KINDS, "group"].map((kind) => [kind, []]));
+    for (const item of viewer.itemsNow()) {
+      if (item.shown.length) found[item.node < 0 ? "group" : nodes.kind[item.node]]?.push(item);
+    }
+    return Object.entries(found);
+  }
+
+  function opacities() {
+    const all = itemsByKind().flatMap(([, items]) => items);
+    const chosen = state.selected;
+    if (chosen < 0) return all.map(() => 1);
+    const near = new Set([viewer.itemOf[chosen]]);
+    for (const e of viewer.edgesOf(chosen))
+      near.add(viewer.itemOf[viewer.edges.source[e]]).add(viewer.itemOf[viewer.edges.target[e]]);
+    return all.map((item) => (near.has(viewer.itemOf[item.members[0]]) ? 1 : 0.22));
+  }
 
   function traces(shape) {
     const slot = viewer.slot(shape, ranges);
     const inkOf = viewer.inks();
-    const labelled = labelledLogits();
-    return KINDS.map((kind) => {
-      const shown = shownOf(kind);
-      const fill = shown.map(inkOf);
-      return {
-        type: "scatter",
-        mode: kind === "logit" ? "markers+text" : "markers",
-        x: shown.map((i) => nodes.x[i]),
-        y: shown.map((i) => nodes.y[i]),
-        customdata: shown,
-        hovertext: shown.map(hoverText),
-        hoverinfo: "text",
-        text: kind === "logit" ? shown.map((i) => (labelled.has(i) ? logitLabel(i) : "")) : undefined,
-        textposition: "middle right",
-        textfont: { size: 11, color: viewer.color("text") },
-        cliponaxis: true,
-        marker: {
-          symbol: shown.map(viewer.symbolOf),
-          size: shown.map((i) => viewer.nodeSize(i, slot)),
-          color: fill,
-          line: { width: kind === "feature" ? 1 : 1.5, color: kind === "feature" ? viewer.color("page") : fill },
-        },
-      };
-    });
+    return itemsByKind().map(([kind, items]) => ({
+      type: "scatter",
+      mode: kind === "group" ? "markers+text" : "markers",
+      x: items.map(({ x }) => x),
+      y: items.map(({ y }) => y),
+      customdata: items.map(({ node, key }) => key ?? node),
+      hovertext: items.map((item) => (item.key ? groupText(item) : hoverText(item.node))),
+      hoverinfo: "text",
+      cliponaxis: true,
+      ...(kind === "group" ? groupStyle(items, slot) : markStyle(kind, items, slot, inkOf)),
+    }));
   }
 
-  const labelledLogits = () => viewer.labelledLogits(shownOf("logit"), view().y);
+  function markStyle(kind, items, slot, inkOf) {
+    const fill = items.map(({ node }) => inkOf(node));
+    return {
+      marker: {
+        symbol: items.map(({ node }) => viewer.symbolOf(node)),
+        size: items.map((item) => viewer.itemSize(item, slot)),
+        color: fill,
+        line: { width: kind === "feature" ? 1 : 1.5, color: kind === "feature" ? viewer.color("page") : fill },
+      },
+    };
+  }
+
+  function groupStyle(items, slot) {
+    return {
+      text: items.map(({ shown }) => String(shown.length)),
+      textposition: "middle center",
+      textfont: { size: 9, color: viewer.color("text") },
+      marker: {
+        symbol: "square",
+        size: items.map((item) => viewer.itemSize(item, slot)),
+        color: viewer.color("surface"),
+        line: { width: 1.5, color: viewer.color("node") },
+      },
+    };
+  }
 
   // What a zoom may change besides places: the labels there is room for.
-  const labelsNow = () => [viewer.ticks(viewer.geometry(), ranges).length, ...labelledLogits()].join(" ");
-
-  function logitLabel(i) {
-    const [token, probability] = viewer.logitText(i);
-    return `\u2003${viewer.plotlyText(token)} ${probability}`;
+  function labelsNow() {
+    const shape = viewer.geometry();
+    return [...viewer.ticks(shape, ranges), ...viewer.rowTicks(shape, ranges)].length;
   }
 
   function layout(shape) {
-    const ticks = viewer.ticks(shape, ranges);
+    const [ticks, rows] = [viewer.ticks(shape, ranges), viewer.rowTicks(shape, ranges)];
     const axis = {
       showgrid: false,
       zeroline: false,
@@ -115,8 +147,8 @@
       yaxis: {
         ...axis,
         range: [...ranges.y],
-        tickvals: page.rows.map(({ start, end }) => (start + end) / 2),
-        ticktext: page.rows.map(({ label }) => label),
+        tickvals: rows.map(({ value }) => value),
+        ticktext: rows.map(({ text }) => text),
       },
     };
   }
@@ -151,6 +183,7 @@
   }
 
   function render() {
+    if (!state.zoom) ranges = viewer.home();
     const shape = viewer.geometry();
     const made = layout(shape);
     previous = labelsNow();
@@ -209,6 +242,8 @@
   const redraw = viewer.throttled(drawEdges);
   const rerender = viewer.throttled(render);
 
+  const choose = (what) => (typeof what === "string" ? viewer.toggleOpen(what) : viewer.select(what));
+
   async function start() {
     ranges = wanted();
     await render();
@@ -223,9 +258,9 @@
       else redraw();
     });
     div.on("plotly_afterplot", dim);
-    div.on("plotly_click", ({ points }) => viewer.select(points[0].customdata));
+    div.on("plotly_click", ({ points }) => choose(points[0].customdata));
     div.on("plotly_doubleclick", reset);
-    div.on("plotly_hover", ({ points }) => hover(points[0].customdata));
+    div.on("plotly_hover", ({ points }) => hover(typeof points[0].customdata === "number" ? points[0].customdata : -1));
     div.on("plotly_unhover", () => hover(-1));
     new ResizeObserver(viewer.throttled(() => fits() || resized())).observe(div);
     viewer.on("select", (i) => {
@@ -242,6 +277,8 @@
   }
 
   function resized() {
+    viewer.arrange(); // narrow windows have room for fewer items
+    viewer.forgetStrands();
     ranges = wanted();
     return render();
   }

@@ -2,20 +2,26 @@
 (function (viewer) {
   "use strict";
 
-  const { nodes, edges, count, edgeCount } = viewer;
+  const { nodes, edges, count, edgeCount, page } = viewer;
   // Those that the tests of this page gave, and what was not tested.
   const verdictNames = Object.keys(viewer.VERDICTS).filter(
     (name) => name === "untested" || viewer.claims.some((claim) => viewer.tests.counts(claim)[name]),
   );
-  const EPSILON = 1e-9;
+  const KINDS = { feature: "features", token: "tokens", error: "errors", bias: "biases" };
+  const AROUND = 60; // nodes that are drawn around what is pinned
 
-  const top = nodes.cumulative.reduce((most, c) => Math.max(most, c ?? 0), 0);
-  const pruneMax = Math.ceil(100 * Math.min(top, 1) - 1e-6) / 100;
   const initial = () => ({
     selected: -1,
-    prune: pruneMax,
+    density: null, // of what the page holds, the share that is drawn; null: the first picture
+    near: false, // whether only what is chosen and pinned is drawn, and what it is joined to
+    open: new Set(), // groups by place that were opened, by key
+    features: true,
+    tokens: true,
     errors: true,
     biases: false,
+    layers: null, // [lowest, highest], or null for all
+    positions: null,
+    label: "", // words that the names and labels of features must have
     claim: viewer.claims[0] ?? null, // that edges are looked at for
     paint: false, // whether edges have the colour of what was found of the claim
     verdicts: new Set(verdictNames), // that are drawn
@@ -33,26 +39,73 @@
   });
   const state = initial();
   const nodeShown = new Uint8Array(count);
+  const nodePlaced = new Uint8Array(count); // has a place in the drawing; of two graphs, in that of either
+  const edgeListed = new Uint8Array(edgeCount); // passes the filters, drawn or not
   const edgeShown = new Uint8Array(edgeCount);
   const listeners = { filter: [], select: [], theme: [], pins: [], notes: [], view: [], change: [] };
+  const within = (range, value) => range === null || (value >= range[0] && value <= range[1]);
 
+  // A node that the filters leave, whichever picture it is in.
   function passes(i) {
     const kind = nodes.kind[i];
-    if (kind === "error" && !state.errors) return false;
-    if (kind === "bias" && !state.biases) return false;
-    if (viewer.comparison?.hidesNode(i)) return false;
-    return state.prune >= pruneMax || (nodes.cumulative[i] ?? 0) <= state.prune + EPSILON;
+    if (KINDS[kind] && !state[KINDS[kind]]) return false;
+    if (viewer.tops.includes(i)) return true;
+    if (nodes.layer[i] >= 0 && nodes.layer[i] < page.n_layers && !within(state.layers, nodes.layer[i])) return false;
+    if (nodes.pos[i] >= 0 && kind !== "logit" && !within(state.positions, nodes.pos[i])) return false;
+    return kind !== "feature" || !state.label || viewer.hasWords(i, state.label);
   }
 
   const verdict = (e) => viewer.tests.verdict(state.claim, e);
 
-  // Chosen and pinned nodes stay in sight even where a filter would hide them.
-  function applyFilters() {
-    for (let i = 0; i < count; i++) nodeShown[i] = passes(i) || i === state.selected || state.pins.has(i) ? 1 : 0;
+  // Chosen and pinned nodes, which stay in sight even where a filter would hide them.
+  const isHeld = (i) => i === state.selected || state.pins.has(i);
+
+  function listEdges(passing) {
+    const every = state.verdicts.size === verdictNames.length;
     for (let e = 0; e < edgeCount; e++) {
-      const ends = nodeShown[edges.source[e]] && nodeShown[edges.target[e]] && !viewer.comparison?.hidesEdge(e);
-      edgeShown[e] = ends && state.verdicts.has(verdict(e)) ? 1 : 0;
+      const [s, t] = [edges.source[e], edges.target[e]];
+      const ends = passing[s] && passing[t] && !viewer.comparison?.hidesEdge(e);
+      edgeListed[e] = ends && (every || state.verdicts.has(verdict(e))) ? 1 : 0;
     }
+  }
+
+  // What is chosen or pinned and the nodes that the strongest edges join it to, in turn for each.
+  function around() {
+    const held = [...new Set([...state.pins, state.selected])].filter((i) => i >= 0);
+    const found = new Set(held);
+    const edgesOf = held.map((i) =>
+      [...viewer.inputs[i], ...viewer.outputs[i]]
+        .filter((e) => edgeListed[e])
+        .sort((a, b) => viewer.strength(b) - viewer.strength(a)),
+    );
+    const longest = Math.max(...edgesOf.map((list) => list.length));
+    for (let k = 0; k < longest; k++)
+      for (const list of edgesOf)
+        if (found.size < AROUND && k < list.length) found.add(edges.source[list[k]]).add(edges.target[list[k]]);
+    return found;
+  }
+
+  function applyFilters() {
+    const [passing, held] = [new Uint8Array(count), new Uint8Array(count)];
+    for (let i = 0; i < count; i++) {
+      held[i] = isHeld(i) ? 1 : 0;
+      passing[i] = held[i] || passes(i) ? 1 : 0;
+    }
+    listEdges(passing);
+    const number = viewer.pictureOf(state.density);
+    const near = state.near && held.includes(1) ? around() : null;
+    for (let i = 0; i < count; i++) {
+      const inPicture = near ? near.has(i) : viewer.nodePicture[i] <= number;
+      nodePlaced[i] = held[i] || (inPicture && passing[i]) ? 1 : 0;
+      nodeShown[i] = held[i] || (inPicture && passing[i] && !viewer.comparison?.hidesNode(i)) ? 1 : 0;
+    }
+    for (let e = 0; e < edgeCount; e++) {
+      const [s, t] = [edges.source[e], edges.target[e]];
+      const wanted = (!near && viewer.edgePicture[e] <= number) || held[s] || held[t];
+      edgeShown[e] = wanted && edgeListed[e] && nodeShown[s] && nodeShown[t] ? 1 : 0;
+    }
+    viewer.arrange?.();
+    viewer.forgetStrands?.();
   }
 
   function emit(event, ...details) {
@@ -71,19 +124,28 @@
     changed("filter");
   }
 
-  function refilter(...nodesConcerned) {
-    if (!nodesConcerned.some((i) => i >= 0 && !passes(i))) return;
+  // After a change of what is chosen or pinned: its edges are drawn, and it has a place of its own.
+  function refilter() {
+    const [before, folded] = [nodeShown.slice(), viewer.folded()];
     applyFilters();
-    emit("filter");
+    if (state.near || folded || viewer.folded() || before.some((shown, i) => shown !== nodeShown[i])) emit("filter");
   }
 
   function select(i) {
     if (i === state.selected) return;
-    const before = state.selected;
     state.selected = i;
     if (state.edge >= 0 && ![edges.source[state.edge], edges.target[state.edge]].includes(i)) state.edge = -1;
-    refilter(before, i);
+    refilter();
     changed("select", i);
+  }
+
+  // A group by place, by its key.
+  function toggleOpen(key) {
+    const opened = !state.open.delete(key);
+    if (opened) state.open.add(key);
+    applyFilters();
+    changed("filter");
+    say(opened ? `${viewer.placeName(key)} opened` : `${viewer.placeName(key)} closed`);
   }
 
   // An edge in the panel of its target, with its tests unfolded.
@@ -134,9 +196,11 @@
     verdictNames,
     verdict,
     state,
-    pruneMax,
     nodeShown,
+    nodePlaced,
+    edgeListed,
     edgeShown,
+    toggleOpen,
     set,
     setFilter,
     select,
