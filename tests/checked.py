@@ -52,8 +52,9 @@ def checked(thing: Any) -> Any:
     """A function with its annotations checked at each call; of a dataclass, how it is made."""
     if isinstance(thing, FunctionType):
         return _checked(thing) if thing.__annotations__ else thing
-    if dataclasses.is_dataclass(thing) and "__init__" in vars(thing) and not hasattr(thing.__init__, "__wrapped__"):
-        thing.__init__ = _checked(thing.__init__)
+    made: Any = vars(thing).get("__init__") if dataclasses.is_dataclass(thing) else None
+    if made is not None and not hasattr(made, "__wrapped__"):
+        thing.__init__ = _checked(made)
     return thing
 
 
@@ -126,7 +127,7 @@ def _silent(function: FunctionType, hints: dict[str, Any]) -> FunctionType:
 
 
 def _resolved(hint: Any, function: FunctionType) -> Any:
-    """What a hint means that is written as text, or has text in it; anything, where a name is for type checkers only."""
+    """What a hint means that is text, or has text in it; anything, where a name is for type checkers only."""
 
     def holder() -> None: ...
 

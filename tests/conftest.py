@@ -27,7 +27,7 @@ class Unchecked:
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
-# What is imported first by a module that is checked is compiled anew in each session; so the large packages come before.
+# What a checked module is the first to import is compiled anew in each session; so large packages are imported here.
 import pandas  # noqa: E402, F401
 import scipy.stats  # noqa: E402, F401
 import transformer_lens  # noqa: E402, F401
