@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.patterns import PATTERN_BYTES, RecomputedPatterns, pattern_bytes, pattern_hook, stream_hooks
+from circuitsae.patterns import (
+    PATTERN_BYTES,
+    RecomputedPatterns,
+    pattern_bytes,
+    pattern_hook,
+    stream_hooks,
+    when_needed,
+)
 from transcoders.edits import after
 from transcoders.errors import ModelError
 from transcoders.held import EMBED, held_hooks
@@ -180,10 +187,10 @@ class FrozenModel:
     ) -> tuple[list[Float[Tensor, "pos d_model"]], Float[Tensor, "pos d_model"]]:
         """The same with a tensor for each layer, so that a derivative goes no further down than what it is of."""
         read: list[Tensor] = []
-        edits: dict[str, Hook] = {name: _constant(value) for name, value in self.constants.items()}
-        edits[EMBED] = _constant(embed[None])
+        edits: dict[str, Hook] = {name: _constant(when_needed(self.constants, name)) for name in self.constants}
+        edits[EMBED] = lambda _: embed[None]
         if position is not None:
-            edits[_POSITION] = _constant(position[None])
+            edits[_POSITION] = lambda _: position[None]
         for layer, name in enumerate(self._write_names):
             record, write = _recorded(read), self._written(layer, written, read)
             if layer in self.passed or name != self._read_names[layer]:
@@ -256,8 +263,8 @@ def _around(model: LanguageModel, layer: int) -> tuple[str, str]:
     return model.hook(Site(layer, "resid_pre")), model.hook(Site(layer, "attn_added"))
 
 
-def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda _: value
+def _constant(value: Callable[[], Tensor]) -> Hook:
+    return lambda _: value()
 
 
 def _recorded(values: list[Tensor]) -> Hook:

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from jaxtyping import install_import_hook
+import torch
 
-import tests.checked  # noqa: F401  the hook finds it by its name
+import tests.checked
 
 
 class Unchecked:
@@ -24,13 +24,16 @@ class Unchecked:
         return PathFinder.find_spec(name, path, target) if name.endswith("gpu") else None
 
 
-install_import_hook(["circuitsae", "transcoders"], "tests.checked.checked")
-sys.meta_path.insert(0, Unchecked)
-
-import torch  # noqa: E402
-
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
+# What a checked module is the first to import is compiled anew in each session; so large packages are imported here.
+import pandas  # noqa: E402, F401
+import scipy.stats  # noqa: E402, F401
+import transformer_lens  # noqa: E402, F401
+
+tests.checked.install()
+sys.meta_path.insert(0, Unchecked)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -53,7 +54,8 @@ def value_from(
 ) -> Tensor:
     """What the hook `name` carries in a run that begins at block `start` with `stream`; nothing after it is computed.
 
-    Raises `ModelError` where the run never comes to it.
+    It may be asked for within a hook of another run, none of whose hooks this one sees. Raises `ModelError` where the
+    run never comes to it.
     """
     found: list[Tensor] = []
 
@@ -61,8 +63,21 @@ def value_from(
         found.append(value)
         raise _Seen
 
-    with contextlib.suppress(_Seen):
+    with _unhooked(model), contextlib.suppress(_Seen):
         model.run_to_unembedding(rows, start=start, stream=stream, held={name: see})
     if not found:
         raise ModelError(f"{model.name} never calls {name} in a run from block {start} on.")
     return found[0]
+
+
+@contextlib.contextmanager
+def _unhooked(model: LanguageModel) -> Iterator[None]:
+    """While it lasts, no hook that is on the model does anything."""
+    hooked = [(point, point._forward_hooks) for point in set(model.bridge.hook_dict.values()) if point._forward_hooks]
+    try:
+        for point, _ in hooked:
+            point._forward_hooks = OrderedDict()
+        yield
+    finally:
+        for point, hooks in hooked:
+            point._forward_hooks = hooks

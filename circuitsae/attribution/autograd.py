@@ -25,6 +25,7 @@ from circuitsae.attribution.nodes import (
     to_numpy,
 )
 from circuitsae.frozen import FrozenModel
+from circuitsae.patterns import not_saved
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.errors import ModelError
 
@@ -125,7 +126,7 @@ class _Run:
         clean = frozen.writes
         written = [_leaf(value) for value in clean.mlp_out - frozen.skip_out(frozen.reads.by_layer)]
         embed, position = _leaf(clean.embed), None if clean.position is None else _leaf(clean.position)
-        with torch.enable_grad():
+        with torch.enable_grad(), not_saved(frozen.constants):
             reads, final = frozen.apart(embed, position, written)
         return cls(embed, position, written, biases, [*reads, final])
 

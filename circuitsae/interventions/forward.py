@@ -13,6 +13,7 @@ from torch import Tensor
 from circuitsae.interventions.changes import Contribution, Intervention
 from circuitsae.interventions.hooks import Edits, FeatureTable, Tables
 from circuitsae.interventions.prompts import ERRORS, MIDDLE, Recording, error_place, write_place
+from circuitsae.patterns import when_needed
 from circuitsae.replacement import ReplacementModel
 from transcoders.devices import free_memory
 from transcoders.errors import DictionaryError, InputError
@@ -153,8 +154,8 @@ class Forward:
     def hooks(self, peek: Mapping[str, Hook] | None = None) -> dict[str, Hook]:
         """One hook for each place where something is held, read or changed; those of `peek` come before all others."""
         steps: dict[str, list[Hook]] = defaultdict(list, {name: [hook] for name, hook in (peek or {}).items()})
-        for name, value in self.held().items():
-            steps[name].append(self._hold(name, value))
+        for name, clean in self.held().items():
+            steps[name].append(self._hold(name, clean))
         layers, spliced = range(self.model.model.n_layers), self.model.spliced
         for layer in layers:
             if layer in spliced:
@@ -172,13 +173,16 @@ class Forward:
 
     # what is held
 
-    def held(self) -> dict[str, Tensor]:
-        """The clean patterns and norm scales that the regime holds, by hook."""
+    def held(self) -> dict[str, Callable[[], Tensor]]:
+        """The clean patterns and norm scales that the regime holds, by hook, each when it is needed."""
         constants = self.prompts[0].trace.frozen.constants
-        held = [name for name in constants if self.regime.holds(name)]
-        return {name: self.by_row(lambda p, name=name: p.trace.frozen.constants[name][0]) for name in held}
+        return {name: self._when_needed(name) for name in constants if self.regime.holds(name)}
 
-    def _hold(self, name: str, clean: Tensor) -> Hook:
+    def _when_needed(self, name: str) -> Callable[[], Tensor]:
+        value = {id(p.trace): when_needed(p.trace.frozen.constants, name) for p in self.prompts}
+        return lambda: self.by_row(lambda p: value[id(p.trace)]()[0])
+
+    def _hold(self, name: str, clean: Callable[[], Tensor]) -> Hook:
         """The hook that holds a pattern or scale, but for the heads that are let go."""
         live = self.regime.live_heads(layer_of(name)) if name.endswith("hook_pattern") else []
         return _constant_but(live, clean)
@@ -351,13 +355,13 @@ def first_block(edits: Edits) -> int:
     return min([*layers, *(layer_of(place, 0) for place in places)], default=0)
 
 
-def _constant_but(live: Sequence[int], clean: Tensor) -> Hook:
+def _constant_but(live: Sequence[int], clean: Callable[[], Tensor]) -> Hook:
     """The clean value in the place of every head's but the live ones'."""
-    return partial(_held_but, live, clean) if live else lambda _: clean
+    return partial(_held_but, live, clean) if live else lambda _: clean()
 
 
-def _held_but(live: Sequence[int], clean: Tensor, value: Tensor) -> Tensor:
-    held = clean.clone()
+def _held_but(live: Sequence[int], clean: Callable[[], Tensor], value: Tensor) -> Tensor:
+    held = clean().clone()
     held[:, live] = value[:, live]
     return held
 

@@ -6,7 +6,7 @@ price is work for rows whose MLPs are held beside such whose are not, so these t
 do rows that begin at other blocks. On a CPU, where work is what costs, each regime has its own passes (`run_reads`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,22 +87,26 @@ class Mixed(Forward):
 
     # what is held
 
-    def held(self) -> dict[str, Tensor]:
+    def held(self) -> dict[str, Callable[[], Tensor]]:
         constants = self.prompts[0].trace.frozen.constants
         names = [name for name in constants if any(group.regime.holds(name) for group in self.groups)]
-        return {name: self.by_row(lambda p, name=name: p.trace.frozen.constants[name][0]) for name in names}
+        return {name: self._when_needed(name) for name in names}
 
-    def _hold(self, name: str, clean: Tensor) -> Hook:
+    def _hold(self, name: str, clean: Callable[[], Tensor]) -> Hook:
         """One choice by row, and by head where some heads are let go."""
         heads = [()] * len(self.groups)
         if name.endswith("hook_pattern"):
             heads = [tuple(group.regime.live_heads(layer_of(name))) for group in self.groups]
         holds = [group.regime.holds(name) for group in self.groups]
         if all(holds) and not any(heads):
-            return lambda _: clean
-        mask = self._mask(holds, heads, clean.shape[1] if any(heads) else 1)
-        mask = mask.reshape(*mask.shape, *[1] * (clean.ndim - 2))
-        return lambda value: torch.where(mask, clean, value)
+            return lambda _: clean()
+        mask = self._mask(holds, heads, self.model.model.n_heads if any(heads) else 1)
+
+        def hold(value: Tensor) -> Tensor:
+            held = clean()
+            return torch.where(mask.reshape(*mask.shape, *[1] * (held.ndim - 2)), held, value)
+
+        return hold
 
     def _mask(self, holds: Sequence[bool], heads: Sequence[tuple[int, ...]], n_heads: int) -> Bool[Tensor, "row head"]:
         """By row and head whether it is held; put on the device once for all places that have the same."""
