@@ -173,9 +173,10 @@ def import_labels(
     from circuitsae.features.labels.published import add_labels, read_labels
     from circuitsae.features.ledger import ledger_path
 
-    console, ledger = open_console(wide), ledger_path(out or _local_folder(dictionaries))
+    console, folder = open_console(wide), _local_folder(dictionaries)
+    ledger = ledger_path(out or folder)
     found = read_labels(file, source=source, of=of)
-    _require_fit(found.labels, dictionaries)
+    _require_fit(found.labels, folder)
     _save(partial(add_labels, found), ledger)
     _show(console, found.labels)
     say(console, f"Ledger: {ledger}")
@@ -197,19 +198,18 @@ def _local_folder(name: str) -> Path:
     return folder
 
 
-def _require_fit(labels: "Sequence[Label]", dictionaries: str) -> None:
-    """Raises `InputError` for labels of features that the dictionaries do not have, as far as their files tell."""
-    from circuitsae.loading import list_dictionaries
+def _require_fit(labels: "Sequence[Label]", folder: Path) -> None:
+    """Raises `InputError` for labels of features that the dictionaries do not have, as far as their cards tell."""
+    from circuitsae.features.cards import FeatureCards
 
-    _, offers = list_dictionaries(dictionaries)
-    width = max((offer.width for offer in offers if offer.width is not None), default=None)
-    layers = {offer.layer for offer in offers}
+    cards = FeatureCards.load(folder) if FeatureCards.beside(folder) else None
     for name in (label.features[0] for label in labels):
         layer, feature = map(int, name.split("."))
-        if (width is not None and feature >= width) or (None not in layers and layer not in layers):
+        if cards is not None and (layer, feature) not in cards:
+            sizes = f"{len(cards.widths)} layers of {max(cards.widths):,} features"
             raise InputError(
-                f"The file labels feature {name}, which these dictionaries do not have (layers of {width:,} features); "
-                "give those that the labels are of."
+                f"The file labels feature {name}, which these dictionaries do not have ({sizes}); give those that the "
+                "labels are of."
             )
 
 
@@ -245,7 +245,9 @@ def _show(console: Console, labels: "Sequence[Label]") -> None:
 
 
 def _share(labels: "Sequence[Label]", test: Any, least: float) -> str:
-    scores = [label.rows[test].measurement.get("balanced_accuracy") for label in labels if test in label.rows]
+    """Of the labels whose score was measured, or is stated by whoever published them, how many reach `least`."""
+    rows = [label.rows[test].measurement for label in labels if test in label.rows]
+    scores = [row.get("balanced_accuracy", row.get("stated")) for row in rows]
     known = [score for score in scores if isinstance(score, float)]
     return f"{sum(score >= least for score in known)} of {len(known)}" if known else "–"
 
