@@ -81,7 +81,7 @@ def reproduce(
     settings = replace(Settings.quick(seed) if quick else Settings(seed=seed), rescore=rescore, known=known)
     if prompts is not None:
         settings = settings.capped(prompts)
-    with told(console, "loading") as progress:
+    with told("loading") as progress:
         loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
         if quick and (small := settings.quick_for(loaded, prompts)) != settings:
             settings = small
