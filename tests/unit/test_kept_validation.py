@@ -9,7 +9,6 @@ import torch
 
 import circuitsae as cs
 from circuitsae.attribution import LogitTargets
-from circuitsae.cli import main
 from circuitsae.replacement import ReplacementModel
 from circuitsae.validation import measuring
 from tests.killed import ended, forked
@@ -122,25 +121,3 @@ def measuring_case(model, graph):
         [(shares, "frozen"), (shares, "graph")],
         measuring.Targets(model, prompt.trace, graph.top_logits()),
     )
-
-
-def test_the_command_says_how_to_go_on_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-    words = [
-        "trace",
-        "The capital of the state containing Dallas is",
-        "--out",
-        str(tmp_path / "g"),
-        "--validate",
-        "5",
-        "--device",
-        "cpu",
-    ]
-    counted(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 143
-    assert "the same command goes on" in capsys.readouterr().err
-    assert len(list((tmp_path / "g" / "measured").iterdir())) == 2
-    main(words)
-    assert not (tmp_path / "g" / "measured").exists()
-    assert {"graph.json", "graph.html", "validation.json"} <= {path.name for path in (tmp_path / "g").iterdir()}
