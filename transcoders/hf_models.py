@@ -4,7 +4,7 @@ Attribution reads weights as matrices. So adapters are merged into them, and qua
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from transcoders.adapters import has_adapters, merge, read_adapter, take_off
+from transcoders.devices import choose_device
 from transcoders.errors import ModelError
 from transcoders.hub import first_line
+from transcoders.precision import check_device
 
 DeviceMap = str | Mapping[str, str | int | torch.device]
 """What goes on which device: accelerate's `"auto"`, or names of modules with their devices."""
@@ -197,3 +199,53 @@ def _not_plain(module: Any) -> Iterator[tuple[str, Tensor]]:
     for name, weight in module.named_parameters():
         if not weight.is_floating_point() or weight.element_size() < 2:
             yield name, weight
+
+
+# models that answer
+
+
+class Chat:
+    """A causal model of transformers as it is, that answers messages: greedily, so always the same.
+
+    Messages are put together by the tokenizer's chat template; without one, one under the other. Raises `ModelError`
+    for a model that cannot be loaded, and for messages that do not fit its context; code of its repository is not run.
+    """
+
+    def __init__(self, source: str, *, device: str | torch.device = "auto", dtype: str = "auto") -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        chosen = choose_device(device)
+        check_device(chosen, ModelError)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ModelError(
+                f"{source} is no causal model of transformers with a tokenizer ({first_line(error)}); give a hub name "
+                "or a folder in Hugging Face layout."
+            ) from error
+        self._source, self._model = source, model.to(chosen).eval()
+
+    @torch.no_grad()
+    def answer(self, messages: Sequence[Mapping[str, str]], most: int) -> tuple[str, int, int]:
+        """The answer of at most `most` tokens; how many tokens the messages were, and how many it has."""
+        ids = self._ids(messages)
+        context = getattr(self._model.config, "max_position_embeddings", None)
+        if context is not None and ids.shape[1] + most > context:
+            raise ModelError(
+                f"A question of {ids.shape[1]:,} tokens and an answer of {most} do not fit the {context:,} tokens of "
+                f"{self._source}; give fewer or shorter texts."
+            )
+        ends = self._tokenizer.eos_token_id
+        found = self._model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=most, pad_token_id=ends or 0
+        )[0, ids.shape[1] :]
+        return self._tokenizer.decode(found, skip_special_tokens=True), ids.shape[1], len(found)
+
+    def _ids(self, messages: Sequence[Mapping[str, str]]) -> Tensor:
+        if self._tokenizer.chat_template:
+            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            found = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        else:
+            found = self._tokenizer("\n\n".join(each["content"] for each in messages) + "\n", return_tensors="pt")
+        return found["input_ids"].to(self._model.device)

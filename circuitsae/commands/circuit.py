@@ -87,7 +87,7 @@ def circuit(
     whole = load_task(task, loaded.model, prompts, seed)
     chosen, corrupt = prompt_task(loaded.model, whole.take(slice(0, prompts // 2)))
     held, others = prompt_task(loaded.model, whole.take(slice(prompts // 2, None)))
-    with told(console, f"effects on {len(chosen.examples)} prompts") as tell:
+    with told(f"effects on {len(chosen.examples)} prompts") as tell:
         ranking = rank_nodes(loaded, chosen, method=method, corrupted=corrupt, steps=steps)
         found = ranking.circuit(nodes)
         tell(f"{len(found)} nodes on {len(held.examples)} prompts")

@@ -7,8 +7,10 @@ from typing import Any
 
 from circuitsae.commands.shared import write_page
 from transcoders.errors import CheckFailedError
-from transcoders.files import new_files
+from transcoders.files import new_files, remove_folder
 
+MEASURED = "measured"
+"""In a graph's folder while its edges are tested: the effects that are measured already."""
 IDENTITY_TOLERANCE = 1e-4
 DERIVATIVE_TOLERANCE = 1e-2
 """Differences of two runs in float32 have two digits less."""
@@ -50,6 +52,8 @@ def write_folder(
             write_page(graph, temporary / "graph.html", validation=edges, folder=folder, edited=edited)
         for name, content in (more or {}).items():
             (temporary / name).write_bytes(content)
+    if (folder / MEASURED).is_dir():
+        remove_folder(folder / MEASURED)
     return folder / "graph.html"
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
 from circuitsae.commands.compare import show_folder
-from circuitsae.commands.graph_folders import check_identities, slug, write_folder
+from circuitsae.commands.graph_folders import MEASURED, check_identities, slug, write_folder
 from circuitsae.commands.many import Kept, trace_many
 from circuitsae.commands.shared import (
     Bos,
@@ -134,7 +134,8 @@ def trace(
         graph, full = _attribute(replacement, prompt, targets, settings)
         graph = replace(graph, provenance={**graph.provenance, "source": named, "pruned": [nodes, edges]})
         show_graph(console, graph, full)
-        check = _validate(console, replacement, graph, edges=validate) if validate > 0 else None
+        keep = folder / MEASURED
+        check = _validate(console, replacement, graph, edges=validate, keep=keep) if validate > 0 else None
         graph = graph if check is None else check.annotate(graph)
         page = write_folder(graph, check, folder)
     say(console, of_graph(graph))
@@ -203,8 +204,9 @@ def validate(
     settings = {"claims": claims or get_args(Claim), "controls": controls, "delta": delta, "seed": seed}
     others = _other_prompts(replacement, loaded, prompts, task)
     check = _validate(
-        console, replacement, loaded, edges=chosen, elsewhere=elsewhere, heads=heads, **others, **settings
-    )
+        console, replacement, loaded, edges=chosen, elsewhere=elsewhere, heads=heads, keep=graph / MEASURED,
+        **others, **settings,
+    )  # fmt: skip
     if calibrate:
         _calibrate(console, replacement, loaded, calibrate, settings)
     tested = check.annotate(loaded)
@@ -321,8 +323,14 @@ def _calibrate(console: Console, replacement: Any, graph: Any, count: int, setti
     from circuitsae.console import show_calibration
     from circuitsae.validation import calibrate
     from circuitsae.validation.claims import Settings
+    from transcoders.progress import progress_bar
 
-    found = calibrate(replacement, [graph], edges=count, plants=count, settings=Settings(**settings))
+    with progress_bar(shown=True) as bar:
+        task = bar.add_task("calibrating", total=None)
+        found = calibrate(
+            replacement, [graph], edges=count, plants=count, settings=Settings(**settings),
+            begin=lambda runs: bar.reset(task, total=runs), advance=lambda runs: bar.advance(task, runs),
+        )  # fmt: skip
     show_calibration(console, found)
 
 

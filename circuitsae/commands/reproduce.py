@@ -24,6 +24,8 @@ from circuitsae.commands.shared import (
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import CheckFailedError, InputError
 
+UNFINISHED = "unfinished"
+"""In the folder of a report: the stages that are done, until all are."""
 _COLOURS = {"not met": "red", "differs": "yellow", "met": "green", "agrees": "green"}
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ def reproduce(
 ) -> None:
     """Reproduce a circuit: behaviour, heads and MLPs, features, published figures; exit code 1 if a bar fails.
 
-    Writes report.html (offline), report.json and, with dictionaries, a graph per task, TASK.html.
+    Writes report.html (offline), report.json and, with dictionaries, a graph per task, TASK.html. Ended, the same
+    command goes on after the last whole stage.
 
     Args:
         task: ioi, greater-than, induction, two-hop, agreement, or all of them.
@@ -81,7 +84,10 @@ def reproduce(
     settings = replace(Settings.quick(seed) if quick else Settings(seed=seed), rescore=rescore, known=known)
     if prompts is not None:
         settings = settings.capped(prompts)
-    with told(console, "loading") as progress:
+    folder = out or Path("reports") / f"{Path(model).name}-{task}"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for --out.")
+    with told("loading") as progress:
         loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
         if quick and (small := settings.quick_for(loaded, prompts)) != settings:
             settings = small
@@ -90,12 +96,12 @@ def reproduce(
         own, audit_with = _dictionaries(model, dictionaries, str(loaded.device), choices)
         found = []
         for name in TASKS if task == "all" else (task,):
-            found.append(run(name, loaded, own, settings=settings, audit_with=audit_with, progress=progress))
+            how = {"settings": settings, "audit_with": audit_with, "progress": progress, "keep": folder / UNFINISHED}
+            found.append(run(name, loaded, own, **how))
             show(console, found[-1])
     sizes = {"--prompts": prompts, "--rescore": rescore, "--seed": seed or None}
     flags = {"--quick": quick, "--known": known}
     command = _command(task, model, dictionaries, flags, bos, sizes, docs, weights, choices)
-    folder = out or Path("reports") / f"{Path(model).name}-{task}"
     _write(found, folder, docs, command)
     failed = [claim for report in found for claim in report.failed]
     barred = sum(bool(claim.bar) for report in found for claim in report.claims)
@@ -137,10 +143,8 @@ def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command
     from circuitsae.report.beside import way_to, ways_from
     from circuitsae.reproduce.page import markdown, page
     from circuitsae.reproduce.result import write_json
-    from transcoders.files import write_file
+    from transcoders.files import remove_folder, write_file
 
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give a folder for --out.")
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {f"graph of {report.task}": folder / f"{report.task}.html" for report in found if report.graph is not None}
     report_page = folder / "report.html"
@@ -152,6 +156,8 @@ def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command
             report.graph.write_html(folder / f"{report.task}.html", title=f"{report.task} — {report.model}")
     if docs is not None:
         write_file(docs, markdown(found, command))
+    if (folder / UNFINISHED).is_dir():
+        remove_folder(folder / UNFINISHED)
 
 
 def _command(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 from rich.console import Console
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from transcoders.errors import CircuitsaeError, InputError
@@ -381,15 +382,21 @@ def say(console: Console, *lines: str) -> None:
 
 
 @contextmanager
-def told(console: Console, first: str) -> Iterator[Callable[[str], None]]:
+def told(first: str) -> Iterator[Callable[[str], None]]:
     """Says what a long command is at: on one changing line of a terminal, else on a line each of the error stream."""
-    if console.is_terminal:
-        with console.status(first) as status:
-            yield status.update
-        return
-    errors = Console(stderr=True)
-    say(errors, first)
-    yield lambda text: say(errors, text)
+    from transcoders.progress import progress_bar
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with progress_bar(*columns, shown=True) as bar:
+        task = bar.add_task(first, total=None)
+
+        def tell(text: str) -> None:
+            bar.reset(task, description=text)
+            if not bar.console.is_terminal:
+                say(bar.console, text)
+
+        tell(first)
+        yield tell
 
 
 def say_next(console: Console, command: str) -> None:

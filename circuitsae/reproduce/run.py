@@ -4,15 +4,18 @@ Behaviour, with the figures that papers print for GPT-2 small.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from signal import SIGINT
 
 import pandas as pd
 
+from circuitsae.components.network import Network
 from circuitsae.replacement import ReplacementModel
 from circuitsae.reproduce.audit import cross_layer_audit
 from circuitsae.reproduce.circuit import (
+    FoundCircuit,
     component_stage,
     is_gpt2_small,
     known_stage,
@@ -20,12 +23,14 @@ from circuitsae.reproduce.circuit import (
     stability_stage,
 )
 from circuitsae.reproduce.features import feature_stage
+from circuitsae.reproduce.finished import Finished
 from circuitsae.reproduce.result import Reproduction, Settings, Step, silent
 from circuitsae.reproduce.role_stage import role_stage
 from circuitsae.tasks import Task, behaviour, known_examples
 from transcoders.dictionaries import DictionarySet
+from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.dictionaries.provenance import reading_as_trained
-from transcoders.errors import InputError
+from transcoders.errors import InputError, Stopped
 from transcoders.language_model import LanguageModel
 
 
@@ -76,54 +81,93 @@ def reproduce(
     settings: Settings = Settings(),
     audit_with: Mapping[str, DictionarySet] | None = None,
     progress: Step = silent,
+    keep: str | Path | None = None,
 ) -> Reproduction:
     """Behaviour, the circuit of heads and MLPs, the roles of heads, the feature circuit, and published figures.
 
     Without `dictionaries` the feature stages are left out, and the report says so. `audit_with` holds several sets of
     transcoders, by name, for the cross-layer audit of two-hop. `progress` is told each stage, and each step of the long
-    ones, as it begins.
-    Raises `InputError` for a task that cannot be reproduced.
+    ones, as it begins. `keep`: a folder for the stages that are done; called again after it was ended, with the same
+    settings, it takes what is there and comes to the same report. It is yours to remove.
+    Raises `InputError` for a task that cannot be reproduced, and on Ctrl-C, with `keep`, `Stopped`.
     """
     if task not in TASKS:
         raise InputError(f"{task!r} cannot be reproduced; choose one of {', '.join(TASKS)}.")
     report = Reproduction(task, model.name, asdict(settings))
     if dictionaries is not None:
         model = reading_as_trained(model, dictionaries.provenance)
+    kept = None
+    if keep is not None:
+        sets = [] if dictionaries is None else [dictionaries, *(audit_with or {}).values()]
+        identity = {"task": task, "model": model.fingerprint(), "settings": asdict(settings), "bos": model.adds_bos}
+        identity |= {"dtype": str(model.dtype), "dictionaries": [dictionary_fingerprint(each) for each in sets]}
+        kept = Finished(Path(keep), identity)
+    stages = _Stages(report, model, progress, kept)
+    small, held_out = is_gpt2_small(model), slice(settings.held_out)
+    drawn = replace(settings, known=False).prompts(task, model, settings.behaviour, 1)
+    prompts = known_examples(model, drawn) if settings.known else drawn
 
-    @contextmanager
-    def stage(name: str) -> Iterator[Step]:
-        progress(f"{task}: {name}")
-        start = time.perf_counter()
-        yield lambda step: progress(f"{task}: {name}: {step}")
-        report.seconds[name] = round(time.perf_counter() - start, 1)
-
-    small = is_gpt2_small(model)
-    prompts = replace(settings, known=False).prompts(task, model, settings.behaviour, 1)
-    with stage("behaviour"):
-        behaviour_stage(report, model, prompts, gpt2_small=small)
+    def behaves(step: Step) -> None:
+        behaviour_stage(report, model, drawn, gpt2_small=small)
         if settings.known:
-            prompts = known_examples(model, prompts)
             report.section("Prompts", f"What follows is of prompts that the model gets right: here {prompts.known}.")
-    with stage("heads and MLPs") as step:
-        found = component_stage(report, model, settings, step)
-    with stage("roles of heads") as step:
-        few = prompts.take(slice(settings.held_out))
-        role_stage(report, model, few, found.nodes, gpt2_small=small, progress=step)
-    with stage("stability") as step:
-        stability_stage(report, model, found, settings, step)
+
+    stages.run("behaviour", behaves)
+    found = stages.run("heads and MLPs", lambda step: component_stage(report, model, settings, step))
+    assert found is not None
+    few = prompts.take(held_out)
+    stages.run(
+        "roles of heads",
+        lambda step: role_stage(report, model, few, found.nodes, gpt2_small=small, progress=step),
+    )
+    stages.run("stability", lambda step: stability_stage(report, model, found, settings, step))
     if small:
-        with stage("published circuits"):
-            known_stage(report, model, found)
-            published_faithfulness(report, model, prompts.take(slice(settings.held_out)))
+        stages.run("published circuits", lambda step: _published(report, model, found, few))
     if dictionaries is None:
         report.add("faithfulness of the feature circuit", None, note="no dictionaries were given for this model")
         return report
-    with stage("features"):
-        feature_stage(report, ReplacementModel(model, dictionaries), settings)
+    stages.run("features", lambda step: feature_stage(report, ReplacementModel(model, dictionaries), settings))
     if task == "two-hop" and audit_with:
-        with stage("cross-layer audit"):
-            _audit(report, {name: ReplacementModel(model, given) for name, given in audit_with.items()}, settings)
+        sets = {name: ReplacementModel(model, given) for name, given in audit_with.items()}
+        stages.run("cross-layer audit", lambda step: _audit(report, sets, settings))
     return report
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """One stage after the other, each done once: what is kept of it is taken from there."""
+
+    report: Reproduction
+    model: LanguageModel
+    progress: Step
+    kept: Finished | None
+
+    def run(self, name: str, work: Callable[[Step], FoundCircuit | None]) -> FoundCircuit | None:
+        report, said = self.report, f"{self.report.task}: {name}"
+        if self.kept is not None:
+            done, found = self.kept.restore(name, report, Network.of(self.model).graph)
+            if done:
+                self.progress(f"{said}: done before")
+                return found
+        self.progress(said)
+        start, before = time.perf_counter(), (len(report.claims), len(report.sections))
+        try:
+            found = work(lambda step: self.progress(f"{said}: {step}"))
+        except KeyboardInterrupt as stopped:
+            if self.kept is None:
+                raise
+            raise Stopped(
+                f"Stopped in {said}; the stages before are kept, and the same command goes on.", SIGINT
+            ) from (stopped)
+        report.seconds[name] = round(time.perf_counter() - start, 1)
+        if self.kept is not None:
+            self.kept.save(name, report, before, found)
+        return found
+
+
+def _published(report: Reproduction, model: LanguageModel, found: FoundCircuit, task: Task) -> None:
+    known_stage(report, model, found)
+    published_faithfulness(report, model, task)
 
 
 def _audit(report: Reproduction, models: Mapping[str, ReplacementModel], settings: Settings) -> None:

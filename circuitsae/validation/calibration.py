@@ -24,7 +24,7 @@ e there then gets the part along g that makes g · e the size that is wanted; th
 disturbs as it always does.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -98,7 +98,8 @@ def calibrate(
     edges: int | float = 40,
     plants: int = 40,
     settings: Settings = Settings(claims=("graph", "direct")),
-    advance: Callable[[int], Any] | None = None,
+    begin: Callable[[int], Any] = lambda _: None,
+    advance: Callable[[int], Any] = lambda _: None,
 ) -> Calibration:
     """False-discovery rate and power of the verdicts of `validate`, on the prompts of some graphs.
 
@@ -112,7 +113,12 @@ def calibrate(
     for number, graph in enumerate(graphs):
         refuse_derivatives(graph)
         case = _Case(
-            model, graph, edges, plants, replace(settings, claims=settings.judged, seed=settings.seed + number), advance
+            model,
+            graph,
+            edges,
+            plants,
+            replace(settings, claims=settings.judged, seed=settings.seed + number),
+            {"begin": begin, "advance": advance},
         )
         frames += [frame.assign(prompt=number) for frame in (*case.false(), *case.planted())]
         left_out += case.left_out
@@ -140,9 +146,9 @@ class _Case:
         edges: int | float,
         plants: int,
         settings: Settings,
-        advance: Callable[[int], Any] | None,
+        told: Mapping[str, Callable[[int], Any]],
     ) -> None:
-        self.model, self.graph, self.settings, self.plants, self.advance = model, graph, settings, plants, advance
+        self.model, self.graph, self.settings, self.plants, self.told = model, graph, settings, plants, told
         self.rng = np.random.default_rng(settings.seed)
         self.trace = traced(model, graph)
         self.prompt = Recording(model, self.trace)
@@ -247,7 +253,7 @@ class _Case:
         prompt: Recording | None = None,
     ) -> pd.DataFrame:
         settings, pairs = replace(self.settings, claims=(claim,)), Pairs.of(ends)
-        options = {"elsewhere": values_of([self.prompt]), "advance": self.advance}
+        options: dict[str, Any] = {"elsewhere": values_of([self.prompt]), **self.told}
         found = judge(self.model, prompt or self.prompt, pairs, settings, predictions={claim: given}, **options)
         found = found.drop(columns=["hops", "frozen", "direct_patterns", "direct_norms"], errors="ignore")
         found = found.rename(columns=lambda name: name.removeprefix(f"{claim}_"))

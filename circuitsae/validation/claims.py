@@ -19,7 +19,7 @@ Patterns and norms get the mean of what each adds before and after the other (Sh
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.controls import draw_controls
 from circuitsae.validation.designs import DOSES, PREDICTED_BY, Response, design_of
+from circuitsae.validation.kept import Kept
 from circuitsae.validation.measuring import Asked, Targets, edge_kind, effects_in, require_active
 from circuitsae.validation.statistics import corrected, slopes
 from circuitsae.validation.verdicts import Evidence, against_controls, decide
@@ -65,6 +66,8 @@ class Settings:
     """The graph's: whether its patterns and norms are held, or answer as derivatives say; default, by the model."""
     together: bool | None = None
     """Whether runs of all claims share passes, as they do by default anywhere but on a CPU."""
+    kept: Kept | None = field(default=None, repr=False, compare=False)
+    """Where measured effects are kept until all are there."""
 
     def __post_init__(self) -> None:
         if not self.claims or set(self.claims) - set(CLAIMS):
@@ -123,15 +126,16 @@ def judge(
     *,
     predictions: Mapping[Claim, Float[np.ndarray, "pair"]] | None = None,
     elsewhere: Mapping[tuple[int, int], Sequence[float]] | None = None,
-    advance: Callable[[int], Any] | None = None,
+    begin: Callable[[int], Any] = lambda _: None,
+    advance: Callable[[int], Any] = lambda _: None,
 ) -> pd.DataFrame:
     """Each claim about each pair, measured and judged: a row per pair, columns as in `Validation.edges`.
 
     `predictions` take the place of the graph's own, claim by claim: what calibration gives to pairs without an edge.
     `elsewhere`: values that features (layer, number) take elsewhere, which are put in their place beside the doses.
-    `advance` is called with the number of runs made.
+    `begin` is called with the number of runs to make, `advance` with the number made.
     """
-    trial = _Trial(model, prompt, pairs, settings, elsewhere or {}, advance or (lambda _: None))
+    trial = _Trial(model, prompt, pairs, settings, elsewhere or {}, {"begin": begin, "advance": advance})
     frame = pairs.frame()
     frame["frozen"] = trial.full("frozen")
     for claim in settings.claims:
@@ -155,11 +159,11 @@ class _Trial:
         pairs: Pairs,
         settings: Settings,
         elsewhere: Mapping[tuple[int, int], Sequence[float]],
-        advance: Callable[[int], Any],
+        told: Mapping[str, Callable[[int], Any]],
     ) -> None:
         require_active(prompt.trace, [*pairs.sources, *pairs.targets])
         self.design = design_of(model, settings.response)
-        self.model, self.prompt, self.pairs, self.settings, self.advance = model, prompt, pairs, settings, advance
+        self.model, self.prompt, self.pairs, self.settings, self.told = model, prompt, pairs, settings, told
         self.targets = Targets(model, prompt.trace, pairs.targets)
         self.delta = settings.delta * _scales(prompt.trace, pairs.targets)[pairs.target]
         if self.design.derivative:
@@ -197,7 +201,7 @@ class _Trial:
         runs: list[Asked] = [(ask.shares(writers), ask.regime) for ask in asked]
         moved = effects_in(
             self.model, self.prompt, runs, self.targets, settings.memory, together=settings.together,
-            advance=self.advance,
+            kept=settings.kept, **self.told,
         )  # fmt: skip
         found: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
         for ask, effect in zip(asked, moved, strict=True):

@@ -1,10 +1,12 @@
 """`validate`: edges of a graph are chosen, and each claim about them is put to its test."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.progress import Progress
 
 from circuitsae.graph import AttributionGraph
 from circuitsae.graph.notes import CLAIMS, Claim
@@ -14,11 +16,13 @@ from circuitsae.replacement import ReplacementModel
 from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.claims import Pairs, Settings, judge
 from circuitsae.validation.error_budget import leading_heads
+from circuitsae.validation.kept import Kept
 from circuitsae.validation.measuring import reading_like, traced, values_of
 from circuitsae.validation.prompts import on_prompts, stability
 from circuitsae.validation.result import Validation
 from transcoders.errors import InputError
 from transcoders.progress import progress_bar
+from transcoders.training.stopping import StopRequest, stop_requests
 
 
 def validate(
@@ -37,6 +41,7 @@ def validate(
     progress: bool = False,
     memory: int | None = None,
     advance: Callable[[int], Any] = lambda _: None,
+    keep: str | Path | None = None,
 ) -> Validation:
     """Test the claims of a graph's edges in the model: predicted and measured effects, ratios, verdicts.
 
@@ -46,6 +51,8 @@ def validate(
     `prompts`: others on which the same edges are tested, their positions by `roles`, as in `on_prompts`.
     `advance` is called with the number of runs made; what it raises ends the validation.
     `heads`: of how many direct edges that attention carries the leading head is found, the most influential first.
+    `keep`: a folder for what is measured until all of it is; validated again with the same settings after Ctrl-C,
+    SIGTERM or a kill, a graph takes what is there and comes to the same numbers to the last bit. It is yours to remove.
     Edges of autoencoders, and of graphs with `response` "linear", are derivatives: what is run, at small doses, is in
     `circuitsae.validation.designs`; they are not carried by attention but through it, and take no values of elsewhere.
 
@@ -55,7 +62,10 @@ def validate(
     if heads < 0:
         raise InputError(f"heads={heads} is no number of edges to find a head for; give 0 or more.")
     response = "linear" if model.spliced or graph.response == "linear" else "frozen"
-    settings = Settings(claims=claims, controls=controls, delta=delta, seed=seed, memory=memory, response=response)
+    kept = None if keep is None else Kept(Path(keep), model)
+    settings = Settings(
+        claims=claims, controls=controls, delta=delta, seed=seed, memory=memory, response=response, kept=kept
+    )
     if prompts and not settings.judged:
         raise InputError(f"claims={list(claims)} gets no verdict on other prompts; test 'graph' or 'direct' too.")
     trace = traced(model, graph)
@@ -66,21 +76,18 @@ def validate(
     pairs = Pairs.of([(graph.nodes[s], graph.nodes[t]) for s, t in chosen.rows[["s", "t"]].to_numpy()])
     prompt, library = Recording(model, trace), Library(reading_like(model, graph))
     values = values_of([prompt, *(library[other] for other in elsewhere)])
-    with progress_bar(shown=progress) as bar:
-        task = bar.add_task("measuring", total=None)
-
-        def done(runs: int) -> None:
-            bar.advance(task, runs)
-            advance(runs)
-
-        found = judge(model, prompt, pairs, settings, elsewhere=values, advance=done)
+    with stop_requests(keep is not None) as stop, progress_bar(shown=progress) as bar:
+        telling = _Telling(bar, stop, len(prompts), advance)
+        told: dict[str, Any] = {"begin": telling.begin, "advance": telling.advance}
+        found = judge(model, prompt, pairs, settings, elsewhere=values, **told)
         others = pd.DataFrame()
         if prompts:
-            others = on_prompts(model, graph, found, prompts, roles=roles, settings=settings, advance=done)
-    found.insert(4, "weight", chosen.rows["weight"].to_numpy(float))
-    found.insert(5, "influence", chosen.rows["influence"].to_numpy(float))
-    if "direct" in settings.claims and response == "frozen":
-        found["direct_head"] = _leading_heads(model, prompt, found, pairs, heads, memory)
+            others = on_prompts(model, graph, found, prompts, roles=roles, settings=settings, **told)
+        found.insert(4, "weight", chosen.rows["weight"].to_numpy(float))
+        found.insert(5, "influence", chosen.rows["influence"].to_numpy(float))
+        if "direct" in settings.claims and response == "frozen":
+            told["begin"] = telling.begin_heads
+            found["direct_head"] = _leading_heads(model, prompt, found, pairs, heads, memory, kept=kept, **told)
     error = np.abs(found.pop("frozen") + found["weight"]).max() / np.abs(found["weight"]).max()
     if prompts:
         found = found.merge(stability(others, settings.judged[0]), on=["source", "target"], how="left")
@@ -97,8 +104,39 @@ def validate(
     )
 
 
+class _Telling:
+    """What a validation shows of itself, and where it stops."""
+
+    def __init__(self, bar: Progress, stop: StopRequest, prompts: int, told: Callable[[int], Any]) -> None:
+        """`told`: who else hears of runs that were made."""
+        self.bar, self.stop, self.prompts, self.told, self.begun = bar, stop, prompts, told, -1
+        self.task = bar.add_task("measuring", total=None)
+
+    def begin(self, runs: int) -> None:
+        """So many runs on the prompt, or, after it, on another."""
+        self.begun += 1
+        where = f" on other prompts, {self.begun} of at most {self.prompts}" if self.begun else ""
+        self.bar.reset(self.task, description=f"measuring{where}", total=runs)
+
+    def begin_heads(self, runs: int) -> None:
+        """So many runs to find the heads that carry edges."""
+        self.bar.reset(self.task, description="finding heads", total=runs)
+
+    def advance(self, runs: int) -> None:
+        self.bar.advance(self.task, runs)
+        self.told(runs)
+        if self.stop.number is not None:
+            raise self.stop.stopped("Stopped; what was measured is kept, and the same command goes on.")
+
+
 def _leading_heads(
-    model: ReplacementModel, prompt: Recording, found: pd.DataFrame, pairs: Pairs, count: int, memory: int | None
+    model: ReplacementModel,
+    prompt: Recording,
+    found: pd.DataFrame,
+    pairs: Pairs,
+    count: int,
+    memory: int | None,
+    **how: Any,
 ) -> list[str]:
     """The head that carries most, of the most influential edges that attention carries; "" of all others."""
     carried = found.loc[found["direct_verdict"] == "attention", "influence"]
@@ -106,6 +144,6 @@ def _leading_heads(
     heads = [""] * len(found)
     if len(rows):
         some = pairs.take(rows)
-        for row, head in zip(rows, leading_heads(model, prompt, some, memory=memory), strict=True):
+        for row, head in zip(rows, leading_heads(model, prompt, some, memory=memory, **how), strict=True):
             heads[row] = head
     return heads

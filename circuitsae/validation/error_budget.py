@@ -11,7 +11,7 @@ of `circuitsae.validation.claims`, for there too patterns are let go before norm
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -80,9 +80,11 @@ def split_by_part(
     ).sort_index(kind="stable", ignore_index=True)
 
 
-def leading_heads(model: ReplacementModel, prompt: Recording, pairs: Pairs, *, memory: int | None = None) -> list[str]:
-    """The head ("2.3") that carries most of each direct edge."""
-    heads, values = split(model, prompt, pairs, "direct", norms=False, memory=memory)
+def leading_heads(
+    model: ReplacementModel, prompt: Recording, pairs: Pairs, *, memory: int | None = None, **how: Any
+) -> list[str]:
+    """The head ("2.3") that carries most of each direct edge; `how` as in `split`."""
+    heads, values = split(model, prompt, pairs, "direct", norms=False, memory=memory, **how)
     return [heads[i].name.removeprefix("head ") for i in np.abs(values).argmax(axis=1)]
 
 
@@ -94,8 +96,12 @@ def split(
     *,
     norms: bool = True,
     memory: int | None = None,
+    **how: Any,
 ) -> tuple[list[Part], Float[np.ndarray, "pair part"]]:
-    """All parts of the model, or its heads alone, and what each adds to each pair's effect."""
+    """All parts of the model, or its heads alone, and what each adds to each pair's effect.
+
+    `how`: `kept`, `begin` and `advance` of `effects_in`.
+    """
     require_active(prompt.trace, [*pairs.sources, *pairs.targets])
     every, targets = parts_of(prompt), Targets(model, prompt.trace, pairs.targets)
     parts = [part for part in every if norms or isinstance(part.what, tuple)]
@@ -113,7 +119,7 @@ def split(
             live.append(parts[i])
             moves = np.flatnonzero(parts[i].between(first, last))
             asked.append((removed.take(moves), _let_go(HELD[claim], live)))
-    found = iter(effects_in(model, prompt, asked, targets, memory))
+    found = iter(effects_in(model, prompt, asked, targets, memory, **how))
     for order, _ in orders:
         now = next(found)
         for i in order:

@@ -19,6 +19,7 @@ from circuitsae.interventions.intervene import ReadChunk
 from circuitsae.interventions.mixed import run_mixed
 from circuitsae.interventions.writers import Shares
 from circuitsae.replacement import ReplacementModel, Trace
+from circuitsae.validation.kept import Kept
 from transcoders.errors import InputError
 
 
@@ -132,6 +133,11 @@ class Targets:
         filled = vectors.new_zeros(len(places) * most, vectors.shape[1])
         self._vectors = filled.index_copy_(0, at, vectors).unflatten(0, (len(places), most))
 
+    @property
+    def identity(self) -> list[Tensor]:
+        """What is read, and where."""
+        return [self._vectors, self._inside, self._at_end, self._slot]
+
     @torch.no_grad()
     def read(
         self, by_layer: Float[Tensor, "batch layer pos d_model"], final: Float[Tensor, "batch pos d_model"]
@@ -155,12 +161,14 @@ def effects(
     targets: Targets,
     regime: RegimeName | Regime,
     memory: int | None = None,
+    advance: Callable[[int], Any] = lambda _: None,
 ) -> Float[np.ndarray, "alternative target"]:
     """Value after − value before of every target under every alternative, as many alternatives a pass as fit.
 
     With norm scales held, activations can square from layer to layer: what is not finite stays so.
     """
-    return _moved(run_reads(model, prompt, alternatives, regime, memory=memory), len(alternatives), targets)
+    found = run_reads(model, prompt, alternatives, regime, memory=memory)
+    return _moved(found, len(alternatives), targets, advance)
 
 
 Asked = tuple[Shares, RegimeName | Regime]
@@ -176,23 +184,38 @@ def effects_in(
     memory: int | None = None,
     *,
     together: bool | None = None,
+    kept: Kept | None = None,
+    begin: Callable[[int], Any] = lambda _: None,
     advance: Callable[[int], Any] = lambda _: None,
 ) -> list[Float[np.ndarray, "alternative target"]]:
     """`effects` of several lists of alternatives of the same writers, each in its regime.
 
-    `together`: rows of all regimes share passes, as they do by default anywhere but on a CPU. `advance` is called with
-    the number of runs made.
+    `together`: rows of all regimes share passes, as they do by default anywhere but on a CPU. `kept`: where effects are
+    kept as soon as a list (or all of them together) is done, and taken from. `begin` is called with the number of runs
+    to make, `advance` with the number made.
     """
-    if not (model.model.device.type != "cpu" if together is None else together):
-        found = []
-        for shares, regime in asked:
-            found.append(effects(model, prompt, shares, targets, regime, memory))
-            advance(len(shares))
-        return found
-    shares = Shares.join([one for one, _ in asked])
-    regimes = [regime_named(regime) for one, regime in asked for _ in range(len(one))]
-    moved = _moved(run_mixed(model, prompt, shares, regimes, memory=memory), len(shares), targets, advance)
-    return np.split(moved, np.cumsum([len(one) for one, _ in asked])[:-1])
+    together = model.model.device.type != "cpu" if together is None else together
+    groups = [list(asked)] if together else [[one] for one in asked]
+    counts = [sum(len(shares) for shares, _ in group) for group in groups]
+    keys, known = [""] * len(groups), [None] * len(groups)
+    if kept is not None:
+        keys = list(map(kept.of(prompt, asked[0][0].writers, targets.identity, memory), groups))
+        known = [kept.get(key, (count, len(targets.clean))) for key, count in zip(keys, counts, strict=True)]
+    begin(sum(count for count, effect in zip(counts, known, strict=True) if effect is None))
+    found: list[Float[np.ndarray, "alternative target"]] = []
+    for group, key, effect in zip(groups, keys, known, strict=True):
+        if effect is None:
+            shares = Shares.join([one for one, _ in group])
+            if together:
+                regimes = [regime_named(regime) for one, regime in group for _ in range(len(one))]
+                chunks = run_mixed(model, prompt, shares, regimes, memory=memory)
+                effect = _moved(chunks, len(shares), targets, advance)
+            else:
+                effect = effects(model, prompt, shares, targets, group[0][1], memory, advance)
+            if kept is not None:
+                kept.put(key, effect)
+        found += np.split(effect, np.cumsum([len(one) for one, _ in group])[:-1])
+    return found
 
 
 def _moved(

@@ -54,7 +54,8 @@ def on_prompts(
     *,
     roles: Mapping[str, int] | None = None,
     settings: Settings = Settings(),
-    advance: Callable[[int], Any] | None = None,
+    begin: Callable[[int], Any] = lambda _: None,
+    advance: Callable[[int], Any] = lambda _: None,
 ) -> pd.DataFrame:
     """Edges (`source`, `target`) of a graph on each prompt: `prompt` (its number), both ids, `active`, `kind`, claims.
 
@@ -72,7 +73,7 @@ def on_prompts(
     for number, prompt in enumerate(prompts):
         recording = library[prompt]
         where = _Counterparts(length, role_at, recording, prompt.answers if isinstance(prompt, Answered) else None)
-        found = _on_one(model, recording, where, list(zip(*ends, strict=True)), settings, advance)
+        found = _on_one(model, recording, where, list(zip(*ends, strict=True)), settings, begin, advance)
         frames.append(found.assign(prompt=number))
     columns = ["prompt", "source", "target", "active", "kind"]
     every = pd.concat([pd.DataFrame(columns=columns), *(frame for frame in frames if len(frame))], ignore_index=True)
@@ -85,7 +86,8 @@ def _on_one(
     where: "_Counterparts",
     ends: Sequence[tuple[Node, Node]],
     settings: Settings,
-    advance: Callable[[int], Any] | None,
+    begin: Callable[[int], Any],
+    advance: Callable[[int], Any],
 ) -> pd.DataFrame:
     """The edges that have a counterpart, judged where that is active."""
     moved = [(where.moved(s), where.moved(t)) for s, t in ends]
@@ -96,7 +98,7 @@ def _on_one(
     if not active.any():
         return frame
     pairs = Pairs.of([(a, b) for (*_, a, b), on in zip(there, active, strict=True) if on])
-    found = judge(model, prompt, pairs, settings, elsewhere=values_of([prompt]), advance=advance)
+    found = judge(model, prompt, pairs, settings, elsewhere=values_of([prompt]), begin=begin, advance=advance)
     found = found.drop(columns=["source", "target", "hops", "frozen"])
     return frame.join(found.set_index(np.flatnonzero(active)))
 

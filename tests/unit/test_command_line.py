@@ -32,7 +32,7 @@ from circuitsae.graph.exchange import write_graph
 from circuitsae.loading import load_dictionaries
 from circuitsae.reproduce.result import Reproduction
 from circuitsae.tables import Column, show_table
-from circuitsae.validation import Validation
+from circuitsae.validation import Validation, measuring
 from tests.sample_graphs import small_graph
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
@@ -88,6 +88,26 @@ def test_claims_are_all_or_those_named(call, copied):
     assert re.search(r"┃ predicted ┃ measured ┃ ratio ┃\s+95 % ┃ graph\s+┃\s+model ┃", header)
     assert "direct edge" not in printed
     assert Validation.load(copied / "validation.json").claims == ("graph", "model")
+
+
+def test_a_validation_that_was_ended_says_so_and_goes_on(copied, monkeypatch, capsys):
+    words = ["validate", str(copied), "--edges", "2", "--controls", "5", "--claims", "graph", "--heads", "0"]
+    made, real = [], measuring.run_reads
+
+    def run_reads(*given, **how):
+        made.append(1)
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given, **how)
+
+    monkeypatch.setattr(measuring, "run_reads", run_reads)
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 143
+    assert "what was measured is kept, and the same command goes on" in capsys.readouterr().err
+    assert len(list((copied / "measured").iterdir())) == 1
+    main(words)
+    assert not (copied / "measured").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
-from rich.console import Console
 
 from circuitsae.commands.shared import told
 from circuitsae.components import Prepared, attention_moved, direct_logit_attribution, problems_of
@@ -302,6 +301,6 @@ def test_published_counts_are_claims_about_their_own_model_alone(own, published)
 
 
 def test_stages_are_lines_of_the_error_stream_without_a_terminal(capsys):
-    with told(Console(), "loading") as tell:
+    with told("loading") as tell:
         tell("ioi: behaviour [0]")
     assert capsys.readouterr() == ("", "loading\nioi: behaviour [0]\n")
