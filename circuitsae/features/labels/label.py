@@ -1,6 +1,6 @@
 """`label_features`: a label for every feature, by the rule that tells best where it fires, scored on other text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ from circuitsae.features.labels.search import RuleSearch, SearchConfig
 from circuitsae.features.labels.surroundings import Surroundings, surroundings
 from circuitsae.features.labels.wording import say
 from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
+from circuitsae.graph.supernodes import NO_RULE, TOO_RARE
 from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
@@ -25,8 +26,6 @@ from transcoders.progress import progress_bar
 SOURCE = "rules"
 FITS = 0.7
 """Balanced accuracy on held-out text from which on a rule is a label."""
-NO_RULE = "no rule fits"
-TOO_RARE = "too rare to label"
 _COMMON, _RARE = 0.6, 5
 """What more than this share, or fewer than so many, of the tokens have is not looked at."""
 
@@ -113,6 +112,12 @@ def replace_rules(old: Ledger, new: Ledger) -> Ledger:
                   {**old.provenance, **new.provenance})  # fmt: skip
 
 
+def share_labelled(layers: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the features that fire often enough to be scored, the share with a label; None where there are none."""
+    scored = sum(layer["firing"] - layer["too_rare"] for layer in layers)
+    return sum(layer["labelled"] for layer in layers) / scored if scored else None
+
+
 class _Scorer:
     """Searches on one part, scores on the other."""
 
@@ -135,11 +140,12 @@ class _Scorer:
         if rule is None:
             return self._made(layer, feature, NO_RULE, {"tokens": tokens, "fires_on": on})
         scored, before = detection(rule.holds(self.held_out), fires), detection(rule.holds(self.searched), seen)
-        assert scored is not None and before is not None
+        assert scored is not None
+        assert before is not None
         measured = _measurement(scored, before, rule)
         if scored.balanced_accuracy >= FITS:
             return self._made(layer, feature, say(rule), measured, Verdict.SUPPORTED)
-        return self._made(layer, feature, NO_RULE, {**measured, "best": say(rule)})
+        return self._made(layer, feature, NO_RULE, measured)
 
     def _made(
         self, layer: int, feature: int, text: str, measured: dict[str, Any], verdict: Verdict = Verdict.OPEN
@@ -150,7 +156,7 @@ class _Scorer:
 
 def fires_at(part: Part, text: Surroundings, layer: int, feature: int) -> np.ndarray:
     """On which tokens of a part a feature fires, as a mask."""
-    mask = np.zeros(text.matrix.shape[0], bool)
+    mask = np.zeros(text.n_tokens, bool)
     places = text.number[part.places(layer, feature)]
     mask[places[places >= 0]] = True
     return mask

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class Occurrences:
 
     def n_features(self, layer: int) -> int:
         """Features of a layer."""
-        return self.search.fires[layer].shape[1]
+        return len(self.search.fires[layer].indptr) - 1
 
     @property
     def n_layers(self) -> int:
@@ -178,7 +178,7 @@ class _Reader:
         counted = ~massive_tokens(self._model, rows, provenance.site_limits).cpu().numpy()
         counted[:, : provenance.first] = False
         cuts = np.searchsorted(firing.feature, self._first)  # sorted by layer, which is all that these bounds ask
-        for layer, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for layer, (start, end) in enumerate(pairwise(cuts)):
             feature = (firing.feature[start:end] - self._first[layer]).astype(np.int32)
             token = (firing.token[start:end] + self._places).astype(np.int32)
             self._found[layer].append((token, feature, firing.value[start:end]))
@@ -189,7 +189,9 @@ class _Reader:
 
     def part(self) -> Part:
         if not self._tokens:
-            raise InputError("The text does not fill a row of the part to search on and of the held-out part; give more.")
+            raise InputError(
+                "The text does not fill a row of the part to search on and of the held-out part; give more."
+            )
         fires = []
         for layer, found in enumerate(self._found):
             token, feature, value = (np.concatenate(column) for column in zip(*found, strict=True))

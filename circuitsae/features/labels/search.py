@@ -32,7 +32,7 @@ class SearchConfig:
     """What a second condition must add that may hold instead: two things are harder to read as one."""
     hits: int = 4_000
     """Tokens that a feature fires on that are looked at, a sample where there are more."""
-    misses: int = 16_000
+    misses: int = 12_000
     """And tokens that it is silent on."""
     seed: int = 0
     """Of the samples."""
@@ -69,8 +69,7 @@ class RuleSearch:
 
     def __init__(self, text: Surroundings, config: SearchConfig = SearchConfig()) -> None:
         self.text, self.config = text, config
-        n = text.matrix.shape[0]
-        self._order = np.random.default_rng(config.seed).permutation(n)
+        self._order = np.random.default_rng(config.seed).permutation(text.n_tokens)
 
     def best(self, fires: np.ndarray) -> Rule | None:
         """The rule with the largest balanced accuracy for a feature, by the mask of where it fires.
@@ -104,7 +103,7 @@ class _OneFeature:
 
     def __init__(self, text: Surroundings, config: SearchConfig, hits: np.ndarray, misses: np.ndarray) -> None:
         self.text, self.config, self.hits, self.misses = text, config, hits, misses
-        self.all = self._sums(hits, misses)
+        self.all = self._within(np.ones(text.n_tokens, bool))
 
     def candidates(self) -> Iterator[_Pair]:
         """Rules of one condition and of two."""
@@ -118,33 +117,21 @@ class _OneFeature:
                 yield pair
                 yield from self._refined(pair)
 
-    def _sums(self, hits: np.ndarray, misses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each atom, the share of the firing tokens, and of the silent ones, that have it and are among these."""
-        return self._count(hits) / len(self.hits), self._count(misses) / len(self.misses)
-
-    def _count(self, tokens: np.ndarray) -> np.ndarray:
-        """Of each atom, how many of these tokens have it."""
-        matrix = self.text.matrix
-        begin, end = matrix.indptr[tokens], matrix.indptr[tokens + 1]
-        length = end - begin
-        at = np.repeat(begin - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
-        return np.bincount(matrix.indices[at], minlength=matrix.shape[1])
-
-    def _within(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same within a mask."""
-        return self._sums(self.hits[mask[self.hits]], self.misses[mask[self.misses]])
+    def _within(self, mask: np.ndarray, attribute: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Of each atom, the share of the firing tokens, and of the silent ones, that have it and are in a mask."""
+        on, off = (self.text.count(tokens[mask[tokens]], attribute) for tokens in (self.hits, self.misses))
+        return on / len(self.hits), off / len(self.misses)
 
     def _terms(self, on: np.ndarray, off: np.ndarray, *, negated: bool = False) -> Iterator[_Term]:
         """The best condition on each attribute, or the best to be denied."""
-        for attribute in self.text.spans:
-            if (term := self._term(attribute, on, off, negated)) is not None:
+        for attribute, span in self.text.spans.items():
+            if (term := self._term(attribute, on[span], off[span], negated)) is not None:
                 yield term
 
     def _term(self, attribute: str, on: np.ndarray, off: np.ndarray, negated: bool) -> _Term | None:
         """What adds most to Σ w, each value less one standard error: what few tokens say may be chance."""
-        span = self.text.spans[attribute]
-        gain = (off[span] - on[span]) if negated else (on[span] - off[span])
-        error = np.sqrt(on[span] / len(self.hits) + off[span] / len(self.misses))
+        gain = off - on if negated else on - off
+        error = np.sqrt(on / len(self.hits) + off / len(self.misses))
         sure = gain - (_SHARED if attribute in BAGS else 1) * error
         most = self.config.values if attribute in EXCLUSIVE else 1
         best = np.argpartition(-sure, most)[:most] if len(sure) > most else np.arange(len(sure))
@@ -152,7 +139,8 @@ class _OneFeature:
         best = best[np.argsort(-gain[best], kind="stable")]
         if not len(best):
             return None
-        return _Term(attribute, tuple((best + span.start).tolist()), float(gain[best].sum()), negated)
+        atoms = tuple((best + self.text.spans[attribute].start).tolist())
+        return _Term(attribute, atoms, float(gain[best].sum()), negated)
 
     def _extended(self, base: _Term) -> Iterator[_Pair]:
         """A condition with each second one that adds to it."""
@@ -180,8 +168,8 @@ class _OneFeature:
             yield _Pair(first, second, pair.joined, self._gain(first, second, pair.joined))
 
     def _given(self, other: _Term, term: _Term, joined: str) -> _Term | None:
-        mask = self._mask(other)
-        return self._term(term.attribute, *self._within(mask if joined == "and" else ~mask), term.negated)
+        mask = self._mask(other) if joined == "and" else ~self._mask(other)
+        return self._term(term.attribute, *self._within(mask, term.attribute), term.negated)
 
     def _gain(self, first: _Term, second: _Term, joined: str) -> float:
         a, b = self._mask(first), self._mask(second)

@@ -75,10 +75,15 @@ class Surroundings:
     number: np.ndarray
     """The row of `matrix` of each place, row · length + position; -1 where there are no features."""
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that have features."""
+        return len(self.matrix.indptr) - 1
+
     @cached_property
     def columns(self) -> csc_matrix:
         """The same matrix by atoms."""
-        return self.matrix.tocsc()
+        return csc_matrix(self.matrix)
 
     @cached_property
     def index(self) -> dict[Atom, int]:
@@ -91,9 +96,22 @@ class Surroundings:
         names = [attribute for attribute, _ in self.atoms]
         return {name: slice(names.index(name), names.index(name) + names.count(name)) for name in dict.fromkeys(names)}
 
+    @cached_property
+    def _of(self) -> dict[str, csr_matrix]:
+        return {name: csr_matrix(self.columns[:, span]) for name, span in self.spans.items()}
+
+    def count(self, tokens: np.ndarray, attribute: str | None = None) -> np.ndarray:
+        """Of each atom, or of each of one attribute, how many of these tokens have it."""
+        matrix = self.matrix if attribute is None else self._of[attribute]
+        span = slice(0, len(self.atoms)) if attribute is None else self.spans[attribute]
+        begin = matrix.indptr[tokens]
+        length = matrix.indptr[tokens + 1] - begin
+        at = np.repeat(begin - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
+        return np.bincount(matrix.indices[at], minlength=span.stop - span.start)
+
     def having(self, atoms: Sequence[int]) -> np.ndarray:
         """Which tokens have one of the atoms, as a mask."""
-        mask = np.zeros(self.matrix.shape[0], bool)
+        mask = np.zeros(self.n_tokens, bool)
         indptr, indices = self.columns.indptr, self.columns.indices
         for atom in atoms:
             mask[indices[indptr[atom] : indptr[atom + 1]]] = True
@@ -136,7 +154,7 @@ def _row_atoms(
     sentence: dict[int, None] = {}
     start = line = 0
     kinds = [_kinds(tokens, i) for i in range(len(tokens))]
-    for i, (word, raw, _) in enumerate(tokens):
+    for i, (word, _, _) in enumerate(tokens):
         if i and (words[i - 1] in _ENDS or "\n" in tokens[i - 1][1]):
             sentence, start = {}, i
         if i and "\n" in tokens[i - 1][1]:
