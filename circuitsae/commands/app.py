@@ -18,10 +18,10 @@ from circuitsae.commands.convert import convert
 from circuitsae.commands.dictionaries import dictionaries
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
-from circuitsae.commands.features import features
 from circuitsae.commands.finetune import finetune
 from circuitsae.commands.graphs import show, trace, validate
 from circuitsae.commands.intervene import intervene
+from circuitsae.commands.label import features
 from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.serve import serve
@@ -37,7 +37,7 @@ for command in (
     circuit, reproduce,
 ):  # fmt: skip
     app.command(command)
-app.command(features, name="features", help="Feature cards: collect them over a corpus, and browse them.")
+app.command(features, name="features", help="Feature cards and labels: collect them over a corpus, and browse them.")
 app.command(connections)
 app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe, mix and upload them.")
 app.command(convert)

@@ -26,10 +26,9 @@ from transcoders.errors import InputError
 
 if TYPE_CHECKING:
     from circuitsae.features.cards import FeatureCards
-    from circuitsae.features.collection import CollectConfig
 
 features = tyro.extras.SubcommandApp()
-"""Feature cards: what every feature of a dictionary fires on, and what it writes."""
+"""Feature cards and labels: what every feature of a dictionary fires on, and what it writes."""
 
 
 @features.command
@@ -76,14 +75,14 @@ def collect(
         weights: Which weights of the model.
         choices: Which of the dictionaries that the name offers.
     """
-    from circuitsae.features.collection import collect
+    from circuitsae.features.collection import CollectConfig, collect
     from circuitsae.loading import dictionaries_for, load_dictionaries
     from circuitsae.pocket.corpus import UNSEEN
 
     name = dictionaries_for(model, dictionaries)
-    target = out or _folder_for_cards(name)
+    target = out or folder_of(name, "cards", "FOLDER") / "cards"
     asked = {"tokens": tokens, "top": top, "strata": strata, "per_stratum": per_stratum, "seed": seed}
-    config = _settings(model, context, asked)
+    config = CollectConfig(context=context_for(model, context), **asked)
     source = corpus_for(model, corpus, UNSEEN, part)
     language_model = load_language_model(model, device, "float32", weights)
     loaded = load_dictionaries(name, device=language_model.device, **choices.wanted())
@@ -95,24 +94,22 @@ def collect(
     say_next(console, f"circuitsae features browse {target if out else name} --out features")
 
 
-def _folder_for_cards(name: str) -> Path:
+def folder_of(name: str, what: str, instead: str) -> Path:
+    """The folder of dictionaries, to keep something beside them."""
     from circuitsae.pocket import dictionary_folder
 
     folder = dictionary_folder(name)
     if not folder.is_dir():
-        raise InputError(f"{name!r} is no local folder to keep the cards in; give --out FOLDER.")
-    return folder / "cards"
+        raise InputError(f"{name!r} is no local folder to keep the {what} in; give --out {instead}.")
+    return folder
 
 
-def _settings(model: str, context: int | None, asked: dict[str, int]) -> "CollectConfig":
-    """The settings of a run, with the context that suits the model."""
-    from circuitsae.features.collection import CollectConfig
+def context_for(model: str, context: int | None) -> int:
+    """Tokens of a row, such as suit the model."""
     from circuitsae.loading import POCKET
     from circuitsae.pocket.corpus import CONTEXT
 
-    if context is None:
-        context = CONTEXT if model == POCKET else CollectConfig.context
-    return CollectConfig(context=context, **asked)
+    return context if context is not None else CONTEXT if model == POCKET else 128
 
 
 @features.command

@@ -13,12 +13,14 @@ A label is a claim. It carries at most one row of each kind, with the measuremen
 | `steering`            | does pushing it do to the output what the label says, on held-out prompts? | yes    |
 | `paraphrase stability`| does it say the same of the same prompt in other words?                  |        |
 
-A label with no causal row that is supported or contradicted is a hypothesis, and is shown as one everywhere.
+A label with no causal row that is supported or contradicted is a hypothesis. It is shown as one everywhere: with the
+score of its `detection` where it has one, `“John” after “and” (.93)`, and with the word before it otherwise.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -119,8 +121,18 @@ class Label:
 
     @property
     def display(self) -> str:
-        """How every table, page and graph shows it: `hypothesis: …` and `contradicted: …`, or the text alone."""
-        return self.text if self.status is Status.SUPPORTED else f"{self.status}: {self.text}"
+        """How every table, page and graph shows it: the text alone where it is supported.
+
+        A hypothesis with a supported detection shows its balanced accuracy, `“John” after “and” (.93)`, and so does
+        what rules say; otherwise, `hypothesis: …` and `contradicted: …`.
+        """
+        if self.status is Status.SUPPORTED:
+            return self.text
+        row = self.rows.get("detection")
+        score = row.measurement.get("balanced_accuracy") if row else None
+        if self.status is Status.HYPOTHESIS and row and (row.verdict is Verdict.SUPPORTED or self.source == "rules"):
+            return self.text if score is None else f"{self.text} ({_share(score)})"
+        return f"{self.status}: {self.text}"
 
     @property
     def evidence(self) -> list[str]:
@@ -156,6 +168,8 @@ class Ledger:
     labels: list[Label] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     """Model and dictionaries that the labels are about."""
+    _indexed: list[Label] = field(default_factory=list, init=False, repr=False, compare=False)
+    _by_feature: dict[str, list[Label]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def add(self, label: Label) -> Label:
         """Add a label, in the place of one with the same text and features."""
@@ -165,12 +179,21 @@ class Ledger:
 
     def of(self, feature: str) -> list[Label]:
         """The labels of one feature, by its id with or without position; those of supernodes that hold it included."""
-        return [label for label in self.labels if feature_id(feature) in label.features]
+        if self._indexed != self.labels:  # quick where they are the same objects
+            self._indexed, self._by_feature = list(self.labels), {}
+            for label in self.labels:
+                for name in label.features:
+                    self._by_feature.setdefault(name, []).append(label)
+        return list(self._by_feature.get(feature_id(feature), ()))
 
     def display(self, feature: str) -> str:
         """What to show beside a feature: its own labels first, then its supernodes'; empty for none."""
+        return "; ".join(label.display for label in self.shown(feature))
+
+    def shown(self, feature: str) -> list[Label]:
+        """The labels to show of a feature, its own before its supernodes'; what rules say where nobody else does."""
         found = sorted(self.of(feature), key=lambda label: len(label.features))
-        return "; ".join(label.display for label in found)
+        return [label for label in found if label.source != "rules"] or found
 
     def frame(self) -> pd.DataFrame:
         """One row per label: `features`, `label` as displayed, `status`, and the verdict of every row."""
@@ -184,8 +207,10 @@ class Ledger:
     def save(self, path: str | Path) -> Path:
         """Write JSON, whole or not at all; a folder (of dictionaries or of a graph) gets `ledger.json`."""
         path = ledger_path(path)
-        document = {"format": FORMAT, "provenance": self.provenance, "labels": [_to_json(x) for x in self.labels]}
-        write_file(path, json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1))
+        tables = _tables(self.labels)
+        document = {"format": FORMAT, "provenance": self.provenance} | ({"tables": tables} if tables else {})
+        lines = ",\n".join(_json(_to_json(label, tables)) for label in self.labels)
+        write_file(path, f'{_json(document)[:-1]}, "labels": [\n{lines}\n]}}\n')
         return path
 
     @classmethod
@@ -202,7 +227,8 @@ class Ledger:
             document = parse_json(read_bytes(path, _LIMITS), _LIMITS)
             if document.get("format") != FORMAT:
                 raise MalformedError(f"format {shown(document.get('format'))}, expected {FORMAT!r}")
-            labels = [_from_json(row) for row in sequence(document.get("labels"), "labels")]
+            tables = {kind: mapping(t, "a table") for kind, t in mapping(document.get("tables", {}), "tables").items()}
+            labels = [_from_json(row, tables) for row in sequence(document.get("labels"), "labels")]
             return cls(labels, plain(mapping(document.get("provenance"), "provenance")))
         except ValueError as error:
             raise FileFormatError(f"{path} is no ledger ({error}); restore it, or test the labels again.") from error
@@ -225,24 +251,77 @@ def _words(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _to_json(label: Label) -> dict[str, Any]:
-    rows = [
-        {"kind": row.kind, "verdict": str(row.verdict), "measurement": dict(row.measurement), "command": row.command}
-        for row in label.rows.values()
-    ]
-    # The status is derived; it is written for readers of the file, and never read back.
-    made = {"text": label.text, "features": list(label.features), "status": str(label.status), "rows": rows}
-    return made | ({"source": label.source} if label.source else {})
+def _share(score: float) -> str:
+    """`.93`, and `1.0`."""
+    return f"{score:.2f}".lstrip("0") if score < 0.995 else "1.0"
 
 
-def _from_json(record: Any) -> Label:
+# A ledger of all features of a dictionary has thousands of rows with the same names of numbers, the same command and
+# the same source: a table says them once, and such a row is a list of its verdict and its numbers.
+_ROWS_OF_A_TABLE = 20
+
+
+def _tables(labels: Sequence[Label]) -> dict[str, dict[str, Any]]:
+    """Of each kind of row that many labels have: its command, its source, and the names of its numbers."""
+    found = Counter((kind, *_table_of(label.source, row)) for label in labels for kind, row in label.rows.items())
+    tables: dict[str, dict[str, Any]] = {}
+    for (kind, source, command, names), count in found.most_common():
+        if count >= _ROWS_OF_A_TABLE and kind not in tables:
+            tables[kind] = {"source": source, "command": command, "names": list(names)}
+    return tables
+
+
+def _table_of(source: str, row: Evidence) -> tuple[str, str, tuple[str, ...]]:
+    return source, row.command, tuple(row.measurement)
+
+
+def _to_json(label: Label, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    rows, source = [], label.source
+    for kind, row in label.rows.items():
+        if (table := tables.get(kind)) and (table["source"], table["command"], tuple(table["names"])) == _table_of(
+            label.source, row
+        ):
+            rows.append([kind, str(row.verdict), *row.measurement.values()])
+            source = ""
+        else:
+            rows.append({"kind": kind, "verdict": str(row.verdict), "measurement": dict(row.measurement),
+                         "command": row.command})  # fmt: skip
+    made: dict[str, Any] = {"text": label.text, "features": list(label.features)}
+    if label.status is not Status.HYPOTHESIS:
+        made["status"] = str(label.status)  # derived: for readers of the file, and never read back
+    return made | {"rows": rows} | ({"source": source} if source else {})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ": "))
+
+
+def _from_json(record: Any, tables: Mapping[str, Mapping[str, Any]]) -> Label:
     fields = mapping(record, "a label")
-    rows = [mapping(row, "a row") for row in sequence(fields.get("rows"), "rows of a label")]
     names = sequence(fields.get("features"), "features of a label")
     source = text(fields.get("source", ""), "source of a label")
     said = text(fields.get("text"), "text of a label")
-    label = Label(said, tuple(text(name, "a feature") for name in names), source=source)
-    return label.with_rows(*map(_evidence, rows))
+    rows: dict[RowKind, Evidence] = {}
+    for row in sequence(fields.get("rows"), "rows of a label"):
+        if isinstance(row, list):
+            row, source = _of_table(row, tables)
+        evidence = _evidence(mapping(row, "a row"))
+        rows[evidence.kind] = evidence
+    return Label(said, tuple(text(name, "a feature") for name in names), rows, source)
+
+
+def _of_table(row: list[Any], tables: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
+    """A row that is a list, as the object it stands for, and the source of its label."""
+    kind, verdict, *values = row if len(row) >= 2 else (None, None)
+    table = tables.get(kind) if isinstance(kind, str) else None
+    if table is None:
+        raise MalformedError(f"the row {shown(row)} is a list, but no table says what its numbers are")
+    names = sequence(table.get("names"), "names of a table")
+    if len(names) != len(values) or not all(isinstance(name, str) for name in names):
+        raise MalformedError(f"the row {shown(row)} has {len(values)} numbers; its table has {len(names)} names")
+    measurement = dict(zip(names, values, strict=True))
+    made = {"kind": kind, "verdict": verdict, "measurement": measurement, "command": table.get("command")}
+    return made, text(table.get("source", ""), "source of a table")
 
 
 def _evidence(row: Mapping[str, Any]) -> Evidence:

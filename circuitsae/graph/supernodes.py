@@ -175,6 +175,9 @@ def mean_of_pairs(similarity: np.ndarray, known: np.ndarray) -> float:
     return float(similarity[pairs].mean()) if pairs.any() else float("nan")
 
 
+NO_RULE, TOO_RARE = "no rule fits", "too rare to label"
+NAMELESS = (NO_RULE, TOO_RARE)
+"""Labels of features that no label was found for."""
 APART = 0.5
 """Features are put together up to this mean distance."""
 _NAMED_TOKENS = 2
@@ -202,9 +205,10 @@ class LedgerLike(Protocol):
 def label_json(feature: str, ledger: LedgerLike) -> dict[str, Any] | None:
     """The labels of one feature as pages show them, None where it has none.
 
-    `text` and `status` of its own label first, or of the smallest supernode's; `display` and `evidence` of all.
+    `text` and `status` of its own label first, or of the smallest supernode's, or else of what rules say; `display` and
+    `evidence` of all.
     """
-    found = sorted(ledger.of(feature), key=lambda label: len(label.features))
+    found = sorted(ledger.of(feature), key=lambda label: (label.source == "rules", len(label.features)))
     if not found:
         return None
     return {
@@ -304,10 +308,11 @@ def _common(graph: AttributionGraph, evidence: Evidence) -> str:
 
 
 def _labelled(label: Mapping[str, Any] | None) -> str:
-    """What a label gives as a name: a hypothesis is called one, and what was contradicted names nothing."""
-    if not label or not label.get("text") or label.get("status") == "contradicted":
+    """What a label gives as a name: a hypothesis without a score is called one; what was contradicted names nothing."""
+    if not label or not label.get("text") or label.get("status") == "contradicted" or label["text"] in NAMELESS:
         return ""
-    return f"hypothesis: {label['text']}" if label.get("status") == "hypothesis" else str(label["text"])
+    untested = f"hypothesis: {label['text']}"
+    return untested if label.get("display", untested).startswith(untested) else str(label["text"])
 
 
 def _telling(graph: AttributionGraph, profiles: sparse.csr_array, others: sparse.csr_array) -> Node | None:
