@@ -20,7 +20,6 @@ from circuitsae.features.labels.search import RuleSearch
 from circuitsae.features.labels.surroundings import NAME, PIECE, classes_of, surroundings
 from circuitsae.features.labels.wording import LENGTH, say
 from circuitsae.graph.supernodes import NO_RULE, TOO_RARE
-from circuitsae.pocket import dictionary_folder
 from circuitsae.pocket.corpus import CONTEXT, UNSEEN
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import FileFormatError, InputError
@@ -41,7 +40,7 @@ def text(rows: int, seed: int) -> list[list[str]]:
         row = ["<s>"]
         while len(row) < LENGTH_OF_ROW:
             usual, rarer = rng.choices(WORDS, k=rng.randint(3, 6)), rng.choices(NAMES + NUMBERS + [","], k=2)
-            row += rng.sample([*usual, *rarer], len(usual) + 2) + ["."]
+            row += [*rng.sample([*usual, *rarer], len(usual) + 2), "."]
         made.append(row[:LENGTH_OF_ROW])
     return made
 
@@ -92,8 +91,8 @@ PLANTED = {
         rule(("token", "Zoe", "7"), ("previous", *WORDS[:4])),
     ),
     "but not": (
-        lambda row, i: row[i] in WORDS and row[i - 1] not in (".", ","),
-        rule(("class", "lower-case word"), ("not previous class", "punctuation mark")),
+        lambda row, i: row[i] in WORDS[:8] and row[i - 1] not in (".", "John", "7"),
+        rule(("token", *WORDS[:8]), ("not previous", ".", "John", "7")),
     ),
     "either": (
         lambda row, i: row[i] == "dog" or row[i - 1] in ("the", "a"),

@@ -1,7 +1,7 @@
 """Labels that a machine makes: what a feature fires on in a few words, and how well the words predict where it fires.
 
-`label_features` finds, for every feature, the rule on the text around a token that tells best where it fires; `excerpts`
-are the texts that other makers of labels are shown and tested on.
+`label_features` finds, for every feature, the rule on the text around a token that tells best where it fires;
+`excerpts` are the texts that other makers of labels are shown and tested on.
 """
 
 from circuitsae.features.labels.excerpts import Excerpt
