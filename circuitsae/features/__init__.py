@@ -4,7 +4,7 @@
 texts on which a feature is most active; `collection` gathers the cards of all features from a corpus (`reading`), and
 `cards` reads them (`card_files`); `global_weights` says how features point at each other whatever the prompt,
 `coactivation` which are active together, and `connections`, from both, its inputs and outputs; `similar` pairs features
-of two sets of dictionaries that write alike; `ledger` holds labels with their evidence, and `testing` fills in that
+of two sets of dictionaries that write alike; `labels` says in words what a feature fires on; `ledger` holds labels with their evidence, and `testing` fills in that
 evidence by measuring it on a model. Names are imported on first use, so that reading cards does not import torch.
 """
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         swap,
     )
     from circuitsae.features.global_weights import input_weights, output_weights, virtual_weights
+    from circuitsae.features.labels import Excerpt, LabelConfig, label_features
     from circuitsae.features.ledger import Evidence, Label, Ledger, Status, Verdict
     from circuitsae.features.similar import match_features
     from circuitsae.features.testing import Claim, check_label, steering_row
@@ -64,6 +65,11 @@ __getattr__, __all__ = lazy_exports(
             "input_weights",
             "output_weights",
             "virtual_weights",
+        ),
+        "circuitsae.features.labels": (
+            "Excerpt",
+            "LabelConfig",
+            "label_features",
         ),
         "circuitsae.features.ledger": (
             "Evidence",

@@ -252,8 +252,8 @@ def _words(value: Any) -> str:
 
 
 def _share(score: float) -> str:
-    """`.93`, and `1.0`."""
-    return f"{score:.2f}".lstrip("0") if score < 0.995 else "1.0"
+    """Of .937, `.93`: a score that is not reached is not shown."""
+    return "1.0" if score >= 1 else f".{int(score * 100 + 1e-9):02d}"
 
 
 # A ledger of all features of a dictionary has thousands of rows with the same names of numbers, the same command and

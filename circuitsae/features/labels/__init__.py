@@ -1,4 +1,26 @@
 """Labels that a machine makes: what a feature fires on in a few words, and how well the words predict where it fires.
 
-`excerpts` are the texts that labels are tested on.
+`label_features` finds, for every feature, the rule on the text around a token that tells best where it fires;
+`excerpts` are the texts that other makers of labels are shown and tested on.
 """
+
+from circuitsae.features.labels.excerpts import Excerpt
+from circuitsae.features.labels.label import LabelConfig, label_features, label_occurrences, replace_rules
+from circuitsae.features.labels.occurrences import Occurrences, read_occurrences
+from circuitsae.features.labels.rules import Condition, Detection, Rule, detection
+from circuitsae.features.labels.search import SearchConfig
+
+__all__ = [
+    "Condition",
+    "Detection",
+    "Excerpt",
+    "LabelConfig",
+    "Occurrences",
+    "Rule",
+    "SearchConfig",
+    "detection",
+    "label_features",
+    "label_occurrences",
+    "read_occurrences",
+    "replace_rules",
+]

@@ -88,7 +88,7 @@ def label_occurrences(
     progress: bool = False,
 ) -> Ledger:
     """The same, of where features fire already known."""
-    scorer = _Scorer(found, config, command)
+    scorer = FeatureLabels(found, config, command)
     ledger = Ledger(provenance={"corpus": found.corpus, "tokens": found.search.n_counted,
                                 "held_out": found.held_out.n_counted, "config": asdict(config)})  # fmt: skip
     layers = []
@@ -118,8 +118,8 @@ def share_labelled(layers: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(layer["labelled"] for layer in layers) / scored if scored else None
 
 
-class _Scorer:
-    """Searches on one part, scores on the other."""
+class FeatureLabels:
+    """Labels of single features: searched on one part, scored on the other."""
 
     def __init__(self, found: Occurrences, config: LabelConfig, command: str) -> None:
         self.found, self.config, self.command = found, config, command

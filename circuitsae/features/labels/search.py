@@ -82,12 +82,9 @@ class RuleSearch:
         misses = np.sort(self._order[np.flatnonzero(~sampled)[: self.config.misses]])
         if not (len(hits) and len(misses)):
             return None
-        found = max(_OneFeature(self.text, self.config, hits, misses).candidates(), key=self._worth, default=None)
+        one = _OneFeature(self.text, self.config, hits, misses)
+        found = max(one.candidates(), key=one.worth, default=None)
         return None if found is None else self._rule(found)
-
-    def _worth(self, pair: _Pair) -> float:
-        cost = 0.0 if pair.second is None else self.config.both if pair.joined == "and" else self.config.either
-        return pair.gain / 2 - cost - self.config.worth / 4 * pair.length
 
     def _rule(self, pair: _Pair) -> Rule:
         terms = [pair.first] if pair.second is None else [pair.first, pair.second]
@@ -112,10 +109,15 @@ class _OneFeature:
         yield from (_Pair(term, None, "and", term.gain) for term in singles)
         pairs = [pair for term in singles[: self.config.begin] for pair in self._extended(term)]
         for joined in ("and", "or"):
-            best = sorted((pair for pair in pairs if pair.joined == joined), key=lambda pair: -pair.gain)
-            for pair in best[:2]:
+            best = sorted((pair for pair in pairs if pair.joined == joined), key=self.worth)
+            for pair in best[-2:]:
                 yield pair
                 yield from self._refined(pair)
+
+    def worth(self, pair: _Pair) -> float:
+        """What a rule adds to the balanced accuracy, less what its length costs a reader."""
+        cost = 0.0 if pair.second is None else self.config.both if pair.joined == "and" else self.config.either
+        return pair.gain / 2 - cost - self.config.worth / 4 * pair.length
 
     def _within(self, mask: np.ndarray, attribute: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Of each atom, the share of the firing tokens, and of the silent ones, that have it and are in a mask."""

@@ -2,6 +2,7 @@
 
 import re
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,7 +121,8 @@ class Surroundings:
 
 def surroundings(part: Part, text_of: Mapping[int, str], *, least: int = 1, share: float = 1.0) -> Surroundings:
     """The atoms of a part, those that at least `least` tokens have, and at most a `share` of them."""
-    table: dict[Atom, int] = {}
+    table: defaultdict[Atom, int] = defaultdict()
+    table.default_factory = table.__len__  # a new atom gets the next number
     indices, indptr = array("i"), array("q", [0])
     described = {token: (word_of(text), text, classes_of(text)) for token, text in text_of.items()}
     for tokens, counted in zip(part.tokens.tolist(), part.counted, strict=True):
@@ -139,13 +141,9 @@ def surroundings(part: Part, text_of: Mapping[int, str], *, least: int = 1, shar
 
 
 def _row_atoms(
-    tokens: Sequence[tuple[str, str, tuple[str, ...]]], counted: np.ndarray, table: dict[Atom, int]
+    tokens: Sequence[tuple[str, str, tuple[str, ...]]], counted: np.ndarray, table: defaultdict[Atom, int]
 ) -> Iterator[list[int]]:
     """The atoms of each token of a row that has features; new ones are entered into the table."""
-
-    def atom(attribute: str, value: str) -> int:
-        return table.setdefault((attribute, value), len(table))
-
     words = [word for word, _, _ in tokens]
     last: dict[str, int] = {}
     times: dict[str, int] = {}
@@ -163,18 +161,18 @@ def _row_atoms(
             kinds[i] = (*kinds[i], NAME)
         if counted[i]:
             near = zip(EXCLUSIVE, (i, i - 1, i - 2, i - 3, i + 1), strict=False)
-            found = [atom(name, words[j]) for name, j in near if 0 <= j < len(words)]
-            found += [atom("class", kind) for kind in kinds[i]]
-            found += [atom("previous class", kind) for kind in (kinds[i - 1] if i else ())]
-            found += [atom("next class", kind) for kind in (kinds[i + 1] if i + 1 < len(words) else ())]
-            found += [atom("repeats", value) for value in _repeats(words, i, last, times, pairs)]
-            found += [atom("copied", words[last[word] + 1])] if word in last else []
-            found += [atom("place", value) for value in _places(i, start, line)]
+            found = [table[name, words[j]] for name, j in near if 0 <= j < len(words)]
+            found += [table["class", kind] for kind in kinds[i]]
+            found += [table["previous class", kind] for kind in (kinds[i - 1] if i else ())]
+            found += [table["next class", kind] for kind in (kinds[i + 1] if i + 1 < len(words) else ())]
+            found += [table["repeats", value] for value in _repeats(words, i, last, times, pairs)]
+            found += [table["copied", words[last[word] + 1]]] if word in last else []
+            found += [table["place", value] for value in _places(i, start, line)]
             yield [*found, *sentence, *text]
         if word not in times:
-            text.append(atom("text has", word))
-        sentence[atom("sentence has", word)] = None
-        sentence.update(dict.fromkeys(atom("sentence has class", kind) for kind in kinds[i]))
+            text.append(table["text has", word])
+        sentence[table["sentence has", word]] = None
+        sentence.update(dict.fromkeys(table["sentence has class", kind] for kind in kinds[i]))
         if i:
             pairs.add((words[i - 1], word))
         last[word], times[word] = i, times.get(word, 0) + 1
