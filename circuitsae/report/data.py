@@ -14,7 +14,7 @@ import pandas as pd
 from circuitsae.graph.like import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require, scores_of
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data, suggestions_data
-from circuitsae.report.claims import ValidationLike, tests_data, tested_columns, verdicts_shown, with_validation
+from circuitsae.report.claims import ValidationLike, tested_columns, tests_data, verdicts_shown, with_validation
 from circuitsae.report.passing import of_passing, of_response
 from circuitsae.report.selection import Selection, select
 from circuitsae.report.text import printable, visible
@@ -194,7 +194,9 @@ def _check_ends(edges: pd.DataFrame, ids: list[str]) -> None:
 
 def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
     row_of = {node: row for row, node in enumerate(ids)}
-    columns: dict[str, list[Any]] = {end: [row_of[node] for node in edges[end].tolist()] for end in ("source", "target")}
+    columns: dict[str, list[Any]] = {
+        end: [row_of[node] for node in edges[end].tolist()] for end in ("source", "target")
+    }
     names = ["weight", "share", *(name for name in PAST_COLUMNS if name in edges)]
     return columns | {name: [number(value) for value in edges[name].tolist()] for name in names}
 

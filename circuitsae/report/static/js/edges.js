@@ -147,8 +147,26 @@
       drawGlyphs(context, view, glyphs(chosen));
     }
     drawPins(context, view, chosen);
+    drawNumbers(context, view);
     drawTexts(context, view);
     context.restore();
+  }
+
+  // How many nodes a group by place has, in its mark.
+  function drawNumbers(context, view) {
+    const [slot, surface, ink] = [viewer.slot(view, viewer.drawnRanges()), viewer.color("surface"), viewer.color("text")];
+    context.globalAlpha = 1;
+    context.font = "9px system-ui, sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    for (const item of viewer.itemsNow()) {
+      if (!item.key || !item.shown.length) continue;
+      const [x, y, size] = [view.x(item.x), view.y(item.y), viewer.itemSize(item, slot)];
+      context.fillStyle = surface;
+      context.fillRect(x - size / 2, y - size / 2, size, size);
+      context.fillStyle = ink;
+      context.fillText(String(item.shown.length), x, y + 0.5);
+    }
   }
 
   // Names of nodes, where there is room; a thin line leads to what its mark is not beside.

@@ -67,7 +67,7 @@
     const inkOf = viewer.inks();
     return itemsByKind().map(([kind, items]) => ({
       type: "scatter",
-      mode: kind === "group" ? "markers+text" : "markers",
+      mode: "markers",
       x: items.map(({ x }) => x),
       y: items.map(({ y }) => y),
       customdata: items.map(({ node, key }) => key ?? node),
@@ -90,18 +90,11 @@
     };
   }
 
+  // The numbers in groups are on the canvas below: plotly.js takes a millisecond for two texts.
   function groupStyle(items, slot) {
-    return {
-      text: items.map(({ shown }) => String(shown.length)),
-      textposition: "middle center",
-      textfont: { size: 9, color: viewer.color("text") },
-      marker: {
-        symbol: "square",
-        size: items.map((item) => viewer.itemSize(item, slot)),
-        color: viewer.color("surface"),
-        line: { width: 1.5, color: viewer.color("node") },
-      },
-    };
+    const size = items.map((item) => viewer.itemSize(item, slot));
+    const line = { width: 1.5, color: viewer.color("node") };
+    return { marker: { symbol: "square", size, color: "rgba(0,0,0,0)", line } };
   }
 
   // What a zoom may change besides places: the labels there is room for.
