@@ -42,7 +42,7 @@ _SCRIPTS = (
         "neuronpedia",
         "hash",
     ),
-    *("folding", "layout", "strands", "geometry", "labels", "edges", "plot"),
+    *("folding", "layout", "strands", "geometry", "labels", "overlay", "edges", "traces", "plot"),
     *("superlayout", "supergraph", "bench"),
     *("header", "card", "notes", "edgetest", "scatter", "panel", "list", "controls", "filters"),
     *("picture", "export", "keyboard", "main"),

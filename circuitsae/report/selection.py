@@ -144,7 +144,8 @@ def _flow(nodes: pd.DataFrame, edges: pd.DataFrame) -> tuple[Flow, np.ndarray]:
     if not start.any():  # tables that name no target: what nothing reads
         start = np.isin(np.arange(len(nodes)), target) & ~np.isin(np.arange(len(nodes)), source)
     share = np.nan_to_num(edges["share"].to_numpy(float))
-    leaf = nodes["kind"].map({"token": 1.0, "error": MISSED}).fillna(0.0).to_numpy()
+    kind = nodes["kind"].to_numpy()
+    leaf = np.where(kind == "token", 1.0, np.where(kind == "error", MISSED, 0.0))
     return Flow(source[order], target[order], share[order], layer, start.astype(float), leaf), order
 
 
@@ -190,15 +191,16 @@ def _always(start: np.ndarray) -> np.ndarray:
     return chosen & (start > 0)
 
 
+def _between(number: int, least: int, part: float) -> int:
+    return round(number * (least / number) ** part) if number > least else number
+
+
 def _sizes(n_nodes: int, n_edges: int) -> Iterator[tuple[int, int]]:
     """Numbers of nodes and edges of each picture, downwards: both reach the limits of the first one at once."""
     far = max(n_nodes / MOST_NODES, n_edges / MOST_EDGES, 1.0)
     steps = min(math.ceil(math.log(far) / -math.log(_STEP)), _MOST_STEPS)
     for step in range(1, steps + 1):
-        yield tuple(
-            round(n * (most / n) ** (step / steps)) if n > most else n
-            for n, most in ((n_nodes, MOST_NODES), (n_edges, MOST_EDGES))
-        )
+        yield _between(n_nodes, MOST_NODES, step / steps), _between(n_edges, MOST_EDGES, step / steps)
     nodes, edges = min(n_nodes, MOST_NODES), min(n_edges, MOST_EDGES)
     while edges > _FEWEST_EDGES:
         nodes, edges = math.ceil(nodes * _SMALLER), int(edges * _SMALLER)
