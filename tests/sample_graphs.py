@@ -215,7 +215,8 @@ def _nodes(rng: np.random.Generator, words: list[str], n_layers: int, n_features
     n, last = len(words), len(words) - 1
     rows: list[dict[str, Any]] = []
     late = np.sort(rng.beta(2.0, 1.2, n_features))  # the last positions are the busiest
-    for place, index in zip((late * n).astype(int), rng.choice(max(4096, n_features), n_features, replace=False), strict=True):
+    indices = rng.choice(max(4096, n_features), n_features, replace=False)
+    for place, index in zip((late * n).astype(int), indices, strict=True):
         layer, pos = int(rng.integers(n_layers)), int(place)
         row = {"id": f"{layer}.{index}@{pos}", "kind": "feature", "layer": layer, "pos": pos, "index": int(index)}
         rows.append(row | {"text": f"{layer}.{index}", "activation": rng.gamma(2.0), "pre_activation": rng.gamma(2.0)})

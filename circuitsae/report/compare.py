@@ -1,7 +1,7 @@
 """Two graphs of a prompt pair on one page: one layout, their difference drawn, each of the two a key press away."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from circuitsae.graph.like import GraphLike, scores_of
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.report.beside import pages_there
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data
-from circuitsae.report.claims import ValidationLike, tests_data, with_validation
-from circuitsae.report.data import number, page_data
+from circuitsae.report.claims import ValidationLike, tested_columns, tests_data, with_validation
+from circuitsae.report.data import MOST_CARRIED, carried, number, page_data
 from circuitsae.report.page import PlotlyJS, prompt_title, write_page
+from circuitsae.report.selection import select
 from circuitsae.report.text import visible
 from transcoders.errors import InputError
 
@@ -148,14 +149,28 @@ def write_comparison(
     pages: tuple[Path | None, Path | None] = (None, None),
 ) -> Path:
     """`compare_html` of two graphs that were compared already; `pages`: their own, linked to where they are there."""
-    both, names = unite(comparison), _names(comparison)
+    whole, names = unite(comparison), _names(comparison)
+    both = bounded(whole)
     data = page_data(both)
+    data["picture"]["n_edges"] = len(whole.edges)
     data["title"] = title or f"{names[0]} ⇄ {names[1]}: {prompt_title(comparison.a.tokens)}"
     data["ways"] = pages_there(zip(names, pages, strict=True), path)
     data["cards"] = _of_each(both, [cards_data(one, nodes) for one, nodes in zip(cards, _sides(both), strict=True)])
     data["labels"] = _of_each(both, [labels_data(one, nodes) for one, nodes in zip(ledger, _sides(both), strict=True)])
     data |= {"comparison": comparison_data(comparison, both), "commands": None, "foreseen": None}
+    counts = _summary(whole, _changes(whole.nodes))
+    data["comparison"]["summary"] |= {name: counts[name] for name in ("edges", "flipped", "shared")}
     return write_page(data, path, plotlyjs)
+
+
+def bounded(both: Union, most: int = MOST_CARRIED) -> Union:
+    """With the `most` edges that matter most for the difference and all that were tested in either graph."""
+    if len(both.edges) <= most:
+        return both
+    tested = [tested_columns(_of_side(both.edges, side)) for side in ("a", "b")]
+    columns = [f"{name}_{side}" for side, names in zip(("a", "b"), tested, strict=True) for name in names]
+    rows = carried(both.edges, select(both.nodes, both.edges), most, columns)
+    return replace(both, edges=both.edges.iloc[rows].reset_index(drop=True))
 
 
 def comparison_data(comparison: Comparison, both: Union) -> dict[str, Any]:

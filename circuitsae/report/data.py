@@ -182,11 +182,15 @@ def _raw(tokens: Sequence[str], texts: Sequence[Any], columns: Mapping[str, list
     return {"tokens": [str(token) for token in tokens], "texts": changed}
 
 
-def carried(edges: pd.DataFrame, selection: Selection, most: int = MOST_CARRIED) -> np.ndarray:
-    """Rows of the edges that a page holds, ascending: the `most` that enter the picture first, and all tested ones."""
+def carried(
+    edges: pd.DataFrame, selection: Selection, most: int = MOST_CARRIED, columns: list[str] | None = None
+) -> np.ndarray:
+    """Rows of the edges that a page holds, ascending: the `most` that enter the picture first, and all tested ones,
+    which have something in one of the `columns`, those of tests by default.
+    """
     if len(edges) <= most:
         return np.arange(len(edges))
-    tested = np.flatnonzero(edges[tested_columns(edges)].notna().any(axis=1))
+    tested = np.flatnonzero(edges[tested_columns(edges) if columns is None else columns].notna().any(axis=1))
     return np.union1d(selection.strongest(most), tested)
 
 

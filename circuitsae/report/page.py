@@ -43,7 +43,7 @@ _SCRIPTS = (
         "neuronpedia",
         "hash",
     ),
-    *("folding", "layout", "strands", "geometry", "labels", "edges", "plot"),
+    *("folding", "layout", "strands", "geometry", "labels", "overlay", "edges", "traces", "plot"),
     *("superlayout", "supergraph", "bench"),
     *("ways", "questions", "header", "card", "notes", "edgetest", "scatter", "commands", "serve", "outcome"),
     *("panel", "list", "controls", "filters", "picture", "export", "print", "keyboard", "embedded", "main"),

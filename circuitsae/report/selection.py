@@ -9,13 +9,14 @@ with Â_D[t, s] = Â[t, s] of the graph where the edge is drawn and 0 elsewhere,
 else is explained), tokens and errors the leaves. What pruning cut from a graph is in the sum of w and in no picture.
 
 Pictures are nested. From everything down, each leaves out the nodes and edges through which the least flows of what is
-still drawn, (w + wÂ_D + …)[t] · Â[t, s] · R_D[s] for an edge, R_D how much of what a node reads leads back to tokens, or
-with less weight to errors or to a feature that is drawn (`MISSED`, `ALONE`). What is on no whole path goes first: no
-picture has a loose end. Edges that a test found null or reversed count less (`DOUBT`) in this order, not in share(D).
+still drawn, (w + wÂ_D + …)[t] · Â[t, s] · R_D[s] for an edge, R_D how much of what a node reads leads back to tokens,
+or with less weight to errors or to a feature that is drawn (`MISSED`, `ALONE`). What is on no whole path goes first:
+no picture has a loose end. Edges that a test found null or reversed count less in this order (`DOUBT`), not in the
+share.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,7 +102,7 @@ class Selection:
         return np.sort(np.argsort(self.edges, kind="stable")[:most])
 
 
-def select(nodes: pd.DataFrame, edges: pd.DataFrame, verdicts: list[str | None] | None = None) -> Selection:
+def select(nodes: pd.DataFrame, edges: pd.DataFrame, verdicts: Sequence[str | None] | None = None) -> Selection:
     """The pictures of a graph. `nodes` and `edges` are its tables, `verdicts` what tests found of each edge, if any.
 
     Bias nodes take no part in the sums; an edge from one is in a picture where what flows along it is as much as along
@@ -109,7 +110,7 @@ def select(nodes: pd.DataFrame, edges: pd.DataFrame, verdicts: list[str | None] 
     """
     flow, order = _flow(nodes, edges)
     bias = (nodes["kind"] == "bias").to_numpy()
-    doubt = np.where(np.isin(np.array(verdicts or [None] * len(edges), dtype=object), _DOUBTED), DOUBT, 1.0)
+    doubt = np.where(np.isin(np.array(list(verdicts or [None] * len(edges)), dtype=object), _DOUBTED), DOUBT, 1.0)
     from_bias = bias[flow.source]
     rounds = _rounds(flow.keep(~from_bias), doubt[order][~from_bias])
     others, biases = np.flatnonzero(~from_bias), np.flatnonzero(from_bias)
@@ -143,7 +144,8 @@ def _flow(nodes: pd.DataFrame, edges: pd.DataFrame) -> tuple[Flow, np.ndarray]:
     if not start.any():  # tables that name no target: what nothing reads
         start = np.isin(np.arange(len(nodes)), target) & ~np.isin(np.arange(len(nodes)), source)
     share = np.nan_to_num(edges["share"].to_numpy(float))
-    leaf = nodes["kind"].map({"token": 1.0, "error": MISSED}).fillna(0.0).to_numpy()
+    kind = nodes["kind"].to_numpy()
+    leaf = np.where(kind == "token", 1.0, np.where(kind == "error", MISSED, 0.0))
     return Flow(source[order], target[order], share[order], layer, start.astype(float), leaf), order
 
 
@@ -151,7 +153,7 @@ _Round = tuple[np.ndarray, np.ndarray, np.ndarray, float]
 
 
 def _rounds(flow: Flow, doubt: np.ndarray) -> Iterator[_Round]:
-    """From everything down: the nodes drawn [node], rows of the edges drawn, outputs [node], the least along an edge."""
+    """From everything down: nodes drawn [node], rows of the edges drawn, outputs [node], the least along an edge."""
     doubted = replace(flow, share=flow.share * doubt)
     always = _always(flow.start)
     kept = np.arange(len(flow.source))
@@ -189,15 +191,16 @@ def _always(start: np.ndarray) -> np.ndarray:
     return chosen & (start > 0)
 
 
+def _between(number: int, least: int, part: float) -> int:
+    return round(number * (least / number) ** part) if number > least else number
+
+
 def _sizes(n_nodes: int, n_edges: int) -> Iterator[tuple[int, int]]:
     """Numbers of nodes and edges of each picture, downwards: both reach the limits of the first one at once."""
     far = max(n_nodes / MOST_NODES, n_edges / MOST_EDGES, 1.0)
     steps = min(math.ceil(math.log(far) / -math.log(_STEP)), _MOST_STEPS)
     for step in range(1, steps + 1):
-        yield tuple(
-            round(n * (most / n) ** (step / steps)) if n > most else n
-            for n, most in ((n_nodes, MOST_NODES), (n_edges, MOST_EDGES))
-        )
+        yield _between(n_nodes, MOST_NODES, step / steps), _between(n_edges, MOST_EDGES, step / steps)
     nodes, edges = min(n_nodes, MOST_NODES), min(n_edges, MOST_EDGES)
     while edges > _FEWEST_EDGES:
         nodes, edges = math.ceil(nodes * _SMALLER), int(edges * _SMALLER)

@@ -26,7 +26,10 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(page: Page) -> Page:
     """All of the two graphs drawn."""
-    page.evaluate("viewer.setFilter({density: 1})")
+    page.evaluate(
+        "() => { viewer.setFilter({density: 1});"
+        " return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))); }"
+    )
     return page
 
 

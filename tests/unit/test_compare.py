@@ -13,7 +13,7 @@ from circuitsae.cli import main
 from circuitsae.features.ledger import Label, Ledger
 from circuitsae.graph import compare
 from circuitsae.report import compare_html
-from circuitsae.report.compare import unite
+from circuitsae.report.compare import bounded, unite
 from tests.sample_graphs import SampleCards, sample_graph, sample_pair, small_graph
 from transcoders.errors import InputError
 
@@ -214,3 +214,16 @@ def test_the_command_takes_the_cards_beside_the_dictionaries(tmp_path: Path, cap
     data = data_of(page)
     assert list(data["cards"]) == ["0.7"]
     assert data["cards"]["0.7"]["tokens_seen"] > 0
+
+
+def test_a_page_of_large_graphs_holds_the_strongest_edges_and_the_tested_ones():
+    both = unite(compare(*sample_pair(), names=NAMES))
+    part = bounded(both, 40)
+    assert bounded(both) is both
+    of_both = part.edges.merge(both.edges, how="inner")
+    assert len(of_both) == len(part.edges) < len(both.edges)
+    tested, kept = (
+        table.edges["graph_verdict_a"].notna().to_numpy() | table.edges["graph_verdict_b"].notna().to_numpy()
+        for table in (both, part)
+    )
+    assert kept.sum() == tested.sum() <= len(part.edges) <= tested.sum() + 40

@@ -56,7 +56,7 @@
         : viewer.plural(held, "edge");
     byId("density-count").textContent =
       `${viewer.countText(numberOf(nodeShown))} of ${viewer.plural(count, "node")}, ` +
-      `${viewer.countText(numberOf(edgeShown))} of ${edges}`;
+      `${viewer.countText(numberOf(edgeShown))} of ${edges}${leftOut()}`;
     const share = viewer.comparison ? null : viewer.shareOf(edgeShown);
     byId("share").hidden = share === null;
     byId("share").replaceChildren(
@@ -64,6 +64,12 @@
       ` of influence drawn, the page holds ${percent(viewer.heldByPage)}`,
     );
     byId("share").title = held < ofGraph ? `${HELD}, or is in the graph's folder alone.` : `${HELD}.`;
+  }
+
+  // Bundles too thin to be seen among so many.
+  function leftOut() {
+    const [drawn, out] = [viewer.strands().length, viewer.strandsLeftOut()];
+    return out ? `, as the strongest ${viewer.countText(drawn)} of ${viewer.countText(drawn + out)} bundles` : "";
   }
 
   // Groups by place that were opened, each with a button that closes it.

@@ -142,7 +142,8 @@
     const slot = viewer.slot(view, ranges);
     const chosen = state.selected;
     const { source, target } = viewer.edges;
-    const near = new Set([chosen, ...(chosen < 0 ? [] : viewer.edgesOf(chosen)).flatMap((e) => [source[e], target[e]])]);
+    const joined = chosen < 0 ? [] : viewer.edgesOf(chosen);
+    const near = new Set([chosen, ...joined.flatMap((e) => [source[e], target[e]])]);
     const inkOf = viewer.inks();
     return viewer
       .itemsNow()

@@ -3,7 +3,6 @@
   "use strict";
 
   const { nodes, state } = viewer;
-  const KINDS = Object.keys(viewer.SYMBOLS);
   const div = document.getElementById("plot");
   const stage = div.parentElement;
   const [cellCanvas, allCanvas, chosenCanvas] = ["cells", "all-edges", "chosen-edges"].map((id) =>
@@ -15,94 +14,6 @@
   let previous = 0;
 
   const view = () => viewer.viewOf(ranges);
-
-  function hoverText(i) {
-    const lines = viewer.comparison?.hoverLines(i) ?? [];
-    if (nodes.kind[i] === "feature") lines.push(`activation ${viewer.number(nodes.activation[i])}`);
-    if (nodes.probability[i] !== null) lines.push(`probability ${viewer.percent(nodes.probability[i])}`);
-    if (nodes.influence[i] !== null) lines.push(`influence ${viewer.percent(nodes.influence[i])}`);
-    const title = [viewer.title(i), ...viewer.place(i)].map((part) => viewer.plotlyText(viewer.shorten(part, 60)));
-    const label = viewer.labelOf(i);
-    if (label) lines.unshift(viewer.plotlyText(viewer.shorten(label.display, 60)));
-    return [title.join(" "), ...lines].join("<br>");
-  }
-
-  const LEADING = 3; // nodes of a group that are named
-
-  function groupText(item) {
-    const { positions } = viewer.blockOf(item.key);
-    const tokens = positions[0] < 0 ? "" : viewer.page.tokens.slice(positions[0], positions[1] + 1).join(" ");
-    const best = [...item.shown].sort((a, b) => (nodes.influence[b] ?? 0) - (nodes.influence[a] ?? 0));
-    const names = best.slice(0, LEADING).map(viewer.name).join(", ");
-    const lines = [`${viewer.placeName(item.key)} ${tokens}`, names].map((line) => viewer.shorten(line, 60));
-    return [
-      viewer.plotlyText(lines[0]),
-      `${viewer.plural(item.shown.length, "node")}, influence ${viewer.percent(item.influence)}`,
-      viewer.plotlyText(lines[1]),
-      "click to open",
-    ].join("<br>");
-  }
-
-  // What is drawn, by kind; groups by place last.
-  function itemsByKind() {
-    const found = Object.fromEntries([...KINDS, "group"].map((kind) => [kind, []]));
-    for (const item of viewer.itemsNow()) {
-      if (item.shown.length) found[item.node < 0 ? "group" : nodes.kind[item.node]]?.push(item);
-    }
-    return Object.entries(found);
-  }
-
-  function opacities() {
-    const all = itemsByKind().flatMap(([, items]) => items);
-    const chosen = state.selected;
-    if (chosen < 0) return all.map(() => 1);
-    const near = new Set([viewer.itemOf[chosen]]);
-    for (const e of viewer.edgesOf(chosen))
-      near.add(viewer.itemOf[viewer.edges.source[e]]).add(viewer.itemOf[viewer.edges.target[e]]);
-    return all.map((item) => (near.has(viewer.itemOf[item.members[0]]) ? 1 : 0.22));
-  }
-
-  function traces(shape) {
-    const slot = viewer.slot(shape, ranges);
-    const inkOf = viewer.inks();
-    return itemsByKind().map(([kind, items]) => ({
-      type: "scatter",
-      mode: kind === "group" ? "markers+text" : "markers",
-      x: items.map(({ x }) => x),
-      y: items.map(({ y }) => y),
-      customdata: items.map(({ node, key }) => key ?? node),
-      hovertext: items.map((item) => (item.key ? groupText(item) : hoverText(item.node))),
-      hoverinfo: "text",
-      cliponaxis: true,
-      ...(kind === "group" ? groupStyle(items, slot) : markStyle(kind, items, slot, inkOf)),
-    }));
-  }
-
-  function markStyle(kind, items, slot, inkOf) {
-    const fill = items.map(({ node }) => inkOf(node));
-    return {
-      marker: {
-        symbol: items.map(({ node }) => viewer.symbolOf(node)),
-        size: items.map((item) => viewer.itemSize(item, slot)),
-        color: fill,
-        line: { width: kind === "feature" ? 1 : 1.5, color: kind === "feature" ? viewer.color("page") : fill },
-      },
-    };
-  }
-
-  function groupStyle(items, slot) {
-    return {
-      text: items.map(({ shown }) => String(shown.length)),
-      textposition: "middle center",
-      textfont: { size: 9, color: viewer.color("text") },
-      marker: {
-        symbol: "square",
-        size: items.map((item) => viewer.itemSize(item, slot)),
-        color: viewer.color("surface"),
-        line: { width: 1.5, color: viewer.color("node") },
-      },
-    };
-  }
 
   // What a zoom may change besides places: the labels there is room for.
   function labelsNow() {
@@ -189,13 +100,13 @@
     previous = labelsNow();
     drawEdges();
     stage.classList.toggle("has-choice", state.selected >= 0);
-    return Plotly.react(div, traces(shape), made, CONFIG);
+    return Plotly.react(div, viewer.traces(shape, ranges), made, CONFIG);
   }
 
   // Faint or full, set on the marks themselves: ten times as fast as asking plotly.js to style them again. It draws the
   // points of each trace in order; where the counts differ, another drawing is due, and this is called after it.
   function dim() {
-    const alpha = opacities().flat();
+    const alpha = viewer.opacities();
     const points = div.querySelectorAll(".scatterlayer path.point");
     if (points.length === alpha.length) points.forEach((point, k) => (point.style.opacity = alpha[k]));
   }

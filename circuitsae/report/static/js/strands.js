@@ -5,7 +5,12 @@
 
   const { edges, edgeCount, edgeShown, itemOf } = viewer;
   const BUNDLED_FROM = 400; // strands between items; more are bundled by cell
+  const MOST = 1200; // that are drawn, the strongest
   let drawn = null;
+  let leftOut = 0;
+
+  // Only the colour asks for it.
+  const verdictOf = (e) => (viewer.state.paint ? viewer.verdict(e) : "untested");
 
   // Sums over edges with equal keys; edges inside one item are left out.
   function sums(list, keep) {
@@ -23,13 +28,13 @@
 
   function start(s, t, e) {
     const items = viewer.itemsNow();
-    const verdict = viewer.verdict(e);
+    const verdict = verdictOf(e);
     return { source: items[s], target: items[t], weight: edges.weight[e] ?? 0, count: 1, edge: e, verdict };
   }
 
   // A strand of several edges has the verdict of those that were tested, where they agree.
   function add(strand, e) {
-    const verdict = viewer.verdict(e);
+    const verdict = verdictOf(e);
     strand.weight += edges.weight[e] ?? 0;
     strand.count += 1;
     strand.edge = -1;
@@ -74,12 +79,17 @@
     if (drawn) return drawn;
     const shown = [];
     for (let e = 0; e < edgeCount; e++) if (edgeShown[e]) shown.push(e);
-    return (drawn = sums(shown, bundled));
+    const made = sums(shown, bundled);
+    leftOut = Math.max(0, made.length - MOST);
+    return (drawn = leftOut ? strongest(made) : made);
   }
+
+  const strongest = (strands) => strands.sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight)).slice(0, MOST);
 
   Object.assign(viewer, {
     strands: all,
     strandsOf: (list) => sums(list, (strands) => strands),
+    strandsLeftOut: () => (all(), leftOut),
     forgetStrands: () => (drawn = null),
   });
 })((window.viewer ??= {}));
