@@ -9,9 +9,10 @@
   const commands = page.commands ?? {};
   const changeable = (i) => CHANGEABLE.includes(nodes.kind[i]) && ID.test(nodes.id[i]);
 
+  const decimal = (value) => (Number.isInteger(Number(value)) ? Number(value).toFixed(1) : String(Number(value)));
   const OPTIONS = {
     zero: () => [" --zero", "Zero()"],
-    scale: (value) => [` --scale=${Number(value)}`, `Scale(${Number(value)})`],
+    scale: (value) => [` --scale=${Number(value)}`, `Scale(${decimal(value)})`],
     replace: (value) => [` --replace ${value}`, `Replace(parse_target("${value}"))`],
   };
   const known = (operation, value) =>
