@@ -19,7 +19,7 @@ from circuitsae.cli import main
 from circuitsae.commands.graph_folders import write_folder
 from circuitsae.features.ledger import Ledger
 from circuitsae.graph import AttributionGraph
-from circuitsae.interventions import for_node
+from circuitsae.interventions import Outcome, for_node
 from circuitsae.replacement import ReplacementModel
 
 OpenPage = Callable[..., Page]
@@ -106,7 +106,7 @@ def page(chromium: Browser, address: str) -> Iterator[Page]:
     refused = "the server responded with a status of 422"  # as one test means it to be
     made.on("console", lambda m: complaints.append(m.text) if m.type in WRONG and refused not in m.text else None)
     made.on("pageerror", lambda error: complaints.append(str(error)))
-    made.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    made.on("dialog", lambda dialog: complaints.append(dialog.message))
     opened(made, address)
     yield made
     made.close()
@@ -175,7 +175,7 @@ def test_the_commands_that_are_shown_measure_the_same(
     exec(python, known)
     capsys.readouterr()
     outcome = known["outcome"]
-    assert isinstance(outcome, cs.interventions.Outcome)  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(outcome, Outcome)
     token = graph.top_logits()[0].index
     assert float(outcome.changed[0, 0, -1, token] - outcome.clean[0, -1, token]) == pytest.approx(
         float(told[1]), abs=1e-5

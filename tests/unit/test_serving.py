@@ -414,7 +414,7 @@ def test_groups_are_opened_again_and_go_with_the_graph_they_are_of(
     client: TestClient, graph: AttributionGraph, folder: Path
 ):
     client.put("opened", json={"pinned": ["tok@1"], "groups": [["one", "tok@2"], ["one", "tok@3"]], "note": "n"})
-    expected = {"pinned": ["tok@1"], "groups": [["one", "tok@2"], ["one (2)", "tok@3"]], "note": "n", "notes": {}}
+    expected = {"pinned": ["tok@1"], "groups": [["one", "tok@2"], ["one (2)", "tok@3"]], "note": "n"}
 
     def opened() -> Any:
         return shown((folder / "graph.html").read_text())["opened"]

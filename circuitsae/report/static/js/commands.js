@@ -48,7 +48,7 @@
       await navigator.clipboard.writeText(code.textContent);
     } catch {
       getSelection().selectAllChildren(code);
-      if (!document.execCommand("copy")) return viewer.warn("Nothing was copied; the command is chosen, copy it by key");
+      if (!document.execCommand("copy")) return viewer.warn("Not copied; the command is chosen, copy it by key");
     }
     viewer.say("Copied");
   }
@@ -80,8 +80,9 @@
 
   // A chosen node: behind a click without a server, with one to be run at once.
   function nodeInModel(i) {
-    if (page.comparison || !changeable(i) || !commands.intervene) return null;
+    if (page.comparison || !changeable(i)) return null;
     if (page.serving) return viewer.askForm(i, foreseen(i));
+    if (!commands.intervene) return null;
     const made = element(
       "details",
       { class: "in-model" },
@@ -100,7 +101,8 @@
     if (!found) return null;
     const about = viewer.endsOf(e).join(" → ");
     const body = element("div");
-    const summary = element("summary", { "aria-label": `Test ${about} in the model`, title: "Test it in the model" }, "⋯");
+    const says = { "aria-label": `Test ${about} in the model`, title: "Test it in the model" };
+    const summary = element("summary", says, "⋯");
     const made = element("details", { class: "edge-model" }, summary, body);
     const show = () => body.append(...[page.serving ? viewer.testForm(e) : null, ...blocks(found)].filter(Boolean));
     made.addEventListener("toggle", () => made.open && !body.childElementCount && show());

@@ -13,7 +13,7 @@
   viewer.startBench();
   viewer.startExport();
   viewer.startKeyboard();
-  viewer.startServing();
+  viewer.startServing?.();
   viewer.comparison?.start();
   await viewer.startPlot();
   viewer.startSupergraph();

@@ -1,5 +1,5 @@
-// The page with its model behind it (`circuitsae serve`): changes of nodes and tests of edges are run, and labels, pins,
-// groups and notes are kept in the graph's folder. Without a server nothing here is called.
+// The page with its model behind it (`circuitsae serve`): changes of nodes and tests of edges are run, and labels,
+// pins, groups and notes are kept in the graph's folder. A page without a server goes without this file.
 (function (viewer) {
   "use strict";
 
@@ -17,8 +17,8 @@
   let last = null; // what came of the last one, or why nothing did
 
   async function ask(method, path, body) {
-    const headers = body === undefined ? {} : { "content-type": "application/json" };
-    const response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    const sent = body && { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+    const response = await fetch(path, { method, ...sent });
     const found = await response.json();
     if (!response.ok) throw new Error(found.error);
     return found;
@@ -169,7 +169,8 @@
     const key = `${nodes.layer[i]}.${nodes.index[i]}`;
     const field = element("input", { "aria-label": `Label of ${key}`, placeholder: "what it stands for" });
     field.value = viewer.labelOf(i)?.text ?? "";
-    const form = element("form", { class: "label-form", autocomplete: "off" }, field, element("button", {}, "Save label"));
+    const saves = element("button", {}, "Save label");
+    const form = element("form", { class: "label-form", autocomplete: "off" }, field, saves);
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       try {
@@ -194,7 +195,6 @@
 
   // Pins, groups and notes are kept as they change, the last of a burst.
   function startServing() {
-    if (!page.serving) return;
     let kept = JSON.stringify(written());
     let pending = 0;
     const keep = async () => {
