@@ -55,7 +55,9 @@
 
   function block(title, command) {
     if (!command) return null;
-    const code = element("code", { dir: "ltr" }, command);
+    const parts = command.split(/(--[a-z][a-z0-9-]*)/u); // lines break beside options, not in them
+    const words = parts.map((part, p) => (p % 2 ? element("span", { class: "option" }, part) : part));
+    const code = element("code", { dir: "ltr" }, ...words);
     const copies = button("Copy", () => copy(code), { "aria-label": `Copy the command for ${title}`, class: "copy" });
     return element(
       "div",
