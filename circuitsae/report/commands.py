@@ -30,8 +30,8 @@ def commands_data(graph: GraphLike, folder: str | Path | None = None) -> dict[st
 
     Each as `shell` and `python`, in halves. `intervene`: between them come options (` --feature 2.713@5 --zero`), or in
     Python a list of interventions; `validate`: an edge (`2.713@5 → 3.1@5`). What no shell can be told is left out: a
-    prompt with NUL, or a very long one. `folder`: where the graph is, as its user writes it. None for a graph that names
-    no model.
+    prompt with NUL, or a very long one. `folder`: where the graph is, as its user writes it. None for a graph that
+    names no model.
     """
     given = graph.provenance
     source = given.get("source")

@@ -168,11 +168,13 @@
     if (nodes.kind[i] !== "feature") return null;
     const key = `${nodes.layer[i]}.${nodes.index[i]}`;
     const field = element("input", { "aria-label": `Label of ${key}`, placeholder: "what it stands for" });
-    field.value = viewer.labelOf(i)?.text ?? "";
+    const before = viewer.labelOf(i)?.text ?? "";
+    field.value = before;
     const saves = element("button", {}, "Save label");
     const form = element("form", { class: "label-form", autocomplete: "off" }, field, saves);
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
+      if (field.value === before) return; // what others said is not made this reader's
       try {
         const { label } = await ask("PUT", `labels/${key}`, { text: field.value });
         (page.labels ??= {})[key] = label;
