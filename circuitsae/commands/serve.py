@@ -3,6 +3,7 @@
 import secrets
 import socket
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 import tyro
@@ -67,7 +68,8 @@ def serve(
         if open:
             webbrowser.open(address)
         app = make_app(served, token=token, hosts=[f"{HOST}:{number}", f"localhost:{number}"])
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
     say_next(console, f"circuitsae show {graph}")
 
 

@@ -14,6 +14,8 @@ from circuitsae.graph.like import GraphLike
 
 GRAPH_FOLDER, DICTIONARIES = "GRAPH_FOLDER", "DICTIONARIES"
 """What a command says where the graph does not say it."""
+LONGEST_PROMPT = 20_000
+"""Characters: systems bound what a command line takes, and a page would hold it twice."""
 _WEIGHTS = ("revision", "adapter")
 _CHOICES = ("sae_id", "layers", "site", "width", "l0", "variant")
 _DTYPES = ("float64", "bfloat16")
@@ -28,7 +30,8 @@ def commands_data(graph: GraphLike, folder: str | Path | None = None) -> dict[st
 
     Each as `shell` and `python`, in halves. `intervene`: between them come options (` --feature 2.713@5 --zero`), or in
     Python a list of interventions; `validate`: an edge (`2.713@5 → 3.1@5`). What no shell can be told is left out: a
-    prompt with NUL. `folder`: where the graph is, as its user writes it. None for a graph that names no model.
+    prompt with NUL, or a very long one. `folder`: where the graph is, as its user writes it. None for a graph that
+    names no model.
     """
     given = graph.provenance
     source = given.get("source")
@@ -42,7 +45,7 @@ def commands_data(graph: GraphLike, folder: str | Path | None = None) -> dict[st
     loading = _python_loading(model, own, named, _dtype(given), _bos(given))
     found = {"validate": _validate(place, loading)}
     prompt = given.get("prompt")
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and len(prompt) <= LONGEST_PROMPT:
         found["intervene"] = _intervene(prompt, _options(model, own, named, _dtype(given), _bos(given)), loading)
     return found
 

@@ -63,7 +63,8 @@ def opening(opened: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:
     unknown = {node for members in (pinned, notes, *(group[1:] for group in groups)) for node in members} - set(ids)
     if unknown:
         raise InputError(f"The page cannot open with node {min(unknown)!r}, which is not among the {len(ids)} drawn.")
-    return {"pinned": pinned, "groups": groups, "note": str(opened.get("note", "")), "notes": notes}
+    found = {"pinned": pinned, "groups": groups, "note": str(opened.get("note", ""))}
+    return found | ({"notes": notes} if notes else {})
 
 
 def _at(value: Any, *keys: str) -> Mapping[str, Any]:

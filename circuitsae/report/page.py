@@ -45,9 +45,11 @@ _SCRIPTS = (
     ),
     *("folding", "layout", "strands", "geometry", "labels", "overlay", "edges", "traces", "plot"),
     *("superlayout", "supergraph", "bench"),
-    *("ways", "questions", "header", "card", "notes", "edgetest", "scatter", "commands", "serve", "outcome"),
+    *("ways", "questions", "header", "card", "notes", "edgetest", "scatter", "commands"),
     *("panel", "list", "controls", "filters", "picture", "export", "print", "keyboard", "embedded", "main"),
 )
+_SERVING = ("serve", "outcome")
+"""Before the last of them, where there is a server."""
 _STYLES = ("base", "page", "header", "bench", "panel", "questions", "claims", "card", "compare", "serve", "print")
 _SPECIAL = re.compile(r"<[^<>\s]{1,40}>")
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
@@ -138,7 +140,8 @@ def _default_title(graph: GraphLike) -> str:
 
 def assemble(data: dict[str, Any], plotlyjs: PlotlyJS = "inline", *, asks: str = "'none'") -> str:
     """The text of the viewer with `data`; see `write_page`. `asks`: whom the page may ask, as its policy names them."""
-    viewer = "\n".join(read_static(f"js/{name}.js") for name in _SCRIPTS)
+    names = _SCRIPTS if data.get("serving") is None else (*_SCRIPTS[:-1], *_SERVING, _SCRIPTS[-1])
+    viewer = "\n".join(read_static(f"js/{name}.js") for name in names)
     plotly_tag, plotly_source = _plotly(plotlyjs)
     # plotly.js sets styles on its elements.
     rules = policy(plotly_source, hash_source(viewer), styles="'unsafe-inline'", asks=asks)

@@ -106,7 +106,7 @@ def test_an_edge_shows_its_claims_side_by_side_and_what_they_are_made_of(page: P
     page.evaluate("e => viewer.select(viewer.edges.target[e])", edge)
     mine = page.locator("#panel li", has=page.locator(f"[title='{' → '.join(page.evaluate('viewer.endsOf', edge))}']"))
     expect(mine.locator("table.claims")).to_have_count(0)
-    summary = mine.locator("summary")
+    summary = mine.locator(".test > summary")
     summary.focus()
     page.keyboard.press("Enter")  # as a reader without a mouse opens it
     expect(mine.locator("table.claims thead th")).to_have_text(["Graph", "Direct edge", "Model effect"])

@@ -1,6 +1,7 @@
 """The server behind a page: whom it lets in, what it runs, what it keeps, and what it refuses."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import circuitsae as cs
+from circuitsae.cli import main
 from circuitsae.commands.graph_folders import write_folder
 from circuitsae.commands.shared import page_parts, write_page
 from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
@@ -142,6 +144,17 @@ def test_no_path_leads_to_a_file(client: TestClient, folder: Path, path: str):
     assert found.status_code in (403, 404), found.text
     assert "outside" not in found.text
     assert "root:" not in found.text
+
+
+def test_a_port_that_cannot_be_had_is_said(folder: Path, capsys: pytest.CaptureFixture[str]):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port, said in ((str(taken.getsockname()[1]), "cannot be had"), ("70000", "is no port")):
+            with pytest.raises(SystemExit) as stopped:
+                main(["serve", str(folder), "--no-open", "--port", port])
+            assert stopped.value.code == 2
+            assert said in capsys.readouterr().err.replace("\n", " ")
 
 
 # what is refused
@@ -414,7 +427,7 @@ def test_groups_are_opened_again_and_go_with_the_graph_they_are_of(
     client: TestClient, graph: AttributionGraph, folder: Path
 ):
     client.put("opened", json={"pinned": ["tok@1"], "groups": [["one", "tok@2"], ["one", "tok@3"]], "note": "n"})
-    expected = {"pinned": ["tok@1"], "groups": [["one", "tok@2"], ["one (2)", "tok@3"]], "note": "n", "notes": {}}
+    expected = {"pinned": ["tok@1"], "groups": [["one", "tok@2"], ["one (2)", "tok@3"]], "note": "n"}
 
     def opened() -> Any:
         return shown((folder / "graph.html").read_text())["opened"]

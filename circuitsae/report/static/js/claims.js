@@ -113,5 +113,6 @@
   const tested = [tests, ...sides].flatMap((one) => one.claims);
   const claims = Object.keys(CLAIMS).filter((claim) => tested.includes(claim));
 
-  Object.assign(viewer, { tests, readTests: reader, sideTests: sides, claims, claimSentence: (claim) => sentence(tests, claim) });
+  const claimSentence = (claim) => sentence(tests, claim);
+  Object.assign(viewer, { tests, readTests: reader, sideTests: sides, claims, claimSentence });
 })((window.viewer ??= {}));

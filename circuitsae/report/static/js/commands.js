@@ -9,9 +9,10 @@
   const commands = page.commands ?? {};
   const changeable = (i) => CHANGEABLE.includes(nodes.kind[i]) && ID.test(nodes.id[i]);
 
+  const decimal = (value) => (Number.isInteger(Number(value)) ? Number(value).toFixed(1) : String(Number(value)));
   const OPTIONS = {
     zero: () => [" --zero", "Zero()"],
-    scale: (value) => [` --scale=${Number(value)}`, `Scale(${Number(value)})`],
+    scale: (value) => [` --scale=${Number(value)}`, `Scale(${decimal(value)})`],
     replace: (value) => [` --replace ${value}`, `Replace(parse_target("${value}"))`],
   };
   const known = (operation, value) =>
@@ -47,14 +48,16 @@
       await navigator.clipboard.writeText(code.textContent);
     } catch {
       getSelection().selectAllChildren(code);
-      if (!document.execCommand("copy")) return viewer.warn("Nothing was copied; the command is chosen, copy it by key");
+      if (!document.execCommand("copy")) return viewer.warn("Not copied; the command is chosen, copy it by key");
     }
     viewer.say("Copied");
   }
 
   function block(title, command) {
     if (!command) return null;
-    const code = element("code", { dir: "ltr" }, command);
+    const parts = command.split(/(--[a-z][a-z0-9-]*)/u); // lines break beside options, not in them
+    const words = parts.map((part, p) => (p % 2 ? element("span", { class: "option" }, part) : part));
+    const code = element("code", { dir: "ltr" }, ...words);
     const copies = button("Copy", () => copy(code), { "aria-label": `Copy the command for ${title}`, class: "copy" });
     return element(
       "div",
@@ -79,8 +82,9 @@
 
   // A chosen node: behind a click without a server, with one to be run at once.
   function nodeInModel(i) {
-    if (page.comparison || !changeable(i) || !commands.intervene) return null;
+    if (page.comparison || !changeable(i)) return null;
     if (page.serving) return viewer.askForm(i, foreseen(i));
+    if (!commands.intervene) return null;
     const made = element(
       "details",
       { class: "in-model" },
@@ -99,7 +103,8 @@
     if (!found) return null;
     const about = viewer.endsOf(e).join(" → ");
     const body = element("div");
-    const summary = element("summary", { "aria-label": `Test ${about} in the model`, title: "Test it in the model" }, "⋯");
+    const says = { "aria-label": `Test ${about} in the model`, title: "Test it in the model" };
+    const summary = element("summary", says, "⋯");
     const made = element("details", { class: "edge-model" }, summary, body);
     const show = () => body.append(...[page.serving ? viewer.testForm(e) : null, ...blocks(found)].filter(Boolean));
     made.addEventListener("toggle", () => made.open && !body.childElementCount && show());

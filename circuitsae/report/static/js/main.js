@@ -15,7 +15,7 @@
   viewer.startExport();
   viewer.startPrint();
   viewer.startKeyboard();
-  viewer.startServing();
+  viewer.startServing?.();
   viewer.comparison?.start();
   await viewer.startPlot();
   viewer.startSupergraph();

@@ -1,5 +1,5 @@
-// The page with its model behind it (`circuitsae serve`): changes of nodes and tests of edges are run, and labels, pins,
-// groups and notes are kept in the graph's folder. Without a server nothing here is called.
+// The page with its model behind it (`circuitsae serve`): changes of nodes and tests of edges are run, and labels,
+// pins, groups and notes are kept in the graph's folder. A page without a server goes without this file.
 (function (viewer) {
   "use strict";
 
@@ -17,8 +17,8 @@
   let last = null; // what came of the last one, or why nothing did
 
   async function ask(method, path, body) {
-    const headers = body === undefined ? {} : { "content-type": "application/json" };
-    const response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    const sent = body && { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+    const response = await fetch(path, { method, ...sent });
     const found = await response.json();
     if (!response.ok) throw new Error(found.error);
     return found;
@@ -60,30 +60,29 @@
     return made;
   }
 
-  function fields(i, redraw) {
+  // `redraw` where the fields themselves change, `refill` where only the commands do: a button that is being pressed
+  // must stay.
+  function fields(i, redraw, refill) {
     const rows = choices(i);
-    if (!rows[wanted.on]) wanted.on = "node";
-    const take = (name) => (value) => ((wanted[name] = value), redraw(name));
     const { hint, usual } = OPERATIONS[wanted.operation];
     const value = element("input", {
       "aria-label": hint,
       placeholder: hint,
       spellcheck: "false",
-      oninput: () => (wanted.value = value.value),
-      onchange: () => redraw("value"),
+      oninput: () => ((wanted.value = value.value), refill()),
     });
     if (hint) value.value = wanted.value ||= usual ?? "";
     const names = Object.fromEntries(Object.entries(OPERATIONS).map(([key, { name }]) => [key, name]));
     const members = Object.fromEntries(Object.entries(rows).map(([key, [name]]) => [key, name]));
     const operation = select("What to do", names, wanted.operation, (chosen) => {
-      wanted.value = "";
-      take("operation")(chosen);
+      Object.assign(wanted, { operation: chosen, value: "" });
+      redraw();
     });
-    operation.dataset.field = "operation";
+    const on = (chosen) => ((wanted.on = chosen), refill());
     return [
       operation,
       hint ? value : null,
-      Object.keys(rows).length > 1 ? select("With which nodes", members, wanted.on, take("on")) : null,
+      Object.keys(rows).length > 1 ? select("With which nodes", members, wanted.on, on) : null,
     ];
   }
 
@@ -93,6 +92,8 @@
     const status = element("p", { class: "hint", role: "status" });
     const stops = button("Cancel", cancel, { class: "cancel", hidden: "" });
     const starts = element("button", { type: "submit" }, "Run");
+    const folded = element("details", { class: "commands" }, element("summary", {}, "Commands"));
+    if (!choices(i)[wanted.on]) wanted.on = "node";
     const members = () => choices(i)[wanted.on][1];
 
     const busy = (step) => {
@@ -111,23 +112,29 @@
       } catch (error) {
         last = { error: error.message };
       }
+      viewer.runs += 1;
       busy("");
       viewer.redrawPanel();
     }
 
+    function refill() {
+      const found = viewer.changeCommands(members(), wanted.operation, wanted.value);
+      folded.replaceChildren(folded.firstChild, ...viewer.commandBlocks(found).filter(Boolean));
+      folded.hidden = !found;
+    }
+
     function draw() {
-      const form = element("form", { autocomplete: "off" }, ...fields(i, redraw), starts, stops);
+      const form = element("form", { autocomplete: "off" }, ...fields(i, redraw, refill), starts, stops);
       form.addEventListener("submit", (event) => (event.preventDefault(), start()));
       const found = last?.result?.changed.includes(nodes.id[i]) ? viewer.outcome(last.result) : null;
       const failed = last?.error ? element("p", { class: "failed", role: "alert" }, text(last.error)) : null;
-      const commands = viewer.commandBlocks(viewer.changeCommands(members(), wanted.operation, wanted.value));
-      const folded = element("details", { class: "commands" }, element("summary", {}, "Commands"), ...commands);
-      const parts = [element("h3", {}, "In the model"), foreseen, form, status, failed, found];
-      box.replaceChildren(...[...parts, commands.length ? folded : null, labelForm(i)].filter(Boolean));
+      const parts = [element("h3", {}, "In the model"), foreseen, form, status, failed, found, folded, labelForm(i)];
+      box.replaceChildren(...parts.filter(Boolean));
+      refill();
       busy(run ? run.step : "");
     }
 
-    const redraw = (field) => (draw(), box.querySelector(`[data-field="${field}"]`)?.focus());
+    const redraw = () => (draw(), box.querySelector("select").focus());
     draw();
     return box;
   }
@@ -161,10 +168,13 @@
     if (nodes.kind[i] !== "feature") return null;
     const key = `${nodes.layer[i]}.${nodes.index[i]}`;
     const field = element("input", { "aria-label": `Label of ${key}`, placeholder: "what it stands for" });
-    field.value = viewer.labelOf(i)?.text ?? "";
-    const form = element("form", { class: "label-form", autocomplete: "off" }, field, element("button", {}, "Save label"));
+    const before = viewer.labelOf(i)?.text ?? "";
+    field.value = before;
+    const saves = element("button", {}, "Save label");
+    const form = element("form", { class: "label-form", autocomplete: "off" }, field, saves);
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
+      if (field.value === before) return; // what others said is not made this reader's
       try {
         const { label } = await ask("PUT", `labels/${key}`, { text: field.value });
         (page.labels ??= {})[key] = label;
@@ -187,7 +197,6 @@
 
   // Pins, groups and notes are kept as they change, the last of a burst.
   function startServing() {
-    if (!page.serving) return;
     let kept = JSON.stringify(written());
     let pending = 0;
     const keep = async () => {
@@ -207,5 +216,5 @@
     });
   }
 
-  Object.assign(viewer, { askForm, testForm, startServing });
+  Object.assign(viewer, { runs: 0, askForm, testForm, startServing }); // `runs`: how many have come to an end
 })((window.viewer ??= {}));
