@@ -350,10 +350,11 @@ def outcome_html(document: Mapping[str, Any]) -> str:
 
 
 def _change(changes: Sequence[str], kl: float, rows: Sequence[Mapping[str, Any]]) -> str:
-    done = shorten("; ".join(map(printable, changes)), 3 * _WIDTH) or "nothing changed"
+    done = shorten("; ".join(map(printable, changes)), 2 * _WIDTH) or "nothing changed"
+    counted = f"{len(changes)} changes: {done}" if len(changes) > 1 else done
     colours = {"before": _GREY, "after": _BLUE}
-    return table(
-        f"{done} (KL {kl:.3g} nats)",
+    return _paragraph(f"{counted} (KL {kl:.3g} nats)") + table(
+        "",
         ("token", "before", "", "after", ""),
         [
             (
