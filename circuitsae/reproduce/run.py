@@ -21,6 +21,7 @@ from circuitsae.reproduce.circuit import (
 )
 from circuitsae.reproduce.features import feature_stage
 from circuitsae.reproduce.result import Reproduction, Settings, Step, silent
+from circuitsae.reproduce.role_picture import picture_stage
 from circuitsae.reproduce.role_stage import role_stage
 from circuitsae.tasks import Task, behaviour, known_examples
 from transcoders.dictionaries import DictionarySet
@@ -108,7 +109,9 @@ def reproduce(
         found = component_stage(report, model, settings, step)
     with stage("roles of heads") as step:
         few = prompts.take(slice(settings.held_out))
-        role_stage(report, model, few, found.nodes, gpt2_small=small, progress=step)
+        named = role_stage(report, model, few, found.nodes, gpt2_small=small, progress=step)
+        step("the circuit by roles")
+        picture_stage(report, model, few, named)
     with stage("stability") as step:
         stability_stage(report, model, found, settings, step)
     if small:
