@@ -167,7 +167,8 @@ def _split(ranks: dict[str, int], middle: Sequence[str], widths: dict[str, float
         for name in ranks:
             if ranks[name] == rank and name not in row:
                 made[name] = rank + shift
-    return made
+    dense = {rank: number for number, rank in enumerate(sorted(set(made.values())))}
+    return {name: dense[rank] for name, rank in made.items()}
 
 
 def _fit_rows(diagram: Diagram, sizes: dict[str, Placed], ranks: dict[str, int], page: float) -> None:

@@ -50,7 +50,7 @@ def circuit_of_roles(model: LanguageModel, task: Task, found: Sequence[Mapping[A
         positions={role: str(row["from"]) for role, row in own.items()},
         places={name: at[name] for name in at if any(name in _ends(row, at) for row in own.values())},
         looks=[Look(role, _ends(row, at)[1], _mean(found, classes[role], row)) for role, row in own.items()],
-        measure=few.metric,
+        measure=few.metric.replace("_", " "),
     )
 
 
