@@ -1,5 +1,6 @@
 """`circuitsae circuit`: the features that do a task, and how much of it they do alone."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
 
 if TYPE_CHECKING:
+    from circuitsae.attribution.effect_edges import EffectGraph
     from circuitsae.validation import Curve
 
 WANTED = 0.8
@@ -50,7 +52,7 @@ def circuit(
 ) -> None:
     """A sparse feature circuit: nodes by their effects on a task, and how much of it they do alone, in the live model.
 
-    Writes circuit.json: nodes, edges between the strongest, and the curves.
+    Writes circuit.json: nodes, edges between the strongest, and the curves; with matplotlib circuit.svg, a picture.
 
     Args:
         task: A task's name, such as agreement, or a CSV or JSON file of pairs.
@@ -121,7 +123,18 @@ def circuit(
                 "curves": {name: curve.to_json() for name, curve in curves.items()}}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "circuit.json", document)
-    say(console, *(_sentence(name, curve) for name, curve in curves.items()), f"Written: {folder / 'circuit.json'}")
+    said = [_sentence(name, curve) for name, curve in curves.items()]
+    if graph is not None and find_spec("matplotlib") is not None:
+        _draw(graph, whole.metric, said[0], folder / "circuit.svg")
+    say(console, *said, f"Written: {folder / 'circuit.json'}")
+
+
+def _draw(graph: "EffectGraph", metric: str, said: str, file: Path) -> None:
+    from circuitsae.attribution.effect_edges import METRIC
+    from circuitsae.report.circuit_of_effects import effects_picture
+
+    layers = dict(zip(graph.nodes["id"].tolist(), graph.nodes["layer"].tolist(), strict=True))
+    effects_picture(graph.triples(), layers, (METRIC, metric.replace("_", " ")), last=said).save(file)
 
 
 def _sentence(name: str, curve: "Curve") -> str:

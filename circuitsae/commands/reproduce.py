@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -55,8 +56,8 @@ def reproduce(
 ) -> None:
     """Reproduce a circuit: behaviour, heads and MLPs, features, published figures; exit code 1 if a bar fails.
 
-    Writes report.html (offline), report.json and, with dictionaries, a graph per task, TASK.html. Ended, the same
-    command goes on after the last whole stage.
+    Writes report.html (offline), report.json and, with dictionaries, a graph per task, TASK.html; with matplotlib the
+    circuit of heads by roles, TASK-circuit.svg. Ended, the same command goes on after the last whole stage.
 
     Args:
         task: ioi, greater-than, induction, two-hop, agreement, or all of them.
@@ -154,6 +155,8 @@ def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command
     for report in found:
         if report.graph is not None:
             report.graph.write_html(folder / f"{report.task}.html", title=f"{report.task} — {report.model}")
+        if report.picture is not None and find_spec("matplotlib") is not None:
+            report.picture.save(folder / f"{report.task}-circuit.svg")
     if docs is not None:
         write_file(docs, markdown(found, command))
     if (folder / UNFINISHED).is_dir():

@@ -36,6 +36,8 @@ _ROW, _PER_ARROW, _HIGHEST = 24.0, 1.5, 48.0
 """The height between two rows: at least, for each arrow more, and at most."""
 _FULL = 0.75
 """How much of a row boxes may fill; the rest is for arrows that pass."""
+_SPREAD = 0.6
+"""Columns are at least this share of an even spread apart."""
 _PORT = 6.0
 """Between arrows at the edge of a box, where there is room."""
 _SWEEPS = 12
@@ -165,7 +167,8 @@ def _split(ranks: dict[str, int], middle: Sequence[str], widths: dict[str, float
         for name in ranks:
             if ranks[name] == rank and name not in row:
                 made[name] = rank + shift
-    return made
+    dense = {rank: number for number, rank in enumerate(sorted(set(made.values())))}
+    return {name: dense[rank] for name, rank in made.items()}
 
 
 def _fit_rows(diagram: Diagram, sizes: dict[str, Placed], ranks: dict[str, int], page: float) -> None:
@@ -289,7 +292,7 @@ def _places(cells: list[_Cell], chains: list[_Chain], rows: list[list[int]], pag
     middle = n + len(columns)
     wishes += [(i, middle, 0.05) for i, cell in enumerate(cells) if cell.placed is not None]
     apart = [(a, b, _apart(cells[a], cells[b])) for row in rows for a, b in pairwise(row)]
-    apart += [(n + i, n + i + 1, 10.0) for i in range(len(columns) - 1)]
+    apart += [(n + i, n + i + 1, _SPREAD * page / len(columns)) for i in range(len(columns) - 1)]
     size, k = middle + 1, len(wishes)
     left = sparse.lil_array((2 * k + len(apart), size + k))
     right = np.zeros(2 * k + len(apart))

@@ -87,8 +87,19 @@ def _of_answer(metric: tuple[str, float], effects: Sequence[tuple[str, str, floa
 
 def _of_path(effects: Sequence[tuple[str, str, float, str]]) -> str:
     """From where the arrows begin to the answer, the path whose weakest arrow is worth most."""
+    path, worth = widest_path(effects)
+    if not path:
+        return "No path of arrows leads through two roles to the answer."
+    way = " → ".join(called(name) if name != ANSWER else "the answer" for name in path)
+    return f"The strongest path through several roles is {way}; its weakest arrow is worth {percent(worth)}."
+
+
+def widest_path(effects: Sequence[tuple[str, str, float, str]]) -> tuple[list[str], float]:
+    """The path from where the arrows begin to the answer whose weakest arrow is worth most, and how much that is.
+
+    Of those that are equally wide the longest; nothing where no path leads through two boxes.
+    """
     reached = {target for _, target, _, _ in effects}
-    best: tuple[float, list[str]] | None = None
     for least in sorted({abs(worth) for *_, worth, _ in effects}, reverse=True):
         kept = nx.DiGraph([(s, t) for s, t, worth, _ in effects if abs(worth) >= least])
         if ANSWER not in kept:
@@ -96,9 +107,5 @@ def _of_path(effects: Sequence[tuple[str, str, float, str]]) -> str:
         back = nx.single_source_shortest_path(kept.reverse(copy=False), ANSWER)
         ways = [way[::-1] for end, way in back.items() if len(way) > 2 and end not in reached]
         if ways:
-            best = least, max(ways, key=lambda way: (len(way), way))
-            break
-    if best is None:
-        return "No path of arrows leads through two roles to the answer."
-    way = " → ".join(called(name) if name != ANSWER else "the answer" for name in best[1])
-    return f"The strongest path through several roles is {way}; its weakest arrow is worth {percent(best[0])}."
+            return max(ways, key=lambda way: (len(way), way)), least
+    return [], 0.0

@@ -159,7 +159,7 @@ def _arrow(route: Route) -> Iterator[Outline]:
     color, dash = _colour(route.arrow), _DASHED if route.arrow.weight < 0 else ()
     wide = _THINNEST + (_WIDEST - _THINNEST) * min(max(route.arrow.strength, 0.0), 1.0)
     *before, (x, y) = route.points
-    up = 1.0 if y >= before[-1][1] else -1.0
+    up = 1.0 if y > before[0][1] else -1.0
     head, half = _HEAD + wide, 2.0 + 0.75 * wide
     yield Outline(tuple(_line((*before, (x, y - up * head * 0.8)))), color, wide, dash)
     base = y - up * head

@@ -10,7 +10,7 @@ import unicodedata
 from circuitsae.report.text import printable
 
 _REGULAR = {
-    0.29: "'ijlIJ", 0.32: " ,.", 0.36: "/:;\\|f-", 0.4: "()[]t!", 0.42: "r", 0.5: '"*_`', 0.53: "sz?", 0.56: "cL",
+    0.29: "'ijlIJ", 0.32: " \u00a0,.", 0.36: "/:;\\|f-", 0.4: "()[]t!", 0.42: "r", 0.5: '"*_`', 0.53: "sz?", 0.56: "cL",
     0.6: "FkvxyP", 0.64: "TYaoeESbdghnpqu$0123456789{}", 0.7: "KAVBRXZC", 0.77: "UHNDG&", 0.82: "wOQ",
     0.87: "#+<=>^~M→✓⇄○↵−", 1.0: "%mW@…",
 }  # fmt: skip
@@ -20,6 +20,8 @@ _BOLD, _BOLD_LEAST = 1.16, 0.36
 _WIDEST = 1.1
 """Of whatever is not ASCII."""
 _NOT_XML = re.compile("[\ufffe\uffff]|[\U0001fffe\U0001ffff]")
+_KEPT = re.compile(r"(\d(?= %)|\bat(?= \S)|(?= ·)) ")
+"""Spaces at which no line breaks: of "12 %" and "at END"."""
 ELLIPSIS = "…"
 
 
@@ -44,7 +46,7 @@ def wrapped(text: str, size: float, most: float, *, lines: int, bold: bool = Fal
     Lines break at spaces, and inside a word only where it is wider than a line.
     """
     made = [""]
-    for word in text.split():
+    for word in _KEPT.sub("\\1\u00a0", " ".join(text.split())).split(" "):
         tried = f"{made[-1]} {word}".strip()
         if width(tried, size, bold=bold) <= most:
             made[-1] = tried
@@ -53,9 +55,9 @@ def wrapped(text: str, size: float, most: float, *, lines: int, bold: bool = Fal
         made = [*made, *pieces] if made[-1] else pieces
         if len(made) > lines:
             break
-    if len(made) <= lines:
-        return made
-    return [*made[: lines - 1], fitting(f"{made[lines - 1]}{ELLIPSIS}", size, most, bold=bold)]
+    if len(made) > lines:
+        made = [*made[: lines - 1], fitting(f"{made[lines - 1]}{ELLIPSIS}", size, most, bold=bold)]
+    return [line.replace("\u00a0", " ") for line in made]
 
 
 def _pieces(word: str, size: float, most: float, bold: bool) -> list[str]:

@@ -18,6 +18,8 @@ from safetensors.torch import load, save
 from circuitsae.components import Edge, Rescored, Scores
 from circuitsae.components.network import ComponentGraph
 from circuitsae.graph.aggregate import AggregateGraph
+from circuitsae.report.circuit_diagram import Arrow, Box, Diagram
+from circuitsae.report.circuit_drawing import CircuitPicture
 from circuitsae.reproduce.circuit import FoundCircuit
 from circuitsae.reproduce.result import Claim, Reproduction, Section
 from transcoders.files import short_hash, write_file
@@ -36,6 +38,7 @@ class Finished:
             "sections": [_section(section) for section in report.sections[before[1] :]],
             "seconds": report.seconds[stage],
             "graph": None if report.graph is None else _aggregate(report.graph),
+            "picture": None if report.picture is None else asdict(report.picture),
             "circuit": None,
         }
         if found is not None:
@@ -50,6 +53,7 @@ class Finished:
             sections = [_read_section(section) for section in record["sections"]]
             found = None if record["circuit"] is None else self._read_circuit(stage, record["circuit"], graph)
             seconds, whole = float(record["seconds"]), record["graph"]
+            picture = None if record["picture"] is None else _read_picture(record["picture"])
             aggregate = None if whole is None else _read_aggregate(whole)
         except (OSError, ValueError, KeyError, TypeError):  # not done, or cut off
             return False, None
@@ -57,6 +61,7 @@ class Finished:
         report.sections += sections
         report.seconds[stage] = seconds
         report.graph = aggregate if aggregate is not None else report.graph
+        report.picture = picture if picture is not None else report.picture
         return True, found
 
     def _place(self, stage: str, suffix: str) -> Path:
@@ -104,6 +109,13 @@ def _read_section(record: Mapping[str, Any]) -> Section:
     table = None if record["table"] is None else _read_table(record["table"])
     figure = None if record["figure"] is None else plotly.io.from_json(record["figure"])
     return Section(record["title"], record["text"], table, figure)  # pyright: ignore[reportArgumentType]
+
+
+def _read_picture(record: Mapping[str, Any]) -> CircuitPicture:
+    diagram = record["diagram"]
+    boxes, arrows = ([kind(**each) for each in diagram[name]] for kind, name in ((Box, "boxes"), (Arrow, "arrows")))
+    made = {**diagram, "boxes": tuple(boxes), "arrows": tuple(arrows), "sentences": tuple(diagram["sentences"])}
+    return CircuitPicture(Diagram(**made), record["columns"])
 
 
 def _table(frame: pd.DataFrame) -> dict[str, Any]:

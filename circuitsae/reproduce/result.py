@@ -14,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from circuitsae.components.network import Network
+from circuitsae.report import CircuitPicture
 from circuitsae.tasks import Task, load_task
 from transcoders.errors import InputError
 from transcoders.files import write_file
@@ -191,6 +192,9 @@ class Reproduction:
     """Of each stage."""
     graph: Any = None
     """The task's attribution graphs as one (`circuitsae.graph.AggregateGraph`), where there are dictionaries."""
+
+    picture: CircuitPicture | None = None
+    """The circuit of heads by roles."""
 
     @property
     def failed(self) -> list[Claim]:

@@ -8,6 +8,7 @@ import torch
 
 from circuitsae.components import Judge, RoleCircuit, problems_of, role_circuit
 from circuitsae.report.circuit_of_heads import Look
+from circuitsae.reproduce.result import Reproduction
 from circuitsae.tasks import Task
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -16,44 +17,51 @@ PROMPTS = 24
 """At most so many, for every pair of roles is a run of them."""
 
 
-def picture_of_roles(model: LanguageModel, task: Task, found: Sequence[Mapping[Any, Any]]) -> RoleCircuit | None:
+def picture_stage(
+    report: Reproduction, model: LanguageModel, task: Task, found: Sequence[Mapping[Any, Any]] | None
+) -> None:
+    """The circuit by roles as a section of the report, and as its picture."""
+    made = circuit_of_roles(model, task, found or ())
+    if made is not None:
+        report.picture = made.picture()
+        report.section("The circuit by roles", " ".join(report.picture.sentences), made.drawn,
+                       report.picture.to_figure())  # fmt: skip
+
+
+def circuit_of_roles(model: LanguageModel, task: Task, found: Sequence[Mapping[Any, Any]]) -> RoleCircuit | None:
     """The circuit of the heads (and MLPs) that were found in a role: a mapping each, as `head_roles` has them.
 
-    A component of several roles is in the box of all of them; of a role and the same with more said, the latter counts.
+    A component of several roles is in the box of the last of them, which asks for most.
     None where nothing was found, or the metric does not tell clean from corrupt prompts.
     """
-    if not found:
-        return None
     few = task.take(slice(PROMPTS))
+    if not found or not few.examples:
+        return None
     classes, rows = _boxes(found)
     try:
         judge = Judge(problems_of(model, few))
     except InputError:
         return None
     at = _places(model, few)
-    own = {role: row for role, row in rows.items() if row.get("from")}
+    own = {role: row for role, row in rows.items() if isinstance(row.get("from"), str)}
     return role_circuit(
         judge,
         classes,
         positions={role: str(row["from"]) for role, row in own.items()},
         places={name: at[name] for name in at if any(name in _ends(row, at) for row in own.values())},
         looks=[Look(role, _ends(row, at)[1], _mean(found, classes[role], row)) for role, row in own.items()],
-        measure=few.metric,
+        measure=few.metric.replace("_", " "),
     )
 
 
 def _boxes(found: Sequence[Mapping[Any, Any]]) -> tuple[dict[str, list[str]], dict[str, Mapping[Any, Any]]]:
-    """Components by what they do, and of each a row that says where they look."""
-    roles: dict[str, dict[str, Mapping[Any, Any]]] = {}
-    for row in found:
-        roles.setdefault(str(row["head"]), {})[str(row["role"])] = row
+    """Components by what they do, and of each role a row that says where it looks."""
+    last = {str(row["head"]): row for row in found}
     classes: dict[str, list[str]] = {}
     rows: dict[str, Mapping[Any, Any]] = {}
-    for head, own in roles.items():
-        said = [role for role in own if not any(other.startswith(f"{role}, ") for other in own)]
-        name = " and ".join(said)
-        classes.setdefault(name, []).append(head)
-        rows.setdefault(name, own[said[-1]])
+    for head, row in last.items():
+        classes.setdefault(str(row["role"]), []).append(head)
+        rows.setdefault(str(row["role"]), row)
     return classes, rows
 
 

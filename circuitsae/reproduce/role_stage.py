@@ -57,8 +57,11 @@ def role_stage(
     *,
     gpt2_small: bool = False,
     progress: Step = silent,
-) -> None:
-    """Name the heads, with the evidence, say which are in the circuit, and put what a paper found beside them."""
+) -> list[dict[Any, Any]]:
+    """Name the heads, with the evidence, say which are in the circuit, and put what a paper found beside them.
+
+    Returns a record per component and role.
+    """
     table = head_roles(model, task, progress=progress)
     text = _criteria(report.task, len(task))
     if table.empty:
@@ -73,7 +76,8 @@ def role_stage(
         report.section("MLPs that write the answer", _mlp_criteria(len(task)), mlps)
         roles.append(MLP_ROLES[report.task])
         table = pd.concat([table, mlps.rename(columns={"mlp": "head"}).assign(role=roles[-1])])
-    beside = beside_published(report.task, roles, table.to_dict("records"))
+    records = table.to_dict("records")
+    beside = beside_published(report.task, roles, records)
     for row in beside.to_dict("records"):
         _claim(report, row, gpt2_small=gpt2_small)
     if report.task in PUBLISHED:
@@ -82,6 +86,7 @@ def role_stage(
             f"`that matter`: resampled, they change the metric by at least {MOVES:.0%}. GPT-2 small's after {source}."
         )
         report.section("Roles beside GPT-2 small's", text, beside)
+    return records
 
 
 def _claim(report: Reproduction, row: Mapping[Any, Any], *, gpt2_small: bool) -> None:

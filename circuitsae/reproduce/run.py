@@ -25,6 +25,7 @@ from circuitsae.reproduce.circuit import (
 from circuitsae.reproduce.features import feature_stage
 from circuitsae.reproduce.finished import Finished
 from circuitsae.reproduce.result import Reproduction, Settings, Step, silent
+from circuitsae.reproduce.role_picture import picture_stage
 from circuitsae.reproduce.role_stage import role_stage
 from circuitsae.tasks import Task, behaviour, known_examples
 from transcoders.dictionaries import DictionarySet
@@ -116,10 +117,13 @@ def reproduce(
     found = stages.run("heads and MLPs", lambda step: component_stage(report, model, settings, step))
     assert found is not None
     few = prompts.take(held_out)
-    stages.run(
-        "roles of heads",
-        lambda step: role_stage(report, model, few, found.nodes, gpt2_small=small, progress=step),
-    )
+
+    def in_roles(step: Step) -> None:
+        named = role_stage(report, model, few, found.nodes, gpt2_small=small, progress=step)
+        step("the circuit by roles")
+        picture_stage(report, model, few, named)
+
+    stages.run("roles of heads", in_roles)
     stages.run("stability", lambda step: stability_stage(report, model, found, settings, step))
     if small:
         stages.run("published circuits", lambda step: _published(report, model, found, few))

@@ -26,6 +26,10 @@ def test_a_circuit_of_the_pocket_model_on_agreement(pocket, tmp_path, capsys):
     assert written[0]["f"] == pytest.approx(curve.f[0], abs=1e-5)
     assert {edge["source"] for edge in found["edges"]} <= set(circuit.first(4).ids)
     assert found["edges"]
+    drawn = (tmp_path / "circuit.svg").read_text("utf-8")
+    largest = max(found["edges"], key=lambda edge: abs(edge["effect"]))
+    assert f"{largest['effect']:+.2g}".replace("-", "−") in drawn
+    assert largest["source"].partition("@")[0] in drawn
     assert f"of {curve.full.mean():.3f} (all ablated: {curve.empty.mean():.3f})" in capsys.readouterr().out
 
 

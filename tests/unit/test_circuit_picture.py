@@ -140,6 +140,21 @@ def test_arrows_run_upward_around_the_boxes(picture: CircuitPicture):
             assert rows[arrow.source] < rows[arrow.target]
 
 
+def test_arrows_against_the_order_of_layers_point_down():
+    boxes = (Box("late", "late", "group", 2.0), Box("early", "early", "group", 1.0), Box("a", "a", "answer", 3.0))
+    pairs = (("early", "late"), ("late", "early"), ("late", "a"))
+    shapes = CircuitPicture(Diagram(boxes, tuple(Arrow(s, t, 1.0, 0.5) for s, t in pairs))).shapes
+    at = {one.box.id: one for one in shapes.layout.placed}
+    assert at["early"].y < at["late"].y < at["a"].y
+    assert at["early"].rectangle[1] == 0  # no empty row below
+    lift = shapes.height - shapes.layout.height - 3.0
+    heads = {
+        shape.path[0][1][0][1] - lift: shape.path[1][1][0][1] - lift for shape in shapes.outlines if not shape.stroke
+    }
+    assert heads[at["late"].rectangle[1]] < at["late"].rectangle[1]  # from below
+    assert heads[at["early"].rectangle[3]] > at["early"].rectangle[3]  # from above
+
+
 def drawn_texts(picture: CircuitPicture, kind: str = "svg") -> list[str]:
     root = ElementTree.fromstring(picture.drawn(kind))
     return ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from circuitsae.commands.shared import told
-from circuitsae.components import Prepared, attention_moved, direct_logit_attribution, problems_of
+from circuitsae.components import Prepared, attention_moved, direct_logit_attribution, problems_of, role_circuit
 from circuitsae.components.network import Network
 from circuitsae.loading import load_model
 from circuitsae.reproduce import Reproduction, head_roles
 from circuitsae.reproduce.copying import TOP, copy_scores
+from circuitsae.reproduce.role_picture import picture_stage
 from circuitsae.reproduce.role_stage import beside_published, mlps_that_write, role_stage
 from circuitsae.tasks import Task, load_task
 from circuitsae.tasks.task import Example, PatchPair
@@ -298,6 +299,69 @@ def test_published_counts_are_claims_about_their_own_model_alone(own, published)
     assert claim.note == ("a1.h0; 0 of those published" if own else "a1.h0")
     assert [section.title for section in report.sections] == ["Roles of heads", "Roles beside GPT-2 small's"]
     assert {"copy scores", "attention"} <= set(steps)
+
+
+# the circuit by roles
+
+
+def test_what_is_between_roles_is_the_metric_of_a_run_with_those_inputs_patched():
+    """Query, key and value of one head read another head's corrupt output, by hooks; all else is recomputed."""
+    model = random_model("gpt2", n_layers=2, d_model=16, n_heads=4, d_vocab=23, context=8, dtype=torch.float64)
+    (problem,) = problems_of(model, random_task())
+    part = Prepared(problem)
+    clean = float(problem.metric(model.run(problem.clean)[0]).mean())
+    delta = sum(part.delta[part.graph.writer_index[name]] for name in ("a0.h1", "a0.h2"))
+    names = [f"blocks.1.attn.{kind}.hook_out" for kind in "qkv"]
+    # A change of the stream after block 0's attention reaches block 1 alone where its MLP is given the clean output.
+    other = model.run_hooked(problem.clean, read=["blocks.0.hook_out"])[1]["blocks.0.hook_out"]
+    edit = {"blocks.0.hook_out": lambda value: other + delta}
+    patched = model.run_hooked(problem.clean, write=edit, read=names)[1]
+
+    def receive(name):
+        def put(value):
+            value = value.clone()
+            value[:, :, 3] = patched[name][:, :, 3]
+            return value
+
+        return put
+
+    logits = model.run_hooked(problem.clean, write={name: receive(name) for name in names})[0]
+    made = role_circuit(problem, {"early": ["a0.h1", "a0.h2"], "late": ["a1.h3"], "none": []}, least=0.0)
+    rows = made.effects.set_index(["source", "target"])
+    assert rows.loc[("early", "late"), "worth"] == pytest.approx(
+        (clean - float(problem.metric(logits).mean())) / abs(clean), rel=1e-9
+    )
+    assert set(rows.index) == {("early", "late"), ("early", "answer"), ("late", "answer")}
+    assert rows["edges"].tolist() == [6, 2, 1]
+    assert made.metric == pytest.approx(clean)
+    arrows = {(a.source, a.target): a.weight for a in made.picture().arrows}
+    assert arrows == pytest.approx(rows["worth"].to_dict())
+
+
+def test_the_circuit_by_roles_of_a_known_mechanism():
+    report, model, task = Reproduction("ioi", "made", {}), inhibited_mover(), made_task()
+    picture_stage(report, model, task, role_stage(report, model, task, ("a1.h0",)))
+    picture, section = report.picture, report.sections[-1]
+    assert picture is not None
+    heads = {box.id: box.detail for box in picture.boxes if box.kind == "group"}
+    assert heads == {
+        "s-inhibition": "a0.h0 · at END",
+        "name mover": "a1.h0 · at END",
+        "backup name mover": "a2.h0 · at END",
+    }
+    by = {(a.source, a.target): a for a in picture.arrows if not a.looks}
+    assert by["s-inhibition", "name mover"].note == "q"
+    assert by["name mover", "answer"].weight > 0
+    assert ("s-inhibition", "answer") not in by
+    looks = {(a.source, a.target): a.weight for a in picture.arrows if a.looks}
+    assert looks["place: S2", "s-inhibition"] == pytest.approx(1.0, abs=0.01)
+    assert looks["place: IO", "name mover"] > 0.5
+    assert "“s-inhibition” → “name mover” → the answer" in section.text
+    assert section.figure is not None
+    with pytest.raises(InputError, match=r"'a0\.h0' has two roles"):
+        role_circuit(problems_of(model, task), {"a": ["a0.h0"], "b": ["a0.h0"]})
+    with pytest.raises(InputError, match="called 'answer'"):
+        role_circuit(problems_of(model, task), {"answer": ["a0.h0"]})
 
 
 def test_stages_are_lines_of_the_error_stream_without_a_terminal(capsys):
