@@ -89,7 +89,7 @@ def test_why_a_feature_is_on(page: Page, graph: SampleGraph):
     through = along_all_paths(graph, node)
     traced = page.evaluate("viewer.traced(viewer.state.selected)")
     for i, one in enumerate(graph.nodes["id"]):
-        assert traced[str(i)] == pytest.approx(through[one], rel=1e-4, abs=1e-9), one
+        assert traced[i] == pytest.approx(through[one], rel=1e-4, abs=1e-9), one
     tokens = sorted((one for one in through if one.startswith("tok@")), key=lambda one: -through[one])[:3]
     assert titles[len(named) :] == [one for one in tokens if through[one] > 0]
     click(page, "#panel .why .link")
@@ -125,7 +125,9 @@ def test_each_claim_has_its_own_list_with_what_carries_the_edge(page: Page, grap
     page.locator("#claim").select_option("direct")
     failed = graph.edges[graph.edges["direct_verdict"].notna() & (graph.edges["direct_verdict"] != "confirmed")]
     expect(page.locator("#missed")).to_have_text(f"Direct edge: edges that did not hold ({len(failed)})")
-    carried = page.evaluate("viewer.missed('direct').filter(e => viewer.tests.verdict('direct', e) === 'attention').length")
+    carried = page.evaluate(
+        "viewer.missed('direct').filter(e => viewer.tests.verdict('direct', e) === 'attention').length"
+    )
     assert carried == (failed["direct_verdict"] == "attention").sum() > 0
 
 
