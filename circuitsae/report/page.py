@@ -45,7 +45,10 @@ _SCRIPTS = (
     *("ways", "questions", "header", "card", "notes", "edgetest", "scatter", "panel", "list", "controls"),
     *("picture", "export", "print", "keyboard", "main"),
 )
-_STYLES = ("base", "page", "header", "bench", "panel", "questions", "claims", "card", "compare", "print")
+_STYLES = (
+    *("base", "page", "header", "menu", "bench", "suggestions", "panel", "questions"),
+    *("claims", "card", "compare", "print"),
+)
 _SPECIAL = re.compile(r"<[^<>\s]{1,40}>")
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 

@@ -52,7 +52,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (small_graph().save(folder / "broken") / "graph.json").write_text(f'["{MARKUP}')
     made["index"] = write_index(folder, title=MARKUP)
     cards = sample_cards()
-    cards = FeatureCards(cards.manifest | {"model": MARKUP, "corpus": MARKUP}, cards.arrays, {})
+    cards = FeatureCards({**cards.manifest, "model": MARKUP, "corpus": MARKUP}, cards.arrays, {})
     labels = Ledger([Label(text, ("1.69",)) for text in (MARKUP,)])
     made["list"] = write_browser(cards.with_labels(labels), folder / "features")
     made["card"] = folder / "features" / "cards" / "1-1.html"
@@ -65,10 +65,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         report.section(text, text)
     made["reproduction"] = folder / "report.html"
     made["reproduction"].write_text(reproduction_page([report], MARKUP), encoding="utf-8")
-    row = {name: 0.5 for name in ("strength", "effect", "control", "held_out_effect", "held_out_control", "kl")}
-    row |= {name: 0.5 for name in ("control_kl", "loss_rise", "control_loss_rise", "distinct")} | {"broken": MARKUP}
+    row = dict.fromkeys(("strength", "effect", "control", "held_out_effect", "held_out_control", "kl"), 0.5)
+    row |= dict.fromkeys(("control_kl", "loss_rise", "control_loss_rise", "distinct"), 0.5) | {"broken": MARKUP}
     said = [{"prompt": text, "strength": strength, "text": text} for text in HOSTILE for strength in (None, 0.5)]
-    document = {name: MARKUP for name in ("handle", "model", "metric", "want", "reason", "command")}
+    document = dict.fromkeys(("handle", "model", "metric", "want", "reason", "command"), MARKUP)
     document |= {"recommended": 0.5, "clean_loss": 1.0, "table": [row], "generations": said, "effects": []}
     document |= {"n": {"prompts": 1, "held_out": 0, "unrelated": 1, "controls": 1}}
     made["steering"] = folder / "steering.html"
