@@ -130,22 +130,21 @@ def _card_page(data: Mapping[str, Any]) -> str:
     return _page("card.html", data, (*_COMMON, "js/card.js", "js/theme.js", "browser/card.js"))
 
 
-def _page(template: str, data: Mapping[str, Any], scripts: Sequence[str]) -> str:
+def _page(template: str, data: Mapping[str, Any], scripts: Sequence[str], **parts: str) -> str:
     script = "\n".join(map(read_static, scripts))
-    parts = {"data": json_for_script(data), "scripts": f"<script>{script}</script>"}
+    parts |= {"data": json_for_script(data), "scripts": f"<script>{script}</script>"}
     return _filled(template, data["title"], hash_source(script), parts)
 
 
 def _contents(title: str, cards: CardSet, lists: Sequence[str], ways: Sequence[Way]) -> str:
-    """The first page where every layer has its own list: links alone."""
+    """The first page where every layer has its own list."""
     links = "\n".join(
         f'<li><a href="{name}">Layer {layer}</a> <span class="hint">{width:,} features</span></li>'
         for layer, (name, width) in enumerate(zip(lists, cards.widths, strict=True))
     )
-    back = "".join(f'<a href="{html.escape(way["href"])}">← {html.escape(way["text"])}</a>' for way in ways)
-    nav = f'<nav aria-label="Other pages">{back}</nav>' if back else ""
-    parts = {"about": html.escape(_about(cards.manifest)), "links": links, "ways": nav}
-    return _filled("contents.html", title, "'none'", parts)
+    scripts = (*_COMMON, "js/theme.js", "js/ways.js", "browser/contents.js")
+    parts = {"about": html.escape(_about(cards.manifest)), "links": links}
+    return _page("contents.html", {"title": title, "ways": list(ways)}, scripts, **parts)
 
 
 def _filled(template: str, title: str, script: str, parts: Mapping[str, str]) -> str:

@@ -50,7 +50,10 @@ _SCRIPTS = (
 )
 _SERVING = ("serve", "outcome")
 """Before the last of them, where there is a server."""
-_STYLES = ("base", "page", "header", "bench", "panel", "questions", "claims", "card", "compare", "serve", "print")
+_STYLES = (
+    *("base", "page", "header", "menu", "bench", "suggestions", "panel", "questions"),
+    *("claims", "card", "compare", "serve", "print"),
+)
 _SPECIAL = re.compile(r"<[^<>\s]{1,40}>")
 _PLACE_HOLDER = re.compile(r"<!--\{(\w+)\}-->|/\*\{(\w+)\}\*/")
 

@@ -26,7 +26,14 @@
     follow();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", follow);
-  matchMedia("print").addEventListener("change", follow);
+  addEventListener("beforeprint", () => {
+    viewer.setTheme("light");
+    paint();
+  });
+  addEventListener("afterprint", () => {
+    viewer.setTheme(theme);
+    paint();
+  });
   follow();
   document.documentElement.dataset.ready = "true";
 })((window.viewer ??= {}));

@@ -39,6 +39,11 @@
   // A drawing may be saved: what XML cannot hold, whatever a token or a name says, is replaced.
   const clean = (value) => value.replace(/[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "\ufffd");
 
+  // Running text as `printable` of report/text.py makes it: controls and what turns the reading direction get a form.
+  const UNSEEN = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
+  const printable = (value) =>
+    value.replace(UNSEEN, (one) => `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`);
+
   function shorten(value, width) {
     const characters = Array.from(value);
     return characters.length <= width ? value : `${characters.slice(0, width - 1).join("")}…`;
@@ -59,5 +64,6 @@
 
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  Object.assign(viewer, { element, svg, button, text, meter, symbol, plotlyText, clean, shorten, throttled, color });
+  const words = { plotlyText, clean, printable, shorten };
+  Object.assign(viewer, { element, svg, button, text, meter, symbol, throttled, color, ...words });
 })((window.viewer ??= {}));

@@ -109,8 +109,8 @@
     byId("passing").append(text(page.passing));
     byId("passing-fact").hidden = !page.passing;
     const rows = leaves(page.provenance, "").flatMap(([path, value]) => [
-      element("dt", {}, text(path)),
-      element("dd", {}, text(value)),
+      element("dt", {}, text(viewer.printable(path))),
+      element("dd", {}, text(viewer.printable(value))),
     ]);
     byId("provenance")
       .querySelector(".provenance-body")

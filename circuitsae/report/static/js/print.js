@@ -29,7 +29,6 @@
   function startPrint() {
     addEventListener("beforeprint", before);
     addEventListener("afterprint", after);
-    matchMedia("print").addEventListener("change", ({ matches }) => (matches ? before() : after()));
   }
 
   Object.assign(viewer, { startPrint });
