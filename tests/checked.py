@@ -4,12 +4,14 @@ jaxtyping's own decorator makes two checks for each function as it is defined, c
 arguments a second time at each call and checks them again with what is returned: half of the suite's time. Here a check
 is made when a function is first called, once for all closures of the same name and signature; arguments are checked
 before the call, what is returned after it, in one scope of shapes, and a function that names no shape has no scope.
+Nothing is checked in `as_users_run`, as tests of whole commands and pages do.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -32,6 +34,7 @@ class Check(NamedTuple):
 _CHECKS: dict[Hashable, Check] = {}
 _RETURNED: dict[Hashable, Callable[[Any], None]] = {}
 """What is asked of what is returned, by what it should be, whichever function returns it."""
+_OFF: list[str] = []
 _SCOPE = jaxtyping.jaxtyped("context")
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 _check = beartype(conf=BeartypeConf(violation_type=TypeCheckError))
@@ -41,6 +44,16 @@ def install() -> None:
     """From now on both packages are checked as they are imported."""
     jaxtyping.jaxtyped = jaxtyped  # the name by which the hook's decorators call it
     jaxtyping.install_import_hook(["circuitsae", "transcoders"], None)
+
+
+@contextlib.contextmanager
+def as_users_run() -> Iterator[None]:
+    """While it lasts, functions are called as they are where nobody checks them."""
+    _OFF.append("")
+    try:
+        yield
+    finally:
+        _OFF.pop()
 
 
 def jaxtyped(*, typechecker: object) -> Callable[[T], T]:
@@ -65,6 +78,8 @@ def _checked(function: FunctionType) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         nonlocal check
+        if _OFF:
+            return function(*args, **kwargs)
         if check is None:
             check = _check_of(function)
         if check.shaped:

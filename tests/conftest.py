@@ -3,6 +3,7 @@
 Kernels are left alone by the check: Triton compiles a function's own source. Without a GPU its interpreter runs them.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,13 @@ import transformer_lens  # noqa: E402, F401
 
 tests.checked.install()
 sys.meta_path.insert(0, Unchecked)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays, so that the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

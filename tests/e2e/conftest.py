@@ -1,12 +1,17 @@
-"""A real Chromium for pages that open from disk; where there is none, its tests are skipped with the reason."""
+"""A real Chromium for pages that open from disk; where there is none, its tests are skipped with the reason.
+
+What is tested end to end runs as users run it, without the checks of types and shapes that unit tests are run with.
+"""
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+
+from tests.checked import as_users_run
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -25,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    with as_users_run():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,14 @@ def test_generators_methods_and_dataclasses_are_checked():
         held.parts(torch.neg, "one")  # pyright: ignore[reportArgumentType]
 
 
+def test_what_runs_as_users_run_it_is_not_checked():
+    scale = scaled(2, "a b")
+    with checked.as_users_run():
+        assert scale(torch.ones(3)).shape == (3,)
+    with pytest.raises(TypeCheckError):
+        scale(torch.ones(3))
+
+
 def test_the_packages_are_checked():
     from circuitsae.interventions.passes import goes_on
     from transcoders.loading import random_model
