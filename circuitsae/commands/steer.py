@@ -118,7 +118,7 @@ def steer(
         metric_name=" − ".join(f"logit({visible(lm.token_string(t))})" for t in (right, wrong) if t is not None),
         prompts=prompts, held_out=kept, unrelated_text=_unrelated(loaded, model, text, texts, context),
         strengths=strengths or steering.STRENGTHS, push=push, want=want, controls=controls, n_generate=generate,
-        seed=seed, command=shlex.join(["circuitsae", *sys.argv[1:]]),
+        seed=seed, command=shlex.join(["circuitsae", *sys.argv[1:]]), progress=True,
     )  # fmt: skip
     page = None if out is None else report.save(out)
     if json:

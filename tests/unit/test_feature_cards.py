@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -40,7 +42,7 @@ from examples.pocket import cards as pocket_cards
 from tests.sample_graphs import small_graph
 from transcoders.data import Corpus
 from transcoders.dictionaries import SparseFeatures, fingerprint, random_dictionaries
-from transcoders.errors import DictionaryError, FileFormatError, InputError
+from transcoders.errors import DictionaryError, FileFormatError, InputError, Stopped
 from transcoders.formats import load_dictionaries, save_dictionaries
 from transcoders.loading import random_model
 
@@ -300,6 +302,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(model, tmp_path, monkeypatch, exa
     assert not (tmp_path / STATE).exists()
     loaded = FeatureCards.load(tmp_path)
     assert loaded.card(0, 3) == resumed.card(0, 3)
+
+
+def test_ctrl_c_loses_nothing_that_was_read(model, tmp_path, monkeypatch):
+    dictionaries, update = make("clt"), Collected.update
+    unbroken = collect(model, dictionaries, ROWS, SETTINGS)
+    chunks = []
+
+    def interrupted(self, *arguments):
+        chunks.append(1)
+        if len(chunks) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        update(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Collected, "update", interrupted)
+        with pytest.raises(Stopped, match=r"Stopped after \d+ tokens; the same command goes on"):
+            collect(model, dictionaries, ROWS, replace(SETTINGS, save_every=10**6), out=tmp_path)
+        before = len(chunks)
+        same(collect(model, dictionaries, ROWS, replace(SETTINGS, save_every=10**6), out=tmp_path), unbroken)
+    assert before == 2
 
 
 def test_a_state_of_another_corpus_is_refused(model, tmp_path, monkeypatch):

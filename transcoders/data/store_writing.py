@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from signal import SIGINT
 from typing import cast, get_args
 
 import torch
 from jaxtyping import Float, Int
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from transcoders.data.activations import sites_of
@@ -35,7 +35,7 @@ from transcoders.data.store import (
 )
 from transcoders.data.tokens import Boundaries, CorpusRows, Row, Rows, TokenRows, stacked
 from transcoders.dictionaries.provenance import ROWS
-from transcoders.errors import FileFormatError, InputError, NotFiniteError
+from transcoders.errors import FileFormatError, InputError, NotFiniteError, Stopped
 from transcoders.files import short_hash, write_json
 from transcoders.language_model import LanguageModel
 from transcoders.precision import all_finite
@@ -95,17 +95,19 @@ def write_activations(
         return _there_already(out, settings)
     writer = _Writer(text, settings, out)
     writer.begin()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_bar(*columns, shown=progress) as bar:
+    with progress_bar(shown=progress) as bar:
         task = bar.add_task(
             f"activations, job {number} of {of}",
             total=settings.most_tokens and -(-settings.most_tokens // settings.shard_tokens),
         )
         shards = 0
-        for shard, part in enumerate(writer.parts()):
-            writer.take(shard, part, mine=shard % of == number - 1)
-            shards += 1
-            bar.update(task, completed=shards)
+        try:
+            for shard, part in enumerate(writer.parts()):
+                writer.take(shard, part, mine=shard % of == number - 1)
+                shards += 1
+                bar.update(task, completed=shards)
+        except KeyboardInterrupt as stopped:
+            raise Stopped(f"Stopped after {shards:,} shards; the same command goes on after them.", SIGINT) from stopped
     return writer.finish(shards)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from transcoders.data.outliers import massive_tokens
@@ -103,8 +103,7 @@ def evaluate(
     steps = len(rows.split(at_once)) + len(some.split(at_once)) * 2 * VARIANTS * (len(layers) + 1)
     nudged = None if dictionaries.kind == "sae" or not jacobian_tokens else _spread(rows, jacobian_tokens)
     nudging = 0 if nudged is None else jacobian_passes(NUDGES) * len(nudged.split(at_once))
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with progress_bar(*columns, shown=progress) as bar:
+    with progress_bar(shown=progress) as bar:
         task = bar.add_task("evaluating", total=steps + nudging)
         statistics = _statistics(model, dictionaries, rows.split(at_once), (bar, task))
         losses = _Losses(model, dictionaries, statistics.mean.to(model.device, model.dtype), some[:1])

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from transcoders.dictionaries import CrossLayerTranscoder, DictionarySet, TranscoderSet, fitted, present_layers
 from transcoders.dictionaries.provenance import reading_as_trained
@@ -282,8 +281,7 @@ class _Bar:
     """One bar on a terminal, for one task after another."""
 
     def __init__(self, shown: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bar = progress_bar(*columns, shown=shown)
+        self._bar = progress_bar(shown=shown)
         self._task = self._bar.add_task("loading", total=None)
 
     def begin(self, what: str, total: int | None) -> None:

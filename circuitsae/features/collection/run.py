@@ -27,6 +27,7 @@ from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.errors import DictionaryError, InputError
 from transcoders.language_model import LanguageModel
 from transcoders.progress import progress_bar
+from transcoders.training.stopping import stop_requests
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def collect(
     outputs of transcoders' features (up to 8,192) are the largest by TWERA over the first 20,000 tokens, read again.
 
     `out` gets the cards (`<dictionary>/cards` is where everything looks for them), and every `save_every` tokens the
-    state: a run that was killed goes on from there, and ends with the same numbers to the last bit.
+    state: a run that was killed goes on from there, one that Ctrl-C or SIGTERM ended (`Stopped`) from where it was, and
+    ends with the same numbers to the last bit.
 
     Raises `DictionaryError` for dictionaries of another model, and for those with active features whose activations
     are not above 0; `InputError` for a corpus without a single row, for token ids that the model does not have, and
@@ -123,7 +125,7 @@ def _read(
     at_once = rows_at_once(len(collected.statistics.count), context)
     rows = islice(rows, collected.rows, n_rows)
     saved = collected.tokens
-    with progress_bar(shown=progress) as bar:
+    with stop_requests(folder is not None) as stop, progress_bar(shown=progress) as bar:
         task = bar.add_task("collecting", total=n_rows, completed=collected.rows)
         while batch := list(islice(rows, at_once)):
             tokens = torch.tensor(batch, device=model.device)
@@ -134,6 +136,9 @@ def _read(
             if folder is not None and collected.tokens - saved >= config.save_every and collected.rows < n_rows:
                 collected.save(folder, identity)
                 saved = collected.tokens
+            if folder is not None and stop.number is not None:
+                collected.save(folder, identity)
+                raise stop.stopped(f"Stopped after {collected.tokens:,} tokens; the same command goes on.")
     if collected.rows == 0:
         raise InputError(f"The corpus does not fill a single row of {context} tokens; give more text.")
     if collected.rows < n_rows:

@@ -2,6 +2,9 @@
 
 `label_features` finds, for every feature, the rule on the text around a token that tells best where it fires;
 `excerpts` are the texts that other makers of labels are shown and tested on.
+
+By language models: `explain` asks one (`explainers`) for a label of each feature (`describing`) and has it judge them
+(`judging`) on texts of `held_out`; `answers` keeps what it said. `published` reads the labels of others.
 """
 
 from circuitsae.features.labels.excerpts import Excerpt

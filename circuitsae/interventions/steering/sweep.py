@@ -2,9 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -21,6 +21,7 @@ from circuitsae.interventions.steering.report import Limits, SteeringReport, tab
 from circuitsae.interventions.targets import Feature
 from circuitsae.replacement import ReplacementModel
 from transcoders.errors import InputError, PromptError
+from transcoders.progress import progress_bar
 from transcoders.token_text import join_tokens
 
 STRENGTHS = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
@@ -47,6 +48,7 @@ def steer(
     seed: int = 0,
     command: str = "",
     memory: int | None = None,
+    progress: bool = False,
 ) -> SteeringReport:
     """Push features or a direction with every strength, in the real model, and measure what follows.
 
@@ -80,16 +82,22 @@ def steer(
     draw = torch.Generator().manual_seed(seed)
     firing = [row > 0 for row in _largest(model, texts)]
     directions = [direction, *(direction.control(model, draw, firing) for _ in range(controls))]
-    job = _Job(model, library, metric, tuple(float(s) for s in strengths), directions, memory)
-    given = [name for name in ("prompts", "held_out") if recordings[name]]
-    effects = pd.concat([job.effects(name, recordings[name]) for name in given], ignore_index=True)
-    side, clean_loss = job.side_effects(recordings["unrelated"])
     starts = (
         (recordings["held_out"] or recordings["prompts"])[:2]
         if generate_on is None
         else [library[prompt] for prompt in generate_on]
     )
-    written = job.continuations(starts, n_generate)
+    given = [name for name in ("prompts", "held_out") if recordings[name]]
+    with progress_bar(shown=progress) as bar:
+        task = bar.add_task("steering", total=sum(map(len, sets.values())) * len(directions) * len(strengths))
+        job = _Job(
+            model, library, metric, tuple(float(s) for s in strengths), directions, memory,
+            lambda runs: bar.advance(task, runs),
+        )  # fmt: skip
+        effects = pd.concat([job.effects(name, recordings[name]) for name in given], ignore_index=True)
+        side, clean_loss = job.side_effects(recordings["unrelated"])
+        bar.reset(task, description="continuing texts", total=len(starts))
+        written = job.continuations(starts, n_generate)
     table = tabulate(effects, side, written, clean_loss=clean_loss, limits=limits)
     return SteeringReport(
         model=model.model.name,
@@ -132,6 +140,7 @@ class _Job:
     directions: list[SteeringDirection]
     """The direction, then its controls."""
     memory: int | None
+    advance: Callable[[int], Any]
 
     def effects(self, name: str, prompts: Sequence[Recording]) -> pd.DataFrame:
         """`set`, `prompt`, `control` (−1: the direction itself), `strength`, `before`, `after`, `effect`."""
@@ -178,10 +187,13 @@ class _Job:
             new = made.tokens[:, made.n_prompt :].tolist()
             rows += [(start, s, text, row) for s, text, row in
                      zip((float("nan"), *self.strengths), made.texts, new, strict=True)]  # fmt: skip
+            self.advance(1)
         return pd.DataFrame(rows, columns=["prompt", "strength", "text", "tokens"])
 
     def _run(self, runs: Sequence[tuple[Recording, list[Intervention]]]) -> Iterator[Chunk]:
-        return run_alternatives(self.model, runs, "model", memory=self.memory, library=self.library)
+        for chunk in run_alternatives(self.model, runs, "model", memory=self.memory, library=self.library):
+            yield chunk
+            self.advance(chunk.stop - chunk.start)
 
 
 def _by_length(prompts: Sequence[Recording]) -> dict[int, list[int]]:
