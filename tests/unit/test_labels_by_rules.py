@@ -124,7 +124,7 @@ def planted() -> Occurrences:
         rare = never.copy()
         rare[:3, 5] = True
         parts.append(part(rows, [*masks, chance, rare, never]))
-    return Occurrences(*parts, dict(enumerate(f" {word}" for word in VOCABULARY)), "text")
+    return Occurrences(parts[0], parts[1], dict(enumerate(f" {word}" for word in VOCABULARY)), "text")
 
 
 @pytest.fixture(scope="module")
