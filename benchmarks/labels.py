@@ -34,7 +34,7 @@ from transcoders.files import write_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHOWN, EXAMPLES, TIMED = 20, 3, 40
-TOKENS = 10_000
+TOKENS = 6_000
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ def measured(case: Case) -> tuple[list[list[str]], list[str]]:
     ledger = Ledger.load(dictionary_folder(case.dictionaries))
     start = time.process_time()
     model, dictionaries = load_model(case.model, device="cpu"), load_dictionaries(case.dictionaries, device="cpu")
-    how = {"tokens": TOKENS, "held_out": TOKENS, "context": case.context}
+    how: dict[str, Any] = {"tokens": TOKENS, "held_out": TOKENS, "context": case.context}
     found = read_occurrences(model, dictionaries, case.corpus, **how)
     read = (time.process_time() - start) / (found.search.n_counted + found.held_out.n_counted)
     scorer = FeatureLabels(found, LabelConfig(), "")
@@ -104,17 +104,22 @@ def main() -> None:
     parser.add_argument("--stories-plt", type=Path)
     parser.add_argument("--stories-clt", type=Path)
     given = parser.parse_args()
-    cases = [Case(f"pocket, {kind}", "pocket", f"pocket-{kind}", UNSEEN, CONTEXT) for kind in ("clt", "plt", "sae")]
+    cases = [Case(f"pocket, {kind}", "pocket", f"pocket-{kind}", UNSEEN, CONTEXT) for kind in ("clt", "plt")]
     model, corpus = SHARED / "models" / "tinystories-656k", SHARED / "corpora" / "tiny_stories_944k.txt"
     for kind, folder in (("plt", given.stories_plt), ("clt", given.stories_clt)):
         if folder is not None:
             cases.append(Case(f"tinystories-656k, {kind}", model, folder, corpus, 128))
+    cases.append(Case("pocket, sae", "pocket", "pocket-sae", UNSEEN, CONTEXT))
     rows, sections = [], []
     for case in cases:
         found, section = measured(case)
         rows += found
         sections += section
         print(case.name, found[-1], flush=True)
+        _write(rows, sections)
+
+
+def _write(rows: list[list[str]], sections: list[str]) -> None:
     columns = ["dictionaries", "layer", "features", "fire", "too rarely", "labelled", "share", "median", "CPU-seconds"]
     lines = ["# Labels by rules", "", *str(__doc__).strip().splitlines(), "", f"Machine: {machine()}", ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

@@ -332,10 +332,11 @@ def cards_of(dictionaries: str, traced: Any) -> "tuple[FeatureCards | None, Ledg
     folder = dictionary_folder(dictionaries)
     ledger = _load_if(lambda: ledger_path(folder).is_file(), lambda: Ledger.load(folder))
     cards = _load_if(lambda: FeatureCards.beside(folder), lambda: FeatureCards.load(folder, ledger=ledger))
-    if cards is not None and traced is not None and traced != (found := cards.manifest.get("dictionary")):
+    known = cards.manifest if cards is not None else ledger.provenance if ledger is not None else {}
+    if traced is not None and (found := known.get("dictionary", traced)) != traced:
         logger.warning(
             "The page goes without feature cards and labels: the graph was traced with dictionaries %.40s, but %.200s "
-            "now holds cards of %.40s; trace the prompt again.", traced, folder, found,
+            "now holds those of %.40s; trace the prompt again.", traced, folder, found,
         )  # fmt: skip
         return None, None
     return cards, ledger

@@ -4,9 +4,9 @@
 texts on which a feature is most active; `collection` gathers the cards of all features from a corpus (`reading`), and
 `cards` reads them (`card_files`); `global_weights` says how features point at each other whatever the prompt,
 `coactivation` which are active together, and `connections`, from both, its inputs and outputs; `similar` pairs features
-of two sets of dictionaries that write alike; `labels` says in words what a feature fires on; `ledger` holds labels
-with their evidence, and `testing` fills in that evidence by measuring it on a model. Names are imported on first use,
-so that reading cards does not import torch.
+of two sets of dictionaries that write alike; `labels` says in words what a feature fires on; `ledger` holds labels with
+their evidence, and `testing` fills in that evidence by measuring it on a model. Names are imported on first use, so
+that reading cards does not import torch.
 """
 
 from typing import TYPE_CHECKING

@@ -17,7 +17,7 @@ from circuitsae.features.labels.wording import say
 from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
 from circuitsae.graph.supernodes import NO_RULE, TOO_RARE
 from transcoders.data.corpora import CorpusSource
-from transcoders.dictionaries import DictionarySet
+from transcoders.dictionaries import DictionarySet, fitted
 from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -73,6 +73,7 @@ def label_features(
     """
     how: dict[str, Any] = {"separator": separator, "bos": bos, "progress": progress}
     amount = {"tokens": config.tokens, "held_out": config.held_out, "context": config.context}
+    dictionaries = fitted(dictionaries, model)
     found = read_occurrences(model, dictionaries, corpus, **amount, **how)
     ledger = label_occurrences(found, config, command=command, progress=progress)
     ledger.provenance = {"model": model.fingerprint(), "dictionary": dictionary_fingerprint(dictionaries),
