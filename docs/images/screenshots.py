@@ -17,8 +17,8 @@ and the one of docs/dictionaries.md of its own commands, with `--validate 20`:
 
     docs/images/screenshots.py graphs/mixed/graph.html mixed "node=2.398@8&density=0.6"
 
-and the other two of docs/viewer.md: the first of what `circuitsae trace "The capital of France is"` writes with SmolLM2's
-dictionaries (docs/smollm2.md), untested, the second of the made-up graph of 600 nodes of `benchmarks/pages.py`:
+and the other two of docs/viewer.md: the first of what `circuitsae trace "The capital of France is"` writes with
+SmolLM2's dictionaries (docs/smollm2.md), untested, the second of the graph of 600 nodes of `benchmarks/pages.py`:
 
     docs/images/screenshots.py graphs/france/graph.html viewer-first ""
     docs/images/screenshots.py 600.html viewer-large "density=0.70&theme=dark" 780 24
