@@ -26,9 +26,9 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def save(screenshot: bytes, name: str) -> None:
-    """With the 192 colours that come nearest."""
-    picture = Image.open(io.BytesIO(screenshot)).convert("RGB").quantize(192, kmeans=1, dither=Image.Dither.NONE)
+def save(screenshot: bytes, name: str, colours: int = 192) -> None:
+    """With the colours that come nearest."""
+    picture = Image.open(io.BytesIO(screenshot)).convert("RGB").quantize(colours, kmeans=1, dither=Image.Dither.NONE)
     picture.save(HERE / f"{name}.png", optimize=True)
 
 

@@ -1,6 +1,7 @@
 """The pictures of docs/viewer.md, from any page of a tested graph with cards: `docs/images/screenshots.py graph.html`.
 
-Or one picture of a page, a graph's or a comparison's, in the state that its address says, 900 pixels high or as asked:
+Or one picture of a page, a graph's or a comparison's, in the state that its address says, 900 pixels high or as asked,
+of 192 colours or as many as asked:
 
     docs/images/screenshots.py docs/pages/story_smollm2.html story "node=25.2000@5&tab=card" 1000
 
@@ -9,12 +10,18 @@ to the store, John gave a drink to"` writes with `--contrast " Mary" " John" --v
 `--dictionaries pocket-sae --validate 10 --out graphs/saes`, and of the comparison of docs/sharing.md, untested:
 
     docs/images/screenshots.py graphs/contrast/graph.html contrast "node=logit.529-417@14"
-    docs/images/screenshots.py graphs/saes/graph.html saes "node=1.680@14&prune=0.75"
-    docs/images/screenshots.py pair.html comparison "prune=0.75"
+    docs/images/screenshots.py graphs/saes/graph.html saes "node=1.680@14&density=0.75"
+    docs/images/screenshots.py pair.html comparison "density=0.75"
 
 and the one of docs/dictionaries.md of its own commands, with `--validate 20`:
 
-    docs/images/screenshots.py graphs/mixed/graph.html mixed "node=2.398@8&prune=0.6"
+    docs/images/screenshots.py graphs/mixed/graph.html mixed "node=2.398@8&density=0.6"
+
+and the other two of docs/viewer.md: the first of what `circuitsae trace "The capital of France is"` writes with
+SmolLM2's dictionaries (docs/smollm2.md), untested, the second of the graph of 600 nodes of `benchmarks/pages.py`:
+
+    docs/images/screenshots.py graphs/france/graph.html viewer-first ""
+    docs/images/screenshots.py 600.html viewer-large "density=0.70&theme=dark" 780 24
 
 Needs playwright, a Chromium and pillow.
 """
@@ -58,18 +65,18 @@ CLAIMS = """() => {
 }"""
 
 
-def shoot(page: Page, name: str) -> None:
+def shoot(page: Page, name: str, colours: int = 192) -> None:
     page.mouse.move(5, 5)
     page.wait_for_timeout(500)
-    save(page.screenshot(), name)
+    save(page.screenshot(), name, colours)
 
 
-def one(html: Path, name: str, state: str, height: str = "900") -> None:
+def one(html: Path, name: str, state: str, height: str = "900", colours: str = "192") -> None:
     with chromium() as browser:
         page = browser.new_page(viewport=ViewportSize(width=SIZE["width"], height=int(height)), color_scheme="light")
         page.goto(f"{html.resolve().as_uri()}#{state}")
         page.wait_for_selector("html[data-ready]")
-        shoot(page, name)
+        shoot(page, name, int(colours))
 
 
 def main(html: Path) -> None:

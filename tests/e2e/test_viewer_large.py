@@ -94,7 +94,7 @@ def test_the_slider_reaches_nothing_but_the_answer_and_everything(page: Page):
     expect(page.locator("#first-picture")).to_be_disabled()
 
 
-def test_nodes_merge_by_place_until_they_fit_and_open_and_close(page: Page):
+def test_nodes_merge_by_place_until_they_fit_and_open_and_close(page: Page, html: Path, open_page: OpenPage):
     draw(page, 1)
     assert drawn(page) <= 200
     groups = page.locator("#node-list [data-group]")
@@ -136,6 +136,7 @@ def test_nodes_merge_by_place_until_they_fit_and_open_and_close(page: Page):
     expect(page.locator("#live")).to_contain_text("opened")
     page.wait_for_function("n => document.querySelectorAll('#plot path.point').length === n", arg=before + size - 1)
     page.wait_for_function("() => location.hash.includes('open=')")
+    assert drawn(open_page(html, page.evaluate("location.hash"))) == drawn(page)
     page.get_by_role("button", name="Close group").click()
     page.wait_for_function("n => document.querySelectorAll('#plot path.point').length === n", arg=before)
     groups.first.focus()

@@ -51,9 +51,11 @@
     return [side(RIGHT), side(LEFT), over(-LINE - 1), over(LINE + 1)].map((place) => ({ ...place, color: "muted" }));
   }
 
+  // The label, unless a test spoke against it, or the number.
   function featureText(i) {
     const label = viewer.labelOf(i);
-    return viewer.shorten(label?.text || label?.display || viewer.title(i), LONGEST);
+    const words = label && label.status !== "contradicted" ? label.text : "";
+    return viewer.shorten(words || viewer.title(i), LONGEST);
   }
 
   function featureTexts(items, taken, view) {

@@ -93,7 +93,23 @@
     viewer.drawChosen(chosenCanvas, view(), chosen);
   }
 
+  // All that plotly.js draws follows from this; a filter of edges leaves it as it is.
+  function drawnMarks() {
+    const items = viewer.itemsNow().map(({ node, key, x, y, shown }) => [node, key, x, y, shown.length]);
+    const { biases, zoom } = state;
+    return JSON.stringify([items, zoom, biases, viewer.grid.rows, viewer.comparison?.shown().view]);
+  }
+
+  let marks = "";
+
+  function filtered() {
+    if (drawnMarks() !== marks) return render();
+    drawEdges();
+    dim();
+  }
+
   function render() {
+    marks = drawnMarks();
     if (!state.zoom) ranges = viewer.home();
     const shape = viewer.geometry();
     const made = layout(shape);
@@ -178,7 +194,7 @@
       highlight();
       reveal(i);
     });
-    viewer.on("filter", rerender);
+    viewer.on("filter", viewer.throttled(filtered));
     viewer.on("pins", drawChoice);
     viewer.on("view", () => {
       ranges = wanted();
