@@ -3,7 +3,8 @@
 Three kinds of work are done at four sizes on the CPU and on each accelerator: the products of a graph's hops, the
 activations of a dictionary, a step of the trainer. Between the largest size at which the CPU is faster and the next the
 crossover is their geometric mean. On every device a step of the trainer with sparse kernels (Triton's on CUDA) is held
-against the same with dense products, over densities and over widths.
+against the same with dense products, over densities and over widths. A pass over a model is timed with few rows and
+with many: what it costs whatever its rows is saved where rows share it (`circuitsae.interventions.passes`).
 """
 
 import math
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from transcoders.devices import WORKS, Line, Work, accelerators
+from transcoders.random_models import random_model
 from transcoders.training.config import SAEConfig
 from transcoders.training.step import Run
 
@@ -37,6 +39,8 @@ TOKENS, TARGETS, BATCH, K = 20, 64, 256, 16
 WIDTH, DENSE = 2048, (8, 32, 64, 128, 256, 512)
 """Features, and how many of them are active, for the density from which dense products are faster."""
 WIDTHS = (256, 512, 1024, 2048)
+PASS, FEW, MANY = Shape(4, 256, 0), 1, 1024
+"""The model of a pass, and rows of it."""
 _ROUNDS, _LONG = 3, 0.5
 _NO_WIDTH = 2**31
 """Features of a layer that no dictionary has: sparse kernels are never taken."""
@@ -57,7 +61,10 @@ def tune(
         least: dict[Work, float] = {}
         for work in WORKS if device != cpu else ():
             least[work] = crossover(sizes, _faster(seconds[cpu][work], seconds[device][work]))
-        found[device] = replace(_kernels(device), parameters=least, measured=time.strftime("%Y-%m-%d"))
+        say(f"passes of few and of many rows on {device}")
+        found[device] = replace(
+            _kernels(device), parameters=least, launch_work=_launch_work(device), measured=time.strftime("%Y-%m-%d")
+        )
     return found
 
 
@@ -84,6 +91,24 @@ def _kernels(device: torch.device) -> Line:
         sparse_below=min(below, 1.0) if any(not one for one in dense) else 0.0,
         sparse_from=1 if least == 0 else _NO_WIDTH if math.isinf(least) else round(least),
     )
+
+
+@torch.no_grad()
+def _launch_work(device: torch.device) -> float:
+    """Of seconds(rows) = a + b · rows, the products of a / b rows in a block."""
+    model = random_model(n_layers=PASS.layers, d_model=PASS.d)
+    model.bridge.to(device)
+    seconds = {}
+    for rows in (FEW, MANY):
+        tokens = torch.zeros(rows, TOKENS, dtype=torch.long, device=device)
+        seconds[rows] = _seconds(lambda tokens=tokens: model.run_to_unembedding(tokens), device)
+    return _fixed(seconds[FEW], seconds[MANY]) * TOKENS * PASS.parameters / PASS.layers
+
+
+def _fixed(few: float, many: float) -> float:
+    """Rows that take as long as a pass without any."""
+    each = (many - few) / (MANY - FEW)
+    return max(few / each - FEW, 0.0) if each > 0 else float(MANY)
 
 
 _STEP = {"activation": "topk", "batch": BATCH, "tokens": BATCH * 1000}

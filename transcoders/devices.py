@@ -41,6 +41,9 @@ class Line:
     """Density of active features below which kernels of active features alone are faster than dense products."""
     sparse_from: int
     """Features of a layer from which they can be."""
+    launch_work: float = 5.8e10
+    """Products in a block of a model that take as long as a pass over it does whatever its rows. Where it was not
+    measured, of 8,192 tokens at a width of 768: an estimate."""
     measured: str = ""
     """When; empty of what is built in."""
 
@@ -163,6 +166,7 @@ def _line(stored: Mapping[str, Any]) -> Line:
         parameters={work: never[work] for work in WORKS if work in never},
         sparse_below=float(stored["sparse_below"]),
         sparse_from=int(stored["sparse_from"]),
+        launch_work=float(stored.get("launch_work", Line.launch_work)),
         measured=str(stored.get("measured", "")),
     )
     return replace(found, sparse_from=max(1, found.sparse_from))

@@ -46,7 +46,7 @@ def run_mixed(
     idle, starts = np.array([regime.mlps in HELD_MLPS for regime in regimes], dtype=bool), np.array(shares.starts)
     families = [
         (first, rows[family[rows]])
-        for first, rows in by_first_position(prompt, shares, passes.WORTH_LAUNCHES)
+        for first, rows in by_first_position(prompt, shares, passes.worth_launches(model.model))
         for family in (idle, ~idle)
     ]
     for first, alike in families:

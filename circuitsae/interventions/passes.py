@@ -15,11 +15,18 @@ from circuitsae.interventions.forward import REGIMES, Forward
 from circuitsae.interventions.hooks import Tables
 from circuitsae.interventions.prompts import Recording
 from circuitsae.interventions.writers import Changes
+from transcoders.devices import line_of
+from transcoders.language_model import LanguageModel
 
 WORTH = 1024
 """Rows have passes of their own if these leave out this many tokens (`benchmarks/passes.py`)."""
-WORTH_LAUNCHES = 8192
-"""The same where rows of all regimes share passes, for a device that waits for launches. An estimate, not measured."""
+
+
+def worth_launches(model: LanguageModel) -> int:
+    """The same where rows of all regimes share passes, for a device that waits for launches: as many tokens as are
+    worked on in a block while it waits, by the table of devices.
+    """
+    return round(line_of(model.device).launch_work / (12 * model.d_model**2))
 
 
 def first_positions(pos: Int[np.ndarray, "row"], length: int, worth: int) -> Int[np.ndarray, "row"]:

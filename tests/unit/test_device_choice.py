@@ -9,6 +9,7 @@ from rich.console import Console
 
 import circuitsae as cs
 from circuitsae import doctor, tuning
+from circuitsae.interventions.passes import worth_launches
 from circuitsae.pocket import MODEL_DIR
 from transcoders import devices, loading
 from transcoders.devices import BUILT_IN, WORKS, Line, choose_device, line_of, read_table, table_path, write_table
@@ -139,7 +140,9 @@ def test_tuning_compares_every_size_on_every_device(accelerator, monkeypatch):
     monkeypatch.setattr(tuning, "_WORKS", made)
     monkeypatch.setattr(tuning, "_seconds", lambda shape, device: cost[shape.layers] if device == CPU else 1.0)
     monkeypatch.setattr(tuning, "_dense_is_faster", lambda config, device: config.k > 64 or config.features < 512)
+    monkeypatch.setattr(tuning, "_launch_work", lambda device: 1e9 if device == CPU else 5e10)
     found = tuning.tune()
+    assert [found[device].launch_work for device in (CPU, ELSEWHERE)] == [1e9, 5e10]
     _, second, third, _ = (shape.parameters for shape in tuning.SHAPES)
     assert found[ELSEWHERE].parameters == dict.fromkeys(WORKS, math.sqrt(second * third))
     assert found[CPU].parameters == {}
@@ -150,6 +153,17 @@ def test_tuning_compares_every_size_on_every_device(accelerator, monkeypatch):
 def test_work_of_each_kind_can_be_timed():
     for work in tuning._WORKS.values():
         assert tuning._seconds(work(tuning.SHAPES[0], CPU), CPU) > 0
+
+
+def test_what_a_pass_costs_whatever_its_rows_is_timed_and_used(monkeypatch):
+    monkeypatch.setattr(tuning, "MANY", 8)
+    per_row = tuning.TOKENS * tuning.PASS.parameters / tuning.PASS.layers
+    assert tuning._fixed(3.0 + tuning.FEW / 2, 3.0 + tuning.MANY / 2) == pytest.approx(6)
+    assert tuning._fixed(1.0, 0.9) == tuning.MANY
+    assert 0 <= tuning._launch_work(CPU) < 100 * tuning.MANY * per_row
+    model = random_model(d_model=32)
+    write_table({CPU: line(launch_work=12 * 32**2 * 77.0)})
+    assert worth_launches(model) == 77
 
 
 def test_doctor_shows_the_table_in_force(monkeypatch):

@@ -38,7 +38,7 @@ def both(monkeypatch, run):
     found = []
     for worth in (10**9, 0):
         monkeypatch.setattr(passes, "WORTH", worth)
-        monkeypatch.setattr(passes, "WORTH_LAUNCHES", worth)
+        monkeypatch.setattr(passes, "worth_launches", lambda _, worth=worth: worth)
         found.append(run())
     return found
 
