@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitsae.report.cells import summary_html
 from circuitsae.report.data import GraphLike
-from circuitsae.report.page import PlotlyJS, assemble, page_document
+from circuitsae.report.page import PlotlyJS, assemble, document
 from transcoders.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def show(graph: GraphLike, *, height: int = HEIGHT, plotlyjs: PlotlyJS = "inline
     raises, and `InputError` for a `plotlyjs` that a cell cannot use.
     """
     check_source(plotlyjs)
-    data = page_document(graph, **options)
+    data = document(graph, **options)
     return Shown(framed(assemble(data, plotlyjs), height=height, title=data["title"]))
 
 
@@ -83,7 +83,7 @@ def interactive(
             f"graph.interactive() needs a package that is not installed ({error}): pip install 'circuitsae[notebook]'; "
             "graph.show() draws the same page without it."
         ) from error
-    return GraphWidget(graph, page_document(graph, **options), height=height, plotlyjs=plotlyjs)
+    return GraphWidget(graph, document(graph, **options), height=height, plotlyjs=plotlyjs)
 
 
 def check_source(plotlyjs: PlotlyJS) -> None:

@@ -95,23 +95,24 @@ def write_html(
         InputError: an unknown `plotlyjs`, a graph whose tables lack columns or name unknown nodes, a suggested group
             or `opened` with a node that is not in the graph, or a card whose lists do not fit together.
     """
-    known = {"validation": validation, "cards": cards, "ledger": ledger, "supernodes": supernodes}
-    return write_page(page_document(graph, opened=opened, title=title, folder=folder, **known), path, plotlyjs)
+    return write_page(
+        document(
+            graph, validation=validation, cards=cards, ledger=ledger, supernodes=supernodes, opened=opened, title=title,
+            folder=folder,
+        ), path, plotlyjs,
+    )  # fmt: skip
 
 
-def page_document(
+def document(
     graph: GraphLike,
     *,
     validation: ValidationLike | pd.DataFrame | None = None,
-    cards: CardsLike | None = None,
-    ledger: LedgerLike | None = None,
-    supernodes: Sequence[Any] | None = None,
     opened: Mapping[str, Any] | None = None,
     title: str | None = None,
-    folder: str | Path | None = None,
+    **given: Any,
 ) -> dict[str, Any]:
-    """The document that the viewer of a graph shows; arguments as in `write_html`."""
-    data = page_data(graph, validation, cards=cards, ledger=ledger, supernodes=supernodes, folder=folder)
+    """What the page of a graph shows; arguments as in `write_html`."""
+    data = page_data(graph, validation, **given)
     if opened is not None:
         data["opened"] = opening(opened, data["nodes"]["id"])
     return data | {"title": title or _default_title(graph)}

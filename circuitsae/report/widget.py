@@ -31,7 +31,7 @@ class GraphWidget(anywidget.AnyWidget):
     )
 
     def __init__(self, graph: GraphLike, document: dict[str, Any], *, height: int, plotlyjs: PlotlyJS) -> None:
-        """`document`: `circuitsae.report.page.page_document` of the graph."""
+        """`document`: `circuitsae.report.page.document` of the graph."""
         self.graph = graph
         self._ids = frozenset(document["nodes"]["id"])
         opened = document["opened"] or {"pinned": [], "groups": []}

@@ -29,7 +29,7 @@ from circuitsae.features.ledger import Ledger, feature_id
 from circuitsae.graph import Supernode
 from circuitsae.graph.checking import Limits, MalformedError, parse_json
 from circuitsae.report.cards import feature_keys, labels_data
-from circuitsae.report.page import assemble, page_document
+from circuitsae.report.page import assemble, document
 from circuitsae.serving.asked import parse_asked
 from circuitsae.serving.edits import opened_in, own_labels, save_label, save_opened, with_own
 from circuitsae.serving.guard import Guard, TooLargeError, body_of
@@ -54,7 +54,7 @@ class Served:
     def page(self) -> str:
         """The page as it is now: with what was kept, and with the edges that were tested since."""
         graph = self.runs.graph
-        data = page_document(
+        data = document(
             graph, cards=self.cards, ledger=self._labels(), supernodes=self.supernodes, folder=self.folder,
             opened=opened_in(self.folder, graph.ids.tolist()),
         )  # fmt: skip

@@ -19,7 +19,7 @@ from circuitsae.interventions.steering import Limits, SteeringReport
 from circuitsae.interventions.steering.page import page as steering_page
 from circuitsae.pocket import dictionary_folder
 from circuitsae.report import card_html, graph_html, interactive, notebook, outcome_html, show, summary_html
-from circuitsae.report.page import assemble, page_document
+from circuitsae.report.page import assemble, document
 from circuitsae.validation import Validation
 from tests.sample_graphs import sample_graph, small_graph, whole_graph
 from transcoders import random_dictionaries
@@ -94,7 +94,7 @@ def test_hostile_graphs_are_text():
 def test_a_graph_shows_its_page_in_a_frame_without_origin():
     graph = whole_graph(HOSTILE)
     piece = graph._repr_html_()
-    assert source_of(piece) == assemble(page_document(graph))
+    assert source_of(piece) == assemble(document(graph))
     assert 'sandbox="allow-scripts allow-downloads"' in piece
     assert not re.search(r'<(?!iframe|/iframe)|"\s+on', re.sub(r'srcdoc="[^"]*"', "", piece))
 
