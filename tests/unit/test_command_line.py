@@ -156,7 +156,7 @@ def test_validate_hands_on_what_it_was_told(copied, monkeypatch):
               "--elsewhere", "A text", "--elsewhere", "another"])  # fmt: skip
     assert told == {
         "edges": 7, "claims": ("graph", "direct", "model"), "controls": 30, "delta": 0.1, "seed": 5,
-        "elsewhere": ("A text", "another"), "heads": 10,
+        "elsewhere": ("A text", "another"), "heads": 10, "keep": copied / "measured",
     }  # fmt: skip
 
 

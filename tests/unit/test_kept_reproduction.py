@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ SETTINGS = replace(Settings.quick().capped(3), rescore=2, resamples=2, subsets=1
 
 def contents(report):
     """All but seconds, which differ."""
-    figures = [section.figure and json.loads(section.figure.to_json()) for section in report.sections]
+    figures = [section.figure and json.loads(str(section.figure.to_json())) for section in report.sections]
     return report.claims, json.dumps([section.to_json() for section in report.sections]), figures
 
 
@@ -46,7 +47,7 @@ def heads_alone(report, model, task, circuit, **_):
 
 
 def test_it_goes_on_after_ctrl_c_and_after_a_kill_with_the_same_report(pocket, tmp_path, monkeypatch):
-    steps, done = [], []
+    steps, done = [], list[str]()
 
     def reproduced(stop=None, **how):
         """With the second stage interrupted, if wished, and `done` told of those that are run."""
@@ -55,7 +56,8 @@ def test_it_goes_on_after_ctrl_c_and_after_a_kill_with_the_same_report(pocket, t
                 patched.setattr(
                     stages, name, lambda *a, name=name, work=work, **k: (done.append(name), work(*a, **k))[1]
                 )
-            return reproduce("induction", pocket, **{"settings": SETTINGS} | how)
+            given: dict[str, Any] = {"settings": SETTINGS} | how
+            return reproduce("induction", pocket, **given)
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -99,10 +101,13 @@ def test_what_a_stage_adds_comes_back_as_it_was(pocket, tmp_path):
     assert kept.restore("features", found, components) == (True, None)
     assert [(c.name, c.at_least, c.note) for c in found.claims] == [("a claim", 0.5, "‽"), ("none", None, "")]
     assert found.claims[0].measured == 0.1 + 0.2
-    table = found.sections[0].table
-    pd.testing.assert_frame_equal(table, frame)
-    assert json.loads(found.sections[0].figure.to_json()) == json.loads(figure.to_json())
-    assert (found.seconds, found.sections[1].table.shape) == ({"features": 2.5}, (0, 0))
+    first, second = found.sections
+    assert first.table is not None
+    assert second.table is not None
+    assert first.figure is not None
+    pd.testing.assert_frame_equal(first.table, frame)
+    assert json.loads(str(first.figure.to_json())) == json.loads(str(figure.to_json()))
+    assert (found.seconds, second.table.shape) == ({"features": 2.5}, (0, 0))
     for name in ("nodes", "edges"):
         pd.testing.assert_frame_equal(getattr(found.graph, name), getattr(report.graph, name))
     assert found.graph.places == report.graph.places

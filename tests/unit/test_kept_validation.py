@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from transcoders.errors import Stopped
 from transcoders.loading import random_model
 
 RUN_READS = measuring.run_reads
-SETTINGS = {"edges": 12, "controls": 20, "seed": 1}
+SETTINGS: dict[str, Any] = {"edges": 12, "controls": 20, "seed": 1}
 TOKENS = torch.tensor([0, 11, 22, 33, 44])
 
 
@@ -107,7 +108,7 @@ def test_runs_that_share_passes_are_kept_together(case, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def measuring_case(model, graph):
+def measuring_case(model, graph) -> Any:
     from circuitsae.interventions import Recording
     from circuitsae.interventions.changes import node_changes
     from circuitsae.interventions.writers import Shares, Writers
