@@ -16,6 +16,8 @@ GRAPH_FOLDER, DICTIONARIES = "GRAPH_FOLDER", "DICTIONARIES"
 """What a command says where the graph does not say it."""
 LONGEST_PROMPT = 20_000
 """Characters: systems bound what a command line takes, and a page would hold it twice."""
+_HEAD = "import circuitsae as cs\n"
+_CHANGES = "from circuitsae.interventions import Intervention, Replace, Scale, Zero, parse_target\n"
 _WEIGHTS = ("revision", "adapter")
 _CHOICES = ("sae_id", "layers", "site", "width", "l0", "variant")
 _DTYPES = ("float64", "bfloat16")
@@ -74,7 +76,7 @@ def _escaped(character: str) -> str:
 
 def _intervene(prompt: str, options: str | None, loading: str) -> dict[str, Halves]:
     python = (
-        f"{loading}changes = ",
+        f"{_HEAD}{_CHANGES}\n{loading}changes = ",
         f"\noutcome = cs.intervene(model, {_literal(prompt)}, changes)\nprint(outcome.top())",
     )
     word = quote(prompt)
@@ -86,7 +88,7 @@ def _intervene(prompt: str, options: str | None, loading: str) -> dict[str, Halv
 
 
 def _validate(folder: str, loading: str) -> dict[str, Halves]:
-    lines = f"{loading}graph = cs.load_graph({_literal(folder)})\ncheck = cs.validate(model, graph, edges="
+    lines = f"{_HEAD}\n{loading}graph = cs.load_graph({_literal(folder)})\ncheck = cs.validate(model, graph, edges="
     python = (f'{lines}"', '")\nprint(check.edges.T)')
     word = quote(f"./{folder}" if folder.startswith("-") else folder)
     return (
@@ -128,11 +130,7 @@ def _python_loading(
     language_model = ", ".join([_literal(model), *how])
     sets = ", ".join([_literal(dictionaries), *wanted])
     given = ", ".join([f"cs.load_model({language_model})", f"cs.load_dictionaries({sets})", *begins])
-    return (
-        "import circuitsae as cs\n"
-        "from circuitsae.interventions import Intervention, Replace, Scale, Zero, parse_target\n\n"
-        f"model = cs.ReplacementModel({given})\n"
-    )
+    return f"model = cs.ReplacementModel({given})\n"
 
 
 def _wanted(name: str, value: str) -> str:
