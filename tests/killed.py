@@ -79,7 +79,7 @@ def go_on(configs: list[TrainConfig], out: Path, width: int = 8) -> None:
         run(configs, out, resume=False, width=width)
 
 
-def forked(work: Callable[[], None]) -> int:
+def forked(work: Callable[[], object]) -> int:
     """The process that does it; 0 or 1 is its exit status."""
     if pid := os.fork():
         return pid

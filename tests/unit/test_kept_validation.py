@@ -86,9 +86,10 @@ def test_other_settings_and_other_graphs_find_nothing_of_it(case, tmp_path, monk
     lists = len(made)
     for changed, new in (({"controls": 19}, 4), ({"edges": 11}, lists)):
         made.clear()
-        kept = cs.validate(model, graph, **SETTINGS | changed, keep=tmp_path)
+        settings: dict[str, Any] = SETTINGS | changed
+        kept = cs.validate(model, graph, **settings, keep=tmp_path)
         assert len(made) >= new
-        same(kept, cs.validate(model, graph, **SETTINGS | changed))
+        same(kept, cs.validate(model, graph, **settings))
     made.clear()
     other = cs.attribute(model, TOKENS + 1, targets=LogitTargets([1, 2]))
     same(cs.validate(model, other, **SETTINGS, keep=tmp_path), cs.validate(model, other, **SETTINGS))
