@@ -34,7 +34,7 @@ from transcoders.files import write_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHOWN, EXAMPLES, TIMED = 20, 3, 40
-TOKENS = 6_000
+TOKENS = 4_000
 
 
 class Case(NamedTuple):
@@ -55,7 +55,7 @@ def measured(case: Case) -> tuple[list[list[str]], list[str]]:
     how: dict[str, Any] = {"tokens": TOKENS, "held_out": TOKENS, "context": case.context}
     found = read_occurrences(model, dictionaries, case.corpus, **how)
     read = (time.process_time() - start) / (found.search.n_counted + found.held_out.n_counted)
-    scorer = FeatureLabels(found, LabelConfig(), "")
+    scorer = FeatureLabels(found, LabelConfig(), "benchmarks/labels.py")
     rng = np.random.default_rng(0)
     start = time.process_time()
     for _ in range(TIMED):
