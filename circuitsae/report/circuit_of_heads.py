@@ -1,7 +1,8 @@
 """A circuit of heads as the content of a picture: boxes by role at their positions, arrows of measured worth."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 
@@ -97,15 +98,19 @@ def _of_path(effects: Sequence[tuple[str, str, float, str]]) -> str:
 def widest_path(effects: Sequence[tuple[str, str, float, str]]) -> tuple[list[str], float]:
     """The path from where the arrows begin to the answer whose weakest arrow is worth most, and how much that is.
 
-    Of those that are equally wide the longest; nothing where no path leads through two boxes.
+    Of those that are equally wide the one with the largest product; nothing where none leads through two boxes.
     """
     reached = {target for _, target, _, _ in effects}
-    for least in sorted({abs(worth) for *_, worth, _ in effects}, reverse=True):
-        kept = nx.DiGraph([(s, t) for s, t, worth, _ in effects if abs(worth) >= least])
-        if ANSWER not in kept:
+    most = max((abs(worth) for *_, worth, _ in effects), default=1.0) or 1.0
+    for least in sorted({abs(worth) for *_, worth, _ in effects if worth}, reverse=True):
+        back = nx.DiGraph()
+        for s, t, worth, _ in effects:
+            if abs(worth) >= least:
+                back.add_edge(t, s, cost=-math.log(abs(worth) / most))
+        if ANSWER not in back:
             continue
-        back = nx.single_source_shortest_path(kept.reverse(copy=False), ANSWER)
-        ways = [way[::-1] for end, way in back.items() if len(way) > 2 and end not in reached]
+        found: Any = nx.single_source_dijkstra(back, ANSWER, weight="cost")
+        ways = {end: way for end, way in found[1].items() if len(way) > 2 and end not in reached}
         if ways:
-            return max(ways, key=lambda way: (len(way), way)), least
+            return ways[min(ways, key=lambda end: (found[0][end], end))][::-1], least
     return [], 0.0

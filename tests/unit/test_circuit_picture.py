@@ -282,7 +282,7 @@ def test_many_boxes_and_columns_have_a_place():
         "name mover": ("END", 9), "negative name mover": ("END", 10), "backup name mover": ("END", 11),
     }  # fmt: skip
     effects = [("previous token", "induction", 0.2, "k"), ("induction", "s-inhibition", 0.3, "v"),
-               ("duplicate token", "s-inhibition", 0.2, "v"), ("s-inhibition", "name mover", 0.6, "q"),
+               ("duplicate token", "s-inhibition", 0.1, "v"), ("s-inhibition", "name mover", 0.6, "q"),
                ("s-inhibition", "negative name mover", -0.3, "q"), ("name mover", ANSWER, 0.9, ""),
                ("negative name mover", ANSWER, -0.4, ""), ("backup name mover", ANSWER, 0.1, "")]  # fmt: skip
     diagram = heads_picture(
