@@ -134,6 +134,7 @@ def _silent(function: FunctionType, hints: dict[str, Any]) -> FunctionType:
         co_argcount=own.co_argcount, co_posonlyargcount=own.co_posonlyargcount, co_varnames=names,
         co_kwonlyargcount=own.co_kwonlyargcount, co_nlocals=len(names),
         co_flags=_nothing.__code__.co_flags | own.co_flags & _VARIADIC,
+        co_name=own.co_name, co_qualname=own.co_qualname,
     )  # fmt: skip
     silent = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
     silent.__kwdefaults__, silent.__annotations__ = function.__kwdefaults__, hints
