@@ -164,7 +164,7 @@ def test_the_keyboard_reaches_everything_in_the_order_of_the_page_and_is_not_tra
             break
         seen.append(where)
     assert not [one for one in seen if one.startswith("unseen")]
-    landmarks = ["help-button", "theme", "prune", "plot", "bench-toggle", "panel", "search"]
+    landmarks = ["help-button", "theme", "density", "plot", "bench-toggle", "panel", "search"]
     assert [one for one in seen if one in landmarks] == landmarks
     assert len(seen) < 80, "it leaves the page at the end"
 

@@ -62,7 +62,7 @@
     return element(
       "div",
       { class: "command" },
-      element("div", { class: "heading" }, element("h4", {}, title), copies),
+      element("div", { class: "heading" }, element("span", { class: "command-title" }, title), copies),
       element("pre", { tabindex: "0", "aria-label": title }, code),
     );
   }
