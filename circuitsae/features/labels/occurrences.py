@@ -91,7 +91,7 @@ class Occurrences:
             row, start = divmod(int(place), max(1, width // length))
             if len(found) < wanted and not values[row, start * length : (start + 1) * length].any():
                 found.append((row, start * length))
-        return [self._excerpt(values, *found[i], length) for i in rng.permutation(len(found)).tolist()]
+        return [self._excerpt(values, found[i][0], found[i][1], length) for i in rng.permutation(len(found)).tolist()]
 
     def _excerpt(self, values: np.ndarray, row: int, start: int, length: int) -> Excerpt:
         window = slice(start, start + length)
