@@ -96,8 +96,7 @@ def _kernels(device: torch.device) -> Line:
 @torch.no_grad()
 def _launch_work(device: torch.device) -> float:
     """Of seconds(rows) = a + b · rows, the products of a / b rows in a block."""
-    model = random_model(n_layers=PASS.layers, d_model=PASS.d)
-    model.bridge.to(device)
+    model = random_model(n_layers=PASS.layers, d_model=PASS.d, device=device)
     seconds = {}
     for rows in (FEW, MANY):
         tokens = torch.zeros(rows, TOKENS, dtype=torch.long, device=device)

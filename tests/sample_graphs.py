@@ -1,5 +1,6 @@
 """A seeded made-up graph: what the viewer is tested, timed and demonstrated on, without any model."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -304,3 +305,9 @@ def _judged(rng: np.random.Generator, ratio: np.ndarray, claim: str) -> dict[str
         verdict[np.abs(ratio - 1) > 1.1] = "norms"
     reason = np.where(verdict == "undecided", "less than half of what is predicted", "")
     return {"q": rng.uniform(0, 0.05, len(ratio)), "verdict": verdict, "reason": reason}
+
+
+def column_of(packed: dict[str, str]) -> np.ndarray:
+    """A column of edges as a page holds it, read again (`circuitsae.report.packing`)."""
+    ((kind, text),) = packed.items()
+    return np.frombuffer(base64.b64decode(text), dtype=f"<{kind}")

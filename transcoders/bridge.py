@@ -7,6 +7,7 @@ touches; tests/unit/test_bridge_assumptions.py has a test for each of these assu
 import inspect
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -273,6 +274,19 @@ def _attention_with_pattern_hook(
 
 
 @torch.no_grad()
+@contextmanager
+def unhooked(model: Any) -> Iterator[None]:
+    """While it lasts, no hook that is on a language model's bridge does anything."""
+    hooked = [(point, point._forward_hooks) for point in set(model.bridge.hook_dict.values()) if point._forward_hooks]
+    try:
+        for point, _ in hooked:
+            point._forward_hooks = OrderedDict()
+        yield
+    finally:
+        for point, hooks in hooked:
+            point._forward_hooks = hooks
+
+
 def check_logits(bridge: TransformerBridge, name: str) -> None:
     """Raises `ModelError` where the bridge's logits of a few tokens are not those of Hugging Face's own modules."""
     count = min(_PROBE, int(bridge.cfg.d_vocab), int(bridge.cfg.n_ctx))

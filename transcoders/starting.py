@@ -2,13 +2,13 @@
 
 import contextlib
 import logging
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transcoders.bridge import unhooked
 from transcoders.errors import ModelError
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
@@ -63,21 +63,8 @@ def value_from(
         found.append(value)
         raise _Seen
 
-    with _unhooked(model), contextlib.suppress(_Seen):
+    with unhooked(model), contextlib.suppress(_Seen):
         model.run_to_unembedding(rows, start=start, stream=stream, held={name: see})
     if not found:
         raise ModelError(f"{model.name} never calls {name} in a run from block {start} on.")
     return found[0]
-
-
-@contextlib.contextmanager
-def _unhooked(model: LanguageModel) -> Iterator[None]:
-    """While it lasts, no hook that is on the model does anything."""
-    hooked = [(point, point._forward_hooks) for point in set(model.bridge.hook_dict.values()) if point._forward_hooks]
-    try:
-        for point, _ in hooked:
-            point._forward_hooks = OrderedDict()
-        yield
-    finally:
-        for point, hooks in hooked:
-            point._forward_hooks = hooks

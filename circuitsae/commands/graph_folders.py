@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,24 @@ def write_folder(
             write_page(graph, temporary / "graph.html", validation=edges, folder=folder, edited=edited)
         for name, content in (more or {}).items():
             (temporary / name).write_bytes(content)
-    if (folder / MEASURED).is_dir():
-        remove_folder(folder / MEASURED)
     return folder / "graph.html"
+
+
+@contextmanager
+def measuring(folder: Path) -> Iterator[Path]:
+    """Where effects are kept while the edges of a graph are tested: gone in the end, unless Ctrl-C or a kill is it."""
+    kept = folder / MEASURED
+    try:
+        yield kept
+    except Exception:
+        _forget(kept)
+        raise
+    _forget(kept)
+
+
+def _forget(kept: Path) -> None:
+    if kept.is_dir():
+        remove_folder(kept)
 
 
 def check_identities(check: Any, dtype: str) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
 from circuitsae.commands.compare import show_folder
-from circuitsae.commands.graph_folders import MEASURED, check_identities, slug, write_folder
+from circuitsae.commands.graph_folders import check_identities, measuring, slug, write_folder
 from circuitsae.commands.many import Kept, trace_many
 from circuitsae.commands.shared import (
     Bos,
@@ -134,10 +134,10 @@ def trace(
         graph, full = _attribute(replacement, prompt, targets, settings)
         graph = replace(graph, provenance={**graph.provenance, "source": named, "pruned": [nodes, edges]})
         show_graph(console, graph, full)
-        keep = folder / MEASURED
-        check = _validate(console, replacement, graph, edges=validate, keep=keep) if validate > 0 else None
-        graph = graph if check is None else check.annotate(graph)
-        page = write_folder(graph, check, folder)
+        with measuring(folder) as keep:
+            check = _validate(console, replacement, graph, edges=validate, keep=keep) if validate > 0 else None
+            graph = graph if check is None else check.annotate(graph)
+            page = write_folder(graph, check, folder)
     say(console, of_graph(graph))
     say(console, f"Graph: {folder}", f"HTML:  {page.resolve()}")
     say_next(console, f"open {page} in a browser, or: circuitsae validate {folder} --edges 500")
@@ -203,14 +203,13 @@ def validate(
     _notice_others(replacement, loaded)
     settings = {"claims": claims or get_args(Claim), "controls": controls, "delta": delta, "seed": seed}
     others = _other_prompts(replacement, loaded, prompts, task)
-    check = _validate(
-        console, replacement, loaded, edges=chosen, elsewhere=elsewhere, heads=heads, keep=graph / MEASURED,
-        **others, **settings,
-    )  # fmt: skip
-    if calibrate:
-        _calibrate(console, replacement, loaded, calibrate, settings)
-    tested = check.annotate(loaded)
-    page = write_folder(tested, check, graph, edited=True)
+    others |= {"elsewhere": elsewhere, "heads": heads}
+    with measuring(graph) as keep:
+        check = _validate(console, replacement, loaded, edges=chosen, keep=keep, **others, **settings)
+        if calibrate:
+            _calibrate(console, replacement, loaded, calibrate, settings)
+        tested = check.annotate(loaded)
+        page = write_folder(tested, check, graph, edited=True)
     say(console, of_graph(tested))
     say(console, f"Written: {graph / 'validation.json'}", f"HTML:    {page.resolve()}")
     say_next(console, f"circuitsae show {graph}")

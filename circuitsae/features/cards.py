@@ -157,10 +157,12 @@ class FeatureCards:
         )
 
     def name(self, layer: int, feature: int) -> str:
-        """Its label, unless that was contradicted, or else the tokens of its strongest examples; "" without either."""
+        """Its label, unless that was contradicted or is a rule's, which are long, or else the tokens of its strongest
+        examples; "" without either.
+        """
         if (card := self.card(layer, feature)) is None:
             return ""
-        if card.label and card.label.get("status") != "contradicted":
+        if card.label and card.label.get("status") != "contradicted" and card.label.get("source") != "rules":
             return str(card.label.get("display") or card.label.get("text") or "")
         peaks = dict.fromkeys(example["tokens"][example["peak"]].strip() for example in card.examples)
         return " / ".join(list(filter(None, peaks))[:_NAMED])

@@ -205,18 +205,19 @@ class LedgerLike(Protocol):
 def label_json(feature: str, ledger: LedgerLike) -> dict[str, Any] | None:
     """The labels of one feature as pages show them, None where it has none.
 
-    `text` and `status` of its own label first, or of the smallest supernode's, or else of what rules say; `display` and
-    `evidence` of all.
+    `text`, `status` and, where no person here says so, `source` of its own label first, or of the smallest supernode's,
+    or else of what rules say; `display` and `evidence` of all.
     """
     found = sorted(ledger.of(feature), key=lambda label: (label.source == "rules", len(label.features)))
     if not found:
         return None
-    return {
+    made = {
         "text": found[0].text,
         "status": str(found[0].status),
         "display": ledger.display(feature),
         "evidence": [line for label in found for line in label.evidence],
     }
+    return made | ({"source": found[0].source} if found[0].source else {})
 
 
 def suggest_supernodes(
@@ -312,7 +313,8 @@ def _labelled(label: Mapping[str, Any] | None) -> str:
     if not label or not label.get("text") or label.get("status") == "contradicted" or label["text"] in NAMELESS:
         return ""
     untested = f"hypothesis: {label['text']}"
-    return untested if label.get("display", untested).startswith(untested) else str(label["text"])
+    shown = label.get("display", untested) if label.get("status") == "hypothesis" else ""
+    return untested if shown.startswith(untested) else str(label["text"])
 
 
 def _telling(graph: AttributionGraph, profiles: sparse.csr_array, others: sparse.csr_array) -> Node | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from circuitsae.graph.supernodes import CardsLike, LedgerLike, label_json
+from circuitsae.graph.supernodes import NAMELESS, CardsLike, LedgerLike, label_json
 from circuitsae.report.text import cut, printable, visible
 from transcoders.errors import InputError
 from transcoders.token_text import with_characters
@@ -143,9 +143,10 @@ def _plain_label(label: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not label:
         return None
     text = printable(str(label.get("text") or ""))
-    return {
+    made = {
         "text": text,
         "status": str(label.get("status") or "hypothesis"),
         "display": printable(str(label.get("display") or text)),
         "evidence": [printable(str(row)) for row in list(label.get("evidence") or [])[:MOST_EVIDENCE]],
     }
+    return made | ({"nameless": True} if text in NAMELESS else {})

@@ -14,7 +14,7 @@ _REGULAR = {
     0.6: "FkvxyP", 0.64: "TYaoeESbdghnpqu$0123456789{}", 0.7: "KAVBRXZC", 0.77: "UHNDG&", 0.82: "wOQ",
     0.87: "#+<=>^~M→✓⇄○↵−", 1.0: "%mW@…",
 }  # fmt: skip
-_EM = {character: width for width, characters in _REGULAR.items() for character in characters}
+_EM = {character: em for em, characters in _REGULAR.items() for character in characters}
 _BOLD, _BOLD_LEAST = 1.16, 0.36
 """Of bold letters: how much wider they are, and the narrowest."""
 _WIDEST = 1.1

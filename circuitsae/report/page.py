@@ -212,5 +212,12 @@ def read_styles(*names: str) -> str:
 
 
 def read_static(name: str) -> str:
-    """A file of `static/`."""
-    return resources.files("circuitsae.report").joinpath("static", name).read_text(encoding="utf-8")
+    """A file of `static/`; scripts and style sheets as pages hold them, without indentation and lines of comment.
+
+    That is a sixth of their length. No text in them may run over the end of a line.
+    """
+    text = resources.files("circuitsae.report").joinpath("static", name).read_text(encoding="utf-8")
+    if not name.endswith((".js", ".css")):
+        return text
+    lines = map(str.strip, text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))

@@ -84,18 +84,20 @@ class Runs:
         return self._runs[number]
 
     def _work(self, run: Run, asked: Change | Test) -> None:
+        state: State = "failed"
         try:
-            result = self._change(run, asked) if isinstance(asked, Change) else self._test(run, asked)
+            run.result = self._change(run, asked) if isinstance(asked, Change) else self._test(run, asked)
             run.at("done")
-            run.result, run.state = result, "done"
+            state = "done"
         except _CancelledError:
-            run.state = "cancelled"
+            run.result, state = None, "cancelled"
         except CircuitsaeError as error:
-            run.error, run.state = str(error), "failed"
+            run.error = str(error)
         except Exception as error:  # whatever the model does: the page says it, and the server goes on
-            run.error, run.state = f"The run ended with {type(error).__name__}: {str(error)[:500]}", "failed"
+            run.error = f"The run ended with {type(error).__name__}: {str(error)[:500]}"
         finally:
             self._lock.release()
+            run.state = state  # last, so that whoever reads it may begin another
 
     def _ready(self, run: Run) -> tuple[Library, Recording]:
         if self._library is None or self._prompt is None:

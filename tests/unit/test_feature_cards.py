@@ -778,7 +778,7 @@ def test_cards_of_weights_that_the_graph_was_not_traced_with_are_left_out(saved,
         assert beside_dictionaries(graph_from(source, **known))[0] is not None
     assert not caplog.records
     assert beside_dictionaries(graph_from(source, dictionary_fingerprint="of before")) == (None, None)
-    assert f"traced with dictionaries of before, but {saved} now holds cards of {made_with}" in caplog.text
+    assert f"traced with dictionaries of before, but {saved} now holds those of {made_with}" in caplog.text
 
 
 def test_a_traced_graph_names_the_weights_of_the_shipped_cards():

@@ -323,7 +323,7 @@ def test_the_audit_follows_heads_and_norms_that_are_live(model, monkeypatch):
     frame = audit(model, TOKENS, changes, some)
     assert max(frame["moved"]) < 1e-9
     assert frame.groupby("kind").size().to_dict() == {"attention pattern": 3, "norm scale": 3, "MLP output": 3}
-    monkeypatch.setattr(running, "_constant_but", lambda live, clean: lambda value: value if live else clean)
+    monkeypatch.setattr(running, "_constant_but", lambda live, clean: lambda value: value if live else clean())
     with pytest.raises(CheckFailedError, match="The attention pattern of layer 1 was declared frozen"):
         audit(model, TOKENS, changes, some)
 

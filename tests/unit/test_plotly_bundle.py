@@ -30,4 +30,4 @@ def test_the_whole_of_plotly_comes_only_with_traces_that_need_it():
     assert pages["lines"].count(basic_bundle()) == 1
     assert basic_bundle() not in pages["cells"]
     assert pages["cells"].count(get_plotlyjs()) == 1
-    assert len(pages["none"]) < 10_000
+    assert len(pages["none"]) < 16_000

@@ -55,6 +55,16 @@ def own_text(path: Path) -> str:
     return path.read_text(encoding="utf-8").replace(basic_bundle(), "")
 
 
+def test_no_text_of_a_script_runs_over_the_end_of_its_line():
+    """Pages hold scripts without indentation and lines of comment."""
+    static = Path(page.__file__).parent / "static"
+    scripts = sorted(static.rglob("*.js"))
+    assert len(scripts) > 30
+    for script in scripts:
+        for number, line in enumerate(script.read_text(encoding="utf-8").splitlines(), 1):
+            assert line.count("`") % 2 == 0, f"{script.name}:{number}: {line}"
+
+
 def test_hostile_tokens_reach_the_page_only_as_escaped_data(tmp_path: Path):
     graph = sample_graph(tokens=HOSTILE, n_features=10, n_edges=50)
     page = own_text(write_html(graph, tmp_path / "page.html", title='<b>&"title</title>'))

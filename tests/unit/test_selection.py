@@ -1,7 +1,5 @@
 """Which part of a graph is drawn first: what share it holds, against every path one by one; sizes, order, claims."""
 
-import base64
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from circuitsae.report.data import carried, page_data
 from circuitsae.report.packing import packed
 from circuitsae.report.selection import MOST_EDGES, MOST_NODES, Selection, select
-from tests.sample_graphs import SampleGraph, sample_graph, whole_graph
+from tests.sample_graphs import SampleGraph, column_of, sample_graph, whole_graph
 
 
 def path_share(nodes: pd.DataFrame, edges: pd.DataFrame) -> float:
@@ -116,8 +114,5 @@ def test_a_page_holds_the_strongest_edges_and_all_tested_ones():
 
 def test_packed_columns_hold_what_the_document_says():
     data = page_data(sample_graph(n_edges=300))
-    read = {"u1": "<u1", "u2": "<u2", "f4": "<f4"}
     for name, column in packed(data)["edges"].items():
-        ((kind, text),) = column.items()
-        values = np.frombuffer(base64.b64decode(text), dtype=read[kind])
-        assert values == pytest.approx(np.array(data["edges"][name], dtype=float), rel=1e-6)
+        assert column_of(column) == pytest.approx(np.array(data["edges"][name], dtype=float), rel=1e-6)

@@ -26,6 +26,7 @@ from circuitsae.serving.edits import own_labels
 from circuitsae.serving.guard import LARGEST_BODY
 from circuitsae.serving.runs import Runs
 from circuitsae.validation.measuring import Targets, traced
+from tests.sample_graphs import column_of
 
 PROMPT, OTHER = "The capital of the state containing Dallas is", "The capital of the state containing Denver is"
 TOKEN, HOST = "t0ken-t0ken", "127.0.0.1:8123"
@@ -310,7 +311,10 @@ def test_an_edge_is_tested_and_its_verdict_is_on_the_page(
     assert claims["graph"]["verdict"] == ["confirmed"]
     data = shown(client.get("").text)
     (edge,) = data["tests"]["edges"]
-    assert [data["nodes"]["id"][data["edges"][end][edge]] for end in ("source", "target")] == ["tok@7", logit]
+    assert [data["nodes"]["id"][column_of(data["edges"][end])[edge]] for end in ("source", "target")] == [
+        "tok@7",
+        logit,
+    ]
 
 
 def test_one_run_at_a_time_which_can_be_cancelled(

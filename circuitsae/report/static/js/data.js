@@ -99,7 +99,7 @@
 
   function name(i) {
     const label = labelOf(i);
-    return label ? `${title(i)} ${label.display}` : title(i);
+    return label && !label.nameless ? `${title(i)} ${label.display}` : title(i);
   }
 
   // All words of a text, in any order, in what a node is called.

@@ -51,10 +51,10 @@
     return [side(RIGHT), side(LEFT), over(-LINE - 1), over(LINE + 1)].map((place) => ({ ...place, color: "muted" }));
   }
 
-  // The label, unless a test spoke against it, or the number.
+  // The label, unless there is none that fits or a test spoke against it, or the number.
   function featureText(i) {
     const label = viewer.labelOf(i);
-    const words = label && label.status !== "contradicted" ? label.text : "";
+    const words = label && !label.nameless && label.status !== "contradicted" ? label.text : "";
     return viewer.shorten(words || viewer.title(i), LONGEST);
   }
 

@@ -12,7 +12,7 @@
     if (nodes.influence[i] !== null) lines.push(`influence ${viewer.percent(nodes.influence[i])}`);
     const title = [viewer.title(i), ...viewer.place(i)].map((part) => viewer.plotlyText(viewer.shorten(part, 60)));
     const label = viewer.labelOf(i);
-    if (label) lines.unshift(viewer.plotlyText(viewer.shorten(label.display, 60)));
+    if (label && !label.nameless) lines.unshift(viewer.plotlyText(viewer.shorten(label.display, 60)));
     return [title.join(" "), ...lines].join("<br>");
   }
 
