@@ -57,7 +57,7 @@ def own_text(path: Path) -> str:
 
 def test_no_text_of_a_script_runs_over_the_end_of_its_line():
     """Pages hold scripts without indentation and lines of comment."""
-    static = Path(page.__file__).parent / "static"
+    static = Path(circuitsae.report.__file__).parent / "static"
     scripts = sorted(static.rglob("*.js"))
     assert len(scripts) > 30
     for script in scripts:
