@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
 from types import FunctionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Never, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -109,6 +109,7 @@ def _check_of(function: FunctionType) -> Check:
     if key not in _CHECKS:
         named = {name: _resolved(hint, function) for name, hint in hints.items()}
         given = named.pop("return", Any)
+        given = Any if given in (Never, NoReturn) else given  # which only raises
         if (form := _form(given)) not in _RETURNED:
             _RETURNED[form] = _returned_check(given)
         shaped = any(map(_has_shape, (given, *named.values())))

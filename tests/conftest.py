@@ -5,6 +5,7 @@ Kernels are left alone by the check: Triton compiles a function's own source. Wi
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -33,6 +34,8 @@ import pandas  # noqa: E402, F401
 import scipy.stats  # noqa: E402, F401
 import transformer_lens  # noqa: E402, F401
 
+# A shell's background job is deaf to Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 tests.checked.install()
 sys.meta_path.insert(0, Unchecked)
 

@@ -195,7 +195,7 @@ def test_filters_leave_what_they_say_and_the_address_restores_them(page: Page, h
     assert {kind for kind, *_ in left} == {"feature", "error", "logit"}
     assert all(3 <= layer <= 5 and pos >= 8 for kind, layer, pos in left if kind != "logit")
     expect(page.locator("#filters-set")).to_have_text("(3)")
-    page.wait_for_function("() => location.hash.includes('positions=8-14')")
+    page.wait_for_function("() => /positions=8-14.*tokens=0/.test(location.hash)")
     again = open_page(html, page.evaluate("location.hash"))
     assert again.evaluate(SHOWN) == page.evaluate(SHOWN)
     assert again.locator("#layers-to").input_value() == "5"

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from circuitsae.reproduce import Settings, reproduce, run
+from circuitsae.reproduce.circuit import FoundCircuit
 from circuitsae.tasks import Task, behaviour, known_examples, load_task
 from circuitsae.tasks.antonyms import PAIRS
 from circuitsae.tasks.facts import CAPITAL_OF, CITY_OF
@@ -161,7 +162,7 @@ def test_behaviour_is_of_all_prompts_and_roles_of_known_ones(
     digit_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Task] = []
-    monkeypatch.setattr(run, "component_stage", lambda *given: SimpleNamespace(nodes=()))
+    monkeypatch.setattr(run, "component_stage", lambda *given: Mock(spec=FoundCircuit, nodes=()))
     monkeypatch.setattr(run, "stability_stage", lambda *given: None)
     monkeypatch.setattr(run, "role_stage", lambda report, model, task, *rest, **how: taken.append(task))
     report = reproduce("greater-than", digit_model, settings=Settings(behaviour=60, known=True))
