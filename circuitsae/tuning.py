@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from transcoders.bridge import move
 from transcoders.devices import WORKS, Line, Work, accelerators
 from transcoders.random_models import random_model
 from transcoders.training.config import SAEConfig
@@ -96,7 +97,8 @@ def _kernels(device: torch.device) -> Line:
 @torch.no_grad()
 def _launch_work(device: torch.device) -> float:
     """Of seconds(rows) = a + b · rows, the products of a / b rows in a block."""
-    model = random_model(n_layers=PASS.layers, d_model=PASS.d, device=device)
+    model = random_model(n_layers=PASS.layers, d_model=PASS.d)
+    move(model, device)
     seconds = {}
     for rows in (FEW, MANY):
         tokens = torch.zeros(rows, TOKENS, dtype=torch.long, device=device)

@@ -274,6 +274,11 @@ def _attention_with_pattern_hook(
 
 
 @torch.no_grad()
+def move(model: Any, device: torch.device) -> None:
+    """Put a language model on a device, in place."""
+    model.bridge.to(device)
+
+
 @contextmanager
 def unhooked(model: Any) -> Iterator[None]:
     """While it lasts, no hook that is on a language model's bridge does anything."""

@@ -122,7 +122,6 @@ def random_model(
     context: int = 64,
     seed: int = 0,
     dtype: Precision = torch.float32,
-    device: torch.device | str = "cpu",
 ) -> LanguageModel:
     """A seeded random model of a family's exact architecture, built in memory; no download, no tokenizer.
 
@@ -148,7 +147,7 @@ def random_model(
         "n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "n_kv_heads": max(1, n_heads // 2),
         "d_head": 2 * (d_model // n_heads), "d_mlp": d_mlp, "d_vocab": d_vocab, "context": context,
     }  # fmt: skip
-    model = random_module(family, sizes, seed).to(device, as_dtype(dtype))
+    model = random_module(family, sizes, seed).to(as_dtype(dtype))
     name, architecture = f"random-{family}-{seed}", _RECIPES[family].model
     return LanguageModel(around(model, architecture, name), name)
 

@@ -171,7 +171,8 @@ def test_a_line_that_a_kill_has_cut_is_asked_again_and_no_other(server, tmp_path
     path, ask = tmp_path / "answers.jsonl", lambda text: [{"role": "user", "content": text}]
     server.before = ["one", "two"]
     asked = Answers(address(server), path)
-    asked.answer(ask("1"), 9), asked.answer(ask("2"), 9)
+    for text in ("1", "2"):
+        asked.answer(ask(text), 9)
     path.write_bytes(path.read_bytes()[:-20])
     server.before = ["two again"]
     again = Answers(address(server), path)
