@@ -62,6 +62,9 @@ class Options:
     """The small Llama."""
     corpus: Path = SHARED / "corpora" / "tiny_stories_944k.txt"
     """What it reads."""
+    version: str = ""
+    """Whose cells count as ours: twelve digits of `git rev-parse COMMIT:transcoders`; default, that of the files here.
+    With an earlier one nothing of ours is measured."""
     clt_forge: str = ""
     """The `src` of a checkout of CLT-Forge, which is on no package index; after a `:` a folder with zstandard."""
 
@@ -74,6 +77,9 @@ class Bench:
         self.place = Place(options.cache, options.model, options.corpus, options.clt_forge)
         self.libraries = [name for name in options.libraries if self.place.python(name) is not None]
         versions = {name: self.place.version(name) for name in (OURS, *PEERS)}
+        if options.version:
+            versions |= dict.fromkeys((OURS, "oracle"), options.version)
+            self.libraries = [name for name in self.libraries if name not in (OURS, "oracle")]
         self.cells = Cells(options.cells, versions, retry=options.retry)
         self.plan = Plan(self.cells, options.seeds)
         self.until = time.monotonic() + 60 * options.budget_minutes

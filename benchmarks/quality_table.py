@@ -29,7 +29,8 @@ def write_tables(cells: Cells, plan: Plan) -> str:
     lines = [line for case in cases() for library in (OURS, *case.peers) if (line := _curve(plan, case, library))]
     columns = ["data", "d, width, k", "kind", "library", "steps", "rate", "L0", "ms a step", *map(_share, POINTS)]
     write_table("quality_curves", _CURVES, columns, lines)
-    claim = "\n\n".join((_CLAIM, _CLAIM_TIME, _summary(rows), _todo(all_rows)))
+    ours = f"Ours is `transcoders` with git's hash {cells.versions[OURS]} (`--version`)."
+    claim = "\n\n".join((_CLAIM, _CLAIM_TIME, ours, _summary(rows), _todo(all_rows)))
     return write_table("quality", claim, COLUMNS, rows)
 
 
