@@ -1,9 +1,8 @@
 """Claim: rules on the text around a token tell where most features fire, on text that they were not chosen on.
 
 Shares are of the features that fire on 5 or more of the held-out tokens, with a balanced accuracy of .7 or more there;
-the ledgers are those that `circuitsae features label` wrote beside the dictionaries, the pocket SAEs' with
-`--tokens 60000 --held-out 30000`, a layer to a process. CPU-seconds are extrapolated: what reading 8,000 tokens and
-labelling 40 features took here, times the tokens and features of the ledger.
+the ledgers are those that `circuitsae features label` wrote beside the dictionaries. CPU-seconds are extrapolated: what
+reading 8,000 tokens and labelling 40 features took here, times the tokens and features of the ledger.
 
     python benchmarks/labels.py --stories-plt RUN --stories-clt RUN
 
@@ -34,7 +33,7 @@ from circuitsae.pocket.corpus import CONTEXT, UNSEEN
 from transcoders.files import write_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-SHOWN, EXAMPLES, TIMED = 20, 3, 40
+SHOWN, EXAMPLES, LENGTH, TIMED = 20, 3, 16, 40
 TOKENS = 4_000
 
 
@@ -87,12 +86,18 @@ def _drawn(case: Case, ledger: Ledger, found: Occurrences) -> list[str]:
 
 
 def _examples(label: Label, found: Occurrences) -> list[str]:
+    """Windows of the held-out part around some of the tokens that the feature fires on."""
     layer, feature = map(int, label.features[0].split("."))
+    part = found.held_out
+    fires = part.places(layer, feature)
     lines = []
-    for excerpt in found.excerpts(layer, feature, 2 * EXAMPLES, length=16):
-        if excerpt.active:
-            tokens = zip(excerpt.tokens, excerpt.activations, strict=True)
-            lines.append("    * " + "".join(f" **{_plain(t.strip())}**" if on else _plain(t) for t, on in tokens))
+    for place in np.random.default_rng(0).permutation(fires)[:EXAMPLES].tolist():
+        row, pos = divmod(place, part.tokens.shape[1])
+        first = max(0, min(pos - LENGTH // 2, part.tokens.shape[1] - LENGTH))
+        text = [found.text_of[token] for token in part.tokens[row, first : first + LENGTH].tolist()]
+        on = np.isin(place - pos + first + np.arange(len(text)), fires)
+        shown = (f" **{_plain(t.strip())}**" if bold else _plain(t) for t, bold in zip(text, on, strict=True))
+        lines.append("    * " + "".join(shown))
     return lines
 
 

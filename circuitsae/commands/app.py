@@ -18,10 +18,12 @@ from circuitsae.commands.convert import convert
 from circuitsae.commands.dictionaries import dictionaries
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
+from circuitsae.commands.explain import explain, import_labels
+from circuitsae.commands.features import features
 from circuitsae.commands.finetune import finetune
 from circuitsae.commands.graphs import show, trace, validate
 from circuitsae.commands.intervene import intervene
-from circuitsae.commands.label import features
+from circuitsae.commands.label import label
 from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.serve import serve
@@ -37,6 +39,9 @@ for command in (
     circuit, reproduce,
 ):  # fmt: skip
     app.command(command)
+features.command(label)
+features.command(explain)
+features.command(name="import-labels")(import_labels)
 app.command(features, name="features", help="Feature cards and labels: collect them over a corpus, and browse them.")
 app.command(connections)
 app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list, describe, mix and upload them.")

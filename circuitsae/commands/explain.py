@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from circuitsae.commands.features import context_for
 from circuitsae.commands.shared import (
     Bos,
     ChoiceOptions,
@@ -109,8 +110,8 @@ def explain(
     from circuitsae.features.labels.explain import plan as planned
     from circuitsae.features.labels.held_out import held_out_texts
     from circuitsae.features.ledger import ledger_path
-    from circuitsae.loading import POCKET, dictionaries_for, load_dictionaries
-    from circuitsae.pocket.corpus import CONTEXT, UNSEEN
+    from circuitsae.loading import dictionaries_for, load_dictionaries
+    from circuitsae.pocket.corpus import UNSEEN
 
     if most < 1 or texts < 1:
         raise InputError(f"--most {most} and --texts {texts} must be 1 or more.")
@@ -123,7 +124,7 @@ def explain(
     chosen = choose_features(cards, places, most=most, layers=layers, seed=seed)
     source = corpus_for(model, corpus, UNSEEN, part)
     asked = Answers(_explainer(by, name, key, at_once, timeout, device), answers or ledger.parent / FILE)
-    context = context or (CONTEXT if model == POCKET else 128)
+    context = context_for(model, context)
     language_model = load_language_model(model, device, "float32", weights)
     loaded = load_dictionaries(named, device=language_model.device, **choices.wanted())
     cards.check_fits(loaded)
@@ -232,7 +233,7 @@ def _save(added: Any, path: Path) -> None:
 
 def _show(console: Console, labels: "Sequence[Label]") -> None:
     """How many labels each layer got, and how they did."""
-    from circuitsae.features.labels.judging import FITS
+    from circuitsae.features.ledger import FITS
 
     by_layer: dict[str, list[Label]] = {}
     for label in labels:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.explain import explain, import_labels
 from circuitsae.commands.shared import (
     Bos,
     ChoiceOptions,
@@ -152,7 +151,3 @@ def _show(console: Console, cards: "FeatureCards") -> None:
     columns = [Column("layer"), Column("features"), Column("dead", 3), Column("median share of tokens", 2)]
     show_table(console, f"Features over {cards.tokens_seen:,} tokens", [*columns, Column("labelled", 1)], rows)
     say(console, of_cards(len(frame), int(frame.dead.sum()), int((frame.status != "").sum())))
-
-
-features.command(explain)
-features.command(name="import-labels")(import_labels)

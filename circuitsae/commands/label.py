@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from circuitsae.commands.features import context_for, features, folder_of
+from circuitsae.commands.features import context_for, folder_of
 from circuitsae.commands.shared import (
     Bos,
     ChoiceOptions,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from circuitsae.features.ledger import Ledger
 
 
-@features.command
 def label(
     model: tyro.conf.Positional[str] = "pocket",
     /,

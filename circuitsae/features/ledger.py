@@ -48,6 +48,8 @@ RowKind = Literal[
     "target ablation", "negative control", "steering", "paraphrase stability",
 ]  # fmt: skip
 _LIMITS = Limits(file_bytes=2**26)
+FITS = 0.7
+"""Balanced accuracy on held-out text from which on `detection` and `fuzzing` support a label."""
 CAUSAL: tuple[RowKind, ...] = ("target ablation", "steering")
 
 

@@ -1,8 +1,9 @@
 """Rebuild everything embedded in the package: `python -m examples.pocket.recipe --stage all`.
 
 Stages run in order and each reads only the files of those before: `model` writes `model/` and the measurements,
-`dictionaries` writes `dictionaries/`, `cards` the feature cards beside each dictionary. A run that was killed goes on
-from its last checkpoint under `--work`.
+`dictionaries` writes `dictionaries/`, `cards` the feature cards beside each dictionary, `labels` the labels of its
+features by rules, as `circuitsae features label` does. A run that was killed goes on from its last checkpoint under
+`--work`.
 """
 
 import argparse
@@ -18,13 +19,16 @@ from rich.logging import RichHandler
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
+from circuitsae.features.labels import LabelConfig, label_features
 from circuitsae.pocket import POCKET_DIR
+from circuitsae.pocket.corpus import CONTEXT, UNSEEN
 from examples.pocket import cards
 from examples.pocket.measure import Behaviours, measure
 from examples.pocket.report import write_report
 from examples.pocket.sparse import train_all, write_section
 from examples.pocket.tokenizer import build_tokenizer, save_tokenizer
 from examples.pocket.train import TrainConfig, scaled, train
+from transcoders import load_dictionaries, load_model
 from transcoders.files import new_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -104,10 +108,21 @@ def collect_cards(run: Run) -> None:
     cards.write_section(run.report, cards.collect_all(*folders, quick=run.quick, progress=run.progress))
 
 
+def label_dictionaries(run: Run) -> None:
+    """Stage `labels`: reads what `cards` does; writes `ledger.json` into each dictionary's folder."""
+    model = load_model(run.out / "model")
+    config = LabelConfig(tokens=300, held_out=300, context=16) if run.quick else LabelConfig(context=CONTEXT)
+    for folder in sorted(path.parent for path in (run.out / "dictionaries").glob("*/config.json")):
+        dictionaries = load_dictionaries(folder)
+        command = f"circuitsae features label pocket --dictionaries pocket-{folder.name}"
+        label_features(model, dictionaries, UNSEEN, config, command=command, progress=run.progress).save(folder)
+
+
 STAGES: dict[str, Callable[[Run], None]] = {
     "model": train_language_model,
     "dictionaries": train_dictionaries,
     "cards": collect_cards,
+    "labels": label_dictionaries,
 }
 
 

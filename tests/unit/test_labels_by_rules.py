@@ -23,8 +23,9 @@ from circuitsae.features.labels.search import RuleSearch
 from circuitsae.features.labels.surroundings import NAME, PIECE, classes_of, surroundings
 from circuitsae.features.labels.wording import LENGTH, say
 from circuitsae.graph.supernodes import NO_RULE, TOO_RARE
-from circuitsae.pocket import DICTIONARY_DIR, load_cards
+from circuitsae.pocket import DICTIONARY_DIR, MODEL_DIR, load_cards
 from circuitsae.pocket.corpus import CONTEXT, SEPARATOR, UNSEEN, text_stream
+from examples.pocket import recipe
 from transcoders.data import Corpus
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import FileFormatError, InputError
@@ -244,21 +245,6 @@ def test_rules_ask_for_what_there_is():
         Condition("colour", ("red",))
 
 
-def test_excerpts_are_of_the_held_out_part(planted):
-    found = planted.excerpts(0, 0, 20)
-    assert sum(excerpt.active for excerpt in found) == 10
-    joined = [
-        "".join(row) for row in (map(planted.text_of.__getitem__, row) for row in planted.held_out.tokens.tolist())
-    ]
-    for excerpt in found:
-        assert any("".join(excerpt.tokens) in row for row in joined)
-        on = [token for token, value in zip(excerpt.tokens, excerpt.activations, strict=True) if value > 0]
-        assert set(on) <= {" John", " drink"}
-        assert len(on) == sum(excerpt.tokens.count(word) for word in (" John", " drink"))
-    assert found == planted.excerpts(0, 0, 20)
-    assert found != planted.excerpts(0, 0, 20, seed=1)
-
-
 def test_occurrences_are_what_a_dense_pass_finds():
     model = random_model("gpt2", n_layers=2, d_model=16, d_vocab=32, dtype=torch.float64)
     dictionaries = random_dictionaries("clt", n_layers=2, d_model=16, features=24, dtype=torch.float64)
@@ -368,3 +354,16 @@ def test_labels_from_the_command_line(tmp_path, capsys):
     config = LabelConfig(tokens=500, held_out=500, context=CONTEXT)
     again = label_features(model, loaded, UNSEEN, config, command=made[0].rows["detection"].command)
     assert again.labels == made
+
+
+def test_the_recipe_of_the_pocket_model_labels_its_dictionaries(tmp_path):
+    (tmp_path / "model").symlink_to(MODEL_DIR)
+    save_dictionaries(
+        random_dictionaries("clt", n_layers=4, d_model=128, features=8), tmp_path / "dictionaries" / "clt"
+    )
+    recipe.label_dictionaries(
+        recipe.Run(out=tmp_path, work=tmp_path, config=recipe.quick_config(), quick=True, progress=False)
+    )
+    ledger = Ledger.load(tmp_path / "dictionaries" / "clt")
+    assert {label.source for label in ledger.labels} == {"rules"}
+    assert [layer["features"] for layer in ledger.provenance["layers"]] == [8] * 4

@@ -7,23 +7,24 @@ By language models: `explain` asks one (`explainers`) for a label of each featur
 (`judging`) on texts of `held_out`; `answers` keeps what it said. `published` reads the labels of others.
 """
 
-from circuitsae.features.labels.excerpts import Excerpt
-from circuitsae.features.labels.label import LabelConfig, label_features, label_occurrences, replace_rules
-from circuitsae.features.labels.occurrences import Occurrences, read_occurrences
-from circuitsae.features.labels.rules import Condition, Detection, Rule, detection
-from circuitsae.features.labels.search import SearchConfig
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Condition",
-    "Detection",
-    "Excerpt",
-    "LabelConfig",
-    "Occurrences",
-    "Rule",
-    "SearchConfig",
-    "detection",
-    "label_features",
-    "label_occurrences",
-    "read_occurrences",
-    "replace_rules",
-]
+from transcoders._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from circuitsae.features.labels.excerpts import Excerpt
+    from circuitsae.features.labels.label import LabelConfig, label_features, label_occurrences, replace_rules
+    from circuitsae.features.labels.occurrences import Occurrences, read_occurrences
+    from circuitsae.features.labels.rules import Condition, Detection, Rule, detection
+    from circuitsae.features.labels.search import SearchConfig
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "circuitsae.features.labels.excerpts": ("Excerpt",),
+        "circuitsae.features.labels.label": ("LabelConfig", "label_features", "label_occurrences", "replace_rules"),
+        "circuitsae.features.labels.occurrences": ("Occurrences", "read_occurrences"),
+        "circuitsae.features.labels.rules": ("Condition", "Detection", "Rule", "detection"),
+        "circuitsae.features.labels.search": ("SearchConfig",),
+    },
+)

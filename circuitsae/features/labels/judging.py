@@ -18,11 +18,9 @@ from typing import Any, Literal
 from circuitsae.features.labels.describing import firing, marked, spoken
 from circuitsae.features.labels.excerpts import Excerpt
 from circuitsae.features.labels.explainers import Explainer
-from circuitsae.features.ledger import Evidence, Verdict
+from circuitsae.features.ledger import FITS, Evidence, Verdict
 
 Test = Literal["detection", "fuzzing"]
-FITS = 0.7
-"""The balanced accuracy from which on a label is supported."""
 AT_ONCE = 10
 """Texts in a question."""
 _ROOM = 400

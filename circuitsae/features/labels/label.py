@@ -14,7 +14,7 @@ from circuitsae.features.labels.rules import Detection, Rule, detection
 from circuitsae.features.labels.search import RuleSearch, SearchConfig
 from circuitsae.features.labels.surroundings import Surroundings, surroundings
 from circuitsae.features.labels.wording import say
-from circuitsae.features.ledger import Evidence, Label, Ledger, Verdict
+from circuitsae.features.ledger import FITS, Evidence, Label, Ledger, Verdict
 from circuitsae.graph.supernodes import NO_RULE, TOO_RARE
 from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet, fitted
@@ -24,8 +24,6 @@ from transcoders.language_model import LanguageModel
 from transcoders.progress import progress_bar
 
 SOURCE = "rules"
-FITS = 0.7
-"""Balanced accuracy on held-out text from which on a rule is a label."""
 _COMMON, _RARE = 0.6, 5
 """What more than this share, or fewer than so many, of the tokens have is not looked at."""
 

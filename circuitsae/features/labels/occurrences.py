@@ -12,10 +12,9 @@ from jaxtyping import Bool, Int
 from scipy.sparse import csc_matrix
 from torch import Tensor
 
-from circuitsae.features.labels.excerpts import Excerpt
 from circuitsae.features.reading import encode_rows, open_reading, rows_at_once
-from transcoders.data import massive_tokens, take_rows
-from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.data import held_out_rows, massive_tokens
+from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet, fitted
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -68,36 +67,6 @@ class Occurrences:
         """Layers of the dictionaries."""
         return len(self.search.fires)
 
-    def excerpts(self, layer: int, feature: int, n: int, seed: int = 0, *, length: int = 24) -> list[Excerpt]:
-        """At most `n` excerpts of the held-out part: half around tokens that the feature fires on, half without any.
-
-        Both halves are uniform samples, the first of its tokens, one a row at most, the second of stretches of
-        `length` tokens; in random order. There are fewer where the text has no more.
-        """
-        rng = np.random.default_rng(seed)
-        part = self.held_out
-        rows, width = part.tokens.shape
-        values = np.zeros((rows, width), np.float32)
-        fires = part.fires[layer]
-        places = part.places(layer, feature)
-        values.reshape(-1)[places] = fires.data[fires.indptr[feature] : fires.indptr[feature + 1]]
-        found: list[tuple[int, int]] = []
-        for place in rng.permutation(places):
-            row, pos = divmod(int(place), width)
-            if len(found) < n // 2 and row not in {other for other, _ in found}:
-                found.append((row, int(np.clip(pos - length // 2, 0, max(0, width - length)))))
-        wanted = len(found) + n - n // 2
-        for place in rng.permutation(rows * max(1, width // length)):
-            row, start = divmod(int(place), max(1, width // length))
-            if len(found) < wanted and not values[row, start * length : (start + 1) * length].any():
-                found.append((row, start * length))
-        return [self._excerpt(values, found[i][0], found[i][1], length) for i in rng.permutation(len(found)).tolist()]
-
-    def _excerpt(self, values: np.ndarray, row: int, start: int, length: int) -> Excerpt:
-        window = slice(start, start + length)
-        tokens = tuple(self.text_of[token] for token in self.held_out.tokens[row, window].tolist())
-        return Excerpt(tokens, tuple(map(float, values[row, window])))
-
 
 @torch.no_grad()
 def read_occurrences(
@@ -130,11 +99,8 @@ def read_occurrences(
         cut = len(corpus) - max(1, len(corpus) // 3)
         rows, others = corpus[:cut].tolist(), corpus[cut:].tolist()[:n_held_out]
     else:
-        opened = open_corpus(corpus)
-        separator = opened.separator_or(separator)
-        others = take_rows(
-            reading.model, opened.held_out(), rows=n_held_out, context=reading.context, separator=separator
-        ).tolist()
+        amount = {"tokens": n_held_out * reading.context, "context": reading.context}
+        others = held_out_rows(reading.model, corpus, **amount, separator=separator).tolist()
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("reading", total=n_search + len(others))
 
