@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from circuitsae.components.network import Network, Projections
 from circuitsae.tasks.task import END, PatchPair, Task
-from circuitsae.validation.ablation import Ablation
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 
+Ablation = Literal["resample", "mean", "zero", "noise"]
+"""What takes a contribution's place: that of the corrupt prompt, its mean over prompts, nothing, or itself with
+Gaussian noise as wide as it spreads over prompts and positions, in each dimension."""
 Metric = Callable[[Float[Tensor, "example pos d_vocab"]], Float[Tensor, "example"]]
 """One value for each example, from its own logits alone; differentiable for the gradient methods."""
 
@@ -45,7 +47,7 @@ class PatchingProblem:
     model: LanguageModel
     clean: Int[Tensor, "example pos"]
     corrupt: Int[Tensor, "_ _"] | None
-    """The corrupted prompt of each clean one; may be None for zero and mean ablation."""
+    """The corrupted prompt of each clean one; may be None but for resample ablation."""
     metric: Metric
     ablation: Ablation | str = "resample"
     groups: Int[Tensor, "_"] | None = None
@@ -62,7 +64,7 @@ class PatchingProblem:
         if self.clean.ndim != 2 or not len(self.clean):
             raise InputError(f"Clean prompts must be a table [example, pos] of ids; got {tuple(self.clean.shape)}.")
         if self.corrupt is None and self.ablation == "resample":
-            raise InputError("Resample ablation needs corrupt prompts; give them, or use ablation='zero' or 'mean'.")
+            raise InputError("Resample ablation needs corrupt prompts; give them, or use another ablation.")
         if self.corrupt is not None and self.corrupt.shape != self.clean.shape:
             raise InputError(
                 f"Clean prompts have shape {tuple(self.clean.shape)} and corrupt ones {tuple(self.corrupt.shape)}; "
@@ -273,6 +275,8 @@ class Prepared:
         problem = self.problem
         if problem.ablation == "zero":
             return torch.zeros_like(self.clean.writes)
+        if problem.ablation == "noise":
+            return _noisy(self.clean.writes)
         source = self.clean.writes if problem.corrupt is None else record(self.network, problem.corrupt).writes
         return source if problem.ablation == "resample" else _group_means(source, problem.groups)
 
@@ -347,6 +351,13 @@ def parts_of(problems: Problems, batch_tokens: int = BATCH_TOKENS) -> Iterator[P
             yield problem
         else:
             yield from map(Prepared, problem.chunks(max(1, batch_tokens // problem.n_pos)))
+
+
+def _noisy(writes: Float[Tensor, "writer example pos d_model"]) -> Float[Tensor, "writer example pos d_model"]:
+    """Each contribution with noise, the same in every call."""
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(writes.shape, generator=draw, dtype=writes.dtype).to(writes.device)
+    return writes + noise * writes.std((1, 2), correction=0, keepdim=True)
 
 
 def _group_means(source: Tensor, groups: Tensor | None) -> Tensor:

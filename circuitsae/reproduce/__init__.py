@@ -3,7 +3,7 @@
 `run` puts the stages together, behaviour first, with the figures printed in papers: `circuit` (heads and MLPs:
 faithfulness, completeness, minimality, stability), `roles` (what heads do: where they look, what they write, whose
 queries they move; `copying`, whether they copy names; `role_stage`, all of it beside what was published), `features`
-(the feature circuit over the task, its supernodes ablated and patched), `audit` (a cross-layer transcoder beside
+(the feature circuit over the task, its supernodes ablated and patched), `cross_layer` (a cross-layer transcoder beside
 per-layer ones). `result` holds settings, claims and tables, `page` writes them.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from circuitsae.reproduce.audit import cross_layer_audit
+    from circuitsae.reproduce.cross_layer import cross_layer_audit
     from circuitsae.reproduce.copying import copy_scores
     from circuitsae.reproduce.result import Claim, Reproduction, Section, Settings
     from circuitsae.reproduce.roles import head_roles
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "circuitsae.reproduce.audit": ("cross_layer_audit",),
+        "circuitsae.reproduce.cross_layer": ("cross_layer_audit",),
         "circuitsae.reproduce.copying": ("copy_scores",),
         "circuitsae.reproduce.result": (
             "Claim",

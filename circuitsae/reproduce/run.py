@@ -13,7 +13,7 @@ import pandas as pd
 
 from circuitsae.components.network import Network
 from circuitsae.replacement import ReplacementModel
-from circuitsae.reproduce.audit import cross_layer_audit
+from circuitsae.reproduce.cross_layer import cross_layer_audit
 from circuitsae.reproduce.circuit import (
     FoundCircuit,
     component_stage,

@@ -1,0 +1,1 @@
+"""How far the circuit holds beyond where it was found."""

@@ -1,0 +1,113 @@
+"""A circuit of features and error nodes as a subject: nodes kept, all others ablated (`circuitsae.validation`)."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from circuitsae.audit.heads import TaskSource
+from circuitsae.audit.subject import FOUND, HELD, Choice, Cut, Judging, Shown, Subject, Unit
+from circuitsae.interventions import Error, Feature
+from circuitsae.replacement import ReplacementModel
+from circuitsae.reproduce.features import prompt_task
+from circuitsae.validation.ablation import Ablated, Ablation, Kept
+from circuitsae.validation.circuits import Circuit, CircuitNode, Ranking, kind_of, rank_nodes
+from circuitsae.validation.tasks import Cases
+from transcoders.errors import InputError
+
+_ABLATIONS: dict[str, Ablation] = {"resample": "resample", "mean": "mean", "role mean": "mean", "zero": "zero"}
+
+
+class FeatureSubject(Subject):
+    """Features and error nodes at roles.
+
+    Raises `InputError` for no nodes.
+    """
+
+    kind = "features"
+
+    def __init__(self, replacement: ReplacementModel, source: TaskSource, circuit: Circuit) -> None:
+        if not len(circuit):
+            raise InputError("The circuit has no features or error nodes; there is nothing to audit.")
+        self.replacement, self.source, self.circuit = replacement, source, circuit
+        self.model, self.task = replacement.model, source.name
+        self.units = frozenset(circuit.nodes)
+        self.name = f"{self.task} in {self.model.name}, {len(self.units)} features and error nodes"
+        self.usual = Choice("role mean")
+        self.choices = (self.usual,)
+        self.ranking = lru_cache(maxsize=4)(self._ranking)
+
+    @property
+    def candidates(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.pool)
+
+    @property
+    def parts(self) -> Mapping[str, frozenset[Unit]]:
+        found: dict[str, set[Unit]] = {}
+        for node in self.circuit.nodes:
+            name = f"{node.layer}.{node.index}" if isinstance(node, Feature) else f"{node.layer}.err"
+            found.setdefault(name, set()).add(node)
+        return {name: frozenset(units) for name, units in found.items()}
+
+    @property
+    def pool(self) -> tuple[Unit, ...]:
+        return self.ranking(64, FOUND).nodes
+
+    def judging(self, n: int, *, draw: int = HELD, choice: Choice | None = None) -> Judging:
+        return self._judging(self.source, n, draw, choice or self.usual)
+
+    def judging_task(self, task: str, n: int, *, draw: int = HELD) -> Judging:
+        return self._judging(TaskSource(task, self.model, self.source.seed), n, draw, self.usual)
+
+    def _judging(self, source: TaskSource, n: int, draw: int, choice: Choice) -> Judging:
+        task = source.task(n, draw)
+        own, corrupt = prompt_task(self.model, task)
+        by = "role" if choice.ablation != "mean" else "position"
+        ablated = Ablated(
+            Cases(self.replacement, own), _ABLATIONS[choice.ablation], by=by, regime=choice.regime, others=corrupt,
+            seed=source.seed,
+        )  # fmt: skip
+
+        def run(cuts: Sequence[Cut]) -> np.ndarray:
+            return ablated.metric([Kept(tuple(_nodes(cut)), cut.all_but) for cut in cuts])
+
+        shown = [
+            Shown(task.examples[i].clean, pair.clean.shape[1], task.examples[i].template,
+                  {role: int(pos[row]) for role, pos in pair.roles.items()}, task.examples[i].facts)
+            for pair in task.tokens(self.model) for row, i in enumerate(pair.index.tolist())
+        ]  # fmt: skip
+        return Judging(run, shown)
+
+    def _ranking(self, n: int, draw: int) -> Ranking:
+        return rank_nodes(self.replacement, prompt_task(self.model, self.source.task(n, draw))[0])
+
+    def scores(self, n: int, draw: int = FOUND) -> Mapping[Unit, np.ndarray]:
+        found = self.ranking(n, draw)
+        return dict(zip(found.nodes, found.scores.T, strict=True))
+
+    def connected(self, units: Sequence[Unit]) -> frozenset[Unit]:
+        return frozenset(units)
+
+    def random(self, count: int, seed: int = 0) -> list[frozenset[Unit]]:
+        rng = np.random.default_rng(seed)
+        pool: dict[tuple[str, int], list[Unit]] = {}
+        for node in (*self.pool, *self.circuit.nodes):
+            members = pool.setdefault(_stratum(node), [])
+            if node not in members:
+                members.append(node)
+        wanted: dict[tuple[str, int], int] = {}
+        for node in self.circuit.nodes:
+            wanted[_stratum(node)] = wanted.get(_stratum(node), 0) + 1
+        return [
+            frozenset(pool[key][i] for key, k in wanted.items() for i in rng.choice(len(pool[key]), k, replace=False))
+            for _ in range(count)
+        ]
+
+
+def _nodes(cut: Cut) -> list[CircuitNode]:
+    return [unit for unit in cut.units if isinstance(unit, Feature | Error)]
+
+
+def _stratum(node: Unit) -> tuple[str, int]:
+    assert isinstance(node, Feature | Error)
+    return kind_of(node), node.layer

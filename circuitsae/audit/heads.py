@@ -1,0 +1,196 @@
+"""A circuit of heads and MLPs as a subject: edges kept, all others ablated (`circuitsae.components`)."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from circuitsae.audit.subject import FOUND, HELD, Choice, Cut, Judging, Shown, Subject, Unit
+from circuitsae.components import ComponentGraph, Edge, PatchingProblem, by_node, eap_ig, edges_of_nodes, problems_of
+from circuitsae.components.exact import run_keeping
+from circuitsae.components.network import Network
+from circuitsae.components.problem import BATCH_TOKENS, Ablation, Prepared, parts_of
+from circuitsae.components.scores import Scores
+from circuitsae.reproduce.result import OPTIONS
+from circuitsae.tasks import Task, load_task
+from transcoders.errors import InputError
+from transcoders.language_model import LanguageModel
+
+SWAPS = 10
+"""Exchanges tried for each edge of a random circuit."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where a circuit's prompts come from."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> LanguageModel: ...
+    def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
+        """At most `n` prompts of a draw as problems, and what is known of them, in the problems' order."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Prompts of a task, drawn anew for each draw."""
+
+    name: str
+    model: LanguageModel
+    seed: int = 0
+    known: bool = False
+    """Only prompts that the model gets right."""
+
+    def task(self, n: int, draw: int) -> Task:
+        """The prompts of a draw, as `reproduce` draws them."""
+        options = OPTIONS.get(self.name, {})
+        asked = 2 * n if self.known else n
+        return load_task(self.name, self.model, asked, self.seed + draw, known=self.known, **options).take(slice(n))
+
+    def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
+        task = self.task(n, draw)
+        made = problems_of(self.model, task, metric=choice.metric, ablation=_ablation(choice))
+        if choice.ablation == "mean":
+            made = [replace(problem, groups=None) for problem in made]
+        shown = []
+        for pair in task.tokens(self.model):
+            for row, index in enumerate(pair.index.tolist()):
+                example = task.examples[index]
+                roles = {role: int(pos[row]) for role, pos in pair.roles.items()}
+                shown.append(Shown(example.clean, pair.clean.shape[1], example.template, roles, example.facts))
+        return made, shown
+
+
+@dataclass(frozen=True)
+class GivenSource:
+    """Prompts that are given as problems, the same ones for every draw: half for finding, half for judging."""
+
+    name: str
+    model: LanguageModel
+    given: Sequence[PatchingProblem]
+
+    def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
+        made: list[PatchingProblem] = []
+        shown: list[Shown] = []
+        for problem in self.given:
+            half = range(0 if draw == FOUND else 1, len(problem), 2) if len(problem) > 1 else range(len(problem))
+            rows = problem.clean.new_tensor(list(half)[: max(0, n - len(shown))])
+            if len(rows):
+                part = problem.take(rows)
+                made.append(replace(part, ablation=_ablation(choice)))
+                shown += [Shown("", part.n_pos) for _ in range(len(rows))]
+        return made, shown
+
+
+def _ablation(choice: Choice) -> Ablation:
+    return "mean" if choice.ablation == "role mean" else choice.ablation
+
+
+class HeadSubject(Subject):
+    """Edges between heads and MLPs.
+
+    Raises `InputError` for an edge that the model does not have, and for no edges.
+    """
+
+    kind = "heads"
+
+    def __init__(
+        self, source: Source, circuit: Collection[Edge | tuple[str, str]], *, usual: Choice = Choice()
+    ) -> None:
+        self.source, self.model, self.task = source, source.model, source.name
+        self.graph: ComponentGraph = Network.of(source.model).graph
+        self.units = frozenset(self.graph.check_edges(circuit))
+        if not self.units:
+            raise InputError("The circuit has no edges; there is nothing to audit.")
+        self.candidates = len(self.graph.edges)
+        self.name = f"{self.task} in {self.model.name}, {len(self.units)} edges between heads and MLPs"
+        self.usual, self.choices = usual, (usual,)
+
+    @property
+    def parts(self) -> Mapping[str, frozenset[Unit]]:
+        return by_node(self.graph, self.edges)
+
+    @property
+    def edges(self) -> frozenset[Edge]:
+        """The circuit's units, which are edges."""
+        return frozenset(unit for unit in self.units if isinstance(unit, Edge))
+
+    @property
+    def pool(self) -> tuple[Unit, ...]:
+        return self.graph.edges
+
+    def judging(self, n: int, *, draw: int = HELD, choice: Choice | None = None) -> Judging:
+        return self._judging(self.source, n, draw, choice or self.usual)
+
+    def judging_task(self, task: str, n: int, *, draw: int = HELD) -> Judging:
+        seed = self.source.seed if isinstance(self.source, TaskSource) else 0
+        return self._judging(TaskSource(task, self.model, seed), n, draw, Choice(self.usual.ablation))
+
+    def _judging(self, source: Source, n: int, draw: int, choice: Choice) -> Judging:
+        problems, shown = source.problems(n, draw, choice)
+        parts: list[Prepared] = list(parts_of(problems, BATCH_TOKENS))
+        every = frozenset(self.graph.edges)
+
+        def run(cuts: Sequence[Cut]) -> np.ndarray:
+            sets = [every - cut.units if cut.all_but else cut.units for cut in cuts]
+            kept = [frozenset(unit for unit in units if isinstance(unit, Edge)) for units in sets]
+            return run_keeping(parts, kept).double().numpy(force=True)
+
+        return Judging(run, shown)
+
+    def scored(self, n: int, draw: int = FOUND) -> Scores:
+        """Every edge by integrated gradients over the inputs."""
+        return eap_ig(self.source.problems(n, draw, self.usual)[0])
+
+    def scores(self, n: int, draw: int = FOUND) -> Mapping[Unit, np.ndarray]:
+        found = self.scored(n, draw)
+        values = found.values.sum(2).double().numpy(force=True)
+        return dict(zip(found.edges, values.T, strict=True))
+
+    def connected(self, units: Sequence[Unit]) -> frozenset[Unit]:
+        return frozenset(self.graph.connected(unit for unit in units if isinstance(unit, Edge)))
+
+    def random(self, count: int, seed: int = 0) -> list[frozenset[Unit]]:
+        rng = np.random.default_rng(seed)
+        return [frozenset(rewired(self.graph, self.edges, rng)) for _ in range(count)]
+
+    def of_parts(self, names: Collection[str]) -> frozenset[Unit]:
+        """Every edge between components."""
+        return frozenset(edges_of_nodes(self.graph, names))
+
+
+def rewired(graph: ComponentGraph, circuit: Collection[Edge], rng: np.random.Generator) -> set[Edge]:
+    """Another circuit of as many edges and the same degrees: heads stand for others of their layer, then edges swap.
+
+    Heads of a layer are shuffled, as readers and writers alike; then pairs w→r, v→s become w→s, v→r where both are
+    edges of the model and new (Maslov & Sneppen 2002).
+    """
+    names = _shuffled(graph, rng)
+    known, edges = set(graph.edges), [Edge(names[edge.writer], names[edge.reader]) for edge in sorted(circuit)]
+    held = set(edges)
+    for i, j in rng.integers(0, len(edges), (SWAPS * len(edges), 2)):
+        first, second = Edge(edges[i].writer, edges[j].reader), Edge(edges[j].writer, edges[i].reader)
+        if first in known and second in known and first not in held and second not in held:
+            held -= {edges[i], edges[j]}
+            held |= {first, second}
+            edges[i], edges[j] = first, second
+    return held
+
+
+def _shuffled(graph: ComponentGraph, rng: np.random.Generator) -> dict[str, str]:
+    """The name of the writer or reader that each one stands for; heads that share keys stay together."""
+    names = {name: name for name in (*graph.writers, *graph.readers)}
+    size = graph.n_heads // graph.n_kv_heads
+    for layer in range(graph.n_layers):
+        groups = rng.permutation(graph.n_kv_heads)
+        heads = np.concatenate([group * size + rng.permutation(size) for group in groups])
+        for head, other in enumerate(heads):
+            names[f"a{layer}.h{head}"] = f"a{layer}.h{other}"
+        for kind in "qkv":
+            own = graph.head_readers(layer, kind)
+            order = heads if len(own) == graph.n_heads else groups
+            names |= {own[i]: own[other] for i, other in enumerate(order)}
+    return names

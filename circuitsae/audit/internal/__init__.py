@@ -1,0 +1,1 @@
+"""Whether the circuit causes the behaviour."""

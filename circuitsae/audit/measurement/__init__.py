@@ -1,0 +1,1 @@
+"""How well the evidence is measured."""

@@ -1,0 +1,187 @@
+"""What is audited: a circuit, of heads or of features, that can be cut out of its model on prompts of its task.
+
+With m(K) the metric of a prompt with everything outside K ablated, M all units and ∅ none,
+
+    f(K) = (mean m(K) − mean m(∅)) / (mean m(M) − mean m(∅)).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitsae.audit.finding import RESAMPLES, Estimate
+from circuitsae.components.network import Edge
+from circuitsae.validation.circuits import CircuitNode
+from transcoders.errors import InputError
+from transcoders.language_model import LanguageModel
+
+Unit = Edge | CircuitNode
+"""The smallest thing that a circuit holds or leaves out: an edge between heads and MLPs, or a feature or error node."""
+FOUND, CHOSEN, HELD = 0, 3, 11
+"""Draws of a task's prompts: those that a circuit was found on, that its size was chosen on, and the audit's own."""
+
+
+class Cut(NamedTuple):
+    """What stays as it is while all else is ablated: these units, or everything but them."""
+
+    units: frozenset[Unit] = frozenset()
+    all_but: bool = False
+
+
+NOTHING, WHOLE = Cut(), Cut(all_but=True)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a circuit is judged."""
+
+    ablation: Literal["resample", "mean", "role mean", "zero", "noise"] = "resample"
+    """What takes the place of what is ablated: its value on the corrupt prompt, its mean over prompts or over those of
+    one template (in which roles stand in the same places), nothing, or itself with Gaussian noise of its own spread."""
+    granularity: Literal["unit", "node", "position"] = "unit"
+    """What is cut: the circuit's units; whole components, with every edge between them; components at roles alone."""
+    metric: str | None = None
+    """The task's own metric unless named."""
+    direction: Literal["noising", "denoising"] = "noising"
+    """noising: the circuit is kept in a clean run, all else corrupt. denoising: it is restored in a corrupt run."""
+    regime: Literal["model", "replacement"] = "model"
+    """Of features: what runs around them."""
+
+    def __str__(self) -> str:
+        own = [self.ablation, self.granularity, self.metric or "", self.direction, self.regime]
+        usual = ["", "unit", "", "noising", "model"]
+        return ", ".join(part for part, common in zip(own, usual, strict=True) if part != common)
+
+
+class Shown(NamedTuple):
+    """What is known of a prompt beside its tokens."""
+
+    text: str
+    length: int
+    """Tokens."""
+    template: str = ""
+    roles: Mapping[str, int] = {}
+    """The position of each role."""
+    facts: Mapping[str, str] = {}
+
+
+@dataclass(eq=False)
+class Judging:
+    """Circuits judged on some prompts in one way."""
+
+    run: Callable[[Sequence[Cut]], Float[np.ndarray, "cut example"]]
+    prompts: Sequence[Shown]
+    runs: int = field(default=0, init=False)
+    """Prompts run so far."""
+
+    def metric(self, cuts: Sequence[Cut]) -> Float[np.ndarray, "cut example"]:
+        """m of every prompt for each cut."""
+        self.runs += len(cuts) * len(self.prompts)
+        return self.run(cuts)
+
+    @cached_property
+    def ends(self) -> Float[np.ndarray, "2 example"]:
+        """m(∅) and m(M) of every prompt.
+
+        Raises `InputError` where ablating everything does not change the mean: then f has no scale.
+        """
+        found = self.metric([NOTHING, WHOLE])
+        empty, full = found.mean(1)
+        if abs(full - empty) <= 1e-6 * max(abs(full), abs(empty)) or full == empty:
+            raise InputError(
+                f"The metric is {full:.4g} whether everything is kept or ablated, so faithfulness has no scale; "
+                "use another metric or ablation."
+            )
+        return found
+
+    def f(self, cuts: Sequence[Cut]) -> Float[np.ndarray, "cut"]:
+        """f of each cut."""
+        return self.of(self.metric(cuts))
+
+    def of(self, metric: Float[np.ndarray, "*cut example"]) -> Float[np.ndarray, "*cut"]:
+        """f of metrics that were measured on these prompts."""
+        empty, full = self.ends.mean(1)
+        return (metric.mean(-1) - empty) / (full - empty)
+
+    def drawn(
+        self, metric: Float[np.ndarray, "cut example"], *, resamples: int = RESAMPLES, seed: int = 0
+    ) -> Float[np.ndarray, "cut resample"]:
+        """f of bootstrap resamples of the prompts, each cut and both ends on the same ones."""
+        rng = np.random.default_rng(seed)
+        weights = rng.multinomial(len(self.prompts), np.full(len(self.prompts), 1 / len(self.prompts)), resamples)
+        means = (np.concatenate([self.ends, metric]) @ weights.T) / len(self.prompts)
+        span = means[1] - means[0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (means[2:] - means[0]) / span
+
+    def estimates(self, cuts: Sequence[Cut], *, seed: int = 0) -> list[Estimate]:
+        """f of each cut with its interval over prompts."""
+        metric = self.metric(cuts)
+        drawn = self.drawn(metric, seed=seed)
+        return [Estimate.of(float(f), row) for f, row in zip(self.of(metric), drawn, strict=True)]
+
+
+class Subject(ABC):
+    """A circuit with its model and its task."""
+
+    kind: Literal["heads", "features"]
+    name: str
+    """What is audited, in words: "ioi in pocket, 51 edges between heads and MLPs"."""
+    task: str
+    """Name of its task; empty where its prompts are given."""
+    model: LanguageModel
+    units: frozenset[Unit]
+    usual: Choice
+    """How it is judged unless said otherwise."""
+    choices: tuple[Choice, ...]
+    """Every way in which it can be judged."""
+    candidates: int
+    """How many units it was chosen from."""
+
+    @property
+    def kept(self) -> Cut:
+        """The circuit alone."""
+        return Cut(self.units)
+
+    @property
+    @abstractmethod
+    def parts(self) -> Mapping[str, frozenset[Unit]]:
+        """The circuit's units by the component they belong to: a head, an MLP, a feature at any place."""
+
+    @property
+    @abstractmethod
+    def pool(self) -> tuple[Unit, ...]:
+        """Every unit that could be in a circuit of this task."""
+
+    @abstractmethod
+    def judging(self, n: int, *, draw: int = HELD, choice: Choice | None = None) -> Judging:
+        """Circuits judged on the first `n` prompts of a draw; fewer where its prompts are given and there are fewer."""
+
+    @abstractmethod
+    def judging_task(self, task: str, n: int, *, draw: int = HELD) -> Judging:
+        """The same circuit cut out on prompts of another task. Raises `InputError` for one it lacks."""
+
+    @abstractmethod
+    def scores(self, n: int, draw: int = FOUND) -> Mapping[Unit, np.ndarray]:
+        """Of each unit the score on each prompt [example] by which circuits of this kind are found."""
+
+    @abstractmethod
+    def connected(self, units: Sequence[Unit]) -> frozenset[Unit]:
+        """Those of the units that can do anything together: edges on a path to the logits; all nodes."""
+
+    @abstractmethod
+    def random(self, count: int, seed: int = 0) -> list[frozenset[Unit]]:
+        """Random circuits of as many units, alike in degree (edges) or in kind and layer (nodes)."""
+
+    def rediscovered(self, n: int, draw: int, among: Sequence[int] | None = None) -> frozenset[Unit]:
+        """The best units by score on other prompts, or on some of those, as many as the circuit has."""
+        found = self.scores(n, draw)
+        size = {unit: abs(float(values[among].mean() if among is not None else values.mean()))
+                for unit, values in found.items()}  # fmt: skip
+        best = sorted(size, key=lambda unit: -size[unit])[: len(self.units)]
+        return self.connected(best)
