@@ -2,5 +2,15 @@
 
 from circuitsae.audit.criterion import Criterion
 from circuitsae.audit.internal import sufficiency
+from circuitsae.audit.measurement import (
+    baselines,
+    calibration,
+    choices,
+    consensus,
+    invariance,
+    reliability,
+    selection,
+)
 
-CRITERIA: tuple[Criterion, ...] = (sufficiency.CRITERION,)
+_MEASUREMENT = (reliability, baselines, choices, consensus, calibration, invariance, selection)
+CRITERIA: tuple[Criterion, ...] = (*(module.CRITERION for module in _MEASUREMENT), sufficiency.CRITERION)

@@ -1,12 +1,15 @@
 """A circuit of features and error nodes as a subject: nodes kept, all others ablated (`circuitsae.validation`)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
-from circuitsae.audit.heads import TaskSource
+from circuitsae.audit.heads import TaskSource, paraphrase
+from circuitsae.audit.naive import naive_nodes
 from circuitsae.audit.subject import FOUND, HELD, Choice, Cut, Judging, Shown, Subject, Unit
+from circuitsae.audit.untrained import untrained
 from circuitsae.interventions import Error, Feature
 from circuitsae.replacement import ReplacementModel
 from circuitsae.reproduce.features import prompt_task
@@ -18,6 +21,19 @@ from transcoders.errors import InputError
 _ABLATIONS: dict[str, Ablation] = {"resample": "resample", "mean": "mean", "role mean": "mean", "zero": "zero"}
 
 
+POOL = 24
+"""Prompts on which nodes are looked for: each takes an attribution graph."""
+_USUAL = Choice("role mean")
+_CHOICES = (
+    _USUAL,
+    *(replace(_USUAL, ablation=ablation) for ablation in ("mean", "zero", "resample")),
+    replace(_USUAL, regime="replacement"),
+    *(replace(_USUAL, errors=errors) for errors in ("keep", "ablate")),
+    replace(_USUAL, ablation="zero", regime="replacement"),
+    replace(_USUAL, errors="keep", regime="replacement"),
+)
+
+
 class FeatureSubject(Subject):
     """Features and error nodes at roles.
 
@@ -25,6 +41,7 @@ class FeatureSubject(Subject):
     """
 
     kind = "features"
+    scoring = 60
 
     def __init__(self, replacement: ReplacementModel, source: TaskSource, circuit: Circuit) -> None:
         if not len(circuit):
@@ -33,8 +50,8 @@ class FeatureSubject(Subject):
         self.model, self.task = replacement.model, source.name
         self.units = frozenset(circuit.nodes)
         self.name = f"{self.task} in {self.model.name}, {len(self.units)} features and error nodes"
-        self.usual = Choice("role mean")
-        self.choices = (self.usual,)
+        self.usual = _USUAL
+        self.choices = _CHOICES
         self.ranking = lru_cache(maxsize=4)(self._ranking)
 
     @property
@@ -51,7 +68,7 @@ class FeatureSubject(Subject):
 
     @property
     def pool(self) -> tuple[Unit, ...]:
-        return self.ranking(64, FOUND).nodes
+        return self.ranking(POOL, FOUND).nodes
 
     def judging(self, n: int, *, draw: int = HELD, choice: Choice | None = None) -> Judging:
         return self._judging(self.source, n, draw, choice or self.usual)
@@ -64,8 +81,8 @@ class FeatureSubject(Subject):
         own, corrupt = prompt_task(self.model, task)
         by = "role" if choice.ablation != "mean" else "position"
         ablated = Ablated(
-            Cases(self.replacement, own), _ABLATIONS[choice.ablation], by=by, regime=choice.regime, others=corrupt,
-            seed=source.seed,
+            Cases(self.replacement, own), _ABLATIONS[choice.ablation], by=by, errors=choice.errors,
+            regime=choice.regime, others=corrupt, seed=source.seed,
         )  # fmt: skip
 
         def run(cuts: Sequence[Cut]) -> np.ndarray:
@@ -84,6 +101,25 @@ class FeatureSubject(Subject):
     def scores(self, n: int, draw: int = FOUND) -> Mapping[Unit, np.ndarray]:
         found = self.ranking(n, draw)
         return dict(zip(found.nodes, found.scores.T, strict=True))
+
+    @property
+    def foretold(self) -> tuple[Choice, int]:
+        """Scores are effects in the linear graph: what a node adds, against nothing in its place."""
+        return replace(self.usual, ablation="zero"), -1
+
+    def naive(self, n: int) -> Mapping[str, frozenset[Unit]]:
+        cases = Cases(self.replacement, prompt_task(self.model, self.source.task(n, FOUND))[0])
+        pool = [node for node in self.pool if isinstance(node, Feature | Error)]
+        found = naive_nodes(cases, pool, len(self.units))
+        return {name: frozenset(nodes) for name, nodes in found.items()}
+
+    def untrained(self, seed: int = 0) -> "FeatureSubject":
+        other = ReplacementModel(untrained(self.model, seed), self.replacement.dictionaries)
+        return FeatureSubject(other, self.source, self.circuit)
+
+    def paraphrased(self) -> "FeatureSubject | None":
+        source = paraphrase(self.source)
+        return None if source is None else FeatureSubject(self.replacement, source, self.circuit)
 
     def connected(self, units: Sequence[Unit]) -> frozenset[Unit]:
         return frozenset(units)

@@ -1,12 +1,16 @@
 """A circuit of heads and MLPs as a subject: edges kept, all others ablated (`circuitsae.components`)."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from circuitsae.audit.naive import naive_edges
+from circuitsae.audit.paraphrases import other_templates
 from circuitsae.audit.subject import FOUND, HELD, Choice, Cut, Judging, Shown, Subject, Unit
+from circuitsae.audit.untrained import untrained
 from circuitsae.components import ComponentGraph, Edge, PatchingProblem, by_node, eap_ig, edges_of_nodes, problems_of
 from circuitsae.components.exact import run_keeping
 from circuitsae.components.network import Network
@@ -14,9 +18,12 @@ from circuitsae.components.problem import BATCH_TOKENS, Ablation, Prepared, part
 from circuitsae.components.scores import Scores
 from circuitsae.reproduce.result import OPTIONS
 from circuitsae.tasks import Task, load_task
+from circuitsae.tasks.task import END
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 
+OTHER = "other"
+"""The span of the positions that have no role."""
 SWAPS = 10
 """Exchanges tried for each edge of a random circuit."""
 
@@ -43,18 +50,20 @@ class TaskSource:
     seed: int = 0
     known: bool = False
     """Only prompts that the model gets right."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the task, beside those of `reproduce`."""
 
     def task(self, n: int, draw: int) -> Task:
         """The prompts of a draw, as `reproduce` draws them."""
-        options = OPTIONS.get(self.name, {})
+        options = {**OPTIONS.get(self.name, {}), **self.options}
         asked = 2 * n if self.known else n
         return load_task(self.name, self.model, asked, self.seed + draw, known=self.known, **options).take(slice(n))
 
     def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
         task = self.task(n, draw)
-        made = problems_of(self.model, task, metric=choice.metric, ablation=_ablation(choice))
-        if choice.ablation == "mean":
-            made = [replace(problem, groups=None) for problem in made]
+        roles = task_roles(task) if choice.granularity == "position" else ()
+        made = problems_of(self.model, task, metric=choice.metric, ablation=_ablation(choice), roles=roles)
+        made = [_turned(problem, choice) for problem in made]
         shown = []
         for pair in task.tokens(self.model):
             for row, index in enumerate(pair.index.tolist()):
@@ -80,13 +89,35 @@ class GivenSource:
             rows = problem.clean.new_tensor(list(half)[: max(0, n - len(shown))])
             if len(rows):
                 part = problem.take(rows)
-                made.append(replace(part, ablation=_ablation(choice)))
+                made.append(_turned(replace(part, ablation=_ablation(choice)), choice))
                 shown += [Shown("", part.n_pos) for _ in range(len(rows))]
         return made, shown
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """The prompts of another source, run in another model."""
+
+    source: Source
+    model: LanguageModel
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
+        made, shown = self.source.problems(n, draw, choice)
+        return [replace(problem, model=self.model) for problem in made], shown
+
+
 def _ablation(choice: Choice) -> Ablation:
     return "mean" if choice.ablation == "role mean" else choice.ablation
+
+
+def _turned(problem: PatchingProblem, choice: Choice) -> PatchingProblem:
+    """Means over all prompts have no groups; denoising begins from the corrupt run."""
+    made = replace(problem, groups=None) if choice.ablation == "mean" else problem
+    return made.swapped() if choice.direction == "denoising" else made
 
 
 class HeadSubject(Subject):
@@ -107,7 +138,12 @@ class HeadSubject(Subject):
             raise InputError("The circuit has no edges; there is nothing to audit.")
         self.candidates = len(self.graph.edges)
         self.name = f"{self.task} in {self.model.name}, {len(self.units)} edges between heads and MLPs"
-        self.usual, self.choices = usual, (usual,)
+        self.usual = usual
+        self.scored = lru_cache(maxsize=4)(self._scored)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return head_choices(self.source, self.usual)
 
     @property
     def parts(self) -> Mapping[str, frozenset[Unit]]:
@@ -133,15 +169,28 @@ class HeadSubject(Subject):
         problems, shown = source.problems(n, draw, choice)
         parts: list[Prepared] = list(parts_of(problems, BATCH_TOKENS))
         every = frozenset(self.graph.edges)
+        outside = OTHER if choice.granularity == "position" else None
 
         def run(cuts: Sequence[Cut]) -> np.ndarray:
-            sets = [every - cut.units if cut.all_but else cut.units for cut in cuts]
-            kept = [frozenset(unit for unit in units if isinstance(unit, Edge)) for units in sets]
-            return run_keeping(parts, kept).double().numpy(force=True)
+            found: dict[Cut, np.ndarray] = {}
+            for all_but, away in ((True, None), (False, outside)):
+                some = [cut for cut in dict.fromkeys(cuts) if cut.all_but == all_but]
+                if some:
+                    kept = [self._kept(cut, choice, every) for cut in some]
+                    values = run_keeping(parts, kept, outside=away).double().numpy(force=True)
+                    found |= dict(zip(some, values, strict=True))
+            return np.stack([found[cut] for cut in cuts])
 
         return Judging(run, shown)
 
-    def scored(self, n: int, draw: int = FOUND) -> Scores:
+    def _kept(self, cut: Cut, choice: Choice, every: frozenset[Edge]) -> frozenset[Edge]:
+        """The edges that stay; in denoising those that are not restored, for the run is the corrupt one."""
+        units = frozenset(unit for unit in cut.units if isinstance(unit, Edge))
+        if choice.granularity != "unit" and units:
+            units = edges_of_nodes(self.graph, by_node(self.graph, units))
+        return every - units if cut.all_but != (choice.direction == "denoising") else units
+
+    def _scored(self, n: int, draw: int = FOUND) -> Scores:
         """Every edge by integrated gradients over the inputs."""
         return eap_ig(self.source.problems(n, draw, self.usual)[0])
 
@@ -157,9 +206,61 @@ class HeadSubject(Subject):
         rng = np.random.default_rng(seed)
         return [frozenset(rewired(self.graph, self.edges, rng)) for _ in range(count)]
 
+    def naive(self, n: int) -> Mapping[str, frozenset[Unit]]:
+        found = naive_edges(self.graph, self.source.problems(n, FOUND, self.usual)[0], len(self.units))
+        return {name: frozenset(edges) for name, edges in found.items()}
+
+    def untrained(self, seed: int = 0) -> "HeadSubject":
+        return HeadSubject(Elsewhere(self.source, untrained(self.model, seed)), self.edges, usual=self.usual)
+
+    def paraphrased(self) -> "HeadSubject | None":
+        other = paraphrase(self.source)
+        return None if other is None else HeadSubject(other, self.edges, usual=self.usual)
+
     def of_parts(self, names: Collection[str]) -> frozenset[Unit]:
         """Every edge between components."""
         return frozenset(edges_of_nodes(self.graph, names))
+
+
+def task_roles(task: Task) -> tuple[str, ...]:
+    """The roles that every example of a task has; `END` at least."""
+    roles = task.examples[0].roles
+    return (*(role for role in roles if all(role in example.roles for example in task.examples)), END)
+
+
+def head_choices(source: Source, usual: Choice) -> tuple[Choice, ...]:
+    """The usual way first, then every other that these prompts allow, one thing changed at a time, and a few crossed.
+
+    Whole heads at roles with means of a template (role mean, position) is how Wang et al. 2022 cut IOI.
+    """
+    options: dict[str, list[str]] = {"ablation": ["resample", "mean", "role mean", "zero", "noise"],
+                                     "direction": ["denoising"], "granularity": ["node"], "metric": []}  # fmt: skip
+    crossed = [{"ablation": "zero", "granularity": "node"}, {"ablation": "role mean", "granularity": "node"}]
+    if isinstance(source, TaskSource):
+        task = source.task(8, HELD)
+        options["metric"] = [name for name in _metrics(task) if name != task.metric]
+        if task_roles(task) != (END,):
+            options["granularity"].append("position")
+            crossed.append({"ablation": "role mean", "granularity": "position"})
+    elif isinstance(source, GivenSource) and any(problem.corrupt is None for problem in source.given):
+        options["ablation"].remove("resample")
+        options["direction"] = []
+    made = [replace(usual, **{name: value}) for name, values in options.items() for value in values]
+    return tuple(dict.fromkeys([usual, *made, *(replace(usual, **both) for both in crossed)]))
+
+
+def _metrics(task: Task) -> list[str]:
+    """What can be read of every example beside its task's own metric."""
+    differences = ["logit_diff", "prob_diff"] if all(example.wrong for example in task.examples) else []
+    return [*differences, "log_prob", "kl"]
+
+
+def paraphrase(source: Source) -> TaskSource | None:
+    """The task in templates that it has not by default; None where there are none."""
+    if not isinstance(source, TaskSource) or "templates" in source.options:
+        return None
+    templates = other_templates(source.name, source.model)
+    return replace(source, options={**source.options, "templates": templates}) if templates else None
 
 
 def rewired(graph: ComponentGraph, circuit: Collection[Edge], rng: np.random.Generator) -> set[Edge]:

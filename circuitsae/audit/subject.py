@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from circuitsae.audit.finding import RESAMPLES, Estimate
 from circuitsae.components.network import Edge
+from circuitsae.interventions import target_id
 from circuitsae.validation.circuits import CircuitNode
 from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
@@ -24,6 +25,11 @@ Unit = Edge | CircuitNode
 """The smallest thing that a circuit holds or leaves out: an edge between heads and MLPs, or a feature or error node."""
 FOUND, CHOSEN, HELD = 0, 3, 11
 """Draws of a task's prompts: those that a circuit was found on, that its size was chosen on, and the audit's own."""
+
+
+def unit_name(unit: Unit) -> str:
+    """An edge as `a0.h1→m1`, a node as `2.713@IO`."""
+    return str(unit) if isinstance(unit, Edge) else target_id(unit)
 
 
 class Cut(NamedTuple):
@@ -44,17 +50,21 @@ class Choice:
     """What takes the place of what is ablated: its value on the corrupt prompt, its mean over prompts or over those of
     one template (in which roles stand in the same places), nothing, or itself with Gaussian noise of its own spread."""
     granularity: Literal["unit", "node", "position"] = "unit"
-    """What is cut: the circuit's units; whole components, with every edge between them; components at roles alone."""
+    """What is cut: the circuit's units; whole components, with every edge between them; of what is kept, components at
+    roles alone (embeddings everywhere)."""
     metric: str | None = None
     """The task's own metric unless named."""
     direction: Literal["noising", "denoising"] = "noising"
     """noising: the circuit is kept in a clean run, all else corrupt. denoising: it is restored in a corrupt run."""
     regime: Literal["model", "replacement"] = "model"
     """Of features: what runs around them."""
+    errors: Literal["ranked", "keep", "ablate"] = "ranked"
+    """Of features: error nodes are inside as far as the circuit names them, all, or none."""
 
     def __str__(self) -> str:
-        own = [self.ablation, self.granularity, self.metric or "", self.direction, self.regime]
-        usual = ["", "unit", "", "noising", "model"]
+        errors = {"ranked": "", "keep": "errors kept", "ablate": "errors ablated"}[self.errors]
+        own = [self.ablation, self.granularity, self.metric or "", self.direction, self.regime, errors]
+        usual = ["", "unit", "", "noising", "model", ""]
         return ", ".join(part for part, common in zip(own, usual, strict=True) if part != common)
 
 
@@ -180,8 +190,33 @@ class Subject(ABC):
 
     def rediscovered(self, n: int, draw: int, among: Sequence[int] | None = None) -> frozenset[Unit]:
         """The best units by score on other prompts, or on some of those, as many as the circuit has."""
-        found = self.scores(n, draw)
+        return self.selected(self.scores(n, draw), among)
+
+    def selected(
+        self, scores: Mapping[Unit, np.ndarray], among: Sequence[int] | None = None, *, count: int | None = None
+    ) -> frozenset[Unit]:
+        """The best units by |mean score|, over all prompts or some, that are connected; as many as the circuit has."""
         size = {unit: abs(float(values[among].mean() if among is not None else values.mean()))
-                for unit, values in found.items()}  # fmt: skip
-        best = sorted(size, key=lambda unit: -size[unit])[: len(self.units)]
+                for unit, values in scores.items()}  # fmt: skip
+        best = sorted(size, key=lambda unit: -size[unit])[: len(self.units) if count is None else count]
         return self.connected(best)
+
+    scoring: int = 15
+    """Prompts run that scoring one prompt is worth, about."""
+
+    @property
+    def foretold(self) -> tuple[Choice, int]:
+        """The ablation whose effect a score foretells, and the sign by which it does: change = sign · score."""
+        return self.usual, 1
+
+    def naive(self, n: int) -> Mapping[str, frozenset[Unit]]:
+        """Circuits of about this size that take no search, by name; none where there is nothing to order units by."""
+        return {}
+
+    def untrained(self, seed: int = 0) -> "Subject | None":
+        """The same circuit, and the same prompts, in a model that has learnt nothing; None where there is none."""
+        return None
+
+    def paraphrased(self) -> "Subject | None":
+        """The same circuit on prompts of templates that it was not found on; None where the task has no others."""
+        return None

@@ -94,16 +94,23 @@ def graph_of(problems: Problems) -> ComponentGraph:
 
 @torch.no_grad()
 def run_keeping(
-    problems: Problems, sets: Sequence[Collection[Edge]], *, batch_tokens: int = BATCH_TOKENS
+    problems: Problems,
+    sets: Sequence[Collection[Edge]],
+    *,
+    outside: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Float[Tensor, "run example"]:
     """The metric with only these edges kept, for each set: every other edge carries its writer's ablated output.
 
-    A kept edge carries what its writer writes in this same run, ablations before it included.
+    A kept edge carries what its writer writes in this same run, ablations before it included. At the positions of the
+    problems' span named `outside`, every head and MLP is ablated for all its readers too. Raises `InputError` for a
+    span that there is not.
     """
     found = []
     for part in parts_of(problems, batch_tokens):
         masks = edge_mask(part.graph, sets).to(part.problem.clean.device)
-        found.append(torch.cat([_masked(part, mask) for mask in masks.split(part.runs_at_once(batch_tokens))]))
+        away = None if outside is None else part.span(outside)
+        found.append(torch.cat([_masked(part, mask, away) for mask in masks.split(part.runs_at_once(batch_tokens))]))
     return torch.cat(found, 1)
 
 
@@ -127,8 +134,9 @@ def exact_inputs(problems: Problems, readers: Iterable[str] | None = None) -> Sc
 class _State:
     """The contributions of the writers so far, in every run, and how far they are from their ablated values."""
 
-    def __init__(self, prepared: Prepared, keep: Mask) -> None:
+    def __init__(self, prepared: Prepared, keep: Mask, away: Bool[Tensor, "example pos"] | None) -> None:
         self.graph = prepared.graph
+        self.away = None if away is None else away[..., None].to(prepared.clean.writes)
         self.cut = (~keep).to(prepared.clean.writes)
         self.target = prepared.replacement
         self.runs = len(keep)
@@ -137,10 +145,14 @@ class _State:
         self.stream = self.target.new_zeros(self.runs, *shape)
         self.written = 0
 
-    def write(self, contribution: Float[Tensor, "run example pos d_model"]) -> None:
-        """The next writer's contribution; the stream is updated apart."""
-        self.gap[:, self.written] = self.target[self.written] - contribution
+    def write(self, contribution: Float[Tensor, "run example pos d_model"]) -> Tensor | float:
+        """The next writer's contribution; the stream is updated apart, and by what is returned: the ablation `away`."""
+        gap = self.target[self.written] - contribution
+        embedding = self.written <= self.graph.positional
+        moved = 0.0 if self.away is None or embedding else self.away * gap
+        self.gap[:, self.written] = gap - moved
         self.written += 1
+        return moved
 
     def read(self, readers: Sequence[str], stream: Tensor) -> Float[Tensor, "row pos reader d_model"]:
         """What each of these readers reads, where the uncut stream is `stream`."""
@@ -153,9 +165,11 @@ class _State:
         return patched.movedim(1, 3).flatten(0, 1)
 
 
-def _masked(prepared: Prepared, keep: Mask) -> Float[Tensor, "run example"]:
+def _masked(
+    prepared: Prepared, keep: Mask, away: Bool[Tensor, "example pos"] | None = None
+) -> Float[Tensor, "run example"]:
     network, graph, clean = prepared.network, prepared.graph, prepared.clean
-    state = _State(prepared, keep)
+    state = _State(prepared, keep, away)
     first = 1 + graph.positional
     for contribution in clean.writes[:first]:
         state.write(contribution.expand_as(state.stream))
@@ -166,13 +180,12 @@ def _masked(prepared: Prepared, keep: Mask) -> Float[Tensor, "run example"]:
         at = Projections(*(network.project(layer, kind, x) for kind, x in zip("qkv", reads, strict=True)))
         results = network.results(layer, network.attend(layer, at))
         total = results.sum(2) + network.attention_bias(layer)
-        for contribution in network.share(layer, results, total).unbind(2):
-            state.write(contribution.unflatten(0, (state.runs, -1)))
         stream = before + network.after_attention(layer, total).unflatten(0, (state.runs, -1))
+        for contribution in network.share(layer, results, total).unbind(2):
+            stream = stream + state.write(contribution.unflatten(0, (state.runs, -1)))
         read = state.read([f"m{layer}"], before if graph.parallel else stream)[:, :, 0]
         mlp = network.mlp(layer, read).unflatten(0, (state.runs, -1))
-        state.write(mlp)
-        stream = stream + mlp
+        stream = stream + mlp + state.write(mlp)
     final = state.read(["logits"], stream)[:, :, 0].unflatten(0, (state.runs, -1))
     return prepared.values(final)
 

@@ -303,6 +303,12 @@ class Prepared:
         names = self.problem.span_names
         return names if len(names) == len(self.spans) else tuple(str(i) for i in range(len(self.spans)))
 
+    def span(self, name: str) -> Bool[Tensor, "example pos"]:
+        """The positions of one span."""
+        if name not in self.span_names:
+            raise InputError(f"The problem has no span {name!r}; it has {', '.join(self.span_names)}.")
+        return self.spans[self.span_names.index(name)]
+
     @cached_property
     def clean_value(self) -> Float[Tensor, "example"]:
         """The metric of the clean run."""
