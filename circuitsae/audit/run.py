@@ -12,9 +12,7 @@ from circuitsae.audit.criterion import Criterion, Tell
 from circuitsae.audit.finding import Finding
 from circuitsae.audit.result import Audit, described
 from circuitsae.audit.settings import Settings
-from circuitsae.audit.subject import Subject, Unit
-from circuitsae.components import Edge
-from circuitsae.interventions import target_id
+from circuitsae.audit.subject import Subject, unit_name
 from transcoders.errors import InputError, Stopped
 from transcoders.files import short_hash, write_json
 
@@ -66,11 +64,6 @@ def audit(
         units=tuple(sorted(map(unit_name, subject.units))), settings=settings, criteria=described(chosen),
         findings=tuple(findings),
     )  # fmt: skip
-
-
-def unit_name(unit: Unit) -> str:
-    """An edge as `a0.h1→m1`, a node as `2.713@IO`."""
-    return str(unit) if isinstance(unit, Edge) else target_id(unit)
 
 
 def _chosen(criteria: Sequence[Criterion], only: Sequence[str]) -> list[Criterion]:
