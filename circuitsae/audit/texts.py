@@ -1,6 +1,7 @@
 """Plain text as a task: the next token after the beginning of a text, where no task is asked about."""
 
 import random
+from itertools import pairwise
 
 from circuitsae.pocket import families
 from circuitsae.pocket.corpus import row_text
@@ -35,6 +36,7 @@ def plain_text(model: LanguageModel, n: int, seed: int) -> Task:
             f"Of {10 * (n + 1)} beginnings of texts {model.name} reads {len(found)} as it reads them within the text; "
             f"{n + 1} are needed, so audit the circuit without plain text."
         )
-    pairs = zip(found, found[1:], strict=False)
-    examples = tuple(Example(clean=text, corrupt=other, answers=(token,)) for (text, token), (other, _) in pairs)
+    examples = tuple(
+        Example(clean=text, corrupt=other, answers=(token,)) for (text, token), (other, _) in pairwise(found)
+    )
     return Task("text", examples, metric="log_prob", measures=("log_prob", "top1"))

@@ -16,7 +16,7 @@ PROMPTS_EACH = 5
 SPREAD = 0.1
 """Of what the model does in the mean: a circuit's effect that varies less over prompts varies too little to matter."""
 RULE = Rule(confirms=0.1, refutes=0.3)
-"""A tenth of the variation may be chance's and the tokenizer's; where surface explains 30 %, it is part of the effect."""
+"""A tenth of the variation may be chance; where such things explain 30 %, they are part of the effect."""
 
 
 def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
@@ -38,15 +38,13 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     tell(f"the effect on each of {len(judge.prompts)} prompts against {', '.join(names)}")
     y, base = _effects(judge, subject)
     least = len(y) * (SPREAD * float(base.mean())) ** 2
-    squares = _left(y, base[:, None]), _left(y, np.column_stack([base, x]))
-    total = _left(y, np.zeros((len(y), 0)))
+    gained, total = _gain(y, base, x), _left(y, np.zeros((len(y), 0)))
     rng = np.random.default_rng(settings.seed)
     rows = rng.integers(0, len(y), (RESAMPLES, len(y)))
-    gained = (squares[0] - squares[1]) / 1
-    found = Estimate.of(_share(gained, total, least), _share(gained[rows], total[rows], least))
+    found = Estimate.of(float(_share(gained, total, least)), _share(gained[rows], total[rows], least))
     shuffled = np.array([_share(_gain(y, base, x[rng.permutation(len(y))]), total, least) for _ in range(199)])
     p = chance(found.value, shuffled)
-    alone = [_share(squares[0] - _left(y, np.column_stack([base, x[:, [i]]])), total, least) for i in range(len(names))]
+    alone = [float(_share(_gain(y, base, x[:, [i]]), total, least)) for i in range(len(names))]
     table = [
         {"confound": name, "explains alone": one, "correlation": float(np.corrcoef(x[:, i], y)[0, 1]) if y.std() else 0}
         for i, (name, one) in enumerate(zip(names, alone, strict=True))
@@ -107,7 +105,7 @@ def _gain(y: np.ndarray, base: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _share(gained: np.ndarray, total: np.ndarray, least: float) -> np.ndarray:
-    return gained.sum(-1) / np.maximum(total.sum(-1), least)
+    return np.asarray(gained.sum(-1) / np.maximum(total.sum(-1), least))
 
 
 CRITERION = Criterion(

@@ -36,7 +36,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
         )
     cuts = [Cut(subject.anywhere(units), all_but=True) for units in (subject.units, second)]
     tell(f"each circuit out on {subject.task or 'its own prompts'} and on {name}")
-    judges = (subject.judging(settings.few), other)
+    judges = (subject.judging(settings.held_out), other)
     metric = [judge.metric(cuts) for judge in judges]
     lost = np.array([1 - judge.of(values) for judge, values in zip(judges, metric, strict=True)])
     drawn = np.array([1 - judge.drawn(values, seed=settings.seed + i)
@@ -50,12 +50,12 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     ]  # fmt: skip
     return CRITERION.finding(
         apart,
-        f"Its own circuit out costs {tasks[0]} {lost[0, 0]:.2f} of f and {name} {lost[1, 0]:.2f}; the circuit of {name} "
+        f"Its own circuit out costs {tasks[0]} {lost[0, 0]:.2f} of f and {name} {lost[1, 0]:.2f}; that of {name} "
         f"costs {name} {lost[1, 1]:.2f} and {tasks[0]} {lost[0, 1]:.2f}. They share {shared:.0%} of their units.",
         "Without units that both circuits hold, or with another task than the one compared, they would come apart more."
         if shared
         else "Circuits that hold more of their own task's behaviour would come apart more.",
-        runs=sum(judge.runs for judge in judges) + 2 * settings.few * len(found.left_out),
+        runs=sum(judge.runs for judge in judges) + found.runs,
         table=rows,
         chart=Chart(
             [f"{row['circuit']} out" for row in rows], [row["lost"] for row in rows], [row["low"] for row in rows],
@@ -66,7 +66,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
 
 def _apart(lost: np.ndarray) -> np.ndarray:
     """Of what is lost [task, circuit, …]."""
-    return np.minimum(lost[0, 0], lost[1, 1]) - np.maximum(lost[0, 1], lost[1, 0])
+    return np.asarray(np.minimum(lost[0, 0], lost[1, 1]) - np.maximum(lost[0, 1], lost[1, 0]))
 
 
 CRITERION = Criterion(
@@ -76,5 +76,5 @@ CRITERION = Criterion(
     figure="least of the own effects minus largest of the crossed ones, in f",
     rule=RULE,
     measure=measure,
-    runs=lambda subject, settings: 10 * settings.few,
+    runs=lambda subject, settings: 4 * settings.held_out + 5 * settings.few,
 )

@@ -16,7 +16,7 @@ from circuitsae.audit.subject import Cut, Judging, Subject, Unit
 CONTEXTS = 8
 """Sets K in which a member that shows nothing in the whole circuit is tried again."""
 SHARES = (0.1, 0.25)
-"""Of the members, in every second K; the others take half of those that showed nothing, which may back each other up."""
+"""Of the members, in every second K; the others take half of those that showed nothing: backups of each other."""
 SPENT = 3
 """Circuits run to try members again, at most, for each member."""
 RULE = Rule(confirms=0.01, refutes=0.002)
@@ -99,8 +99,8 @@ def _found(tests: _Tests, seed: int) -> Finding:
     rows.sort(key=lambda row: row["change"])
     idle, weakest = [row[what] for row in rows if not row["beyond noise"]], rows[0][what]
     said = (
-        f"{int(matters.sum())} of {len(names)} {what}s change f beyond noise when they are taken out; the least needed, "
-        f"{weakest}, by {least}."
+        f"{int(matters.sum())} of {len(names)} {what}s change f beyond noise when they are out; the least needed, "
+        f"{weakest}, by {least.value:.3f} [{least.low:.3f}, {least.high:.3f}]."
     )
     return CRITERION.finding(
         least,

@@ -20,12 +20,15 @@ class Others(NamedTuple):
 
     judges: dict[str, Judging]
     left_out: dict[str, str]
+    runs: int
+    """Prompts run of tasks that are left out."""
 
 
 def others(subject: Subject, names: Sequence[str], n: int, count: int, tell: Tell) -> Others:
     """The first `count` of the tasks named on which the model is above chance."""
     judges: dict[str, Judging] = {}
     left_out: dict[str, str] = {}
+    runs = 0
     for name in names:
         if len(judges) == count:
             break
@@ -40,7 +43,8 @@ def others(subject: Subject, names: Sequence[str], n: int, count: int, tell: Tel
             judges[name] = judge
         else:
             left_out[name] = "the model is not above chance"
-    return Others(judges, left_out)
+            runs += judge.runs
+    return Others(judges, left_out, runs)
 
 
 def other_names(subject: Subject) -> list[str]:

@@ -46,8 +46,8 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     falls = float(np.maximum(0, -np.diff(curve)).sum())
     return CRITERION.finding(
         found,
-        f"With the whole circuit out f is {points[0]}; with its {[*counts, len(order)][half]} strongest of {len(order)} "
-        f"parts restored {points[half]}, with all of them 1; on the way it falls by {falls:.2f}.",
+        f"With the whole circuit out f is {points[0]}; with the {[*counts, len(order)][half]} strongest of its "
+        f"{len(order)} parts restored {points[half]}, with all of them 1; on the way it falls by {falls:.2f}.",
         "A circuit whose removal leaves less would have more to bring back."
         if found.value + falls < RULE.confirms
         else "Parts that pull the same way would be restored without a fall.",
@@ -62,7 +62,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
 
 def _rescued(curve: np.ndarray) -> np.ndarray:
     """Of curves [restoration, …]."""
-    return curve[-1] - curve[0] - np.maximum(0, -np.diff(curve, axis=0)).sum(0)
+    return np.asarray(curve[-1] - curve[0] - np.maximum(0, -np.diff(curve, axis=0)).sum(0))
 
 
 def _units(subject: Subject, names: list[str]) -> frozenset[Unit]:

@@ -6,7 +6,7 @@ from circuitsae.audit.criterion import Criterion, Tell
 from circuitsae.audit.finding import RESAMPLES, Chart, Estimate, Finding, Rule, untested
 from circuitsae.audit.internal.other_tasks import Others, other_names, others
 from circuitsae.audit.settings import Settings
-from circuitsae.audit.subject import TEXT, Cut, Judging, Subject
+from circuitsae.audit.subject import TEXT, Cut, Subject
 
 TASKS = 5
 LEAST = 0.1
@@ -30,11 +30,12 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
             "A model with a tokenizer that does other tasks, or a task's circuit in one, would let it be tested.",
         )
     out = Cut(subject.anywhere(subject.units), all_but=True)
-    own = subject.judging(settings.few)
+    own = subject.judging(settings.held_out)
     tell(f"the circuit out on its own task and on {', '.join(found.judges)}")
     judges = {subject.task or "own": own, **found.judges}
-    lost = {name: 1 - judge.drawn(judge.metric([out]), seed=settings.seed)[0] for name, judge in judges.items()}
-    each = {name: Estimate.of(1 - _f(judge, out), lost[name]) for name, judge in judges.items()}
+    metric = {name: judge.metric([out]) for name, judge in judges.items()}
+    lost = {name: 1 - judge.drawn(metric[name], seed=settings.seed)[0] for name, judge in judges.items()}
+    each = {name: Estimate.of(1 - float(judge.of(metric[name])[0]), lost[name]) for name, judge in judges.items()}
     first, *names = judges
     home = each[first]
     share = Estimate(np.nan, np.nan, np.nan)
@@ -57,22 +58,13 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
         f"A circuit without the units that {worst} needs as well would be more specific."
         if home.low >= LEAST
         else f"A circuit that takes at least {LEAST:g} from its own task would let it be told.",
-        runs=sum(judge.runs for judge in judges.values()) + 2 * settings.few * _tried(found),
+        runs=sum(judge.runs for judge in judges.values()) + found.runs,
         table=rows,
         chart=Chart(
             list(judges), [one.value for one in each.values()], [one.low for one in each.values()],
             [one.high for one in each.values()], y_title="f lost without the circuit", lines={"none": 0.0},
         ),
     )  # fmt: skip
-
-
-def _f(judge: Judging, cut: Cut) -> float:
-    return float(judge.f([cut])[0])
-
-
-def _tried(found: Others) -> int:
-    """Tasks on which the model was run before they were left out."""
-    return sum(why.startswith("the model") for why in found.left_out.values())
 
 
 def _reasons(found: Others) -> str:
@@ -86,5 +78,5 @@ CRITERION = Criterion(
     figure="mean change on other tasks as a share of that on its own",
     rule=RULE,
     measure=measure,
-    runs=lambda subject, settings: 3 * settings.few * (TASKS + 2),
+    runs=lambda subject, settings: 3 * settings.held_out + 3 * settings.few * (TASKS + 2),
 )
