@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -111,6 +112,8 @@ class HeadSubject(Subject):
         self.candidates = len(self.graph.edges)
         self.name = f"{self.task} in {self.model.name}, {len(self.units)} edges between heads and MLPs"
         self.usual, self.choices = usual, (usual,)
+        self.scored = lru_cache(maxsize=4)(self._scored)
+        """Every edge by integrated gradients over the inputs, of `n` prompts of a `draw`."""
 
     @property
     def parts(self) -> Mapping[str, frozenset[Unit]]:
@@ -147,8 +150,7 @@ class HeadSubject(Subject):
 
         return Judging(run, shown)
 
-    def scored(self, n: int, draw: int = FOUND) -> Scores:
-        """Every edge by integrated gradients over the inputs."""
+    def _scored(self, n: int, draw: int = FOUND) -> Scores:
         return eap_ig(self.source.problems(n, draw, self.usual)[0])
 
     def scores(self, n: int, draw: int = FOUND) -> Mapping[Unit, np.ndarray]:

@@ -204,7 +204,7 @@ def test_a_rival_as_faithful_refutes():
     assert found(rivals, Made("abcd", share("abcd"))).status == "confirmed"
     twin = found(rivals, Made("abcd", lambda kept: max(share("abcd")(kept), share("efgh")(kept))))
     assert twin.status == "disconfirmed"
-    assert twin.estimate == Estimate(0, 0, 0)
+    assert twin.estimate == Estimate.exact(0.0)
     assert found(rivals, Made("abcdefghijklmnop", share("abcd"))).status == "untested"
 
 
@@ -219,7 +219,7 @@ def test_two_circuits_come_apart_or_do_not():
     assert true.status == "confirmed"
     assert [round(row["lost"], 6) for row in true.table] == [1, 0, 0, 1]
     same = found(dissociation, Made("abcd", share("abcd"), tasks={"greater-than": share("abcd")}))
-    assert same.status == "inconclusive"
+    assert same.status == "disconfirmed"
     assert "They share 100%" in same.said
     swapped = found(dissociation, Made("efgh", share("abcd"), tasks={"greater-than": share("efgh")}))
     assert swapped.status == "disconfirmed"
@@ -268,7 +268,7 @@ def test_restoring_a_circuit_brings_its_behaviour_back():
 
 @pytest.fixture(scope="module")
 def program() -> Any:
-    return PROGRAMS[1].program(per_length=12)
+    return PROGRAMS[1].program(per_length=24)
 
 
 def made_of(program: Any, edges: frozenset[Edge]) -> HeadSubject:
@@ -286,7 +286,8 @@ def test_a_program_with_its_true_circuit_passes(program):
 
 def test_a_program_with_a_damaged_circuit_does_not(program):
     truth = program.truth("resample")
-    idle = next(edge for edge in made_of(program, truth).graph.edges if edge not in program.truth("zero"))
+    idle = Edge("embed", "a0.h0.q")
+    assert idle not in program.truth("zero")
     one_more = found(minimality, made_of(program, truth | {idle}))
     assert one_more.status == "disconfirmed"
     assert f"Idle: {idle}." in one_more.said
@@ -330,11 +331,12 @@ def test_texts_begin_as_they_are_read_and_their_next_token_is_known(heads):
 
 def test_features_are_cut_out_of_texts_that_lack_their_roles():
     model = ReplacementModel(load_model("pocket"), load_dictionaries("pocket"))
-    circuit = Circuit.of(["0.1@IO", "0.1@END", "1.err@END", "2.err@END", "3.err@END"])
+    circuit = Circuit.of(["0.1@IO", "0.1@S1", "1.err@IO"])
     subject = FeatureSubject(model, TaskSource("ioi", model.model), circuit)
     everywhere = subject.anywhere(subject.units)
-    assert len(everywhere) == 4
+    assert len(everywhere) == 2
     assert {unit.at for unit in everywhere if not isinstance(unit, Edge)} == {None}
     judge = subject.judging_task(TEXT, 3)
     f = judge.f([Cut(units, all_but=True) for units in (subject.units, everywhere)])
-    assert abs(1 - f[1]) > 2 * abs(1 - f[0]) > 0  # END alone is there
+    assert f[0] == pytest.approx(1, abs=1e-9)  # texts have no IO
+    assert abs(1 - f[1]) > 1e-4

@@ -8,8 +8,8 @@ from circuitsae.audit.internal.other_tasks import other_names, others
 from circuitsae.audit.settings import Settings
 from circuitsae.audit.subject import FOUND, Cut, Subject
 
-RULE = Rule(confirms=0.25, refutes=0.0)
-"""Any difference the right way round is a double dissociation; a quarter of a behaviour is one that a reader sees."""
+RULE = Rule(confirms=0.25, refutes=0.05)
+"""A quarter of a behaviour is a difference that a reader sees; within a twentieth the circuits do the same."""
 
 
 def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:

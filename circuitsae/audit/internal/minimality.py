@@ -28,8 +28,8 @@ class _Tests:
 
     def __init__(self, subject: Subject, judge: Judging, members: Mapping[str, frozenset[Unit]]) -> None:
         self.subject, self.judge, self.members = subject, judge, members
-        self.raw = dict.fromkeys(members, 1.0)
-        self.tried = dict.fromkeys(members, 0)
+        self.p = dict.fromkeys(members, np.inf)
+        """Of the clearest test, corrected for the number of tests: half of the error goes to the whole circuit's."""
         self.change: dict[str, np.ndarray] = {}
         self.others = dict.fromkeys(members, 0)
         self.spent = 0
@@ -43,28 +43,24 @@ class _Tests:
         change = np.array([metric[place[k - {name}]] - metric[place[k | {name}]] for name in names])
         self.spent += len(sets)
         for name, row, p in zip(names, change, p_values(self.judge, change).tolist(), strict=True):
-            self.tried[name] += 1
-            if name not in self.change or p < self.raw[name]:
-                self.raw[name], self.change[name], self.others[name] = p, row, len(k - {name})
-
-    def p(self, name: str) -> float:
-        """p of a member's clearest test, times their number."""
-        return min(1.0, self.raw[name] * self.tried[name])
+            corrected = min(1.0, p * 2 * (CONTEXTS if k else 1))
+            if corrected < self.p[name]:
+                self.p[name], self.change[name], self.others[name] = corrected, row, len(k - {name})
 
     def quiet(self) -> list[str]:
         """Members that nothing yet shows to be needed, one of so many."""
-        return [name for name in self.members if self.p(name) > SURE / len(self.members)]
+        return [name for name in self.members if self.p[name] > SURE / len(self.members)]
 
 
 def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     """The least over members of the largest change, with its interval over prompts.
 
-    Members are the units, or, where there are more than 60, the parts. p of a member is its least over sets K times
-    their number, then corrected over members; where one is not significant, the interval goes down to 0. A member that
-    is significant in the whole circuit is not tried in others, so its change may be larger than what is given.
+    Members are the units, or, where there are more than 60, the parts. p of a member is its least over sets K,
+    corrected for their number and then over members; where one is not significant, the interval goes down to 0. A
+    member that is significant in the whole circuit is not tried in others, where its change may be larger.
     """
     members = drawn(units_or_parts(subject), settings.seed)
-    tests = _Tests(subject, subject.judging(settings.few), members)
+    tests = _Tests(subject, subject.judging(_prompts(settings, len(members))), members)
     tell(f"each of {len(members)} members out of the circuit on {len(tests.judge.prompts)} prompts")
     tests.run(list(members), frozenset())
     before, rng = tests.spent, np.random.default_rng(settings.seed)
@@ -77,6 +73,16 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     return _found(tests, settings.seed)
 
 
+def _prompts(settings: Settings, members: int) -> int:
+    """More of them for few members: an effect that few prompts show takes many to tell."""
+    return max(settings.few, min(settings.held_out, settings.few * MOST // (4 * members)))
+
+
+def _runs(subject: Subject, settings: Settings) -> int:
+    n = min(MOST, len(units_or_parts(subject)))
+    return 2 * _prompts(settings, n) * (2 + n)
+
+
 def _others(names: list[str], quiet: list[str], number: int, rng: np.random.Generator) -> frozenset[str]:
     among, share = (names, SHARES[number // 2 % len(SHARES)]) if number % 2 or len(quiet) == 1 else (quiet, 0.5)
     return frozenset(among[i] for i in rng.choice(len(among), max(1, round(share * len(among))), replace=False))
@@ -86,9 +92,9 @@ def _found(tests: _Tests, seed: int) -> Finding:
     judge, names = tests.judge, list(tests.members)
     changes = judge.ends[0] + np.array([tests.change[name] for name in names])  # of a change too, f takes m(∅) away
     f, resampled = np.abs(judge.of(changes)), np.abs(judge.drawn(changes, seed=seed))
-    matters = beyond_noise(np.array([tests.p(name) for name in names]))
+    matters = beyond_noise(np.array([tests.p[name] for name in names]))
     each = [_down_to_zero(Estimate.of(float(value), row), needed)
-            for value, row, needed in zip(f, resampled, matters, strict=True)]  # fmt: skip
+            for value, row, needed in zip(f, resampled, matters.tolist(), strict=True)]  # fmt: skip
     least = _down_to_zero(Estimate.of(float(f.min()), resampled.min(0)), bool(matters.all()))
     what = "unit" if len(tests.subject.units) <= MOST else "part"
     rows = [
@@ -128,5 +134,5 @@ CRITERION = Criterion(
     figure="least over members of the largest change of f",
     rule=RULE,
     measure=measure,
-    runs=lambda subject, settings: 2 * settings.few * (2 + min(MOST, len(units_or_parts(subject)))),
+    runs=_runs,
 )

@@ -24,7 +24,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     """
     tell("parts by their scores")
     order, judge = strongest(subject, settings.few), subject.judging(settings.held_out)
-    counts = sorted({round(step * len(order) / STEPS) for step in range(STEPS)})
+    counts = sorted({step * len(order) // STEPS for step in range(STEPS)})
     restored = [_units(subject, order[:count]) for count in counts]
     alone = [_units(subject, [name]) for name in order[:ALONE]]
     tell(f"{len(order)} parts restored in {len(counts)} steps on {len(judge.prompts)} prompts")
@@ -34,7 +34,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     curve, draws = np.append(f, 1.0), np.vstack([resampled[: len(counts)], np.ones(resampled.shape[1])])
     found = Estimate.of(float(_rescued(curve)), _rescued(draws))
     points = [Estimate.of(float(value), row) for value, row in zip(curve, draws, strict=True)]
-    half = int(np.searchsorted(counts, len(order) / 2)) if counts[-1] * 2 >= len(order) else len(counts)
+    half = int(np.searchsorted([*counts, len(order)], len(order) / 2))
     rows: list[dict] = [
         {"restored": "nothing" if not count else f"{count} strongest parts", "f": point.value, "low": point.low,
          "high": point.high}
