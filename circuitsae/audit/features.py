@@ -74,7 +74,13 @@ class FeatureSubject(Subject):
         return self._judging(self.source, n, draw, choice or self.usual)
 
     def judging_task(self, task: str, n: int, *, draw: int = HELD) -> Judging:
-        return self._judging(TaskSource(task, self.model, self.source.seed), n, draw, self.usual)
+        return self.on_task(task).judging(n, draw=draw)
+
+    def on_task(self, task: str) -> "FeatureSubject":
+        return FeatureSubject(self.replacement, TaskSource(task, self.model, self.source.seed), self.circuit)
+
+    def anywhere(self, units: frozenset[Unit]) -> frozenset[Unit]:
+        return frozenset(replace(unit, at=None) for unit in units if isinstance(unit, Feature | Error))
 
     def _judging(self, source: TaskSource, n: int, draw: int, choice: Choice) -> Judging:
         task = source.task(n, draw)

@@ -9,7 +9,8 @@ import numpy as np
 
 from circuitsae.audit.naive import naive_edges
 from circuitsae.audit.paraphrases import other_templates
-from circuitsae.audit.subject import FOUND, HELD, Choice, Cut, Judging, Shown, Subject, Unit
+from circuitsae.audit.subject import FOUND, HELD, TEXT, Choice, Cut, Judging, Shown, Subject, Unit
+from circuitsae.audit.texts import plain_text
 from circuitsae.audit.untrained import untrained
 from circuitsae.components import ComponentGraph, Edge, PatchingProblem, by_node, eap_ig, edges_of_nodes, problems_of
 from circuitsae.components.exact import run_keeping
@@ -43,7 +44,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Prompts of a task, drawn anew for each draw."""
+    """Prompts of a task, drawn anew for each draw; or, by the name `text`, beginnings of plain texts."""
 
     name: str
     model: LanguageModel
@@ -55,6 +56,8 @@ class TaskSource:
 
     def task(self, n: int, draw: int) -> Task:
         """The prompts of a draw, as `reproduce` draws them."""
+        if self.name == TEXT:
+            return plain_text(self.model, n, self.seed + draw)
         options = {**OPTIONS.get(self.name, {}), **self.options}
         asked = 2 * n if self.known else n
         return load_task(self.name, self.model, asked, self.seed + draw, known=self.known, **options).take(slice(n))
@@ -162,8 +165,11 @@ class HeadSubject(Subject):
         return self._judging(self.source, n, draw, choice or self.usual)
 
     def judging_task(self, task: str, n: int, *, draw: int = HELD) -> Judging:
+        return self.on_task(task).judging(n, draw=draw)
+
+    def on_task(self, task: str) -> "HeadSubject":
         seed = self.source.seed if isinstance(self.source, TaskSource) else 0
-        return self._judging(TaskSource(task, self.model, seed), n, draw, Choice(self.usual.ablation))
+        return HeadSubject(TaskSource(task, self.model, seed), self.edges, usual=Choice(self.usual.ablation))
 
     def _judging(self, source: Source, n: int, draw: int, choice: Choice) -> Judging:
         problems, shown = source.problems(n, draw, choice)

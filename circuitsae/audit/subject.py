@@ -27,6 +27,10 @@ FOUND, CHOSEN, HELD = 0, 3, 11
 """Draws of a task's prompts: those that a circuit was found on, that its size was chosen on, and the audit's own."""
 
 
+TEXT = "text"
+"""What plain text is called among the tasks: what is judged is the next token."""
+
+
 def unit_name(unit: Unit) -> str:
     """An edge as `a0.h1→m1`, a node as `2.713@IO`."""
     return str(unit) if isinstance(unit, Edge) else target_id(unit)
@@ -175,6 +179,14 @@ class Subject(ABC):
     @abstractmethod
     def judging_task(self, task: str, n: int, *, draw: int = HELD) -> Judging:
         """The same circuit cut out on prompts of another task. Raises `InputError` for one it lacks."""
+
+    def on_task(self, task: str) -> "Subject":
+        """The same circuit with another task's prompts. Raises `InputError` where it cannot have them."""
+        raise InputError(f"{self.name} cannot be taken to the task {task!r}; audit a circuit of a model with tasks.")
+
+    def anywhere(self, units: frozenset[Unit]) -> frozenset[Unit]:
+        """Units so that they are cut out of any text: without roles, which other texts lack."""
+        return units
 
     @abstractmethod
     def scores(self, n: int, draw: int = FOUND) -> Mapping[Unit, np.ndarray]:

@@ -1,0 +1,63 @@
+"""Which other tasks a circuit's model can do: those on which there is a behaviour that a circuit could harm."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from circuitsae.audit.criterion import Tell
+from circuitsae.audit.subject import Judging, Subject
+from circuitsae.tasks.load import task_names
+from transcoders.errors import InputError
+
+RIGHT = 0.75
+"""Of the prompts, the share on which m(M) > m(∅), at least; by chance it is a half."""
+
+
+class Others(NamedTuple):
+    """Tasks that the model can do, with prompts of each, and why others are left out."""
+
+    judges: dict[str, Judging]
+    left_out: dict[str, str]
+    runs: int
+    """Prompts run of tasks that are left out."""
+
+
+def others(subject: Subject, names: Sequence[str], n: int, count: int, tell: Tell) -> Others:
+    """The first `count` of the tasks named on which the model is above chance."""
+    judges: dict[str, Judging] = {}
+    left_out: dict[str, str] = {}
+    runs = 0
+    for name in names:
+        if len(judges) == count:
+            break
+        tell(f"what the model does on {name}")
+        try:
+            judge = subject.judging_task(name, n)
+            above = _above_chance(judge)
+        except InputError as error:
+            left_out[name] = str(error)
+            continue
+        if above:
+            judges[name] = judge
+        else:
+            left_out[name] = "the model is not above chance"
+            runs += judge.runs
+    return Others(judges, left_out, runs)
+
+
+def other_names(subject: Subject) -> list[str]:
+    """The built-in tasks but the circuit's own."""
+    return [name for name in task_names() if name != subject.task.replace("_", "-")]
+
+
+def _above_chance(judge: Judging) -> bool:
+    """m(M) exceeds m(∅) on most prompts and, in the mean, beyond noise (t-test, one-sided, p < .05)."""
+    empty, full = judge.ends
+    change = full - empty
+    if len(change) < 2 or float(np.mean(change > 0)) < RIGHT:
+        return False
+    if not change.std():
+        return True
+    return bool(stats.ttest_1samp(change, 0, alternative="greater").pvalue < 0.05)
