@@ -1,6 +1,16 @@
 """Every criterion, in the order in which an audit takes them."""
 
+from circuitsae.audit import claim_criteria
 from circuitsae.audit.criterion import Criterion
+from circuitsae.audit.external import doses, models, other_tasks, prediction, prompts
 from circuitsae.audit.internal import sufficiency
 
-CRITERIA: tuple[Criterion, ...] = (sufficiency.CRITERION,)
+CRITERIA: tuple[Criterion, ...] = (
+    *claim_criteria.CRITERIA,
+    sufficiency.CRITERION,
+    doses.CRITERION,
+    prompts.CRITERION,
+    other_tasks.CRITERION,
+    models.CRITERION,
+    prediction.CRITERION,
+)

@@ -1,6 +1,7 @@
 """A circuit of features and error nodes as a subject: nodes kept, all others ablated (`circuitsae.validation`)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -50,6 +51,13 @@ class FeatureSubject(Subject):
         return {name: frozenset(units) for name, units in found.items()}
 
     @property
+    def whole(self) -> frozenset[Unit]:
+        return frozenset(replace(node, at=None) for node in self.circuit.nodes)
+
+    def named(self, name: str) -> frozenset[Unit]:
+        return self.parts[name] if name in self.parts else frozenset(Circuit.of([name]).nodes)
+
+    @property
     def pool(self) -> tuple[Unit, ...]:
         return self.ranking(64, FOUND).nodes
 
@@ -69,7 +77,7 @@ class FeatureSubject(Subject):
         )  # fmt: skip
 
         def run(cuts: Sequence[Cut]) -> np.ndarray:
-            return ablated.metric([Kept(tuple(_nodes(cut)), cut.all_but) for cut in cuts])
+            return ablated.metric([Kept(tuple(_nodes(cut)), cut.all_but, cut.left) for cut in cuts])
 
         shown = [
             Shown(task.examples[i].clean, pair.clean.shape[1], task.examples[i].template,

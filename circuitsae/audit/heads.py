@@ -137,7 +137,7 @@ class HeadSubject(Subject):
         def run(cuts: Sequence[Cut]) -> np.ndarray:
             sets = [every - cut.units if cut.all_but else cut.units for cut in cuts]
             kept = [frozenset(unit for unit in units if isinstance(unit, Edge)) for units in sets]
-            return run_keeping(parts, kept).double().numpy(force=True)
+            return run_keeping(parts, kept, left=[cut.left for cut in cuts]).double().numpy(force=True)
 
         return Judging(run, shown)
 
@@ -156,6 +156,16 @@ class HeadSubject(Subject):
     def random(self, count: int, seed: int = 0) -> list[frozenset[Unit]]:
         rng = np.random.default_rng(seed)
         return [frozenset(rewired(self.graph, self.edges, rng)) for _ in range(count)]
+
+    @property
+    def whole(self) -> frozenset[Unit]:
+        return self._written(self.parts)
+
+    def named(self, name: str) -> frozenset[Unit]:
+        return self._written([name]) if name in self.graph.writer_index else super().named(name)
+
+    def _written(self, names: Collection[str]) -> frozenset[Unit]:
+        return frozenset(edge for edge in self.graph.edges if edge.writer in names)
 
     def of_parts(self, names: Collection[str]) -> frozenset[Unit]:
         """Every edge between components."""

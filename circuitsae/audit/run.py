@@ -12,9 +12,7 @@ from circuitsae.audit.criterion import Criterion, Tell
 from circuitsae.audit.finding import Finding
 from circuitsae.audit.result import Audit, described
 from circuitsae.audit.settings import Settings
-from circuitsae.audit.subject import Subject, Unit
-from circuitsae.components import Edge
-from circuitsae.interventions import target_id
+from circuitsae.audit.subject import Subject, unit_name
 from transcoders.errors import InputError, Stopped
 from transcoders.files import short_hash, write_json
 
@@ -68,11 +66,6 @@ def audit(
     )  # fmt: skip
 
 
-def unit_name(unit: Unit) -> str:
-    """An edge as `a0.h1→m1`, a node as `2.713@IO`."""
-    return str(unit) if isinstance(unit, Edge) else target_id(unit)
-
-
 def _chosen(criteria: Sequence[Criterion], only: Sequence[str]) -> list[Criterion]:
     known = [criterion.key for criterion in criteria]
     for key in only:
@@ -83,7 +76,8 @@ def _chosen(criteria: Sequence[Criterion], only: Sequence[str]) -> list[Criterio
 
 def _folder(keep: Path, subject: Subject, settings: Settings) -> Path:
     identity = {"name": subject.name, "model": subject.model.fingerprint(), "settings": asdict(settings),
-                "units": sorted(map(unit_name, subject.units)), "usual": asdict(subject.usual)}  # fmt: skip
+                "units": sorted(map(unit_name, subject.units)), "usual": asdict(subject.usual),
+                "claim": None if subject.claim is None else asdict(subject.claim)}  # fmt: skip
     folder = keep / f"{subject.task}-{short_hash([json.dumps(identity, sort_keys=True)])}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -70,10 +70,11 @@ def _repeat(x: Tensor, times: int) -> Tensor:
     return x[None].expand(times, *x.shape).flatten(0, 1)
 
 
-Mask = Bool[Tensor, "run reader writer"]
+Mask = Float[Tensor, "run reader writer"] | Bool[Tensor, "run reader writer"]
+"""Of each edge the share of its writer's contribution that stays; True: all of it."""
 
 
-def edge_mask(graph: ComponentGraph, sets: Sequence[Collection[Edge]]) -> Mask:
+def edge_mask(graph: ComponentGraph, sets: Sequence[Collection[Edge]]) -> Bool[Tensor, "run reader writer"]:
     """One table for each set of edges, True at its edges."""
     mask = torch.zeros(len(sets), len(graph.readers), len(graph.writers), dtype=torch.bool)
     for run, edges in enumerate(sets):
@@ -94,15 +95,23 @@ def graph_of(problems: Problems) -> ComponentGraph:
 
 @torch.no_grad()
 def run_keeping(
-    problems: Problems, sets: Sequence[Collection[Edge]], *, batch_tokens: int = BATCH_TOKENS
+    problems: Problems,
+    sets: Sequence[Collection[Edge]],
+    *,
+    left: Sequence[float] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Float[Tensor, "run example"]:
     """The metric with only these edges kept, for each set: every other edge carries its writer's ablated output.
 
-    A kept edge carries what its writer writes in this same run, ablations before it included.
+    A kept edge carries what its writer writes in this same run, ablations before it included. With `left`, a share λ
+    for each set, every other edge carries λ times that and 1 − λ times the ablated output.
     """
     found = []
     for part in parts_of(problems, batch_tokens):
-        masks = edge_mask(part.graph, sets).to(part.problem.clean.device)
+        masks: Mask = edge_mask(part.graph, sets).to(part.problem.clean.device)
+        if left is not None and any(left):
+            shares = torch.tensor(left).to(part.clean.writes)[:, None, None]
+            masks = torch.where(masks, torch.ones_like(shares), shares)
         found.append(torch.cat([_masked(part, mask) for mask in masks.split(part.runs_at_once(batch_tokens))]))
     return torch.cat(found, 1)
 
@@ -129,7 +138,7 @@ class _State:
 
     def __init__(self, prepared: Prepared, keep: Mask) -> None:
         self.graph = prepared.graph
-        self.cut = (~keep).to(prepared.clean.writes)
+        self.cut = 1 - keep.to(prepared.clean.writes)
         self.target = prepared.replacement
         self.runs = len(keep)
         writers, *shape = self.target.shape
