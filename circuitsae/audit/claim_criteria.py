@@ -21,7 +21,8 @@ def claim(subject: Subject, settings: Settings, tell: Tell) -> Finding:
             f"The claim is about {', '.join(strangers[:5])}, which the circuit does not have.",
             "Audit the circuit that the claim is about, or claim something of this one.",
         )
-    members = f" Of its {len(own.units)} roles, all named members are in the circuit." if own.units else ""
+    count = sum(map(len, own.units.values()))
+    members = f" The {count} members that it names are in the circuit." if count else ""
     return _confirmed("claim", f"It is claimed: {own.claim}{members}", "Without the sentence it would be untested.")
 
 

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from circuitsae.audit.claim import Claim
+from circuitsae.audit.finding import RESAMPLES, Estimate
 from circuitsae.components.network import Edge
 from circuitsae.interventions import target_id
 from circuitsae.validation.circuits import CircuitNode

@@ -28,23 +28,22 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     metric = metric.reshape(len(reach), len(doses), -1)
     span = float(np.diff(judge.ends.mean(1))[0])
     found = [Estimate.mean(follows(each[: len(DOSES)], span), settings.seed) for each in metric]
-    f = [[judge.of(at) for at in each] for each in metric]
+    f = judge.of(metric)
     drawn = [judge.drawn(each, seed=settings.seed) for each in metric]
+    level = [[Estimate.of(float(f[i, j]), drawn[i][j]) for j in range(len(doses))] for i in range(len(reach))]
     rows = [
-        {"scaled": name, "dose": dose, "f": float(f[i][j]), "low": (e := Estimate.of(float(f[i][j]), drawn[i][j])).low,
-         "high": e.high}
-        for i, name in enumerate(reach) for j, dose in enumerate(doses)
-    ]  # fmt: skip
-    bend = bent(np.array(f[0][: len(DOSES)]))
-    shape = f"near-linearly (at most {bend:.2f} of its range off a line)" if bend <= BENT else (
-        f"not in proportion (up to {bend:.2f} of its range off a line)"
-    )  # fmt: skip
+        {"scaled": name, "dose": dose, "f": at.value, "low": at.low, "high": at.high}
+        for name, levels in zip(reach, level, strict=True)
+        for dose, at in zip(doses, levels, strict=True)
+    ]
+    bend = bent(f[0, : len(DOSES)])
+    shape = "near-linearly" if bend <= BENT else "not in proportion"
     wide = f"; of whole components the correlation is {found[1]}" if len(found) > 1 else ""
     return CRITERION.finding(
         found[0],
-        f"Scaled from ablated to whole in the model, the circuit takes f from {f[0][0]:.2f} to {f[0][4]:.2f}, {shape}, "
-        f"and to {f[0][5]:.2f} at dose {BEYOND:g}; dose and metric correlate by rank at {found[0]} over "
-        f"{len(judge.prompts)} prompts{wide}.",
+        f"Scaled from ablated to whole in the model, the circuit takes f from {f[0, 0]:.2f} to {f[0, 4]:.2f}, {shape} "
+        f"(up to {bend:.2f} of that off a line), and to {f[0, 5]:.2f} at dose {BEYOND:g}; dose and metric correlate by "
+        f"rank at {found[0]} over {len(judge.prompts)} prompts{wide}.",
         "Units whose ablation the rest of the model makes up for flatten the response; prompts that respond in every "
         "step would raise the correlation.",
         judged=judge,

@@ -12,6 +12,7 @@ from circuitsae.audit.settings import Settings
 from circuitsae.audit.subject import HELD, Subject
 from circuitsae.audit.untrained import untrained
 from circuitsae.loading import load_model
+from transcoders.errors import InputError
 from transcoders.language_model import LanguageModel
 
 DRAWS = 4
@@ -34,16 +35,20 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
             "models", f"Roles are known of heads, on some tasks; not of {subject.kind} on {subject.task or 'these'}.",
             "Audit a circuit of heads on a task of circuitsae.reproduce.roles.PATTERNS.",
         )  # fmt: skip
+    names = () if subject.claim is None else subject.claim.models
+    try:
+        named = {name: load_model(name) for name in names}
+    except InputError as error:
+        return untested("models", f"A model of the claim cannot be loaded: {error}", "Name models that are there.")
     tell(f"roles in {source.model.name}")
     own = _roles(source, source.model, settings, set(subject.parts))
     if not any(own):
         return untested("models", "No head of the circuit has a role.", "Audit a circuit whose heads have roles.")
-    names = () if subject.claim is None else subject.claim.models
     tell("roles with shuffled weights")
     others = {CONTROL: _roles(source, untrained(source.model, settings.seed), settings)}
-    for name in names:
+    for name, model in named.items():
         tell(f"roles in {name}")
-        others[name] = _roles(source, load_model(name), settings)
+        others[name] = _roles(source, model, settings)
     share = {name: shares(own, found) for name, found in others.items()}
     rows = [{"role": role, **{name: _often(role, found) for name, found in {"circuit": own, **others}.items()}}
             for role in sorted(set().union(*own))]  # fmt: skip
