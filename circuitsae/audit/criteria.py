@@ -2,7 +2,7 @@
 
 from circuitsae.audit import claim_criteria
 from circuitsae.audit.criterion import Criterion
-from circuitsae.audit.external import doses, models, other_tasks, prediction, prompts
+from circuitsae.audit.external import doses, models, prediction, prompts, tasks
 from circuitsae.audit.internal import sufficiency
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -10,7 +10,7 @@ CRITERIA: tuple[Criterion, ...] = (
     sufficiency.CRITERION,
     doses.CRITERION,
     prompts.CRITERION,
-    other_tasks.CRITERION,
+    tasks.CRITERION,
     models.CRITERION,
     prediction.CRITERION,
 )

@@ -14,7 +14,7 @@ from circuitsae.audit import audit as run_audit
 from circuitsae.audit.claim import SCHEMA, Claim
 from circuitsae.audit.criteria import CRITERIA
 from circuitsae.audit.criterion import Criterion
-from circuitsae.audit.external import doses, models, other_tasks, prediction, prompts
+from circuitsae.audit.external import doses, models, prediction, prompts, tasks
 from circuitsae.audit.finding import Finding
 from circuitsae.audit.subject import HELD, WHOLE, Shown, Unit
 from circuitsae.audit.untrained import untrained
@@ -42,9 +42,9 @@ class MadeUp(Subject):
     parts: Mapping[str, frozenset[Unit]] = {"a0.h0": units}  # pyright: ignore[reportIncompatibleMethodOverride]
     pool: tuple[Unit, ...] = (PART, REST)  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    def __init__(self, metric: Callable[..., np.ndarray], claim: Claim | None = None, **tasks: Callable) -> None:
+    def __init__(self, metric: Callable[..., np.ndarray], claim: Claim | None = None, **others: Callable) -> None:
         self.metric, self.claim = metric, claim
-        self.tasks = dict.fromkeys(other_tasks.OTHERS, none_of_it) | tasks
+        self.tasks = dict.fromkeys(tasks.OTHERS, none_of_it) | others
 
     def judging(self, n: int, *, draw: int = HELD, choice: Choice | None = None) -> Judging:
         return self._judging(self.metric, n)
@@ -78,6 +78,11 @@ def put(criterion: Criterion, subject: Subject, settings: Settings = SMALL) -> F
         assert found.runs / 2 <= criterion.runs(subject, settings) <= 2 * found.runs
     json.dumps(found.to_json(), allow_nan=False)
     return found
+
+
+def status_of(found: Finding) -> tuple[str, float]:
+    assert found.estimate is not None
+    return found.status, found.estimate.value
 
 
 def all_of_it(part, rest, i):
@@ -155,14 +160,14 @@ def test_doses_of_features_are_measured_alone_and_at_every_position(features):
 
 def test_a_behaviour_that_follows_the_dose_is_confirmed_and_one_that_does_not_is_refuted():
     rising = put(doses.CRITERION, MadeUp(all_of_it))
-    assert (rising.status, rising.estimate.value) == ("confirmed", 1)
+    assert status_of(rising) == ("confirmed", 1)
     assert "near-linearly" in rising.said
     falling = put(doses.CRITERION, MadeUp(lambda part, rest, i: -all_of_it(part, rest, i)))
     assert falling.status == "confirmed"
     swinging = put(doses.CRITERION, MadeUp(lambda part, rest, i: rest * (3 + np.sin(9 * part + i))))
     assert swinging.status == "disconfirmed"
     flat = put(doses.CRITERION, MadeUp(lambda part, rest, i: 2 * rest + 0.001 * part + 0.01 * i))
-    assert (flat.status, flat.estimate.value) == ("disconfirmed", 0)
+    assert status_of(flat) == ("disconfirmed", 0)
     late = put(doses.CRITERION, MadeUp(lambda part, rest, i: part**8 + 0.001 * part + 0.1 * rest + 0.01 * i))
     assert "not in proportion" in late.said
 
@@ -170,14 +175,14 @@ def test_a_behaviour_that_follows_the_dose_is_confirmed_and_one_that_does_not_is
 def test_the_worst_prompts_are_shown_and_counted():
     good = put(prompts.CRITERION, MadeUp(all_of_it), Settings(many=200))
     assert good.status == "confirmed"
+    assert good.estimate is not None
     assert good.estimate.low < 1 == good.estimate.value
 
     def two_ways(part, rest, i):  # every third prompt goes by the rest
         return np.where(i % 3 == 0, none_of_it(part, rest, i), all_of_it(part, rest, i))
 
     mixed = put(prompts.CRITERION, MadeUp(two_ways), Settings(many=200))
-    assert mixed.status == "disconfirmed"
-    assert mixed.estimate.value == pytest.approx(133 / 200)
+    assert status_of(mixed) == ("disconfirmed", pytest.approx(133 / 200))
     assert all(int(row["prompt"].split()[1]) % 3 == 0 for row in mixed.table)
     assert len(mixed.table) == 5
 
@@ -186,21 +191,21 @@ def test_prompts_have_the_f_of_the_circuit_in_the_mean(heads):
     found = put(prompts.CRITERION, heads, Settings(many=5))
     judge = heads.judging(5)
     assert np.mean([row["f"] for row in found.table]) == pytest.approx(judge.f([heads.kept])[0], abs=1e-5)
-    assert all(str(row["prompt"]).endswith("19") or row["prompt"] for row in found.table)
+    assert {row["prompt"] for row in found.table} == {shown.text for shown in judge.prompts}
 
 
 def test_tasks_that_are_claimed_are_done_or_not():
     claim = Claim(claim="It adds.", extends_to=("sums", "products"))
-    both = put(other_tasks.CRITERION, MadeUp(all_of_it, claim, sums=all_of_it, products=all_of_it))
+    both = put(tasks.CRITERION, MadeUp(all_of_it, claim, sums=all_of_it, products=all_of_it))
     assert both.status == "confirmed"
     assert [row["task"] for row in both.table if row["claimed"]] == ["sums", "products"]
-    one = put(other_tasks.CRITERION, MadeUp(all_of_it, claim, sums=all_of_it, products=none_of_it))
+    one = put(tasks.CRITERION, MadeUp(all_of_it, claim, sums=all_of_it, products=none_of_it))
     assert (one.status, "products" in one.said) == ("disconfirmed", True)
-    lost = put(other_tasks.CRITERION, MadeUp(all_of_it, claim, sums=all_of_it))
+    lost = put(tasks.CRITERION, MadeUp(all_of_it, claim, sums=all_of_it))
     assert (lost.status, "no task 'products'" in lost.said) == ("untested", True)
     undone = MadeUp(all_of_it, claim, sums=all_of_it, products=lambda part, rest, i: -all_of_it(part, rest, i))
-    assert "in the model and" in put(other_tasks.CRITERION, undone).said
-    assert put(other_tasks.CRITERION, MadeUp(all_of_it)).status == "untested"
+    assert "in the model and" in put(tasks.CRITERION, undone).said
+    assert put(tasks.CRITERION, MadeUp(all_of_it)).status == "untested"
 
 
 def test_roles_are_found_in_a_model_that_has_them_and_not_in_one_that_has_learned_nothing(heads, monkeypatch):
@@ -208,11 +213,11 @@ def test_roles_are_found_in_a_model_that_has_them_and_not_in_one_that_has_learne
     few = Settings(few=3)
     monkeypatch.setattr(heads, "claim", Claim(claim="It reads years.", models=("pocket",)))
     same = put(models.CRITERION, heads, few)
-    assert (same.status, same.estimate.value) == ("confirmed", 1)
+    assert status_of(same) == ("confirmed", 1)
     assert all(row[models.CONTROL] == 0 for row in same.table)
     monkeypatch.setattr(models, "load_model", lambda name: untrained(heads.model, 5))
     other = put(models.CRITERION, heads, few)
-    assert (other.status, other.estimate.value) == ("disconfirmed", 0)
+    assert status_of(other) == ("disconfirmed", 0)
     monkeypatch.setattr(models, "load_model", load_model)
     monkeypatch.setattr(heads, "claim", Claim(claim="It reads years.", models=("/nowhere",)))
     assert "cannot be loaded" in put(models.CRITERION, heads, few).said
@@ -238,11 +243,11 @@ def test_predictions_come_true_or_fail():
     elsewhere = {**ablate, "on": "products", "expect": stays}
     right = predicted({**ablate, "expect": falls}, alone, half, elsewhere)
     found = put(prediction.CRITERION, MadeUp(all_of_it, right, products=none_of_it))
-    assert (found.status, found.estimate.value) == ("confirmed", 1)
+    assert status_of(found) == ("confirmed", 1)
     assert [row["verdict"] for row in found.table] == ["held"] * 4
     assert found.table[0]["change"] == pytest.approx(-2 / 2.1)
     wrong = put(prediction.CRITERION, MadeUp(none_of_it, right, products=all_of_it))
-    assert (wrong.status, wrong.estimate.value) == ("disconfirmed", 0)
+    assert status_of(wrong) == ("disconfirmed", 0)
     assert {row["verdict"] for row in wrong.table} == {"failed"}
 
 

@@ -1,7 +1,7 @@
 """Did what was predicted come true? The claim file's predictions, each put to its test."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -107,7 +107,7 @@ def _cut(prediction: Prediction, units: frozenset[Unit]) -> Cut:
             return Cut(units)
 
 
-def _row(tested: Tested) -> dict[str, object]:
+def _row(tested: Tested) -> dict[str, Any]:
     found = Estimate.of(tested.change, tested.drawn)
     verdict = tested.verdict if tested.about else "failed: nobody has the role"
     return {"prediction": str(tested.prediction), "units": ", ".join(tested.about), "change": found.value,
