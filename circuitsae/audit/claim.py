@@ -42,7 +42,10 @@ class Expect:
                 return -most, most
 
     def __str__(self) -> str:
-        bounds = [("by at least ", self.at_least), ("by at most ", self.at_most)]
+        bounds = [
+            ("by at least ", self.at_least),
+            ("within " if self.metric == "stays" else "by at most ", self.at_most),
+        ]
         said = " and ".join(f"{word}{value:g}" for word, value in bounds if value is not None)
         return " ".join(filter(None, (self.metric, said)))
 

@@ -70,7 +70,9 @@ CRITERION = Criterion(
     family="external",
     question="Does it do the other tasks that it is claimed to do?",
     figure="least f of the circuit alone on a task claimed",
-    rule=Rule(confirms=0.5, refutes=0.2),  # half of it is done by these units; a fifth is what any circuit shares
+    rule=Rule(
+        confirms=0.5, refutes=0.2
+    ),  # more than half of the task is done by these units; less than a fifth is next to nothing
     measure=measure,
     runs=_runs,
 )
