@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from circuitsae.audit.claim import Claim
     from circuitsae.audit.features import FeatureSubject
     from circuitsae.audit.finding import Estimate, Finding, Rule
     from circuitsae.audit.heads import GivenSource, HeadSubject, TaskSource
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "circuitsae.audit.claim": ("Claim",),
         "circuitsae.audit.features": ("FeatureSubject",),
         "circuitsae.audit.finding": ("Estimate", "Finding", "Rule"),
         "circuitsae.audit.heads": ("GivenSource", "HeadSubject", "TaskSource"),

@@ -1,6 +1,8 @@
 """Every criterion, in the order in which an audit takes them."""
 
+from circuitsae.audit import claim_criteria
 from circuitsae.audit.criterion import Criterion
+from circuitsae.audit.external import doses, models, prediction, prompts, tasks
 from circuitsae.audit.internal import (
     confounds,
     dissociation,
@@ -34,4 +36,8 @@ _INTERNAL = (
     confounds,
     rescue,
 )
-CRITERIA: tuple[Criterion, ...] = tuple(module.CRITERION for module in (*_MEASUREMENT, *_INTERNAL))
+_EXTERNAL = (doses, prompts, tasks, models, prediction)
+CRITERIA: tuple[Criterion, ...] = (
+    *claim_criteria.CRITERIA,
+    *(module.CRITERION for module in (*_MEASUREMENT, *_INTERNAL, *_EXTERNAL)),
+)

@@ -67,6 +67,13 @@ class FeatureSubject(Subject):
         return {name: frozenset(units) for name, units in found.items()}
 
     @property
+    def whole(self) -> frozenset[Unit]:
+        return frozenset(replace(node, at=None) for node in self.circuit.nodes)
+
+    def named(self, name: str) -> frozenset[Unit]:
+        return self.parts[name] if name in self.parts else frozenset(Circuit.of([name]).nodes)
+
+    @property
     def pool(self) -> tuple[Unit, ...]:
         return self.ranking(POOL, FOUND).nodes
 
@@ -92,7 +99,7 @@ class FeatureSubject(Subject):
         )  # fmt: skip
 
         def run(cuts: Sequence[Cut]) -> np.ndarray:
-            return ablated.metric([Kept(tuple(_nodes(cut)), cut.all_but) for cut in cuts])
+            return ablated.metric([Kept(tuple(_nodes(cut)), cut.all_but, cut.left) for cut in cuts])
 
         shown = [
             Shown(task.examples[i].clean, pair.clean.shape[1], task.examples[i].template,

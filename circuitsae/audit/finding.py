@@ -41,6 +41,12 @@ class Estimate:
         """A figure with the middle 95 % of its resamples."""
         return cls(value, *interval(drawn))
 
+    @classmethod
+    def mean(cls, values: np.ndarray, seed: int = 0) -> "Estimate":
+        """A mean over prompts, or over whatever else was drawn, with its bootstrap interval."""
+        drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+        return cls.of(float(values.mean()), values[drawn].mean(1))
+
     def __str__(self) -> str:
         return f"{self.value:.2f}" if self.low == self.high else f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 

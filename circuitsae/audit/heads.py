@@ -183,7 +183,7 @@ class HeadSubject(Subject):
                 some = [cut for cut in dict.fromkeys(cuts) if cut.all_but == all_but]
                 if some:
                     kept = [self._kept(cut, choice, every) for cut in some]
-                    values = run_keeping(parts, kept, outside=away).double().numpy(force=True)
+                    values = run_keeping(parts, kept, left=[cut.left for cut in some], outside=away).double().numpy(force=True)
                     found |= dict(zip(some, values, strict=True))
             return np.stack([found[cut] for cut in cuts])
 
@@ -222,6 +222,16 @@ class HeadSubject(Subject):
     def paraphrased(self) -> "HeadSubject | None":
         other = paraphrase(self.source)
         return None if other is None else HeadSubject(other, self.edges, usual=self.usual)
+
+    @property
+    def whole(self) -> frozenset[Unit]:
+        return self._written(self.parts)
+
+    def named(self, name: str) -> frozenset[Unit]:
+        return self._written([name]) if name in self.graph.writer_index else super().named(name)
+
+    def _written(self, names: Collection[str]) -> frozenset[Unit]:
+        return frozenset(edge for edge in self.graph.edges if edge.writer in names)
 
     def of_parts(self, names: Collection[str]) -> frozenset[Unit]:
         """Every edge between components."""

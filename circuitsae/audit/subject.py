@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from circuitsae.audit.claim import Claim
 from circuitsae.audit.finding import RESAMPLES, Estimate
 from circuitsae.components.network import Edge
 from circuitsae.interventions import target_id
@@ -41,6 +42,8 @@ class Cut(NamedTuple):
 
     units: frozenset[Unit] = frozenset()
     all_but: bool = False
+    left: float = 0.0
+    """The share of itself that what is ablated keeps: a dose between nothing (the whole ablation) and 1 (none)."""
 
 
 NOTHING, WHOLE = Cut(), Cut(all_but=True)
@@ -156,6 +159,8 @@ class Subject(ABC):
     """Every way in which it can be judged."""
     candidates: int
     """How many units it was chosen from."""
+    claim: Claim | None = None
+    """What is claimed of it."""
 
     @property
     def kept(self) -> Cut:
@@ -166,6 +171,26 @@ class Subject(ABC):
     @abstractmethod
     def parts(self) -> Mapping[str, frozenset[Unit]]:
         """The circuit's units by the component they belong to: a head, an MLP, a feature at any place."""
+
+    @property
+    def whole(self) -> frozenset[Unit]:
+        """All that the circuit's components do, wherever they do it: whole heads, features at every position."""
+        return self.units
+
+    def named(self, name: str) -> frozenset[Unit]:
+        """The units that a name stands for: a component's, all of them, or the one unit of that name.
+
+        Raises `InputError` for a name that there is not.
+        """
+        found = self.parts.get(name) or {unit for unit in self.units if unit_name(unit) == name}
+        if not found:
+            some = ", ".join(list(self.parts)[:4])
+            raise InputError(f"Nothing of {self.name} is called {name!r}; its components are {some} and so on.")
+        return frozenset(found)
+
+    def has(self, name: str) -> bool:
+        """Whether a component or a unit of that name belongs to the circuit."""
+        return name in self.parts or any(unit_name(unit) == name for unit in self.units)
 
     @property
     @abstractmethod

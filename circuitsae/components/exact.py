@@ -70,10 +70,11 @@ def _repeat(x: Tensor, times: int) -> Tensor:
     return x[None].expand(times, *x.shape).flatten(0, 1)
 
 
-Mask = Bool[Tensor, "run reader writer"]
+Mask = Float[Tensor, "run reader writer"] | Bool[Tensor, "run reader writer"]
+"""Of each edge the share of its writer's contribution that stays; True: all of it."""
 
 
-def edge_mask(graph: ComponentGraph, sets: Sequence[Collection[Edge]]) -> Mask:
+def edge_mask(graph: ComponentGraph, sets: Sequence[Collection[Edge]]) -> Bool[Tensor, "run reader writer"]:
     """One table for each set of edges, True at its edges."""
     mask = torch.zeros(len(sets), len(graph.readers), len(graph.writers), dtype=torch.bool)
     for run, edges in enumerate(sets):
@@ -98,17 +99,22 @@ def run_keeping(
     sets: Sequence[Collection[Edge]],
     *,
     outside: str | None = None,
+    left: Sequence[float] | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Float[Tensor, "run example"]:
     """The metric with only these edges kept, for each set: every other edge carries its writer's ablated output.
 
-    A kept edge carries what its writer writes in this same run, ablations before it included. At the positions of the
+    A kept edge carries what its writer writes in this same run, ablations before it included. With `left`, a share λ
+    for each set, every other edge carries λ times that and 1 − λ times the ablated output. At the positions of the
     problems' span named `outside`, every head and MLP is ablated for all its readers too. Raises `InputError` for a
     span that there is not.
     """
     found = []
     for part in parts_of(problems, batch_tokens):
-        masks = edge_mask(part.graph, sets).to(part.problem.clean.device)
+        masks: Mask = edge_mask(part.graph, sets).to(part.problem.clean.device)
+        if left is not None and any(left):
+            shares = torch.tensor(left).to(part.clean.writes)[:, None, None]
+            masks = torch.where(masks, torch.ones_like(shares), shares)
         away = None if outside is None else part.span(outside)
         found.append(torch.cat([_masked(part, mask, away) for mask in masks.split(part.runs_at_once(batch_tokens))]))
     return torch.cat(found, 1)
@@ -137,7 +143,7 @@ class _State:
     def __init__(self, prepared: Prepared, keep: Mask, away: Bool[Tensor, "example pos"] | None) -> None:
         self.graph = prepared.graph
         self.away = None if away is None else away[..., None].to(prepared.clean.writes)
-        self.cut = (~keep).to(prepared.clean.writes)
+        self.cut = 1 - keep.to(prepared.clean.writes)
         self.target = prepared.replacement
         self.runs = len(keep)
         writers, *shape = self.target.shape

@@ -62,6 +62,8 @@ class Kept:
 
     nodes: tuple[CircuitNode, ...]
     all_but: bool = False
+    left: float = 0.0
+    """The share of its value that the rest keeps, beside 1 − `left` of what stands in for it."""
 
 
 class Ablated:
@@ -159,6 +161,7 @@ class Ablated:
                 torch.stack([errors[layer] for _, errors in inside])[..., None],
                 torch.stack([self._fill[number][1][layer] for number in numbers]),
             ),
+            left=[k.left for k in kept],
         )
         tokens = torch.stack([recording.trace.tokens for recording in recordings])
         if self.model.spliced:
@@ -281,10 +284,18 @@ class _Outside(Forward):
     """A forward pass in which all that is outside of each row's circuit is set to something else."""
 
     def __init__(
-        self, model: ReplacementModel, prompts: Sequence[Recording], regime: Regime, *, features: Side, errors: Side
+        self,
+        model: ReplacementModel,
+        prompts: Sequence[Recording],
+        regime: Regime,
+        *,
+        features: Side,
+        errors: Side,
+        left: Sequence[float],
     ) -> None:
         super().__init__(model, prompts, Tables({}, {}), regime)
         self._outside_features, self._outside_errors = features, errors
+        self._left = model.model.W_U.new_tensor(left)[:, None, None] if any(left) else None
         self._moved: dict[int, list[Tensor]] = defaultdict(list)
 
     def _encode(self, layer: int) -> Hook:
@@ -303,7 +314,7 @@ class _Outside(Forward):
                 encode_all(read)
             keep, fill = self._outside_features(layer)
             value = self._in_this_run(layer, read, mode)
-            put = torch.where(keep | self._exact, value, fill)
+            put = torch.where(keep | self._exact, value, self._mixed(fill, value))
             if replaced:
                 self._write_later(layer, put, self._written, replaced)
             if rest := set(dictionaries.write_layers(layer)) - replaced:
@@ -329,7 +340,12 @@ class _Outside(Forward):
 
     def _add_errors(self, layer: int, out: Tensor) -> Tensor:
         keep, fill = self._outside_errors(layer)
-        return out + torch.where(keep | self._exact, 0, fill - self.by_row(lambda prompt: prompt.trace.errors[layer]))
+        error = self.by_row(lambda prompt: prompt.trace.errors[layer])
+        return out + torch.where(keep | self._exact, 0, self._mixed(fill, error) - error)
+
+    def _mixed(self, fill: Tensor, value: Tensor) -> Tensor:
+        """What is put in the place of values outside: all of what stands in for them, or a part."""
+        return fill if self._left is None else fill + self._left * (value - fill)
 
     def splices(self) -> dict[Site, Hook]:
         """For autoencoders: at each site, what is outside set to something else."""
@@ -345,9 +361,9 @@ class _Outside(Forward):
             decoded = dictionaries.finished(layer, decoded, x)
             error = x - decoded if live else self.by_row(lambda prompt: prompt.trace.errors[layer])
             keep, fill = self._outside_features(layer)
-            moved = dictionaries.decode_layer(layer, torch.where(keep, 0, fill - value))[..., 0, :]
+            moved = dictionaries.decode_layer(layer, torch.where(keep, 0, self._mixed(fill, value) - value))[..., 0, :]
             keep, fill = self._outside_errors(layer)
-            moved = moved + torch.where(keep, 0, fill - error)
+            moved = moved + torch.where(keep, 0, self._mixed(fill, error) - error)
             return torch.where(self._exact, x, (x if live else decoded + error) + moved)
 
         return splice
