@@ -2,5 +2,6 @@
 
 from circuitsae.audit.criterion import Criterion
 from circuitsae.audit.internal import sufficiency
+from circuitsae.audit.measurement import sensitivity
 
-CRITERIA: tuple[Criterion, ...] = (sufficiency.CRITERION,)
+CRITERIA: tuple[Criterion, ...] = (sensitivity.CRITERION, sufficiency.CRITERION)
