@@ -2,9 +2,10 @@
 
 Programs compiled with Tracr (`--folder`, truth by exhaustive patching) and hand-made ones (truth by reasoning), under
 resample and zero ablation; the value is how far the logits lie from the model's (the largest difference, after
-position 0), so that f = 1 for a true circuit. Audited with the criteria that are about the circuit and its model alone:
-%s. The verdict (`circuitsae.audit.verdict`, fixed beforehand): confirmed where each of them is,
-refuted where of one the whole interval falls short of the bar that confirms, else open; open counts as wrong.
+position 0), so that f = 1 for a true circuit, on prompts where ablating every edge changes them. Audited at
+`Settings.quick()` with the criteria that are about the circuit and its model alone: %s.
+The verdict (`circuitsae.audit.verdict`, fixed beforehand): confirmed where each of them is, refuted where of one the
+whole interval falls short of the bar that confirms, else open; open counts as wrong.
 
 *own*: the program's edges, to be confirmed. All others are to be refuted: without one edge, drawn at random; with one
 edge that changes nothing, drawn from those on a path with the circuit where there are any; as many edges drawn from
@@ -44,8 +45,8 @@ class Options:
     """Compiled programs, a folder each; skipped where absent."""
     draws: int = 3
     """Draws of each damage."""
-    pairs: int = 96
-    """Pairs of prompts for each program; half of them are judged on."""
+    pairs: int = 256
+    """Pairs of prompts for each program; half of them are judged on, or as many as the settings say."""
 
 
 class Case(NamedTuple):

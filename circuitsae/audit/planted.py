@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.audit.heads import GivenSource, HeadSubject
 from circuitsae.audit.subject import Choice
+from circuitsae.components.exact import run_keeping
 from circuitsae.components.known import CompiledProgram, distance
 from circuitsae.components.network import ComponentGraph, Edge, Network
-from circuitsae.components.problem import Ablation
+from circuitsae.components.problem import Ablation, PatchingProblem
 from transcoders.bridge import native_bridge
 from transcoders.language_model import LanguageModel
 
@@ -219,6 +220,8 @@ PROGRAMS: tuple[Handmade, ...] = (
 
 Damage = Literal["one edge missing", "one idle edge", "random"]
 DAMAGE: tuple[Damage, ...] = ("one edge missing", "one idle edge", "random")
+NONE = 1e-6
+"""A change of the logits that is none."""
 
 
 def own_circuit(program: CompiledProgram, ablation: Ablation) -> frozenset[Edge]:
@@ -265,7 +268,15 @@ def untrained(program: CompiledProgram, seed: int = 0) -> CompiledProgram:
 def planted_subject(
     program: CompiledProgram, ablation: Ablation, circuit: Collection[Edge] | None = None
 ) -> HeadSubject:
-    """A circuit of a program, its own unless given, judged by how far the logits are from the model's (`distance`)."""
+    """A circuit of a program, its own unless given, judged by how far the logits are from the model's (`distance`).
+
+    Only prompts on which ablating every edge changes the logits are taken: on others there is nothing to explain.
+    """
     edges = own_circuit(program, ablation) if circuit is None else circuit
-    source = GivenSource(program.name, program.model, program.problems(ablation, distance))
-    return HeadSubject(source, edges, usual=Choice(ablation))
+    given = [problem.take(rows) for problem in program.problems(ablation, distance) if len(rows := _telling(problem))]
+    return HeadSubject(GivenSource(program.name, program.model, given), edges, usual=Choice(ablation))
+
+
+def _telling(problem: PatchingProblem) -> Int[Tensor, "_"]:
+    (change,) = run_keeping(problem, [[]])
+    return torch.nonzero(change > NONE)[:, 0]
