@@ -17,6 +17,7 @@ import torch
 import tyro
 from machine import write_table
 
+from circuitsae.audit.planted import PROGRAMS
 from circuitsae.components import (
     CompiledProgram,
     Edge,
@@ -33,7 +34,6 @@ from circuitsae.components import (
 )
 from circuitsae.components.known import distance, projection, squared_distance
 from circuitsae.components.problem import Ablation
-from tests.handmade import PROGRAMS
 
 FIRST_ORDER: dict[str, Callable[..., Scores]] = {
     "EAP": eap,

@@ -1,11 +1,8 @@
-"""Small transformers whose weights are written by hand, so that every edge that matters is known beforehand.
+"""A small transformer with exact dictionaries, whose weights are written by hand so that every edge is known.
 
-Directions of the residual stream are named: tokens and positions are one-hot, heads and MLPs copy between them.
-Attention is close to hard (a matching key scores `SHARPNESS` above the others), so its gradients vanish where a
-corruption would move it: a test for methods that rely on them.
+Programs whose edges between heads and MLPs are known are the package's own: `circuitsae.audit.planted`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.components.known import CompiledProgram
-from circuitsae.components.network import Edge, Network
+from circuitsae.audit.planted import LENGTH, Weights
 from circuitsae.graph import Node, NodeKind
 from circuitsae.graph.notes import Claim
 from circuitsae.interventions import Recording
@@ -28,179 +24,6 @@ from transcoders.dictionaries.provenance import DictionaryProvenance
 from transcoders.dictionaries.sparse_dictionary import Transcoder
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
-
-SHARPNESS = 60.0
-VOCABULARY, LENGTH = 4, 6
-_TOK, _POS = slice(0, 4), slice(4, 10)
-_ONE, _AUX, _OUT = 10, slice(11, 15), slice(15, 19)
-_WIDTH, _HEAD, _MLP = 19, 6, 2
-
-Weights = dict[str, Float[Tensor, "..."]]
-
-
-@dataclass(frozen=True)
-class Handmade:
-    """One program: its weights, and the edges whose ablation changes some logit after position 0, by reasoning."""
-
-    name: str
-    what: str
-    layers: int
-    heads: int
-    build: Callable[[Weights], None]
-    resample: frozenset[Edge]
-    zero: frozenset[Edge]
-    lengths: tuple[int, ...] = (3, 4, 6)
-
-    def program(self, *, per_length: int = 24, seed: int = 0) -> CompiledProgram:
-        """The transformer (causal, without norms), random pairs of prompts of several lengths, and the truth."""
-        bridge = native_bridge(
-            self.weights(), n_layers=self.layers, n_heads=self.heads, d_model=_WIDTH, d_head=_HEAD, d_mlp=_MLP,
-            n_ctx=LENGTH, d_vocab=VOCABULARY, d_out=VOCABULARY, causal=True, dtype=torch.float64,
-        )  # fmt: skip
-        model = LanguageModel(bridge, f"handmade-{self.name}")
-        generator = torch.Generator().manual_seed(seed)
-        pairs = []
-        for length in self.lengths:
-            drawn = torch.randint(0, VOCABULARY, (per_length, 2, length), generator=generator)
-            pairs += [(clean, corrupt) for clean, corrupt in drawn.tolist()]
-        truth = {"resample": self.resample, "zero": self.zero}
-        effects = {
-            edge: {kind: float(edge in edges) for kind, edges in truth.items()}
-            for edge in Network.of(model).graph.edges
-        }
-        return CompiledProgram(self.name, self.what, model, pairs, effects)
-
-    def weights(self) -> Weights:
-        """Named as in a compiled program's file."""
-        weights = _blank(self.layers, self.heads)
-        self.build(weights)
-        return weights
-
-
-def _blank(layers: int, heads: int) -> Weights:
-    """Zero weights, but for one-hot embeddings; positions also carry a constant."""
-    weights = {
-        "W_E": torch.zeros(VOCABULARY, _WIDTH),
-        "W_pos": torch.zeros(LENGTH, _WIDTH),
-        "W_U": torch.zeros(_WIDTH, VOCABULARY),
-    }
-    weights["W_E"][:, _TOK] = torch.eye(VOCABULARY)
-    weights["W_pos"][:, _POS] = torch.eye(LENGTH)
-    weights["W_pos"][:, _ONE] = 1
-    weights["W_U"][_OUT] = torch.eye(VOCABULARY)
-    for layer in range(layers):
-        for kind in "QKV":
-            weights[f"blocks.{layer}.W_{kind}"] = torch.zeros(heads, _WIDTH, _HEAD)
-        weights[f"blocks.{layer}.W_O"] = torch.zeros(heads, _HEAD, _WIDTH)
-        weights[f"blocks.{layer}.W_in"] = torch.zeros(_WIDTH, _MLP)
-        weights[f"blocks.{layer}.W_out"] = torch.zeros(_MLP, _WIDTH)
-    return weights
-
-
-def _attend(weights: Weights, layer: int, head: int, query: Tensor, key: Tensor) -> None:
-    weights[f"blocks.{layer}.W_Q"][head], weights[f"blocks.{layer}.W_K"][head] = query * SHARPNESS, key
-
-
-def _copy(weights: Weights, layer: int, head: int, start: slice, end: slice, sign: float = 1.0) -> None:
-    size = end.stop - end.start
-    weights[f"blocks.{layer}.W_V"][head, start, :size] = torch.eye(size)
-    weights[f"blocks.{layer}.W_O"][head, :size, end] = sign * torch.eye(size)
-
-
-def _select(rows: slice, offset: int = 0) -> Float[Tensor, "d_model d_head"]:
-    """Reads direction i of a block into place i + offset."""
-    matrix = torch.zeros(_WIDTH, _HEAD)
-    for i in range(rows.stop - rows.start):
-        if 0 <= i + offset < _HEAD:
-            matrix[rows.start + i, i + offset] = 1
-    return matrix
-
-
-def _constant() -> Float[Tensor, "d_model d_head"]:
-    matrix = torch.zeros(_WIDTH, _HEAD)
-    matrix[_ONE, 0] = 1
-    return matrix
-
-
-def _previous(weights: Weights) -> None:
-    _attend(weights, 0, 0, _select(_POS), _select(_POS, 1))
-    _copy(weights, 0, 0, _TOK, _OUT)
-
-
-def _induction(weights: Weights) -> None:
-    _attend(weights, 0, 1, _select(_POS), _select(_POS, 1))
-    _copy(weights, 0, 1, _TOK, _AUX)
-    _attend(weights, 1, 0, _select(_TOK), _select(_AUX))
-    _copy(weights, 1, 0, _TOK, _OUT)
-
-
-def _conjunction(weights: Weights) -> None:
-    first = torch.zeros(_WIDTH, _HEAD)
-    first[_POS.start, 0] = 1
-    _attend(weights, 0, 1, _constant(), first)
-    _copy(weights, 0, 1, _TOK, _AUX)
-    weights["blocks.0.W_in"][[_AUX.start, _TOK.start + 1, _ONE], 0] = torch.tensor([1.0, 1.0, -1.0])
-    weights["blocks.0.W_out"][0, _OUT.start] = 1
-
-
-def _opposed(weights: Weights) -> None:
-    for head, sign in ((0, 1.0), (1, -1.0)):
-        _attend(weights, 0, head, _select(_POS), _select(_POS, head))
-        _copy(weights, 0, head, _TOK, _OUT, sign)
-
-
-def _edges(*names: str) -> frozenset[Edge]:
-    return frozenset(Edge(*name.split(">")) for name in names)
-
-
-def _program(
-    name: str,
-    what: str,
-    layers: int,
-    build: Callable[[Weights], None],
-    content: frozenset[Edge],
-    fixed: frozenset[Edge],
-) -> Handmade:
-    """Positions are the same in every prompt: edges that carry them matter to zero ablation alone."""
-    return Handmade(name, what, layers, 2, build, content, content | fixed)
-
-
-PROGRAMS: tuple[Handmade, ...] = (
-    _program(
-        "previous",
-        "the token before",
-        1,
-        _previous,
-        _edges("embed>a0.h0.v", "a0.h0>logits"),
-        _edges("pos>a0.h0.q", "pos>a0.h0.k"),
-    ),
-    _program(
-        "induction",
-        "what followed this token last time",
-        2,
-        _induction,
-        _edges("embed>a0.h1.v", "a0.h1>a1.h0.k", "embed>a1.h0.q", "embed>a1.h0.v", "a1.h0>logits"),
-        _edges("pos>a0.h1.q", "pos>a0.h1.k"),
-    ),
-    _program(
-        "conjunction",
-        "whether the first token is 0 and this one 1",
-        1,
-        _conjunction,
-        _edges("embed>a0.h1.v", "a0.h1>m0", "embed>m0", "m0>logits"),
-        _edges("pos>a0.h1.q", "pos>a0.h1.k", "pos>m0"),
-    ),
-    _program(
-        "opposed",
-        "this token, less the one before",
-        1,
-        _opposed,
-        _edges("embed>a0.h0.v", "a0.h0>logits", "embed>a0.h1.v", "a0.h1>logits"),
-        _edges("pos>a0.h0.q", "pos>a0.h0.k", "pos>a0.h1.q", "pos>a0.h1.k"),
-    ),
-)
-"""Every hand-made program."""
-
 
 NEURONS, READERS = 40, 8
 _TOKENS, _WIRES, _MOVED, _READERS = slice(0, 8), slice(8, 48), slice(48, 56), slice(56, 64)

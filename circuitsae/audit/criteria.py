@@ -22,9 +22,10 @@ from circuitsae.audit.measurement import (
     invariance,
     reliability,
     selection,
+    sensitivity,
 )
 
-_MEASUREMENT = (reliability, baselines, choices, consensus, calibration, invariance, selection)
+_MEASUREMENT = (reliability, baselines, choices, consensus, calibration, sensitivity, invariance, selection)
 _INTERNAL = (
     sufficiency,
     necessity,

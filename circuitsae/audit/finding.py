@@ -75,6 +75,10 @@ class Rule:
             return "disconfirmed"
         return "partly" if low >= refutes else "inconclusive"
 
+    def short(self, found: Estimate) -> bool:
+        """Whether the whole interval lies on the wrong side of the bar that confirms."""
+        return (found.high < self.confirms) if self.rising else (found.low > self.confirms)
+
     def __str__(self) -> str:
         first, second = ("at least", "below") if self.rising else ("at most", "above")
         return f"{first} {self.confirms:g} confirms, {second} {self.refutes:g} refutes"

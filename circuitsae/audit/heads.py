@@ -1,5 +1,6 @@
 """A circuit of heads and MLPs as a subject: edges kept, all others ablated (`circuitsae.components`)."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -78,22 +79,26 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class GivenSource:
-    """Prompts that are given as problems, the same ones for every draw: half for finding, half for judging."""
+    """Prompts that are given as problems: every other one for finding, the rest for judging, whatever the draw.
+
+    Fewer than there are come from all the problems in turn.
+    """
 
     name: str
     model: LanguageModel
     given: Sequence[PatchingProblem]
 
     def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
-        made: list[PatchingProblem] = []
-        shown: list[Shown] = []
-        for problem in self.given:
-            half = range(0 if draw == FOUND else 1, len(problem), 2) if len(problem) > 1 else range(len(problem))
-            rows = problem.clean.new_tensor(list(half)[: max(0, n - len(shown))])
-            if len(rows):
-                part = problem.take(rows)
-                made.append(_turned(replace(part, ablation=_ablation(choice)), choice))
-                shown += [Shown("", part.n_pos) for _ in range(len(rows))]
+        start = 0 if draw == FOUND else 1
+        rows = [range(start if len(own) > 1 else 0, len(own), 2) for own in self.given]
+        in_turn = sorted((place, number) for number, own in enumerate(rows) for place in range(len(own)))
+        taken = Counter(number for _, number in in_turn[:n])
+        made, shown = [], []
+        for number, count in sorted(taken.items()):
+            problem = self.given[number]
+            part = problem.take(problem.clean.new_tensor(list(rows[number][:count])))
+            made.append(_turned(replace(part, ablation=_ablation(choice)), choice))
+            shown += [Shown("", part.n_pos) for _ in range(count)]
         return made, shown
 
 
@@ -183,7 +188,11 @@ class HeadSubject(Subject):
                 some = [cut for cut in dict.fromkeys(cuts) if cut.all_but == all_but]
                 if some:
                     kept = [self._kept(cut, choice, every) for cut in some]
-                    values = run_keeping(parts, kept, left=[cut.left for cut in some], outside=away).double().numpy(force=True)
+                    values = (
+                        run_keeping(parts, kept, left=[cut.left for cut in some], outside=away)
+                        .double()
+                        .numpy(force=True)
+                    )
                     found |= dict(zip(some, values, strict=True))
             return np.stack([found[cut] for cut in cuts])
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from circuitsae.audit.planted import PROGRAMS
 from circuitsae.components import auroc, average_precision, eap, exact_edges, find_circuit, score_edges
 from circuitsae.components.known import distance, load_compiled, projection, squared_distance
-from tests.handmade import PROGRAMS
 
 COMPILED = (
     "hist", "prev_token_causal", "induction_causal", "sort_unique", "dup_before", "count_cmp", "reverse", "palindrome",

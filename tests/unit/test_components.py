@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from circuitsae.audit.planted import PROGRAMS
 from circuitsae.components import (
     Edge,
     PatchingProblem,
@@ -23,7 +24,6 @@ from circuitsae.components import (
 )
 from circuitsae.components.known import projection
 from circuitsae.components.network import Network
-from tests.handmade import PROGRAMS
 from transcoders.errors import InputError, ModelError
 from transcoders.random_models import random_model
 

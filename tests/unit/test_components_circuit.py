@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from circuitsae.audit.planted import PROGRAMS
 from circuitsae.components import (
     ComponentGraph,
     Edge,
@@ -33,7 +34,6 @@ from circuitsae.components import (
 )
 from circuitsae.components.known import load_compiled, squared_distance
 from circuitsae.tasks.task import Example, Task
-from tests.handmade import PROGRAMS
 from transcoders.errors import FileFormatError, InputError
 from transcoders.random_models import random_model
 
