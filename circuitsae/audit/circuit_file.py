@@ -133,7 +133,8 @@ def _of_file(path: Path, model: LanguageModel, task: str, seed: int) -> CircuitF
         try:
             graph = read_graph(path)
         except FileFormatError as error:
-            raise FileFormatError(f"{path} is no circuit: {error} Otherwise, {_EXPECTED}.") from error
+            said = str(error).removeprefix(f"{path} ").rstrip(".")
+            raise FileFormatError(f"{path} is no circuit: it {said}; {_EXPECTED}.") from error
         return _of_graph(graph, path, model, task, seed)
     try:
         return CircuitFile.from_json(record)

@@ -11,7 +11,7 @@ from circuitsae.audit.comparison import Comparison
 from circuitsae.audit.criterion import FAMILIES
 from circuitsae.audit.finding import Chart, Finding
 from circuitsae.audit.result import Audit
-from circuitsae.audit.words import ASKED, failing, fails, in_all, open_questions, reached
+from circuitsae.audit.words import TITLES, failing, fails, in_all, open_questions, reached
 from circuitsae.report.beside import Way
 from circuitsae.report.document import Document, Interval, Number, Verdict
 from circuitsae.report.text import plotly_text, visible
@@ -35,7 +35,7 @@ def page(audit: Audit, command: str = "", *, ways: Sequence[Way] = ()) -> str:
     _criteria(made, audit)
     for family in FAMILIES:
         if audit.family(family):
-            made.heading(f"{family}: is it so that {ASKED[family]}?", anchor=family)
+            made.heading(TITLES[family], anchor=family)
         for finding in audit.family(family):
             _finding(made, about(audit, finding.criterion), finding)
     made.heading("How it was audited", anchor="how")
@@ -79,12 +79,13 @@ def about(audit: Audit, key: str) -> Mapping[str, Any]:
 
 
 def _criteria(made: Document, audit: Audit) -> None:
-    head = ["family", "criterion", "status", "estimate", "on its bars", "of what", "rule", "what was found"]
+    head = ["family", "criterion", "status", "estimate", "on its bars", "rule", "what was found"]
     rows, marks = [], []
     for family in FAMILIES:
         for finding in audit.family(family):
             own = about(audit, finding.criterion)
-            cells = [Verdict(finding.status), *_estimate(audit, finding), own["figure"], own["rule"], finding.said]
+            rule = f"{own['figure']}: {own['rule']}" if own["rule"] else ""
+            cells = [Verdict(finding.status), *_estimate(audit, finding), rule, finding.said]
             rows.append([family, finding.criterion, *cells])
             marks.append("not-met" if finding.status == "disconfirmed" else "")
     made.table(head, rows, marks)

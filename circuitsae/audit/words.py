@@ -15,6 +15,12 @@ ASKED = {
     "external": "it holds beyond where it was found",
 }
 """What each family's criteria ask, as a statement."""
+TITLES = {
+    "claim": "Claim: is it written down?",
+    "measurement": "Measurement: is it well measured?",
+    "internal": "Internal validity: does the circuit cause the behaviour?",
+    "external": "External validity: does it hold beyond where it was found?",
+}
 
 
 def in_all(audit: Audit) -> str:
@@ -55,7 +61,7 @@ def reached(audit: Audit) -> str:
     following = FAMILIES[len(done)]
     if not audit.family(following):
         return f"{first} To be {TIERS[following]}, criteria of the family {following!r} have to be put to the test."
-    return f"{first} To be {TIERS[following]} ({ASKED[following]}), it lacks {_listed(audit.blocked, status=True)}."
+    return f"{first} To be {TIERS[following]}, it lacks {_listed(audit.blocked, status=True)}."
 
 
 def _listed(findings: Sequence[Finding], *, status: bool = False) -> str:

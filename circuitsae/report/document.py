@@ -159,7 +159,8 @@ def _interval(cell: Interval) -> str:
     confirms, refutes = cell.bars
     reach = 2 * abs(confirms - refutes) or abs(confirms) or 1.0
     held = [min(max(x, min(cell.bars) - reach), max(cell.bars) + reach) for x in (*cell.at, confirms, refutes)]
-    low, span = min(held), (max(held) - min(held)) or 1.0
+    edges = [*held, min(cell.bars) - reach / 8, max(cell.bars) + reach / 8]
+    low, span = min(edges), max(edges) - min(edges)
     value, start, end, good, bad = (6 + (x - low) / span * (_WIDTH - 12) for x in held)
     rising, middle = confirms >= refutes, _HEIGHT / 2
 
