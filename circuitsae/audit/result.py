@@ -33,8 +33,8 @@ class Audit:
     units: tuple[str, ...]
     """The circuit's edges or nodes, by name."""
     settings: Settings
-    criteria: tuple[Mapping[str, str], ...]
-    """Of each criterion `key`, `family`, `question`, `figure` and `rule`, as they stood when it was measured."""
+    criteria: tuple[Mapping[str, Any], ...]
+    """Of each criterion `key`, `family`, `question`, `figure`, `rule`, `bars`, as they stood when it was measured."""
     findings: tuple[Finding, ...]
 
     def of(self, key: str) -> Finding:
@@ -113,10 +113,11 @@ class Audit:
             ) from error
 
 
-def described(criteria: Sequence[Criterion]) -> tuple[Mapping[str, str], ...]:
+def described(criteria: Sequence[Criterion]) -> tuple[Mapping[str, Any], ...]:
     """What an audit says of its criteria."""
     return tuple(
         {"key": c.key, "family": c.family, "question": c.question, "figure": c.figure,
-         "rule": "" if c.rule is None else str(c.rule)}
+         "rule": "" if c.rule is None else str(c.rule),
+         "bars": None if c.rule is None else [c.rule.confirms, c.rule.refutes]}
         for c in criteria
     )  # fmt: skip

@@ -36,7 +36,7 @@ def audit(
     again after it was ended, with the same circuit and settings, it takes what is there and comes to the same audit.
     Raises `InputError` for a criterion that there is not, and on Ctrl-C, with `keep`, `Stopped`.
     """
-    chosen = _chosen(criteria, only)
+    chosen = chosen_criteria(criteria, only)
     place = None if keep is None else _folder(Path(keep), subject, settings)
     findings = []
     for number, criterion in enumerate(chosen, 1):
@@ -66,7 +66,8 @@ def audit(
     )  # fmt: skip
 
 
-def _chosen(criteria: Sequence[Criterion], only: Sequence[str]) -> list[Criterion]:
+def chosen_criteria(criteria: Sequence[Criterion], only: Sequence[str]) -> list[Criterion]:
+    """The criteria that `only` names, or all; raises `InputError` for a name that there is not."""
     known = [criterion.key for criterion in criteria]
     for key in only:
         if key not in known:

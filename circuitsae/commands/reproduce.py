@@ -30,7 +30,7 @@ UNFINISHED = "unfinished"
 _COLOURS = {"not met": "red", "differs": "yellow", "met": "green", "agrees": "green"}
 
 if TYPE_CHECKING:
-    from circuitsae.reproduce import Reproduction
+    from circuitsae.reproduce import Reproduction, Settings
     from transcoders.dictionaries import DictionarySet
 
 
@@ -56,8 +56,9 @@ def reproduce(
 ) -> None:
     """Reproduce a circuit: behaviour, heads and MLPs, features, published figures; exit code 1 if a bar fails.
 
-    Writes report.html (offline), report.json and, with dictionaries, a graph per task, TASK.html; with matplotlib the
-    circuit of heads by roles, TASK-circuit.svg. Ended, the same command goes on after the last whole stage.
+    Writes report.html (offline), report.json, the circuits for `audit`, TASK-circuit.json (heads) and, with
+    dictionaries, TASK-features.json and a graph per task, TASK.html; with matplotlib the circuit of heads by roles,
+    TASK-circuit.svg. Ended, the same command goes on after the last whole stage.
 
     Args:
         task: ioi, greater-than, induction, two-hop, agreement, or all of them.
@@ -104,6 +105,7 @@ def reproduce(
     flags = {"--quick": quick, "--known": known}
     command = _command(task, model, dictionaries, flags, bos, sizes, docs, weights, choices)
     _write(found, folder, docs, command)
+    _write_circuits(found, folder, settings, dictionaries or ("pocket" if own is not None else ""))
     failed = [claim for report in found for claim in report.failed]
     barred = sum(bool(claim.bar) for report in found for claim in report.claims)
     say(console, of_claims(barred - len(failed), barred), f"Written: {folder / 'report.html'}")
@@ -161,6 +163,17 @@ def _write(found: "list[Reproduction]", folder: Path, docs: Path | None, command
         write_file(docs, markdown(found, command))
     if (folder / UNFINISHED).is_dir():
         remove_folder(folder / UNFINISHED)
+
+
+def _write_circuits(found: "list[Reproduction]", folder: Path, settings: "Settings", dictionaries: str) -> None:
+    """As `audit` reads them."""
+    from circuitsae.audit.discovery import features_file, heads_file
+
+    for report in found:
+        heads_file(report.task, report.model, report.edges, settings).save(folder / f"{report.task}-circuit.json")
+        if report.nodes is not None:
+            made = features_file(report.task, report.model, report.nodes, settings, dictionaries)
+            made.save(folder / f"{report.task}-features.json")
 
 
 def _command(

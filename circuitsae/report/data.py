@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from circuitsae.graph.consensus import VIEWS, Inclusion
 from circuitsae.graph.like import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require, scores_of
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.graph.totals import explained_rows, total_effects
@@ -119,7 +120,9 @@ def page_data(
     Tokens and texts are made visible; `raw` keeps them as the model has them, for exports.
     """
     nodes = require(graph.nodes_frame(), NODE_COLUMNS, "nodes_frame()")
-    edges = with_validation(require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()"), validation)
+    edges = require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()")
+    prunings = inclusion_data(graph, nodes, edges)
+    edges = with_validation(edges, validation)
     tokens = [visible(token) for token in graph.tokens]
     columns = _node_columns(nodes)
     _check_ends(edges, columns["id"])
@@ -145,8 +148,19 @@ def page_data(
         "explained": np.flatnonzero(nodes["explained"]).tolist() if "explained" in nodes else [],
         "comparison": None,
         "commands": commands_data(graph, folder),
+        "prunings": prunings,
         "foreseen": foreseen,
     }
+
+
+def inclusion_data(graph: GraphLike, nodes: pd.DataFrame, edges: pd.DataFrame) -> int:
+    """How many prunings there are, 0 where the graph knows of none; tables get the number that keep each, `kept`."""
+    found: Inclusion | None = getattr(graph, "inclusion", None)
+    if found is None:
+        return 0
+    for frame, shares in ((nodes, found.nodes), (edges, found.edges)):
+        frame["kept"] = np.rint(shares * len(VIEWS)).astype(int)
+    return len(VIEWS)
 
 
 def foreseen_data(nodes: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any] | None:
@@ -173,6 +187,7 @@ def _node_columns(nodes: pd.DataFrame) -> dict[str, list[Any]]:
         "text": texts,
         **{column: [int(v) for v in nodes[column]] for column in ("layer", "pos", "index")},
         **{column: [number(v) for v in nodes[column]] for column in NODE_COLUMNS[6:]},
+        **({"kept": nodes["kept"].tolist()} if "kept" in nodes else {}),
     }
 
 
@@ -221,7 +236,8 @@ def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
         end: [row_of[node] for node in edges[end].tolist()] for end in ("source", "target")
     }
     names = ["weight", "share", *(name for name in PAST_COLUMNS if name in edges)]
-    return columns | {name: [number(value) for value in edges[name].tolist()] for name in names}
+    columns |= {name: [number(value) for value in edges[name].tolist()] for name in names}
+    return columns | ({"kept": edges["kept"].tolist()} if "kept" in edges else {})
 
 
 def number(value: Any) -> float | None:

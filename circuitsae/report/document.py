@@ -28,6 +28,20 @@ class Verdict(str):
     __slots__ = ()
 
 
+class Interval(str):
+    """A cell that holds a figure, drawn with its interval on the bars that it is held against."""
+
+    at: tuple[float, float, float]
+    """Value, low and high."""
+    bars: tuple[float, float]
+    """What confirms, and what refutes."""
+
+    def __new__(cls, text: str, at: tuple[float, float, float], bars: tuple[float, float]) -> "Interval":
+        made = super().__new__(cls, text)
+        made.at, made.bars = at, bars
+        return made
+
+
 _LONG = 24
 """Characters from which on a cell is not made narrow."""
 _SIGNS = {
@@ -37,6 +51,11 @@ _SIGNS = {
     "differs": ("undecided", "≠"),
     "measured": ("null", "·"),
     "not measured": ("null", "–"),
+    "confirmed": ("confirmed", "✓"),
+    "partly": ("attention", "◐"),
+    "inconclusive": ("undecided", "?"),
+    "disconfirmed": ("reversed", "✗"),
+    "untested": ("null", "–"),
 }
 """Of each verdict its colour and its sign."""
 
@@ -66,8 +85,10 @@ class Document:
         if text:
             self._parts.append(f"<p><code>{_text(text)}</code></p>")
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[str] = ()) -> None:
-        """A table; `marks`: of each row `chosen`, `broken`, `not-met` or nothing."""
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[str] = (), *, folded: str = ""
+    ) -> None:
+        """A table; `marks`: of each row `chosen`, `broken`, `not-met` or nothing; `folded`: what it is folded under."""
         numeric = [bool(rows) and all(isinstance(row[i], Number) for row in rows) for i in range(len(head))]
         titles = "".join(_title(text, number) for text, number in zip(head, numeric, strict=True))
         kinds = marks or [""] * len(rows)
@@ -76,10 +97,11 @@ class Document:
         )
         under = self._headings[-1][1] if self._headings else self.title
         name = html.escape(f"Table: {under}")
-        self._parts.append(
+        made = (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
             f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>"
         )
+        self._parts.append(f"<details><summary>{_text(folded)}</summary>{made}</details>" if folded else made)
 
     def figure(self, figure: go.Figure) -> None:
         """A plotly figure."""
@@ -123,8 +145,35 @@ def _cell(text: str) -> str:
     if isinstance(text, Verdict) and text in _SIGNS:
         kind, sign = _SIGNS[text]
         return f'<td><span class="badge {kind}"><span aria-hidden="true">{sign}</span> {_text(text)}</span></td>'
+    if isinstance(text, Interval):
+        return f"<td>{_interval(text)}</td>"
     kind = "number" if isinstance(text, Number) else "long" if len(text) > _LONG else ""
     return f"<td{_class(kind)}>{_text(text)}</td>"
+
+
+_WIDTH, _HEIGHT = 132, 18
+
+
+def _interval(cell: Interval) -> str:
+    """Both bars and the interval, as far as it is not far beyond them."""
+    confirms, refutes = cell.bars
+    reach = 2 * abs(confirms - refutes) or abs(confirms) or 1.0
+    held = [min(max(x, min(cell.bars) - reach), max(cell.bars) + reach) for x in (*cell.at, confirms, refutes)]
+    edges = [*held, min(cell.bars) - reach / 8, max(cell.bars) + reach / 8]
+    low, span = min(edges), max(edges) - min(edges)
+    value, start, end, good, bad = (6 + (x - low) / span * (_WIDTH - 12) for x in held)
+    rising, middle = confirms >= refutes, _HEIGHT / 2
+
+    def zone(kind: str, at: float, upwards: bool) -> str:
+        left, right = (at, _WIDTH) if upwards else (0.0, at)
+        return f'<rect class="{kind}" x="{left:.1f}" width="{right - left:.1f}" height="{_HEIGHT}"/>'
+
+    return (
+        f'<svg class="interval" role="img" aria-label="{html.escape(printable(cell))}; {confirms:g} confirms, '
+        f'{refutes:g} refutes" width="{_WIDTH}" height="{_HEIGHT}">{zone("bad", bad, not rising)}'
+        f'{zone("good", good, rising)}<line x1="{start:.1f}" x2="{end:.1f}" y1="{middle}" y2="{middle}"/>'
+        f'<circle cx="{value:.1f}" cy="{middle}" r="4"/></svg>'
+    )
 
 
 def _class(name: str) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from transcoders._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from circuitsae.reproduce.cross_layer import cross_layer_audit
     from circuitsae.reproduce.copying import copy_scores
+    from circuitsae.reproduce.cross_layer import cross_layer_audit
     from circuitsae.reproduce.result import Claim, Reproduction, Section, Settings
     from circuitsae.reproduce.roles import head_roles
     from circuitsae.reproduce.run import TASKS, reproduce

@@ -6,6 +6,7 @@ Nodes of a feature circuit put together by what they do in each template, and wh
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -191,9 +192,20 @@ def prompt_task(model: LanguageModel, task: Task) -> tuple[PromptTask, list[Prom
     return PromptTask(examples, task.name), corrupt
 
 
-def feature_stage(report: Reproduction, model: ReplacementModel, settings: Settings) -> None:
-    """Rank features and error nodes, draw faithfulness against their number, ablate and patch supernodes."""
-    task = few_templates(model.model, report.task, settings)
+class FoundFeatures(NamedTuple):
+    """Nodes selected by their mean |total effect|."""
+
+    task: Task
+    cases: PromptTask
+    corrupt: list[Prompt]
+    ranking: Ranking
+    curve: Curve
+    circuit: Circuit
+
+
+def select_features(model: ReplacementModel, name: str, settings: Settings) -> FoundFeatures:
+    """The fewest best features and error nodes that are faithful enough, everything else zero, or the most tried."""
+    task = few_templates(model.model, name, settings)
     cases, corrupt = prompt_task(model.model, task)
     ranking = rank_nodes(model, cases)
     whole = ranking.circuit(min(settings.feature_nodes, len(ranking.nodes)))
@@ -201,7 +213,13 @@ def feature_stage(report: Reproduction, model: ReplacementModel, settings: Setti
     size = curve.size_for(FAITHFUL)
     if size is not None:
         size = _smallest(model, curve, size, cases)
-    chosen = whole.first(size or curve.sizes[-1])
+    return FoundFeatures(task, cases, corrupt, ranking, curve, whole.first(size or curve.sizes[-1]))
+
+
+def feature_stage(report: Reproduction, model: ReplacementModel, settings: Settings) -> None:
+    """Rank features and error nodes, draw faithfulness against their number, ablate and patch supernodes."""
+    task, cases, corrupt, ranking, curve, chosen = select_features(model, report.task, settings)
+    report.nodes = chosen
     errors = len(chosen) - len(chosen.features_only())
     f = float(faithfulness(model, chosen, cases, sizes=[len(chosen)], ablation=ABLATION).f[0])
     counts = f"{len(chosen)} nodes: {len(chosen) - errors} features and {errors} error nodes, of {len(ranking.nodes)}"

@@ -22,6 +22,7 @@ from circuitsae.report.circuit_diagram import Arrow, Box, Diagram
 from circuitsae.report.circuit_drawing import CircuitPicture
 from circuitsae.reproduce.circuit import FoundCircuit
 from circuitsae.reproduce.result import Claim, Reproduction, Section
+from circuitsae.validation.circuits import Circuit
 from transcoders.files import short_hash, write_file
 
 
@@ -40,6 +41,7 @@ class Finished:
             "graph": None if report.graph is None else _aggregate(report.graph),
             "picture": None if report.picture is None else asdict(report.picture),
             "circuit": None,
+            "nodes": None if report.nodes is None else report.nodes.ids,
         }
         if found is not None:
             record["circuit"] = self._save_circuit(stage, found)
@@ -55,12 +57,14 @@ class Finished:
             seconds, whole = float(record["seconds"]), record["graph"]
             picture = None if record["picture"] is None else _read_picture(record["picture"])
             aggregate = None if whole is None else _read_aggregate(whole)
+            nodes = None if record["nodes"] is None else Circuit.of(record["nodes"])
         except (OSError, ValueError, KeyError, TypeError):  # not done, or cut off
             return False, None
         report.claims += claims
         report.sections += sections
         report.seconds[stage] = seconds
         report.graph = aggregate if aggregate is not None else report.graph
+        report.nodes = nodes if nodes is not None else report.nodes
         report.picture = picture if picture is not None else report.picture
         return True, found
 

@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuitsae.components.network import Network
+from circuitsae.components.network import Edge, Network
 from circuitsae.report import CircuitPicture
 from circuitsae.tasks import Task, load_task
+from circuitsae.validation.circuits import Circuit
 from transcoders.errors import InputError
 from transcoders.files import write_file
 from transcoders.language_model import LanguageModel
@@ -195,6 +196,10 @@ class Reproduction:
 
     picture: CircuitPicture | None = None
     """The circuit of heads by roles."""
+    edges: frozenset[Edge] = frozenset()
+    """The circuit of heads and MLPs."""
+    nodes: Circuit | None = None
+    """The feature circuit, where there are dictionaries."""
 
     @property
     def failed(self) -> list[Claim]:

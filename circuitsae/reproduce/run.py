@@ -13,7 +13,6 @@ import pandas as pd
 
 from circuitsae.components.network import Network
 from circuitsae.replacement import ReplacementModel
-from circuitsae.reproduce.cross_layer import cross_layer_audit
 from circuitsae.reproduce.circuit import (
     FoundCircuit,
     component_stage,
@@ -22,6 +21,7 @@ from circuitsae.reproduce.circuit import (
     published_faithfulness,
     stability_stage,
 )
+from circuitsae.reproduce.cross_layer import cross_layer_audit
 from circuitsae.reproduce.features import feature_stage
 from circuitsae.reproduce.finished import Finished
 from circuitsae.reproduce.result import Reproduction, Settings, Step, silent
@@ -116,6 +116,7 @@ def reproduce(
     stages.run("behaviour", behaves)
     found = stages.run("heads and MLPs", lambda step: component_stage(report, model, settings, step))
     assert found is not None
+    report.edges = found.circuit
     few = prompts.take(held_out)
 
     def in_roles(step: Step) -> None:

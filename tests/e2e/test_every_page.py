@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from circuitsae.audit.comparison import compare as compare_audits
+from circuitsae.audit.page import comparison_page
+from circuitsae.audit.page import page as audit_page
 from circuitsae.features import FeatureCards, Label, Ledger
 from circuitsae.interventions.steering.page import page as steering_page
 from circuitsae.report import browser, compare_html, write_html, write_index
@@ -17,6 +20,7 @@ from circuitsae.report.browser import write_browser
 from circuitsae.reproduce.page import page as reproduction_page
 from circuitsae.reproduce.result import Reproduction
 from tests.e2e.test_browser import sample_cards
+from tests.sample_audits import sample_audit
 from tests.sample_graphs import sample_graph, sample_suggestions, small_graph
 
 OpenPage = Callable[..., Page]
@@ -31,7 +35,7 @@ HOSTILE = [
     "w" * 10_000,
     "javascript:alert(1)",
 ]
-PAGES = ("graph", "comparison", "index", "list", "card", "contents", "reproduction", "steering")
+PAGES = ("graph", "comparison", "index", "list", "card", "contents", "reproduction", "steering", "audit", "audits")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     document |= {"n": {"prompts": 1, "held_out": 0, "unrelated": 1, "controls": 1}}
     made["steering"] = folder / "steering.html"
     made["steering"].write_text(steering_page(document), encoding="utf-8")
+    audit = sample_audit(text="\n".join([MARKUP, *HOSTILE]))
+    made["audit"], made["audits"] = folder / "audit.html", folder / "comparison.html"
+    made["audit"].write_text(audit_page(audit, MARKUP), encoding="utf-8")
+    both = compare_audits(audit, sample_audit(text=MARKUP, shift=0.5), (MARKUP, HOSTILE[0]))
+    made["audits"].write_text(comparison_page(both, MARKUP), encoding="utf-8")
     return made
 
 
@@ -134,7 +143,7 @@ def test_axe_finds_nothing_in_the_document_and_in_what_opens(
 ):
     page = narrow("graph")
     page.evaluate("for (const id of ['export', 'figures', 'provenance']) document.getElementById(id).open = true")
-    for kind in ("graph", "reproduction", "contents"):
+    for kind in ("graph", "reproduction", "contents", "audit", "audits"):
         page = narrow(kind)
         assert flaws(page) == [], kind
 

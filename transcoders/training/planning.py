@@ -187,8 +187,8 @@ def _in_use(device: torch.device) -> int:
     )
 
 
-def _most(device: torch.device) -> int:
-    """The most that this process ever held."""
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process ever held, on a device or of main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
@@ -234,7 +234,7 @@ def _trial(
 
     All of them compare changes where any does, so that a run which begins with that later takes less.
     """
-    batch, before = configs[0].batch, _most(sample.device)
+    batch, before = configs[0].batch, peak_memory(sample.device)
     runs = [
         Run.start(_comparing_at_once(config), sample[:, reads], sample[:, writes])
         for config, (reads, writes) in zip(configs, places.of_each, strict=True)
@@ -252,7 +252,7 @@ def _trial(
     started, done = time.perf_counter(), 0
     while done == 0 or time.perf_counter() - started < budget:
         step(done := done + 1)
-    most = _most(sample.device)  # where it was not reached before, by loading the model
+    most = peak_memory(sample.device)  # where it was not reached before, by loading the model
     return (time.perf_counter() - started) / done, most if most > before else _in_use(sample.device)
 
 

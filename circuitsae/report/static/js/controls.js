@@ -48,7 +48,7 @@
     const density = viewer.densityOf(state.density);
     byId("density").value = density;
     byId("density").setAttribute("aria-valuetext", `${percent(density)} of what the page holds`);
-    byId("first-picture").disabled = state.density === null;
+    byId("first-picture").disabled = state.density === null && !state.consensus;
     const [held, ofGraph] = [viewer.edgeCount, viewer.edgesOfGraph];
     const edges =
       held < ofGraph
@@ -87,6 +87,7 @@
     syncDensity();
     syncOpen();
     byId("near").checked = state.near;
+    byId("consensus").checked = state.consensus;
     for (const [name, box] of Object.entries(boxes)) box.checked = state.verdicts.has(name);
     syncClaim();
   }
@@ -106,9 +107,16 @@
     byId("claim").addEventListener("change", (event) => viewer.setFilter({ claim: event.target.value }));
     byId("paint").addEventListener("change", (event) => viewer.setFilter({ paint: event.target.checked }));
     byId("density").addEventListener("input", (event) => {
-      viewer.setFilter({ density: Number(event.target.value), zoom: null });
+      viewer.setFilter({ density: Number(event.target.value), consensus: false, zoom: null });
     });
-    byId("first-picture").addEventListener("click", () => viewer.setFilter({ density: null, zoom: null }));
+    byId("first-picture").addEventListener("click", () =>
+      viewer.setFilter({ density: null, consensus: false, zoom: null }),
+    );
+    byId("consensus-choice").hidden = !viewer.page.prunings;
+    byId("consensus-choice").title = `What all ${viewer.page.prunings} prunings keep, from the narrowest to the widest`;
+    byId("consensus").addEventListener("change", (event) => {
+      viewer.setFilter({ consensus: event.target.checked, zoom: null });
+    });
     byId("near").addEventListener("change", (event) => {
       viewer.setFilter({ near: event.target.checked, zoom: null });
       if (event.target.checked && state.selected < 0 && !state.pins.size) viewer.say("Choose or pin a node");

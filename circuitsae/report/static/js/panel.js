@@ -8,12 +8,15 @@
   const LEADING = 12;
   const panel = document.getElementById("panel");
 
+  const prunings = (kept) => `${kept} of ${viewer.page.prunings} prunings`;
+
   function quantities(i) {
     const rows = [
       ["activation", number(nodes.activation[i]), nodes.activation[i]],
       ["pre-activation", number(nodes.pre_activation[i]), nodes.pre_activation[i]],
       ["probability", percent(nodes.probability[i]), nodes.probability[i]],
       ["influence", percent(nodes.influence[i]), nodes.influence[i]],
+      ["kept in", prunings(nodes.kept?.[i]), nodes.kept?.[i] ?? null],
     ].filter(([, , value]) => value !== null);
     return element(
       "dl",
@@ -33,6 +36,11 @@
     );
   }
 
+  // In how many prunings an edge is: how little it hangs on where the graph is cut.
+  function kept(e) {
+    return edges.kept ? element("p", { class: "hint kept" }, `kept in ${prunings(edges.kept[e])}`) : null;
+  }
+
   function entry(e, other) {
     const sign = edges.weight[e] < 0 ? "negative" : "positive";
     const line = element(
@@ -49,7 +57,7 @@
       element("span", { class: "number" }, percent(edges.share[e])),
     );
     const note = viewer.comparison ? viewer.comparison.edgeNote(e) : viewer.edgeTest(e);
-    return element("li", {}, line, viewer.edgeInModel(e), past(e), note);
+    return element("li", {}, line, viewer.edgeInModel(e), past(e), kept(e), note);
   }
 
   function section(title, note, all, otherEnd) {

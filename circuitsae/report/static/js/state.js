@@ -13,6 +13,7 @@
   const initial = () => ({
     selected: -1,
     density: null, // of what the page holds, the share that is drawn; null: the first picture
+    consensus: false, // whether only what every pruning keeps is drawn, and all of that
     near: false, // whether only what is chosen and pinned is drawn, and what it is joined to
     open: new Set(), // groups by place that were opened, by key
     features: true,
@@ -48,6 +49,7 @@
   // A node that the filters leave, whichever picture it is in.
   function passes(i) {
     const kind = nodes.kind[i];
+    if (state.consensus && nodes.kept[i] < page.prunings) return false;
     if (KINDS[kind] && !state[KINDS[kind]]) return false;
     if (viewer.tops.includes(i)) return true;
     if (nodes.layer[i] >= 0 && nodes.layer[i] < page.n_layers && !within(state.layers, nodes.layer[i])) return false;
@@ -65,7 +67,8 @@
     for (let e = 0; e < edgeCount; e++) {
       const [s, t] = [edges.source[e], edges.target[e]];
       const ends = passing[s] && passing[t] && !viewer.comparison?.hidesEdge(e);
-      edgeListed[e] = ends && (every || state.verdicts.has(verdict(e))) ? 1 : 0;
+      const kept = !state.consensus || edges.kept[e] === page.prunings;
+      edgeListed[e] = ends && kept && (every || state.verdicts.has(verdict(e))) ? 1 : 0;
     }
   }
 
@@ -92,7 +95,7 @@
       passing[i] = held[i] || passes(i) ? 1 : 0;
     }
     listEdges(passing);
-    const number = viewer.pictureOf(state.density);
+    const number = state.consensus ? Infinity : viewer.pictureOf(state.density);
     const near = state.near && held.includes(1) ? around() : null;
     for (let i = 0; i < count; i++) {
       const inPicture = near ? near.has(i) : viewer.nodePicture[i] <= number;
