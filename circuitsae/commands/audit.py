@@ -86,6 +86,7 @@ def audit(
         choices: Which of the dictionaries that the name offers.
     """
     from circuitsae.audit import Settings
+    from circuitsae.reproduce.result import is_large
 
     console = open_console(wide)
     if compare is not None and (circuit is not None or plan):
@@ -100,10 +101,10 @@ def audit(
     if circuit is None and compare is None and task is None:
         raise InputError("Nothing is named to audit; give a circuit, or --task to find one.")
     own = _Given(task, model, dictionaries, kind, quick, seed, known, bos, choices, claim)
-    settings = Settings.quick(seed) if quick else Settings(seed=seed)
     keys = [key.replace("-", " ") for key in only]
     with told("loading") as progress:
         loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
+        settings = Settings.quick(seed, large=is_large(loaded)) if quick else Settings(seed=seed)
         folder = out or Path("reports") / f"{Path(model).name}-{Path(task or circuit or 'two').stem}-audit"
         asked = [circuit] if compare is None else list(compare)
         found: list[Audit] = []

@@ -39,6 +39,11 @@ LARGE, FEW, PATCHED = 10_000, 24, 200
 many of its edges are patched exactly."""
 
 
+def is_large(model: LanguageModel) -> bool:
+    """Whether a model has more than `LARGE` edges between heads and MLPs."""
+    return len(Network.of(model).graph.edges) > LARGE
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of a reproduction; `Settings.quick()` is for minutes on two cores."""
@@ -93,7 +98,7 @@ class Settings:
         Patching a tenth of all edges takes runs that grow with the square of the layers, each as long as the model is
         deep, and every circuit that is judged reads the stream apart for each of its readers.
         """
-        if len(Network.of(model).graph.edges) <= LARGE:
+        if not is_large(model):
             return self
         fewer = self.capped(FEW) if prompts is None else self
         return replace(fewer, rescore=PATCHED if self.rescore is None else self.rescore)
