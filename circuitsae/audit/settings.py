@@ -21,7 +21,7 @@ class Settings:
 
     @classmethod
     def quick(cls, seed: int = 0, *, large: bool = False) -> "Settings":
-        """Fewer of everything; of a `large` model, whose runs with edges cut take a quarter of a second, fewer still."""
+        """Fewer of everything; of a `large` model, a run of which takes long, fewer still."""
         if large:
             return cls(held_out=24, few=6, random=10, resamples=4, many=60, seed=seed)
         return cls(held_out=100, few=24, random=30, resamples=8, many=500, seed=seed)
