@@ -24,6 +24,8 @@ from circuitsae.commands.finetune import finetune
 from circuitsae.commands.graphs import show, trace, validate
 from circuitsae.commands.intervene import intervene
 from circuitsae.commands.label import label
+from circuitsae.commands.lens import fit_lens, lens
+from circuitsae.commands.patch import causal_trace, patch
 from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.serve import serve
@@ -36,7 +38,7 @@ from transcoders.errors import CheckFailedError, InputError
 app = tyro.extras.SubcommandApp()
 for command in (
     trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, intervene, steer,
-    circuit, reproduce,
+    circuit, reproduce, lens, fit_lens, patch, causal_trace,
 ):  # fmt: skip
     app.command(command)
 features.command(label)

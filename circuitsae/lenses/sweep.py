@@ -154,7 +154,7 @@ def _problems(
     if len(lengths := sorted({problem.n_pos for problem in found})) > 1 and found[0].spans is None:
         raise InputError(
             f"The prompts have {', '.join(map(str, lengths))} tokens, so that positions are not comparable; name "
-            "roles of the task (--roles) or take prompts of one length."
+            "roles of the task (--role) or take prompts of one length."
         )
     return [problem if problem.spans is not None else problem.each_position() for problem in found]
 
