@@ -32,6 +32,7 @@ from circuitsae.commands.serve import serve
 from circuitsae.commands.shared import Wide, counts
 from circuitsae.commands.steer import steer
 from circuitsae.commands.train import train
+from circuitsae.commands.verdicts import verdicts
 from circuitsae.tables import open_console
 from transcoders.errors import CheckFailedError, InputError
 
@@ -50,6 +51,7 @@ app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list,
 app.command(convert)
 app.command(name="import")(import_graph)
 app.command(name="export")(export_graph)
+app.command(verdicts)
 
 
 @app.command
