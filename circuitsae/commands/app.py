@@ -25,19 +25,22 @@ from circuitsae.commands.finetune import finetune
 from circuitsae.commands.graphs import show, trace, validate
 from circuitsae.commands.intervene import intervene
 from circuitsae.commands.label import label
+from circuitsae.commands.lens import fit_lens, lens
+from circuitsae.commands.patch import causal_trace, patch
 from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.serve import serve
 from circuitsae.commands.shared import Wide, counts
 from circuitsae.commands.steer import steer
 from circuitsae.commands.train import train
+from circuitsae.commands.verdicts import verdicts
 from circuitsae.tables import open_console
 from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
 for command in (
     trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, intervene, steer,
-    circuit, reproduce, audit,
+    circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
 ):  # fmt: skip
     app.command(command)
 features.command(label)
@@ -49,6 +52,7 @@ app.command(dictionaries, name="dictionaries", help="Dictionaries by name: list,
 app.command(convert)
 app.command(name="import")(import_graph)
 app.command(name="export")(export_graph)
+app.command(verdicts)
 
 
 @app.command

@@ -1,7 +1,8 @@
 """Whether a graph's claims hold when one intervenes.
 
 Edges: `edges` chooses some (`choice`) and puts each claim about them to its test (`claims`, `controls`, `verdicts`);
-`prompts` does so on other prompts, `survey` for many tasks, `calibration` with claims known to be false or true;
+`foreign` finds the graph of another tool again in a model; `prompts` tests on other prompts, `survey` for many tasks,
+`calibration` with claims known to be false or true;
 `error_budget` splits what patterns and norms add by head and norm; `joint` removes several nodes together; `measuring`
 reads the altered runs, `result` and `statistics` hold what was found. Circuits: `tasks` says what they are judged on,
 `circuits` ranks nodes, `ablation` removes everything else; `curve`, `faithfulness`, `completeness` and `minimal`
@@ -15,6 +16,7 @@ from circuitsae.validation.completeness import Completeness, Minimality, complet
 from circuitsae.validation.curve import Areas, Curve
 from circuitsae.validation.edges import validate
 from circuitsae.validation.faithfulness import RandomCircuits, areas, faithfulness, random_circuits
+from circuitsae.validation.foreign import Match, matched
 from circuitsae.validation.joint import Joint, joint_ablation, strongest_pairs
 from circuitsae.validation.minimal import Minimal, minimal
 from circuitsae.validation.prompts import Answered, on_prompts, stability
@@ -33,6 +35,7 @@ __all__ = [
     "Curve",
     "Example",
     "Joint",
+    "Match",
     "Minimal",
     "Minimality",
     "PromptExample",
@@ -51,6 +54,7 @@ __all__ = [
     "faithfulness",
     "graph_effects",
     "joint_ablation",
+    "matched",
     "minimal",
     "minimality",
     "on_prompts",

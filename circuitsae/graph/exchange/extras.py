@@ -17,6 +17,8 @@ from circuitsae.graph.reading import read_reading, reading_of
 
 OWN = "circuitsae"
 """The key under which our files keep what a format has no place for; other tools pass over it."""
+TESTED = "tested"
+"""The key, there and in a graph's provenance, of what was tested of a graph in its own file (`verdicts`)."""
 CARRIED = "carried"
 """The key of a graph's provenance with what imported files held beside the graph, by format."""
 OWN_FIGURES = ("pre_activation", "bias", *NODE_FIGURES)

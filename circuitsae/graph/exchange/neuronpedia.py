@@ -7,9 +7,9 @@ instead of by Cantor's pairing of layer and index.
 A node's `influence` is the share of the total influence held by the nodes up to it, most influential first: our
 `cumulative`. Cannot hold: bias nodes (their edges are added to the target's `rest`). What the schema does not name is
 written under a key `circuitsae`, which other tools pass over: pre-activations, our influence, sums of inputs, token
-ids, scores, provenance, how a contrast or a direction reads. These are logits there, of `token_prob` 1, with which
-influence starts. What a file holds and a graph has no place for (settings, pinned nodes, supernodes, QK tracing)
-travels in the provenance and is written back.
+ids, scores, provenance, how a contrast or a direction reads; on links, what `verdicts` found. Contrasts and directions
+are logits there, of `token_prob` 1, with which influence starts. What a file holds and a graph has no place for
+(settings, pinned nodes, supernodes, QK tracing) travels in the provenance and is written back.
 """
 
 import re
@@ -158,7 +158,9 @@ def _named_index(record: dict[str, Any], default: Any) -> Any:
 
 def _edge(link: dict[str, Any], what: str) -> Edge:
     ends = [text(link.get(end), f"the {end} of {what}") for end in ("source", "target")]
-    notes = {text(k, "a key"): plain(v) for k, v in link.items() if k not in ("source", "target", "weight")}
+    own = mapping(link.get(extras.OWN, {}), f"{extras.OWN} of {what}")
+    said = {k: v for k, v in link.items() if k not in ("source", "target", "weight", extras.OWN)} | own
+    notes = {text(k, "a key"): plain(v) for k, v in said.items()}
     return Edge(ends[0], ends[1], present(link.get("weight"), f"the weight of {what}"), notes)
 
 
@@ -174,14 +176,16 @@ def _token_ids(own: dict[str, Any], nodes: list[Node], count: int) -> list[int]:
 
 
 def _provenance(metadata: dict[str, Any], own: dict[str, Any], file: str, missing: list[str]) -> dict[str, Any]:
-    if extras.OWN in metadata:
-        return plain(mapping(own.get("provenance", {}), "provenance"))
+    tested = {extras.TESTED: plain(own[extras.TESTED])} if extras.TESTED in own else {}
+    if own.keys() - tested.keys():
+        return plain(mapping(own.get("provenance", {}), "provenance")) | tested
     generator = metadata.get("info") and mapping(metadata["info"], "info").get("generator")
     words = [generator.get("name"), generator.get("version")] if isinstance(generator, dict) else []
     return {
         "model": text(metadata.get("scan") or "unknown", "scan"),
         "prompt": text(metadata.get("prompt") or "", "prompt"),
         "imported": extras.imported(NAME, file, " ".join(str(word) for word in words if word), missing),
+        **tested,
     }
 
 
