@@ -24,7 +24,7 @@ MOST_ABSORBING = 3
 
 def absorption(
     layer: BenchmarkLayer, train: Seen, test: Seen, y_train: Bool[np.ndarray, "n class_"],
-    y_test: Bool[np.ndarray, "m class_"], names: Sequence[str] = (),
+    y_test: Bool[np.ndarray, "m class_"],
 ) -> dict[str, float]:  # fmt: skip
     """Share of the words of a class on which its own features are silent and others write it in their place.
 
@@ -49,22 +49,20 @@ def absorption(
     probe = logistic_probe(train.write, y_train)
     f1 = probe.f1(test.write, y_test)
     difference = mean_differences(train.features, y_train)
-    full, part, sizes, rates = [], [], [], {}
-    for number in np.flatnonzero(f1 >= LEAST_F1):
+    full, part, sizes = [], [], []
+    for number in np.flatnonzero(f1 >= LEAST_F1).tolist():
         own = split_features(train.features, y_train[:, number], difference[:, number])
         known = y_test[:, number] & (probe.scores(test.write)[:, number] > 0)
-        direction = _direction(probe, int(number))
+        direction = _direction(probe, number)
         if not known.any() or not len(own):
             continue
         full.append(float(fully_absorbed(layer, test[known], direction, own).mean()))
         part.append(float(absorbed_fraction(layer, test[known], direction, own).mean()))
         sizes.append(len(own))
-        if names:
-            rates[f"full {names[number]}"] = full[-1]
     return {
         "full": _mean(full), "fraction": _mean(part), "split": _mean(sizes), "classes": float(len(full)),
         "f1": float(f1.mean()),
-    } | rates  # fmt: skip
+    }  # fmt: skip
 
 
 def split_features(

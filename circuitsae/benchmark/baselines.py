@@ -8,7 +8,6 @@ from torch import Tensor
 
 from circuitsae.benchmark.layers import BenchmarkLayer
 from transcoders.dictionaries import SAE, DictionaryProvenance, DictionarySet, ReLU, SAESet, TopK
-from transcoders.sites import Site
 from transcoders.training import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig
 from transcoders.training.export import export
 from transcoders.training.initialise import initial_parameters, measure_scales
@@ -85,8 +84,3 @@ def _like(dictionaries: DictionarySet, seed: int | None) -> DictionaryProvenance
         model=known.model, frame=known.frame, bos=known.bos, corpus=known.corpus, config=known.config,
         first=known.first, limits=known.limits, seed=seed,
     )  # fmt: skip
-
-
-def sites_of(dictionaries: DictionarySet) -> set[Site]:
-    """All that a baseline needs to see."""
-    return {*dictionaries.reads, *dictionaries.writes}

@@ -1,9 +1,13 @@
 """What the tasks are about: labelled texts, words of classes, and facts; from files, and halved for tests."""
 
+import csv
+import io
+import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -82,27 +86,30 @@ class Facts:
 
 def read_records(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV or JSONL file, all as text; `FileFormatError` where a field is missing or empty."""
-    import pandas as pd
-
     wanted = ", ".join(fields)
     if not path.is_file():
         raise FileFormatError(f"There is no file {path}; give a .csv or .jsonl file with the fields {wanted}.")
     if path.suffix not in (".csv", ".jsonl"):
         raise FileFormatError(f"{path} is neither .csv nor .jsonl; write the fields {wanted} in one of these forms.")
     try:
+        text = path.read_text("utf-8-sig")
         if path.suffix == ".csv":
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            rows: list[Any] = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         else:
-            frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False).astype(str)
-    except (ValueError, UnicodeDecodeError) as error:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (csv.Error, ValueError) as error:
         raise FileFormatError(f"{path} cannot be read ({error}); expected the fields {wanted}, in UTF-8.") from error
-    if missing := [field for field in fields if field not in frame]:
-        raise FileFormatError(f"{path} has no field {missing[0]!r}, only {', '.join(frame)}; expected {wanted}.")
-    records = [{str(key): value for key, value in record.items()} for record in frame.to_dict("records")]
-    for number, record in enumerate(records, 1):
-        if empty := [field for field in fields if not record[field].strip()]:
-            raise FileFormatError(f"Row {number} of {path} has nothing under {empty[0]!r}; fill it in.")
-    return records
+    if not rows:
+        raise FileFormatError(f"{path} holds no rows; give some with the fields {wanted}.")
+    return [_record(row, f"Row {number} of {path}", fields) for number, row in enumerate(rows, 1)]
+
+
+def _record(row: Any, where: str, fields: Sequence[str]) -> dict[str, str]:
+    if not isinstance(row, dict) or None in row or None in row.values():
+        raise FileFormatError(f"{where} is no row of the fields {', '.join(fields)}; put texts with commas in quotes.")
+    if lacking := [field for field in fields if not str(row.get(field, "")).strip()]:
+        raise FileFormatError(f"{where} has nothing under {lacking[0]!r}; expected the fields {', '.join(fields)}.")
+    return {str(key): str(value) for key, value in row.items()}
 
 
 def halves(strata: Sequence[Hashable], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,12 @@ class Asked:
 
     def at(self, places: Sequence[int]) -> "Asked":
         """Some of them."""
-        return Asked(*(tuple(side[i] for i in places) for side in (self.facts, self.ids, self.positions, self.answers)))
+        return Asked(
+            facts=tuple(self.facts[i] for i in places),
+            ids=tuple(self.ids[i] for i in places),
+            positions=tuple(self.positions[i] for i in places),
+            answers=tuple(self.answers[i] for i in places),
+        )
 
 
 class Pair(NamedTuple):

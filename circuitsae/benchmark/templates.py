@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from dataclasses import replace
 
 from circuitsae.benchmark.data import Fact, Facts, Labelled, Words
 from circuitsae.pocket import families
@@ -72,7 +71,7 @@ def kinds_of_text(per_label: int, seed: int) -> Labelled:
     """Documents of six families of the pocket model's text: stories, facts, years, agreement and so on."""
     rng = random.Random(f"kinds of text:{seed}")
     drawn = [(family(rng), family.__name__) for family in _FAMILIES for _ in range(per_label)]
-    return Labelled("kinds of text", *(tuple(side) for side in zip(*drawn, strict=True)))
+    return Labelled("kinds of text", tuple(text for text, _ in drawn), tuple(label for _, label in drawn))
 
 
 def single_words(model: LanguageModel) -> list[tuple[str, str]]:
@@ -129,8 +128,3 @@ def names(per_attribute: int, seed: int) -> Facts:
             prompt = f"When {name} and {friend} went to the store, {friend} gave a drink to"
             facts.append(Fact(name, "name", prompt, f" {name}"))
     return Facts("names", tuple(facts))
-
-
-def renamed(words: Words, template: str) -> Words:
-    """The same words in another place; the template must hold `{word}` last."""
-    return replace(words, template=template)

@@ -32,11 +32,18 @@ class Firing(NamedTuple):
     """Mean activation where it does."""
 
 
-class Halves(NamedTuple):
-    """Texts to choose by, and texts to measure on."""
+class Known(NamedTuple):
+    """Texts, and which of their tokens the model predicts."""
 
-    train: Sequence[str]
-    test: Sequence[str]
+    rows: Rows
+    right: Bool[Tensor, "row pos"]
+
+
+class Halves(NamedTuple):
+    """Texts to choose by, and texts to measure on, as `known_tokens` gives them."""
+
+    train: Sequence[Known]
+    test: Sequence[Known]
 
 
 def unlearning(
@@ -57,25 +64,23 @@ def unlearning(
     """
     fires, stays = firing(model, layer, forget.train), firing(model, layer, retain.train)
     ranked = np.where(stays.share <= RARE, fires.share, 0.0)
-    to_forget, to_retain = known_tokens(model, forget.train), known_tokens(model, retain.train)
     best, most = None, 0.0
     for n, times in product(ns, multiples):
         clamp = Clamp(strongest(ranked, n), fires.strength * times)
-        forgotten = 1 - known_share(model, layer, to_forget, clamp)
-        if forgotten > most and known_share(model, layer, to_retain, clamp) >= RETAINED:
+        forgotten = 1 - known_share(model, layer, forget.train, clamp)
+        if forgotten > most and known_share(model, layer, retain.train, clamp) >= RETAINED:
             best, most = clamp, forgotten
     if best is None:
         return {"score": 0.0, "forgotten": 0.0, "lost": 0.0, "features": 0.0}
-    held_out = (known_tokens(model, texts) for texts in (forget.test, retain.test))
-    forgotten, lost = (1 - known_share(model, layer, known, best) for known in held_out)
+    forgotten, lost = (1 - known_share(model, layer, known, best) for known in (forget.test, retain.test))
     return {"score": forgotten, "forgotten": forgotten, "lost": lost, "features": float(len(best.features))}
 
 
 @torch.no_grad()
-def firing(model: LanguageModel, layer: BenchmarkLayer, texts: Sequence[str]) -> Firing:
+def firing(model: LanguageModel, layer: BenchmarkLayer, texts: Sequence[Known]) -> Firing:
     """On how many tokens each feature fires, and how strongly."""
     count, sums, tokens = np.zeros(layer.n_features), np.zeros(layer.n_features), 0
-    for rows in rows_of(model, texts):
+    for rows, _ in texts:
         read = model.activations(rows.tokens, [layer.read])[layer.read]
         a = layer.activations(read)[~exempt(model, layer.dictionaries, rows)].double().cpu().numpy()
         count, sums, tokens = count + (a > 0).sum(axis=0), sums + a.sum(axis=0), tokens + len(a)
@@ -87,13 +92,6 @@ class Clamp(NamedTuple):
 
     features: Int[np.ndarray, "k"]
     strength: Float[np.ndarray, "feature"]
-
-
-class Known(NamedTuple):
-    """Texts, and which of their tokens the model predicts."""
-
-    rows: Rows
-    right: Bool[Tensor, "row pos"]
 
 
 def known_tokens(model: LanguageModel, texts: Sequence[str]) -> list[Known]:

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from circuitsae.commands.activations import activations
 from circuitsae.commands.attention import attention
+from circuitsae.commands.benchmark import benchmark
 from circuitsae.commands.circuit import circuit
 from circuitsae.commands.compare import compare
 from circuitsae.commands.connections import connections
@@ -35,8 +36,8 @@ from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
 for command in (
-    trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, intervene, steer,
-    circuit, reproduce,
+    trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, benchmark,
+    intervene, steer, circuit, reproduce,
 ):  # fmt: skip
     app.command(command)
 features.command(label)
