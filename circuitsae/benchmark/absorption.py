@@ -58,7 +58,7 @@ def absorption(
             continue
         full.append(float(fully_absorbed(layer, test[known], direction, own).mean()))
         part.append(float(absorbed_fraction(layer, test[known], direction, own).mean()))
-        sizes.append(len(own))
+        sizes.append(float(len(own)))
     return {
         "full": _mean(full), "fraction": _mean(part), "split": _mean(sizes), "classes": float(len(full)),
         "f1": float(f1.mean()),

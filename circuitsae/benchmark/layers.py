@@ -145,7 +145,7 @@ class Seen:
     features: Float[np.ndarray, "text feature"]
     """Activations in units of `W_dec`."""
 
-    def __getitem__(self, chosen: np.ndarray) -> "Seen":
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Seen":
         return Seen(self.write[chosen], self.features[chosen])
 
     def without(self, layer: BenchmarkLayer, chosen: Int[np.ndarray, "k"]) -> Float[np.ndarray, "text d_model"]:

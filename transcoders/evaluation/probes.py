@@ -65,7 +65,7 @@ def logistic_probe(x: Float[np.ndarray, "n d"], y: Bool[np.ndarray, "n class_"],
         return value, np.concatenate([pull.sum(axis=0), (z.T @ pull + l2 * w).ravel()])
 
     start = np.zeros(classes * (1 + x.shape[1]))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-7, "ftol": 1e-12})
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-10})
     weight = found.x[classes:].reshape(-1, classes) * scale[:, None]
     return Probe(weight, found.x[:classes] - mean @ weight)
 
