@@ -12,6 +12,7 @@ from rich.markup import escape
 from circuitsae.commands.activations import activations
 from circuitsae.commands.attention import attention
 from circuitsae.commands.audit import audit
+from circuitsae.commands.benchmark import benchmark
 from circuitsae.commands.circuit import circuit
 from circuitsae.commands.compare import compare
 from circuitsae.commands.connections import connections
@@ -39,8 +40,8 @@ from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
 for command in (
-    trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, intervene, steer,
-    circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
+    trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, benchmark,
+    intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
 ):  # fmt: skip
     app.command(command)
 features.command(label)

@@ -1,0 +1,199 @@
+"""SAEBench's tasks on the pocket model's dictionaries, and absorption of wide, narrow and Matryoshka autoencoders.
+
+Claim asked for: absorption is higher for a wide sparse dictionary than for a Matryoshka one; the table says what was
+seen. The first table takes pocket, pocket-plt and pocket-sae with three baselines each through all tasks at the middle
+layer. The second trains autoencoders of that layer's `resid_post`, alike but for what their name says, each seed with
+its own weights and batches, and measures absorption on classes of words, the same halves of which all are tested on.
+
+    python benchmarks/saebench.py [--seeds 3] [--tokens 200000]    # goes on where it was; --fresh starts over
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import RESULTS, machine
+from torch import Tensor
+
+from circuitsae.benchmark import BenchmarkConfig, BenchmarkResult, benchmark
+from circuitsae.benchmark.result import HEADLINES, Measured, interval, line_name
+from circuitsae.loading import load_dictionaries, load_model
+from circuitsae.pocket.corpus import held_out_text, text_stream
+from transcoders.data import take_rows
+from transcoders.data.activations import sites_of
+from transcoders.dictionaries import SAE, DictionaryProvenance, SAESet
+from transcoders.files import write_file
+from transcoders.formats.files import read_json
+from transcoders.language_model import LanguageModel
+from transcoders.sites import Site
+from transcoders.training import SAEConfig, train
+
+NAMES = ("pocket", "pocket-plt", "pocket-sae")
+CONTEXT, VECTORS, BATCH = 96, 100_000, 1024
+K = 16
+KINDS: dict[str, dict[str, Any]] = {
+    "TopK, narrow": {"features": 256, "activation": "topk"},
+    "TopK, wide": {"features": 2048, "activation": "topk"},
+    "BatchTopK, wide": {"features": 2048, "activation": "batchtopk"},
+    "Matryoshka BatchTopK, wide": {
+        "features": 2048, "activation": "batchtopk", "matryoshka": (0.03125, 0.125, 0.5, 1.0),
+    },
+}  # fmt: skip
+ABSORPTION = ("fraction", "full", "split", "classes", "f1")
+
+
+def main() -> None:
+    """Measure what is not measured yet, and write both tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=200_000, help="to train each autoencoder on")
+    parser.add_argument("--work", type=Path, default=Path("runs/saebench"))
+    parser.add_argument("--fresh", action="store_true")
+    options = parser.parse_args()
+    model = load_model("pocket", device="cpu")
+    began = time.perf_counter()
+    kinds = {
+        kind: [
+            kept(options.work / f"{kind}-{seed}", options.fresh, lambda k=kind, s=seed: absorbed(model, k, s, options))
+            for seed in range(options.seeds)
+        ]
+        for kind in KINDS
+    }
+    tasks = [kept(options.work / name, options.fresh, lambda name=name: all_tasks(model, name, options.seeds))
+             for name in NAMES]  # fmt: skip
+    text = page(tasks, kinds, options.seeds, options.tokens)
+    write_file(RESULTS / "saebench.md", text)
+    print(text, f"{time.perf_counter() - began:.0f} s", sep="\n")
+
+
+def kept(folder: Path, fresh: bool, measure: Any) -> BenchmarkResult:
+    """What was measured before, or is now."""
+    path = folder / "benchmark.json"
+    if fresh or not path.is_file():
+        measure().save(folder)
+    record = read_json(path)
+    rows = tuple(Measured(**row | {"value": float("nan") if row["value"] is None else row["value"]})
+                 for row in record["rows"])  # fmt: skip
+    return BenchmarkResult(rows, record["seconds"], record["model"], record["settings"])
+
+
+def all_tasks(model: LanguageModel, name: str, seeds: int) -> BenchmarkResult:
+    rows = take_rows(model, held_out_text(4096 * seeds), rows=seeds * -(-4096 // CONTEXT), context=CONTEXT)
+    return benchmark(model, {name: load_dictionaries(name)}, rows, config=BenchmarkConfig(seeds=seeds), progress=True)
+
+
+def absorbed(model: LanguageModel, kind: str, seed: int, options: argparse.Namespace) -> BenchmarkResult:
+    """The absorption of an autoencoder that is trained with a seed; the halves of words are the same for all."""
+    middle = model.n_layers // 2
+    config = SAEConfig(k=K, tokens=options.tokens, batch=BATCH, seed=seed, lr=2e-3, **KINDS[kind])
+    trained = train(None, vectors(model, middle), config, progress=False)
+    assert isinstance(trained, SAESet)
+    rows = take_rows(model, held_out_text(8192), rows=-(-8192 // CONTEXT), context=CONTEXT)
+    config = BenchmarkConfig(only=("core", "absorption"), layers=(middle,), baselines=False)
+    result = benchmark(model, {kind: at_layer(trained[0], model, middle)}, rows, config=config, progress=True)
+    return BenchmarkResult(
+        tuple(row._replace(seed=seed) for row in result.rows), result.seconds, result.model, result.settings
+    )
+
+
+def vectors(model: LanguageModel, layer: int) -> Tensor:
+    rows = take_rows(model, text_stream(0), rows=-(-VECTORS // (CONTEXT - 1)), context=CONTEXT, separator="\n")
+    site = Site(layer, "resid_post")
+    return sites_of(model, rows, [site], [site]).reads[:VECTORS, 0]
+
+
+def at_layer(sae: SAE, model: LanguageModel, layer: int) -> SAESet:
+    """An autoencoder that was trained on vectors, as one of a model's layer."""
+    here = SAE(
+        W_enc=sae.W_enc.detach(), b_enc=sae.b_enc.detach(), W_dec=sae.W_dec.detach(), b_dec=sae.b_dec.detach(),
+        activation=sae.activation, site=Site(layer, "resid_post"), centred=sae.centred,
+    )  # fmt: skip
+    layers = [
+        here if i == layer else SAE.absent(i, model.d_model, "resid_post", torch.float32) for i in range(model.n_layers)
+    ]
+    return SAESet(layers, DictionaryProvenance(model=model.name, bos=True)).requires_grad_(False)
+
+
+def page(tasks: Sequence[BenchmarkResult], kinds: dict[str, list[BenchmarkResult]], seeds: int, tokens: int) -> str:
+    """Both tables, and what the second one answers."""
+    lines = [
+        "# saebench", "", (__doc__ or "").partition("\n\n")[2].partition("\n\n")[0].replace("\n", " "), "",
+        f"Machine: {machine()}, shared with other work. {seeds} seeds, ± half of the 95 % interval by Student's t.", "",
+        "## All tasks", "",
+        "Pocket model, middle layer; ↑ more is better, ↓ less. What each column is: `docs/benchmark.md`.", "",
+    ]  # fmt: skip
+    arrows = {True: " ↑", False: " ↓", None: ""}
+    lines += table(
+        ["dictionary", *(each.title + arrows[each.more_is_better] for each in HEADLINES)],
+        [
+            [line_name(line), *(str(result.estimate(line, each.task, each.metric)) for each in HEADLINES)]
+            for result in tasks
+            for line in result.lines
+        ],
+    )
+    lines += ["", "RAVEL's parts, and what unlearning costs:", ""]
+    parts = (("ravel", "cause"), ("ravel", "isolation"), ("ravel", "whole"), ("unlearning", "forgotten"),
+             ("unlearning", "lost"), ("scr", "base"), ("scr", "oracle"), ("tpp", "clean"), ("probing", "write"),
+             ("absorption", "full"), ("absorption", "f1"))  # fmt: skip
+    lines += table(
+        ["dictionary", *(f"{task}: {metric}" for task, metric in parts)],
+        [
+            [line_name(line), *(str(result.estimate(line, task, metric)) for task, metric in parts)]
+            for result in tasks
+            for line in result.lines
+        ],
+    )
+    spent = {task: sum(result.seconds[task] for result in tasks) for task in tasks[0].seconds}
+    lines += ["", "Seconds: " + ", ".join(f"{task} {seconds:.0f}" for task, seconds in spent.items()) + ".", ""]
+    lines += [
+        "## Absorption by width and kind", "",
+        f"Autoencoders of {tokens:,} tokens, k = {K}, narrow 256 features, wide 2,048; classes of words.", "",
+    ]  # fmt: skip
+    lines += table(
+        ["kind", "L0", "FVU", "dead", *ABSORPTION],
+        [
+            [kind, *(str(estimate(results, kind, task, metric)) for task, metric in [
+                ("core", "l0"), ("core", "fvu"), ("core", "dead"), *(("absorption", each) for each in ABSORPTION)
+            ])]
+            for kind, results in kinds.items()
+        ],
+    )  # fmt: skip
+    return "\n".join([*lines, "", difference(kinds), ""])
+
+
+def values(results: Sequence[BenchmarkResult], kind: str, task: str, metric: str) -> list[float]:
+    """One figure for each seed; of absorption, on classes of words."""
+    data = "classes" if task == "absorption" else ""
+    return [result.estimate((kind, ""), task, metric, data).mean for result in results]
+
+
+def estimate(results: Sequence[BenchmarkResult], kind: str, task: str, metric: str) -> Any:
+    return interval(values(results, kind, task, metric))
+
+
+def difference(kinds: dict[str, list[BenchmarkResult]]) -> str:
+    """What the claim comes to, seed by seed."""
+    sentences = []
+    matryoshka = "Matryoshka BatchTopK, wide"
+    for metric in ("fraction", "full"):
+        for kind in ("TopK, wide", "BatchTopK, wide", "TopK, narrow"):
+            pairs = zip(*(values(kinds[each], each, "absorption", metric) for each in (kind, matryoshka)), strict=True)
+            found = interval([one - other for one, other in pairs])
+            clear = "higher" if found.mean - found.half > 0 else "lower" if found.mean + found.half < 0 else "undecided"
+            sentences.append(f"{kind} less Matryoshka, {metric}: {found} ({clear})")
+    return "Paired by seed: " + "; ".join(sentences) + "."
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(r) + " |" for r in rows),
+    ]
+
+
+if __name__ == "__main__":
+    main()
