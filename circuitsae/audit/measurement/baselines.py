@@ -101,8 +101,8 @@ CRITERION = Criterion(
     family="measurement",
     question="Does the circuit do more than circuits that took no search, and than it does without learning?",
     figure="1 − |1 − f| above the best baseline",
-    # Above by half of the behaviour: the search found more than it would by luck. Not above: it found nothing.
-    rule=Rule(confirms=0.5, refutes=0.0),
+    # Above by half of the behaviour: the search found more than luck would. Within a tenth: it need not have been made.
+    rule=Rule(confirms=0.5, refutes=0.1),
     measure=measure,
     runs=lambda subject, settings: (6 + settings.random + 3 * UNTRAINED) * settings.few,
 )

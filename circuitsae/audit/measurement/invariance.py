@@ -63,8 +63,8 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     if len(groups) < 2:
         return untested(
             CRITERION.key,
-            f"There is {len(groups)} wording with {LEAST} prompts or more, the task's other templates included; two are "
-            "needed to compare.",
+            f"There is {len(groups)} wording with {LEAST} prompts or more, other templates included; two are needed to "
+            "compare.",
             "Prompts of at least two templates, or more prompts.",
         )
     found = {group.name: group.estimate(len(groups)) for group in groups}
