@@ -12,7 +12,8 @@ from circuitsae.audit.subject import FOUND, HELD, Choice, Cut, Judging, Shown, S
 from circuitsae.audit.untrained import untrained
 from circuitsae.interventions import Error, Feature
 from circuitsae.replacement import ReplacementModel
-from circuitsae.reproduce.features import prompt_task
+from circuitsae.reproduce.features import ABLATION, in_few_templates, prompt_task, wide
+from circuitsae.tasks import Task
 from circuitsae.validation.ablation import Ablated, Ablation, Kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, Ranking, kind_of, rank_nodes
 from circuitsae.validation.tasks import Cases
@@ -23,13 +24,14 @@ _ABLATIONS: dict[str, Ablation] = {"resample": "resample", "mean": "mean", "role
 
 POOL = 24
 """Prompts on which nodes are looked for: each takes an attribution graph."""
-_USUAL = Choice("role mean")
+_USUAL = Choice(ABLATION)
+"""As `reproduce` judges them: means keep most of IOI, and leave f next to no scale."""
 _CHOICES = (
     _USUAL,
-    *(replace(_USUAL, ablation=ablation) for ablation in ("mean", "zero", "resample")),
+    *(replace(_USUAL, ablation=ablation) for ablation in ("mean", "role mean", "resample")),
     replace(_USUAL, regime="replacement"),
     *(replace(_USUAL, errors=errors) for errors in ("keep", "ablate")),
-    replace(_USUAL, ablation="zero", regime="replacement"),
+    replace(_USUAL, ablation="role mean", regime="replacement"),
     replace(_USUAL, errors="keep", regime="replacement"),
 )
 
@@ -90,7 +92,7 @@ class FeatureSubject(Subject):
         return frozenset(replace(unit, at=None) for unit in units if isinstance(unit, Feature | Error))
 
     def _judging(self, source: TaskSource, n: int, draw: int, choice: Choice) -> Judging:
-        task = source.task(n, draw)
+        task = few(source, n, draw)
         own, corrupt = prompt_task(self.model, task)
         by = "role" if choice.ablation != "mean" else "position"
         ablated = Ablated(
@@ -109,7 +111,7 @@ class FeatureSubject(Subject):
         return Judging(run, shown)
 
     def _ranking(self, n: int, draw: int) -> Ranking:
-        return rank_nodes(self.replacement, prompt_task(self.model, self.source.task(n, draw))[0])
+        return rank_nodes(self.replacement, prompt_task(self.model, few(self.source, n, draw))[0])
 
     def scores(self, n: int, draw: int = FOUND) -> Mapping[Unit, np.ndarray]:
         found = self.ranking(n, draw)
@@ -121,7 +123,7 @@ class FeatureSubject(Subject):
         return replace(self.usual, ablation="zero"), -1
 
     def naive(self, n: int) -> Mapping[str, frozenset[Unit]]:
-        cases = Cases(self.replacement, prompt_task(self.model, self.source.task(n, FOUND))[0])
+        cases = Cases(self.replacement, prompt_task(self.model, few(self.source, n, FOUND))[0])
         pool = [node for node in self.pool if isinstance(node, Feature | Error)]
         found = naive_nodes(cases, pool, len(self.units))
         return {name: frozenset(nodes) for name, nodes in found.items()}
@@ -151,6 +153,11 @@ class FeatureSubject(Subject):
             frozenset(pool[key][i] for key, k in wanted.items() for i in rng.choice(len(pool[key]), k, replace=False))
             for _ in range(count)
         ]
+
+
+def few(source: TaskSource, n: int, draw: int) -> Task:
+    """At most `n` prompts of a draw, in few templates: a mean over a template's roles is of several prompts."""
+    return in_few_templates(source.task(wide(n), draw), n).take(slice(n))
 
 
 def _nodes(cut: Cut) -> list[CircuitNode]:

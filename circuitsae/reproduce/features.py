@@ -166,7 +166,16 @@ PER_TEMPLATE = 8
 def few_templates(model: LanguageModel, name: str, settings: Settings, draw: int = 0) -> Task:
     """About `settings.features` prompts of a task in few templates, `PER_TEMPLATE` or more of each."""
     n = settings.features
-    wide = settings.prompts(name, model, max(400, 10 * n), draw)
+    return in_few_templates(settings.prompts(name, model, wide(n), draw), n)
+
+
+def wide(n: int) -> int:
+    """How many prompts to draw so that `n` in few templates are among them."""
+    return max(400, 10 * n)
+
+
+def in_few_templates(wide: Task, n: int) -> Task:
+    """About `n` of a task's prompts in few of its templates, `PER_TEMPLATE` or more of each."""
     counts = Counter(example.template for example in wide.examples)
     kept = sorted(template for template, count in counts.items() if count >= PER_TEMPLATE)
     kept = kept[:: max(1, len(kept) * PER_TEMPLATE // n)] if kept else list(counts)

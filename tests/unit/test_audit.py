@@ -11,6 +11,7 @@ from circuitsae import ReplacementModel, load_dictionaries, load_model
 from circuitsae.audit import Audit, Choice, Cut, Estimate, FeatureSubject, HeadSubject, Rule, Settings, TaskSource
 from circuitsae.audit import audit as run_audit
 from circuitsae.audit.criteria import CRITERIA
+from circuitsae.audit.features import few
 from circuitsae.audit.heads import rewired
 from circuitsae.audit.subject import WHOLE
 from circuitsae.components import Edge, Judge, problems_of
@@ -92,8 +93,8 @@ def test_cuts_of_features_are_those_of_faithfulness():
     circuit = Circuit.of(["0.1@IO", "1.2@END", "1.err@END", "2.err@END", "3.err@END"])
     subject = FeatureSubject(model, source, circuit)
     judge = subject.judging(4)
-    task, corrupt = prompt_task(model.model, source.task(4, 11))
-    curve = faithfulness(model, circuit, task, sizes=[5], ablation="mean", regime="model", others=corrupt)
+    task, _ = prompt_task(model.model, few(source, 4, 11))
+    curve = faithfulness(model, circuit, task, sizes=[5], ablation="zero", regime="model")
     assert judge.f([subject.kept])[0] == pytest.approx(curve.f[0], abs=1e-5)
     assert judge.f([WHOLE])[0] == pytest.approx(1)
 

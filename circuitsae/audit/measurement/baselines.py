@@ -34,11 +34,12 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     fixed = 1 + len(naive)
     rng = np.random.default_rng(settings.seed)
     chosen = closeness(drawn[fixed:])[rng.integers(0, len(random), (len(random), RESAMPLES)), np.arange(RESAMPLES)]
-    rivals = {"random circuits": (_high(closeness(f[fixed:])), _high(chosen))}
+    rivals = {"random circuits": (float(_high(closeness(f[fixed:]))), _high(chosen))}
     rivals |= {name: (float(closeness(f[i])), closeness(drawn[i])) for i, name in enumerate(naive, 1)}
-    if blank:
-        most = max(blank, key=lambda row: row["f"])
-        rivals["untrained model"] = (float(closeness(np.array(most["f"]))), np.full(RESAMPLES, closeness(most["f"])))
+    most = max(blank, key=lambda row: row["f"], default=None)
+    if most is not None:
+        own = float(closeness(most["f"]))
+        rivals["untrained model"] = (own, np.full(RESAMPLES, own))
     best = max(rivals, key=lambda name: rivals[name][0])
     value = float(closeness(f[0])) - rivals[best][0]
     highest = np.max([draws for _, draws in rivals.values()], axis=0)
@@ -52,7 +53,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     said += (
         f"{_high(f[fixed:]):.2f}, naive ones reach {max([float(f[i]) for i in range(1, fixed)], default=np.nan):.2f}"
     )
-    if blank:
+    if most is not None:
         said += f"; in an untrained model the circuit gives {most['f']:.2f} of what the trained one does, all of it "
         said += f"{most['behaviour']:.2f}"
     return CRITERION.finding(
@@ -68,7 +69,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     )  # fmt: skip
 
 
-def _high(values: np.ndarray) -> np.ndarray:
+def _high(values: np.ndarray) -> Any:
     return np.quantile(values, SHARE, axis=0)
 
 
@@ -100,8 +101,8 @@ CRITERION = Criterion(
     family="measurement",
     question="Does the circuit do more than circuits that took no search, and than it does without learning?",
     figure="1 − |1 − f| above the best baseline",
-    # Above by half of the behaviour: the search found more than it would by luck. Not above: it found nothing.
-    rule=Rule(confirms=0.5, refutes=0.0),
+    # Above by half of the behaviour: the search found more than luck would. Within a tenth: it need not have been made.
+    rule=Rule(confirms=0.5, refutes=0.1),
     measure=measure,
     runs=lambda subject, settings: (6 + settings.random + 3 * UNTRAINED) * settings.few,
 )

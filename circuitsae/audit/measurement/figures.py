@@ -1,15 +1,16 @@
 """What several criteria of measurement count with."""
 
+from typing import Any
+
 import numpy as np
-from jaxtyping import Float
 
 from circuitsae.audit.settings import Settings
 from circuitsae.audit.subject import Subject, Unit
 
 
-def closeness(f: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
-    """1 − |1 − f|: f itself up to 1, and as bad above as below."""
-    return 1 - np.abs(1 - f)
+def closeness(f: Any) -> Any:
+    """1 − |1 − f|, of a number or each of an array: f itself up to 1, and as bad above as below."""
+    return 1 - np.abs(1 - np.asarray(f))
 
 
 def jaccard(first: frozenset[Unit], second: frozenset[Unit]) -> float:

@@ -33,7 +33,7 @@ class Group:
         """1 − |1 − f| with an interval that holds for all of so many groups at once (Bonferroni)."""
         out = (1 - LEVEL) / 2 / groups
         low, high = np.quantile(closeness(self.drawn), [out, 1 - out])
-        return Estimate(float(closeness(np.array(self.f))), float(low), float(high))
+        return Estimate(float(closeness(self.f)), float(low), float(high))
 
 
 def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
@@ -63,8 +63,9 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     if len(groups) < 2:
         return untested(
             CRITERION.key,
-            f"These prompts have {len(groups)} template of {LEAST} prompts or more, and none is known that they lack.",
-            "Prompts of at least two templates.",
+            f"There is {len(groups)} wording with {LEAST} prompts or more, other templates included; two are needed to "
+            "compare.",
+            "Prompts of at least two templates, or more prompts.",
         )
     found = {group.name: group.estimate(len(groups)) for group in groups}
     worst = min(groups, key=lambda group: found[group.name].value)

@@ -28,7 +28,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     f = [float(judge.of(own)[0]) for judge, own in zip(both, metric, strict=True)]
     drawn = [closeness(judge.drawn(own, seed=settings.seed + i)[0])
              for i, (judge, own) in enumerate(zip(both, metric, strict=True))]  # fmt: skip
-    found, held = closeness(np.array(f))
+    found, held = closeness(f)
     optimism = Estimate.of(float(found - held), drawn[0] - drawn[1])
     rows, runs = _members(subject, settings, tell)
     sure = sum(row["q"] <= Q for row in rows)
@@ -57,12 +57,15 @@ def _members(subject: Subject, settings: Settings, tell: Tell) -> tuple[list[dic
     for (name, units), row in zip(parts, without, strict=True):
         change = (row - whole) / scale
         # Changes without any spread are certain, whichever they are.
-        flat = bool(np.ptp(change) <= 1e-9)
-        test = None if flat or len(change) < 2 else stats.ttest_1samp(change, 0)
-        low, high = (change.mean(),) * 2 if test is None else test.confidence_interval()
-        p = float(test.pvalue) if test is not None else float(abs(change.mean()) <= 1e-9)
+        if len(change) < 2 or np.ptp(change) <= 1e-9:
+            low = high = p = float(change.mean())
+            p = float(abs(p) <= 1e-9)
+        else:
+            test = stats.ttest_1samp(change, 0)
+            low, high = test.confidence_interval()
+            p = test.pvalue  # pyright: ignore[reportAttributeAccessIssue]
         rows.append({"member": name, "units": len(units), "effect": float(change.mean()), "low": float(low),
-                     "high": float(high), "p": p})  # fmt: skip
+                     "high": float(high), "p": float(p)})  # fmt: skip
     q = corrected(np.array([row["p"] for row in rows]))
     return [{**row, "q": float(value)} for row, value in zip(rows, q, strict=True)], judge.runs
 
