@@ -60,4 +60,4 @@ def _above_chance(judge: Judging) -> bool:
         return False
     if not change.std():
         return True
-    return bool(stats.ttest_1samp(change, 0, alternative="greater").pvalue < 0.05)
+    return bool(stats.ttest_1samp(change, 0, alternative="greater")[1] < 0.05)
