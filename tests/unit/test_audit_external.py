@@ -129,23 +129,33 @@ def test_a_dose_of_heads_is_that_of_plain_hooks(heads):
     assert np.array_equal(metric[3], metric[4])
 
 
+def of_features(dictionaries: str, *nodes: str) -> FeatureSubject:
+    model = ReplacementModel(load_model("pocket"), load_dictionaries(dictionaries))
+    return FeatureSubject(model, TaskSource("ioi", model.model), Circuit.of(nodes))
+
+
 @pytest.fixture(scope="module")
 def features() -> FeatureSubject:
-    model = ReplacementModel(load_model("pocket"), load_dictionaries("pocket"))
-    circuit = Circuit.of(["0.1@IO", "1.889@END", "1.err@END", "2.err@END", "3.err@END"])
-    return FeatureSubject(model, TaskSource("ioi", model.model), circuit)
+    return of_features("pocket", *CIRCUIT)
 
 
-def test_a_dose_of_features_is_that_of_interventions(features):
-    task, _ = prompt_task(features.model, features.source.task(3, HELD))
-    cases, nodes = Cases(features.replacement, task), features.circuit.nodes
+CIRCUIT = ("0.1@IO", "1.889@END", "1.err@END", "2.err@END", "3.err@END")
+SPLICED = ("0.err@S2", "0.321@S2", "3.980@END")
+"""Of autoencoders, no error after another change: one is live in ablations and the clean run's in interventions."""
+
+
+@pytest.mark.parametrize(("dictionaries", "names"), [("pocket", CIRCUIT), ("pocket-sae", SPLICED)])
+def test_a_dose_of_features_is_that_of_interventions(dictionaries, names):
+    subject = of_features(dictionaries, *names)
+    task, _ = prompt_task(subject.model, subject.source.task(2, HELD))
+    cases, nodes = Cases(subject.replacement, task), subject.circuit.nodes
     metric = Ablated(cases, "zero", regime="model").metric(
         [Kept(nodes, True, 0.25), Kept(nodes, True, 1.0), Kept((), True)]
     )
-    library = Library(features.replacement)
+    library = Library(subject.replacement)
     for number, example in enumerate(task.examples):
         row = (library[as_prompt(example)], [Intervention(node, Scale(0.25)) for node in nodes])
-        (chunk,) = run_alternatives(features.replacement, [row], "model", library=library)
+        (chunk,) = run_alternatives(subject.replacement, [row], "model", library=library)
         expected = float(example.measure(chunk.logits[:, -1])[0])
         assert metric[0, number] == pytest.approx(expected, abs=1e-4)
         assert abs(metric[0, number] - metric[2, number]) > 0.01
