@@ -9,7 +9,7 @@ whole interval falls short of the bar that confirms, else open; open counts as w
 
 *own*: the program's edges, to be confirmed. All others are to be refuted: without one edge, drawn at random; with one
 edge that changes nothing, drawn from those on a path with the circuit where there are any; as many edges drawn from
-all; and the program's edges in the same model with every weight drawn anew, as large as it was. Three draws of each.
+all; and the program's edges in the same model with every weight drawn anew, as large as it was. Draws of each: %d.
 `by` counts the criteria that fell short in refuted cases (several may in one).
 """
 
@@ -43,7 +43,7 @@ class Options:
 
     folder: Path = Path(__file__).resolve().parents[2] / "shared/references/compiled"
     """Compiled programs, a folder each; skipped where absent."""
-    draws: int = 3
+    draws: int = 1
     """Draws of each damage."""
     pairs: int = 256
     """Pairs of prompts for each program; half of them are judged on, or as many as the settings say."""
@@ -120,7 +120,7 @@ def main() -> None:
         print(program.name, sum(case.right for case in found), "of", len(found), flush=True)
     keys = ", ".join(criterion.key for criterion in CRITERIA if criterion.key in BEARING)
     columns = ["circuit", "cases", "confirmed", "refuted", "open", "judged rightly", "by"]
-    claim = f"{str(__doc__).strip() % keys}\n\n{wrong(found)}"
+    claim = f"{str(__doc__).strip() % (keys, options.draws)}\n\n{wrong(found)}"
     text = table_text("audit_calibration", claim, machine(), columns, summary(found))
     write_file(RESULTS / "audit_calibration.md", text)
     print(text)

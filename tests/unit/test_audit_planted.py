@@ -16,7 +16,7 @@ from circuitsae.audit.measurement.recovery import NOISE, by_faithfulness, mean_f
 from circuitsae.audit.planted import DAMAGE, PROGRAMS, damaged, own_circuit, planted_subject, untrained
 from circuitsae.audit.planted_features import LENGTH, NEURONS, planted_features
 from circuitsae.audit.subject import FOUND, HELD, WHOLE, Cut
-from circuitsae.audit.verdict import short, verdict
+from circuitsae.audit.verdict import BEARING, short, verdict
 from circuitsae.components import eap_ig, exact_edges
 from circuitsae.components.known import distance
 from circuitsae.interventions import Feature
@@ -25,6 +25,7 @@ from circuitsae.validation.circuits import rank_nodes
 from circuitsae.validation.tasks import Cases
 
 HANDMADE = {program.name: program for program in PROGRAMS}
+KEYS = [criterion.key for criterion in CRITERIA if criterion.key in BEARING]
 SMALL = Settings(held_out=24, few=24, random=4, resamples=2, many=24)
 
 
@@ -147,17 +148,24 @@ def test_noise_has_no_known_edges(program):
     assert "depends on its draw" in found.said
 
 
-@pytest.mark.parametrize("ablation", ["resample", "zero"])
-def test_an_audit_confirms_the_own_circuit_and_refutes_one_that_lacks_an_edge(program, ablation):
-    def judged(model, circuit=None):
-        return run_audit(planted_subject(model, ablation, circuit), settings=SMALL, only=["sufficiency"])
+def judged(program, ablation, circuit=None):
+    return run_audit(planted_subject(program, ablation, circuit), settings=SMALL, only=KEYS)
 
-    own = judged(program)
+
+@pytest.mark.parametrize("ablation", ["resample", "zero"])
+def test_an_audit_confirms_the_own_circuit_and_refutes_others(program, ablation):
+    own = judged(program, ablation)
     assert verdict(own) == "confirmed"
     assert short(own) == []
     for how in ("one edge missing", "random"):
-        assert verdict(judged(program, damaged(program, ablation, how, seed=2))) == "refuted"
-    assert verdict(judged(untrained(program), own_circuit(program, ablation))) == "refuted"
+        assert verdict(judged(program, ablation, damaged(program, ablation, how, seed=2))) == "refuted"
+    assert verdict(judged(untrained(program), ablation, own_circuit(program, ablation))) == "refuted"
+
+
+@pytest.mark.skipif("minimality" not in KEYS, reason="only minimality sees what is idle")
+def test_an_audit_refutes_an_idle_edge(program):
+    found = judged(program, "resample", damaged(program, "resample", "one idle edge", seed=3))
+    assert (verdict(found), short(found)) == ("refuted", ["minimality"])
 
 
 def test_a_verdict_asks_for_every_bearing_criterion():
