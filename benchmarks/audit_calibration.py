@@ -3,7 +3,8 @@
 Programs compiled with Tracr (`--folder`, truth by exhaustive patching) and hand-made ones (truth by reasoning), under
 resample and zero ablation; the value is how far the logits lie from the model's (the largest difference, after
 position 0), so that f = 1 for a true circuit, on prompts where ablating every edge changes them. Audited at
-`Settings.quick()` with the criteria that are about the circuit and its model alone: %s.
+`Settings.quick()` with the criteria that are about the circuit and its model alone:
+%s.
 The verdict (`circuitsae.audit.verdict`, fixed beforehand): confirmed where each of them is, refuted where of one the
 whole interval falls short of the bar that confirms, else open; open counts as wrong.
 
