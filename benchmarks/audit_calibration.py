@@ -3,13 +3,14 @@
 Programs compiled with Tracr (`--folder`, truth by exhaustive patching) and hand-made ones (truth by reasoning), under
 resample and zero ablation; the value is how far the logits lie from the model's (the largest difference, after
 position 0), so that f = 1 for a true circuit, on prompts where ablating every edge changes them. Audited at
-`Settings.quick()` with the criteria that are about the circuit and its model alone: %s.
+`Settings.quick()` with the criteria that are about the circuit and its model alone:
+%s.
 The verdict (`circuitsae.audit.verdict`, fixed beforehand): confirmed where each of them is, refuted where of one the
 whole interval falls short of the bar that confirms, else open; open counts as wrong.
 
 *own*: the program's edges, to be confirmed. All others are to be refuted: without one edge, drawn at random; with one
 edge that changes nothing, drawn from those on a path with the circuit where there are any; as many edges drawn from
-all; and the program's edges in the same model with every weight drawn anew, as large as it was. Three draws of each.
+all; and the program's edges in the same model with every weight drawn anew, as large as it was. Draws of each: %d.
 `by` counts the criteria that fell short in refuted cases (several may in one).
 """
 
@@ -43,7 +44,7 @@ class Options:
 
     folder: Path = Path(__file__).resolve().parents[2] / "shared/references/compiled"
     """Compiled programs, a folder each; skipped where absent."""
-    draws: int = 3
+    draws: int = 1
     """Draws of each damage."""
     pairs: int = 256
     """Pairs of prompts for each program; half of them are judged on, or as many as the settings say."""
@@ -120,7 +121,7 @@ def main() -> None:
         print(program.name, sum(case.right for case in found), "of", len(found), flush=True)
     keys = ", ".join(criterion.key for criterion in CRITERIA if criterion.key in BEARING)
     columns = ["circuit", "cases", "confirmed", "refuted", "open", "judged rightly", "by"]
-    claim = f"{str(__doc__).strip() % keys}\n\n{wrong(found)}"
+    claim = f"{str(__doc__).strip() % (keys, options.draws)}\n\n{wrong(found)}"
     text = table_text("audit_calibration", claim, machine(), columns, summary(found))
     write_file(RESULTS / "audit_calibration.md", text)
     print(text)

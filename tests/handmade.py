@@ -11,19 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.audit.planted import LENGTH, Weights
+from circuitsae.audit.planted import LENGTH
+from circuitsae.audit.planted_features import neurons
 from circuitsae.graph import Node, NodeKind
 from circuitsae.graph.notes import Claim
 from circuitsae.interventions import Recording
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.claims import Pairs, Settings, judge
 from transcoders.bridge import native_bridge
-from transcoders.dictionaries import TranscoderSet
-from transcoders.dictionaries.activations import ReLU
-from transcoders.dictionaries.provenance import DictionaryProvenance
-from transcoders.dictionaries.sparse_dictionary import Transcoder
 from transcoders.language_model import LanguageModel
-from transcoders.sites import Site
 
 NEURONS, READERS = 40, 8
 _TOKENS, _WIRES, _MOVED, _READERS = slice(0, 8), slice(8, 48), slice(48, 56), slice(56, 64)
@@ -111,7 +107,7 @@ def wired(seed: int = 0, density: float = 0.2) -> Wired:
     )  # fmt: skip
     before = np.zeros((READERS + vocabulary, NEURONS))
     before[:READERS, :8] = moved
-    model = ReplacementModel(LanguageModel(bridge, "handmade-wired"), _neurons(weights))
+    model = ReplacementModel(LanguageModel(bridge, "handmade-wired"), neurons(weights, 2, "handmade-wired"))
     return Wired(model, same, before, late)
 
 
@@ -127,21 +123,3 @@ def _shapes(width: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{here}W_O": (1, 8, width), f"{here}W_in": (width, NEURONS), f"{here}W_out": (NEURONS, width)}
         shapes[f"{here}b_in"] = (NEURONS,)
     return shapes
-
-
-def _neurons(weights: Weights) -> TranscoderSet:
-    """Transcoders whose features are the MLPs' own neurons."""
-    blocks = [{name: weights[f"blocks.{layer}.{name}"] for name in ("W_in", "b_in", "W_out")} for layer in range(2)]
-    transcoders = [
-        Transcoder(
-            W_enc=block["W_in"],
-            b_enc=block["b_in"],
-            W_dec=block["W_out"],
-            b_dec=torch.zeros(block["W_out"].shape[1], dtype=torch.float64),
-            activation=ReLU(),
-            read=Site(layer, "mlp_in"),
-            write=Site(layer, "mlp_out"),
-        )
-        for layer, block in enumerate(blocks)
-    ]
-    return TranscoderSet(transcoders, DictionaryProvenance(model="handmade-wired"))

@@ -9,8 +9,9 @@ from circuitsae.audit.finding import Finding
 from circuitsae.audit.result import Audit
 
 Verdict = Literal["confirmed", "refuted", "open"]
-BEARING = ("sufficiency", "necessity", "minimality", "baselines")
-"""Enough; needed; nothing idle; better than chance. What else an audit asks is how well that is known, and how far."""
+BEARING = ("sufficiency", "necessity", "minimality", "rivals")
+"""Enough; needed; nothing idle; no other as good. What else an audit asks is how that was found, how well it is known,
+and how far it reaches."""
 
 
 def short(audit: Audit, *, bearing: Sequence[str] = BEARING, criteria: Sequence[Criterion] = CRITERIA) -> list[str]:

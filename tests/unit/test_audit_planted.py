@@ -12,13 +12,20 @@ from circuitsae.audit.criteria import CRITERIA
 from circuitsae.audit.finding import untested
 from circuitsae.audit.heads import GivenSource
 from circuitsae.audit.measurement import sensitivity
+from circuitsae.audit.measurement.recovery import NOISE, by_faithfulness, mean_f1, recovered, recovered_features
 from circuitsae.audit.planted import DAMAGE, PROGRAMS, damaged, own_circuit, planted_subject, untrained
+from circuitsae.audit.planted_features import LENGTH, NEURONS, planted_features
 from circuitsae.audit.subject import FOUND, HELD, WHOLE, Cut
-from circuitsae.audit.verdict import short, verdict
-from circuitsae.components import exact_edges
+from circuitsae.audit.verdict import BEARING, short, verdict
+from circuitsae.components import eap_ig, exact_edges
 from circuitsae.components.known import distance
+from circuitsae.interventions import Feature
+from circuitsae.validation.ablation import Ablated, Kept
+from circuitsae.validation.circuits import rank_nodes
+from circuitsae.validation.tasks import Cases
 
 HANDMADE = {program.name: program for program in PROGRAMS}
+KEYS = [criterion.key for criterion in CRITERIA if criterion.key in BEARING]
 SMALL = Settings(held_out=24, few=24, random=4, resamples=2, many=24)
 
 
@@ -37,7 +44,7 @@ def test_the_truth_is_what_ablation_in_the_model_shows(program, ablation):
 def test_idle_heads_and_layers_change_nothing_and_noise_a_little():
     plain, wide, noisy = (
         HANDMADE["conjunction"].program(per_length=6, **options)
-        for options in ({}, {"layers": 3, "heads": 4}, {"layers": 3, "heads": 4, "noise": sensitivity.NOISE})
+        for options in ({}, {"layers": 3, "heads": 4}, {"layers": 3, "heads": 4, "noise": NOISE})
     )
     assert plain.truth("zero") == wide.truth("zero")
     assert len(wide.effects) > 10 * len(plain.effects)
@@ -83,24 +90,54 @@ def test_damage_is_what_it_says(program, ablation):
     assert abs(1 - planted_subject(drawn, ablation, own).judging(24).f([Cut(own)])[0]) > 0.2
 
 
-def recovered(find, prompts):
-    return sensitivity.recovered("resample", find, prompts=prompts, draws=1, programs=PROGRAMS[:2])
+def edges_found(find, prompts):
+    return recovered("resample", find, prompts=prompts, draws=1, programs=PROGRAMS[:2])
+
+
+def status(rows):
+    return sensitivity.RULE.status(mean_f1(rows))
 
 
 def test_the_method_finds_what_was_planted_and_one_that_ranks_backwards_does_not():
-    rows = recovered(sensitivity.by_faithfulness, 12)
-    assert sensitivity.RULE.status(sensitivity.mean_f1(rows)) in ("confirmed", "partly")
+    rows = edges_found(by_faithfulness, 12)
+    assert status(rows) in ("confirmed", "partly")
     assert all(row.recall == 1 for row in rows)
     assert all(row.f1 == pytest.approx(2 * row.precision / (row.precision + 1)) for row in rows)
-    blind = recovered(lambda problems, planted: sensitivity.eap_ig(problems).ranked()[-planted:], 3)
-    assert sensitivity.RULE.status(sensitivity.mean_f1(blind)) == "disconfirmed"
+    assert status(edges_found(lambda problems, planted: eap_ig(problems).ranked()[-planted:], 3)) == "disconfirmed"
 
 
 def test_what_is_found_beside_the_planted_counts_against_a_method():
-    rows = recovered(lambda problems, planted: sensitivity.eap_ig(problems).edges, 3)
+    rows = edges_found(lambda problems, planted: eap_ig(problems).edges, 3)
     assert all(row.recall == 1 for row in rows)
     assert [row.precision for row in rows] == [row.planted / 302 for row in rows]
-    assert sensitivity.RULE.status(sensitivity.mean_f1(rows)) == "disconfirmed"
+    assert status(rows) == "disconfirmed"
+
+
+def test_planted_features_are_what_the_value_depends_on():
+    planted = planted_features(prompts=3, seed=1)
+    ablated = Ablated(Cases(planted.model, planted.task), "zero", regime="model")
+    nodes = sorted(planted.nodes, key=str)
+    others = (Feature(0, i, at) for i in range(NEURONS) for at in range(1, LENGTH))
+    unplanted = tuple(node for node in others if node not in planted.nodes)
+    full, alone, *without = ablated.metric(
+        [Kept((), all_but=True), Kept(tuple(nodes)), Kept(unplanted, all_but=True),
+         *(Kept((node,), all_but=True) for node in nodes)]
+    )  # fmt: skip
+    assert np.allclose([alone, without[0]], full)
+    assert (np.abs(without[1:] - full) > 0.02 * np.abs(full)).all()
+
+
+def test_planted_features_are_found_and_ranked_backwards_are_not(caplog):
+    fewest, sized = recovered_features(prompts=3, draws=1)
+    assert status(fewest) in ("confirmed", "partly")
+    assert fewest[0].precision == sized[0].f1 == 1
+    assert not caplog.records
+
+    def backwards(model, task):
+        found = rank_nodes(model, task)
+        return replace(found, scores=1 / (1e-9 + np.abs(found.scores)))
+
+    assert {status(rows) for rows in recovered_features(prompts=2, draws=1, rank=backwards)} == {"disconfirmed"}
 
 
 def test_noise_has_no_known_edges(program):
@@ -111,17 +148,24 @@ def test_noise_has_no_known_edges(program):
     assert "depends on its draw" in found.said
 
 
-@pytest.mark.parametrize("ablation", ["resample", "zero"])
-def test_an_audit_confirms_the_own_circuit_and_refutes_one_that_lacks_an_edge(program, ablation):
-    def judged(model, circuit=None):
-        return run_audit(planted_subject(model, ablation, circuit), settings=SMALL, only=["sufficiency"])
+def judged(program, ablation, circuit=None):
+    return run_audit(planted_subject(program, ablation, circuit), settings=SMALL, only=KEYS)
 
-    own = judged(program)
+
+@pytest.mark.parametrize("ablation", ["resample", "zero"])
+def test_an_audit_confirms_the_own_circuit_and_refutes_others(program, ablation):
+    own = judged(program, ablation)
     assert verdict(own) == "confirmed"
     assert short(own) == []
     for how in ("one edge missing", "random"):
-        assert verdict(judged(program, damaged(program, ablation, how, seed=2))) == "refuted"
-    assert verdict(judged(untrained(program), own_circuit(program, ablation))) == "refuted"
+        assert verdict(judged(program, ablation, damaged(program, ablation, how, seed=2))) == "refuted"
+    assert verdict(judged(untrained(program), ablation, own_circuit(program, ablation))) == "refuted"
+
+
+@pytest.mark.skipif("minimality" not in KEYS, reason="only minimality sees what is idle")
+def test_an_audit_refutes_an_idle_edge(program):
+    found = judged(program, "resample", damaged(program, "resample", "one idle edge", seed=3))
+    assert (verdict(found), short(found)) == ("refuted", ["minimality"])
 
 
 def test_a_verdict_asks_for_every_bearing_criterion():
