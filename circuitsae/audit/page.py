@@ -124,23 +124,28 @@ def figure(chart: Chart) -> go.Figure:
     """A criterion's figure: points with their intervals, joined along an axis of numbers."""
     made = go.Figure()
     numeric = all(isinstance(x, int | float) for x in chart.x)
-    names = list(chart.x) if numeric else [plotly_text(visible(str(x))) for x in chart.x]
+    names = list(chart.x) if numeric else [_words(str(x)) for x in chart.x]
     series = list(chart.series) or [""] * len(names)
     order = sorted(range(len(names)), key=lambda i: list(dict.fromkeys(series)).index(series[i]))
     for name, group in groupby(order, key=lambda i: series[i]):
         rows = list(group)
         made.add_scatter(
             x=[names[i] for i in rows], y=[chart.y[i] for i in rows], error_y=_bars(chart, rows),
-            name=plotly_text(visible(name)) if name else "", showlegend=len(set(series)) > 1,
+            name=_words(name) if name else "", showlegend=len(set(series)) > 1,
             mode="lines+markers" if numeric and len(rows) > 1 else "markers", marker={"size": 8},
         )  # fmt: skip
     for text, level in chart.lines.items():
-        made.add_hline(y=level, line_dash="dot", line_color="#888", annotation_text=plotly_text(visible(text)))
-    made.update_xaxes(title_text=plotly_text(chart.x_title) if chart.x_title else None)
-    made.update_yaxes(title_text=plotly_text(chart.y_title) if chart.y_title else None)
+        made.add_hline(y=level, line_dash="dot", line_color="#888", annotation_text=_words(text))
+    made.update_xaxes(title_text=_words(chart.x_title) if chart.x_title else None)
+    made.update_yaxes(title_text=_words(chart.y_title) if chart.y_title else None)
     if not numeric:
         made.update_xaxes(type="category", tickangle=-90 if len(set(names)) > _MOST_NAMES else None)
     return made.update_layout(template="plotly_white", height=_HEIGHT, margin={"t": 24, "r": 24})
+
+
+def _words(text: str) -> str:
+    """Of a figure: as they are, whatever plotly.js would read in them."""
+    return plotly_text(visible(text))
 
 
 def _bars(chart: Chart, rows: Sequence[int]) -> dict[str, Any] | None:

@@ -78,10 +78,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     document |= {"n": {"prompts": 1, "held_out": 0, "unrelated": 1, "controls": 1}}
     made["steering"] = folder / "steering.html"
     made["steering"].write_text(steering_page(document), encoding="utf-8")
-    audit = sample_audit(text="\n".join([MARKUP, *HOSTILE]))
+    audit = sample_audit(text="\n".join([MARKUP, *HOSTILE]), task=MARKUP)
     made["audit"], made["audits"] = folder / "audit.html", folder / "comparison.html"
     made["audit"].write_text(audit_page(audit, MARKUP), encoding="utf-8")
-    both = compare_audits(audit, sample_audit(text=MARKUP, shift=0.5), (MARKUP, HOSTILE[0]))
+    both = compare_audits(audit, sample_audit(text=MARKUP, task=MARKUP, shift=0.5), (MARKUP, HOSTILE[0]))
     made["audits"].write_text(comparison_page(both, MARKUP), encoding="utf-8")
     return made
 
