@@ -1,11 +1,11 @@
 """Criteria of measurement, each on subjects whose answer is known to be yes, and to be no."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from circuitsae import ReplacementModel, load_dictionaries, load_model
 from circuitsae.audit import (
@@ -30,7 +30,7 @@ from circuitsae.audit.measurement import (
     selection,
 )
 from circuitsae.audit.naive import LAST, LOGITS, WRITES, naive_nodes
-from circuitsae.audit.subject import FOUND, HELD, NOTHING, WHOLE, Shown, Subject
+from circuitsae.audit.subject import FOUND, HELD, NOTHING, WHOLE, Shown, Subject, Unit
 from circuitsae.audit.untrained import untrained
 from circuitsae.components import Edge, PatchingProblem, exact_nodes, run_keeping
 from circuitsae.components.known import projection
@@ -38,6 +38,7 @@ from circuitsae.components.network import Network
 from circuitsae.interventions import Error, Feature
 from circuitsae.reproduce.features import prompt_task
 from circuitsae.validation import Circuit
+from circuitsae.validation.statistics import agreement
 from circuitsae.validation.tasks import Cases
 from tests.handmade import PROGRAMS
 from transcoders.errors import InputError
@@ -91,7 +92,7 @@ class Sum(Subject):
     def judging_task(self, task, n, *, draw=HELD):
         raise InputError("no other task")
 
-    def scores(self, n, draw=FOUND):
+    def scores(self, n, draw=FOUND) -> Mapping[Unit, np.ndarray]:
         rng = np.random.default_rng(draw)
         return {unit: -self.score[i] + self.noise * rng.normal(size=n) for i, unit in enumerate(UNITS)}
 
@@ -332,4 +333,4 @@ def test_scores_of_features_foretell_the_effect_with_its_sign():
     units = sorted(score, key=lambda unit: -abs(score[unit]))[:12]
     judge = subject.judging(2, choice=choice)
     whole, *without = judge.metric([WHOLE, *(Cut(frozenset([unit]), all_but=True) for unit in units)]).mean(1)
-    assert stats.spearmanr([score[unit] for unit in units], np.array(without) - whole).statistic > 0.7
+    assert agreement(np.array([score[unit] for unit in units]), np.array(without) - whole).spearman > 0.7
