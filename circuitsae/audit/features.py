@@ -117,6 +117,10 @@ class FeatureSubject(Subject):
         found = self.ranking(n, draw)
         return dict(zip(found.nodes, found.scores.T, strict=True))
 
+    def strength(self, values: np.ndarray) -> float:
+        """The mean size, as `Ranking.circuit` takes it: names differ between prompts, and so do their features."""
+        return float(np.abs(values).mean())
+
     @property
     def foretold(self) -> tuple[Choice, int]:
         """Scores are effects in the linear graph: what a node adds, against nothing in its place."""

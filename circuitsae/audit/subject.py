@@ -232,11 +232,14 @@ class Subject(ABC):
     def selected(
         self, scores: Mapping[Unit, np.ndarray], among: Sequence[int] | None = None, *, count: int | None = None
     ) -> frozenset[Unit]:
-        """The best units by |mean score|, over all prompts or some, that are connected; as many as the circuit has."""
-        size = {unit: abs(float(values[among].mean() if among is not None else values.mean()))
-                for unit, values in scores.items()}  # fmt: skip
+        """The strongest units over all prompts or some, of these the connected; as many as the circuit has."""
+        size = {unit: self.strength(values if among is None else values[among]) for unit, values in scores.items()}
         best = sorted(size, key=lambda unit: -size[unit])[: len(self.units) if count is None else count]
         return self.connected(best)
+
+    def strength(self, values: np.ndarray) -> float:
+        """What circuits of this kind are chosen by: of a unit's scores the size of the mean."""
+        return abs(float(values.mean()))
 
     scoring: int = 15
     """Prompts run that scoring one prompt is worth, about."""

@@ -174,16 +174,16 @@ def wide(n: int) -> int:
     return max(400, 10 * n)
 
 
-def in_few_templates(wide: Task, n: int) -> Task:
+def in_few_templates(task: Task, n: int) -> Task:
     """About `n` of a task's prompts in few of its templates, `PER_TEMPLATE` or more of each."""
-    counts = Counter(example.template for example in wide.examples)
+    counts = Counter(example.template for example in task.examples)
     kept = sorted(template for template, count in counts.items() if count >= PER_TEMPLATE)
     kept = kept[:: max(1, len(kept) * PER_TEMPLATE // n)] if kept else list(counts)
     each = max(PER_TEMPLATE, n // len(kept))
     rows: list[int] = []
     for template in kept[: max(1, n // PER_TEMPLATE)]:
-        rows += [i for i, example in enumerate(wide.examples) if example.template == template][:each]
-    return wide.take(rows)
+        rows += [i for i, example in enumerate(task.examples) if example.template == template][:each]
+    return task.take(rows)
 
 
 def prompt_task(model: LanguageModel, task: Task) -> tuple[PromptTask, list[Prompt]]:

@@ -47,7 +47,8 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     if len(known) < 2:
         return untested(
             CRITERION.key,
-            f"There is {len(known)} way to judge this circuit on these prompts; two are needed to compare.",
+            f"{len(known)} of {len(rows)} ways to judge this circuit give an f on these prompts; two are needed to "
+            "compare.",
             "Prompts with roles, templates and wrong answers can be judged in more ways.",
         )
     least, most = (end(known, key=lambda row: row["f"]) for end in (min, max))

@@ -5,17 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from circuitsae.audit.criterion import Criterion, Tell
 from circuitsae.audit.finding import RESAMPLES, Chart, Estimate, Finding, Rule, untested
 from circuitsae.audit.measurement.figures import closeness
 from circuitsae.audit.settings import Settings
-from circuitsae.audit.subject import Judging, Subject
+from circuitsae.audit.subject import HELD, Subject
 from circuitsae.validation.statistics import LEVEL
 
 LEAST = 4
 """Prompts of a template below which it is left out."""
 OTHER = "other templates"
+MORE = (41, 42, 43)
+"""Draws of prompts beside the usual one."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,24 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     over all of the task's prompts, so that f overall is the mean of these. The interval holds for all templates at
     once, since the lowest is sought.
     """
-    judge = subject.judging(_prompts(subject, settings))
-    tell(f"{len(judge.prompts)} prompts by template")
-    metric, names = judge.metric([subject.kept])[0], [shown.template for shown in judge.prompts]
-    span = float(judge.ends[1].mean() - judge.ends[0].mean())
+    values, names, runs = _judged(subject, settings, draws(subject), tell)
+    span = float(values[1].mean() - values[0].mean())
     counts = Counter(names)
     groups = [
-        _group(judge, metric, name, [i for i, own in enumerate(names) if own == name], span, settings.seed)
+        _group(values[:, [own == name for own in names]], name, span, settings.seed)
         for name, count in counts.items()
         if count >= LEAST
     ]
-    left_out, other, runs = len(counts) - len(groups), subject.paraphrased(), judge.runs
+    left_out, other = len(counts) - len(groups), subject.paraphrased()
     if other is not None:
-        tell(OTHER)
-        worded = other.judging(settings.held_out)
-        own = worded.metric([subject.kept])[0]
-        groups.append(_group(worded, own, OTHER, range(len(worded.prompts)), span, settings.seed))
-        runs += worded.runs
+        worded, _, more = _judged(other, settings, [HELD], tell)
+        groups.append(_group(worded, OTHER, span, settings.seed))
+        runs += more
     if len(groups) < 2:
         return untested(
             CRITERION.key,
-            f"There is {len(groups)} wording with {LEAST} prompts or more, other templates included; two are needed to "
-            "compare.",
+            f"{len(groups)} of the task's templates, and of those that it lacks, have {LEAST} prompts or more; two are "
+            "needed to compare.",
             "Prompts of at least two templates, or more prompts.",
         )
     found = {group.name: group.estimate(len(groups)) for group in groups}
@@ -88,17 +87,31 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     )
 
 
-def _prompts(subject: Subject, settings: Settings) -> int:
-    return 4 * settings.held_out if subject.kind == "heads" else settings.held_out
+def draws(subject: Subject) -> list[int]:
+    """Draws of prompts, taken one after the other: many prompts of each template are more than memory may hold."""
+    return [HELD, *MORE] if subject.kind == "heads" else [HELD]
 
 
-def _group(judge: Judging, metric: np.ndarray, name: str, rows: Sequence[int], span: float, seed: int) -> Group:
-    """f on the prompts at `rows`, with resamples of these."""
-    at = list(rows)
-    gap = (judge.ends[1] - metric)[at] / span
-    f = 1 - gap[np.random.default_rng(seed).integers(0, len(at), (RESAMPLES, len(at)))].mean(1)
-    behaviour = float((judge.ends[1] - judge.ends[0])[at].mean() / span)
-    return Group(name, len(at), float(1 - gap.mean()), f, behaviour)
+def _judged(
+    subject: Subject, settings: Settings, some: Sequence[int], tell: Tell
+) -> tuple[Float[np.ndarray, "3 example"], list[str], int]:
+    """m(∅), m(M) and m(C) of every prompt, its template, and how many were run."""
+    values, names, runs = [], [], 0
+    for number, draw in enumerate(some, 1):
+        judge = subject.judging(settings.held_out, draw=draw)
+        tell(f"{len(judge.prompts)} prompts by template, {number} of {len(some)}")
+        values.append(np.concatenate([judge.ends, judge.metric([subject.kept])]))
+        names += [shown.template for shown in judge.prompts]
+        runs += judge.runs
+    return np.concatenate(values, axis=1), names, runs
+
+
+def _group(values: Float[np.ndarray, "3 example"], name: str, span: float, seed: int) -> Group:
+    """f on prompts with these m(∅), m(M) and m(C), with resamples of them."""
+    empty, full, own = values
+    gap, count = (full - own) / span, len(own)
+    f = 1 - gap[np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))].mean(1)
+    return Group(name, count, float(1 - gap.mean()), f, float((full - empty).mean() / span))
 
 
 def _chart(groups: Sequence[Group], found: Mapping[str, Estimate]) -> Chart:
@@ -117,5 +130,5 @@ CRITERION = Criterion(
     # 0.8 is what a faithful circuit is held to overall; below a half, most of the behaviour there is something else's.
     rule=Rule(confirms=0.8, refutes=0.5),
     measure=measure,
-    runs=lambda subject, settings: 3 * _prompts(subject, settings) + 3 * settings.held_out,
+    runs=lambda subject, settings: 3 * (len(draws(subject)) + 1) * settings.held_out,
 )
