@@ -187,9 +187,10 @@ def test_a_circuit_is_specific_if_others_do_not_need_it():
     tasks = {TEXT: share("mnop"), "greater-than": share("efgh"), "induction": share("ijkl"), "agreement": share("mn")}
     true = found(specificity, Made("abcd", share("abcd"), tasks=tasks))
     assert true.status == "confirmed"
-    assert {row["task"] for row in true.table if row["lost"] is not None} == {"ioi", *tasks}
-    shared = {name: share("ab") for name in tasks}
-    assert found(specificity, Made("abcd", share("abcd"), tasks=shared)).status == "disconfirmed"
+    assert {row["task"] for row in true.table if row["out"] == "circuit"} == {"ioi", *tasks}
+    shared = found(specificity, Made("abcd", share("abcd"), tasks={name: share("ab") for name in tasks}))
+    assert shared.status == "disconfirmed"
+    assert "text needs a (0.50), b (0.50), c (0.00) by themselves" in shared.change
     assert found(specificity, Made("op", share("abcd"), tasks=tasks)).status == "inconclusive"
     assert found(specificity, Made("abcd", share("abcd"))).status == "untested"
 

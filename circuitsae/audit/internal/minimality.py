@@ -17,7 +17,7 @@ CONTEXTS = 8
 """Sets K in which a member that shows nothing in the whole circuit is tried again."""
 SHARES = (0.1, 0.25)
 """Of the members, in every second K; the others take half of those that showed nothing: backups of each other."""
-SPENT = 3
+SPENT = 2
 """Circuits run to try members again, at most, for each member."""
 RULE = Rule(confirms=0.01, refutes=0.002)
 """Wang et al. 2022 keep members that change the metric by 1 % of the model's; a fifth of that, nobody would draw."""

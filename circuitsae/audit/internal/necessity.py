@@ -10,7 +10,8 @@ from circuitsae.audit.subject import WHOLE, Cut, Subject
 def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     """f(M∖C) with its interval over prompts; of each part v the change 1 − f(M∖v), and which are beyond noise.
 
-    Parts that others back up change nothing alone: `interactions` says which.
+    A circuit that holds more than is needed passes as well (`minimality`, `specificity`). Parts that others back up
+    change nothing alone (`interactions`).
     """
     judge, few = subject.judging(settings.held_out), subject.judging(settings.few)
     tell(f"the model without the circuit on {len(judge.prompts)} prompts")

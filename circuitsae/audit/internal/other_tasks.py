@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from circuitsae.audit.criterion import Tell
+from circuitsae.audit.internal.members import SURE, p_values
 from circuitsae.audit.subject import Judging, Subject
 from circuitsae.tasks.load import task_names
 from transcoders.errors import InputError
@@ -53,11 +53,7 @@ def other_names(subject: Subject) -> list[str]:
 
 
 def _above_chance(judge: Judging) -> bool:
-    """m(M) exceeds m(∅) on most prompts and, in the mean, beyond noise (t-test, one-sided, p < .05)."""
-    empty, full = judge.ends
-    change = full - empty
-    if len(change) < 2 or float(np.mean(change > 0)) < RIGHT:
-        return False
-    if not change.std():
-        return True
-    return bool(stats.ttest_1samp(change, 0, alternative="greater")[1] < 0.05)
+    """m(M) exceeds m(∅) on most prompts and, in the mean, beyond noise."""
+    change = judge.ends[1] - judge.ends[0]
+    above = change.mean() > 0 and np.mean(change > 0) >= RIGHT
+    return bool(above and p_values(judge, change[None])[0] <= SURE)

@@ -23,15 +23,17 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     each other overshoots on the way. Parts of one path bring nothing back until the last of them is restored.
     """
     tell("parts by their scores")
-    order, judge = strongest(subject, settings.few), subject.judging(settings.held_out)
+    order = strongest(subject, settings.few)
+    judge, few = subject.judging(settings.held_out), subject.judging(settings.few)
     counts = sorted({step * len(order) // STEPS for step in range(STEPS)})
     restored = [_units(subject, order[:count]) for count in counts]
     alone = [_units(subject, [name]) for name in order[:ALONE]]
     tell(f"{len(order)} parts restored in {len(counts)} steps on {len(judge.prompts)} prompts")
-    metric = judge.metric([_without(subject, units) for units in (*restored, *alone)])
+    metric = judge.metric([_without(subject, units) for units in restored])
     resampled = judge.drawn(metric, seed=settings.seed)
-    f, lone = np.split(judge.of(metric), [len(counts)])
-    curve, draws = np.append(f, 1.0), np.vstack([resampled[: len(counts)], np.ones(resampled.shape[1])])
+    curve, draws = np.append(judge.of(metric), 1.0), np.vstack([resampled, np.ones(resampled.shape[1])])
+    tell(f"each of {len(alone)} parts restored alone")
+    lone = few.estimates([_without(subject, units) for units in alone], seed=settings.seed)
     found = Estimate.of(float(_rescued(curve)), _rescued(draws))
     points = [Estimate.of(float(value), row) for value, row in zip(curve, draws, strict=True)]
     half = int(np.searchsorted([*counts, len(order)], len(order) / 2))
@@ -40,9 +42,8 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
          "high": point.high}
         for count, point in zip([*counts, len(order)], points, strict=True)
     ]  # fmt: skip
-    rows += [{"restored": f"{name} alone", "f": value, "low": one.low, "high": one.high}
-             for name, value, row in zip(order, lone.tolist(), resampled[len(counts) :], strict=False)
-             for one in [Estimate.of(value, row)]]  # fmt: skip
+    rows += [{"restored": f"{name} alone", "f": one.value, "low": one.low, "high": one.high}
+             for name, one in zip(order, lone, strict=False)]  # fmt: skip
     falls = float(np.maximum(0, -np.diff(curve)).sum())
     return CRITERION.finding(
         found,
@@ -52,6 +53,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
         if found.value + falls < RULE.confirms
         else "Parts that pull the same way would be restored without a fall.",
         judged=judge,
+        runs=few.runs,
         table=rows,
         chart=Chart(
             [*counts, len(order)], curve.tolist(), [one.low for one in points], [one.high for one in points],
@@ -75,7 +77,7 @@ def _without(subject: Subject, restored: frozenset[Unit]) -> Cut:
 
 def _runs(subject: Subject, settings: Settings) -> int:
     n = len(subject.parts)
-    return settings.held_out * (2 + min(STEPS, n) + min(ALONE, n))
+    return settings.held_out * (2 + min(STEPS, n)) + settings.few * (2 + min(ALONE, n))
 
 
 CRITERION = Criterion(

@@ -108,9 +108,9 @@ def _found(
     ends: list[tuple[frozenset[Unit], float]],
 ) -> Finding:
     judge = subject.judging(settings.held_out)
-    metric = judge.metric([subject.kept, Cut(rival)])
+    metric = judge.metric([subject.kept, Cut(rival), Cut(subject.units, all_but=True)])
     f, resampled = judge.of(metric), judge.drawn(metric, seed=settings.seed)
-    own, other = (Estimate.of(float(value), row) for value, row in zip(f, resampled, strict=True))
+    own, other, every = (Estimate.of(float(value), row) for value, row in zip(f, resampled, strict=True))
     margin = Estimate.of(abs(1 - f[1]) - abs(1 - f[0]), np.abs(1 - resampled[1]) - np.abs(1 - resampled[0]))
     begun = train.f([Cut(start) for start in starts])
     rows = [
@@ -120,14 +120,15 @@ def _found(
     return CRITERION.finding(
         margin,
         f"The best of {len(ends)} rivals without any of the circuit's {len(subject.units)} units has {len(rival)} and "
-        f"f {other} on {len(judge.prompts)} held-out prompts; the circuit has {own}.",
+        f"f {other} on {len(judge.prompts)} held-out prompts; the circuit has {own}, and all that "
+        f"it leaves out {every}.",
         "A longer search, or units that the scores miss, could find a rival; that none was found proves none.",
         judged=judge,
         runs=train.runs,
         table=rows,
         chart=Chart(
-            ["circuit", "best rival"], [own.value, other.value], [own.low, other.low], [own.high, other.high],
-            y_title="f", lines={"the model": 1.0},
+            ["circuit", "best rival", "all outside"], [own.value, other.value, every.value],
+            [own.low, other.low, every.low], [own.high, other.high, every.high], y_title="f", lines={"the model": 1.0},
         ),
     )  # fmt: skip
 
@@ -140,6 +141,6 @@ CRITERION = Criterion(
     rule=RULE,
     measure=measure,
     runs=lambda subject, settings: (
-        4 * settings.held_out + _few(settings) * (2 + (1 + STARTS) * (2 + STEPS * PROPOSALS))
+        5 * settings.held_out + _few(settings) * (2 + (1 + STARTS) * (2 + STEPS * PROPOSALS))
     ),
 )
