@@ -1,6 +1,8 @@
 """Writes docs/audit.md, with the table of criteria: `python docs/write_audit.py`."""
 
 import sys
+
+# ruff: noqa: E501, as a paragraph is as wide as on the pages
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -14,7 +16,7 @@ A circuit that gives back what its model does can still be one of many, hang on 
 that it was found on alone. `audit` puts a circuit to each criterion below: a measurement with a 95 % interval, held against
 two bars that were stated before, one that confirms and one that refutes. What fails is said first.
 
-<!-- slow: minutes -->
+<!-- skip: a quarter of an hour, and exit code 1 where a criterion is disconfirmed -->
 ```bash
 circuitsae audit --task ioi --quick
 ```

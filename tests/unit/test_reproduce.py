@@ -17,8 +17,8 @@ from circuitsae.graph import AttributionGraph, Node, NodeKind
 from circuitsae.interventions import Feature
 from circuitsae.loading import load_model
 from circuitsae.reproduce import Claim, Reproduction, Settings, head_roles, reproduce
-from circuitsae.reproduce.cross_layer import walk
 from circuitsae.reproduce.circuit import FoundCircuit, bootstrap_jaccard, stability_stage
+from circuitsae.reproduce.cross_layer import walk
 from circuitsae.reproduce.features import supernodes
 from circuitsae.reproduce.page import markdown, page
 from circuitsae.reproduce.result import write_json
