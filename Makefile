@@ -65,6 +65,7 @@ cli: $(VENV)/.installed  ## write the page of the command line again
 	$(BIN)/python docs/write_cli.py
 	$(BIN)/python docs/write_formats.py
 	$(BIN)/python docs/write_scaling.py
+	$(BIN)/python docs/write_audit.py
 
 docs: $(VENV)/.installed-dev
 	@$(PIP) --editable '.[docs]'

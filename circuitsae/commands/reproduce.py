@@ -170,7 +170,9 @@ def _write_circuits(found: "list[Reproduction]", folder: Path, settings: "Settin
     from circuitsae.audit.discovery import features_file, heads_file
 
     for report in found:
-        heads_file(report.task, report.model, report.edges, settings).save(folder / f"{report.task}-circuit.json")
+        if report.edges:
+            made = heads_file(report.task, report.model, report.edges, settings)
+            made.save(folder / f"{report.task}-circuit.json")
         if report.nodes is not None:
             made = features_file(report.task, report.model, report.nodes, settings, dictionaries)
             made.save(folder / f"{report.task}-features.json")

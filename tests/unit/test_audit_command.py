@@ -17,7 +17,9 @@ from circuitsae.components import Edge, edges_of_nodes, known_circuit
 from circuitsae.components.network import Network
 from circuitsae.graph.exchange import write_graph
 from circuitsae.interventions import Feature
+from circuitsae.reproduce import Reproduction
 from circuitsae.reproduce.circuit import select_circuit
+from circuitsae.validation.circuits import Circuit
 from tests.sample_audits import sample_audit
 from transcoders.errors import FileFormatError, InputError
 
@@ -154,8 +156,6 @@ def test_a_criterion_that_fails_is_named_with_exit_code_1(best, tmp_path, capsys
 
 
 def test_features_are_audited_with_the_dictionaries_that_the_file_names(tmp_path, replacement):
-    from circuitsae.validation.circuits import Circuit
-
     file = CircuitFile("features", "ioi", "pocket", Circuit.of(NODES).nodes, "pocket")
     subject = subject_of(file, replacement, "ioi")
     assert set(subject.parts) == {"0.1", "1.2", "1.err", "3.err"}
@@ -175,6 +175,18 @@ def test_a_plan_counts_runs_and_writes_nothing(best, replacement, tmp_path, caps
     main(["audit", "--task", "ioi", "--plan", "--only", "sufficiency", "--quick", "--out", str(tmp_path / "none")])
     assert "stood in" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
+
+
+def test_reproduce_writes_its_circuits_as_an_audit_reads_them(replacement, tmp_path, monkeypatch):
+    edges, nodes = frozenset({Edge("a0.h1", "m1"), Edge("m1", "logits")}), Circuit.of(NODES)
+    report = Reproduction("ioi", "pocket", {}, edges=edges, nodes=nodes)
+    monkeypatch.setattr("circuitsae.reproduce.reproduce", lambda *_, **__: report)
+    main(["reproduce", "ioi", "--quick", "--seed", "2", "--out", str(tmp_path)])
+    heads, features = (
+        read_circuit(tmp_path / f"ioi-{name}.json", replacement.model) for name in ("circuit", "features")
+    )
+    assert (frozenset(heads.edges), heads.task, heads.found["seed"]) == (edges, "ioi", 2)
+    assert (features.circuit, features.dictionaries) == (nodes, "pocket")
 
 
 def test_two_audits_need_no_model(tmp_path, capsys, monkeypatch):

@@ -85,6 +85,11 @@ def test_what_training_needs_by_size_is_what_its_function_says():
     assert scaling.PAGE.read_text("utf-8") == scaling.page(), "run `python docs/write_scaling.py`"
 
 
+def test_the_table_of_criteria_is_up_to_date():
+    audit = script("write_audit")
+    assert audit.PAGE.read_text("utf-8") == audit.page(), "run `python docs/write_audit.py`"
+
+
 def test_the_table_of_formats_is_up_to_date(formats):
     assert formats.PAGE.read_text("utf-8") == formats.page(), "run `python docs/write_formats.py`"
 
