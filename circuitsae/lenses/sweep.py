@@ -74,13 +74,12 @@ class Sweep:
 
         `share` is the effect over `total`: 1 where the cell alone carries all the difference, NaN where there is none.
         """
-        low, high = self.interval()
+        (low, high), mean = self.interval(), self.mean
         total = self.total or np.nan
         return pd.DataFrame(
             {
                 "layer": layer, "first": window[0], "last": window[-1], "column": column,
-                "effect": self.mean[layer, i], "low": low[layer, i], "high": high[layer, i],
-                "share": self.mean[layer, i] / total,
+                "effect": mean[layer, i], "low": low[layer, i], "high": high[layer, i], "share": mean[layer, i] / total,
             }
             for layer, window in enumerate(self.windows)
             for i, column in enumerate(self.columns)
@@ -88,15 +87,15 @@ class Sweep:
 
     def figure(self) -> "go.Figure":
         """Layer × column, coloured by the mean effect."""
-        low, high = self.interval()
+        (low, high), mean = self.interval(), self.mean
         hover = [
-            [f"{self.mean[at, i]:+.4f} [{low[at, i]:+.4f}, {high[at, i]:+.4f}]" for i in range(len(self.columns))]
+            [f"{mean[at, i]:+.4f} [{low[at, i]:+.4f}, {high[at, i]:+.4f}]" for i in range(len(self.columns))]
             for at in range(len(self.windows))
         ]
         wide = max(map(len, self.windows))
         name = NAMES[self.kind] + (f", {wide} layers at a time" if wide > 1 else "")
         return heat_map(
-            self.mean,
+            mean,
             [f"layer {layer}" for layer in range(len(self.windows))],
             self.columns,
             title=f"{name}, {self.direction}",

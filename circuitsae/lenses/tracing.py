@@ -15,6 +15,7 @@ from circuitsae.lenses.sweep import Sweep
 from circuitsae.report.text import visible
 from circuitsae.tasks.wording import encode
 from transcoders.errors import InputError
+from transcoders.held import EMBED
 from transcoders.language_model import LanguageModel
 
 
@@ -98,10 +99,13 @@ def noisy_embeddings(
 ) -> Float[Tensor, "sample pos d_model"]:
     """Embeddings of the prompt, noise added at some positions, drawn anew for each sample."""
     vocabulary = torch.arange(model.d_vocab, device=model.device)
-    every = model.parts.embed(vocabulary[None])[0]
+    every, alone = (model.parts.embed(ids[None])[0] for ids in (vocabulary, tokens))
+    _, cache = model.run_hooked(tokens[None], read=[EMBED])
+    own = cache[EMBED][0]
+    sigma = every.std() * own.norm() / alone.norm()  # some families scale embeddings outside of their table
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(samples, len(tokens), every.shape[-1], generator=generator, dtype=torch.float64)
-    return every[tokens] + where[:, None] * (noise * every.std() * drawn.to(every))
+    drawn = torch.randn(samples, *own.shape, generator=generator, dtype=torch.float64)
+    return own + where[:, None] * (noise * sigma * drawn.to(own))
 
 
 def _probability(

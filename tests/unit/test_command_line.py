@@ -368,6 +368,9 @@ COMMANDS = {
     "collect": ["features", "collect", "--tokens", "200", "--corpus", "{folder}/text.txt", "--out", "{folder}/cards"],
     "browse": ["features", "browse", "{folder}/cards", "--out", "{folder}/browser"],
     "reproduce": ["reproduce", "ioi", "--out", "{folder}/report"],
+    "lens": ["lens", "{prompt}", "--node", "0.err@-1", "--top", "2"],
+    "patch": ["patch", "ioi", "--prompts", "2", "--role", "S2", "--out", "{folder}/patch.html"],
+    "causal-trace": ["causal-trace", "The key", "--subject", "key", "--samples", "2", "--state", "attn_out"],
     "import": ["import", "{folder}/small.json", "--out", "{folder}/imported"],
     "doctor": ["doctor"],
 }
@@ -387,6 +390,9 @@ LAST = {
     "evaluate": LAYER,
     "collect": r"\d+ of [\d,]+ features fired; 0 have a label\.",
     "browse": r"\d+ of [\d,]+ features fired; 0 have a label\.",
+    "lens": r"0\.err@-1 speaks most for ",
+    "patch": r"Mean logit_diff: .* Before the last column layer \d at S2 does most: .* of \+\d",
+    "causal-trace": r"Mean P\(.*\): .* Before the last column layer \d at .* does most: ",
     "reproduce": r"1 of 1 claim with a bar meet it\.",
     "import": r"Of the logit of ·b, ",
 }
