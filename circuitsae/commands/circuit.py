@@ -117,7 +117,8 @@ def circuit(
     table = [(f"{size:,}", *(f"{f:.2f}" for f in row)) for size, *row in zip(sizes, *values, strict=True)]
     show_table(console, "Faithfulness", [Column("nodes"), *map(Column, curves)], table)
     folder = out or Path("circuits") / f"{Path(model).name}-{Path(task).stem}"
-    document = {"task": whole.name, "model": loaded.model.name, "method": method, "steps": steps, "seed": seed,
+    document = {"task": whole.name, "model": loaded.model.name, "dictionaries": dictionaries or "",
+                "method": method, "steps": steps, "seed": seed,
                 "nodes": found.frame().to_dict("records"),
                 "edges": [] if graph is None else graph.edges.to_dict("records"),
                 "curves": {name: curve.to_json() for name, curve in curves.items()}}  # fmt: skip

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from circuitsae.audit.circuit_file import read_circuit
 from circuitsae.cli import main
 from circuitsae.loading import load_dictionaries
 from circuitsae.replacement import ReplacementModel
@@ -26,6 +27,8 @@ def test_a_circuit_of_the_pocket_model_on_agreement(pocket, tmp_path, capsys):
     assert written[0]["f"] == pytest.approx(curve.f[0], abs=1e-5)
     assert {edge["source"] for edge in found["edges"]} <= set(circuit.first(4).ids)
     assert found["edges"]
+    read = read_circuit(tmp_path / "circuit.json", pocket)
+    assert (read.circuit.ids, read.dictionaries) == (circuit.ids, "pocket-sae")
     drawn = (tmp_path / "circuit.svg").read_text("utf-8")
     largest = max(found["edges"], key=lambda edge: abs(edge["effect"]))
     assert f"{largest['effect']:+.2g}".replace("-", "−") in drawn
