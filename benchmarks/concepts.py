@@ -5,7 +5,7 @@ The pocket model. *kinds of words*: tokens of text that no training used, labell
 word finds nothing. *states*: the last token of one-hop prompts about a city ("The state containing Houston is"),
 labelled by its state; held out are all prompts about one city of each. Layers are those where the concepts are: of
 words the second MLP, of states the last. *neurons*: of that MLP; *features*: of the per-layer transcoder there;
-*PCA* and *random directions*: of what it reads, both signs: all components, and as many directions as it has features.
+*PCA* and *random directions*: of what it reads, both signs: all components, and twice as many directions.
 
 AUROC on held-out rows, mean over concepts, of the unit that is best on the other rows, of the best five and of all
 units (`concept_table`), and balanced accuracy; *found by one*: concepts with AUROC above .9 by a single unit. *purity*
@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from machine import write_table
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import circuitsae as cs
 from circuitsae.pocket.corpus import documents
@@ -45,7 +46,7 @@ KINDS = {
     )},
 }  # fmt: skip
 LAYERS = {"kinds of words": 1, "states": 3}
-N_STATES, PER_KIND, LEAST_ROWS = 12, 200, 10
+N_STATES, PER_KIND, LEAST_ROWS, AT_ONCE = 12, 200, 10, 64
 FOUND, PURE = 0.9, 0.5
 
 
@@ -98,20 +99,21 @@ def units(
     """What every basis says of the contexts' tokens, [row, unit]."""
     sites = (Site(layer, "mlp_neurons"), *dictionaries.reads)
     read: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for row, place in zip(contexts.rows, contexts.places, strict=True):
-        found = model.activations(row[None], sites)
+    for start in range(0, len(contexts.rows), AT_ONCE):
+        rows, places = (side[start : start + AT_ONCE] for side in (contexts.rows, contexts.places))
+        found = model.activations(pad_sequence(rows, batch_first=True), sites)  # what follows a token, it does not see
         for site in sites:
-            read[site].append(found[site][0, place])
-    reads = torch.stack([torch.stack(read[site]) for site in dictionaries.reads])
+            read[site].append(found[site][torch.arange(len(rows)), places])
+    reads = torch.stack([torch.cat(read[site]) for site in dictionaries.reads])
     index, value = dictionaries.encode(reads)
     here = index[:, 0] == layer
     features = np.zeros((len(contexts.rows), dictionaries.n_features(layer)))
     features[index[here, 1].numpy(), index[here, 2].numpy()] = value[here].numpy()
     x = reads[layer].double().numpy()
     return {
-        "neurons": torch.stack(read[sites[0]]).double().numpy(),
+        "neurons": torch.cat(read[sites[0]]).double().numpy(),
         "features": features[:, (features[~contexts.held_out] > 0).any(axis=0)],
-        **direction_baselines(x, contexts.held_out, dictionaries.n_features(layer) // 2, seed),
+        **direction_baselines(x, contexts.held_out, 2 * x.shape[1], seed),
     }
 
 

@@ -187,7 +187,7 @@ def test_the_example_writes_its_page_and_figures(tmp_path):
 
 
 def test_autoencoders_find_sparse_directions_and_not_dense_ones():
-    settings = example.Settings(features=16, d_hidden=8, steps=300, vectors=12_000, batch=256)
+    settings = example.Settings(features=16, d_hidden=8, steps=300, vectors=12_000)
     found = {}
     for density in (0.5, 0.04):
         model = example.equal([density], 16, 8, settings)
