@@ -60,9 +60,10 @@ def dimensionality_figure(models: ToyModels) -> "go.Figure":
     spread = np.random.default_rng(0).uniform(0.97, 1.03, len(model))  # so that equal ones can be told apart
     figure = go.Figure()
     for name, share in _SOLIDS.items():
+        side = "bottom" if share == 3 / 8 else "top"  # of the pentagon's line, which is near
         figure.add_hline(
             y=share, line={"color": "#9ca3af", "width": 1, "dash": "dot"},
-            annotation={"text": name, "font": {"size": 11}}, annotation_position="bottom right" if share == 3 / 8 else "top right",
+            annotation={"text": name, "font": {"size": 11}}, annotation_position=f"{side} right",
         )  # fmt: skip
     marker = {"color": "#1d4ed8", "size": 5, "opacity": 0.35}
     figure.add_scatter(x=x[model] * spread, y=shares, mode="markers", marker=marker, name="D of a feature")
