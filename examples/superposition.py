@@ -37,8 +37,8 @@ class Settings:
     autoencoders: tuple[float, ...] = (0.3, 0.1, 0.05, 0.02, 0.01)
     """Densities of the bottlenecks that autoencoders are trained on."""
     seeds: int = 3
-    vectors: int = 200_000
-    batch: int = 1024
+    vectors: int = 100_000
+    batch: int = 256
 
 
 QUICK = Settings(

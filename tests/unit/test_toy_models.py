@@ -3,6 +3,7 @@
 import math
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,7 +167,7 @@ def test_phases_are_those_of_the_least_loss_away_from_boundaries(features):
     frame = phase_diagram(features, [1.0, 0.35, 0.08], [0.12, 0.7, 1.5, 8.0], seeds=5, steps=400)
     far = frame[frame["margin"] > 1.5]
     assert set(far["phase"]) == {"not represented", "own dimension", "superposed"}
-    assert (far["phase"] == far["theory"]).all(), far
+    assert far["phase"].tolist() == far["theory"].tolist()
     assert len(far) >= 6
 
 
@@ -186,7 +187,7 @@ def test_the_example_writes_its_page_and_figures(tmp_path):
 
 
 def test_autoencoders_find_sparse_directions_and_not_dense_ones():
-    settings = example.Settings(features=16, d_hidden=8, steps=300, vectors=12_000, batch=256)
+    settings = example.Settings(features=16, d_hidden=8, steps=300, vectors=12_000)
     found = {}
     for density in (0.5, 0.04):
         model = example.equal([density], 16, 8, settings)
@@ -196,19 +197,23 @@ def test_autoencoders_find_sparse_directions_and_not_dense_ones():
     assert found[0.04]["mean max cosine"] > found[0.5]["mean max cosine"] + 0.05
 
 
+def traces(figure) -> tuple[Any, ...]:
+    return figure.data
+
+
 def test_figures_show_the_phases_and_shares():
     frame = phase_diagram(2, [1.0, 0.1], [0.1, 10.0], seeds=2, steps=300)
-    trained, theory = phase_figure({"two": frame}).data
+    trained, theory = traces(phase_figure({"two": frame}))
     assert theory.marker.color[:2] == ("rgb(255,255,255)", "rgb(29,78,216)")
     assert list(trained.x) == [1, 1, 10, 10]
     assert list(trained.text) == list(frame["phase"])
     models = models_of(polygon(5), density=(0.05, 0.1))
-    points, line = dimensionality_figure(models).data
+    points, line = traces(dimensionality_figure(models))
     assert len(points.y) == 10
     np.testing.assert_allclose(points.y, 0.4, rtol=1e-5)
     np.testing.assert_allclose(line.y, 2 / 5, rtol=1e-5)
-    assert len(plane_figure(models).data) == 2
-    assert list(plane_figure(models).data[0].x[1:4:2]) == pytest.approx([1, math.cos(2 * math.pi / 5)])
+    assert len(traces(plane_figure(models))) == 2
+    assert list(traces(plane_figure(models))[0].x[1:4:2]) == pytest.approx([1, math.cos(2 * math.pi / 5)])
 
 
 def test_what_describes_no_model_is_refused():

@@ -5,11 +5,12 @@ reconstructions in the place of MLPs while the model runs, `agreement` sees how 
 says what becomes of its predictions, `evaluate` does all of it within a budget of memory, `cost` knows beforehand what
 that takes, `result` and `agreement_result` are the outcome, `pareto` plots several. Against each other: `matching`
 across seeds, `splitting` and `stitching` across widths, `meta_sae` decoders made of other decoders. Against known
-features: `recovery`.
+features: `recovery`. Beside neurons and directions, on labelled rows: `concepts`.
 """
 
 from transcoders.evaluation.agreement import jacobian_agreement
 from transcoders.evaluation.agreement_result import Agreement, LayerAgreement, Passed
+from transcoders.evaluation.concepts import concept_table, direction_baselines, purity_table, unit_auroc
 from transcoders.evaluation.cost import DictionarySizes, EvaluationCost, evaluation_cost
 from transcoders.evaluation.evaluate import evaluate
 from transcoders.evaluation.matching import Matching, Recovery, SeedComparison, compare_seeds, match, mmcs, recovery
@@ -40,8 +41,10 @@ __all__ = [
     "alignment",
     "bimodality",
     "compare_seeds",
+    "concept_table",
     "connected_groups",
     "decompose",
+    "direction_baselines",
     "evaluate",
     "evaluation_cost",
     "jacobian_agreement",
@@ -49,8 +52,10 @@ __all__ = [
     "match",
     "mmcs",
     "pareto_front",
+    "purity_table",
     "recovery",
     "splitting",
     "stitch",
+    "unit_auroc",
     "write_pareto",
 ]

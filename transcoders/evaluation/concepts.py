@@ -51,7 +51,7 @@ def concept_table(
     labels, held = _checked(units, labels, held_out, seed)
     rows = []
     for basis, values in units.items():
-        strength = np.abs(auroc(values[~held], labels[~held]) - 0.5)
+        strength = np.abs(unit_auroc(values[~held], labels[~held]) - 0.5)
         sizes = {str(n): n for n in k if n < values.shape[1]} | {"all": values.shape[1]}
         for concept, of_units in zip(np.unique(labels), strength, strict=True):
             order = np.argsort(-of_units, kind="stable")
@@ -101,7 +101,7 @@ def purity_table(
     )
 
 
-def auroc(values: Float[np.ndarray, "row unit"], labels: Labels) -> Float[np.ndarray, "concept unit"]:
+def unit_auroc(values: Float[np.ndarray, "row unit"], labels: Labels) -> Float[np.ndarray, "concept unit"]:
     """Chance that a row of a concept has more of a unit than another row has, ties half: Mann and Whitney's U.
 
     `(r̄_c − (n_c + 1) / 2) / (n − n_c)` with `r̄_c` the mean rank of the concept's n_c rows; concepts are sorted.
@@ -166,7 +166,7 @@ def _checked(
         n = int((labels[held] == concept).sum())
         if n == 0 or n == (labels == concept).sum():
             raise InputError(
-                f"Of {concept!r} {n} of {(labels == concept).sum()} rows are held out; each concept needs some on both "
+                f"Of {str(concept)!r} {n} of {(labels == concept).sum()} rows are held out; each needs some on both "
                 "sides."
             )
     return labels, held

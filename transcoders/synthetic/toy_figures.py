@@ -60,15 +60,16 @@ def dimensionality_figure(models: ToyModels) -> "go.Figure":
     spread = np.random.default_rng(0).uniform(0.97, 1.03, len(model))  # so that equal ones can be told apart
     figure = go.Figure()
     for name, share in _SOLIDS.items():
+        side = "bottom" if share == 3 / 8 else "top"  # of the pentagon's line, which is near
         figure.add_hline(
             y=share, line={"color": "#9ca3af", "width": 1, "dash": "dot"},
-            annotation={"text": name, "font": {"size": 11}}, annotation_position="top right",
+            annotation={"text": name, "font": {"size": 11}}, annotation_position=f"{side} right",
         )  # fmt: skip
     marker = {"color": "#1d4ed8", "size": 5, "opacity": 0.35}
     figure.add_scatter(x=x[model] * spread, y=shares, mode="markers", marker=marker, name="D of a feature")
     line = {"color": "#b45309", "width": 2}
     figure.add_scatter(x=x, y=models.dimensions_per_feature.cpu().numpy(), mode="lines+markers", line=line, name="D*")
-    figure.update_xaxes(type="log", title="1 / (1 − S)")
+    figure.update_xaxes(type="log", title="1 / (1 − S)", tickvals=[1, 2, 5, 10, 20, 50, 100])
     figure.update_yaxes(title="dimensions of a feature", range=[0, 1.08])
     return _styled(figure, 1000, 460).update_layout(showlegend=True, legend={"x": 0.02, "y": 0.05})
 
