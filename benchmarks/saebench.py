@@ -74,6 +74,11 @@ def main() -> None:
         ]
         for kind in KINDS
     }
+    tasks: dict[str, list[BenchmarkResult]] = {name: [] for name in NAMES}
+    for seed in range(options.seeds):
+        for name, done in tasks.items():
+            folder = options.work / f"{name}-{seed}"
+            done.append(kept(folder, options.fresh, lambda n=name, s=seed: all_tasks(model, n, s)))
     planted = {
         kind: [
             kept(options.work / f"planted {kind}-{seed}", options.fresh, lambda k=kind, s=seed: hierarchy(k, s))
@@ -81,11 +86,6 @@ def main() -> None:
         ]
         for kind in PLANTED
     }
-    tasks: dict[str, list[BenchmarkResult]] = {name: [] for name in NAMES}
-    for seed in range(options.seeds):
-        for name, done in tasks.items():
-            folder = options.work / f"{name}-{seed}"
-            done.append(kept(folder, options.fresh, lambda n=name, s=seed: all_tasks(model, n, s)))
     text = page([joined(each) for each in tasks.values()], kinds, planted, options.seeds, options.tokens)
     write_file(RESULTS / "saebench.md", text)
     print(text, f"{time.perf_counter() - began:.0f} s", sep="\n")
