@@ -2,8 +2,10 @@
 
 Claim asked for: absorption is higher for a wide sparse dictionary than for a Matryoshka one; the table says what was
 seen. The first table takes pocket, pocket-plt and pocket-sae with three baselines each through all tasks at the middle
-layer. The second trains autoencoders of that layer's `resid_post`, alike but for what their name says, each seed with
-its own weights and batches, and measures absorption on classes of words, the same halves of which all are tested on.
+layer. The others measure absorption of autoencoders that are alike but for what their name says, each seed with its own
+weights and batches: of that layer's `resid_post`, on classes of words, the same halves of which all are tested on; and
+of `SuperpositionModel`, most of whose features fire only where a more frequent one does, on its twenty most frequent
+parents.
 
     python benchmarks/saebench.py [--seeds 3] [--tokens 200000]    # goes on where it was; --fresh starts over
 """
@@ -18,7 +20,9 @@ import torch
 from machine import RESULTS, machine
 from torch import Tensor
 
-from circuitsae.benchmark import BenchmarkConfig, BenchmarkResult, benchmark
+from circuitsae.benchmark import BenchmarkConfig, BenchmarkLayer, BenchmarkResult, benchmark
+from circuitsae.benchmark.absorption import absorption
+from circuitsae.benchmark.layers import Seen
 from circuitsae.benchmark.result import HEADLINES, Measured, interval, line_name
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.pocket.corpus import held_out_text, text_stream
@@ -29,10 +33,11 @@ from transcoders.files import write_file
 from transcoders.formats.files import read_json
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
+from transcoders.synthetic import SuperpositionModel
 from transcoders.training import SAEConfig, train
 
 NAMES = ("pocket", "pocket-plt", "pocket-sae")
-CONTEXT, VECTORS, BATCH = 96, 100_000, 1024
+CONTEXT, VECTORS, BATCH, TOKENS = 96, 100_000, 1024, 2048
 K = 16
 KINDS: dict[str, dict[str, Any]] = {
     "TopK, narrow": {"features": 256, "activation": "topk"},
@@ -42,11 +47,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "features": 2048, "activation": "batchtopk", "matryoshka": (0.03125, 0.125, 0.5, 1.0),
     },
 }  # fmt: skip
+PLANTED: dict[str, dict[str, Any]] = {
+    "TopK, narrow": {"features": 64, "activation": "topk"},
+    "TopK, wide": {"features": 512, "activation": "topk"},
+    "BatchTopK, wide": {"features": 512, "activation": "batchtopk"},
+    "Matryoshka BatchTopK, wide": {"features": 512, "activation": "batchtopk", "matryoshka": (0.0625, 0.25, 1.0)},
+}
+PLANTED_K, PLANTED_TOKENS, PARENTS, SAMPLES = 6, 600_000, 20, 4000
 ABSORPTION = ("fraction", "full", "split", "classes", "f1")
 
 
 def main() -> None:
-    """Measure what is not measured yet, and write both tables."""
+    """Measure what is not measured yet, and write all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=200_000, help="to train each autoencoder on")
@@ -62,9 +74,19 @@ def main() -> None:
         ]
         for kind in KINDS
     }
-    tasks = [kept(options.work / name, options.fresh, lambda name=name: all_tasks(model, name, options.seeds))
-             for name in NAMES]  # fmt: skip
-    text = page(tasks, kinds, options.seeds, options.tokens)
+    tasks: dict[str, list[BenchmarkResult]] = {name: [] for name in NAMES}
+    for seed in range(options.seeds):
+        for name, done in tasks.items():
+            folder = options.work / f"{name}-{seed}"
+            done.append(kept(folder, options.fresh, lambda n=name, s=seed: all_tasks(model, n, s)))
+    planted = {
+        kind: [
+            kept(options.work / f"planted {kind}-{seed}", options.fresh, lambda k=kind, s=seed: hierarchy(k, s))
+            for seed in range(options.seeds)
+        ]
+        for kind in PLANTED
+    }
+    text = page([joined(each) for each in tasks.values()], kinds, planted, options.seeds, options.tokens)
     write_file(RESULTS / "saebench.md", text)
     print(text, f"{time.perf_counter() - began:.0f} s", sep="\n")
 
@@ -80,9 +102,17 @@ def kept(folder: Path, fresh: bool, measure: Any) -> BenchmarkResult:
     return BenchmarkResult(rows, record["seconds"], record["model"], record["settings"])
 
 
-def all_tasks(model: LanguageModel, name: str, seeds: int) -> BenchmarkResult:
-    rows = take_rows(model, held_out_text(4096 * seeds), rows=seeds * -(-4096 // CONTEXT), context=CONTEXT)
-    return benchmark(model, {name: load_dictionaries(name)}, rows, config=BenchmarkConfig(seeds=seeds), progress=True)
+def joined(results: Sequence[BenchmarkResult]) -> BenchmarkResult:
+    """Seeds of one dictionary as one result."""
+    seconds = {task: sum(one.seconds[task] for one in results) for task in results[0].seconds}
+    rows = tuple(row for one in results for row in one.rows)
+    return BenchmarkResult(rows, seconds, results[0].model, results[0].settings)
+
+
+def all_tasks(model: LanguageModel, name: str, seed: int) -> BenchmarkResult:
+    rows = take_rows(model, held_out_text(TOKENS, seed), rows=-(-TOKENS // CONTEXT), context=CONTEXT)
+    config = BenchmarkConfig(texts=20, entities=16, first_seed=seed)
+    return benchmark(model, {name: load_dictionaries(name)}, rows, config=config, progress=True)
 
 
 def absorbed(model: LanguageModel, kind: str, seed: int, options: argparse.Namespace) -> BenchmarkResult:
@@ -97,6 +127,36 @@ def absorbed(model: LanguageModel, kind: str, seed: int, options: argparse.Names
     return BenchmarkResult(
         tuple(row._replace(seed=seed) for row in result.rows), result.seconds, result.model, result.settings
     )
+
+
+def hierarchy(kind: str, seed: int) -> BenchmarkResult:
+    """The absorption of parents by children in an autoencoder of a hierarchy that is known."""
+    toy = SuperpositionModel(
+        features=256, d_model=64, l0=PLANTED_K, hierarchy=0.7, noise=0.02, zipf=0.8, max_probability=0.2, seed=seed
+    )
+    x = toy.vectors(VECTORS, torch.Generator().manual_seed(1 + seed))
+    config = SAEConfig(k=PLANTED_K, tokens=PLANTED_TOKENS, batch=BATCH, seed=seed, lr=2e-3, **PLANTED[kind])
+    trained = train(None, x, config, progress=False)
+    assert isinstance(trained, SAESet)
+    layer = BenchmarkLayer(trained, 0)
+    sample = toy.sample(SAMPLES, torch.Generator().manual_seed(1000 + seed))
+    parents = sorted(set(toy.parents.tolist()) - {-1})[:PARENTS]
+    y = (sample.activations[:, parents] > 0).numpy()
+    with torch.no_grad():
+        a, rest = layer.activations(sample.x), layer.offset(sample.x)
+        seen = Seen((sample.x - rest).double().numpy(), a.double().numpy())
+        error = sample.x - trained[0](sample.x)
+    half = SAMPLES // 2
+    figures = {("absorption", name): value for name, value in absorption(
+        layer, seen[:half], seen[half:], y[:half], y[half:]).items()}  # fmt: skip
+    figures["core", "l0"] = float((a > 0).sum(dim=1).double().mean())
+    figures["core", "fvu"] = float(error.square().sum() / (sample.x - sample.x.mean(dim=0)).square().sum())
+    figures["core", "dead"] = float(((a > 0).sum(dim=0) == 0).double().mean())
+    rows = [
+        Measured(kind, "", 0, seed, task, "classes" if task == "absorption" else "", name, value)
+        for (task, name), value in figures.items()
+    ]
+    return BenchmarkResult(tuple(rows), {}, "SuperpositionModel", {})
 
 
 def vectors(model: LanguageModel, layer: int) -> Tensor:
@@ -117,8 +177,11 @@ def at_layer(sae: SAE, model: LanguageModel, layer: int) -> SAESet:
     return SAESet(layers, DictionaryProvenance(model=model.name, bos=True)).requires_grad_(False)
 
 
-def page(tasks: Sequence[BenchmarkResult], kinds: dict[str, list[BenchmarkResult]], seeds: int, tokens: int) -> str:
-    """Both tables, and what the second one answers."""
+def page(
+    tasks: Sequence[BenchmarkResult], kinds: dict[str, list[BenchmarkResult]],
+    planted: dict[str, list[BenchmarkResult]], seeds: int, tokens: int,
+) -> str:  # fmt: skip
+    """All tables, and what those of absorption answer."""
     lines = [
         "# saebench", "", (__doc__ or "").partition("\n\n")[2].partition("\n\n")[0].replace("\n", " "), "",
         f"Machine: {machine()}, shared with other work. {seeds} seeds, ± half of the 95 % interval by Student's t.", "",
@@ -149,29 +212,30 @@ def page(tasks: Sequence[BenchmarkResult], kinds: dict[str, list[BenchmarkResult
     spent = {task: sum(result.seconds[task] for result in tasks) for task in tasks[0].seconds}
     lines += ["", "Seconds: " + ", ".join(f"{task} {seconds:.0f}" for task, seconds in spent.items()) + ".", ""]
     lines += [
-        "## Absorption by width and kind", "",
+        "## Absorption by width and kind, pocket", "",
         f"Autoencoders of {tokens:,} tokens, k = {K}, narrow 256 features, wide 2,048; classes of words.", "",
+        *by_kind(kinds), "", difference(kinds), "",
+        "## Absorption by width and kind, planted hierarchy", "",
+        f"256 features in 64 dimensions, L0 {PLANTED_K}, 70 % of them children; {PLANTED_TOKENS:,} vectors, "
+        f"k = {PLANTED_K}, narrow 64 features, wide 512.", "",
+        *by_kind(planted), "", difference(planted), "",
     ]  # fmt: skip
-    lines += table(
-        ["kind", "L0", "FVU", "dead", *ABSORPTION],
-        [
-            [kind, *(str(estimate(results, kind, task, metric)) for task, metric in [
-                ("core", "l0"), ("core", "fvu"), ("core", "dead"), *(("absorption", each) for each in ABSORPTION)
-            ])]
-            for kind, results in kinds.items()
-        ],
-    )  # fmt: skip
-    return "\n".join([*lines, "", difference(kinds), ""])
+    return "\n".join(lines)
+
+
+def by_kind(kinds: dict[str, list[BenchmarkResult]]) -> list[str]:
+    columns = [("core", "l0"), ("core", "fvu"), ("core", "dead"), *(("absorption", each) for each in ABSORPTION)]
+    rows = [
+        [kind, *(str(interval(values(results, kind, task, metric))) for task, metric in columns)]
+        for kind, results in kinds.items()
+    ]
+    return table(["kind", "L0", "FVU", "dead", *ABSORPTION], rows)
 
 
 def values(results: Sequence[BenchmarkResult], kind: str, task: str, metric: str) -> list[float]:
     """One figure for each seed; of absorption, on classes of words."""
     data = "classes" if task == "absorption" else ""
     return [result.estimate((kind, ""), task, metric, data).mean for result in results]
-
-
-def estimate(results: Sequence[BenchmarkResult], kind: str, task: str, metric: str) -> Any:
-    return interval(values(results, kind, task, metric))
 
 
 def difference(kinds: dict[str, list[BenchmarkResult]]) -> str:

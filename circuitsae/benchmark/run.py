@@ -42,6 +42,8 @@ class BenchmarkConfig:
     """Layers, each measured alone; None for the one in the middle."""
     seeds: int = 1
     """How often texts, halves and random baselines are drawn."""
+    first_seed: int = 0
+    """The first of them."""
     baselines: bool = True
     """Whether random directions, principal components and the untrained dictionary are measured too."""
     texts: int = 40
@@ -111,8 +113,8 @@ def benchmark(
         for name, given in dictionaries.items():
             read = reading_as_trained(model, given.provenance)
             entry_set = fitted(given, read)
-            for seed in range(config.seeds):
-                part = rows[seed :: config.seeds].to(model.device)
+            for number in range(config.seeds):
+                seed, part = config.first_seed + number, rows[number :: config.seeds].to(model.device)
                 entries = _entries(read, entry_set, part, seed, config)
                 measured += [_row(name, entry, seed, "core", "", "l0", entry.l0) for entry in entries]
                 drawn = _drawn(read, part, seed, config, own)

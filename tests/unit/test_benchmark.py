@@ -86,7 +86,7 @@ def test_edits_are_what_the_decoders_add_at_every_layer_they_write_to(pocket, nu
 def test_units_are_the_models_where_a_norm_is_taken_back(pocket):
     directions = torch.randn(12, pocket.d_model, generator=torch.Generator().manual_seed(0))
     layer = planted(pocket, 1, directions / 10, norm=TokenNorm("layer_norm"))
-    sae = layer.dictionaries[1]
+    sae = layer.dictionaries.layers[1]  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         x = pocket.activations(rows_of(pocket, TEXTS)[0].tokens, [layer.read])[layer.read]
         written = layer.activations(x) @ torch.tensor(layer.W_dec).float()
@@ -111,7 +111,8 @@ def test_principal_components_reconstruct_and_random_ones_have_the_l0(pocket):
     layer = BenchmarkLayer(circuitsae.load_dictionaries("pocket-sae"), 2)
     writes = torch.randn(400, pocket.d_model, generator=torch.Generator().manual_seed(0))
     exact = principal_components(layer, writes)
-    torch.testing.assert_close(exact.dictionaries[2](writes), writes, atol=1e-4, rtol=1e-4)
+    again = exact.activations(writes) @ torch.tensor(exact.W_dec).float() + exact.offset(writes)
+    torch.testing.assert_close(again, writes, atol=1e-4, rtol=1e-4)
     drawn = random_directions(layer, writes, 7.2, seed=1)
     assert drawn.n_features == layer.n_features
     assert (drawn.activations(writes) > 0).sum(1).tolist() == [7] * 400
