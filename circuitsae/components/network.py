@@ -143,18 +143,22 @@ class ComponentGraph:
 
     def connected(self, edges: Iterable[Edge]) -> frozenset[Edge]:
         """The edges that lie on a path of these edges from an embedding to the logits."""
-        kept = set(edges)
+        writers: dict[str, set[str]] = {}
+        for edge in edges:
+            writers.setdefault(edge.reader, set()).add(edge.writer)
+        reading = [reader for reader in self.readers if reader in writers]
         reached = {"embed", "pos"}
-        for reader in self.readers:
-            if any(edge.reader == reader and edge.writer in reached for edge in kept):
+        for reader in reading:
+            if writers[reader] & reached:
                 reached.update(self.writer_of(reader))
-        forward = {edge for edge in kept if edge.writer in reached}
         needed: set[str] = set()
-        for reader in reversed(self.readers):
+        found: list[Edge] = []
+        for reader in reversed(reading):
             if reader == "logits" or needed & set(self.writer_of(reader)):
-                needed.update(edge.writer for edge in forward if edge.reader == reader)
-        alive = {r for r in self.readers if r == "logits" or needed & set(self.writer_of(r))}
-        return frozenset(edge for edge in forward if edge.reader in alive)
+                forward = writers[reader] & reached
+                needed |= forward
+                found += [Edge(writer, reader) for writer in forward]
+        return frozenset(found)
 
 
 _EMBED, _POSITION = "embed.hook_out", "pos_embed.hook_out"

@@ -1,5 +1,7 @@
 """Does the behaviour come back with the circuit? All of it knocked out, then its parts restored."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from circuitsae.audit.criterion import Criterion, Tell
@@ -23,11 +25,11 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     each other overshoots on the way. Parts of one path bring nothing back until the last of them is restored.
     """
     tell("parts by their scores")
-    order = strongest(subject, settings.few)
+    order, parts = strongest(subject, settings.few), subject.parts
     judge, few = subject.judging(settings.held_out), subject.judging(settings.few)
     counts = sorted({step * len(order) // STEPS for step in range(STEPS)})
-    restored = [_units(subject, order[:count]) for count in counts]
-    alone = [_units(subject, [name]) for name in order[:ALONE]]
+    restored = [_units(parts, order[:count]) for count in counts]
+    alone = [_units(parts, [name]) for name in order[:ALONE]]
     tell(f"{len(order)} parts restored in {len(counts)} steps on {len(judge.prompts)} prompts")
     metric = judge.metric([_without(subject, units) for units in restored])
     resampled = judge.drawn(metric, seed=settings.seed)
@@ -67,8 +69,8 @@ def _rescued(curve: np.ndarray) -> np.ndarray:
     return np.asarray(curve[-1] - curve[0] - np.maximum(0, -np.diff(curve, axis=0)).sum(0))
 
 
-def _units(subject: Subject, names: list[str]) -> frozenset[Unit]:
-    return frozenset(unit for name in names for unit in subject.parts[name])
+def _units(parts: Mapping[str, frozenset[Unit]], names: list[str]) -> frozenset[Unit]:
+    return frozenset(unit for name in names for unit in parts[name])
 
 
 def _without(subject: Subject, restored: frozenset[Unit]) -> Cut:
