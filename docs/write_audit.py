@@ -29,7 +29,8 @@ command goes on after the last whole criterion. What it will cost is said by
 circuitsae audit --task ioi --quick --plan
 ```
 
-from a trial of a few prompts on this machine: prompts and time of each criterion, and memory.
+from a trial of a few prompts on this machine: prompts and time of each criterion, and memory. What is searched by gradients,
+or run in other models, may take longer than its prompts say.
 
 ## The circuit
 

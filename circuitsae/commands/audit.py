@@ -228,7 +228,8 @@ def _show_plan(console: Console, found: "Plan", subject: "Subject", stands_in: b
     rows = [*rows, None, ("", "all", f"{found.runs:,}", _time(found.seconds))]
     columns = [Column("family", 1, text=True), Column("criterion", text=True), Column("prompts"), Column("time")]
     show_table(console, f"Planned: {subject.name}", columns, rows)
-    say(console, f"{found.per_run:.3g} s a prompt in the trial; {found.memory / 2**30:.1f} GiB were held at most.")
+    say(console, f"{found.per_run:.3g} s a prompt in the trial; {found.memory / 2**30:.1f} GiB were held at most.",
+        "What is searched by gradients, or run in other models, may take longer than the prompts say.")  # fmt: skip
     if stands_in:
         say(console, "The circuit is not found yet: one like it stood in, and the search for it comes on top.")
 

@@ -151,7 +151,7 @@ def _cell(text: str) -> str:
     return f"<td{_class(kind)}>{_text(text)}</td>"
 
 
-_WIDTH, _HEIGHT = 132, 18
+_WIDTH, _HEIGHT = 104, 18
 
 
 def _interval(cell: Interval) -> str:

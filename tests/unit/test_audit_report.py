@@ -78,6 +78,8 @@ def test_a_figure_has_every_point_with_its_interval_and_the_levels():
     assert made.layout.shapes[0].y0 == 0.6  # pyright: ignore[reportAttributeAccessIssue]
     along = figure(replace(chart, x=[0.0, 1.0], series=(), low=(), high=()))
     assert [trace.mode for trace in along.data] == ["lines+markers"]  # pyright: ignore[reportAttributeAccessIssue]
+    cloud = figure(replace(chart, x=[1.0, 0.0], series=()))
+    assert [trace.mode for trace in cloud.data] == ["markers"]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_two_audits_are_compared_by_criterion():
