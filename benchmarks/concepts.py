@@ -100,7 +100,7 @@ def units(
     sites = (Site(layer, "mlp_neurons"), *dictionaries.reads)
     read: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for start in range(0, len(contexts.rows), AT_ONCE):
-        rows, places = (side[start : start + AT_ONCE] for side in (contexts.rows, contexts.places))
+        rows, places = contexts.rows[start : start + AT_ONCE], contexts.places[start : start + AT_ONCE]
         found = model.activations(pad_sequence(rows, batch_first=True), sites)  # what follows a token, it does not see
         for site in sites:
             read[site].append(found[site][torch.arange(len(rows)), places])

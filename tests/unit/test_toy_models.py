@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from examples import superposition as example
 from transcoders.errors import InputError
-from transcoders.synthetic import Phase, ToyModels, candidate_losses, phase_diagram, phases, train_toy_models
+from transcoders.synthetic import Phase, ToyModels, candidate_losses, phase_diagram, phases_of, train_toy_models
 from transcoders.synthetic.toy_figures import dimensionality_figure, phase_figure, plane_figure
 
 
@@ -126,7 +126,7 @@ def test_candidate_losses_are_the_integrals_of_their_weights(features):
         models = models_of(W, importance=importance)
         bias = np.array(b) * density  # of a feature that is left out: its mean
         assert loss == pytest.approx(exact_loss(np.array(W, dtype=float), bias, density, importance), rel=5e-3)
-        assert phases(models)[0, -1] == phase
+        assert phases_of(models)[0, -1] == phase
 
 
 def least_of_all(density, importance):
@@ -159,7 +159,7 @@ def test_what_is_trained_is_the_best_that_any_weights_can_do():
         least, best = least_of_all(*cell)
         assert 0.999 * least < min(losses) < 1.03 * least, cell
         chosen = number * starts + int(np.argmin(losses))
-        assert phases(trained)[chosen, -1] == phases(models_of(best[:, None]))[0, -1] == phase
+        assert phases_of(trained)[chosen, -1] == phases_of(models_of(best[:, None]))[0, -1] == phase
 
 
 @pytest.mark.parametrize("features", [2, 3])

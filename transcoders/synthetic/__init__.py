@@ -6,7 +6,7 @@ bottlenecks that choose the directions themselves, `phases` says which features 
 and `toy_figures` draws both.
 """
 
-from transcoders.synthetic.phases import Phase, candidate_losses, phase_diagram, phases
+from transcoders.synthetic.phases import Phase, candidate_losses, phase_diagram, phases_of
 from transcoders.synthetic.superposition import Sample, SuperpositionModel
 from transcoders.synthetic.toy_models import ToyModels, train_toy_models
 
@@ -17,6 +17,6 @@ __all__ = [
     "ToyModels",
     "candidate_losses",
     "phase_diagram",
-    "phases",
+    "phases_of",
     "train_toy_models",
 ]

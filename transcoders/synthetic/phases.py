@@ -31,7 +31,7 @@ class Phase(StrEnum):
     """`‖W_i‖ ≥ ½`, `Σ_{j≠i} (Ŵ_i · W_j)² ≥ ½`."""
 
 
-def phases(models: ToyModels) -> np.ndarray:
+def phases_of(models: ToyModels) -> np.ndarray:
     """The phase of every feature, [model, feature]."""
     norms, overlaps = models.norms.cpu().numpy(), models.overlaps.cpu().numpy()
     present = np.where(overlaps < _SHARED, Phase.OWN, Phase.SUPERPOSED)
@@ -101,7 +101,7 @@ def phase_diagram(
             "importance": [cell[1] for cell in cells],
             "norm": best.norms[:, -1],
             "overlap": best.overlaps[:, -1],
-            "phase": [str(phase) for phase in phases(best)[:, -1]],
+            "phase": [str(phase) for phase in phases_of(best)[:, -1]],
             "loss": losses,
             "theory": [str(phase) for phase, _ in predicted],
             "margin": [margin for _, margin in predicted],
