@@ -134,12 +134,14 @@ class BenchmarkResult:
         columns = min(4, max(1, len(shown)))
         arrows = {True: "↑", False: "↓"}
         titles = [f"{each.title} {arrows[bool(each.more_is_better)]}" for each in shown]
-        figure = make_subplots(rows=max(1, -(-len(shown) // columns)), cols=columns, subplot_titles=titles)
+        rows = max(1, -(-len(shown) // columns))
+        figure = make_subplots(rows=rows, cols=columns, subplot_titles=titles, vertical_spacing=0.3 / rows)
         for number, headline in enumerate(shown):
             for trace in self._traces(headline, legend=number == 0):
                 figure.add_trace(trace, row=number // columns + 1, col=number % columns + 1)
-        figure.update_xaxes(title="L0", type="log")
-        figure.update_layout(title=f"{self.model}: tasks against L0", template="plotly_white", hovermode="closest")
+        figure.update_xaxes(title="L0", type="log", nticks=5, tickangle=0)
+        title = f"{self.model}: tasks against L0"
+        figure.update_layout(title=title, template="plotly_white", hovermode="closest", height=120 + 340 * rows)
         return figure
 
     def _traces(self, headline: Headline, *, legend: bool) -> "list[go.Scatter]":
