@@ -29,7 +29,7 @@ from scipy import stats
 
 from circuitsae.audit import HeadSubject, Settings, audit
 from circuitsae.audit.criteria import CRITERIA
-from circuitsae.audit.planted import DAMAGE, PROGRAMS, damaged, own_circuit, planted_subject, untrained
+from circuitsae.audit.planted import DAMAGE, PROGRAMS, damaged, own_circuit, planted_subject, without_learning
 from circuitsae.audit.verdict import BEARING, Verdict, short, verdict
 from circuitsae.components import CompiledProgram, load_compiled
 from circuitsae.components.problem import Ablation
@@ -73,7 +73,8 @@ def subjects(program: CompiledProgram, ablation: Ablation, draws: int) -> Iterat
     for draw in range(draws):
         for how in DAMAGE:
             yield how, draw, planted_subject(program, ablation, damaged(program, ablation, how, draw))
-        yield UNTRAINED, draw, planted_subject(untrained(program, draw), ablation, own_circuit(program, ablation))
+        other = without_learning(program, draw)
+        yield UNTRAINED, draw, planted_subject(other, ablation, own_circuit(program, ablation))
 
 
 def cases(program: CompiledProgram, options: Options) -> list[Case]:

@@ -8,7 +8,6 @@ corruption would move it: a test for methods that rely on them.
 """
 
 from collections.abc import Callable, Collection
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from circuitsae.audit.heads import GivenSource, HeadSubject
 from circuitsae.audit.subject import Choice
+from circuitsae.audit.untrained import untrained
 from circuitsae.components.exact import run_keeping
 from circuitsae.components.known import CompiledProgram, distance
 from circuitsae.components.network import ComponentGraph, Edge, Network
@@ -255,14 +255,9 @@ def _drawn(edges: list[Edge], count: int, draw: torch.Generator) -> list[Edge]:
     return [edges[i] for i in torch.randperm(len(edges), generator=draw)[:count].tolist()]
 
 
-def untrained(program: CompiledProgram, seed: int = 0) -> CompiledProgram:
-    """The same program with each of its weights and biases drawn anew, from a Gaussian of its root mean square."""
-    draw = torch.Generator().manual_seed(seed)
-    bridge = deepcopy(program.model.bridge)
-    drawn = {name: torch.randn(own.shape, generator=draw, dtype=own.dtype) * own.pow(2).mean().sqrt()
-             for name, own in bridge.state_dict().items()}  # fmt: skip
-    bridge.load_state_dict(drawn)
-    return replace(program, model=LanguageModel(bridge, f"{program.model.name}, untrained"))
+def without_learning(program: CompiledProgram, seed: int = 0) -> CompiledProgram:
+    """The same program's pairs in a model whose weights are drawn anew."""
+    return replace(program, model=untrained(program.model, seed))
 
 
 def planted_subject(

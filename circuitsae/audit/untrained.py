@@ -1,4 +1,4 @@
-"""A model of the same architecture that has learnt nothing: each weight matrix's entries in another order."""
+"""A model of the same architecture that has learnt nothing: every weight drawn anew, as large as it was."""
 
 import copy
 
@@ -9,13 +9,13 @@ from transcoders.language_model import LanguageModel
 
 @torch.no_grad()
 def untrained(model: LanguageModel, seed: int = 0) -> LanguageModel:
-    """A copy whose every parameter has its entries permuted: their sizes stay, and what they compute is gone.
+    """A copy whose every parameter is drawn from a Gaussian of its root mean square. It takes as much memory.
 
-    (Weight randomisation of Adebayo et al. 2018, "Sanity Checks for Saliency Maps".) The copy takes as much memory.
+    (Weight randomisation: Adebayo et al. 2018, "Sanity Checks for Saliency Maps".)
     """
-    made, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    made, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     made.__dict__.pop("_components", None)
     for _, weight in made.parts.parameters():
-        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-        weight.copy_(weight.flatten()[order].view_as(weight))
+        own = torch.randn(weight.shape, generator=draw, dtype=weight.dtype).to(weight.device)
+        weight.copy_(own * weight.pow(2).mean().sqrt())
     return made

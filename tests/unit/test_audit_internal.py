@@ -32,6 +32,7 @@ from circuitsae.audit.internal import (
     rivals,
     specificity,
 )
+from circuitsae.audit.planted import PROGRAMS
 from circuitsae.audit.run import silent
 from circuitsae.audit.subject import HELD, TEXT, Shown, Unit
 from circuitsae.audit.texts import TOKENS, plain_text
@@ -39,7 +40,6 @@ from circuitsae.components import Edge
 from circuitsae.components.known import squared_distance
 from circuitsae.tasks import behaviour
 from circuitsae.validation import Circuit
-from tests.handmade import PROGRAMS
 from transcoders.errors import InputError
 
 SMALL = Settings(held_out=24, few=12, random=4, resamples=2, many=24)

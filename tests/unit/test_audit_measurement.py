@@ -30,6 +30,7 @@ from circuitsae.audit.measurement import (
     selection,
 )
 from circuitsae.audit.naive import LAST, LOGITS, WRITES, naive_nodes
+from circuitsae.audit.planted import PROGRAMS
 from circuitsae.audit.subject import FOUND, HELD, NOTHING, WHOLE, Shown, Subject, Unit
 from circuitsae.audit.untrained import untrained
 from circuitsae.components import Edge, PatchingProblem, exact_nodes, run_keeping
@@ -40,7 +41,6 @@ from circuitsae.reproduce.features import prompt_task
 from circuitsae.validation import Circuit
 from circuitsae.validation.statistics import agreement
 from circuitsae.validation.tasks import Cases
-from tests.handmade import PROGRAMS
 from transcoders.errors import InputError
 from transcoders.random_models import random_model
 

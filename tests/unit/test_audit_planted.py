@@ -13,7 +13,7 @@ from circuitsae.audit.finding import untested
 from circuitsae.audit.heads import GivenSource
 from circuitsae.audit.measurement import sensitivity
 from circuitsae.audit.measurement.recovery import NOISE, by_faithfulness, mean_f1, recovered, recovered_features
-from circuitsae.audit.planted import DAMAGE, PROGRAMS, damaged, own_circuit, planted_subject, untrained
+from circuitsae.audit.planted import DAMAGE, PROGRAMS, damaged, own_circuit, planted_subject, without_learning
 from circuitsae.audit.planted_features import LENGTH, NEURONS, planted_features
 from circuitsae.audit.subject import FOUND, HELD, WHOLE, Cut
 from circuitsae.audit.verdict import BEARING, short, verdict
@@ -84,9 +84,10 @@ def test_damage_is_what_it_says(program, ablation):
     assert f([WHOLE, Cut(idle - own, all_but=True)]) == pytest.approx([1, 1])
     assert len(other) == len(own)
     assert other != own
-    drawn = untrained(program)
-    weights = [model.bridge.state_dict() for model in (program.model, drawn.model)]
-    assert all((weights[0][name] == 0).all() == (own == 0).all() for name, own in weights[1].items())
+    drawn = without_learning(program)
+    weights = [dict(each.model.parts.parameters()) for each in (program, drawn)]
+    for name, own_weight in weights[0].items():
+        assert bool((own_weight == 0).all()) == bool((weights[1][name] == 0).all())
     assert abs(1 - planted_subject(drawn, ablation, own).judging(24).f([Cut(own)])[0]) > 0.2
 
 
@@ -159,7 +160,7 @@ def test_an_audit_confirms_the_own_circuit_and_refutes_others(program):
     for how in ("one edge missing", "random"):
         found = judged(program, damaged(program, "resample", how, seed=2), ["sufficiency"])
         assert (verdict(found), short(found)) == ("refuted", ["sufficiency"])
-    assert verdict(judged(untrained(program), own_circuit(program, "resample"), ["sufficiency"])) == "refuted"
+    assert verdict(judged(without_learning(program), own_circuit(program, "resample"), ["sufficiency"])) == "refuted"
 
 
 @pytest.mark.skipif("minimality" not in KEYS, reason="only minimality sees what is idle")

@@ -19,13 +19,13 @@ DRAWS = 4
 """Sets of prompts on which roles are looked for."""
 PER_PROMPT = 40
 """About so many runs of a prompt does it take to find the roles of a model's heads."""
-CONTROL = "shuffled weights"
+CONTROL = "random weights"
 Found = list[set[str]]
 """The roles that are found on each draw."""
 
 
 def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
-    """The share of the circuit's roles that another model's heads have, less that of the model with shuffled weights.
+    """The share of the circuit's roles that another model's heads have, less that of the model with random weights.
 
     The other model that has least of them is judged; the interval is over draws of prompts.
     """
@@ -44,7 +44,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     own = _roles(source, source.model, settings, set(subject.parts))
     if not any(own):
         return untested("models", "No head of the circuit has a role.", "Audit a circuit whose heads have roles.")
-    tell("roles with shuffled weights")
+    tell("roles with random weights")
     others = {CONTROL: _roles(source, untrained(source.model, settings.seed), settings)}
     for name, model in named.items():
         tell(f"roles in {name}")
@@ -57,7 +57,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     if not names:
         return Finding(
             criterion="models", status="untested", runs=runs, table=rows,
-            said=f"No other model is named; with shuffled weights {control:.2f} of the circuit's roles are found.",
+            said=f"No other model is named; with random weights {control:.2f} of the circuit's roles are found.",
             change="Name other models, folders or names, under models in the claim file.",
         )  # fmt: skip
     worst = min(names, key=lambda name: share[name].mean())
@@ -66,7 +66,7 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     return CRITERION.finding(
         found,
         f"Of the roles that heads of the circuit have, {level[worst]} are found in {worst}, and {control:.2f} with "
-        f"shuffled weights.",
+        f"random weights.",
         f"Roles that {worst} lacks, in the table, belong to this model's way of doing the task; or its heads share "
         "them out, below what a role asks for.",
         runs=runs,
@@ -105,7 +105,7 @@ CRITERION = Criterion(
     key="models",
     family="external",
     question="Are its roles found in other models?",
-    figure="share of its roles found, beyond shuffled weights",
+    figure="share of its roles found, beyond random weights",
     rule=Rule(confirms=0.75, refutes=0.25),  # three roles of four are the algorithm; one of four is a coincidence
     measure=measure,
     runs=_runs,

@@ -1,6 +1,6 @@
 """Is the circuit better than one that took no search? Random and naive circuits, and a model that has learnt nothing.
 
-Weights in another order: Adebayo et al. 2018. Random circuits: Shi et al. 2024, "Hypothesis Testing the Circuit
+Random weights: Adebayo et al. 2018. Random circuits: Shi et al. 2024, "Hypothesis Testing the Circuit
 Hypothesis in LLMs".
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from circuitsae.audit.criterion import Criterion, Tell
-from circuitsae.audit.finding import RESAMPLES, Chart, Estimate, Finding, Rule
+from circuitsae.audit.finding import RESAMPLES, Chart, Estimate, Finding, Rule, untested
 from circuitsae.audit.measurement.figures import closeness
 from circuitsae.audit.settings import Settings
 from circuitsae.audit.subject import NOTHING, WHOLE, Cut, Judging, Subject
@@ -26,7 +26,15 @@ def measure(subject: Subject, settings: Settings, tell: Tell) -> Finding:
     gives in an untrained model; with c = 1 − |1 − f|. Prompts and random circuits are resampled together.
     """
     judge = subject.judging(settings.few)
-    random, naive = subject.random(settings.random, settings.seed), subject.naive(settings.few)
+    random = [cut for cut in subject.random(settings.random, settings.seed) if cut != subject.units]
+    if 2 * len(random) < settings.random:
+        return untested(
+            CRITERION.key,
+            f"Of {settings.random} random circuits of this size and degree {settings.random - len(random)} are the "
+            "circuit itself: so small a model leaves no room for others.",
+            "A larger model, or a circuit of fewer of its edges, has random circuits to be told from.",
+        )
+    naive = subject.naive(settings.few)
     tell(f"{len(random)} random and {len(naive)} naive circuits")
     metric = judge.metric([subject.kept, *map(Cut, naive.values()), *map(Cut, random)])
     f, drawn = judge.of(metric), judge.drawn(metric, seed=settings.seed)
