@@ -3,8 +3,8 @@
 The pocket model. *kinds of words*: tokens of text that no training used, labelled by the kind of word that they are
 (animals, colours, men, women …); held out are all tokens of a third of the words of each kind, so that a unit for one
 word finds nothing. *states*: the last token of one-hop prompts about a city ("The state containing Houston is"),
-labelled by its state; held out are all prompts about one city of each. Layers are those where the concepts are: of
-words the second MLP, of states the last. *neurons*: of that MLP; *features*: of the per-layer transcoder there;
+labelled by its state; held out are all prompts about one city of each. Layers were set beforehand, none other tried:
+for words the second MLP, for states the last. *neurons*: of that MLP; *features*: of the per-layer transcoder there;
 *PCA* and *random directions*: of what it reads, both signs: all components, and twice as many directions.
 
 AUROC on held-out rows, mean over concepts, of the unit that is best on the other rows, of the best five and of all
