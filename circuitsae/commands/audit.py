@@ -170,9 +170,9 @@ class _Given:
             model, _ = self.with_dictionaries(loaded, file.kind, self.dictionaries or file.dictionaries)
         subject = subject_of(file, model, task, seed=self.seed, known=self.known)
         if self.claim is not None:
-            from circuitsae.audit.claim import Claim  # pyright: ignore
+            from circuitsae.audit.claim import Claim
 
-            subject.claim = Claim.load(self.claim)  # pyright: ignore
+            subject.claim = Claim.load(self.claim)
         return file, subject
 
     def identity(self, subject: "Subject") -> str:
