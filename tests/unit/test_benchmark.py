@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from circuitsae.benchmark.data import halves
 from circuitsae.benchmark.interchange import answering, known_facts, variance_ratio
 from circuitsae.benchmark.layers import exempt, rows_of, seen_on
 from circuitsae.benchmark.result import BenchmarkResult, Measured, interval
+from circuitsae.benchmark.run import ALL_TASKS
+from circuitsae.benchmark.tasks import TASKS
 from circuitsae.benchmark.templates import FORGET, cities, first_letters, kinds_of_text, names, topics, word_classes
 from circuitsae.benchmark.unlearning import Clamp, Halves, known_share, known_tokens, unlearning
 from circuitsae.cli import main
+from circuitsae.commands import benchmark as command
 from circuitsae.pocket.corpus import held_out_text
 from transcoders import random_dictionaries
 from transcoders.data import take_rows
@@ -350,6 +354,10 @@ def test_the_command_prints_a_table_and_writes_files(tmp_path, monkeypatch, caps
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
         "benchmark.csv", "benchmark.html", "benchmark.json",
     ]  # fmt: skip
+
+
+def test_the_command_knows_every_task():
+    assert get_args(command._Task) == ALL_TASKS == tuple(TASKS)
 
 
 @pytest.mark.parametrize(
