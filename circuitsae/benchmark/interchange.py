@@ -96,7 +96,7 @@ def _last(model: LanguageModel, prompts: Sequence[str]) -> list[int]:
     found: list[int] = []
     for rows in rows_of(model, prompts):
         said = predictions(model, rows)
-        found += said[torch.arange(len(said)), rows.lengths - 1].tolist()
+        found += said[torch.arange(len(said), device=said.device), rows.lengths - 1].tolist()
     return found
 
 

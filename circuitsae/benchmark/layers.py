@@ -34,7 +34,7 @@ class BenchmarkLayer:
 
     def __post_init__(self) -> None:
         if not 0 <= self.layer < self.dictionaries.n_layers or not self.dictionaries.n_features(self.layer):
-            raise InputError(f"Layer {self.layer} has no dictionary to measure; choose another with --layers.")
+            raise InputError(f"Layer {self.layer} has no dictionary to measure; choose another (--at-layers).")
 
     @property
     def read(self) -> Site:
@@ -195,7 +195,8 @@ def _weights(without: Tensor, spans: Sequence[tuple[int, int]] | None) -> Float[
 
 
 def _weighted(weight: Float[Tensor, "row pos"], value: Float[Tensor, "row pos _"]) -> np.ndarray:
-    return torch.einsum("rp,rpd->rd", weight.to(value.dtype), value).double().cpu().numpy()
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return torch.einsum("rp,rpd->rd", weight.to(wide), value.to(wide)).double().cpu().numpy()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Int
@@ -38,8 +38,8 @@ class BenchmarkConfig:
 
     only: tuple[TaskName, ...] = ALL_TASKS
     """Tasks."""
-    layers: tuple[int, ...] | None = None
-    """Layers, each measured alone; None for the one in the middle."""
+    layers: tuple[int, ...] | Literal["all"] | None = None
+    """Layers, each measured alone, or all that have features; None for the one in the middle."""
     seeds: int = 1
     """How often texts, halves and random baselines are drawn."""
     first_seed: int = 0
@@ -147,7 +147,8 @@ def _entries(
 ) -> list[Entry]:
     """The layers that are measured, and the baselines of each."""
     present = [layer for layer in present_layers(dictionaries) if dictionaries.n_features(layer)]
-    wanted = config.layers or present[len(present) // 2 :][:1]
+    middle = present[len(present) // 2 :][:1]
+    wanted = present if config.layers == "all" else config.layers or middle
     rows = rows[: -(-_SAMPLE_TOKENS // rows.shape[1])]
     at = model.activations(rows, {*dictionaries.reads, *dictionaries.writes})
     lengths = torch.full((len(rows),), rows.shape[1], device=rows.device)

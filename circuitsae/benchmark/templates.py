@@ -119,7 +119,8 @@ def names(per_attribute: int, seed: int) -> Facts:
     """First names: who is given something (the name itself), and the pronoun that stands for it."""
     rng = random.Random(f"names:{seed}")
     facts = []
-    for name in rng.sample([name for name in NAMES if name not in _FRIENDS], per_attribute):
+    drawn = [name for name in NAMES if name not in _FRIENDS]
+    for name in rng.sample(drawn, min(per_attribute, len(drawn))):
         other = rng.choice(_FRIENDS)
         for age in rng.sample(_AGES, 2):
             pronoun = " he" if name in MEN else " she"

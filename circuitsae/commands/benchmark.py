@@ -68,7 +68,7 @@ def benchmark(
         dictionaries: Folders or hub names; the pocket model has "pocket", "pocket-plt" and "pocket-sae".
         model: A hub name, a local Hugging Face folder, or "pocket".
         only: Tasks to run; default, all.
-        at_layers: Layers to measure, each alone, like 2 or 0-3; default, the one in the middle.
+        at_layers: Layers to measure, each alone: all, or like 2 or 0-3; default, the one in the middle.
         seeds: How often texts, halves and random baselines are drawn; from two on, means have 95 % intervals.
         baselines: Measure random directions, principal components and the untrained dictionary too.
         texts: Of the texts that ship, how many of each label.
@@ -99,9 +99,8 @@ def benchmark(
     from circuitsae.loading import load_dictionaries
 
     config = BenchmarkConfig(
-        only=only or ALL_TASKS, layers=None if at_layers is None else tuple(layers_of(at_layers)), seeds=seeds,
-        baselines=baselines, texts=texts, entities=entities, where=interchange_at, labelled=labelled, words=words,
-        facts=facts, forget=forget,
+        only=only or ALL_TASKS, layers=_layers(at_layers), seeds=seeds, baselines=baselines, texts=texts,
+        entities=entities, where=interchange_at, labelled=labelled, words=words, facts=facts, forget=forget,
     )  # fmt: skip
     with Console(stderr=True).status("loading"):
         language_model = load_language_model(model, device, dtype, weights)
@@ -113,6 +112,10 @@ def benchmark(
     console = open_console(wide)
     show(console, result)
     say(console, f"Written: {result.save(out)}, benchmark.csv and benchmark.json")
+
+
+def _layers(text: str | None) -> "tuple[int, ...] | Literal['all'] | None":
+    return None if text is None else "all" if text == "all" else tuple(layers_of(text))
 
 
 def _text(model: str, corpus: str | None, part: CorpusPart) -> "Corpus | None":

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from circuitsae.benchmark.data import halves
 from circuitsae.benchmark.interchange import answering, known_facts, variance_ratio
 from circuitsae.benchmark.layers import exempt, rows_of, seen_on
 from circuitsae.benchmark.result import BenchmarkResult, Measured, interval
+from circuitsae.benchmark.run import ALL_TASKS
+from circuitsae.benchmark.tasks import TASKS
 from circuitsae.benchmark.templates import FORGET, cities, first_letters, kinds_of_text, names, topics, word_classes
 from circuitsae.benchmark.unlearning import Clamp, Halves, known_share, known_tokens, unlearning
 from circuitsae.cli import main
+from circuitsae.commands import benchmark as command
 from circuitsae.pocket.corpus import held_out_text
 from transcoders import random_dictionaries
 from transcoders.data import take_rows
@@ -326,6 +330,19 @@ def test_a_trained_dictionary_beats_its_baselines_at_their_sparsity(pocket, rows
     assert panels == ["probing k=1 ↑", "SCR n=20 ↑"]
 
 
+def test_all_layers_are_those_with_features_and_the_default_is_in_the_middle(pocket, rows):
+    whole = circuitsae.load_dictionaries("pocket-sae")
+    assert isinstance(whole, SAESet)
+    dictionaries = {"some": whole.only([0, 1, 3])}
+    cases: list[tuple[Any, set[int]]] = [("all", {0, 1, 3}), (None, {1}), ((3,), {3})]
+    for layers, expected in cases:
+        config = BenchmarkConfig(only=("scr",), texts=4, baselines=False, layers=layers)
+        found = benchmark(pocket, dictionaries, rows, config=config)
+        assert {row.layer for row in found.rows} == expected
+    with pytest.raises(InputError, match="Layer 2 has no dictionary"):
+        benchmark(pocket, dictionaries, rows, config=BenchmarkConfig(only=("scr",), texts=4, layers=(2,)))
+
+
 def test_the_command_prints_a_table_and_writes_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     texts = [*(f"The {word} is red." for word in ("cat", "dog", "fox", "owl")), *["I am sad."] * 4]
@@ -343,13 +360,17 @@ def test_the_command_prints_a_table_and_writes_files(tmp_path, monkeypatch, caps
         "--labelled",
         "mine.csv",
     ]
-    main([*command, "--at-layers", "1", "--out", "made", "--wide"])
+    main([*command, "--at-layers", "1-1", "--out", "made", "--wide"])
     said = capsys.readouterr().out
     assert "TPP n=20 ↑" in said
     assert "layer 1; one seed" in said
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
         "benchmark.csv", "benchmark.html", "benchmark.json",
     ]  # fmt: skip
+
+
+def test_the_command_knows_every_task():
+    assert get_args(command._Task) == ALL_TASKS == tuple(TASKS)
 
 
 @pytest.mark.parametrize(
