@@ -26,7 +26,7 @@ from circuitsae.audit.measurement import (
 )
 
 _MEASUREMENT = (reliability, baselines, choices, consensus, calibration, sensitivity, invariance, selection)
-_INTERNAL = (
+INTERNAL = (
     sufficiency,
     necessity,
     interactions,
@@ -40,5 +40,5 @@ _INTERNAL = (
 _EXTERNAL = (doses, prompts, tasks, models, prediction)
 CRITERIA: tuple[Criterion, ...] = (
     *claim_criteria.CRITERIA,
-    *(module.CRITERION for module in (*_MEASUREMENT, *_INTERNAL, *_EXTERNAL)),
+    *(module.CRITERION for module in (*_MEASUREMENT, *INTERNAL, *_EXTERNAL)),
 )

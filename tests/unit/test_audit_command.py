@@ -44,7 +44,7 @@ def best(replacement, tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     """--quick with fewer prompts yet, here and in the task that a graph's prompt is looked for in."""
-    monkeypatch.setattr(Settings, "quick", lambda seed=0: Settings(held_out=12, seed=seed))
+    monkeypatch.setattr(Settings, "quick", lambda seed=0, *, large=False: Settings(held_out=12, seed=seed))
     monkeypatch.setattr(circuit_file, "DRAWN", 400)
 
 

@@ -307,7 +307,7 @@ def heads() -> HeadSubject:
     return HeadSubject(source, [edge for edge in scored.ranked()[:20] if isinstance(edge, Edge)])
 
 
-@pytest.mark.parametrize("criterion", INTERNAL, ids=lambda criterion: criterion.key)
+@pytest.mark.parametrize("criterion", [module.CRITERION for module in INTERNAL], ids=lambda criterion: criterion.key)
 def test_costs_are_stated_before(heads, criterion):
     settings = Settings(held_out=12, few=6, random=4, resamples=2, many=24)
     result = criterion.measure(heads, settings, silent)

@@ -118,6 +118,6 @@ def test_tables_that_cannot_be_judged_are_refused(table, monkeypatch):
         purity_table(x, ["a"] * 600)
     with pytest.raises(InputError, match=r"Of 'few' 0 of \d+ rows are held out"):
         purity_table(x, labels, held_out=labels != "few")
-    monkeypatch.setattr("transcoders.evaluation.concepts.find_spec", lambda name: None)
+    monkeypatch.setattr("transcoders.evaluation.probes.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'circuitsae\[probes\]'"):
         concept_table({"units": x}, labels)

@@ -4,7 +4,6 @@ A unit is whatever gives a number for a row: a neuron, a feature, a direction. L
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from transcoders.errors import InputError
+from transcoders.evaluation.probes import logistic_probe
 
 _HELD_OUT = 0.3
 """Share of the rows of each concept that is held out, where nobody says which."""
@@ -46,8 +46,6 @@ def concept_table(
     Source: Gurnee et al. 2023, *Finding Neurons in a Haystack: Case Studies with Sparse Probing* (k-sparse probes);
     they rank by mean difference, which depends on a unit's scale.
     """
-    if find_spec("sklearn") is None:
-        raise InputError("Probes need scikit-learn, which is not installed; run: pip install 'circuitsae[probes]'.")
     labels, held = _checked(units, labels, held_out, seed)
     rows = []
     for basis, values in units.items():
@@ -129,16 +127,9 @@ def direction_baselines(
 
 def _probe(values: np.ndarray, there: np.ndarray, held: np.ndarray) -> tuple[float, float]:
     """AUROC and balanced accuracy of a logistic regression, on the rows held out."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    fitted = make_pipeline(
-        StandardScaler(), LogisticRegression(C=_PENALTY, class_weight="balanced", max_iter=1000)
-    ).fit(values[~held], there[~held])  # fmt: skip
-    score = roc_auc_score(there[held], fitted.decision_function(values[held]))
-    return float(score), float(balanced_accuracy_score(there[held], fitted.predict(values[held])))
+    probe = logistic_probe(values[~held], there[~held, None], l2=1 / (_PENALTY * (~held).sum()))
+    score = unit_auroc(probe.scores(values[held]), there[held])[1, 0]
+    return float(score), float(probe.accuracy(values[held], there[held, None])[0])
 
 
 def _shares(positive: np.ndarray, labels: np.ndarray, concepts: np.ndarray) -> Float[np.ndarray, "concept unit"]:

@@ -1,17 +1,16 @@
-"""Linear probes: logistic regression in float64, all classes at once, and the features that it is given."""
+"""Linear probes: logistic regression of each class, and the features that it is given."""
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from transcoders.errors import InputError
 
 L2 = 1e-3
 """Weight of half the squared norm of a probe, in coordinates of variance one, beside a mean loss."""
-_TINY = 1e-12
+_TINY, _SURE = 1e-12, 1e-5
 
 
 class Probe(NamedTuple):
@@ -39,35 +38,29 @@ class Probe(NamedTuple):
 
 
 def logistic_probe(x: Float[np.ndarray, "n d"], y: Bool[np.ndarray, "n class_"], *, l2: float = L2) -> Probe:
-    """Balanced logistic regression of each class against the rest.
+    """Balanced logistic regression of each class against the rest, by scikit-learn.
 
     It minimises `mean_i c_i log(1 + exp(−s_i (x_i · w + b))) + l2/2 ‖w‖²` with s = ±1, over x with mean zero and
     variance one in each coordinate; weights come back in the coordinates of x. c gives yes and no the same weight
-    altogether. The sums of the classes are minimised as one, by L-BFGS. Coordinates that are constant get no weight.
+    altogether. Coordinates that are constant get no weight.
 
-    Raises `InputError` for a class of which all examples say the same.
+    Raises `InputError` for a class of which all examples say the same, and where scikit-learn (the extra `probes`) is
+    missing.
     """
-    count, classes = len(x), y.shape[1]
-    yes = y.sum(axis=0)
+    if find_spec("sklearn") is None:
+        raise InputError("Probes need scikit-learn, which is not installed; run: pip install 'circuitsae[probes]'.")
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+
+    count, yes = len(x), y.sum(axis=0)
     if count == 0 or not ((yes > 0) & (yes < count)).all():
         raise InputError("A probe needs examples of its class and of others; give more texts of each label.")
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     scale = np.where(deviation > _TINY, 1 / np.maximum(deviation, _TINY), 0.0)
-    z = (x - mean) * scale
-    sign = np.where(y, 1.0, -1.0)
-    share = np.where(y, count / (2 * yes), count / (2 * (count - yes))) / count
-
-    def loss(flat: Float[np.ndarray, "k"]) -> tuple[float, Float[np.ndarray, "k"]]:
-        w, b = flat[classes:].reshape(-1, classes), flat[:classes]
-        margin = sign * (z @ w + b)
-        pull = -share * sign * expit(-margin)
-        value = float((share * np.logaddexp(0, -margin)).sum() + l2 / 2 * (w**2).sum())
-        return value, np.concatenate([pull.sum(axis=0), (z.T @ pull + l2 * w).ravel()])
-
-    start = np.zeros(classes * (1 + x.shape[1]))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-10})
-    weight = found.x[classes:].reshape(-1, classes) * scale[:, None]
-    return Probe(weight, found.x[:classes] - mean @ weight)
+    fit = LogisticRegression(C=1 / (l2 * count) if l2 else np.inf, class_weight="balanced", max_iter=1000, tol=_SURE)
+    fitted = [clone(fit).fit((x - mean) * scale, there) for there in y.T]
+    weight = np.stack([one.coef_[0] for one in fitted], axis=1) * scale[:, None]
+    return Probe(weight, np.array([one.intercept_[0] for one in fitted]) - mean @ weight)
 
 
 def mean_differences(x: Float[np.ndarray, "n d"], y: Bool[np.ndarray, "n class_"]) -> Float[np.ndarray, "d class_"]:
