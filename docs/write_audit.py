@@ -101,7 +101,34 @@ The criteria follow the audits of published circuits that the framework of mecha
 graph hangs on where it was cut is [CIRCUS](https://arxiv.org/abs/2603.00523)'s question, and each graph's page answers it
 ([the viewer](viewer.md#how-much-is-drawn)).
 
-<!-- Audits of the pocket model's circuits, in docs/pages/, are linked here. -->
+## Four circuits, audited
+
+IOI, greater-than and induction in the pocket model, and IOI in SmolLM2-135M: the circuits that `reproduce` finds, with the
+claim files that ship ([all criteria side by side](../benchmarks/results/audits.md)).
+What fails, fails in all of pocket's three:
+
+<!-- figures: benchmarks/results/audits.md -->
+* **choices.** f of one circuit runs from below 0 to above 1 with the way it is measured. Zero and noise ablation break
+  circuits that resampling finds whole. A faithfulness without its ablation says nothing.
+* **specificity** and **dissociation.** With the circuit's edges out, other tasks fail as well, and so does plain text: a
+  circuit of edges holds those from the embeddings to the first heads, which every task needs. Circuits are what a task
+  uses, not what it alone uses.
+* Inconclusive are minimality (some edges matter to no prompt that was tried) and, of IOI, invariance: in the template that
+  suits it least the circuit's f may be anything from 0.15 to 0.77, though over all templates it is within 0.1 of 1.
+
+What holds: on held-out prompts the circuits alone do what the model does, nothing is left without them, no rival without
+their members comes near, and thousands of candidates did not make the choice better than it is on prompts it was not
+made on. All but induction's predictions came true for the most part.
+
+The circuit of SmolLM2 is another matter: found on two dozen prompts, it does not do the task on others as the model does,
+and an audit of a few prompts can say little more than that.
+
+Pages: [IOI](pages/audit_ioi.html), [greater-than](pages/audit_greater_than.html),
+[induction](pages/audit_induction.html), [IOI in SmolLM2](pages/audit_ioi_smollm2.html).
+
+Whether the auditor can be trusted is measured too: true circuits of programs whose edges are known are to be confirmed, and
+the same with one edge missing, one idle edge, random edges or random weights refuted
+([table](../benchmarks/results/audit_calibration.md)).
 """
 
 
