@@ -29,6 +29,7 @@ from transcoders.errors import CheckFailedError, InputError
 if TYPE_CHECKING:
     from circuitsae.audit import Audit, Settings, Subject
     from circuitsae.audit.circuit_file import CircuitFile
+    from circuitsae.audit.claim import Claim
     from circuitsae.audit.plan import Plan
     from circuitsae.replacement import ReplacementModel
     from transcoders.language_model import LanguageModel
@@ -86,6 +87,9 @@ def audit(
         choices: Which of the dictionaries that the name offers.
     """
     from circuitsae.audit import Settings
+    from circuitsae.audit.claim import Claim
+    from circuitsae.audit.criteria import CRITERIA
+    from circuitsae.audit.run import chosen_criteria
     from circuitsae.reproduce.result import is_large
 
     console = open_console(wide)
@@ -100,8 +104,10 @@ def audit(
         return _show_both(console, (both[0], both[1]), _names(compare), out or Path("reports"), command)
     if circuit is None and compare is None and task is None:
         raise InputError("Nothing is named to audit; give a circuit, or --task to find one.")
-    own = _Given(task, model, dictionaries, kind, quick, seed, known, bos, choices, claim)
     keys = [key.replace("-", " ") for key in only]
+    chosen_criteria(CRITERIA, keys)  # refused before anything long runs, as the claim file is
+    claimed = None if claim is None else Claim.load(claim)
+    own = _Given(task, model, dictionaries, kind, quick, seed, known, bos, choices, claimed)
     with told("loading") as progress:
         loaded = load_language_model(model, device, dtype, weights).with_bos(bos)
         settings = Settings.quick(seed, large=is_large(loaded)) if quick else Settings(seed=seed)
@@ -144,7 +150,7 @@ class _Given:
     known: bool
     bos: bool | None
     choices: Choices
-    claim: Path | None
+    claim: "Claim | None"
 
     def subject(
         self, circuit: str | None, loaded: "LanguageModel", keep: Path | None, tell: Any
@@ -169,10 +175,7 @@ class _Given:
                 raise InputError(f"{circuit} does not say of which task it is; give --task.")
             model, _ = self.with_dictionaries(loaded, file.kind, self.dictionaries or file.dictionaries)
         subject = subject_of(file, model, task, seed=self.seed, known=self.known)
-        if self.claim is not None:
-            from circuitsae.audit.claim import Claim
-
-            subject.claim = Claim.load(self.claim)
+        subject.claim = self.claim
         return file, subject
 
     def identity(self, subject: "Subject") -> str:
