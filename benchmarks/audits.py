@@ -23,8 +23,8 @@ CLAIM = """\
 Claim: published circuits, found anew by the same method, stand up to {criteria} criteria; what fails is marked.
 
 One 95 % interval each, bars stated beforehand (docs/audit.md says which): ✓ confirmed, ◐ partly, ? inconclusive,
-✗ disconfirmed, – untested. Each audit with `--quick` and the claim file that ships; a quick audit of a model as large as
-SmolLM2 takes {few} prompts where pocket's takes {many}, so that its intervals are wide. Prompts of all tasks are the
+✗ disconfirmed, – untested. Each audit with `--quick` and the claim file that ships; a quick audit of a model as large
+as SmolLM2 takes {few} prompts where pocket's takes {many}, so that its intervals are wide. Prompts of all tasks are the
 package's own. Written by `benchmarks/audits.py` from what `circuitsae audit` wrote."""
 MARKS = {"confirmed": "✓", "partly": "◐", "inconclusive": "?", "disconfirmed": "✗", "untested": "–"}
 
