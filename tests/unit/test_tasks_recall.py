@@ -162,7 +162,7 @@ def test_behaviour_is_of_all_prompts_and_roles_of_known_ones(
     digit_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Task] = []
-    monkeypatch.setattr(run, "component_stage", lambda *given: Mock(spec=FoundCircuit, nodes=()))
+    monkeypatch.setattr(run, "component_stage", lambda *given: Mock(spec=FoundCircuit, nodes=(), circuit=frozenset()))
     monkeypatch.setattr(run, "stability_stage", lambda *given: None)
     monkeypatch.setattr(run, "role_stage", lambda report, model, task, *rest, **how: taken.append(task))
     report = reproduce("greater-than", digit_model, settings=Settings(behaviour=60, known=True))
