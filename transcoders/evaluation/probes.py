@@ -49,7 +49,6 @@ def logistic_probe(x: Float[np.ndarray, "n d"], y: Bool[np.ndarray, "n class_"],
     """
     if find_spec("sklearn") is None:
         raise InputError("Probes need scikit-learn, which is not installed; run: pip install 'circuitsae[probes]'.")
-    from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
 
     count, yes = len(x), y.sum(axis=0)
@@ -57,8 +56,11 @@ def logistic_probe(x: Float[np.ndarray, "n d"], y: Bool[np.ndarray, "n class_"],
         raise InputError("A probe needs examples of its class and of others; give more texts of each label.")
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     scale = np.where(deviation > _TINY, 1 / np.maximum(deviation, _TINY), 0.0)
-    fit = LogisticRegression(C=1 / (l2 * count) if l2 else np.inf, class_weight="balanced", max_iter=1000, tol=_SURE)
-    fitted = [clone(fit).fit((x - mean) * scale, there) for there in y.T]
+    strength = 1 / (l2 * count) if l2 else np.inf
+    fitted = [
+        LogisticRegression(C=strength, class_weight="balanced", max_iter=1000, tol=_SURE).fit((x - mean) * scale, there)
+        for there in y.T
+    ]
     weight = np.stack([one.coef_[0] for one in fitted], axis=1) * scale[:, None]
     return Probe(weight, np.array([one.intercept_[0] for one in fitted]) - mean @ weight)
 
