@@ -17,6 +17,7 @@ from circuitsae.tasks import Task
 from circuitsae.validation.ablation import Ablated, Ablation, Kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, Ranking, kind_of, rank_nodes
 from circuitsae.validation.tasks import Cases
+from transcoders.dictionaries.fingerprint import dictionary_fingerprint
 from transcoders.errors import InputError
 
 _ABLATIONS: dict[str, Ablation] = {"resample": "resample", "mean": "mean", "role mean": "mean", "zero": "zero"}
@@ -55,6 +56,10 @@ class FeatureSubject(Subject):
         self.usual = _USUAL
         self.choices = _CHOICES
         self.ranking = lru_cache(maxsize=4)(self._ranking)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        return (*super().identity, self.source.identity, dictionary_fingerprint(self.replacement.dictionaries))
 
     @property
     def candidates(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -38,6 +38,11 @@ class Source(Protocol):
     def name(self) -> str: ...
     @property
     def model(self) -> LanguageModel: ...
+    @property
+    def identity(self) -> str:
+        """What its prompts depend on."""
+        ...
+
     def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
         """At most `n` prompts of a draw as problems, and what is known of them, in the problems' order."""
         ...
@@ -54,6 +59,10 @@ class TaskSource:
     """Only prompts that the model gets right."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the task, beside those of `reproduce`."""
+
+    @property
+    def identity(self) -> str:
+        return str((self.name, self.seed, self.known, sorted(self.options.items())))
 
     def task(self, n: int, draw: int) -> Task:
         """The prompts of a draw, as `reproduce` draws them."""
@@ -88,6 +97,11 @@ class GivenSource:
     model: LanguageModel
     given: Sequence[PatchingProblem]
 
+    @property
+    def identity(self) -> str:
+        pairs = [(each.clean, each.corrupt) for each in self.given]
+        return str([[side if side is None else side.tolist() for side in pair] for pair in pairs])
+
     def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
         start = 0 if draw == FOUND else 1
         rows = [range(start if len(own) > 1 else 0, len(own), 2) for own in self.given]
@@ -112,6 +126,10 @@ class Elsewhere:
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def identity(self) -> str:
+        return self.source.identity
 
     def problems(self, n: int, draw: int, choice: Choice) -> tuple[list[PatchingProblem], list[Shown]]:
         made, shown = self.source.problems(n, draw, choice)
@@ -152,6 +170,10 @@ class HeadSubject(Subject):
     @cached_property
     def choices(self) -> tuple[Choice, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return head_choices(self.source, self.usual)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        return (*super().identity, self.source.identity)
 
     @property
     def parts(self) -> Mapping[str, frozenset[Unit]]:

@@ -76,8 +76,8 @@ def chosen_criteria(criteria: Sequence[Criterion], only: Sequence[str]) -> list[
 
 
 def _folder(keep: Path, subject: Subject, settings: Settings) -> Path:
-    identity = {"name": subject.name, "model": subject.model.fingerprint(), "settings": asdict(settings),
-                "units": sorted(map(unit_name, subject.units)), "usual": asdict(subject.usual),
+    identity = {"subject": subject.identity, "settings": asdict(settings),
+                "units": sorted(map(unit_name, subject.units)),
                 "claim": None if subject.claim is None else asdict(subject.claim)}  # fmt: skip
     folder = keep / f"{subject.task}-{short_hash([json.dumps(identity, sort_keys=True)])}"
     folder.mkdir(parents=True, exist_ok=True)

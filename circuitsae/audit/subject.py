@@ -173,6 +173,11 @@ class Subject(ABC):
         """The circuit's units by the component they belong to: a head, an MLP, a feature at any place."""
 
     @property
+    def identity(self) -> tuple[str, ...]:
+        """What its findings depend on beside the circuit, the claim and the settings: model, precision, and prompts."""
+        return (self.model.fingerprint(), str(self.model.dtype), str(self.model.adds_bos), str(self.usual))
+
+    @property
     def whole(self) -> frozenset[Unit]:
         """All that the circuit's components do, wherever they do it: whole heads, features at every position."""
         return self.units

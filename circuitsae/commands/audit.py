@@ -120,8 +120,7 @@ def audit(
                 from circuitsae.audit.plan import plan as planned
 
                 return _show_plan(console, planned(subject, settings=settings, only=keys), subject, circuit is None)
-            keep = folder / UNFINISHED / own.identity(subject)
-            found.append(_audited(subject, settings, keys, keep, progress))
+            found.append(_audited(subject, settings, keys, folder / UNFINISHED, progress))
             if circuit is None and compare is None:
                 file.save(folder / "circuit.json")
     if compare is not None:
@@ -177,15 +176,6 @@ class _Given:
         subject = subject_of(file, model, task, seed=self.seed, known=self.known)
         subject.claim = self.claim
         return file, subject
-
-    def identity(self, subject: "Subject") -> str:
-        """What findings depend on beside a circuit, its model and the settings."""
-        from circuitsae.audit import FeatureSubject
-        from transcoders.dictionaries.fingerprint import dictionary_fingerprint
-        from transcoders.files import short_hash
-
-        sets = [dictionary_fingerprint(subject.replacement.dictionaries)] if isinstance(subject, FeatureSubject) else []
-        return short_hash([*sets, str((self.known, self.seed, subject.model.adds_bos, subject.model.dtype))])
 
     def with_dictionaries(
         self, loaded: "LanguageModel", kind: str, named: str | None

@@ -114,6 +114,18 @@ def test_an_audit_that_was_ended_goes_on(heads, tmp_path):
     assert Audit.load(tmp_path / "audit.json").to_json() == json.loads((tmp_path / "audit.json").read_text())
 
 
+def test_what_is_kept_is_of_the_same_prompts_and_dictionaries(heads, tmp_path):
+    told: list[str] = []
+    run_audit(heads, settings=SMALL, only=["sufficiency"], keep=tmp_path)
+    other = HeadSubject(TaskSource("ioi", heads.model, seed=1), heads.edges)
+    run_audit(other, settings=SMALL, only=["sufficiency"], keep=tmp_path, progress=told.append)
+    assert told
+    source, circuit = TaskSource("ioi", heads.model), Circuit.of(["0.1@IO"])
+    sets = [load_dictionaries(name) for name in ("pocket", "pocket-plt")]
+    clt, plt = (FeatureSubject(ReplacementModel(heads.model, each), source, circuit) for each in sets)
+    assert clt.identity != plt.identity
+
+
 def test_what_cannot_be_audited_is_refused(heads, tmp_path):
     with pytest.raises(InputError, match="no criterion 'sufficient'"):
         run_audit(heads, only=["sufficient"])

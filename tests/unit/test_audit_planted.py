@@ -163,7 +163,6 @@ def test_an_audit_confirms_the_own_circuit_and_refutes_others(program):
     assert verdict(judged(without_learning(program), own_circuit(program, "resample"), ["sufficiency"])) == "refuted"
 
 
-@pytest.mark.skipif("minimality" not in KEYS, reason="only minimality sees what is idle")
 def test_an_audit_refutes_an_idle_edge(program):
     found = judged(program, damaged(program, "resample", "one idle edge", seed=3), ["sufficiency", "minimality"])
     assert (verdict(found), short(found)) == ("refuted", ["minimality"])
