@@ -79,13 +79,13 @@ def about(audit: Audit, key: str) -> Mapping[str, Any]:
 
 
 def _criteria(made: Document, audit: Audit) -> None:
-    head = ["family", "criterion", "status", "estimate", "on its bars", "rule", "what was found"]
+    head = ["family", "criterion", "status", "estimate", "on its bars", "rule"]
     rows, marks = [], []
     for family in FAMILIES:
         for finding in audit.family(family):
             own = about(audit, finding.criterion)
             rule = f"{own['figure']}: {own['rule']}" if own["rule"] else ""
-            cells = [Verdict(finding.status), *_estimate(audit, finding), rule, finding.said]
+            cells = [Verdict(finding.status), *_estimate(audit, finding), rule]
             rows.append([family, finding.criterion, *cells])
             marks.append("not-met" if finding.status == "disconfirmed" else "")
     made.table(head, rows, marks)
