@@ -14,63 +14,29 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 from machine import RESULTS, machine
 from rich.logging import RichHandler
+from trained_sets import BUFFER_MB, KINDS, Setting, setting, sparsity
 
 from circuitsae.commands.shared import counts
-from circuitsae.loading import load_model
-from circuitsae.pocket.corpus import held_out_text, text_stream
-from transcoders.data import Corpus, held_out_rows, take_rows
 from transcoders.data.activations import sites_of
-from transcoders.data.corpora import CorpusSource
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import Evaluation, evaluate, write_pareto
 from transcoders.files import write_file, write_json
 from transcoders.formats.files import read_json
-from transcoders.language_model import LanguageModel
 from transcoders.training import (
-    CLTConfig,
     SAEConfig,
     TrainConfig,
     Trainer,
-    TranscoderConfig,
     VectorSource,
     train,
 )
 from transcoders.training.checkpoint import latest_checkpoint
 
 logger = logging.getLogger("kinds")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-_BUFFER_MB = 64
-"""A larger buffer is filled by the model before the first step, more than a short run needs."""
-
-_PENALISED, _RANKED = "target_l0", "k"
-ACTIVATIONS: dict[str, dict[str, Any]] = {
-    "ReLU, L1": {"activation": "relu", "penalty": "l1"},
-    "ReLU, L1, unit decoders": {"activation": "relu", "penalty": "unit_l1"},
-    "p-annealing": {"activation": "relu", "penalty": "p_anneal"},
-    "Gated": {"activation": "gated"},
-    "JumpReLU, tanh": {"activation": "jumprelu", "penalty": "tanh"},
-    "JumpReLU, L0": {"activation": "jumprelu", "penalty": "l0"},
-    "TopK": {"activation": "topk"},
-    "TopK, aligned": {"activation": "topk", "aligned": True},
-    "BatchTopK": {"activation": "batchtopk"},
-    "BatchTopK, aligned": {"activation": "batchtopk", "aligned": True},
-    "Matryoshka BatchTopK": {"activation": "batchtopk", "matryoshka": (0.125, 0.25, 0.5, 1.0)},
-}
-CROSS_LAYER = ("JumpReLU, tanh", "TopK", "BatchTopK", "BatchTopK, aligned")
-KINDS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
-    **{f"SAE {name}": (SAEConfig, settings) for name, settings in ACTIVATIONS.items()},
-    **{f"transcoder {name}": (TranscoderConfig, settings) for name, settings in ACTIVATIONS.items()},
-    "transcoder TopK, skip": (TranscoderConfig, {"activation": "topk", "skip": True}),
-    **{f"CLT {name}": (CLTConfig, ACTIVATIONS[name]) for name in CROSS_LAYER},
-}
 
 
 @dataclass
@@ -113,40 +79,11 @@ class Done:
     tokens_per_s: float
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A model, its text, and how the text is cut."""
-
-    model: LanguageModel
-    corpus: CorpusSource
-    rows: torch.Tensor
-    context: int
-    separator: str
-
-
-def setting(name: str, held_out: int) -> Setting:
-    if name == "pocket":
-        model, context, separator = load_model("pocket"), 96, "\n"
-        corpus = Corpus("pocket", lambda: text_stream(0))
-        count = -(-held_out // context)
-        rows = take_rows(model, held_out_text(count * context), rows=count, context=context, separator=separator)
-        return Setting(model, corpus, rows, context, separator)
-    data = REPOSITORY.parent / "shared" / "data"
-    model, context, separator = load_model(data / "models" / name), 128, "\n\n"
-    path = data / "corpora" / "tiny_stories_944k.txt"
-    rows = held_out_rows(model, path, tokens=held_out, context=context, separator=separator)
-    return Setting(model, path, rows, context, separator)
-
-
 def configuration(kind: str, l0: int, n_layers: int, where: Setting, given: Options) -> TrainConfig:
-    """TopK-like kinds are given k (a cross-layer transcoder's counts all layers), the others a target."""
     of, settings = KINDS[kind]
-    if of(**settings).ranks:
-        sparsity: dict[str, Any] = {_RANKED: l0 * n_layers if of is CLTConfig else l0}
-    else:
-        sparsity = {_PENALISED: float(l0)}
+    asked = sparsity(kind, l0, n_layers)
     if of is SAEConfig:  # what was the default when the table was made
-        sparsity |= {"centred": False, "remedy": "auxiliary", "encoder_scale": 0.1 if of(**settings).ranks else 1.0}
+        asked |= {"centred": False, "remedy": "auxiliary", "encoder_scale": 0.1 if of(**settings).ranks else 1.0}
     return of(
         features=given.features,
         tokens=given.tokens,
@@ -154,11 +91,11 @@ def configuration(kind: str, l0: int, n_layers: int, where: Setting, given: Opti
         lr=given.lr,
         context=where.context,
         separator=where.separator,
-        buffer_mb=_BUFFER_MB,
+        buffer_mb=BUFFER_MB,
         log_every=200,
         checkpoint_every=500,
         **settings,
-        **sparsity,
+        **asked,
     )
 
 
