@@ -11,6 +11,7 @@ from transcoders.training.initialise import initial_parameters
 from transcoders.training.losses import losses
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 3, 6, 12, 16
+K_AUX_OF_THE_PAPER = 2  # the power of two next to D_MODEL / 2, from below
 CONFIGS = {"clt": CLTConfig, "plt": TranscoderConfig, "sae": SAEConfig}
 CHOICES = [
     {"activation": "relu", "penalty": "l1"},
@@ -29,7 +30,10 @@ VARIANTS = [
     {"matryoshka": (0.25, 0.5, 1.0)},
     {"centred": True},
     {"skip": True, "skip_penalty": 0.2, "skip_rank": 2},
+    {"remedy": "ghost"},
 ]
+RANKED = [{"aux_pooling": "token"}, {"aux_pooling": "none"}, {"k_aux": None}]
+"""Options of AuxK."""
 
 
 def test_every_activation_and_penalty_is_among_the_choices():
@@ -45,6 +49,11 @@ def cases():
         if "aligned" in variant and choice["activation"] == "gated":
             continue
         yield pytest.param(kind, {**choice, **variant}, id="-".join(map(str, (kind, *choice.values(), *variant))))
+    for kind, variant in itertools.product(CONFIGS, RANKED):
+        yield pytest.param(kind, {"activation": "topk", **variant}, id=f"{kind}-topk-{variant}")
+    for kind, choice in itertools.product(CONFIGS, (CHOICES[0], CHOICES[-1])):
+        options = {**choice, "matryoshka": (0.25, 1.0), "matryoshka_loss": "sum"}
+        yield pytest.param(kind, options, id=f"{kind}-{choice['activation']}-sum")
 
 
 def draw(*shape, seed=0):
@@ -53,7 +62,7 @@ def draw(*shape, seed=0):
 
 def build(kind, options):
     """Settings, and random weights of them."""
-    config = CONFIGS[kind](features=FEATURES, k=4, k_aux=2, bandwidth=0.8, revival=0.5, **options)
+    config = CONFIGS[kind](**{"features": FEATURES, "k": 4, "k_aux": 2, "bandwidth": 0.8, "revival": 0.5, **options})
     built = initial_parameters(config, draw(BATCH, N_LAYERS, D_MODEL), draw(BATCH, N_LAYERS, D_MODEL, seed=1))
     generator = torch.Generator().manual_seed(3)
     for name, parameter in built.named_parameters():
@@ -104,7 +113,8 @@ def oracle(config, weights, reads, writes, dead, *, sparsity_weight, p):
     base = b_dec[:, None] + reads @ past
     prefixes = [round(share * FEATURES) for share in config.matryoshka] or [FEATURES]
     errors = [writes - base - written(a, upto) for upto in prefixes]
-    loss = sum(error.square().mean() for error in errors) / len(errors)
+    loss = sum(error.square().mean() for error in errors)
+    loss = loss if config.matryoshka_loss == "sum" else loss / len(errors)
 
     penalty = 0.0
     for layer in layers:
@@ -132,21 +142,58 @@ def oracle(config, weights, reads, writes, dead, *, sparsity_weight, p):
     if "W_skip" in weights:
         loss = loss + config.skip_penalty * past.square().sum() / N_LAYERS / D_MODEL
     error = errors[-1].detach()
+    if config.remedy == "ghost":
+        return loss + ghosts(config, h, W_dec, error, dead)
     if config.ranks:
         picked = []
         for layer in layers:
             masked = h[layer].masked_fill(~dead[layer], float("-inf"))
             rank = masked.argsort(1, descending=True).argsort(1)
-            keep = (rank < config.k_aux) & dead[layer]
+            keep = (rank < (config.k_aux or K_AUX_OF_THE_PAPER)) & dead[layer]
             picked.append(h[layer] * keep.double())
-        left, of = (x.square().sum(dim=(1, 2)) for x in (error - written(picked, FEATURES), error))
-        revival = left.sum() / of.sum() if config.kind == "clt" else (left / of).mean()
+        revival = pooled(config, error - written(picked, FEATURES), error)
     else:
         revival = 0.0
         for layer in layers:
             gap = torch.relu(thresholds[layer].detach() - h[layer]) * dead[layer] * norms[layer].detach()
             revival = revival + gap.sum(1).mean() / N_LAYERS / root
     return loss + config.revival * revival
+
+
+def pooled(config, left, error):
+    """What AuxK leaves, by loops."""
+    left, of = left.square().sum(2), error.square().sum(2)  # layer, batch
+    if config.aux_pooling == "none":
+        return left.sum() / (N_LAYERS * BATCH * D_MODEL)
+    if config.kind == "clt":
+        left, of = left.sum(0)[None], of.sum(0)[None]
+    if config.aux_pooling == "token":
+        terms = [left[i, b] / of[i, b] for i in range(len(left)) for b in range(BATCH)]
+    else:
+        terms = [sum(left[i]) / sum(of[i]) for i in range(len(left))]
+    return sum(terms) / len(terms)
+
+
+def ghosts(config, h, W_dec, error, dead):
+    """Ghost gradients from their definition, a token after the other, with exp as it is."""
+    losses = torch.zeros(N_LAYERS, dtype=torch.float64)
+    sizes = torch.zeros(N_LAYERS, dtype=torch.float64)
+    for to, token in itertools.product(range(N_LAYERS), range(BATCH)):
+        terms = [
+            torch.exp(h[layer][token, f]) * W_dec[layer][f, to - layer]
+            for layer in (range(to + 1) if config.kind == "clt" else [to])
+            for f in range(FEATURES)
+            if dead[layer, f]
+        ]
+        if terms:
+            output, residual = sum(terms), error[to, token]
+            output = output * (residual.norm() / (2 * output.norm())).detach()
+            losses = losses + torch.eye(N_LAYERS).double()[to] * (residual - output).square().sum()
+            sizes[to] += residual.square().sum()
+    if config.kind == "clt":
+        losses, sizes = losses.sum()[None], sizes.sum()[None]
+    scaled = sum(loss * (size / loss).detach() for loss, size in zip(losses, sizes, strict=True) if size > 0)
+    return scaled / (N_LAYERS * BATCH * D_MODEL)
 
 
 def chosen(config, h, layer):

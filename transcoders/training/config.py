@@ -14,11 +14,17 @@ from transcoders.sites import SiteKind
 
 ActivationName = Literal["relu", "gated", "jumprelu", "topk", "batchtopk"]
 PenaltyName = Literal["default", "l1", "unit_l1", "p_anneal", "tanh", "l0"]
-Remedy = Literal["default", "auxiliary", "resample", "none"]
+Remedy = Literal["default", "auxiliary", "ghost", "resample", "none"]
+AuxPooling = Literal["batch", "token", "none"]
+MatryoshkaLoss = Literal["mean", "sum"]
 DecoderNorms = Literal["default", "unit", "free"]
 Documents = Literal["packed", "masked", "separate"]
 LogTo = Literal["none", "tensorboard", "wandb"]
 Parallel = Literal["data", "layers", "features"]
+_CHOICES: dict[str, Any] = {
+    "activation": ActivationName, "documents": Documents, "decoders": DecoderNorms, "parallel": Parallel,
+    "remedy": Remedy, "aux_pooling": AuxPooling, "matryoshka_loss": MatryoshkaLoss,
+}  # fmt: skip
 
 PENALTIES: dict[str, tuple[PenaltyName, ...]] = {
     "relu": ("l1", "unit_l1", "p_anneal"),
@@ -74,6 +80,9 @@ class TrainConfig:
     """`p_anneal` only: fraction of the steps after which p begins to fall."""
     matryoshka: tuple[float, ...] = ()
     """Shares of the features, rising to 1, whose prefixes must each reconstruct; empty for the whole alone."""
+    matryoshka_loss: MatryoshkaLoss = "mean"
+    """Of the prefixes' losses. `sum` (Bussmann et al. 2025, eq. 6): n prefixes weigh n times as much beside penalty and
+    revival, as if `sparsity` and `revival` were an n-th; Adam's steps are as large for both, so `lr` stays."""
     aligned: bool = False
     """Whether `encoder · decoder = 1` holds for every feature all the way."""
     tokens: int = 10_000_000
@@ -109,15 +118,20 @@ class TrainConfig:
     normalise: Literal["layer", "none"] = "layer"
     """`layer`: each layer's activations are brought to variance one by a factor, which is recorded and folded in."""
     remedy: Remedy = "default"
-    """For dead latents. `auxiliary`: AuxK for TopK, a pull on pre-activations otherwise. `resample`: new directions.
-    `default`: `resample` for TopK and BatchTopK but of cross-layer transcoders, else `auxiliary`."""
+    """For dead latents. `auxiliary`: AuxK for TopK, a pull on pre-activations otherwise. `ghost`: ghost gradients.
+    `resample`: new directions, the `default` for TopK and BatchTopK but of cross-layer transcoders; of others it is
+    `auxiliary`."""
     dead_after: int | None = None
     """A latent that fired on none of this many tokens counts as dead; None for 100,000, with `resample` for a hundredth
     of all, at least 4 batches."""
     revival: float = 1 / 32
     """`auxiliary` only: weight of the loss that revives dead latents."""
-    k_aux: int = 64
-    """`auxiliary`, TopK only: dead latents per layer and token that predict the residual."""
+    k_aux: int | None = 64
+    """`auxiliary`, TopK only: dead latents per layer and token that predict the residual; None for Gao et al.'s, a
+    power of two near half the model's width."""
+    aux_pooling: AuxPooling = "batch"
+    """`auxiliary`, TopK only: the residual left, as a share of the batch's residual (the code of Gao et al. 2024), of
+    each token's (`token`), or of the variance (`none`; their equation)."""
     resample_every: int | None = None
     """`resample` only: steps between replacements, none while the learning rate falls; None for a fortieth of all."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -173,15 +187,9 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a fraction of the steps, from 0 to 1; got {getattr(self, name)}.")
         for name in (
-            "bandwidth",
-            "penalty_bandwidth",
-            "threshold_rate",
-            "target_l0",
-            "start_l0",
-            "decoder_norm",
-            "encoder_scale",
-            "lr",
-        ):
+            "bandwidth", "penalty_bandwidth", "threshold_rate", "target_l0", "start_l0", "decoder_norm",
+            "encoder_scale", "lr",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive; got {value}.")
@@ -201,8 +209,9 @@ class TrainConfig:
         for name in ("target_l0", "start_l0"):
             if (getattr(self, name) or 0) >= self.features:
                 raise InputError(f"{name} must be below the {self.features} features; got {getattr(self, name)}.")
-        if self.documents not in get_args(Documents):
-            raise InputError(f"documents cannot be {self.documents!r}; there are {', '.join(get_args(Documents))}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(f"{name} cannot be {getattr(self, name)!r}; there are {', '.join(get_args(choices))}.")
         if not 0 < self.p_end <= 1:
             raise InputError(f"p_end must be above 0 and at most 1; got {self.p_end}.")
         if not 0 <= self.ema < 1:
@@ -210,10 +219,6 @@ class TrainConfig:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        if self.activation not in PENALTIES:
-            raise InputError(
-                f"activation cannot be {self.activation!r}; there are {', '.join(get_args(ActivationName))}."
-            )
         allowed = PENALTIES[self.activation]
         if self.penalty != "default" and self.penalty not in allowed:
             raise InputError(
@@ -224,10 +229,6 @@ class TrainConfig:
             raise InputError(
                 f"target_l0 steers a penalty, and {self.activation!r} has none; set k = {self.target_l0:g}."
             )
-        if self.decoders not in get_args(DecoderNorms):
-            raise InputError(f"decoders cannot be {self.decoders!r}; there are {', '.join(get_args(DecoderNorms))}.")
-        if self.parallel not in get_args(Parallel):
-            raise InputError(f"parallel cannot be {self.parallel!r}; there are {', '.join(get_args(Parallel))}.")
         if self.aligned and self.activation == "gated":
             raise InputError("aligned has no meaning for 'gated', which has two encoders; choose another activation.")
         if self.matryoshka and (list(self.matryoshka) != sorted(set(self.matryoshka)) or self.matryoshka[-1] != 1):
@@ -375,7 +376,6 @@ def compares_at(config: TrainConfig, step: int) -> bool:
 
 
 _KINDS: dict[str, type[TrainConfig]] = {c.kind: c for c in (SAEConfig, TranscoderConfig, CLTConfig)}
-
 
 _SHARED = ("tokens", "batch", "context", "documents", "separator", "bos", "first", "outliers", "parallel")
 """Settings of the stream, which all dictionaries trained on it have in common."""

@@ -47,9 +47,9 @@ def losses(
 ) -> Losses:
     """`mean_l ‖y_l − ŷ_l‖² / d + λ · sparsity + revival (+ ‖W_skip‖² / d)`, averaged over the batch.
 
-    With prefixes (Matryoshka), the first term is the mean over them. `dead`: latents to be revived by an auxiliary
-    loss. `p`: the exponent of an annealed penalty. `sparse`: whether only active features are touched; the loss and
-    its gradients are the same. `split`: what of the batch, or of its features, is with this rank.
+    With prefixes (Matryoshka), the first term is the mean over them, or their sum. `dead`: latents to be revived by a
+    loss of their own. `p`: the exponent of an annealed penalty. `sparse`: whether only active features are touched; the
+    loss and its gradients are the same. `split`: what of the batch, or of its features, is with this rank.
     """
     share = split.share_of(reads.shape[1], config.batch)
     if sparse:
@@ -60,7 +60,8 @@ def losses(
     errors = _prefix_errors(weights, target, code, config, split)
     fvu = torch.stack([error.square().mean(dim=(1, 2)) for error in errors])
     sparsity = split.features.total(sparsity_penalty(weights, code, config, p=p))
-    total = fvu.mean() + sparsity_weight * sparsity
+    reconstruction = fvu.sum(dim=0).mean() if config.matryoshka_loss == "sum" else fvu.mean()
+    total = reconstruction + sparsity_weight * sparsity
     if isinstance(config, MLPConfig) and config.skip_penalty and (past := weights.skip_map()) is not None:
         total = total + config.skip_penalty * past.square().sum(dim=2).mean()
     if isinstance(weights.activation, Gated):
@@ -69,7 +70,8 @@ def losses(
     revival = fvu.new_zeros(())
     masked = host.queued(error) and split.features.size == 1
     if dead is not None and (masked or bool(split.features.any(dead.any()))):
-        revival = config.revival * revival_loss(weights, code, reads, error, dead, config, split)
+        weight = 1.0 if config.remedy_used == "ghost" else config.revival  # a ghost's loss has its own size
+        revival = weight * revival_loss(weights, code, reads, error, dead, config, split)
     return Losses(share * total + revival, fvu[-1].detach(), sparsity.detach(), revival.detach(), code, error)
 
 

@@ -71,7 +71,7 @@ class Part:
     ) -> Losses:
         """One optimizer step on normalised activations, and changes of these where they are compared."""
         config, weights, split = self.config, self.weights, self.split
-        revived = config.remedy_used == "auxiliary" and self.counter.any(split.features)
+        revived = config.remedy_used in ("auxiliary", "ghost") and self.counter.any(split.features)
         compute = losses if self.sparse else self._losses
         result = compute(
             weights,

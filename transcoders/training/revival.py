@@ -16,6 +16,7 @@ from transcoders.kernels.ranked import largest_of_rows
 from transcoders.training.codes import Code, DenseCode
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import World
+from transcoders.training.ghost import ghost_loss
 from transcoders.training.parameters import Gated, TrainingParameters, aligned_to
 from transcoders.training.ranking import kept_by_all
 from transcoders.training.split import WHOLE, Split
@@ -84,21 +85,24 @@ def revival_loss(
     Where ranks share the tokens of a batch, their values add up to the loss.
 
     TopK, BatchTopK: AuxK (Gao et al. 2024, appendix A.2). Of the dead latents of a layer the `k_aux` with the largest
-    pre-activation predict the residual, of each layer in units of its own. A departure: no ReLU after the choice, since
-    a dead latent's pre-activation is often negative and would have no gradient. ReLU, JumpReLU, Gated:
-    `Σ_dead relu(θ − h) ‖W_dec‖ / √d`, as in Anthropic's January 2025 update.
+    pre-activation predict the residual e as ê. `aux_pooling`: `Σ_b ‖e − ê‖² / Σ_b ‖e‖²` over the tokens b of a batch,
+    as in their code; the mean over tokens of `‖e − ê‖² / ‖e‖²`; or `‖e − ê‖² / d`, their equation, in units of the
+    variance. Of each layer, averaged; of a cross-layer transcoder, sums over layers. A departure: no ReLU after the
+    choice, since a dead latent's pre-activation is often negative and would have no gradient. ReLU, JumpReLU, Gated:
+    `Σ_dead relu(θ − h) ‖W_dec‖ / √d`, as in Anthropic's January 2025 update. With `remedy="ghost"`: `ghost_loss`.
     """
+    if config.remedy_used == "ghost":
+        return ghost_loss(weights, code, reads, error, dead, config, split)
     if host.queued(error) and split.features.size == 1:
         return _masked_revival_loss(weights, code, reads, error, dead, config, split)
     encoder = weights.encoder()
     bias = weights.encoder_bias(encoder)
     if config.ranks:
-        found = auxk_encode(reads, encoder.mT, bias, dead, config.k_aux)
-        found = kept_by_all(found, found.active.row, len(found.active.start) - 1, config.k_aux, split.features)
+        k_aux = auxk_size(config, error.shape[2])
+        found = auxk_encode(reads, encoder.mT, bias, dead, k_aux)
+        found = kept_by_all(found, found.active.row, len(found.active.start) - 1, k_aux, split.features)
         written = split.features.total(cross_layer_decode(found.value, found.active, list(weights.W_dec)))
-        left, of = (x.square().sum(dim=(1, 2)) for x in (error - written, error))
-        of = split.tokens.sum(of)
-        return left.sum() / of.sum() if config.kind == "clt" else (left / of.clamp(min=1e-12)).mean()
+        return _auxk_loss(error, written, config, split)
     norms = weights.decoder_norms().detach()
     threshold = getattr(weights.activation, "threshold", torch.zeros_like(bias)).detach()
     pull, tokens = error.new_zeros(()), reads.shape[1] / split.share_of(reads.shape[1], config.batch)
@@ -112,6 +116,32 @@ def revival_loss(
         gap = torch.relu(threshold[layer, which] - h)
         pull = pull + (gap * norms[layer, which]).sum() / (weights.n_layers * tokens * weights.b_dec.shape[1] ** 0.5)
     return split.features.total(pull)
+
+
+def auxk_size(config: TrainConfig, d_model: int) -> int:
+    """Dead latents per layer and token: `k_aux`, or the largest power of two that is at most `d_model / 2`.
+
+    Source of the latter: Gao et al. 2024, appendix B.1, a power of two near d_model / 2; 256 for 768 in their code.
+    """
+    return 1 << max(0, (d_model // 2).bit_length() - 1) if config.k_aux is None else config.k_aux
+
+
+def _auxk_loss(
+    error: Float[Tensor, "layer batch d_model"],
+    written: Float[Tensor, "layer batch d_model"],
+    config: TrainConfig,
+    split: Split,
+) -> Float[Tensor, ""]:
+    """How much of the residual the chosen latents leave, pooled as `aux_pooling` says."""
+    left, of = (x.square().sum(dim=2) for x in (error - written, error))
+    batch = error.shape[1] / split.share_of(error.shape[1], config.batch)
+    if config.aux_pooling == "none":
+        return left.sum() / (error.shape[2] * len(error) * batch)
+    if config.kind == "clt":
+        left, of = (x.sum(dim=0, keepdim=True) for x in (left, of))
+    if config.aux_pooling == "token":
+        return (left / of.clamp(min=1e-12)).sum() / (len(left) * batch)
+    return (left.sum(dim=1) / split.tokens.sum(of.sum(dim=1)).clamp(min=1e-12)).mean()
 
 
 def _masked_revival_loss(
@@ -131,11 +161,9 @@ def _masked_revival_loss(
     of_token = dead.unsqueeze(1)
     if config.ranks:
         candidates = h.detach().masked_fill(~of_token, -torch.inf).flatten(0, 1)
-        value, index = largest_of_rows(candidates, config.k_aux)
+        value, index = largest_of_rows(candidates, auxk_size(config, error.shape[2]))
         chosen = torch.zeros_like(candidates).scatter_(1, index, value.isfinite().to(value)).view_as(h)
-        left, of = (x.square().sum(dim=(1, 2)) for x in (error - weights.decode(h * chosen), error))
-        of = split.tokens.sum(of).clamp(min=1e-12)
-        return dead.any() * (left.sum() / of.sum() if config.kind == "clt" else (left / of).mean())
+        return dead.any() * _auxk_loss(error, weights.decode(h * chosen), config, split)
     threshold = getattr(weights.activation, "threshold", torch.zeros_like(weights.b_enc)).detach()
     gap = torch.relu(threshold.unsqueeze(1) - h) * of_token
     tokens = reads.shape[1] / split.share_of(reads.shape[1], config.batch)
