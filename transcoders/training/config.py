@@ -173,15 +173,9 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a fraction of the steps, from 0 to 1; got {getattr(self, name)}.")
         for name in (
-            "bandwidth",
-            "penalty_bandwidth",
-            "threshold_rate",
-            "target_l0",
-            "start_l0",
-            "decoder_norm",
-            "encoder_scale",
-            "lr",
-        ):
+            "bandwidth", "penalty_bandwidth", "threshold_rate", "target_l0", "start_l0", "decoder_norm",
+            "encoder_scale", "lr",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive; got {value}.")
@@ -360,8 +354,14 @@ class CLTConfig(MLPConfig):
 
     kind: ClassVar[str] = "clt"
 
+    decoder_rank: int | None = None
+    """Directions through which a layer's features write to later layers; None for a decoder for each pair of layers."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decoder_rank is not None and (self.decoder_rank < 1 or self.remedy == "resample"):
+            got = f"got {self.decoder_rank} with remedy={self.remedy!r}"
+            raise InputError(f"decoder_rank must be at least 1, and goes with any remedy but 'resample'; {got}.")
         if self.parallel == "layers":
             raise InputError(
                 "parallel='layers' is for layers that know nothing of each other, which those of a cross-layer "

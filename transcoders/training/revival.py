@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transcoders.dictionaries import JumpReLU
-from transcoders.kernels import auxk_encode, cross_layer_decode, host
+from transcoders.kernels import auxk_encode, host
 from transcoders.kernels.ranked import largest_of_rows
 from transcoders.training.codes import Code, DenseCode
 from transcoders.training.config import TrainConfig
@@ -95,7 +95,7 @@ def revival_loss(
     if config.ranks:
         found = auxk_encode(reads, encoder.mT, bias, dead, config.k_aux)
         found = kept_by_all(found, found.active.row, len(found.active.start) - 1, config.k_aux, split.features)
-        written = split.features.total(cross_layer_decode(found.value, found.active, list(weights.W_dec)))
+        written = split.features.total(weights.decode_active(found.value, found.active))
         left, of = (x.square().sum(dim=(1, 2)) for x in (error - written, error))
         of = split.tokens.sum(of)
         return left.sum() / of.sum() if config.kind == "clt" else (left / of.clamp(min=1e-12)).mean()
