@@ -3,7 +3,7 @@
 Everything follows from the configuration and the model's shape; `plan` and docs/scaling.md print it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -113,6 +113,11 @@ def spans(config: TrainConfig, n_layers: int) -> int:
 def decoder_rank(config: TrainConfig) -> int:
     """Of what is written to later layers; 0 where each pair of layers has a decoder."""
     return (config.decoder_rank or 0) if isinstance(config, CLTConfig) else 0
+
+
+def multiplied_out(config: TrainConfig) -> TrainConfig:
+    """The configuration whose weights are those that are handed out: with a decoder for each pair of layers."""
+    return replace(config, decoder_rank=None) if isinstance(config, CLTConfig) else config
 
 
 def _decoder_numbers(config: TrainConfig, n_layers: int, d_model: int) -> tuple[int, int]:
