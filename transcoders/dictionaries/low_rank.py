@@ -1,4 +1,4 @@
-"""Cross-layer decoders of low rank: `W_dec[l→l'] = C_l B_{l→l'}` for the layers l' after l, whose factors take less room.
+"""Cross-layer decoders of low rank: `W_dec[l→l'] = C_l B_{l→l'}` for the layers l' after l, stored as these factors.
 
 `factors` finds them in decoders that are of a rank, `truncated` brings decoders to one. A layer's own decoder is left.
 """
@@ -17,6 +17,8 @@ from transcoders.errors import DictionaryError, InputError
 
 _EXACT = 1e-5
 """Of the norm of decoders: what rounding to float32 may have added to their rank."""
+_MORE = 10
+"""Random directions beyond the rank, without which rounding would be magnified."""
 
 
 class Factors(NamedTuple):
@@ -33,14 +35,15 @@ class Factors(NamedTuple):
 def factors(W_dec: Sequence[Float[Tensor, "feature _ d_model"]], rank: int) -> list[Factors] | None:
     """`C_l` with orthonormal columns and `B_l = C_lᵀ W`, of every layer but the last; None where the rank is higher.
 
-    C_l is a basis of what W makes of `rank` random directions, which is all there is where W has this rank.
-    Source: Halko, Martinsson & Tropp 2011, *Finding Structure with Randomness*, algorithm 4.1.
+    The singular value decomposition of W on the span of what it makes of a few more random directions than `rank`: all
+    there is where W has this rank. Source: Halko, Martinsson & Tropp 2011, *Finding Structure with Randomness*.
     """
     generator, found = torch.Generator().manual_seed(0), []
     for W in W_dec[:-1]:
         later = W[:, 1:].flatten(1).double()
-        drawn = torch.randn(later.shape[1], min(rank, *later.shape), generator=generator, dtype=later.dtype)
-        codes = torch.linalg.qr(later @ drawn.to(later.device)).Q
+        drawn = torch.randn(later.shape[1], min(rank + _MORE, *later.shape), generator=generator, dtype=later.dtype)
+        span = torch.linalg.qr(later @ drawn.to(later.device)).Q
+        codes = span @ torch.linalg.svd(span.T @ later, full_matrices=False).U[:, :rank]
         maps = codes.T @ later
         if float((later - codes @ maps).norm()) > _EXACT * float(later.norm()):
             return None

@@ -2,7 +2,8 @@
 
 The weights have the names and shapes of the classes in `transcoders.dictionaries`; per-layer sets prefix theirs with
 the layer's number. A cross-layer transcoder whose decoders have a rank (`decoder_rank`) is stored as its factors: each
-layer's own decoder `W_dec.l`, and `W_code.l` and `W_later.l`, whose product is what it writes to later layers. The two files carry the same id, so that a folder overwritten halfway is noticed.
+layer's own decoder `W_dec.l`, and `W_code.l` and `W_later.l`, whose product is what it writes to later layers. The two
+files carry the same id, so that a folder overwritten halfway is noticed.
 """
 
 import logging
@@ -40,6 +41,7 @@ from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.files import new_files, write_json
 from transcoders.formats.files import (
     MOST_LAYERS,
+    SOME_SIZE,
     is_decoder,
     read_json,
     read_site,
@@ -111,9 +113,7 @@ _SETTINGS = Draft202012Validator(
             "provenance": _PROVENANCE,
         },
         "if": {"properties": {"kind": {"const": "clt"}}},
-        "then": {
-            "properties": {"activation": _ACTIVATION, "decoder_rank": {"type": "integer", "minimum": 1, "maximum": 2**31}}
-        },
+        "then": {"properties": {"activation": _ACTIVATION, "decoder_rank": SOME_SIZE}},
         "else": {
             "properties": {
                 "activation": {"type": "array", "items": _ACTIVATION},
@@ -199,7 +199,7 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
             f"{path} has {unknown[0]}, which its {_CONFIG} does not speak of; save the dictionaries again."
         )
     mapped = reading.decoders == "mapped"
-    if mapped and "decoder_rank" in record:
+    if mapped and record.get("decoder_rank"):
         raise InputError(
             f"The decoders in {path} are factors of rank {record['decoder_rank']}, which are multiplied out in memory; "
             "load them with decoders='memory'."
@@ -274,7 +274,7 @@ def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
     if record["kind"] == "clt":
         n = len(layers)
         shapes = {"W_enc": (n, "d_model", "feature"), "b_enc": (n, "feature"), "b_dec": (n, "d_model")}
-        factored = "decoder_rank" in record
+        factored = record.get("decoder_rank") is not None
         shapes |= {f"W_dec.{i}": ("feature", 1 if factored else n - i, "d_model") for i in layers}
         for i in layers[:-1] if factored else ():
             rank = f"rank of layer {i}"

@@ -72,12 +72,13 @@ def initial_parameters(
     b_dec = first_bias(config, writes)
     spans = [n_layers - layer if config.kind == "clt" else 1 for layer in range(n_layers)]
     rank = config.decoder_rank if isinstance(config, CLTConfig) else None
+    apart = spans if rank is None else [1] * n_layers
     transposed = config.decoder_init == "transpose" or (config.decoder_init == "default" and config.kind == "sae")
     norm = _decoder_norm(config, d_model)
     if transposed:
-        written = [encoder[i].unsqueeze(1).expand(-1, 1 if rank else spans[layer], -1) for i, layer in enumerate(layers)]
+        written = [encoder[i].unsqueeze(1).expand(-1, apart[layer], -1) for i, layer in enumerate(layers)]
     else:
-        written = of_own(*((1 if rank else span,) for span in spans))
+        written = of_own(*((span,) for span in apart))
     W_dec = [norm * W / span**0.5 for W, span in zip(written, (spans[layer] for layer in layers), strict=True)]
     W_later: list[Tensor] = []
     if rank is not None:

@@ -143,7 +143,7 @@ def plan_run(
         disk["dictionaries"] = sum(4 * c.parameters for c in costs)
     if model is not None and evaluate_tokens:
         for config in configs:
-            parameters = training_cost(multiplied_out(config), n_layers=model.n_layers, d_model=model.d_model).parameters
+            parameters = _cost(multiplied_out(config), source, ranks).parameters
             together = model.n_layers if config.kind == "clt" and config.activation == "topk" else 1
             sizes = DictionarySizes(model.n_layers, parameters, together * config.features)
             evaluation = evaluation_cost(
