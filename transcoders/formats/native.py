@@ -1,7 +1,9 @@
 """The format of this package: a folder with `config.json` and `weights.safetensors`.
 
 The weights have the names and shapes of the classes in `transcoders.dictionaries`; per-layer sets prefix theirs with
-the layer's number. The two files carry the same id, so that a folder overwritten halfway is noticed.
+the layer's number. A cross-layer transcoder whose decoders have a rank (`decoder_rank`) is stored as its factors: each
+layer's own decoder `W_dec.l`, and `W_code.l` and `W_later.l`, whose product is what it writes to later layers. The two
+files carry the same id, so that a folder overwritten halfway is noticed.
 """
 
 import logging
@@ -32,12 +34,14 @@ from transcoders.dictionaries import (
     Transcoder,
     TranscoderSet,
 )
+from transcoders.dictionaries.low_rank import Factors, factors
 from transcoders.dictionaries.provenance import AGREEMENT
 from transcoders.dictionaries.token_norm import TokenNorm, TokenNormName
 from transcoders.errors import DictionaryError, FileFormatError, InputError
 from transcoders.files import new_files, write_json
 from transcoders.formats.files import (
     MOST_LAYERS,
+    SOME_SIZE,
     is_decoder,
     read_json,
     read_site,
@@ -109,7 +113,7 @@ _SETTINGS = Draft202012Validator(
             "provenance": _PROVENANCE,
         },
         "if": {"properties": {"kind": {"const": "clt"}}},
-        "then": {"properties": {"activation": _ACTIVATION}},
+        "then": {"properties": {"activation": _ACTIVATION, "decoder_rank": SOME_SIZE}},
         "else": {
             "properties": {
                 "activation": {"type": "array", "items": _ACTIVATION},
@@ -135,8 +139,8 @@ def is_native(source: Source) -> bool:
 def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtype: torch.dtype | None = None) -> None:
     """Write a set to a folder; `storage_dtype`: precision of the stored weights, by default that of the set."""
     if isinstance(dictionaries, CrossLayerTranscoder):
-        tensors = dict(dictionaries.state_dict())
-        config: dict[str, Any] = {"activation": _describe(dictionaries.activation)}
+        tensors, ranked = _stored_decoders(dictionaries)
+        config: dict[str, Any] = {"activation": _describe(dictionaries.activation), **ranked}
     elif isinstance(dictionaries, TranscoderSet | SAESet | MixedSet):
         tensors = {f"{i}.{name}": t for i, d in enumerate(dictionaries.layers) for name, t in d.state_dict().items()}
         config = {"activation": [_describe(d.activation) for d in dictionaries.layers]}
@@ -195,6 +199,11 @@ def load_native(source: Source, offers: Sequence[Offer], reading: Reading) -> Di
             f"{path} has {unknown[0]}, which its {_CONFIG} does not speak of; save the dictionaries again."
         )
     mapped = reading.decoders == "mapped"
+    if mapped and record.get("decoder_rank"):
+        raise InputError(
+            f"The decoders in {path} are factors of rank {record['decoder_rank']}, which are multiplied out in memory; "
+            "load them with decoders='memory'."
+        )
     tensors, metadata = read_tensors(
         path, dtype=reading.dtype, device=reading.device, mapped=lambda name: mapped and is_decoder(name), weights=True
     )
@@ -265,7 +274,11 @@ def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
     if record["kind"] == "clt":
         n = len(layers)
         shapes = {"W_enc": (n, "d_model", "feature"), "b_enc": (n, "feature"), "b_dec": (n, "d_model")}
-        shapes |= {f"W_dec.{i}": ("feature", n - i, "d_model") for i in layers}
+        factored = record.get("decoder_rank") is not None
+        shapes |= {f"W_dec.{i}": ("feature", 1 if factored else n - i, "d_model") for i in layers}
+        for i in layers[:-1] if factored else ():
+            rank = f"rank of layer {i}"
+            shapes |= {f"W_code.{i}": ("feature", rank), f"W_later.{i}": (rank, n - i - 1, "d_model")}
         return shapes | ({_THRESHOLD: (n, "feature")} if sigma["name"] in _WITH_THRESHOLD else {})
     shapes = {}
     for i in layers:
@@ -298,7 +311,7 @@ def _build(
         return CrossLayerTranscoder(
             W_enc=tensors["W_enc"],
             b_enc=tensors["b_enc"],
-            W_dec=[tensors[f"W_dec.{i}"] for i in range(n_layers)],
+            W_dec=[_decoder(tensors, i) for i in range(n_layers)],
             b_dec=tensors["b_dec"],
             activation=_activation(record["activation"], tensors, ""),
             provenance=provenance,
@@ -319,6 +332,22 @@ def _build(
             layers.append(Transcoder(**common, read=reads[i], write=writes[i]))
     of_layers: Any = {"plt": TranscoderSet, "sae": SAESet, "mixed": MixedSet}[kind]
     return of_layers(layers, provenance).requires_grad_(False)
+
+
+def _stored_decoders(clt: CrossLayerTranscoder) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and what the settings say of them: where training or truncation gave decoders a rank, factors."""
+    tensors, rank = dict(clt.state_dict()), clt.provenance.config.get("decoder_rank")
+    if not isinstance(rank, int) or rank < 1 or (found := factors(list(clt.W_dec), rank)) is None:
+        return tensors, {}  # changed since, if it ever had one
+    for i, (codes, maps) in enumerate(found):
+        tensors |= {f"W_dec.{i}": clt.W_dec[i][:, :1], f"W_code.{i}": codes, f"W_later.{i}": maps}
+    return tensors, {"decoder_rank": rank}
+
+
+def _decoder(tensors: dict[str, Tensor], layer: int) -> Tensor:
+    if (codes := tensors.get(f"W_code.{layer}")) is None:
+        return tensors[f"W_dec.{layer}"]
+    return torch.cat([tensors[f"W_dec.{layer}"], Factors(codes, tensors[f"W_later.{layer}"]).expanded()], dim=1)
 
 
 def _describe(activation: Activation) -> dict[str, Any]:

@@ -39,10 +39,11 @@ def dense_decode(
 
 
 def cross_layer_decode(
-    values: Float[Tensor, "n"], active: ActiveFeatures, W_dec: Sequence[Float[Tensor, "feature _ d_out"]]
+    values: Float[Tensor, "n"], active: ActiveFeatures, W_dec: Sequence[Float[Tensor, "feature _ _"]]
 ) -> Float[Tensor, "layer batch d_out"]:
     """`y_l' = Σ_{l ≤ l'} a_l W_dec[l→l']`, W_dec[l] `[feature, span, d_out]` from layer l on.
 
+    Where the span is one, later layers may be narrower than the first: they write the first coordinates.
     An active feature's decoders for all its write layers lie side by side and are read at once. Cost: active features
     × span × d_out, plus one addition per pair of layers. On a device the gradient cannot be differentiated again.
 
@@ -55,21 +56,24 @@ def cross_layer_decode(
         return y
     layers = [active.of_layer(layer) for layer in range(active.n_layers)]
     writes: list[Tensor | float] = [0.0] * active.n_layers
+    d_out = W_dec[0].shape[2]
     parts = values.split([part.stop - part.start for part, _ in layers])
     for layer, ((_, own), own_values) in enumerate(zip(layers, parts, strict=True)):
         if own.density > DENSE_ABOVE:
             written = own.dense(own_values)[0] @ W_dec[layer].flatten(1)
         else:
             written = weighted_sum(own_values, own, W_dec[layer].flatten(1))
-        for offset, part in enumerate(written.unflatten(-1, W_dec[layer].shape[1:]).unbind(-2)):
+        if (narrower := d_out - W_dec[layer].shape[2]) and W_dec[layer].shape[1] == 1:
+            written = torch.nn.functional.pad(written, (0, narrower))
+        for offset, part in enumerate(written.unflatten(-1, (-1, d_out)).unbind(-2)):
             writes[layer + offset] = writes[layer + offset] + part
     return torch.stack(writes)  # pyright: ignore[reportArgumentType]
 
 
 def dense_cross_layer_decode(
-    a: Float[Tensor, "layer batch feature"], W_dec: Sequence[Float[Tensor, "feature _ d_out"]], *, bf16: bool = False
+    a: Float[Tensor, "layer batch feature"], W_dec: Sequence[Float[Tensor, "feature _ _"]], *, bf16: bool = False
 ) -> Float[Tensor, "layer batch d_out"]:
-    """`y_l' = Σ_{l ≤ l'} a_l W_dec[l→l']` of all features, W_dec[l] `[feature, span, d_out]` from layer l on.
+    """`y_l' = Σ_{l ≤ l'} a_l W_dec[l→l']` of all features, W_dec[l] as `cross_layer_decode` has it.
 
     All that layer l writes is one product, `[batch, feature] × [feature, span · d_out]`, added to the outputs from l on
     at once, and so are both its gradients: a layer costs as many launches whatever its span. `bf16`: products of
@@ -90,7 +94,7 @@ class _SparseCrossLayer(torch.autograd.Function):
         for layer, W in enumerate(W_dec):
             table, tokens = W.flatten(1), _of_layer(layer, active.batch)
             written = products.backend(table).gather_sum_of_some(values, feature, active.start, table, tokens)
-            y[layer : layer + W.shape[1]] += written.unflatten(1, W.shape[1:]).transpose(0, 1)
+            y[layer : layer + W.shape[1], :, : W.shape[2]] += written.unflatten(1, W.shape[1:]).transpose(0, 1)
         ctx.active, ctx.feature = active, feature
         ctx.save_for_backward(values, *W_dec)
         return y
@@ -105,7 +109,8 @@ class _SparseCrossLayer(torch.autograd.Function):
         if any(ctx.needs_input_grad[2:]):
             lists = values[active.order], active.by_feature.column % active.batch, active.by_feature.start
         for layer, W in enumerate(W_dec):
-            of_layer, table = grad[layer : layer + W.shape[1]].transpose(0, 1).flatten(1), W.flatten(1)
+            of_layer = grad[layer : layer + W.shape[1], :, : W.shape[2]].transpose(0, 1).flatten(1)
+            table = W.flatten(1)
             kernels = products.backend(table)
             if by_value is not None:
                 tokens = _of_layer(layer, active.batch)

@@ -15,7 +15,6 @@ from transcoders.kernels import (
     ActiveFeatures,
     SparseActivations,
     batch_topk_encode,
-    cross_layer_decode,
     host,
     threshold_encode,
     topk_encode,
@@ -160,16 +159,16 @@ class SparseCode:
 
     def decode(self, weights: TrainingParameters, first: int, last: int) -> Float[Tensor, "layer batch d_model"]:
         if last - first == self.active.n_features:
-            return cross_layer_decode(self.a, self.active, list(weights.W_dec))
+            return weights.decode_active(self.a, self.active)
         feature = self.active.feature % self.active.n_features
         within = (feature >= first) & (feature < last)
         if host.queued(within):  # how many they are is not asked
-            return cross_layer_decode(self.a * within, self.active, list(weights.W_dec))
+            return weights.decode_active(self.a * within, self.active)
         chosen = within.nonzero().squeeze(1)
-        return cross_layer_decode(self.a[chosen], self.active.keep(chosen), list(weights.W_dec))
+        return weights.decode_active(self.a[chosen], self.active.keep(chosen))
 
     def decode_gate(self, weights: TrainingParameters) -> Float[Tensor, "layer batch d_model"]:
-        return cross_layer_decode(torch.relu(self.h), self.active, [w.detach() for w in weights.W_dec])
+        return weights.decode_active(torch.relu(self.h), self.active, frozen=True)
 
     def of_feature(self, table: Float[Tensor, "layer feature"]) -> Float[Tensor, "n"]:
         return table.flatten().index_select(0, self.active.feature)

@@ -361,8 +361,14 @@ class CLTConfig(MLPConfig):
 
     kind: ClassVar[str] = "clt"
 
+    decoder_rank: int | None = None
+    """Directions through which a layer's features write to later layers; None for a decoder for each pair of layers."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decoder_rank is not None and (self.decoder_rank < 1 or self.remedy == "resample"):
+            got = f"got {self.decoder_rank} with remedy={self.remedy!r}"
+            raise InputError(f"decoder_rank must be at least 1, and goes with any remedy but 'resample'; {got}.")
         if self.parallel == "layers":
             raise InputError(
                 "parallel='layers' is for layers that know nothing of each other, which those of a cross-layer "

@@ -3,11 +3,11 @@
 Everything follows from the configuration and the model's shape; `plan` and docs/scaling.md print it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from transcoders.training.config import MLPConfig, TrainConfig
+from transcoders.training.config import CLTConfig, MLPConfig, TrainConfig
 from transcoders.training.part import CODES, layers_at_once
 
 _NUMBER = 4
@@ -62,7 +62,8 @@ def training_cost(
 
     With features F and layers L, and S = L (SAEs, transcoders) or L (L + 1) / 2 (cross-layer), a token takes
     `4 L F d + 6 S F d` operations: two products with the encoder, as inputs need no gradient, and three with the
-    decoders. Where only active features are touched it takes `2 L F d + 2 L l0 d + 6 S l0 d`.
+    decoders. Where only active features are touched it takes `2 L F d + 2 L l0 d + 6 S l0 d`. Decoders of rank r take
+    `6 F (L d + (L − 1) r)` operations in the place of `6 S F d`, and `3 r d L (L − 1)` for the maps that are shared.
 
     `l0`: active features of a token and layer, where k and `target_l0` do not say; one in a hundred otherwise.
     `ranks`: how many processes share the work as `config.parallel` says. Network: of an all-reduce of n bytes a rank
@@ -77,10 +78,11 @@ def training_cost(
     own_tokens = -(-batch // ranks) if by_tokens else batch
     own = parameter_count(config, own_layers, d_model, own_features)
     at_once = layers_at_once(config, d_model, own_layers, torch.device(device))
-    widths = CODES * own_features + 4 * d_model
+    rank = decoder_rank(config)
+    widths = CODES * own_features + 4 * d_model + 2 * rank
     l0 = _active(config, n_layers) if l0 is None else l0
-    widths_all = n_layers, spans(config, n_layers), _skip(config, d_model) * n_layers
-    encoder, decoder, skip = (2 * d_model * n for n in widths_all)
+    encoder, skip = (2 * d_model * n for n in (n_layers, _skip(config, d_model) * n_layers))
+    decoder, maps = (2 * n for n in _decoder_numbers(config, n_layers, d_model))
     return TrainingCost(
         parameters=parameter_count(config, n_layers, d_model, features),
         weights=_NUMBER * own,
@@ -89,8 +91,8 @@ def training_cost(
         gradients=_NUMBER * own * at_once // own_layers,
         activations=_NUMBER * own_tokens * at_once * widths,
         counters=8 * own_layers * own_features,
-        dense_flops=float(features * (2 * encoder + 3 * decoder) + 2 * skip),
-        sparse_flops=float(encoder * (features + l0) + 3 * decoder * l0 + 2 * skip),
+        dense_flops=float(features * (2 * encoder + 3 * decoder) + 3 * maps + 2 * skip),
+        sparse_flops=float(encoder * (features + l0) + 3 * decoder * l0 + 3 * maps + 2 * skip),
         network=0 if ranks == 1 else _network(config, n_layers, d_model, ranks),
     )
 
@@ -98,13 +100,32 @@ def training_cost(
 def parameter_count(config: TrainConfig, n_layers: int, d_model: int, features: int) -> int:
     """Of so many features of so many layers: encoders, decoders, biases, thresholds, the skip term."""
     per_feature = {"jumprelu": 2, "gated": 3}.get(config.activation, 1)
-    weights = features * (d_model * (n_layers + spans(config, n_layers)) + per_feature * n_layers)
-    return weights + n_layers * d_model * (1 + _skip(config, d_model))
+    of_feature, of_all = _decoder_numbers(config, n_layers, d_model)
+    weights = features * (d_model * n_layers + of_feature + per_feature * n_layers)
+    return weights + of_all + n_layers * d_model * (1 + _skip(config, d_model))
 
 
 def spans(config: TrainConfig, n_layers: int) -> int:
     """Pairs of a layer that is read and one that is written."""
     return n_layers * (n_layers + 1) // 2 if config.kind == "clt" else n_layers
+
+
+def decoder_rank(config: TrainConfig) -> int:
+    """Of what is written to later layers; 0 where each pair of layers has a decoder."""
+    return (config.decoder_rank or 0) if isinstance(config, CLTConfig) else 0
+
+
+def multiplied_out(config: TrainConfig) -> TrainConfig:
+    """The configuration whose weights are those that are handed out: with a decoder for each pair of layers."""
+    return replace(config, decoder_rank=None) if isinstance(config, CLTConfig) else config
+
+
+def _decoder_numbers(config: TrainConfig, n_layers: int, d_model: int) -> tuple[int, int]:
+    """How many each feature has, in all layers together, and how many all features share."""
+    if not (rank := decoder_rank(config)):
+        return d_model * spans(config, n_layers), 0
+    later = n_layers * (n_layers - 1) // 2
+    return d_model * n_layers + rank * (n_layers - 1), rank * d_model * later
 
 
 def _active(config: TrainConfig, n_layers: int) -> float:
@@ -130,7 +151,9 @@ def _network(config: TrainConfig, n_layers: int, d_model: int, ranks: int) -> in
     if config.parallel == "layers":  # each rank's tokens go to the owners of the layers
         return round(others * activations / ranks)
     writes = _NUMBER * config.batch * n_layers * d_model * (len(config.prefixes) + (config.activation == "gated"))
-    return round(others * (activations + 2 * writes + ranks * _NUMBER * _candidates(config, n_layers, ranks)))
+    maps = _NUMBER * _decoder_numbers(config, n_layers, d_model)[1]
+    candidates = ranks * _NUMBER * _candidates(config, n_layers, ranks)
+    return round(others * (activations + 2 * (writes + maps) + candidates))
 
 
 def _candidates(config: TrainConfig, n_layers: int, ranks: int) -> int:

@@ -65,7 +65,7 @@ def export(
     becomes JumpReLU with the threshold estimated in training, the same for all features of a layer.
     """
     W_enc, b_enc, activation = _pointwise(weights)
-    W_dec = [w.detach().clone() for w in weights.W_dec]
+    W_dec = weights.full_decoders()
     b_dec = weights.b_dec.detach().clone()
     W_skip = None if (past := weights.skip_map()) is None else past.detach().clone()
     layers = range(weights.n_layers)

@@ -63,13 +63,14 @@ def _ghosts_of_dead(
         h.append(found if known is None else known)
     highest = torch.stack([_highest(of_layer) for of_layer in h])
     highest = _shift(weights, -split.features.least(-highest))
-    written = list(torch.zeros_like(reads[..., :1].expand(*reads.shape[:2], weights.b_dec.shape[1])).unbind())
+    width = weights.W_dec[0].shape[2]
+    written = list(reads.new_zeros(*reads.shape[:2], width).unbind())
     for layer, features in enumerate(which):
         W_dec = weights.W_dec[layer][features]
         y = weights.product((h[layer] - highest[layer].unsqueeze(1)).exp(), W_dec.flatten(1))
         for to, part in enumerate(y.unflatten(1, W_dec.shape[1:]).unbind(1), layer):
-            written[to] = written[to] + part
-    return split.features.total(torch.stack(written))
+            written[to] = written[to] + torch.nn.functional.pad(part, (0, width - part.shape[1]))
+    return split.features.total(weights.spread(torch.stack(written)))
 
 
 def _ghosts_of_all(
@@ -90,6 +91,6 @@ def _highest(h: Float[Tensor, "batch n"]) -> Float[Tensor, "batch"]:
 
 def _shift(weights: TrainingParameters, highest: Float[Tensor, "layer batch"]) -> Float[Tensor, "layer batch"]:
     """What is taken from a token's pre-activations: of all layers alike where several write to one output."""
-    if any(W_dec.shape[1] > 1 for W_dec in weights.W_dec):
+    if len(weights.W_later) or any(W_dec.shape[1] > 1 for W_dec in weights.W_dec):
         highest = highest.amax(dim=0, keepdim=True).expand_as(highest)
     return highest.nan_to_num(neginf=0.0)

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import Activation, JumpReLU, ReLU, TopK
-from transcoders.training.config import MLPConfig, SAEConfig, TrainConfig
+from transcoders.training import low_rank
+from transcoders.training.config import CLTConfig, MLPConfig, SAEConfig, TrainConfig
 from transcoders.training.export import Scales
 from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters
 from transcoders.training.sparsity import START_OVER_TARGET
@@ -48,7 +49,8 @@ def initial_parameters(
     """Encoders in random directions, decoders that begin small, `b_dec` the mean of the (normalised) writes.
 
     Encoder biases centre the pre-activations on the first batch, so that all features start alike; with `start_l0`
-    they are such that each feature fires equally often. An SAE's decoder begins as its encoder's transpose.
+    they are such that each feature fires equally often. An SAE's decoder begins as its encoder's transpose. Decoders of
+    low rank begin as large as full ones, at their own layer and at later ones.
 
     `split`: whose layers and features; the weights are those that a single process gives these, of `n_layers` in all.
     """
@@ -57,8 +59,8 @@ def initial_parameters(
     layers, features = split.layers_of(n_layers), split.features_of(config.features)
     generator = torch.Generator().manual_seed(config.seed)
 
-    def directions(*span: int) -> Tensor:
-        drawn = torch.randn((config.features, *span, d_model), generator=generator)
+    def directions(*span: int, width: int = d_model) -> Tensor:
+        drawn = torch.randn((config.features, *span, width), generator=generator)
         own = drawn[features.start : features.stop].to(reads)
         return own / own.norm(dim=-1, keepdim=True)
 
@@ -69,13 +71,21 @@ def initial_parameters(
     encoder = torch.stack(of_own(*[()] * n_layers))
     b_dec = first_bias(config, writes)
     spans = [n_layers - layer if config.kind == "clt" else 1 for layer in range(n_layers)]
+    rank = config.decoder_rank if isinstance(config, CLTConfig) else None
+    apart = spans if rank is None else [1] * n_layers
     transposed = config.decoder_init == "transpose" or (config.decoder_init == "default" and config.kind == "sae")
     norm = _decoder_norm(config, d_model)
     if transposed:
-        written = [encoder[i].unsqueeze(1).expand(-1, spans[layer], -1) for i, layer in enumerate(layers)]
+        written = [encoder[i].unsqueeze(1).expand(-1, apart[layer], -1) for i, layer in enumerate(layers)]
     else:
-        written = of_own(*((span,) for span in spans))
-    W_dec = [norm * W / W.shape[1] ** 0.5 for W in written]
+        written = of_own(*((span,) for span in apart))
+    W_dec = [norm * W / span**0.5 for W, span in zip(written, (spans[layer] for layer in layers), strict=True)]
+    W_later: list[Tensor] = []
+    if rank is not None:
+        for layer, span in enumerate(spans[:-1]):
+            codes = norm * ((span - 1) / span) ** 0.5 * directions(1, width=rank)
+            W_dec[layer] = torch.cat([W_dec[layer], codes], dim=2)
+            W_later.append(low_rank.first_maps(rank, span - 1, d_model, generator).to(reads))
     centred = isinstance(config, SAEConfig) and config.centred
     W_enc = (config.encoder_scale or 1.0) * encoder
     centre = reads.mean(dim=0) - b_dec if centred else reads.mean(dim=0)
@@ -95,6 +105,7 @@ def initial_parameters(
         activation=_activation(config, b_enc),
         W_skip=skip,
         W_skip_out=skip_out,
+        W_later=W_later,
         centred=centred,
         aligned=config.aligned,
         unit_decoders=config.unit_decoders,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from transcoders.dictionaries import Activation, JumpReLU, TopK
 from transcoders.errors import DictionaryError
-from transcoders.kernels import dense_cross_layer_decode, host
+from transcoders.kernels import ActiveFeatures, cross_layer_decode, dense_cross_layer_decode, host
 from transcoders.kernels.ranked import keep_of_all, keep_of_rows
+from transcoders.training import low_rank
 from transcoders.training.distributed import ALONE, World
 
 _THRESHOLD_DECAY = 0.95
@@ -134,13 +135,15 @@ class Step(torch.autograd.Function):
 
 _PIECE = 2**16
 """Numbers in a piece of the weights."""
+_NOT_STACKED = ("W_dec.", "W_later.", "b_dec", "W_skip")
 
 
 class TrainingParameters(nn.Module):
     """All layers of one kind. `W_dec[l]` is `[feature, span, d_model]`: what layer l writes to layers l … l + span − 1.
 
     The span is one for SAEs and transcoders, and reaches the last layer for a cross-layer transcoder. Encoders and
-    decoders are stored feature by feature, so that what an active feature touches lies together.
+    decoders are stored feature by feature, so that what an active feature touches lies together. With `W_later`, all
+    layers but the last have decoders of low rank, `W_dec[l]` `[feature, 1, d_model + rank]` (`low_rank`).
     """
 
     W_enc: Float[Tensor, "layer feature d_model"]
@@ -154,11 +157,12 @@ class TrainingParameters(nn.Module):
         *,
         W_enc: Float[Tensor, "layer feature d_model"],
         b_enc: Float[Tensor, "layer feature"],
-        W_dec: Sequence[Float[Tensor, "feature _ d_model"]],
+        W_dec: Sequence[Float[Tensor, "feature _ _"]],
         b_dec: Float[Tensor, "layer d_model"],
         activation: Activation,
         W_skip: Float[Tensor, "layer d_model _"] | None = None,
         W_skip_out: Float[Tensor, "layer rank d_out"] | None = None,
+        W_later: Sequence[Float[Tensor, "_ _ d_model"]] = (),
         centred: bool = False,
         aligned: bool = False,
         unit_decoders: bool = False,
@@ -169,6 +173,7 @@ class TrainingParameters(nn.Module):
         super().__init__()
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec = nn.ParameterList(nn.Parameter(w) for w in W_dec)
+        self.W_later = nn.ParameterList(nn.Parameter(w) for w in W_later)
         self.b_dec = nn.Parameter(b_dec)
         self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
         self.W_skip_out = None if W_skip_out is None else nn.Parameter(W_skip_out)
@@ -213,6 +218,7 @@ class TrainingParameters(nn.Module):
             activation=activation,
             W_skip=tensors.get("W_skip"),
             W_skip_out=tensors.get("W_skip_out"),
+            W_later=[tensors[f"W_later.{layer}"] for layer in range(len(self.W_later))],
             centred=self.centred,
             aligned=self.aligned,
             unit_decoders=self.unit_decoders,
@@ -237,7 +243,8 @@ class TrainingParameters(nn.Module):
 
     def written(self) -> Float[Tensor, "layer feature d_model"]:
         """The sum of each feature's decoders."""
-        return torch.stack([W_dec.sum(dim=1) for W_dec in self.W_dec])
+        low = [low_rank.summed(*factors) for factors in self._factored()]
+        return torch.stack(low + [W_dec.sum(dim=1) for W_dec in self.W_dec[len(low) :]])
 
     def encoder_bias(self, encoder: Float[Tensor, "layer feature d_model"]) -> Float[Tensor, "layer feature"]:
         """The constant of the pre-activations: `b_enc`, or `b_enc − b_dec W_enc` where the encoder reads x − b_dec."""
@@ -272,7 +279,31 @@ class TrainingParameters(nn.Module):
         last = a.shape[2] if last is None else last
         if (first, last) != (0, a.shape[2]):  # the gradient of a slice is a copy of the whole
             a, W_dec = a[:, :, first:last], [W[first:last] for W in W_dec]
-        return dense_cross_layer_decode(a, W_dec, bf16=self.bf16)
+        return self.spread(dense_cross_layer_decode(a, W_dec, bf16=self.bf16), frozen)
+
+    def decode_active(
+        self, values: Float[Tensor, "n"], active: ActiveFeatures, *, frozen: bool = False
+    ) -> Float[Tensor, "layer batch d_model"]:
+        """The same of active features alone."""
+        W_dec = [W.detach() if frozen else W for W in self.W_dec]
+        return self.spread(cross_layer_decode(values, active, W_dec), frozen)
+
+    def spread(
+        self, written: Float[Tensor, "layer batch _"], frozen: bool = False
+    ) -> Float[Tensor, "layer batch d_model"]:
+        """What is written at every layer, of what the tables of `W_dec` make; the same unless decoders have a rank."""
+        if not len(self.W_later):
+            return written
+        return low_rank.spread(written, [W.detach() if frozen else W for W in self.W_later], bf16=self.bf16)
+
+    def _factored(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """`W_dec` and `W_later` of the layers whose decoders are of low rank."""
+        return list(zip(self.W_dec, self.W_later, strict=False))
+
+    def full_decoders(self) -> list[Float[Tensor, "feature _ d_model"]]:
+        """What each layer's features write to it and to later ones, in memory of its own."""
+        low = [low_rank.expanded(*factors).detach() for factors in self._factored()]
+        return low + [W.detach().clone() for W in self.W_dec[len(low) :]]
 
     def base(
         self, reads: Float[Tensor, "layer batch d_model"], *, frozen: bool = False
@@ -300,7 +331,8 @@ class TrainingParameters(nn.Module):
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
         """The norm of all decoders of a feature stacked."""
-        return torch.stack([W_dec.flatten(1).norm(dim=1) for W_dec in self.W_dec])
+        low = [low_rank.stacked_norms(*factors) for factors in self._factored()]
+        return torch.stack(low + [W_dec.flatten(1).norm(dim=1) for W_dec in self.W_dec[len(low) :]])
 
     def product(self, x: Tensor, W: Tensor) -> Tensor:
         """`x @ W`; in bf16 where asked, with a float32 result, and float32 gradients for the weights."""
@@ -309,23 +341,27 @@ class TrainingParameters(nn.Module):
     # upkeep
 
     def stacked_gradients(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """As `gradients` has them, of all layers together: of features `[layer, …]`, of decoders, of outputs."""
+        """As `gradients` has them, of all layers together: of features `[layer, …]`, of decoders, of outputs.
+
+        Those of `W_later` are not among them.
+        """
         of_outputs = [p for p in (self.b_dec, self.W_skip, self.W_skip_out) if p is not None]
-        apart = [*of_outputs, *self.W_dec]
+        apart = [*of_outputs, *self.W_dec, *self.W_later]
         of_features = [p for p in self.parameters() if all(p is not other for other in apart)]
         sides = (of_features, self.W_dec, of_outputs)
         features, decoders, outputs = ([p.grad for p in side if p.grad is not None] for side in sides)
         return features, decoders, outputs
 
     def gradients(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Of every layer those that there are: those of its features, and those of `b_dec` and the skip term."""
+        """Of every layer those that there are: of its features, and of what these share (`b_dec`, skip, `W_later`)."""
         outputs = [p for p in (self.b_dec, self.W_skip, self.W_skip_out) if p is not None]
-        stacked = [p for name, p in self.named_parameters() if not name.startswith(("W_dec.", "b_dec", "W_skip"))]
+        stacked = [p for name, p in self.named_parameters() if not name.startswith(_NOT_STACKED)]
         return [
             (
                 [p.grad[layer] for p in stacked if p.grad is not None]
                 + [p.grad for p in [self.W_dec[layer]] if p.grad is not None],
-                [p.grad[layer] for p in outputs if p.grad is not None],
+                [p.grad[layer] for p in outputs if p.grad is not None]
+                + [p.grad for p in self.W_later[layer : layer + 1] if p.grad is not None],
             )
             for layer in range(self.n_layers)
         ]
@@ -339,7 +375,9 @@ class TrainingParameters(nn.Module):
         """
         if not self.unit_decoders:
             return
-        for W_dec in self.W_dec:
+        for factors in self._factored():
+            low_rank.project_gradients(*factors, self.ranks)
+        for W_dec in self.W_dec[len(self.W_later) :]:
             if W_dec.grad is not None:
                 for gradient, direction in zip(_pieces(W_dec.grad), _pieces(W_dec), strict=True):
                     along = (gradient * direction).sum(dim=1, keepdim=True)
@@ -351,7 +389,9 @@ class TrainingParameters(nn.Module):
         if isinstance(self.activation, JumpReLU):
             self.activation.threshold.clamp_(min=0)
         if self.unit_decoders:
-            for W_dec in self.W_dec:
+            for W_dec, W_later in self._factored():
+                W_dec /= low_rank.stacked_norms(W_dec, W_later).clamp(min=1e-12)[:, None, None]
+            for W_dec in self.W_dec[len(self.W_later) :]:
                 for piece in _pieces(W_dec):
                     piece /= torch.linalg.vector_norm(piece, dim=1, keepdim=True).clamp(min=1e-12)
 

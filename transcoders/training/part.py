@@ -141,12 +141,15 @@ class Part:
             for side in (features, outputs)
         )
         own = own + torch.stack(torch._foreach_norm(decoders)).square()  # pyright: ignore[reportPrivateImportUsage]
+        later = [p.grad for p in self.weights.W_later if p.grad is not None]
+        if later:  # of all layers together, as their sum alone is asked for
+            others = others + torch.nn.utils.get_total_norm(later).square() / len(own)
         squares = self.split.features.sum(own) + others
         if self.config.kind == "clt":
             squares = squares.sum()
         factors = (self.config.clip / (squares.sqrt() + 1e-6)).clamp(max=1)
         if self.config.kind == "clt":
-            torch._foreach_mul_([*features, *decoders, *outputs], factors)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_([*features, *decoders, *outputs, *later], factors)  # pyright: ignore[reportPrivateImportUsage]
         else:
             for gradient in (*features, *outputs):
                 gradient.mul_(factors.view(-1, *(1,) * (gradient.ndim - 1)))
@@ -163,6 +166,7 @@ class Part:
             ranks.add_up(outputs)
             for gradient in outputs:
                 gradient /= ranks.size
+            ranks.add_up([p.grad for p in self.weights.W_later if p.grad is not None])  # each from its own features
 
     def _sparse_at_first(self) -> bool:
         """The ranked kinds' density is known; of the others all is active at first."""

@@ -21,7 +21,7 @@ from transcoders.progress import spoken_size
 from transcoders.sites import Site
 from transcoders.training.batches import FIRST_BATCHES, ModelSource, Places, Source, nudges_of
 from transcoders.training.config import MLPConfig, TrainConfig, compares_at
-from transcoders.training.cost import TrainingCost, training_cost
+from transcoders.training.cost import TrainingCost, multiplied_out, training_cost
 from transcoders.training.derivative import Directions
 from transcoders.training.distributed import World
 from transcoders.training.split import Split
@@ -142,9 +142,10 @@ def plan_run(
         disk["checkpoints"] = (configs[0].keep_last + configs[0].keep_best + 1) * sum(c.checkpoint for c in costs)
         disk["dictionaries"] = sum(4 * c.parameters for c in costs)
     if model is not None and evaluate_tokens:
-        for config, cost in zip(configs, costs, strict=True):
+        for config in configs:
+            parameters = _cost(multiplied_out(config), source, ranks).parameters
             together = model.n_layers if config.kind == "clt" and config.activation == "topk" else 1
-            sizes = DictionarySizes(model.n_layers, cost.parameters, together * config.features)
+            sizes = DictionarySizes(model.n_layers, parameters, together * config.features)
             evaluation = evaluation_cost(
                 model, sizes, evaluate_tokens, context=config.context, loss_tokens=loss_tokens,
                 jacobian_tokens=0 if config.kind == "sae" else JACOBIAN_TOKENS,

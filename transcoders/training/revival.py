@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transcoders.dictionaries import JumpReLU
-from transcoders.kernels import auxk_encode, cross_layer_decode, host
+from transcoders.kernels import auxk_encode, host
 from transcoders.kernels.ranked import largest_of_rows
 from transcoders.training.codes import Code, DenseCode
 from transcoders.training.config import TrainConfig
@@ -101,7 +101,7 @@ def revival_loss(
         k_aux = auxk_size(config, error.shape[2])
         found = auxk_encode(reads, encoder.mT, bias, dead, k_aux)
         found = kept_by_all(found, found.active.row, len(found.active.start) - 1, k_aux, split.features)
-        written = split.features.total(cross_layer_decode(found.value, found.active, list(weights.W_dec)))
+        written = split.features.total(weights.decode_active(found.value, found.active))
         return _auxk_loss(error, written, config, split)
     norms = weights.decoder_norms().detach()
     threshold = getattr(weights.activation, "threshold", torch.zeros_like(bias)).detach()

@@ -21,7 +21,7 @@ from transcoders.training.distributed import ALONE, World
 _FEATURE_AXIS = {"W_enc": 1, "b_enc": 1, "W_dec": 0, "threshold": 1, "r": 1, "b_mag": 1, "since_fired": 1}
 """Where a tensor of a run counts features; the others have none."""
 _NAME = re.compile(
-    r"(?:.*\.)??(W_enc|b_enc|W_dec|b_dec|W_skip_out|W_skip|since_fired|activation|scales)\b(?:\.(\w+))?(?:\.(\w+))?"
+    r"(?:.*\.)??(W_enc|b_enc|W_dec|W_later|b_dec|W_skip_out|W_skip|since_fired|activation|scales)\b(?:\.(\w+))?(?:\.(\w+))?"
 )
 
 

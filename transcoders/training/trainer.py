@@ -35,6 +35,7 @@ from transcoders.training.checkpoint import (
     way_back,
 )
 from transcoders.training.config import TrainConfig, require_configs
+from transcoders.training.cost import decoder_rank
 from transcoders.training.display import Display
 from transcoders.training.distributed import ALONE, World
 from transcoders.training.export import library_versions
@@ -144,7 +145,10 @@ class Trainer:
             self.split.world.wait()
         results = [each for each in exported if each is not None]
         if not results:  # a rank that has a part of them: of the rest it reads what it needs
-            results = [load_dictionaries(folder, decoders="mapped") for folder in self._folders_of(self.out)]
+            results = [
+                load_dictionaries(folder, decoders="memory" if decoder_rank(config) else "mapped")
+                for folder, config in zip(self._folders_of(self.out), self.configs, strict=True)
+            ]
         if self.step == self.config.steps and self._writes:
             self._compare_l0(results)
         return results

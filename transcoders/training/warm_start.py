@@ -26,7 +26,7 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError, InputError
 from transcoders.files import short_hash
-from transcoders.training.config import MLPConfig, TrainConfig
+from transcoders.training.config import CLTConfig, MLPConfig, TrainConfig
 from transcoders.training.export import Scales
 from transcoders.training.parameters import TrainingParameters
 from transcoders.training.split import WHOLE, Split
@@ -79,6 +79,11 @@ class Start:
         if asked.aligned:
             raise InputError(
                 "aligned=True changes encoders, so training with it cannot start from given ones; leave it out."
+            )
+        if isinstance(asked, CLTConfig) and asked.decoder_rank is not None:
+            raise InputError(
+                f"Training that starts from dictionaries holds a decoder for each pair of layers; got "
+                f"decoder_rank={asked.decoder_rank}. Leave it out, or train from new weights."
             )
         defaults = {field.name: field.default for field in fields(asked)}
         for name, value in self.settings.items():
