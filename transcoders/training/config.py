@@ -173,15 +173,9 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a fraction of the steps, from 0 to 1; got {getattr(self, name)}.")
         for name in (
-            "bandwidth",
-            "penalty_bandwidth",
-            "threshold_rate",
-            "target_l0",
-            "start_l0",
-            "decoder_norm",
-            "encoder_scale",
-            "lr",
-        ):
+            "bandwidth", "penalty_bandwidth", "threshold_rate", "target_l0", "start_l0", "decoder_norm",
+            "encoder_scale", "lr",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive; got {value}.")
@@ -224,10 +218,9 @@ class TrainConfig:
             raise InputError(
                 f"target_l0 steers a penalty, and {self.activation!r} has none; set k = {self.target_l0:g}."
             )
-        if self.decoders not in get_args(DecoderNorms):
-            raise InputError(f"decoders cannot be {self.decoders!r}; there are {', '.join(get_args(DecoderNorms))}.")
-        if self.parallel not in get_args(Parallel):
-            raise InputError(f"parallel cannot be {self.parallel!r}; there are {', '.join(get_args(Parallel))}.")
+        for name, named in (("decoders", DecoderNorms), ("parallel", Parallel)):
+            if (value := getattr(self, name)) not in get_args(named):
+                raise InputError(f"{name} cannot be {value!r}; there are {', '.join(get_args(named))}.")
         if self.aligned and self.activation == "gated":
             raise InputError("aligned has no meaning for 'gated', which has two encoders; choose another activation.")
         if self.matryoshka and (list(self.matryoshka) != sorted(set(self.matryoshka)) or self.matryoshka[-1] != 1):
@@ -308,6 +301,9 @@ class SAEConfig(TrainConfig):
     """What is read and reconstructed."""
     centred: bool = True
     """Whether the encoder reads `x − b_dec`."""
+    side_by_side: int = 1
+    """Sites whose vectors stand side by side in what is read, as in a crosscoder: a decoder's norm is the sum of
+    theirs, over √sites, wherever it counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,10 +162,11 @@ class TrainingParameters(nn.Module):
         centred: bool = False,
         aligned: bool = False,
         unit_decoders: bool = False,
+        side_by_side: int = 1,
         bf16: bool = False,
         ranks: World = ALONE,
     ) -> None:
-        """`ranks`: those that have the other features of these layers."""
+        """`side_by_side`: of `SAEConfig`. `ranks`: those that have the other features of these layers."""
         super().__init__()
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec = nn.ParameterList(nn.Parameter(w) for w in W_dec)
@@ -174,7 +175,11 @@ class TrainingParameters(nn.Module):
         self.W_skip_out = None if W_skip_out is None else nn.Parameter(W_skip_out)
         self.activation = activation
         self.centred, self.aligned, self.unit_decoders, self.bf16 = centred, aligned, unit_decoders, bf16
-        self.ranks = ranks
+        self.side_by_side, self.ranks = side_by_side, ranks
+        if b_dec.shape[1] % side_by_side:
+            raise DictionaryError(
+                f"{side_by_side} sites side by side share a width evenly; got vectors of width {b_dec.shape[1]}."
+            )
 
     @property
     def n_layers(self) -> int:
@@ -194,6 +199,7 @@ class TrainingParameters(nn.Module):
                 centred=self.centred,
                 aligned=self.aligned,
                 unit_decoders=self.unit_decoders,
+                side_by_side=self.side_by_side,
                 bf16=self.bf16,
                 ranks=self.ranks,
             )
@@ -216,6 +222,7 @@ class TrainingParameters(nn.Module):
             centred=self.centred,
             aligned=self.aligned,
             unit_decoders=self.unit_decoders,
+            side_by_side=self.side_by_side,
             bf16=self.bf16,
         )
 
@@ -300,7 +307,16 @@ class TrainingParameters(nn.Module):
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
         """The norm of all decoders of a feature stacked."""
-        return torch.stack([W_dec.flatten(1).norm(dim=1) for W_dec in self.W_dec])
+        return torch.stack([self.norms_of(W_dec.flatten(1)) for W_dec in self.W_dec])
+
+    def norms_of(self, decoders: Float[Tensor, "feature width"]) -> Float[Tensor, "feature"]:
+        """`‖d‖`; of S sites side by side `Σ_s ‖d_s‖ / √S`, which is the same where all are alike.
+
+        Source of the sum: Lindsey et al. 2024, *Sparse Crosscoders for Cross-Layer Features and Model Diffing*.
+        """
+        if self.side_by_side == 1:
+            return torch.linalg.vector_norm(decoders, dim=1)
+        return _site_norms(decoders, self.side_by_side).sum(dim=1) / self.side_by_side**0.5
 
     def product(self, x: Tensor, W: Tensor) -> Tensor:
         """`x @ W`; in bf16 where asked, with a float32 result, and float32 gradients for the weights."""
@@ -332,7 +348,7 @@ class TrainingParameters(nn.Module):
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        """Where decoders have norm one: take the part of their gradient along them away.
+        """Where decoders have norm one: take the part of their gradient along which that would change away.
 
         It would only be undone by the normalisation after the step, and misleads Adam's moments.
         Source: Bricken et al. 2023, *Towards Monosemanticity*, appendix on advice for training.
@@ -341,7 +357,8 @@ class TrainingParameters(nn.Module):
             return
         for W_dec in self.W_dec:
             if W_dec.grad is not None:
-                for gradient, direction in zip(_pieces(W_dec.grad), _pieces(W_dec), strict=True):
+                for gradient, W in zip(_pieces(W_dec.grad), _pieces(W_dec), strict=True):
+                    direction = W if self.side_by_side == 1 else _steepest(W, self.side_by_side)
                     along = (gradient * direction).sum(dim=1, keepdim=True)
                     gradient.addcmul_(direction, along, value=-1)
 
@@ -353,7 +370,7 @@ class TrainingParameters(nn.Module):
         if self.unit_decoders:
             for W_dec in self.W_dec:
                 for piece in _pieces(W_dec):
-                    piece /= torch.linalg.vector_norm(piece, dim=1, keepdim=True).clamp(min=1e-12)
+                    piece /= self.norms_of(piece).unsqueeze(1).clamp(min=1e-12)
 
     @torch.no_grad()
     def alignment(self) -> Float[Tensor, "layer feature"]:
@@ -383,3 +400,13 @@ def _pieces(weights: Float[Tensor, "feature _ d_model"]) -> Sequence[Float[Tenso
     """Some features at a time, their decoders side by side: views so small that they stay in a processor's cache."""
     rows = weights.flatten(1)
     return rows.split(max(1, _PIECE // rows.shape[1]) if rows.device.type == "cpu" else len(rows))
+
+
+def _site_norms(decoders: Float[Tensor, "feature _"], sites: int) -> Float[Tensor, "feature site"]:
+    return torch.linalg.vector_norm(decoders.unflatten(1, (sites, -1)), dim=2)
+
+
+def _steepest(decoders: Float[Tensor, "feature width"], sites: int) -> Float[Tensor, "feature width"]:
+    """Of length one, the direction along which `Σ_s ‖d_s‖` grows fastest: each site's own direction, alike."""
+    norms = _site_norms(decoders, sites).clamp(min=1e-12).unsqueeze(2)
+    return (decoders.unflatten(1, (sites, -1)) / norms).flatten(1) / sites**0.5
