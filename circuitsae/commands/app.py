@@ -17,6 +17,7 @@ from circuitsae.commands.circuit import circuit
 from circuitsae.commands.compare import compare
 from circuitsae.commands.connections import connections
 from circuitsae.commands.convert import convert
+from circuitsae.commands.crosscoders import crosscoder, diff
 from circuitsae.commands.dictionaries import dictionaries
 from circuitsae.commands.evaluate import evaluate
 from circuitsae.commands.exchange import export_graph, import_graph
@@ -41,7 +42,7 @@ from transcoders.errors import CheckFailedError, InputError
 app = tyro.extras.SubcommandApp()
 for command in (
     trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, benchmark,
-    intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
+    crosscoder, diff, intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
 ):  # fmt: skip
     app.command(command)
 features.command(label)

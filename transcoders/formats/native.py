@@ -61,7 +61,7 @@ from transcoders.sites import Site
 
 logger = logging.getLogger(__name__)
 
-_ACTIVATION = {
+ACTIVATION = {
     "type": "object",
     "required": ["name"],
     "properties": {
@@ -80,9 +80,9 @@ _ACTIVATION = {
         )
     ],
 }
-_SITES = {"type": "array", "minItems": 1, "maxItems": MOST_LAYERS, "items": {"type": "string", "maxLength": 40}}
+SITES = {"type": "array", "minItems": 1, "maxItems": MOST_LAYERS, "items": {"type": "string", "maxLength": 40}}
 _FACTORS = {"type": "array", "maxItems": MOST_LAYERS, "items": {"type": "number", "minimum": -1e30, "maximum": 1e30}}
-_PROVENANCE = {
+PROVENANCE = {
     "type": "object",
     "required": ["model"],
     "properties": {
@@ -108,15 +108,15 @@ _SETTINGS = Draft202012Validator(
         "properties": {
             "kind": {"enum": ["plt", "clt", "sae", "mixed"]},
             "n_layers": {"type": "integer", "minimum": 1, "maximum": MOST_LAYERS},
-            "reads": _SITES,
-            "writes": _SITES,
-            "provenance": _PROVENANCE,
+            "reads": SITES,
+            "writes": SITES,
+            "provenance": PROVENANCE,
         },
         "if": {"properties": {"kind": {"const": "clt"}}},
-        "then": {"properties": {"activation": _ACTIVATION, "decoder_rank": SOME_SIZE}},
+        "then": {"properties": {"activation": ACTIVATION, "decoder_rank": SOME_SIZE}},
         "else": {
             "properties": {
-                "activation": {"type": "array", "items": _ACTIVATION},
+                "activation": {"type": "array", "items": ACTIVATION},
                 "kinds": {"type": "array", "items": {"enum": ["plt", "sae"]}},
                 "centred": {"type": "array", "items": {"type": "boolean"}},
                 "norm": {"type": "array", "items": {"enum": [None, *get_args(TokenNormName)]}},
@@ -128,7 +128,7 @@ _SETTINGS = Draft202012Validator(
 _NAME = "transcoders"
 VERSION = 1
 _CONFIG, _WEIGHTS, _EVALUATION = "config.json", "weights.safetensors", "evaluation.json"
-_THRESHOLD = "activation.threshold"
+THRESHOLD = "activation.threshold"
 _WITH_THRESHOLD = ("jumprelu", "jumptopk")
 
 
@@ -140,10 +140,10 @@ def save_native(dictionaries: DictionarySet, folder: Path | str, *, storage_dtyp
     """Write a set to a folder; `storage_dtype`: precision of the stored weights, by default that of the set."""
     if isinstance(dictionaries, CrossLayerTranscoder):
         tensors, ranked = _stored_decoders(dictionaries)
-        config: dict[str, Any] = {"activation": _describe(dictionaries.activation), **ranked}
+        config: dict[str, Any] = {"activation": described(dictionaries.activation), **ranked}
     elif isinstance(dictionaries, TranscoderSet | SAESet | MixedSet):
         tensors = {f"{i}.{name}": t for i, d in enumerate(dictionaries.layers) for name, t in d.state_dict().items()}
-        config = {"activation": [_describe(d.activation) for d in dictionaries.layers]}
+        config = {"activation": [described(d.activation) for d in dictionaries.layers]}
         if isinstance(dictionaries, MixedSet):
             config["kinds"] = ["sae" if isinstance(d, SAE) else "plt" for d in dictionaries.layers]
         if isinstance(dictionaries, SAESet | MixedSet):
@@ -279,13 +279,13 @@ def _expected(record: dict[str, Any]) -> dict[str, tuple[int | str, ...]]:
         for i in layers[:-1] if factored else ():
             rank = f"rank of layer {i}"
             shapes |= {f"W_code.{i}": ("feature", rank), f"W_later.{i}": (rank, n - i - 1, "d_model")}
-        return shapes | ({_THRESHOLD: (n, "feature")} if sigma["name"] in _WITH_THRESHOLD else {})
+        return shapes | ({THRESHOLD: (n, "feature")} if sigma["name"] in _WITH_THRESHOLD else {})
     shapes = {}
     for i in layers:
         feature = _feature(i)
         shapes |= {f"{i}.W_enc": ("d_model", feature), f"{i}.b_enc": (feature,)}
         shapes |= {f"{i}.W_dec": (feature, "d_model"), f"{i}.b_dec": ("d_model",)}
-        shapes |= {f"{i}.{_THRESHOLD}": (feature,)} if sigma[i]["name"] in _WITH_THRESHOLD else {}
+        shapes |= {f"{i}.{THRESHOLD}": (feature,)} if sigma[i]["name"] in _WITH_THRESHOLD else {}
     return shapes
 
 
@@ -313,7 +313,7 @@ def _build(
             b_enc=tensors["b_enc"],
             W_dec=[_decoder(tensors, i) for i in range(n_layers)],
             b_dec=tensors["b_dec"],
-            activation=_activation(record["activation"], tensors, ""),
+            activation=activation_of(record["activation"], tensors, ""),
             provenance=provenance,
             reads=reads,
             writes=writes,
@@ -324,7 +324,7 @@ def _build(
     norms = [None if name is None else TokenNorm(name) for name in record.get("norm", [None] * n_layers)]
     for i in range(n_layers):
         weights = {name: tensors[f"{i}.{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        sigma = _activation(record["activation"][i], tensors, f"{i}.")
+        sigma = activation_of(record["activation"][i], tensors, f"{i}.")
         common: dict[str, Any] = weights | {"activation": sigma, "W_skip": tensors.get(f"{i}.W_skip"), "norm": norms[i]}
         if kinds[i] == "sae":
             layers.append(SAE(**common, site=reads[i], centred=record["centred"][i]))
@@ -350,7 +350,7 @@ def _decoder(tensors: dict[str, Tensor], layer: int) -> Tensor:
     return torch.cat([tensors[f"W_dec.{layer}"], Factors(codes, tensors[f"W_later.{layer}"]).expanded()], dim=1)
 
 
-def _describe(activation: Activation) -> dict[str, Any]:
+def described(activation: Activation) -> dict[str, Any]:
     """All of an activation function but its tensors."""
     if isinstance(activation, JumpReLU):
         return {"name": "jumprelu", "bandwidth": activation.bandwidth}
@@ -361,14 +361,14 @@ def _describe(activation: Activation) -> dict[str, Any]:
     return {"name": activation.name}
 
 
-def _activation(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Activation:
+def activation_of(record: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Activation:
     name = record["name"]
     if name == "jumprelu":
-        return JumpReLU(tensors[f"{prefix}{_THRESHOLD}"], record["bandwidth"])
+        return JumpReLU(tensors[f"{prefix}{THRESHOLD}"], record["bandwidth"])
     if name == "topk":
         return TopK(record["k"], over_layers=record["over_layers"])
     if name == "jumptopk":
-        return JumpTopK(record["k"], tensors[f"{prefix}{_THRESHOLD}"])
+        return JumpTopK(record["k"], tensors[f"{prefix}{THRESHOLD}"])
     if name == "groupmax":
         return GroupMax(record["k"])
     if name == "relu":

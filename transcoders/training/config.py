@@ -309,6 +309,9 @@ class SAEConfig(TrainConfig):
     """What is read and reconstructed."""
     centred: bool = True
     """Whether the encoder reads `x − b_dec`."""
+    side_by_side: int = 1
+    """Sites whose vectors stand side by side in what is read, as in a crosscoder: a decoder's norm is the sum of
+    theirs, over √sites, wherever it counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,7 @@ def initial_parameters(
         centred=centred,
         aligned=config.aligned,
         unit_decoders=config.unit_decoders,
+        side_by_side=getattr(config, "side_by_side", 1),
         bf16=config.precision == "bf16",
         ranks=split.features,
     )

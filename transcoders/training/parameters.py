@@ -166,10 +166,11 @@ class TrainingParameters(nn.Module):
         centred: bool = False,
         aligned: bool = False,
         unit_decoders: bool = False,
+        side_by_side: int = 1,
         bf16: bool = False,
         ranks: World = ALONE,
     ) -> None:
-        """`ranks`: those that have the other features of these layers."""
+        """`side_by_side`: of `SAEConfig`. `ranks`: those that have the other features of these layers."""
         super().__init__()
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec = nn.ParameterList(nn.Parameter(w) for w in W_dec)
@@ -179,7 +180,11 @@ class TrainingParameters(nn.Module):
         self.W_skip_out = None if W_skip_out is None else nn.Parameter(W_skip_out)
         self.activation = activation
         self.centred, self.aligned, self.unit_decoders, self.bf16 = centred, aligned, unit_decoders, bf16
-        self.ranks = ranks
+        self.side_by_side, self.ranks = side_by_side, ranks
+        if b_dec.shape[1] % side_by_side:
+            raise DictionaryError(
+                f"{side_by_side} sites side by side share a width evenly; got vectors of width {b_dec.shape[1]}."
+            )
 
     @property
     def n_layers(self) -> int:
@@ -199,6 +204,7 @@ class TrainingParameters(nn.Module):
                 centred=self.centred,
                 aligned=self.aligned,
                 unit_decoders=self.unit_decoders,
+                side_by_side=self.side_by_side,
                 bf16=self.bf16,
                 ranks=self.ranks,
             )
@@ -222,6 +228,7 @@ class TrainingParameters(nn.Module):
             centred=self.centred,
             aligned=self.aligned,
             unit_decoders=self.unit_decoders,
+            side_by_side=self.side_by_side,
             bf16=self.bf16,
         )
 
@@ -332,7 +339,16 @@ class TrainingParameters(nn.Module):
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
         """The norm of all decoders of a feature stacked."""
         low = [low_rank.stacked_norms(*factors) for factors in self._factored()]
-        return torch.stack(low + [W_dec.flatten(1).norm(dim=1) for W_dec in self.W_dec[len(low) :]])
+        return torch.stack(low + [self.norms_of(W_dec.flatten(1)) for W_dec in self.W_dec[len(low) :]])
+
+    def norms_of(self, decoders: Float[Tensor, "feature width"]) -> Float[Tensor, "feature"]:
+        """`‖d‖`; of S sites side by side `Σ_s ‖d_s‖ / √S`, which is the same where all are alike.
+
+        Source of the sum: Lindsey et al. 2024, *Sparse Crosscoders for Cross-Layer Features and Model Diffing*.
+        """
+        if self.side_by_side == 1:
+            return torch.linalg.vector_norm(decoders, dim=1)
+        return _site_norms(decoders, self.side_by_side).sum(dim=1) / self.side_by_side**0.5
 
     def product(self, x: Tensor, W: Tensor) -> Tensor:
         """`x @ W`; in bf16 where asked, with a float32 result, and float32 gradients for the weights."""
@@ -368,7 +384,7 @@ class TrainingParameters(nn.Module):
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        """Where decoders have norm one: take the part of their gradient along them away.
+        """Where decoders have norm one: take the part of their gradient along which that would change away.
 
         It would only be undone by the normalisation after the step, and misleads Adam's moments.
         Source: Bricken et al. 2023, *Towards Monosemanticity*, appendix on advice for training.
@@ -379,7 +395,8 @@ class TrainingParameters(nn.Module):
             low_rank.project_gradients(*factors, self.ranks)
         for W_dec in self.W_dec[len(self.W_later) :]:
             if W_dec.grad is not None:
-                for gradient, direction in zip(_pieces(W_dec.grad), _pieces(W_dec), strict=True):
+                for gradient, W in zip(_pieces(W_dec.grad), _pieces(W_dec), strict=True):
+                    direction = W if self.side_by_side == 1 else _steepest(W, self.side_by_side)
                     along = (gradient * direction).sum(dim=1, keepdim=True)
                     gradient.addcmul_(direction, along, value=-1)
 
@@ -393,7 +410,7 @@ class TrainingParameters(nn.Module):
                 W_dec /= low_rank.stacked_norms(W_dec, W_later).clamp(min=1e-12)[:, None, None]
             for W_dec in self.W_dec[len(self.W_later) :]:
                 for piece in _pieces(W_dec):
-                    piece /= torch.linalg.vector_norm(piece, dim=1, keepdim=True).clamp(min=1e-12)
+                    piece /= self.norms_of(piece).unsqueeze(1).clamp(min=1e-12)
 
     @torch.no_grad()
     def alignment(self) -> Float[Tensor, "layer feature"]:
@@ -423,3 +440,13 @@ def _pieces(weights: Float[Tensor, "feature _ d_model"]) -> Sequence[Float[Tenso
     """Some features at a time, their decoders side by side: views so small that they stay in a processor's cache."""
     rows = weights.flatten(1)
     return rows.split(max(1, _PIECE // rows.shape[1]) if rows.device.type == "cpu" else len(rows))
+
+
+def _site_norms(decoders: Float[Tensor, "feature _"], sites: int) -> Float[Tensor, "feature site"]:
+    return torch.linalg.vector_norm(decoders.unflatten(1, (sites, -1)), dim=2)
+
+
+def _steepest(decoders: Float[Tensor, "feature width"], sites: int) -> Float[Tensor, "feature width"]:
+    """Of length one, the direction along which `Σ_s ‖d_s‖` grows fastest: each site's own direction, alike."""
+    norms = _site_norms(decoders, sites).clamp(min=1e-12).unsqueeze(2)
+    return (decoders.unflatten(1, (sites, -1)) / norms).flatten(1) / sites**0.5

@@ -255,7 +255,8 @@ def _drawn(
     size = _mean_norm(weights.encoder()[layer][~dead].norm(dim=1), ranks)
     W_enc = (1.0 if config.ranks else _NEW_ENCODER) * size * direction
     norm = 1.0 if weights.unit_decoders else _mean_norm(weights.decoder_norms()[layer][~dead], ranks)
-    W_dec = norm * _unit(error[token].flatten(1)).view_as(error[token])
+    W_dec = error[token].flatten(1)
+    W_dec = (norm * W_dec / weights.norms_of(W_dec).clamp(min=1e-12).unsqueeze(1)).view_as(error[token])
     if weights.aligned:
         W_enc = aligned_to(W_dec.sum(dim=1), W_enc)
     centre = weights.b_dec[layer] if weights.centred else 0.0

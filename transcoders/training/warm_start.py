@@ -148,6 +148,7 @@ class Start:
             W_skip_out=W_skip_out,
             centred=getattr(config, "centred", False),
             unit_decoders=config.unit_decoders,
+            side_by_side=getattr(config, "side_by_side", 1),
             bf16=config.precision == "bf16",
             ranks=split.features,
         )
