@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 BASELINES = ("random", "PCA", "untrained")
+WHOLE = -1
+"""The layer of a figure that is of all layers together."""
 _CONFIDENCE = 0.95
 _COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#efb118", "#6cc5b0", "#97bbf5", "#9c6b4e")
 _SYMBOLS = {"": "circle", "random": "x", "PCA": "diamond-open", "untrained": "cross"}
@@ -41,6 +43,16 @@ HEADLINES = (
     Headline("TPP n=20", "tpp", "n=20", True),
     Headline("RAVEL", "ravel", "score", True),
     Headline("unlearning", "unlearning", "score", True),
+    Headline("replacement", "circuits", "replacement", True),
+    Headline("completeness", "circuits", "completeness", True),
+    Headline("confirmed", "circuits", "confirmed", True),
+    Headline("Spearman", "circuits", "spearman", True),
+    Headline("CPR", "circuits", "cpr", True),
+    Headline("CPR, all nodes", "circuits", "cpr nodes", True),
+    Headline("size for .9", "circuits", "size nodes", False),
+    Headline("Jacobian", "circuits", "cosine", True),
+    Headline("norm ratio", "circuits", "norm ratio", None),
+    Headline("stability", "circuits", "stability", True),
 )
 
 
@@ -51,6 +63,7 @@ class Measured(NamedTuple):
     baseline: str
     """Empty for the dictionary itself."""
     layer: int
+    """`WHOLE` where it is of all together."""
     seed: int
     task: str
     data: str
@@ -95,12 +108,16 @@ class BenchmarkResult:
 
     def estimate(self, line: tuple[str, str], task: str, metric: str, data: str = "") -> Estimate:
         """A figure of one line; NaN where it was not measured."""
-        by_seed: dict[int, list[float]] = {}
+        return interval(list(self.by_seed(line, task, metric, data).values()))
+
+    def by_seed(self, line: tuple[str, str], task: str, metric: str, data: str = "") -> dict[int, float]:
+        """A figure of one line for each seed, mean over layers; without those where it was not measured."""
+        found: dict[int, list[float]] = {}
         for row in self.rows:
             same = (row.dictionary, row.baseline, row.task, row.metric, row.data) == (*line, task, metric, data)
             if same and not math.isnan(row.value):
-                by_seed.setdefault(row.seed, []).append(row.value)
-        return interval([sum(values) / len(values) for values in by_seed.values()])
+                found.setdefault(row.seed, []).append(row.value)
+        return {seed: sum(values) / len(values) for seed, values in found.items()}
 
     @property
     def headlines(self) -> list[Headline]:
