@@ -1,10 +1,10 @@
 """Does the ranking of dictionaries by FVU agree with the ranking by the circuits that they give?
 
 Thirteen kinds of dictionaries (`trained_sets.COMPARED`), alike in width and asked-for L0, three seeds each, on a task
-of each of two models: agreement ("The boats above the king" → are, against is) of pocket, gender ("Once upon a time, there
-was a girl named Mia. One day, Mia went to the park" → ". She ", against ". He ") of tinystories-656k. What each figure
-is: `circuit_benchmark`. Graphs of autoencoders are other objects than those of transcoders, so each family is ranked on
-its own; three kinds of autoencoders are too few for an answer.
+of each of two models: agreement ("The boats above the king" → are, against is) of pocket, gender ("Once upon a time,
+there was a girl named Mia. One day, Mia went to the park" → ". She ", against ". He ") of tinystories-656k. Each figure
+is one of `circuit_benchmark`. Graphs of autoencoders are other objects than those of transcoders, so each family
+is ranked on its own; three kinds of autoencoders are too few for an answer.
 
     python benchmarks/circuit_ranking.py [--models pocket tinystories-656k] [--work runs/circuit-ranking]
 
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
 import torch
 import tyro
 from feature_circuits import gender
@@ -27,7 +26,7 @@ from trained_sets import COMPARED, WORK, Setting, setting, trained_sets
 
 from circuitsae.benchmark import BenchmarkResult
 from circuitsae.benchmark.circuits import CircuitConfig, circuit_benchmark
-from circuitsae.benchmark.ranking import ranks_alike
+from circuitsae.benchmark.ranking import Alike, ranks_alike
 from circuitsae.benchmark.result import HEADLINES, Headline
 from circuitsae.tasks import Task, known_examples, load_task
 from transcoders.dictionaries import DictionarySet
@@ -128,21 +127,18 @@ def section(name: str, result: BenchmarkResult) -> list[str]:
     return lines
 
 
-def ranking(found: pd.DataFrame) -> list[str]:
+def ranking(found: Sequence[Alike]) -> list[str]:
     """Rank correlations with FVU, and what they come to."""
     head = ["ranking by", "kinds", "Spearman with FVU's", "95 %", "given L0", "95 %", "answer"]
     rows = [
-        [row.figure, str(row.kinds), number(row.spearman), between(row.low, row.high), number(row.partial),
-         between(row.partial_low, row.partial_high), row.answer]
-        for row in found.reindex(columns=["figure", "kinds", "spearman", "low", "high", "partial", "partial_low",
-                                          "partial_high", "answer"]).itertuples()
+        [one.figure, str(one.kinds), number(one.spearman), between(one.low, one.high), number(one.partial),
+         between(one.partial_low, one.partial_high), one.answer]
+        for one in found
     ]  # fmt: skip
     said = []
     for answer in ("agrees", "disagrees", "undecided", "too few"):
-        if names := found.loc[found["answer"] == answer, "figure"].tolist():
-            said.append(
-                f"{answer} with {', '.join(names)}" if answer != "too few" else "of too few kinds for an answer"
-            )
+        if names := [one.figure for one in found if one.answer == answer]:
+            said.append("too few kinds for an answer" if answer == "too few" else f"{answer} ({', '.join(names)})")
     return [*table(head, rows), "", f"The ranking by FVU: {'; '.join(said)}.", ""]
 
 

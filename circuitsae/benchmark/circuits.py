@@ -1,5 +1,6 @@
 """Dictionaries by the circuits they give: the graphs, claims and circuits of a task, and how alike other seeds' are."""
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -150,6 +151,23 @@ def circuits_of(
     graphs, claims = _graphs(model, halves.ranked, config)
     figures = {**claims, **jacobian, **_circuits(model, halves, config)}
     return Given({"core": core, "circuits": figures}, graphs, model.dictionaries)
+
+
+def by_seeds(dictionaries: Mapping[str, DictionarySet]) -> dict[str, list[DictionarySet]]:
+    """Sets that were trained alike but for the seed together, under the name of the first; others alone."""
+    groups: dict[str, list[DictionarySet]] = {}
+    name_of: dict[str, str] = {}
+    for name, one in dictionaries.items():
+        known = one.provenance
+        alike = {key: value for key, value in known.config.items() if key != "seed"}
+        stated = [one.kind, known.model, known.fingerprint, known.corpus, known.tokens, alike]
+        key = json.dumps(stated, sort_keys=True, default=str) if alike and known.seed is not None else name
+        first = name_of.setdefault(key, name)
+        seeds = [other.provenance.seed for other in groups.get(first, [])]
+        if known.seed in seeds:
+            first = name
+        groups.setdefault(first, []).append(one)
+    return groups
 
 
 def family(dictionaries: DictionarySet) -> str:

@@ -1,10 +1,11 @@
 """Whether one figure of dictionaries ranks them as another does: rank correlation over kinds, with an interval."""
 
+import math
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import stats
 
 from circuitsae.benchmark.result import HEADLINES, BenchmarkResult, Headline
@@ -17,6 +18,21 @@ FEWEST = 4
 FVU, L0 = (next(each for each in HEADLINES if each.title == title) for title in ("FVU", "L0"))
 
 
+class Alike(NamedTuple):
+    """How one figure ranks lines beside how another does."""
+
+    figure: str
+    kinds: int
+    """Lines that have it."""
+    spearman: float
+    low: float
+    high: float
+    partial: float
+    partial_low: float
+    partial_high: float
+    answer: Literal["agrees", "disagrees", "undecided", "too few"]
+
+
 def ranks_alike(
     result: BenchmarkResult,
     family: str | None = None,
@@ -25,12 +41,11 @@ def ranks_alike(
     figures: Sequence[Headline] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> pd.DataFrame:
-    """Whether dictionaries that are better `by` one figure are better by others: a row for each figure.
+) -> list[Alike]:
+    """Whether dictionaries that are better `by` one figure are better by others, figure by figure.
 
     `family`: the lines of one family, for figures of different ones do not compare (`circuit_benchmark`); default, all.
-    Lines without a figure are left out of its row. Columns: `figure`, `kinds` (lines), `spearman` with `low` and `high`;
-    `partial` with `partial_low` and `partial_high`; `answer`.
+    Lines without a figure are left out of its row, and figures of a single line.
 
     * `spearman`: ρ of the lines' means over seeds, both figures turned so that more is better: 1 is the same ranking.
     * `partial`: the same given L0, `(ρ_xy − ρ_xz ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²))`; ranks of L0 are those of log L0.
@@ -54,16 +69,14 @@ def ranks_alike(
     wanted = figures or [each for each in measured if each.task == "circuits" and each.more_is_better is not None]
     rng = np.random.default_rng(seed)
     x, z = (_table(result, lines, each) for each in (by, L0))
-    rows = []
+    found = []
     for figure in wanted:
-        y = _table(result, lines, figure)
-        known = np.flatnonzero(~np.isnan(np.stack([x, y, z])).any(axis=0).all(axis=1))
-        if len(known) < 2:
-            continue
-        rows.append(
-            {"figure": figure.title, "kinds": len(known), **_row([t[known] for t in (x, y, z)], resamples, rng)}
-        )
-    return pd.DataFrame(rows)
+        tables = np.stack([x, _table(result, lines, figure), z])
+        known = np.all(np.isfinite(tables), axis=0)
+        there = [line for line in range(len(lines)) if known[line].any()]
+        if len(there) > 1:
+            found.append(_alike(figure.title, tables[:, there], resamples, rng))
+    return found
 
 
 def spearman(x: Float[np.ndarray, "*n line"], y: Float[np.ndarray, "*n line"]) -> Float[np.ndarray, "*n"]:
@@ -91,29 +104,24 @@ def _table(result: BenchmarkResult, lines: Sequence[tuple[str, str]], of: Headli
     return np.array([[sign * each.get(seed, np.nan) for seed in seeds] for each in found])
 
 
-def _row(
-    tables: Sequence[Float[np.ndarray, "line seed"]], resamples: int, rng: np.random.Generator
-) -> dict[str, object]:
-    x, y, z = (np.nanmean(each, axis=1) for each in tables)
-    found: dict[str, object] = {"spearman": float(spearman(x, y)), "partial": float(partial_spearman(x, y, z))}
-    if len(x) < FEWEST:
-        return found | {"partial": np.nan, "answer": "too few"}
-    drawn = [_drawn(tables, rng) for _ in range(resamples)]
-    x, y, z = (np.array(each) for each in zip(*drawn, strict=True))
-    low, high = interval(spearman(x, y))
-    found |= {"low": low, "high": high}
-    found["partial_low"], found["partial_high"] = interval(partial_spearman(x, y, z))
-    return found | {"answer": "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"}
+def _alike(figure: str, tables: Float[np.ndarray, "3 line seed"], resamples: int, rng: np.random.Generator) -> Alike:
+    """Of three figures of lines: by which, of what, given what."""
+    n = tables.shape[1]
+    x, y, z = np.nanmean(tables, axis=-1)
+    whole = float(spearman(x, y))
+    if n < FEWEST:
+        return Alike(figure, n, whole, math.nan, math.nan, math.nan, math.nan, math.nan, "too few")
+    x_drawn, y_drawn, z_drawn = np.stack([_drawn(tables, rng) for _ in range(resamples)], axis=1)
+    low, high = interval(spearman(x_drawn, y_drawn))
+    given = interval(partial_spearman(x_drawn, y_drawn, z_drawn))
+    answer = "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
+    return Alike(figure, n, whole, low, high, float(partial_spearman(x, y, z)), *given, answer)
 
 
-def _drawn(tables: Sequence[Float[np.ndarray, "line seed"]], rng: np.random.Generator) -> list[np.ndarray]:
+def _drawn(tables: Float[np.ndarray, "3 line seed"], rng: np.random.Generator) -> Float[np.ndarray, "3 line"]:
     """Means of lines that are drawn, each over seeds that are drawn among those that have every figure."""
-    n = len(tables[0])
-    lines: Int[np.ndarray, "line"] = rng.integers(0, n, n)
-    known = ~np.isnan(np.stack(tables)).any(axis=0)
-    means = np.empty((len(tables), n))
-    for place, line in enumerate(lines):
+    known, means = np.all(np.isfinite(tables), axis=0), []
+    for line in rng.integers(0, len(known), len(known)):
         seeds = np.flatnonzero(known[line])
-        chosen = rng.choice(seeds, len(seeds))
-        means[:, place] = [table[line, chosen].mean() for table in tables]
-    return list(means)
+        means.append(tables[:, line, rng.choice(seeds, len(seeds))].mean(axis=-1))
+    return np.stack(means, axis=-1)

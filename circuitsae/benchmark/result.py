@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,6 +125,15 @@ class BenchmarkResult:
         measured = {(row.task, row.metric) for row in self.rows}
         return [headline for headline in HEADLINES if (headline.task, headline.metric) in measured]
 
+    @property
+    def families(self) -> "list[BenchmarkResult]":
+        """The lines whose figures compare, together; all, where nothing is said of families."""
+        of = self.settings.get("families", {})
+        rows: dict[str, list[Measured]] = {}
+        for row in self.rows:
+            rows.setdefault(of.get(row.dictionary, ""), []).append(row)
+        return [replace(self, rows=tuple(each)) for each in rows.values()]
+
     def save(self, folder: Path | str) -> Path:
         """Write benchmark.json, benchmark.csv and the figure, benchmark.html; each whole or not at all."""
         folder = Path(folder)
@@ -143,7 +152,7 @@ class BenchmarkResult:
     def figure(self) -> "go.Figure":
         """A panel for each task: its figure against L0, with intervals, and in grey the Pareto front.
 
-        The front holds what no other line beats in sparsity and in the figure at once.
+        The front, one for each family, holds what no other line beats in sparsity and in the figure at once.
         """
         from plotly.subplots import make_subplots
 
@@ -167,15 +176,18 @@ class BenchmarkResult:
         sign = -1.0 if headline.more_is_better else 1.0
         found = {line: self.estimate(line, headline.task, headline.metric) for line in self.lines}
         l0 = {line: self.estimate(line, "core", "l0").mean for line in self.lines}
-        front = pareto_front([(l0[line], sign * found[line].mean) for line in self.lines])
         names = list(dict.fromkeys(name for name, _ in self.lines))
-        traces = [
-            go.Scatter(
-                x=[x for x, _ in front], y=[sign * y for _, y in front], mode="lines", hoverinfo="skip",
-                line={"color": "#bbb", "width": 4, "shape": "hv"}, name="Pareto front", legendgroup="front",
-                showlegend=legend,
-            )
-        ]  # fmt: skip
+        traces = []
+        for number, family in enumerate(self.families):
+            known = [line for line in family.lines if not math.isnan(found[line].mean)]
+            front = pareto_front([(l0[line], sign * found[line].mean) for line in known])
+            traces.append(
+                go.Scatter(
+                    x=[x for x, _ in front], y=[sign * y for _, y in front], mode="lines", hoverinfo="skip",
+                    line={"color": "#bbb", "width": 4, "shape": "hv"}, name="Pareto front", legendgroup="front",
+                    showlegend=legend and number == 0,
+                )
+            )  # fmt: skip
         for line, estimate in found.items():
             name, baseline = line
             half = 0.0 if math.isnan(estimate.half) else estimate.half
