@@ -34,9 +34,9 @@ from circuitsae.attribution.effects import Method, node_effects
 from circuitsae.interventions import Metric, Prompt
 from circuitsae.loading import load_dictionaries, load_model
 from circuitsae.replacement import ReplacementModel
-from circuitsae.reproduce.features import prompt_task
 from circuitsae.tasks import Task
 from circuitsae.tasks.agreement import agreement
+from circuitsae.tasks.cases import prompt_task
 from circuitsae.tasks.task import Example
 from circuitsae.tasks.wording import fill
 from circuitsae.validation import Circuit, PromptTask, Ranking, faithfulness, rank_nodes

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept_results import joined, kept, table
 from machine import RESULTS, machine
 from torch import Tensor
 
@@ -30,7 +31,6 @@ from transcoders.data import take_rows
 from transcoders.data.activations import sites_of
 from transcoders.dictionaries import SAE, DictionaryProvenance, SAESet
 from transcoders.files import write_file
-from transcoders.formats.files import read_json
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 from transcoders.synthetic import SuperpositionModel
@@ -89,24 +89,6 @@ def main() -> None:
     text = page([joined(each) for each in tasks.values()], kinds, planted, options.seeds, options.tokens)
     write_file(RESULTS / "saebench.md", text)
     print(text, f"{time.perf_counter() - began:.0f} s", sep="\n")
-
-
-def kept(folder: Path, fresh: bool, measure: Any) -> BenchmarkResult:
-    """What was measured before, or is now."""
-    path = folder / "benchmark.json"
-    if fresh or not path.is_file():
-        measure().save(folder)
-    record = read_json(path)
-    rows = tuple(Measured(**row | {"value": float("nan") if row["value"] is None else row["value"]})
-                 for row in record["rows"])  # fmt: skip
-    return BenchmarkResult(rows, record["seconds"], record["model"], record["settings"])
-
-
-def joined(results: Sequence[BenchmarkResult]) -> BenchmarkResult:
-    """Seeds of one dictionary as one result."""
-    seconds = {task: sum(one.seconds[task] for one in results) for task in results[0].seconds}
-    rows = tuple(row for one in results for row in one.rows)
-    return BenchmarkResult(rows, seconds, results[0].model, results[0].settings)
 
 
 def all_tasks(model: LanguageModel, name: str, seed: int) -> BenchmarkResult:
@@ -249,14 +231,6 @@ def difference(kinds: dict[str, list[BenchmarkResult]]) -> str:
             clear = "higher" if found.mean - found.half > 0 else "lower" if found.mean + found.half < 0 else "undecided"
             sentences.append(f"{kind} less Matryoshka, {metric}: {found} ({clear})")
     return "Paired by seed: " + "; ".join(sentences) + "."
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(columns) + " |",
-        "|" + "---|" * len(columns),
-        *("| " + " | ".join(r) + " |" for r in rows),
-    ]
 
 
 if __name__ == "__main__":

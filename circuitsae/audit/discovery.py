@@ -13,8 +13,9 @@ from circuitsae.components import Edge
 from circuitsae.components.network import Network
 from circuitsae.replacement import ReplacementModel
 from circuitsae.reproduce.circuit import select_circuit
-from circuitsae.reproduce.features import prompt_task, select_features
+from circuitsae.reproduce.features import select_features
 from circuitsae.reproduce.result import Settings, Step, silent
+from circuitsae.tasks.cases import prompt_task
 from circuitsae.validation.circuits import Circuit, rank_nodes
 from transcoders.errors import InputError
 from transcoders.files import short_hash

@@ -12,8 +12,9 @@ from circuitsae.audit.subject import FOUND, HELD, Choice, Cut, Judging, Shown, S
 from circuitsae.audit.untrained import untrained
 from circuitsae.interventions import Error, Feature
 from circuitsae.replacement import ReplacementModel
-from circuitsae.reproduce.features import ABLATION, in_few_templates, prompt_task, wide
+from circuitsae.reproduce.features import ABLATION, in_few_templates, wide
 from circuitsae.tasks import Task
+from circuitsae.tasks.cases import prompt_task
 from circuitsae.validation.ablation import Ablated, Ablation, Kept
 from circuitsae.validation.circuits import Circuit, CircuitNode, Ranking, kind_of, rank_nodes
 from circuitsae.validation.tasks import Cases

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 BASELINES = ("random", "PCA", "untrained")
+WHOLE = -1
+"""The layer of a figure that is of all layers together."""
 _CONFIDENCE = 0.95
 _COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#efb118", "#6cc5b0", "#97bbf5", "#9c6b4e")
 _SYMBOLS = {"": "circle", "random": "x", "PCA": "diamond-open", "untrained": "cross"}
@@ -41,6 +43,16 @@ HEADLINES = (
     Headline("TPP n=20", "tpp", "n=20", True),
     Headline("RAVEL", "ravel", "score", True),
     Headline("unlearning", "unlearning", "score", True),
+    Headline("replacement", "circuits", "replacement", True),
+    Headline("completeness", "circuits", "completeness", True),
+    Headline("confirmed", "circuits", "confirmed", True),
+    Headline("Spearman", "circuits", "spearman", True),
+    Headline("CPR", "circuits", "cpr", True),
+    Headline("CPR, all nodes", "circuits", "cpr nodes", True),
+    Headline("size for .9", "circuits", "size nodes", False),
+    Headline("Jacobian", "circuits", "cosine", True),
+    Headline("norm ratio", "circuits", "norm ratio", None),
+    Headline("stability", "circuits", "stability", True),
 )
 
 
@@ -51,6 +63,7 @@ class Measured(NamedTuple):
     baseline: str
     """Empty for the dictionary itself."""
     layer: int
+    """`WHOLE` where it is of all together."""
     seed: int
     task: str
     data: str
@@ -95,18 +108,31 @@ class BenchmarkResult:
 
     def estimate(self, line: tuple[str, str], task: str, metric: str, data: str = "") -> Estimate:
         """A figure of one line; NaN where it was not measured."""
-        by_seed: dict[int, list[float]] = {}
+        return interval(list(self.by_seed(line, task, metric, data).values()))
+
+    def by_seed(self, line: tuple[str, str], task: str, metric: str, data: str = "") -> dict[int, float]:
+        """A figure of one line for each seed, mean over layers; without those where it was not measured."""
+        found: dict[int, list[float]] = {}
         for row in self.rows:
             same = (row.dictionary, row.baseline, row.task, row.metric, row.data) == (*line, task, metric, data)
             if same and not math.isnan(row.value):
-                by_seed.setdefault(row.seed, []).append(row.value)
-        return interval([sum(values) / len(values) for values in by_seed.values()])
+                found.setdefault(row.seed, []).append(row.value)
+        return {seed: sum(values) / len(values) for seed, values in found.items()}
 
     @property
     def headlines(self) -> list[Headline]:
         """Of what was measured."""
         measured = {(row.task, row.metric) for row in self.rows}
         return [headline for headline in HEADLINES if (headline.task, headline.metric) in measured]
+
+    @property
+    def families(self) -> "list[BenchmarkResult]":
+        """The lines whose figures compare, together; all, where nothing is said of families."""
+        of = self.settings.get("families", {})
+        rows: dict[str, list[Measured]] = {}
+        for row in self.rows:
+            rows.setdefault(of.get(row.dictionary, ""), []).append(row)
+        return [replace(self, rows=tuple(each)) for each in rows.values()]
 
     def save(self, folder: Path | str) -> Path:
         """Write benchmark.json, benchmark.csv and the figure, benchmark.html; each whole or not at all."""
@@ -126,7 +152,7 @@ class BenchmarkResult:
     def figure(self) -> "go.Figure":
         """A panel for each task: its figure against L0, with intervals, and in grey the Pareto front.
 
-        The front holds what no other line beats in sparsity and in the figure at once.
+        The front, one for each family, holds what no other line beats in sparsity and in the figure at once.
         """
         from plotly.subplots import make_subplots
 
@@ -150,15 +176,18 @@ class BenchmarkResult:
         sign = -1.0 if headline.more_is_better else 1.0
         found = {line: self.estimate(line, headline.task, headline.metric) for line in self.lines}
         l0 = {line: self.estimate(line, "core", "l0").mean for line in self.lines}
-        front = pareto_front([(l0[line], sign * found[line].mean) for line in self.lines])
         names = list(dict.fromkeys(name for name, _ in self.lines))
-        traces = [
-            go.Scatter(
-                x=[x for x, _ in front], y=[sign * y for _, y in front], mode="lines", hoverinfo="skip",
-                line={"color": "#bbb", "width": 4, "shape": "hv"}, name="Pareto front", legendgroup="front",
-                showlegend=legend,
-            )
-        ]  # fmt: skip
+        traces = []
+        for number, family in enumerate(self.families):
+            known = [line for line in family.lines if not math.isnan(found[line].mean)]
+            front = pareto_front([(l0[line], sign * found[line].mean) for line in known])
+            traces.append(
+                go.Scatter(
+                    x=[x for x, _ in front], y=[sign * y for _, y in front], mode="lines", hoverinfo="skip",
+                    line={"color": "#bbb", "width": 4, "shape": "hv"}, name="Pareto front", legendgroup="front",
+                    showlegend=legend and number == 0,
+                )
+            )  # fmt: skip
         for line, estimate in found.items():
             name, baseline = line
             half = 0.0 if math.isnan(estimate.half) else estimate.half

@@ -1,5 +1,6 @@
-"""`circuitsae benchmark`: dictionaries and their baselines through SAEBench's tasks, as a table, files and a figure."""
+"""`circuitsae benchmark`: dictionaries through SAEBench's tasks or by their circuits, as a table, files and a figure."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,8 +27,9 @@ from transcoders.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitsae.benchmark import BenchmarkResult
+    from circuitsae.benchmark import BenchmarkResult, CircuitConfig
     from transcoders.data import Corpus
+    from transcoders.dictionaries import DictionarySet
     from transcoders.language_model import LanguageModel
 
 _CONTEXT = 96
@@ -40,6 +42,10 @@ def benchmark(
     *,
     model: str = "pocket",
     only: tuple[_Task, ...] = (),
+    circuits: bool = False,
+    task: Annotated[str | None, tyro.conf.DisallowNone] = None,
+    prompts: int = 24,
+    edges: int = 30,
     at_layers: Annotated[str | None, tyro.conf.DisallowNone] = None,
     seeds: int = 1,
     baselines: bool = True,
@@ -62,12 +68,18 @@ def benchmark(
 ) -> None:
     """Take dictionaries through SAEBench's tasks on local data, beside random, PCA and untrained baselines.
 
-    What the tasks are about ships with the package, in plain English, or comes from files of your own.
+    What the tasks are about ships with the package, in plain English, or comes from files of your own. With --circuits
+    whole sets are measured by the graphs and circuits that they give on a task, instead, and without baselines.
 
     Args:
         dictionaries: Folders or hub names; the pocket model has "pocket", "pocket-plt" and "pocket-sae".
         model: A hub name, a local Hugging Face folder, or "pocket".
         only: Tasks to run; default, all.
+        circuits: Measure graphs, claims, circuits and their stability; sets that differ in the seed of their training
+            alone are one line.
+        task: circuits: a task's name, or a CSV or JSON file of pairs; default for the pocket model, agreement.
+        prompts: circuits: prompts of the task that the model gets right, at most; half of them to judge circuits on.
+        edges: circuits: edges that are tested in each graph.
         at_layers: Layers to measure, each alone: all, or like 2 or 0-3; default, the one in the middle.
         seeds: How often texts, halves and random baselines are drawn; from two on, means have 95 % intervals.
         baselines: Measure random directions, principal components and the untrained dictionary too.
@@ -92,8 +104,11 @@ def benchmark(
         raise InputError(f"--tokens {tokens} leaves nothing to measure; give at least 1.")
     if twice := [name for name in dictionaries if dictionaries.count(name) > 1]:
         raise InputError(f"{twice[0]!r} is named twice; name each dictionary once.")
+    if circuits and (only or at_layers is not None or seeds != 1 or labelled or words or facts or forget):
+        raise InputError("--circuits measures whole sets on a task; leave out what is said of SAEBench's own tasks.")
+    wanted = _task(model, task, circuits)
     text = _text(model, corpus, part)
-    from circuitsae.benchmark import BenchmarkConfig
+    from circuitsae.benchmark import BenchmarkConfig, CircuitConfig
     from circuitsae.benchmark import benchmark as measure
     from circuitsae.benchmark.run import ALL_TASKS
     from circuitsae.loading import load_dictionaries
@@ -102,16 +117,47 @@ def benchmark(
         only=only or ALL_TASKS, layers=_layers(at_layers), seeds=seeds, baselines=baselines, texts=texts,
         entities=entities, where=interchange_at, labelled=labelled, words=words, facts=facts, forget=forget,
     )  # fmt: skip
+    of_circuits = CircuitConfig(edges=edges)
     with Console(stderr=True).status("loading"):
         language_model = load_language_model(model, device, dtype, weights)
         loaded = {
             name: load_dictionaries(name, device=language_model.device, dtype=dtype, **choices.wanted())
             for name in dictionaries
         }
-    result = measure(language_model, loaded, _rows(language_model, text, tokens, seeds), config=config, progress=True)
+    rows = _rows(language_model, text, tokens, seeds)
+    if wanted is None:
+        result = measure(language_model, loaded, rows, config=config, progress=True)
+    else:
+        result = _by_circuits(language_model, loaded, rows, wanted, prompts, of_circuits)
     console = open_console(wide)
     show(console, result)
     say(console, f"Written: {result.save(out)}, benchmark.csv and benchmark.json")
+
+
+def _task(model: str, task: str | None, circuits: bool) -> str | None:
+    """The task that circuits are found on; None where they are not asked for."""
+    from circuitsae.loading import POCKET
+
+    if task is not None and not circuits:
+        raise InputError(f"--task {task} is what circuits are measured on; give --circuits too, or --only for others.")
+    if circuits and task is None and model != POCKET:
+        raise InputError(f"No task was named to find circuits of {model} on; give --task NAME or FILE.")
+    return task or "agreement" if circuits else None
+
+
+def _by_circuits(
+    model: "LanguageModel",
+    loaded: "Mapping[str, DictionarySet]",
+    rows: "Tensor",
+    task: str,
+    prompts: int,
+    config: "CircuitConfig",
+) -> "BenchmarkResult":
+    from circuitsae.benchmark.circuits import by_seeds, circuit_benchmark
+    from circuitsae.tasks import load_task
+
+    asked = load_task(task, model, prompts, known=True)
+    return circuit_benchmark(model, by_seeds(loaded), asked, rows, config=config, progress=True)
 
 
 def _layers(text: str | None) -> "tuple[int, ...] | Literal['all'] | None":
@@ -139,22 +185,32 @@ def _rows(model: "LanguageModel", corpus: "Corpus | None", tokens: int, seeds: i
 
 
 def show(console: Console, result: "BenchmarkResult") -> None:
-    """The table, what its columns mean, and the time of each task."""
+    """A table for each family whose figures compare, what its columns mean, and the time of each task."""
     from circuitsae.benchmark.result import line_name
 
-    headlines = result.headlines
     arrows = {True: " ↑", False: " ↓", None: ""}
-    columns = [Column("dictionary", text=True)]
-    columns += [
-        Column(f"{each.title}{arrows[each.more_is_better]}", keep=number) for number, each in enumerate(headlines)
-    ]
-    cells = [
-        [line_name(line), *(str(result.estimate(line, each.task, each.metric)) for each in headlines)]
-        for line in result.lines
-    ]
     seeds = len({row.seed for row in result.rows})
-    layers = ", ".join(map(str, sorted({row.layer for row in result.rows})))
     note = f"{seeds} seeds, ± half of the 95 % interval" if seeds > 1 else "one seed"
-    show_table(console, f"{result.model}, layer {layers}; {note}; ↑ more is better, ↓ less is", columns, cells)
+    for part in result.families:
+        headlines = part.headlines
+        columns = [Column("dictionary", text=True)]
+        columns += [
+            Column(f"{each.title}{arrows[each.more_is_better]}", keep=number) for number, each in enumerate(headlines)
+        ]
+        cells = [
+            [line_name(line), *(str(part.estimate(line, each.task, each.metric)) for each in headlines)]
+            for line in part.lines
+        ]
+        title = f"{result.model}, {_of(part)}; {note}; ↑ more is better, ↓ less is"
+        show_table(console, title, columns, cells)
     spent = ", ".join(f"{task} {seconds:.0f} s" for task, seconds in result.seconds.items())
-    say(console, f"Time: {spent}. What each figure means: docs/benchmark.md.")
+    page = "circuit-ranking" if "families" in result.settings else "benchmark"
+    say(console, f"Time: {spent}. What each figure means: docs/{page}.md.")
+
+
+def _of(part: "BenchmarkResult") -> str:
+    """What a table is of."""
+    if "families" in part.settings:
+        families = part.settings["families"]
+        return f"whole {families[part.lines[0][0]]}, {part.settings['task']}"
+    return "layer " + ", ".join(map(str, sorted({row.layer for row in part.rows})))

@@ -76,8 +76,8 @@ def circuit(
     """
     if prompts < 2 or nodes < 1 or edges < 0 or top < 1:
         raise InputError("--prompts takes at least 2, half of them to judge on; --nodes and --top 1, --edges 0.")
-    from circuitsae.reproduce.features import prompt_task
     from circuitsae.tasks import load_task
+    from circuitsae.tasks.cases import prompt_task
     from circuitsae.validation import circuit_edges, faithfulness, rank_nodes
     from circuitsae.validation.curve import log_sizes
     from transcoders.files import write_json

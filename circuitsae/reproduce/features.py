@@ -22,7 +22,8 @@ from circuitsae.interventions.prompts import Library
 from circuitsae.replacement import ReplacementModel
 from circuitsae.reproduce.result import Reproduction, Settings
 from circuitsae.tasks import Task
-from circuitsae.validation import Circuit, Curve, PromptExample, PromptTask, Ranking, faithfulness, rank_nodes
+from circuitsae.tasks.cases import prompt_task
+from circuitsae.validation import Circuit, Curve, PromptTask, Ranking, faithfulness, rank_nodes
 from circuitsae.validation.circuits import CircuitNode
 from transcoders.language_model import LanguageModel
 
@@ -184,21 +185,6 @@ def in_few_templates(task: Task, n: int) -> Task:
     for template in kept[: max(1, n // PER_TEMPLATE)]:
         rows += [i for i, example in enumerate(task.examples) if example.template == template][:each]
     return task.take(rows)
-
-
-def prompt_task(model: LanguageModel, task: Task) -> tuple[PromptTask, list[Prompt]]:
-    """A task as feature circuits take it, and the corrupt prompts in the same order."""
-    examples, corrupt = [], []
-    for pair in task.tokens(model):
-        corrupt += pair.prompts(corrupt=True)
-        for i, prompt in enumerate(pair.prompts()):
-            tokens, score = pair.clean[i], task.score(pair.take([i]))
-
-            def measure(logits: torch.Tensor, score=score) -> torch.Tensor:
-                return score(logits[..., None, None, :])[..., 0]
-
-            examples.append(PromptExample(tokens, measure, prompt.roles, prompt.template))
-    return PromptTask(examples, task.name), corrupt
 
 
 class FoundFeatures(NamedTuple):

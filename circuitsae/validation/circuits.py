@@ -112,6 +112,11 @@ class Ranking:
         order = np.argsort(-mean, kind="stable")[:count]
         return Circuit(tuple(self.nodes[i] for i in order), tuple(float(mean[i]) for i in order))
 
+    def features_only(self) -> "Ranking":
+        """Without its error nodes."""
+        kept = [column for column, node in enumerate(self.nodes) if isinstance(node, Feature)]
+        return Ranking(tuple(self.nodes[column] for column in kept), self.scores[:, kept])
+
     def stability(self, count: int, *, resamples: int = 20, signed: bool = False, seed: int = 0) -> "Stability":
         """How much the circuit of `count` nodes depends on the examples: bootstrap over them."""
         if not 1 <= count <= len(self.nodes):

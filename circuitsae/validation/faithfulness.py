@@ -93,14 +93,16 @@ def areas(
     errors: Errors = "ranked",
     regime: RegimeName | Regime = "replacement",
     by: By = "role",
+    others: Sequence[PromptLike] = (),
     seed: int = 0,
 ) -> Areas:
     """CPR and CMD of a ranking, with the curves that they are areas under: of its `count` best nodes (None: all).
 
     Signed, best are the nodes that move the metric most from m(∅) towards m(M). The axis is the logarithm of the number
-    of nodes kept that have a place on some prompt. Raises `InputError` for impossible sizes.
+    of nodes kept that have a place on some prompt. Means and `others` as in
+    `faithfulness`. Raises `InputError` for impossible sizes.
     """
-    ablated = Ablated(Cases(model, task), ablation, by=by, errors=errors, regime=regime, seed=seed)
+    ablated = Ablated(Cases(model, task), ablation, by=by, errors=errors, regime=regime, others=others, seed=seed)
     rising = ablated.clean().mean() >= ablated.metric([Kept(())]).mean()
     towards = replace(ranking, scores=ranking.scores if rising else -ranking.scores)
     return Areas.of(lambda signed: _curve(ablated, towards.circuit(count, signed=signed), sizes))

@@ -15,7 +15,7 @@ from circuitsae.audit.features import few
 from circuitsae.audit.heads import rewired
 from circuitsae.audit.subject import WHOLE
 from circuitsae.components import Edge, Judge, problems_of
-from circuitsae.reproduce.features import prompt_task
+from circuitsae.tasks.cases import prompt_task
 from circuitsae.validation import Circuit, faithfulness
 from transcoders.errors import FileFormatError, InputError, Stopped
 

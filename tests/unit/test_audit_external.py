@@ -20,7 +20,7 @@ from circuitsae.audit.subject import HELD, WHOLE, Shown, Unit
 from circuitsae.audit.untrained import untrained
 from circuitsae.components import Edge
 from circuitsae.interventions import Intervention, Library, Scale, run_alternatives
-from circuitsae.reproduce.features import prompt_task
+from circuitsae.tasks.cases import prompt_task
 from circuitsae.validation import Circuit
 from circuitsae.validation.ablation import Ablated, Kept
 from circuitsae.validation.tasks import Cases, as_prompt

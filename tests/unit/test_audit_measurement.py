@@ -37,7 +37,7 @@ from circuitsae.components import Edge, PatchingProblem, exact_nodes, run_keepin
 from circuitsae.components.known import projection
 from circuitsae.components.network import Network
 from circuitsae.interventions import Error, Feature
-from circuitsae.reproduce.features import prompt_task
+from circuitsae.tasks.cases import prompt_task
 from circuitsae.validation import Circuit
 from circuitsae.validation.statistics import agreement
 from circuitsae.validation.tasks import Cases

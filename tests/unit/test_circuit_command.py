@@ -8,8 +8,8 @@ from circuitsae.audit.circuit_file import read_circuit
 from circuitsae.cli import main
 from circuitsae.loading import load_dictionaries
 from circuitsae.replacement import ReplacementModel
-from circuitsae.reproduce.features import prompt_task
 from circuitsae.tasks import load_task
+from circuitsae.tasks.cases import prompt_task
 from circuitsae.validation import faithfulness, rank_nodes
 
 
