@@ -4,7 +4,8 @@
     an edge, between supernodes or not   Â(S → T) = Σ_{t∈T} I_t Σ_{s∈S} A[t, s] / inputs[t]  /  Σ_{t∈T} I_t
     how alike two of such numbers are    r(x, y) = max(0, min(x / y, y / x))
 
-G(U) are the nodes of another graph that stand for U. U is found again where r(I(U), I(G(U))) ≥ 1/2, an edge where
+G(U) are the nodes of another graph that stand for U. U is found again where r(I(U), I(G(U))) ≥ 1/2 (or neither has any
+influence), an edge where
 r(Â(S → T), Â(G(S) → G(T))) ≥ 1/2: the same sign, within a factor of two. Shares and not weights are compared, since
 the unit of a weight is that of its target's pre-activation, which other dictionaries choose otherwise. What is no
 feature (tokens, logits, errors, biases) stands for itself, and is found again where it is there. The persistence is the
@@ -17,7 +18,7 @@ and Leask et al. 2025, *Sparse Autoencoders Do Not Find Canonical Units of Analy
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ GROUP_COLUMNS = ("layer", "index", "other")
 _ROUNDING = 1e-9
 
 
+@runtime_checkable
 class WholeGraph(Protocol):
     """What is asked of an `AttributionGraph`."""
 
@@ -220,8 +222,9 @@ class _There(NamedTuple):
 
     def holds(self, here: _Here, stands: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
         """Which units and edges of `here` are found again, given which nodes stand for which unit [unit, node]."""
-        alike = ratio(here.influence, stands @ self.influence) * FACTOR >= 1 - _ROUNDING
-        nodes = np.where(here.itself, np.diff(stands.indptr) > 0, alike)
+        there, heard = np.diff(stands.indptr) > 0, stands @ self.influence
+        alike = ratio(here.influence, heard) * FACTOR >= 1 - _ROUNDING
+        nodes = there & (here.itself | alike | ((here.influence == 0) & (heard == 0)))
         shares = on_edges(_between(stands, self.shares, self.importance), here.edges)
         return nodes, ratio(here.edges.data, shares) * FACTOR >= 1 - _ROUNDING
 
