@@ -10,7 +10,14 @@ from circuitsae.graph.grouping import Supernode, by_parent
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.merging import merge_features, merge_matrix
 from circuitsae.graph.nodes import Node, NodeKind
-from circuitsae.graph.persistence import Other, Persistence, persistence_frame, persistence_in, persistence_of_units
+from circuitsae.graph.persistence import (
+    Other,
+    Persistence,
+    persistence_frame,
+    persistence_in,
+    persistence_of_units,
+    unit_frame,
+)
 from circuitsae.graph.supernodes import suggest_supernodes
 from circuitsae.graph.sweep import LazyInfluence
 
@@ -42,4 +49,5 @@ __all__ = [
     "prune",
     "save_graph",
     "suggest_supernodes",
+    "unit_frame",
 ]

@@ -5,19 +5,18 @@
     how alike two of such numbers are    r(x, y) = max(0, min(x / y, y / x))
 
 G(U) are the nodes of another graph that stand for U. U is found again where r(I(U), I(G(U))) ≥ 1/2 (or neither has any
-influence), an edge where
-r(Â(S → T), Â(G(S) → G(T))) ≥ 1/2: the same sign, within a factor of two. Shares and not weights are compared, since
-the unit of a weight is that of its target's pre-activation, which other dictionaries choose otherwise. What is no
-feature (tokens, logits, errors, biases) stands for itself, and is found again where it is there. The persistence is the
-share of the other graphs in which it is found; chance is the same with the features of a layer and position of the
-other graph exchanged at random.
+influence), an edge where r(Â(S → T), Â(G(S) → G(T))) ≥ 1/2: the same sign, within a factor of two. Shares and not
+weights are compared, since the unit of a weight is that of its target's pre-activation, which other dictionaries choose
+otherwise. What is no feature (tokens, logits, errors, biases) stands for itself, and is found again where it is there.
+The persistence is the share of the other graphs in which it is found; chance is the same with the features of a layer
+and position of the other graph exchanged at random.
 
 Source: what is asked, Paulo & Belrose 2025, *Sparse Autoencoders Trained on the Same Data Learn Different Features*,
 and Leask et al. 2025, *Sparse Autoencoders Do Not Find Canonical Units of Analysis*; the scores are ours.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +36,7 @@ SHUFFLES = 20
 """Exchanges that chance is the mean of."""
 GROUP_COLUMNS = ("layer", "index", "other")
 """Of a table of groups: a feature, and the number of one of those of its layer that stand for it elsewhere."""
+_FRAME = ("what", "count", "persistence", "chance", "weighted", "weighted_chance")
 _ROUNDING = 1e-9
 
 
@@ -176,8 +176,44 @@ def persistence_frame(graph: WholeGraph, found: Persistence) -> pd.DataFrame:
     ):
         for name, part in ((what, mask), (f"{what}: half of the influence", strongest_half(of[2], mask))):
             rows.append((name, int(part.sum()), *_means(*(values[part] for values in of))))
-    columns = ["what", "count", "persistence", "chance", "weighted", "weighted_chance"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(_FRAME))
+
+
+def unit_frame(
+    graph: WholeGraph,
+    supernodes: Sequence[Supernode],
+    others: Sequence[Other],
+    *,
+    shuffles: int = SHUFFLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Whether features persist more where they are put together; columns as in `persistence_frame`.
+
+    Rows: the members each alone, the supernodes, and as many of the same sizes made of features of the same layers and
+    positions at random; of each the nodes, and the edges that begin or end there. Errors as in `persistence_of_units`.
+    """
+    rows = []
+    drawn = _drawn_anew(graph, supernodes, np.random.default_rng(seed))
+    members = [name for one in supernodes for name in one.members]
+    for what, units, marked in (
+        ("members, each alone", (), members),
+        ("together", supernodes, [one.name for one in supernodes]),
+        ("together at random", drawn, [one.name for one in drawn]),
+    ):
+        found = persistence_of_units(graph, units, others, shuffles=shuffles, seed=seed)
+        nodes = found.nodes[found.nodes["id"].isin(marked)]
+        edges = found.edges[found.edges["source"].isin(marked) | found.edges["target"].isin(marked)]
+        for name, part, weight in ((what, nodes, "influence"), (f"{what}: their edges", edges, "score")):
+            rows.append((name, len(part), *_means(*(np.asarray(part[c]) for c in ("persistence", "chance", weight)))))
+    return pd.DataFrame(rows, columns=list(_FRAME))
+
+
+def _drawn_anew(graph: WholeGraph, supernodes: Sequence[Supernode], rng: np.random.Generator) -> list[Supernode]:
+    """The supernodes with the features of each layer and position in another order."""
+    ids, drawn = [node.id for node in graph.nodes], {}
+    for rows in _places_of_features(graph):
+        drawn |= {ids[row]: ids[other] for row, other in zip(rows, rng.permutation(rows), strict=True)}
+    return [replace(one, members=tuple(drawn.get(name, name) for name in one.members)) for one in supernodes]
 
 
 def strongest_half(weight: np.ndarray, mask: np.ndarray) -> np.ndarray:
