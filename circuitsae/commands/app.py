@@ -29,6 +29,7 @@ from circuitsae.commands.intervene import intervene
 from circuitsae.commands.label import label
 from circuitsae.commands.lens import fit_lens, lens
 from circuitsae.commands.patch import causal_trace, patch
+from circuitsae.commands.persist import persist
 from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.serve import serve
@@ -41,8 +42,8 @@ from transcoders.errors import CheckFailedError, InputError
 
 app = tyro.extras.SubcommandApp()
 for command in (
-    trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, benchmark,
-    crosscoder, diff, intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
+    trace, validate, attention, show, serve, compare, persist, activations, train, refine, finetune, evaluate,
+    benchmark, crosscoder, diff, intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
 ):  # fmt: skip
     app.command(command)
 features.command(label)

@@ -108,9 +108,9 @@ def evaluate(
     from transcoders.training.record import record_evaluation
 
     language_model = reading_as_trained(language_model, loaded.provenance, bos)
-    length = min(context or _recorded(loaded, "context", _CONTEXT), language_model.context)
-    separator = separator if separator is not None else _recorded(loaded, "separator", None)
-    rows = _rows(language_model, text, tokens, length, separator)
+    length = min(context or recorded(loaded, "context", _CONTEXT), language_model.context)
+    separator = separator if separator is not None else recorded(loaded, "separator", None)
+    rows = text_rows(language_model, text, tokens, length, separator)
     evaluation = measure(
         language_model, loaded, rows, loss_tokens=loss_tokens, jacobian_tokens=jacobian_tokens,
         memory=memory_mb * 2**20, progress=True,
@@ -162,7 +162,7 @@ def _text(model: str, corpus: str | None, part: CorpusPart) -> "Corpus | None":
     return opened_corpus(corpus, part)
 
 
-def _rows(
+def text_rows(
     model: "LanguageModel", corpus: "Corpus | None", tokens: int, context: int, separator: str | None
 ) -> "Tensor":
     """Rows of a named corpus, or of the pocket model's own text."""
@@ -175,7 +175,7 @@ def _rows(
     return take_rows(model, held_out_text(rows * context), rows=rows, context=context, separator=separator)
 
 
-def _recorded(dictionaries: "DictionarySet", setting: str, default: Any) -> Any:
+def recorded(dictionaries: "DictionarySet", setting: str, default: Any) -> Any:
     """A setting that the dictionaries were trained with, where they record it."""
     return dictionaries.provenance.config.get(setting, default)
 

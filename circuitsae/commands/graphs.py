@@ -200,7 +200,7 @@ def validate(
     if calibrate:
         refuse_derivatives(loaded)
     replacement = loader_for(loaded, model, dictionaries, device, weights, choices)()
-    _notice_others(replacement, loaded)
+    notice_others(replacement, loaded)
     settings = {"claims": claims or get_args(Claim), "controls": controls, "delta": delta, "seed": seed}
     others = _other_prompts(replacement, loaded, prompts, task)
     others |= {"elsewhere": elsewhere, "heads": heads}
@@ -292,7 +292,7 @@ def _validate(console: Console, replacement: Any, graph: Any, **settings: Any) -
     return check
 
 
-def _notice_others(replacement: Any, graph: "AttributionGraph") -> None:
+def notice_others(replacement: Any, graph: "AttributionGraph") -> None:
     """Say that the dictionaries are not those of the graph, as far as both are known."""
     from circuitsae.attribution.attribute import weights_of_dictionaries
 

@@ -4,9 +4,9 @@
 texts on which a feature is most active; `collection` gathers the cards of all features from a corpus (`reading`), and
 `cards` reads them (`card_files`); `global_weights` says how features point at each other whatever the prompt,
 `coactivation` which are active together, and `connections`, from both, its inputs and outputs; `similar` pairs features
-of two sets of dictionaries that write alike; `labels` says in words what a feature fires on; `ledger` holds labels with
-their evidence, and `testing` fills in that evidence by measuring it on a model. Names are imported on first use, so
-that reading cards does not import torch.
+of two sets of dictionaries that write alike, `persisting` says which of a graph's are found again with others; `labels`
+says in words what a feature fires on; `ledger` holds labels with their evidence, and `testing` fills in that evidence
+by measuring it on a model. Names are imported on first use, so that reading cards does not import torch.
 """
 
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from circuitsae.features.global_weights import input_weights, output_weights, virtual_weights
     from circuitsae.features.labels import Excerpt, LabelConfig, label_features
     from circuitsae.features.ledger import Evidence, Label, Ledger, Status, Verdict
+    from circuitsae.features.persisting import other_graphs, persist
     from circuitsae.features.similar import match_features
     from circuitsae.features.testing import Claim, check_label, steering_row
     from circuitsae.features.top_examples import Example, examples, examples_frame, token_activations
@@ -78,6 +79,10 @@ __getattr__, __all__ = lazy_exports(
             "Ledger",
             "Status",
             "Verdict",
+        ),
+        "circuitsae.features.persisting": (
+            "other_graphs",
+            "persist",
         ),
         "circuitsae.features.similar": ("match_features",),
         "circuitsae.features.testing": (

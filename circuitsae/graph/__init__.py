@@ -6,10 +6,18 @@ from circuitsae.graph.compact import EdgeBlocks, keep_strongest
 from circuitsae.graph.comparison import Comparison, compare
 from circuitsae.graph.consensus import VIEWS, Inclusion
 from circuitsae.graph.files import load_header
-from circuitsae.graph.grouping import Supernode
+from circuitsae.graph.grouping import Supernode, by_parent
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.merging import merge_features, merge_matrix
 from circuitsae.graph.nodes import Node, NodeKind
+from circuitsae.graph.persistence import (
+    Other,
+    Persistence,
+    persistence_frame,
+    persistence_in,
+    persistence_of_units,
+    unit_frame,
+)
 from circuitsae.graph.supernodes import suggest_supernodes
 from circuitsae.graph.sweep import LazyInfluence
 
@@ -23,8 +31,11 @@ __all__ = [
     "Limits",
     "Node",
     "NodeKind",
+    "Other",
+    "Persistence",
     "Scores",
     "Supernode",
+    "by_parent",
     "compare",
     "group",
     "keep_strongest",
@@ -32,7 +43,11 @@ __all__ = [
     "load_header",
     "merge_features",
     "merge_matrix",
+    "persistence_frame",
+    "persistence_in",
+    "persistence_of_units",
     "prune",
     "save_graph",
     "suggest_supernodes",
+    "unit_frame",
 ]

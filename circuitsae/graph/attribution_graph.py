@@ -20,6 +20,7 @@ from circuitsae.graph.grouping import Supernode, group_nodes
 from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind, node_columns
 from circuitsae.graph.past import of_edges, on_edges, past_share, row_shares
+from circuitsae.graph.persistence import Persistence
 from circuitsae.graph.pruning import check_shares, drop_dangling, strongest_edges, strongest_nodes
 from transcoders._lazy import public
 from transcoders.errors import InputError
@@ -64,6 +65,9 @@ class AttributionGraph:
     without skip terms the edge would be `weights − past`. None where no dictionary has one, or a file does not say."""
     edge_notes: pd.DataFrame | None = None
     """What validation found of some edges: one row per (source, target), other columns as in `Validation`."""
+    persistence: Persistence | None = None
+    """In which share of other dictionaries' graphs each node and edge is found again (`circuitsae.graph.persistence`);
+    None where that was not asked."""
 
     @classmethod
     def build(
@@ -164,13 +168,16 @@ class AttributionGraph:
     def keep(self, nodes: np.ndarray, weights: sparse.csr_array) -> "AttributionGraph":
         """The part of this graph with the nodes of a mask, and `weights` (of all nodes) between them."""
         past = None if self.past is None else of_edges(self.past, weights)
-        if nodes.all():
-            return replace(self, weights=weights, past=past)
         rows = np.flatnonzero(nodes)
+        left = weights if nodes.all() else sparse.csr_array(weights[rows][:, rows])
+        found = None if self.persistence is None else self.persistence.part(rows, self.weights, left)
+        if nodes.all():
+            return replace(self, weights=weights, past=past, persistence=found)
         return replace(
             self,
             nodes=tuple(self.nodes[row] for row in rows),
-            weights=sparse.csr_array(weights[rows][:, rows]),
+            weights=left,
+            persistence=found,
             past=None if past is None else sparse.csr_array(past[rows][:, rows]),
             rest=self.rest[rows],
             influence=self.influence[rows],
@@ -268,17 +275,20 @@ class AttributionGraph:
     def to_networkx(self) -> nx.DiGraph:
         """The graph in NetworkX, edges from source to target.
 
-        Node attributes: the columns of `nodes_frame`, and `inclusion`. Edge attributes: `weight`, `share`, `inclusion`,
-        with skip terms `past` and `past_share` (`edges_frame`), and of edges that were tested the columns of
-        `Validation.edges`: claim by claim `graph_predicted`, `graph_measured`, `graph_ratio` with its interval
-        `graph_low` to `graph_high`, `graph_q`, `graph_verdict`; the same of `direct`; `model_predicted`,
-        `model_measured`; and the others. Graph attributes: `tokens`, `scores`, `provenance`. Values that are missing
-        (NaN) are left out.
+        Node attributes: the columns of `nodes_frame`, `inclusion`, and `persistence` where that is known. Edge
+        attributes: `weight`, `share`, the same two, with skip terms `past` and `past_share` (`edges_frame`), and of
+        edges that were tested the columns of `Validation.edges`: claim by claim `graph_predicted`, `graph_measured`,
+        `graph_ratio` with its interval `graph_low` to `graph_high`, `graph_q`, `graph_verdict`; the same of `direct`;
+        `model_predicted`, `model_measured`; and the others. Graph attributes: `tokens`, `scores`, `provenance`. Values
+        that are missing (NaN) are left out.
         """
         graph = nx.DiGraph(tokens=list(self.tokens), scores=self.scores.as_dict(), provenance=dict(self.provenance))
-        for row in self.nodes_frame().assign(inclusion=self.inclusion.nodes).to_dict("records"):
+        found = (None, None) if self.persistence is None else (self.persistence.nodes, self.persistence.edges)
+        nodes = self.nodes_frame().assign(inclusion=self.inclusion.nodes, persistence=found[0])
+        edges = self.edges_frame().assign(inclusion=self.inclusion.edges, persistence=found[1])
+        for row in nodes.to_dict("records"):
             graph.add_node(row["id"], **{str(k): v for k, v in row.items() if k != "id" and not _missing(v)})
-        for row in self.edges_frame().assign(inclusion=self.inclusion.edges).to_dict("records"):
+        for row in edges.to_dict("records"):
             attributes = {str(k): v for k, v in row.items() if k not in ("source", "target") and not _missing(v)}
             graph.add_edge(row["source"], row["target"], **attributes)
         return graph
@@ -337,6 +347,7 @@ class AttributionGraph:
             scores=self.scores,
             provenance=self.provenance,
             edge_notes=self.edge_notes,
+            persistence=self.persistence,
             figures={name: getattr(self, name) for name in FIGURES},
         )
         write_files(folder, head, self.weights, self.past)
@@ -359,6 +370,7 @@ class AttributionGraph:
             n_layers=head.n_layers,
             provenance=head.provenance,
             edge_notes=head.edge_notes,
+            persistence=head.persistence,
             past=past,
             **head.figures,
         )

@@ -5,7 +5,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from circuitsae.graph.influence import Scores
 from circuitsae.graph.nodes import Node, NodeKind
 from circuitsae.graph.notes import checked, written
 from circuitsae.graph.past import on_edges
+from circuitsae.graph.persistence import Persistence
 from circuitsae.graph.reading import READING, read_reading, reading_of
 from transcoders.errors import FileFormatError
 from transcoders.files import file_hash, new_files, undisturbed, write_file
@@ -50,6 +51,8 @@ NATIVE_LIMITS = Limits(edges=2**28)
 _DOCUMENT, _EDGES = "graph.json", "edges.npz"
 _OWN = tuple(field.name for field in fields(Node) if field.name not in READING)
 FIGURES = ("rest", "inputs", "influence", "cumulative")
+_FOUND = ("edges", "edges_chance")
+"""Of a `Persistence`, what stands with the edges, under a name that begins with "persistence_"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,8 @@ class Header:
     edge_notes: pd.DataFrame | None
     figures: Mapping[str, np.ndarray]
     """`rest`, `inputs`, `influence` and `cumulative`, [node] each."""
+    persistence: Persistence | None = None
+    """Without edges where the header alone was read."""
 
 
 def write_files(folder: Path, head: Header, weights: sparse.csr_array, past: sparse.csr_array | None = None) -> None:
@@ -76,6 +81,8 @@ def write_files(folder: Path, head: Header, weights: sparse.csr_array, past: spa
     edges = {"row": coo.row, "col": coo.col, "weight": coo.data}
     if past is not None:
         edges["past"] = on_edges(past, weights)
+    if (found := head.persistence) is not None:
+        edges |= {f"persistence_{name}": getattr(found, name) for name in _FOUND}
     document = {
         "format": FORMAT,
         "tokens": list(head.tokens),
@@ -90,6 +97,9 @@ def write_files(folder: Path, head: Header, weights: sparse.csr_array, past: spa
         **{name: [float(v) for v in head.figures[name]] for name in ("inputs", "rest", "cumulative")},
         "edge_notes": None if head.edge_notes is None else _table(head.edge_notes),
     }
+    if found is not None:
+        lists = {name: getattr(found, name).tolist() for name in ("nodes", "nodes_chance")}
+        document["persistence"] = {"dictionaries": list(found.dictionaries), **lists}
     with new_files(folder) as temporary:
         write_file(temporary / _EDGES, lambda file: np.savez_compressed(file, allow_pickle=False, **edges))
         document["edges"] = file_hash(temporary / _EDGES)
@@ -107,7 +117,8 @@ def read_files(folder: Path, limits: Limits | None = None) -> tuple[Header, spar
         require_graph(folder)
         with undisturbed(folder):
             head = _read_header(folder, limits or NATIVE_LIMITS)
-            weights, past = _read_edges(folder / _EDGES, head)
+            weights, past, found = _read_edges(folder / _EDGES, head)
+        head = replace(head, persistence=head.persistence and replace(head.persistence, **found))
         check_edges(head.nodes, [node.id for node in head.nodes], weights)
     return head, weights, past
 
@@ -163,6 +174,7 @@ def _read_header(folder: Path, limits: Limits) -> Header:
         provenance=plain(mapping(document.get("provenance"), "provenance")),
         edge_notes=_notes(document.get("edge_notes"), set(ids)),
         figures={name: _figures(document, name, len(nodes)) for name in FIGURES},
+        persistence=_persistence(document.get("persistence"), len(nodes)),
     )
 
 
@@ -219,6 +231,20 @@ def _figures(document: dict[str, Any], name: str, n: int) -> np.ndarray:
     return figures
 
 
+def _persistence(stated: Any, n: int) -> Persistence | None:
+    if stated is None:
+        return None
+    found, values = mapping(stated, "persistence"), {}
+    for name in ("nodes", "nodes_chance"):
+        values[name] = np.array([share(v, f"persistence of a node ({name})") for v in sequence(found.get(name), name)])
+        if len(values[name]) != n:
+            raise MalformedError(f"persistence has {len(values[name]):,} {name} for {n:,} nodes")
+    names = tuple(text(name, "a dictionary's name") for name in sequence(found.get("dictionaries"), "dictionaries"))
+    if not names:
+        raise MalformedError("persistence names no dictionaries")
+    return Persistence(names, edges=np.zeros(0), edges_chance=np.zeros(0), **values)
+
+
 def _notes(stated: Any, ids: set[str]) -> pd.DataFrame | None:
     if stated is None:
         return None
@@ -243,23 +269,33 @@ def _note(name: str, value: Any, ids: set[str]) -> Any:
     return checked(name, value, "edge_notes")
 
 
-def _read_edges(path: Path, head: Header) -> tuple[sparse.csr_array, sparse.csr_array | None]:
-    """The weights [node, node] in `path`, and of them what is past the features, where it says so.
+def _read_edges(path: Path, head: Header) -> tuple[sparse.csr_array, sparse.csr_array | None, dict[str, np.ndarray]]:
+    """The weights [node, node] in `path`, of them what is past the features, where it says so, and their persistence.
 
     What the archive says of its arrays is checked before they are unpacked.
     """
     n_nodes, n_edges = len(head.nodes), head.n_edges
-    with opened_archive(path, largest=32 * n_edges + 2**16, digest=head.digest) as archive:
-        names = ["row", "col", "weight", *(name for name in array_names(archive) if name == "past")]
+    wanted = [f"persistence_{name}" for name in _FOUND] if head.persistence is not None else []
+    with opened_archive(path, largest=48 * n_edges + 2**16, digest=head.digest) as archive:
+        names = ["row", "col", "weight", *wanted, *(name for name in array_names(archive) if name == "past")]
         for name in names:
             _check_array(archive, name, n_edges)
-        row, col, weight, *more = (unpacked(archive, name) for name in names)
+        arrays = {name: unpacked(archive, name) for name in names}
+    row, col, weight = (arrays[name] for name in ("row", "col", "weight"))
     if n_edges and (min(row.min(), col.min()) < 0 or max(row.max(), col.max()) >= n_nodes):
         raise MalformedError(f"edges.npz has edges beyond its {n_nodes:,} nodes")
     weights = sparse.csr_array(sparse.coo_array((weight, (row, col)), shape=(n_nodes, n_nodes)))
     if weights.nnz != n_edges:
         raise MalformedError("edges.npz has an edge twice")
-    return weights, _past(more[0], row, col, weights) if more else None
+    past = _past(arrays["past"], row, col, weights) if "past" in arrays else None
+    return weights, past, {name: _found(arrays[f"persistence_{name}"], row, col, weights) for name in _FOUND if wanted}
+
+
+def _found(values: np.ndarray, row: np.ndarray, col: np.ndarray, weights: sparse.csr_array) -> np.ndarray:
+    """Shares of edges in the order of `weights.data`."""
+    if not ((values >= 0) & (values <= 1 + 1e-6)).all():
+        raise MalformedError("the persistence of an edge is no share")
+    return on_edges(sparse.csr_array(sparse.coo_array((values, (row, col)), shape=weights.shape)), weights)
 
 
 def _past(past: np.ndarray, row: np.ndarray, col: np.ndarray, weights: sparse.csr_array) -> sparse.csr_array:
@@ -271,7 +307,7 @@ def _past(past: np.ndarray, row: np.ndarray, col: np.ndarray, weights: sparse.cs
 
 def _check_array(archive: zipfile.ZipFile, name: str, n: int) -> None:
     """Raises `MalformedError` unless a member of the archive is an array of `n` numbers, judged by its header."""
-    allowed = ("float32", "float64") if name in ("weight", "past") else ("int32", "int64")
+    allowed = ("int32", "int64") if name in ("row", "col") else ("float32", "float64")
     header = array_header(archive, name)
     if header.shape != (n,) or header.dtype.name not in allowed:
         raise MalformedError(

@@ -49,7 +49,7 @@ def group_nodes(
     Raises `InputError` for a name given twice or that is a node's, members that are not among the nodes, and nodes in
     two supernodes.
     """
-    into, names = _places(nodes["id"].tolist(), supernodes)
+    into, names = places(nodes["id"].tolist(), supernodes)
     n, k = len(nodes), len(names)
     merge = sparse.csr_array((np.ones(n), (np.arange(n), into)), shape=(n, k))
     importance = np.nan_to_num(nodes["influence"].to_numpy(float)) + nodes["start"].to_numpy(float)
@@ -73,7 +73,7 @@ def group_nodes(
     return drawn
 
 
-def _places(ids: Sequence[str], supernodes: Sequence[Supernode]) -> tuple[np.ndarray, list[str]]:
+def places(ids: Sequence[str], supernodes: Sequence[Supernode]) -> tuple[np.ndarray, list[str]]:
     """Of each node its row in the grouped graph, and the names of its rows, supernodes first."""
     position = {name: row for row, name in enumerate(ids)}
     into = np.full(len(ids), -1)
@@ -97,6 +97,28 @@ def _places(ids: Sequence[str], supernodes: Sequence[Supernode]) -> tuple[np.nda
     others = np.flatnonzero(into < 0)
     into[others] = len(names) + np.arange(len(others))
     return into, [*names, *(ids[row] for row in others.tolist())]
+
+
+def by_parent(nodes: pd.DataFrame, parents: pd.DataFrame, name: str = "parent") -> list[Supernode]:
+    """A supernode for the features of a layer and position that have one parent, where these are several.
+
+    `nodes`: the `nodes_frame` of a graph; `parents`: a table with `layer`, `index` (of a feature) and `parent` (a
+    number): meta-latents that features are made of, or features of a narrower dictionary that they have split from
+    (`transcoders.evaluation.meta_parents`, `narrow_parents`). `name`: what parents are called. Raises `InputError`
+    where the table lacks a column, or gives a feature two parents.
+    """
+    if missing := [column for column in ("layer", "index", "parent") if column not in parents]:
+        raise InputError(f"The table of parents lacks {', '.join(missing)}; expected layer, index and parent.")
+    if parents.duplicated(["layer", "index"]).any():
+        raise InputError("The table of parents gives a feature two; give each feature one parent at most.")
+    features = nodes.iloc[np.flatnonzero(nodes["kind"] == "feature")]
+    found = features.merge(parents[["layer", "index", "parent"]], on=["layer", "index"])
+    groups = found.groupby(["layer", "pos", "parent"], sort=True)
+    return [
+        Supernode(f"{name} {layer}.{parent}@{pos}", tuple(own["id"]), f"{len(own)} features of one {name}")
+        for (layer, pos, parent), own in groups
+        if len(own) > 1
+    ]
 
 
 def _drawn(

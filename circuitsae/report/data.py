@@ -14,6 +14,7 @@ import pandas as pd
 
 from circuitsae.graph.consensus import VIEWS, Inclusion
 from circuitsae.graph.like import EDGE_COLUMNS, NODE_COLUMNS, GraphLike, require, scores_of
+from circuitsae.graph.persistence import Persistence
 from circuitsae.graph.supernodes import CardsLike
 from circuitsae.graph.totals import explained_rows, total_effects
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data, rounded, suggestions_data
@@ -121,7 +122,7 @@ def page_data(
     """
     nodes = require(graph.nodes_frame(), NODE_COLUMNS, "nodes_frame()")
     edges = require(graph.edges_frame(), EDGE_COLUMNS, "edges_frame()")
-    prunings = inclusion_data(graph, nodes, edges)
+    prunings, others = inclusion_data(graph, nodes, edges), persistence_data(graph, nodes, edges)
     edges = with_validation(edges, validation)
     tokens = [visible(token) for token in graph.tokens]
     columns = _node_columns(nodes)
@@ -149,6 +150,7 @@ def page_data(
         "comparison": None,
         "commands": commands_data(graph, folder),
         "prunings": prunings,
+        "others": others,
         "foreseen": foreseen,
     }
 
@@ -161,6 +163,18 @@ def inclusion_data(graph: GraphLike, nodes: pd.DataFrame, edges: pd.DataFrame) -
     for frame, shares in ((nodes, found.nodes), (edges, found.edges)):
         frame["kept"] = np.rint(shares * len(VIEWS)).astype(int)
     return len(VIEWS)
+
+
+def persistence_data(graph: GraphLike, nodes: pd.DataFrame, edges: pd.DataFrame) -> list[str]:
+    """Names of the other dictionaries, none where the graph knows of none; tables get the number that have each,
+    `found`.
+    """
+    found: Persistence | None = getattr(graph, "persistence", None)
+    if found is None:
+        return []
+    for frame, shares in ((nodes, found.nodes), (edges, found.edges)):
+        frame["found"] = np.rint(shares * len(found.dictionaries)).astype(int)
+    return [printable(name) for name in found.dictionaries]
 
 
 def foreseen_data(nodes: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any] | None:
@@ -187,7 +201,7 @@ def _node_columns(nodes: pd.DataFrame) -> dict[str, list[Any]]:
         "text": texts,
         **{column: [int(v) for v in nodes[column]] for column in ("layer", "pos", "index")},
         **{column: [number(v) for v in nodes[column]] for column in NODE_COLUMNS[6:]},
-        **({"kept": nodes["kept"].tolist()} if "kept" in nodes else {}),
+        **{name: nodes[name].tolist() for name in ("kept", "found") if name in nodes},
     }
 
 
@@ -237,7 +251,7 @@ def _edge_columns(edges: pd.DataFrame, ids: list[str]) -> dict[str, list[Any]]:
     }
     names = ["weight", "share", *(name for name in PAST_COLUMNS if name in edges)]
     columns |= {name: [number(value) for value in edges[name].tolist()] for name in names}
-    return columns | ({"kept": edges["kept"].tolist()} if "kept" in edges else {})
+    return columns | {name: edges[name].tolist() for name in ("kept", "found") if name in edges}
 
 
 def number(value: Any) -> float | None:

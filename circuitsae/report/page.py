@@ -39,6 +39,7 @@ _SCRIPTS = (
         "comparepanel",
         "pictures",
         "state",
+        "persistence",
         "groups",
         "neuronpedia",
         "hash",

@@ -81,7 +81,11 @@ def match(first: Float[Tensor, "feature d_model"], second: Float[Tensor, "other 
     Source: Paulo & Belrose 2025, *Sparse Autoencoders Trained on the Same Data Learn Different Features*, section 3.
     """
     _require_one_width(first, second)
-    similarity = unit(first) @ unit(second).T
+    return assigned(unit(first) @ unit(second).T)
+
+
+def assigned(similarity: Float[Tensor, "feature other"]) -> Matching:
+    """The pairing with the highest sum of similarities."""
     rows, columns = (torch.from_numpy(i) for i in linear_sum_assignment(similarity.cpu().numpy(), maximize=True))
     return Matching(rows, columns, similarity.cpu()[rows, columns])
 

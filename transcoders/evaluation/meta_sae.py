@@ -1,7 +1,9 @@
 """Decoder directions as sums of fewer, more general directions: is a latent made of others?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -54,6 +56,17 @@ def decompose(decoders: Float[Tensor, "feature d_model"], meta: SparseDictionary
         parts=tuple(tuple(_strongest(row)) for row in a),
         members=tuple(tuple(i for i, _ in _strongest(column)) for column in a.T),
     )
+
+
+def meta_parents(decompositions: Mapping[int, Decomposition]) -> pd.DataFrame:
+    """Of the features of some layers the strongest meta-latent that each is made of: `layer`, `index`, `parent`."""
+    rows = [
+        (layer, index, parts[0][0])
+        for layer, found in decompositions.items()
+        for index, parts in enumerate(found.parts)
+        if parts
+    ]
+    return pd.DataFrame(rows, columns=["layer", "index", "parent"])
 
 
 def _strongest(row: Float[Tensor, "n"]) -> list[tuple[int, float]]:

@@ -5,13 +5,14 @@ Latents of a wide dictionary put into a narrow one: do they add something, or sa
 
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from transcoders.dictionaries import SparseDictionary
+from transcoders.dictionaries import DictionarySet, SparseDictionary
 from transcoders.errors import DictionaryError, InputError
-from transcoders.evaluation.matching import best_cosines, unit
+from transcoders.evaluation.matching import best_cosines, feature_vectors, unit
 
 CONNECTED_ABOVE = 0.7
 """Decoder cosine above which a latent of a wider dictionary is taken for one of the narrower, or a part of it."""
@@ -84,6 +85,26 @@ def _coverage(
         together = tokens & wide[:, children].any(dim=1)
         covered.append(int(together.sum()) / int(tokens.sum()) if tokens.any() else float("nan"))
     return tuple(covered)
+
+
+def narrow_parents(wide: DictionarySet, narrow: DictionarySet, *, above: float = CONNECTED_ABOVE) -> pd.DataFrame:
+    """Of each feature of a wide set the narrow one that it is a child of (`splitting`): `layer`, `index`, `parent`.
+
+    Novel features have no row. Raises `DictionaryError` for sets that do not read and write the same sites.
+    """
+    if (wide.reads, wide.writes) != (narrow.reads, narrow.writes):
+        raise DictionaryError(
+            f"Parents are of the same sites as their children; got {narrow.reads[0]} → {narrow.writes[0]} in "
+            f"{narrow.n_layers} layers, and {wide.reads[0]} → {wide.writes[0]} in {wide.n_layers}."
+        )
+    rows = []
+    for layer in range(wide.n_layers):
+        if not narrow.n_features(layer) or not wide.n_features(layer):
+            continue
+        decoders = (feature_vectors(d, layer)[0] for d in (narrow, wide))
+        for parent, children in enumerate(splitting(*decoders, above=above).children):
+            rows += [(layer, child, parent) for child in children]
+    return pd.DataFrame(rows, columns=["layer", "index", "parent"])
 
 
 def connected_groups(

@@ -88,6 +88,7 @@
     syncOpen();
     byId("near").checked = state.near;
     byId("consensus").checked = state.consensus;
+    byId("persistence").checked = state.persistence;
     for (const [name, box] of Object.entries(boxes)) box.checked = state.verdicts.has(name);
     syncClaim();
   }
@@ -117,6 +118,9 @@
     byId("consensus").addEventListener("change", (event) => {
       viewer.setFilter({ consensus: event.target.checked, zoom: null });
     });
+    byId("persistence-choice").hidden = !viewer.others.length;
+    byId("persistence-choice").title = `Found again in the graphs of ${viewer.others.join(", ")}`;
+    byId("persistence").addEventListener("change", (event) => viewer.setFilter({ persistence: event.target.checked }));
     byId("near").addEventListener("change", (event) => {
       viewer.setFilter({ near: event.target.checked, zoom: null });
       if (event.target.checked && state.selected < 0 && !state.pins.size) viewer.say("Choose or pin a node");

@@ -120,6 +120,7 @@
         alpha: Math.min(0.9, Math.max(layer.alpha * density, least.alpha)),
       }))
       .flatMap(painted)
+      .flatMap(viewer.faded)
       .filter(({ members }) => members.length)
       .sort((a, b) => (b.color === "untested") - (a.color === "untested"));
   }
@@ -129,6 +130,7 @@
     return layersOf(viewer.strandsOf(viewer.edgesOf(chosen)), unitOf(viewer.strands()))
       .map((layer) => ({ ...layer, width: layer.width + 0.5, alpha: Math.min(0.95, 0.3 + layer.alpha) }))
       .flatMap(painted)
+      .flatMap(viewer.faded)
       .filter(({ members }) => members.length);
   }
 

@@ -18,6 +18,7 @@
     put("node", state.selected >= 0, nodes.id[state.selected]);
     put("density", state.density !== null, state.density?.toFixed(2));
     put("consensus", state.consensus, "1");
+    put("persistence", state.persistence, "1");
     put("near", state.near, "1");
     put("open", state.open.size, [...state.open].join("."));
     put("layers", state.layers, state.layers?.join("-"));
@@ -114,6 +115,7 @@
       selected: indexOf.get(get("node")) ?? -1,
       density: share(get("density")),
       consensus: get("consensus") === "1" && page.prunings > 0,
+      persistence: get("persistence") === "1" && viewer.others.length > 0,
       near: get("near") === "1",
       open: new Set((get("open") ?? "").split(".").filter((key) => GROUP_KEY.test(key))),
       layers: range(get("layers")),

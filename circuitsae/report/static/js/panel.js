@@ -17,6 +17,7 @@
       ["probability", percent(nodes.probability[i]), nodes.probability[i]],
       ["influence", percent(nodes.influence[i]), nodes.influence[i]],
       ["kept in", prunings(nodes.kept?.[i]), nodes.kept?.[i] ?? null],
+      ["found again in", viewer.foundIn(nodes.found?.[i]), nodes.found?.[i] ?? null],
     ].filter(([, , value]) => value !== null);
     return element(
       "dl",
@@ -41,6 +42,10 @@
     return edges.kept ? element("p", { class: "hint kept" }, `kept in ${prunings(edges.kept[e])}`) : null;
   }
 
+  function foundAgain(e) {
+    return edges.found ? element("p", { class: "hint kept" }, `found again in ${viewer.foundIn(edges.found[e])}`) : null;
+  }
+
   function entry(e, other) {
     const sign = edges.weight[e] < 0 ? "negative" : "positive";
     const line = element(
@@ -57,7 +62,7 @@
       element("span", { class: "number" }, percent(edges.share[e])),
     );
     const note = viewer.comparison ? viewer.comparison.edgeNote(e) : viewer.edgeTest(e);
-    return element("li", {}, line, viewer.edgeInModel(e), past(e), kept(e), note);
+    return element("li", {}, line, viewer.edgeInModel(e), past(e), kept(e), foundAgain(e), note);
   }
 
   function section(title, note, all, otherEnd) {

@@ -111,7 +111,7 @@
         class: symbol,
         d: SHAPES[symbol.replace("-open", "")](round(size / 2)),
         transform: place(item, view),
-        opacity: near ? 1 : 0.22,
+        opacity: near ? round(viewer.itemFade(item)) : 0.22,
         ...style,
       },
       svg("title", {}, clean(viewer.name(item.node))),
@@ -123,7 +123,7 @@
     const style = { fill: viewer.color("surface"), stroke: viewer.color("node"), "stroke-width": 1.5 };
     return svg(
       "g",
-      { transform: place(item, view), opacity: near ? 1 : 0.22 },
+      { transform: place(item, view), opacity: near ? round(viewer.itemFade(item)) : 0.22 },
       svg("path", { d: square(round(size / 2)), ...style }, svg("title", {}, viewer.placeName(item.key))),
       words(String(item.shown.length), { y: 3, "font-size": 9, "text-anchor": "middle" }),
     );

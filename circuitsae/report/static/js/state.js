@@ -14,6 +14,7 @@
     selected: -1,
     density: null, // of what the page holds, the share that is drawn; null: the first picture
     consensus: false, // whether only what every pruning keeps is drawn, and all of that
+    persistence: false, // whether opacity says in how many other dictionaries something is found again
     near: false, // whether only what is chosen and pinned is drawn, and what it is joined to
     open: new Set(), // groups by place that were opened, by key
     features: true,

@@ -29,13 +29,18 @@
   function start(s, t, e) {
     const items = viewer.itemsNow();
     const verdict = verdictOf(e);
-    return { source: items[s], target: items[t], weight: edges.weight[e] ?? 0, count: 1, edge: e, verdict };
+    const weight = edges.weight[e] ?? 0;
+    const held = Math.abs(weight);
+    const found = held * viewer.edgeFound(e);
+    return { source: items[s], target: items[t], weight, held, found, count: 1, edge: e, verdict };
   }
 
   // A strand of several edges has the verdict of those that were tested, where they agree.
   function add(strand, e) {
     const verdict = verdictOf(e);
     strand.weight += edges.weight[e] ?? 0;
+    strand.held += Math.abs(edges.weight[e] ?? 0);
+    strand.found += Math.abs(edges.weight[e] ?? 0) * viewer.edgeFound(e);
     strand.count += 1;
     strand.edge = -1;
     if (verdict === "untested" || strand.mixed) return;
@@ -69,6 +74,8 @@
       source: middle("source"),
       target: middle("target"),
       weight: total("weight"),
+      held: total("held"), // Σ|weight|, and of that what other dictionaries have as well
+      found: total("found"),
       count: total("count"),
       edge: -1,
       verdict: "untested",

@@ -44,11 +44,11 @@
   function opacities() {
     const all = itemsByKind().flatMap(([, items]) => items);
     const chosen = state.selected;
-    if (chosen < 0) return all.map(() => 1);
+    if (chosen < 0) return all.map(viewer.itemFade);
     const near = new Set([viewer.itemOf[chosen]]);
     for (const e of viewer.edgesOf(chosen))
       near.add(viewer.itemOf[viewer.edges.source[e]]).add(viewer.itemOf[viewer.edges.target[e]]);
-    return all.map((item) => (near.has(viewer.itemOf[item.members[0]]) ? 1 : 0.22));
+    return all.map((item) => (near.has(viewer.itemOf[item.members[0]]) ? viewer.itemFade(item) : 0.22));
   }
 
   function traces(shape, ranges) {
