@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsae.attribution.effects import MEMORY, NodeEffects, Nodes, Runs
+from circuitsae.attribution.effects import MEMORY, NodeEffects, Nodes, Runs, measured
 from transcoders.edits import Hook, after
 from transcoders.errors import InputError
 from transcoders.sites import Site
@@ -109,8 +109,8 @@ class _Direct:
         self.reads: dict[int, Tensor] = {}
         self.arrived: dict[int, Tensor] = {}
         with torch.enable_grad():
-            logits, _ = self.model.model.run(self.trace.tokens[None], edits=self._edits())
-            self.targets = {METRIC: effects.metric(logits[:, -1])[0], **self._as_functions(chosen["id"].tolist())}
+            found = measured(self.model.model, effects.metric, self.trace.tokens[None], self._edits())
+            self.targets = {METRIC: found[0], **self._as_functions(chosen["id"].tolist())}
 
     def gradients(self, memory: int) -> Iterator[tuple[list[str], dict[int, Float[Tensor, "target pos d_model"]]]]:
         """Of some targets at a time, what each changes by per unit written at each place."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from circuitsae.replacement import ReplacementModel, Trace
 from transcoders.edits import Hook, after
 from transcoders.errors import InputError, PromptError
+from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 
 Method = Literal["gradient", "integrated"]
@@ -37,6 +38,18 @@ After = Literal["model", "replacement"]
 """What comes after a node: the model itself, or features that answer and errors that stay."""
 Metric = Callable[[Float[Tensor, "row d_vocab"]], Float[Tensor, "row"]]
 """A number from the logits of the last position, of several runs at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """A metric of what is at a site of the model, such as a classifier's score, in the place of logits."""
+
+    site: Site
+    value: Callable[[Float[Tensor, "row pos _"]], Float[Tensor, "row"]]
+    """A number from the activations at all positions, of several runs at once."""
+
+
+Measure = Metric | Readout
 STEPS = 10
 MEMORY = 256 * 2**20
 """Bytes that the runs of one batch may take with what their backward pass needs, roughly."""
@@ -118,7 +131,7 @@ class NodeEffects:
 
     trace: Trace
     nodes: Nodes
-    metric: Metric
+    metric: Measure
     method: Method
     regime: After
     slopes: Float[Tensor, "n"]
@@ -174,7 +187,7 @@ class NodeEffects:
 def node_effects(
     model: ReplacementModel,
     prompt: str | Int[Tensor, "pos"] | Trace,
-    metric: Metric | tuple[str | int, str | int],
+    metric: Measure | tuple[str | int, str | int],
     *,
     corrupted: str | Int[Tensor, "other"] | Trace | None = None,
     method: Method = "gradient",
@@ -182,12 +195,12 @@ def node_effects(
     regime: After = "model",
     memory: int = MEMORY,
 ) -> NodeEffects:
-    """The effect of every feature and error node on a metric of the last position's logits.
+    """The effect of every feature and error node on a metric of the last position's logits, or of a site (`Readout`).
 
     `metric` may be a pair of tokens, for the difference of their logits. Without `corrupted` nodes are compared with 0,
     but for positions without features, which stay; with it, a prompt of the same length, with their values there.
     `steps` of `integrated` are run as many at once as `memory` holds.
-    Raises `InputError` for an unknown setting or a metric that does not depend on the logits, `PromptError` for prompts
+    Raises `InputError` for an unknown setting or a metric that does not depend on the nodes, `PromptError` for prompts
     of different lengths, and `DictionaryError` where the regime `replacement` cannot run layer by layer.
     """
     for name, value, known in (("method", method, Method), ("regime", regime, After)):
@@ -202,7 +215,9 @@ def node_effects(
     slopes, errors = torch.zeros_like(nodes.value), nodes.errors.new_zeros(nodes.errors.shape[:2])
     removed = nodes.errors.new_zeros(len(errors))
     clean, at_clean = runs.gradients(range(model.model.n_layers))
-    for layer in range(model.model.n_layers):
+    read_before = metric.site.layer + 1 if isinstance(metric, Readout) else model.model.n_layers
+    removed[read_before:] = clean
+    for layer in range(read_before):
         written = nodes.written(layer)
         offsets = {at: -change[None] for at, change in written.items()}
         removed[layer] = runs.values(offsets)[0]
@@ -210,6 +225,17 @@ def node_effects(
         slopes[nodes.rows(layer)] = nodes.slopes(layer, found)
         errors[layer] = nodes.effects_of_errors(layer, found[layer])
     return NodeEffects(trace, nodes, runs.metric, method, regime, slopes, errors, clean, removed)
+
+
+def measured(
+    model: LanguageModel, metric: Measure, tokens: Int[Tensor, "row pos"], edits: Mapping[Site, Hook]
+) -> Float[Tensor, "row"]:
+    """The metric of a run."""
+    if isinstance(metric, Readout):
+        _, found = model.run_to_unembedding(tokens, [metric.site], edits)
+        return metric.value(found[metric.site])
+    logits, _ = model.run(tokens, edits=edits)
+    return metric(logits[:, -1])
 
 
 def token_contrast(model: ReplacementModel, tokens: tuple[str | int, str | int]) -> Metric:
@@ -221,24 +247,29 @@ def token_contrast(model: ReplacementModel, tokens: tuple[str | int, str | int])
 class Runs:
     """A metric of one prompt with something added to what is written, and its gradients by what is written."""
 
-    def __init__(self, model: ReplacementModel, trace: Trace, metric: Metric, regime: After, memory: int) -> None:
+    def __init__(self, model: ReplacementModel, trace: Trace, metric: Measure, regime: After, memory: int) -> None:
         self.model, self.trace, self.metric, self.regime, self.memory = model, trace, metric, regime, memory
 
     def gradients(self, layers: Sequence[int]) -> tuple[float, dict[int, Float[Tensor, "pos d_model"]]]:
         """m of the clean run, and ∂m/∂y of these layers."""
         zeros = {layer: torch.zeros_like(self.trace.errors[layer])[None] for layer in layers}
         values, found = self._backward(zeros)
+        if not found:
+            what = "activations at its site" if isinstance(self.metric, Readout) else "logits of the last position"
+            raise InputError(f"The metric does not depend on the {what}.")
         return float(values[0]), {layer: gradient[0] for layer, gradient in found.items()}
 
     @torch.no_grad()
     def values(self, added: Mapping[int, Float[Tensor, "row pos d_model"]]) -> Float[Tensor, "row"]:
         """m of each row."""
-        return self._metric(self._logits(added))
+        return self._measured(added)
 
     def averaged(
         self, written: Mapping[int, Float[Tensor, "pos d_model"]], steps: int
     ) -> dict[int, Float[Tensor, "pos d_model"]]:
-        """∂m/∂y of the layers in `written`, averaged over runs from which (1 − α) of what is written was taken."""
+        """∂m/∂y of the layers in `written`, averaged over runs from which (1 − α) of what is written was taken; 0 of
+        those that the metric does not see.
+        """
         total = {layer: torch.zeros_like(change) for layer, change in written.items()}
         missing = 1 - (torch.arange(steps, device=self.trace.errors.device).to(self.trace.errors.dtype) + 0.5) / steps
         for some in missing.split(self._rows_at_once()):
@@ -250,23 +281,13 @@ class Runs:
     def _backward(self, added: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
         leaves = {layer: value.detach().clone().requires_grad_() for layer, value in added.items()}
         with torch.enable_grad():
-            values = self._metric(self._logits(leaves))
+            values = self._measured(leaves)
             if not values.requires_grad:
-                raise InputError("The metric does not depend on the logits of the last position.")
+                return values.detach(), {}
             found = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
         return values.detach(), dict(zip(leaves, found, strict=True))
 
-    def _metric(self, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:
-        values = self.metric(logits)
-        if values.shape != logits.shape[:1]:
-            raise InputError(
-                f"The metric made {list(values.shape)} of logits {list(logits.shape)}; it must give one number for "
-                "each row."
-            )
-        return values
-
-    def _logits(self, added: Mapping[int, Tensor]) -> Float[Tensor, "row d_vocab"]:
-        """Of the last position, a row each."""
+    def _measured(self, added: Mapping[int, Tensor]) -> Float[Tensor, "row"]:
         trace, sites = self.trace, self.model.dictionaries.writes
         live = self.regime == "model"
         edits: dict[Site, Hook] = {} if live else self.model.edits(trace.exact, trace.errors)
@@ -274,8 +295,12 @@ class Runs:
             add = _adding(value)
             edits[sites[layer]] = after(edits[sites[layer]], add) if sites[layer] in edits else add
         rows = len(next(iter(added.values())))
-        logits, _ = self.model.model.run(trace.tokens.expand(rows, -1), edits=edits)
-        return logits[:, -1]
+        values = measured(self.model.model, self.metric, trace.tokens.expand(rows, -1), edits)
+        if values.shape != (rows,):
+            raise InputError(
+                f"The metric made {list(values.shape)} of {rows} rows; it must give one number for each row."
+            )
+        return values
 
     def _rows_at_once(self) -> int:
         """Runs that fit in the memory, each block's activations being kept for the backward pass."""

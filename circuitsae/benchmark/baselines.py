@@ -55,7 +55,7 @@ def untrained(
     normed = reads * scales.read[:, None], writes * scales.write[:, None]
     weights = initial_parameters(config, *normed)
     built = export(
-        weights, dictionaries.kind, scales, dictionaries.reads, dictionaries.writes, _like(dictionaries, seed)
+        weights, dictionaries.kind, scales, dictionaries.reads, dictionaries.writes, like(dictionaries, seed)
     )
     return BenchmarkLayer(built, layer.layer)
 
@@ -74,10 +74,10 @@ def _at(
         else SAE.absent(i, d_model, write.kind, writes.dtype).to(writes.device)
         for i in range(n_layers)
     ]  # fmt: skip
-    return BenchmarkLayer(SAESet(saes, _like(layer.dictionaries, None)), layer.layer)
+    return BenchmarkLayer(SAESet(saes, like(layer.dictionaries, None)), layer.layer)
 
 
-def _like(dictionaries: DictionarySet, seed: int | None) -> DictionaryProvenance:
+def like(dictionaries: DictionarySet, seed: int | None) -> DictionaryProvenance:
     """Of the same model and text, so that the same tokens have features."""
     known = dictionaries.provenance
     return DictionaryProvenance(

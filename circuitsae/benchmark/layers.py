@@ -173,10 +173,10 @@ def seen_on(
         wanted = None if spans is None else spans[done : done + len(rows.tokens)]
         done += len(rows.tokens)
         for layer, found in zip(layers, parts, strict=True):
-            weight = _weights(exempt(model, layer.dictionaries, rows), wanted)
+            weight = token_shares(exempt(model, layer.dictionaries, rows), wanted)
             write = at[layer.write] - layer.offset(at[layer.read])
             features = layer.activations(at[layer.read])
-            found.append(Seen(_weighted(weight, write), _weighted(weight, features)))
+            found.append(Seen(weighted(weight, write), weighted(weight, features)))
     return [Seen(*(np.concatenate(side) for side in zip(*map(_both, found), strict=True))) for found in parts]
 
 
@@ -184,7 +184,7 @@ def _both(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
     return seen.write, seen.features
 
 
-def _weights(without: Tensor, spans: Sequence[tuple[int, int]] | None) -> Float[Tensor, "row pos"]:
+def token_shares(without: Tensor, spans: Sequence[tuple[int, int]] | None) -> Float[Tensor, "row pos"]:
     """The share of each token in what is kept of its text."""
     kept = (~without).double()
     if spans is not None:
@@ -194,7 +194,7 @@ def _weights(without: Tensor, spans: Sequence[tuple[int, int]] | None) -> Float[
     return kept / kept.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def _weighted(weight: Float[Tensor, "row pos"], value: Float[Tensor, "row pos _"]) -> np.ndarray:
+def weighted(weight: Float[Tensor, "row pos"], value: Float[Tensor, "row pos _"]) -> np.ndarray:
     wide = torch.promote_types(value.dtype, torch.float32)
     return torch.einsum("rp,rpd->rd", weight.to(wide), value.to(wide)).double().cpu().numpy()
 
