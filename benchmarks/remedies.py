@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 REMEDIES: dict[str, dict[str, Any]] = {
     "none": {"remedy": "none"},
     "auxiliary": {"remedy": "auxiliary"},
-    "auxiliary, Gao et al.'s size": {"remedy": "auxiliary", "k_aux": None},
+    "auxiliary, Gao et al.'s size": {"remedy": "auxiliary", "k_aux": 0},
     "auxiliary, by token": {"remedy": "auxiliary", "aux_pooling": "token"},
     "auxiliary, of the variance": {"remedy": "auxiliary", "aux_pooling": "none"},
     "ghost": {"remedy": "ghost"},
@@ -104,7 +104,7 @@ def main() -> None:
             for remedy, options in REMEDIES.items():
                 made = COMMON | {"tokens": given.tokens} | settings | options
                 config = SAEConfig(**made)
-                same = config.k_aux is None and auxk_size(config, x.shape[1]) == SAEConfig.k_aux
+                same = config.k_aux == 0 and auxk_size(config, x.shape[1]) == SAEConfig.k_aux
                 if remedy in RANKED_ONLY and (same or not config.ranks):
                     continue
                 table.append([data, kind, remedy, *row(x, made, given.seeds)])

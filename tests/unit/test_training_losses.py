@@ -159,7 +159,7 @@ def test_ghosts_are_the_same_however_large_their_pre_activations(kind):
 
 
 def test_the_papers_size_of_auxk_is_a_power_of_two_next_to_half_the_width():
-    sizes = {d_model: auxk_size(config("sae", "topk", k_aux=None), d_model) for d_model in (1, 6, 128, 768, 4096)}
+    sizes = {d_model: auxk_size(config("sae", "topk", k_aux=0), d_model) for d_model in (1, 6, 128, 768, 4096)}
     assert sizes == {1: 1, 6: 2, 128: 64, 768: 256, 4096: 2048}
     assert auxk_size(config("sae", "topk", k_aux=5), 768) == 5
 
