@@ -37,7 +37,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"activation": "topk", "matryoshka": (0.25, 1.0), "aligned": True},
     {"activation": "jumprelu", "precision": "bf16"},
     {"activation": "topk", "remedy": "ghost"},
-    {"activation": "gated", "remedy": "ghost"},
 ]
 NAMES = ["-".join(str(value) for value in settings.values()) for settings in SETTINGS]
 

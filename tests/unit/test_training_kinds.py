@@ -276,11 +276,11 @@ def test_ghosts_revive_latents_that_stay_dead_without(kind):
     reads = torch.stack([x, x.roll(5, 0)], dim=1)
     writes = reads if kind == "sae" else reads @ draw(D_MODEL, D_MODEL, seed=8, dtype=torch.float32)
     options: Any = {"decoder_init": "random"} if kind == "sae" else {}
-    options |= {"features": 96, "encoder_scale": 0.1, "dead_after": 512, "batch": 128, "tokens": 128 * 120}
+    options |= {"features": 96, "encoder_scale": 0.1, "dead_after": 512, "batch": 128, "tokens": 128 * 90}
     alive = {}
     for remedy in ("none", "ghost"):
         run = Run.start(small(kind, activation="topk", remedy=remedy, **options), reads, writes)
-        for step in range(120):
+        for step in range(90):
             rows = slice(128 * (step % 16), 128 * (step % 16 + 1))
             run.step(step, reads[rows], writes[rows])
         alive[remedy] = int((run.counter.since_fired < 1024).sum())

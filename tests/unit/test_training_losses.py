@@ -158,6 +158,24 @@ def test_ghosts_are_the_same_however_large_their_pre_activations(kind):
             torch.testing.assert_close(value, first)
 
 
+def test_ghosts_rise_on_the_whole_only_where_they_point_along_the_residual():
+    """By the closed form: the sum of ∂L/∂h over dead latents is ∝ ‖s ĝ‖² − ⟨e, s ĝ⟩, negative where the cosine > 1/2."""
+    settings = config("plt", "relu", remedy="ghost")
+    built = random_parameters(settings)
+    dead = no_dead()
+    dead[:, [1, 4, 6]] = True
+    reads = draw(N_LAYERS, BATCH, D_MODEL)
+    h = built.pre_activations(reads).detach().requires_grad_(True)
+    ghost = built.decode(h.detach().exp() * dead.unsqueeze(1)).detach()
+    error = draw(N_LAYERS, BATCH, D_MODEL, seed=4) + ghost / ghost.norm(dim=2, keepdim=True)
+    revival_loss(built, DenseCode(h, h), reads, error, dead, settings).backward()
+    gradient = h.grad
+    assert gradient is not None
+    above = torch.cosine_similarity(ghost, error, dim=2) > 0.5
+    assert 10 < int(above.sum()) < above.numel() - 10
+    assert torch.equal(gradient.sum(dim=2) < 0, above)
+
+
 def test_the_papers_size_of_auxk_is_a_power_of_two_next_to_half_the_width():
     sizes = {d_model: auxk_size(config("sae", "topk", k_aux=0), d_model) for d_model in (1, 6, 128, 768, 4096)}
     assert sizes == {1: 1, 6: 2, 128: 64, 768: 256, 4096: 2048}
