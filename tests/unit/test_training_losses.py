@@ -159,7 +159,7 @@ def test_ghosts_are_the_same_however_large_their_pre_activations(kind):
 
 
 def test_ghosts_rise_on_the_whole_only_where_they_point_along_the_residual():
-    """By the closed form: the sum of ∂L/∂h over dead latents is ∝ ‖s ĝ‖² − ⟨e, s ĝ⟩, negative where the cosine > 1/2."""
+    """In closed form: the sum of ∂L/∂h over dead latents is ∝ ‖s ĝ‖² − ⟨e, s ĝ⟩, negative where the cosine > 1/2."""
     settings = config("plt", "relu", remedy="ghost")
     built = random_parameters(settings)
     dead = no_dead()

@@ -177,8 +177,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "features", "k", "tokens", "batch", "context", "checkpoint_every", "keep_last", "log_every", "resample_every",
-            "dead_after", "layers_at_once",
+            "features", "k", "tokens", "batch", "context", "checkpoint_every", "keep_last", "log_every",
+            "resample_every", "dead_after", "layers_at_once",
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
