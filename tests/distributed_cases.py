@@ -38,6 +38,9 @@ CASES: dict[str, TrainConfig] = {
     "clt-topk-sparse": CLTConfig(activation="topk", k_aux=4, kernels="sparse", skip=True, **COMMON),
     "clt-batchtopk": CLTConfig(activation="batchtopk", kernels="dense", **COMMON),
     "clt-batchtopk-sparse": CLTConfig(activation="batchtopk", kernels="sparse", **COMMON),
+    "sae-ghost": SAEConfig(activation="topk", remedy="ghost", **COMMON),
+    "clt-ghost": CLTConfig(activation="topk", remedy="ghost", kernels="sparse", **COMMON),
+    "plt-auxk-token": TranscoderConfig(activation="topk", remedy="auxiliary", k_aux=4, aux_pooling="token", **COMMON),
     "clt-jumprelu": CLTConfig(aligned=True, **COMMON),
 }
 

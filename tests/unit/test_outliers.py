@@ -226,7 +226,7 @@ def test_the_sample_of_first_values_fits_the_buffer(model, rows):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"first": -1}, "first, the positions left out .* got -1"),
+        ({"first": -1}, "first must be at least 0; got -1"),
         ({"outliers": 0.5}, "above 1, or 0 for none; got 0.5"),
     ],
 )

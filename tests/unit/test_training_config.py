@@ -37,6 +37,8 @@ def test_a_configuration_of_the_first_release_is_read_with_the_defaults_of_what_
 def test_optional_settings_and_lists_survive_json():
     config = SAEConfig(activation="batchtopk", matryoshka=(0.25, 1.0), start_l0=3.0, ema=0.9)
     assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+    config = CLTConfig(remedy="ghost", k_aux=0, aux_pooling="token", matryoshka_loss="sum")
+    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
     assert config_from_json({"kind": "sae", "target_l0": None}).target_l0 is None
     assert config_from_json({"kind": "sae", "target_l0": 16}).target_l0 == 16.0
     with pytest.raises(InputError, match="target_l0 must be of type float; got 'low'"):
@@ -66,6 +68,8 @@ def test_an_unknown_setting_suggests_the_nearest():
         ({"activation": "gelu"}, "'gelu'"),
         ({"bandwidth": 0.0}, "bandwidth must be positive"),
         ({"site": "attn"}, "site cannot be 'attn'"),
+        ({"remedy": "ghosts"}, "remedy cannot be 'ghosts'; there are .*'ghost'"),
+        ({"k_aux": -1}, "k_aux must be at least 0; got -1"),
         ({"features": "many"}, "features must be of type int; got 'many'"),
     ],
 )

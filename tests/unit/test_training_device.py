@@ -36,6 +36,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"activation": "gated"},
     {"activation": "topk", "matryoshka": (0.25, 1.0), "aligned": True},
     {"activation": "jumprelu", "precision": "bf16"},
+    {"activation": "topk", "remedy": "ghost"},
 ]
 NAMES = ["-".join(str(value) for value in settings.values()) for settings in SETTINGS]
 
@@ -172,7 +173,7 @@ def test_directions_are_the_processors_with_zeros_where_it_leaves_tokens_out(rea
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_are_the_processors(kind, settings):
     """Also where latents are dead, which the device's form revives by masks."""
-    config = kind(kernels="dense", remedy="auxiliary", dead_after=BATCH, k_aux=2, **COMMON, **settings)
+    config = kind(kernels="dense", dead_after=BATCH, k_aux=2, **COMMON, **{"remedy": "auxiliary"} | settings)
     here, batches = started(config)
     stepped(here, batches, range(8), measure=True)
     assert bool(here.counter.dead.any())

@@ -32,7 +32,7 @@ VARIANTS = [
     {"skip": True, "skip_penalty": 0.2, "skip_rank": 2},
     {"remedy": "ghost"},
 ]
-RANKED = [{"aux_pooling": "token"}, {"aux_pooling": "none"}, {"k_aux": None}]
+RANKED = [{"aux_pooling": "token"}, {"aux_pooling": "none"}, {"k_aux": 0}]
 """Options of AuxK."""
 
 

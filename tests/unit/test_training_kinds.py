@@ -252,6 +252,42 @@ def test_the_loss_is_the_mean_over_the_prefixes_whose_last_is_all():
     torch.testing.assert_close(result.fvu.mean(), expected[-1].detach())
 
 
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_the_sum_over_prefixes_is_their_mean_with_a_penalty_of_an_nth(activation):
+    options: Any = {"activation": activation, "matryoshka": (0.25, 0.5, 1.0)}
+    summed, meant = small(matryoshka_loss="sum", **options), small(**options)
+    x, gradients = draw(2, 8, D_MODEL, seed=2), []
+    for config, sparsity, factor in ((summed, 0.3, 1), (meant, 0.1, 3)):
+        built = random_parameters(config)
+        losses(built, x, x, config, sparsity_weight=sparsity, dead=None).total.backward()
+        gradients.append({name: factor * p.grad for name, p in built.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
+# ghost gradients
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_ghosts_revive_latents_that_stay_dead_without(kind):
+    """TopK from small encoders, where most latents never come to be among the k first."""
+    x = sparse_vectors(2048, seed=3).float()
+    reads = torch.stack([x, x.roll(5, 0)], dim=1)
+    writes = reads if kind == "sae" else reads @ draw(D_MODEL, D_MODEL, seed=8, dtype=torch.float32)
+    options: Any = {"decoder_init": "random"} if kind == "sae" else {}
+    options |= {"features": 96, "encoder_scale": 0.1, "dead_after": 512, "batch": 128, "tokens": 128 * 90}
+    alive = {}
+    for remedy in ("none", "ghost"):
+        run = Run.start(small(kind, activation="topk", remedy=remedy, **options), reads, writes)
+        for step in range(90):
+            rows = slice(128 * (step % 16), 128 * (step % 16 + 1))
+            run.step(step, reads[rows], writes[rows])
+        alive[remedy] = int((run.counter.since_fired < 1024).sum())
+    assert alive["none"] < 96
+    assert alive["ghost"] > 1.2 * alive["none"]
+
+
 # p-annealing
 
 

@@ -1,8 +1,12 @@
 """Losses, dead latents, the folding of scales and of TopK."""
 
+import itertools
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from tests.device import device_form
 from transcoders import CLTConfig, SAEConfig, TopK, TranscoderConfig, fold_topk, random_dictionaries
 from transcoders.dictionaries import DictionaryProvenance, JumpReLU
 from transcoders.errors import DictionaryError
@@ -11,7 +15,7 @@ from transcoders.training.codes import DenseCode
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_parameters, measure_scales
 from transcoders.training.losses import losses
-from transcoders.training.revival import never_fired, revival_loss
+from transcoders.training.revival import auxk_size, never_fired, revival_loss
 from transcoders.training.sparsity import sparsity_penalty
 
 N_LAYERS, D_MODEL, FEATURES, BATCH = 3, 6, 10, 64
@@ -108,10 +112,11 @@ def test_the_reconstruction_loss_is_the_unexplained_variance_of_each_layer():
     assert float(result.total) == pytest.approx(float(expected.mean()))
 
 
+@pytest.mark.parametrize("remedy", ["auxiliary", "ghost"])
 @pytest.mark.parametrize("activation", ["topk", "jumprelu", "relu"])
 @pytest.mark.parametrize("kind", ["clt", "plt"])
-def test_revival_gives_the_encoder_of_dead_latents_and_of_no_other_a_gradient(kind, activation):
-    settings = config(kind, activation)
+def test_revival_gives_the_encoder_of_dead_latents_and_of_no_other_a_gradient(kind, activation, remedy):
+    settings = config(kind, activation, remedy=remedy)
     built = random_parameters(settings)
     built.b_enc.data -= 100.0  # so low that nothing ever fires
     dead = no_dead()
@@ -125,6 +130,56 @@ def test_revival_gives_the_encoder_of_dead_latents_and_of_no_other_a_gradient(ki
     assert gradient is not None
     reached = gradient.abs().sum(dim=2) > 0
     assert torch.equal(reached, dead)
+
+
+@pytest.mark.parametrize("kind", ["clt", "plt"])
+def test_ghosts_are_the_same_however_large_their_pre_activations(kind):
+    """Also where exp overflows, on the processor and in the device's form."""
+    settings = config(kind, "relu", remedy="ghost")
+    built = random_parameters(settings)
+    dead = no_dead()
+    dead[:2, [1, 4]] = True
+    reads, error = draw(N_LAYERS, 8, D_MODEL), draw(N_LAYERS, 8, D_MODEL, seed=4)
+    found = []
+    for bias, form in itertools.product((0.0, 900.0), (nullcontext, device_form)):
+        built.zero_grad()
+        built.b_enc.data += bias
+        h = built.pre_activations(reads)
+        with form():
+            loss = revival_loss(built, DenseCode(h, h), reads, error, dead, settings)
+        loss.backward()
+        grads = [p.grad for p in (built.W_enc, *built.W_dec) if p.grad is not None]
+        found.append((loss.detach(), *grads))
+        built.b_enc.data -= bias
+    sizes = error[: 3 if kind == "clt" else 2].square().sum() / (N_LAYERS * 8 * D_MODEL)
+    torch.testing.assert_close(found[0][0], sizes)  # as large as the reconstruction's, of the layers they write to
+    for other in found[1:]:
+        for first, value in zip(found[0], other, strict=True):
+            torch.testing.assert_close(value, first)
+
+
+def test_ghosts_rise_on_the_whole_only_where_they_point_along_the_residual():
+    """In closed form: the sum of ∂L/∂h over dead latents is ∝ ‖s ĝ‖² − ⟨e, s ĝ⟩, negative where the cosine > 1/2."""
+    settings = config("plt", "relu", remedy="ghost")
+    built = random_parameters(settings)
+    dead = no_dead()
+    dead[:, [1, 4, 6]] = True
+    reads = draw(N_LAYERS, BATCH, D_MODEL)
+    h = built.pre_activations(reads).detach().requires_grad_(True)
+    ghost = built.decode(h.detach().exp() * dead.unsqueeze(1)).detach()
+    error = draw(N_LAYERS, BATCH, D_MODEL, seed=4) + ghost / ghost.norm(dim=2, keepdim=True)
+    revival_loss(built, DenseCode(h, h), reads, error, dead, settings).backward()
+    gradient = h.grad
+    assert gradient is not None
+    above = torch.cosine_similarity(ghost, error, dim=2) > 0.5
+    assert 10 < int(above.sum()) < above.numel() - 10
+    assert torch.equal(gradient.sum(dim=2) < 0, above)
+
+
+def test_the_papers_size_of_auxk_is_a_power_of_two_next_to_half_the_width():
+    sizes = {d_model: auxk_size(config("sae", "topk", k_aux=0), d_model) for d_model in (1, 6, 128, 768, 4096)}
+    assert sizes == {1: 1, 6: 2, 128: 64, 768: 256, 4096: 2048}
+    assert auxk_size(config("sae", "topk", k_aux=5), 768) == 5
 
 
 def test_revival_pulls_dead_latents_over_their_threshold():

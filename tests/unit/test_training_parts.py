@@ -18,6 +18,7 @@ ACTIVATIONS = [
     {"activation": "jumprelu", "target_l0": 4.0},
     {"activation": "jumprelu", "remedy": "resample", "resample_every": 4},
     {"activation": "gated"},
+    {"activation": "topk", "remedy": "ghost"},
     {"activation": "relu", "penalty": "p_anneal", "ema": 0.9},
 ]
 

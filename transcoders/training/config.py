@@ -82,7 +82,7 @@ class TrainConfig:
     """Shares of the features, rising to 1, whose prefixes must each reconstruct; empty for the whole alone."""
     matryoshka_loss: MatryoshkaLoss = "mean"
     """Of the prefixes' losses. `sum` (Bussmann et al. 2025, eq. 6): n prefixes weigh n times as much beside penalty and
-    revival, as if `sparsity` and `revival` were an n-th; Adam's steps are as large for both, so `lr` stays."""
+    revival, as if `sparsity` and `revival` were an n-th; Adam's steps do not grow (but for `clip`), so `lr` stays."""
     aligned: bool = False
     """Whether `encoder · decoder = 1` holds for every feature all the way."""
     tokens: int = 10_000_000
@@ -119,16 +119,15 @@ class TrainConfig:
     """`layer`: each layer's activations are brought to variance one by a factor, which is recorded and folded in."""
     remedy: Remedy = "default"
     """For dead latents. `auxiliary`: AuxK for TopK, a pull on pre-activations otherwise. `ghost`: ghost gradients.
-    `resample`: new directions, the `default` for TopK and BatchTopK but of cross-layer transcoders; of others it is
-    `auxiliary`."""
+    `resample`: new directions. `default`: `resample` for TopK and BatchTopK but of a CLT, else `auxiliary`."""
     dead_after: int | None = None
     """A latent that fired on none of this many tokens counts as dead; None for 100,000, with `resample` for a hundredth
     of all, at least 4 batches."""
     revival: float = 1 / 32
     """`auxiliary` only: weight of the loss that revives dead latents."""
-    k_aux: int | None = 64
-    """`auxiliary`, TopK only: dead latents per layer and token that predict the residual; None for Gao et al.'s, a
-    power of two near half the model's width."""
+    k_aux: int = 64
+    """`auxiliary`, TopK only: dead latents per layer and token that predict the residual; 0 for the choice of Gao et
+    al. 2024, a power of two near half the model's width."""
     aux_pooling: AuxPooling = "batch"
     """`auxiliary`, TopK only: the residual left, as a share of the batch's residual (the code of Gao et al. 2024), of
     each token's (`token`), or of the variance (`none`; their equation)."""
@@ -178,7 +177,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "features", "k", "tokens", "batch", "context", "checkpoint_every", "keep_last", "log_every", "k_aux",
+            "features", "k", "tokens", "batch", "context", "checkpoint_every", "keep_last", "log_every",
             "resample_every", "dead_after", "layers_at_once",
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -193,8 +192,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name} must be positive; got {value}.")
-        if self.first < 0:
-            raise InputError(f"first, the positions left out at the start of a row, is at least 0; got {self.first}.")
+        for name in ("first", "k_aux"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0; got {getattr(self, name)}.")
         if self.outliers and not self.outliers > 1:
             raise InputError(
                 f"outliers is how many times the median norm is too much, above 1, or 0 for none; got {self.outliers}."

@@ -119,11 +119,11 @@ def revival_loss(
 
 
 def auxk_size(config: TrainConfig, d_model: int) -> int:
-    """Dead latents per layer and token: `k_aux`, or the largest power of two that is at most `d_model / 2`.
+    """Dead latents per layer and token: `k_aux`, or with 0 the largest power of two that is at most `d_model / 2`.
 
     Source of the latter: Gao et al. 2024, appendix B.1, a power of two near d_model / 2; 256 for 768 in their code.
     """
-    return 1 << max(0, (d_model // 2).bit_length() - 1) if config.k_aux is None else config.k_aux
+    return config.k_aux or 1 << max(0, (d_model // 2).bit_length() - 1)
 
 
 def _auxk_loss(
