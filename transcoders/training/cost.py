@@ -20,6 +20,9 @@ class TrainingCost:
 
     parameters: int
     """Numbers that are learned, on all ranks together, each counted once."""
+    free: int
+    """Of these, the coordinates that constraints leave: one less for each feature of a layer with decoders of norm one,
+    and one less with aligned training, where d − 1 of an encoder's d numbers make a difference. All d are stored."""
     weights: int
     moments: int
     """Adam's two."""
@@ -79,10 +82,12 @@ def training_cost(
     at_once = layers_at_once(config, d_model, own_layers, torch.device(device))
     widths = CODES * own_features + 4 * d_model
     l0 = _active(config, n_layers) if l0 is None else l0
+    parameters = parameter_count(config, n_layers, d_model, features)
     widths_all = n_layers, spans(config, n_layers), _skip(config, d_model) * n_layers
     encoder, decoder, skip = (2 * d_model * n for n in widths_all)
     return TrainingCost(
-        parameters=parameter_count(config, n_layers, d_model, features),
+        parameters=parameters,
+        free=parameters - n_layers * features * (config.aligned + config.unit_decoders),
         weights=_NUMBER * own,
         moments=2 * _NUMBER * own,
         averaged=_NUMBER * own * (config.ema > 0),
