@@ -2,16 +2,16 @@
 
 Brzozowski & Chung 2026, *Aligned Training* (arXiv 2605.18629), hold ⟨encoder, decoder⟩, the alignment score, at one for
 every feature. Their abstract says that without it the score has two modes, and that with it reconstruction is better,
-no features are dead, and seeds agree more; also with TopK, BatchTopK and p-annealing.
+no features are dead, and seeds agree more; with TopK, BatchTopK and p-annealing too. JumpReLU is beside them here.
 
 Every pair of rows has the same data, batches and seeds, and differs in `aligned` alone; there is no remedy for dead
 latents, so that what the constraint does is seen by itself, and all else is the package's default. Data:
 `SuperpositionModel` with correlated groups and a hierarchy (512 directions in 128 dimensions); the stream after the
 middle layer of pocket and of tinystories-656k; transcoders of pocket's middle MLP. Start: with the decoder as the
 encoder's transpose (tied), or drawn by itself (apart; for transcoders the only one, as they write another space than
-they read). Dead: fired on none of 10,000 held-out vectors. Recovered: share of the loss that replacing the layer alone by
-zeros would cost. Size: of reconstructions, one where right. MMCS: of the three pairs of seeds, among all features and
-among those that fire.
+they read). Dead: fired on none of 10,000 held-out vectors. Recovered: share of the loss that zeros in the place of this
+layer's write cost. Size: of reconstructions, one where right. MMCS: of the pairs of seeds, among all features and among
+those that fire.
 
     python benchmarks/aligned.py [--seeds 3] [--tokens 120000]    # goes on where it was; --fresh starts over
 """
@@ -119,10 +119,9 @@ def cases(names: list[str]) -> Iterator[tuple[Data, Case]]:
                 yield DATA[name], Case(name, kind, start)
 
 
-def one_run(
-    folder: Path, data: Data, case: Case, aligned: bool, seed: int, options: argparse.Namespace
-) -> Run:  # fmt: skip
+def one_run(data: Data, case: Case, aligned: bool, seed: int, options: argparse.Namespace) -> Run:
     """What was measured before, or is now."""
+    folder = options.work / f"{case.data}, {case.kind}, {case.start}, {'aligned' if aligned else 'free'}, {seed}"
     done = folder / "run.json"
     if not done.is_file() or options.fresh:
         rmtree(folder, ignore_errors=True)
@@ -189,15 +188,9 @@ def main() -> None:
     runs: dict[Case, dict[bool, list[Run]]] = {}
     for data, case in cases(options.data):
         runs[case] = {
-            aligned: [
-                one_run(
-                    options.work / f"{case.data}, {case.kind}, {case.start}, {'aligned' if aligned else 'free'}, {seed}",
-                    data, case, aligned, seed, options,
-                )
-                for seed in range(options.seeds)
-            ]
+            aligned: [one_run(data, case, aligned, seed, options) for seed in range(options.seeds)]
             for aligned in (False, True)
-        }  # fmt: skip
+        }
         print(f"{time.perf_counter() - began:6.0f} s  {case}", flush=True)
     said = (
         f"{options.tokens:,} vectors seen of {TRAIN:,}, batch {BATCH}, {FEATURES:,} features, L0 {K} asked for, "

@@ -1,5 +1,6 @@
 """The page of `aligned.py`: two tables of figures, their differences seed by seed, and what becomes of each claim."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from circuitsae.benchmark.result import Estimate, interval
 from transcoders.dictionaries import DictionarySet
-from transcoders.evaluation import SeedComparison, bimodality, compare_seeds
+from transcoders.evaluation import bimodality, compare_seeds
 
 EDGES = (-1.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 NONE_DEAD = 0.01
@@ -53,42 +54,54 @@ Both = Mapping[bool, Runs]
 
 
 def page(claim: str, said: str, runs: Mapping[Case, Both]) -> str:
-    lines = [
-        "# aligned", "", claim, "", said, "", f"Machine: {machine()}, shared with other work.", "",
-        "Mean ± half of the 95 % interval by Student's t over seeds; of MMCS over pairs of seeds, which share seeds, so "
-        "that its intervals are narrower than those of as many independent pairs.", "",
-        "## How good", "",
-        *table(["data", "kind", "start", "aligned", "FVU", "L0", "recovered", "size", "dead", "MMCS, all",
-                "MMCS, alive"],
-               [how_good(case, aligned, both[aligned]) for case, both in runs.items() for aligned in (False, True)]),
-        "", "## Encoder against decoder", "",
-        "Score: ⟨encoder, decoder⟩ in the coordinates of training; its standard deviation over features; its mean over "
-        "the features that are dead. Modes: highest and lowest number over the seeds of the maxima of a Gaussian kernel "
-        "density of the score (Scott's bandwidth) that are at least a tenth of the highest. Bimodality: Sarle's "
-        "coefficient, 5/9 for a uniform distribution. Cosine: mean, and share of the features in five bins.", "",
-        *table(["data", "kind", "start", "aligned", "score", "sd", "score of dead", "modes", "bimodality", "cosine",
-                *(f"{a:g}–{b:g}" if a >= 0 else f"< {b:g}" for a, b in pairwise(EDGES)), "its bimodality"],
-               [directions(case, aligned, both[aligned]) for case, both in runs.items() for aligned in (False, True)]),
-        "", "## Aligned less not, seed by seed", "",
-        *table(["data", "kind", "start", *DIFFERENCES],
-               [[*case, *(str(difference(both, of)) for of in DIFFERENCES.values())] for case, both in runs.items()]),
-        "", "## The abstract's claims", "",
-        f"Holds or does not: all of the interval lies on that side. Reconstructs better: FVU falls while L0 does not rise "
-        f"by more than {SAME_L0:.0%}. None dead: less than {NONE_DEAD:.0%} with aligned training. Two modes: in the "
-        "densities of all seeds, or of none.", "",
-        *table(["data", "kind", "start", *CLAIMS],
-               [[*case, *(judge(both) for judge in CLAIMS.values())] for case, both in runs.items()]),
-        "", *counted(runs), "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    """Everything, as Markdown."""
+    rows = [(case, aligned, both[aligned]) for case, both in runs.items() for aligned in (False, True)]
+    sections = {
+        "": [claim, "", said, "", f"Machine: {machine()}, shared with other work.", "", INTERVALS],
+        "How good": table((*CASE, "aligned", *DIFFERENCES), [how_good(*row) for row in rows]),
+        "Encoder against decoder": [DIRECTIONS, "", *table(DIRECTION_COLUMNS, [directions(*row) for row in rows])],
+        "Aligned less not, seed by seed": table(
+            (*CASE, *DIFFERENCES),
+            [[*case, *(str(difference(both, of)) for of in DIFFERENCES.values())] for case, both in runs.items()],
+        ),
+        "The abstract's claims": [
+            VERDICTS, "",
+            *table((*CASE, *CLAIMS), [[*case, *(judge(both) for judge in CLAIMS.values())]
+                                      for case, both in runs.items()]),
+            "", *counted(runs),
+        ],
+    }  # fmt: skip
+    parts = ["\n".join([f"## {name}", "", *lines] if name else ["# aligned", "", *lines])
+             for name, lines in sections.items()]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+INTERVALS = (
+    "Mean ± half of the 95 % interval by Student's t over seeds; of MMCS over pairs of seeds. Pairs share seeds, so "
+    "its intervals are narrower than those of independent pairs."
+)
+DIRECTIONS = (
+    "Score: ⟨encoder, decoder⟩ in the coordinates of training, its standard deviation over features, and its mean over "
+    "those that are dead. Modes: fewest and most over the seeds, of the maxima of a Gaussian kernel density of the "
+    "scores (Scott's bandwidth) that are at least a tenth of the highest. Bimodality: Sarle's coefficient, 5/9 for a "
+    "uniform distribution. Cosine: mean, and share of the features in five bins."
+)
+VERDICTS = (
+    "Holds or does not: all of the interval of the difference lies on that side. Reconstructs better: FVU falls, and "
+    f"L0 does not clearly rise by more than {SAME_L0:.0%}; does not: FVU rises, and L0 does not clearly fall by more. "
+    f"None dead: less than {NONE_DEAD:.0%} with aligned training. Two modes: the densities of all seeds have them, or "
+    "of none."
+)
+CASE = ("data", "kind", "start")
+DIRECTION_COLUMNS = (
+    *CASE, "aligned", "score", "sd", "score of dead", "modes", "bimodality", "cosine",
+    *(f"{a:g}–{b:g}" if a >= 0 else f"< {b:g}" for a, b in pairwise(EDGES)), "its bimodality",
+)  # fmt: skip
 
 
 def how_good(case: Case, aligned: bool, runs: Runs) -> list[str]:
-    figures = [interval(values) for values in (
-        [run.fvu for run in runs], [run.l0 for run in runs], known(recovered(runs)), [run.shrinkage for run in runs],
-        [run.dead for run in runs], mmcs(runs, living=False), mmcs(runs, living=True),
-    )]  # fmt: skip
-    return [*case, "yes" if aligned else "no", *map(str, figures)]
+    figures = [str(interval(known(of(runs)))) for of in DIFFERENCES.values()]
+    return [*case, "yes" if aligned else "no", *figures]
 
 
 def directions(case: Case, aligned: bool, runs: Runs) -> list[str]:
@@ -120,26 +133,19 @@ def modes(values: Tensor) -> int:
 def mmcs(runs: Runs, *, living: bool) -> list[float]:
     """Of every pair of seeds."""
     return [
-        compared(a, b, living=living).mmcs for a, b in combinations(runs, 2)
-    ]  # fmt: skip
-
-
-def compared(a: Run, b: Run, *, living: bool) -> SeedComparison:
-    return compare_seeds(a.dictionary, b.dictionary, alive=([a.alive], [b.alive]) if living else None)[0]
-
-
-def recovered(runs: Runs) -> list[float | None]:
-    return [run.recovered for run in runs]
+        compare_seeds(a.dictionary, b.dictionary, alive=([a.alive], [b.alive]) if living else None)[0].mmcs
+        for a, b in combinations(runs, 2)
+    ]
 
 
 def known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None and value == value]
+    return [value for value in values if value is not None and not math.isnan(value)]
 
 
 DIFFERENCES: dict[str, Callable[[Runs], Sequence[float | None]]] = {
     "FVU": lambda runs: [run.fvu for run in runs],
     "L0": lambda runs: [run.l0 for run in runs],
-    "recovered": recovered,
+    "recovered": lambda runs: [run.recovered for run in runs],
     "size": lambda runs: [run.shrinkage for run in runs],
     "dead": lambda runs: [run.dead for run in runs],
     "MMCS, all": lambda runs: mmcs(runs, living=False),
@@ -177,7 +183,7 @@ def better(both: Both) -> str:
 def rises(name: str) -> Callable[[Both], str]:
     def judge(both: Both) -> str:
         found = difference(both, DIFFERENCES[name])
-        return WORDS[None if found.mean != found.mean else side(found)]
+        return WORDS[None if math.isnan(found.mean) else side(found)]
 
     return judge
 

@@ -227,7 +227,8 @@ def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
     rows: list[Sequence[str] | None] = [
         (
             str(layer.layer), f"{layer.l0:.1f}", f"{layer.fvu:.3f}", f"{layer.cosine:.3f}", f"{layer.shrinkage:.3f}",
-            f"{layer.dead:.1%}", f"{layer.dense:.1%}", f"{layer.alignment.product:.3f}", f"{layer.alignment.cosine:.3f}",
+            f"{layer.dead:.1%}", f"{layer.dense:.1%}",
+            f"{layer.alignment.product:.3f}", f"{layer.alignment.cosine:.3f}",
             *([] if found is None else [_figure(layer.jacobian_cosine, ".3f"), _figure(layer.jacobian_ratio, ".3f")]),
         )
         for layer in evaluation.layers

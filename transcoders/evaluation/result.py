@@ -231,8 +231,9 @@ def _layer(record: Mapping[str, Any]) -> LayerEvaluation:
     settings = {"fvu_all": record["fvu"]} | _with_nan(record)
     rates = settings.pop("firing")
     firing = FiringHistogram(edges=tuple(rates["edges"]), counts=tuple(rates["counts"]), never=rates["never"])
-    found = {_ALIGNMENT_BEFORE.get(name, name): value for name, value in settings.pop("alignment").items()}
-    alignment = AlignmentSummary(**_NO_SPREAD | _with_nan(found))
+    found: dict[str, Any] = settings.pop("alignment")
+    named = {_ALIGNMENT_BEFORE.get(name, name): value for name, value in found.items()}
+    alignment = AlignmentSummary(**_NO_SPREAD | _with_nan(named))
     return LayerEvaluation(**settings, firing=firing, alignment=alignment)
 
 
