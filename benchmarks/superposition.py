@@ -60,8 +60,8 @@ JUDGED = ("topk", "batchtopk", "jumprelu")
 PEER_KINDS = ("topk", "batchtopk")
 WORKER = Path(__file__).parent / "workers" / "superposition_worker.py"
 COLUMNS = (
-    "library", "kind", "seeds", "FVU", "directions > .9 cosine", "spurious", "dead", "L0 got", "alignment",
-    "MMCS across seeds", "samples/s", "bar",
+    "library", "kind", "seeds", "FVU", "directions > .9 cosine", "spurious", "dead", "L0 got", "cosine enc·dec",
+    "MMCS across seeds, dead ones too", "samples/s", "bar",
 )  # fmt: skip
 
 

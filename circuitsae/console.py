@@ -220,19 +220,20 @@ def _row_name(claim: str, kind: str) -> str:
 
 def show_evaluation(console: Console, evaluation: "Evaluation") -> None:
     """Sparsity and reconstruction by layer, what the model makes of it, and the model with everything replaced."""
-    columns = [Column("layer"), Column("L0"), Column("FVU"), Column("cosine", 4), Column("size", 3), Column("dead", 5)]
-    columns += [Column("dense", 2), Column("aligned", 1)]
+    columns = [Column("layer"), Column("L0"), Column("FVU"), Column("cosine", 5), Column("size", 4), Column("dead", 6)]
+    columns += [Column("dense", 3), Column("aligned", 2), Column("aligned cos", 1)]
     found = evaluation.agreement
-    columns += [] if found is None else [Column("J cosine", 6), Column("J ratio", 6)]
+    columns += [] if found is None else [Column("J cosine", 7), Column("J ratio", 7)]
     rows: list[Sequence[str] | None] = [
         (
             str(layer.layer), f"{layer.l0:.1f}", f"{layer.fvu:.3f}", f"{layer.cosine:.3f}", f"{layer.shrinkage:.3f}",
-            f"{layer.dead:.1%}", f"{layer.dense:.1%}", f"{layer.alignment.mean:.3f}",
+            f"{layer.dead:.1%}", f"{layer.dense:.1%}",
+            f"{layer.alignment.product:.3f}", f"{layer.alignment.cosine:.3f}",
             *([] if found is None else [_figure(layer.jacobian_cosine, ".3f"), _figure(layer.jacobian_ratio, ".3f")]),
         )
         for layer in evaluation.layers
     ]  # fmt: skip
-    means = ("mean", f"{evaluation.l0:.1f}", f"{evaluation.fvu:.3f}", "", "", f"{evaluation.dead:.1%}", "", "")
+    means = ("mean", f"{evaluation.l0:.1f}", f"{evaluation.fvu:.3f}", "", "", f"{evaluation.dead:.1%}", "", "", "")
     passed = () if found is None else (_figure(found.cosine, ".3f"), _figure(found.norm_ratio, ".3f"))
     rows += [None, (*means, *passed)]
     show_table(console, f"On {evaluation.tokens:,} held-out tokens", columns, rows)

@@ -66,6 +66,7 @@ def test_the_table_is_printed_and_saved(run, saved, corpus, tmp_path):
     found = load_evaluation(out)
     assert 500 < found.tokens <= 600
     assert f"{found.fvu:.3f}" in printed
+    assert f"{found.layers[0].alignment.product:.3f}" in printed, "the score is the inner product"
     assert f"{found.replaced.top1_agreement:.1%}" in printed
     assert found.layers[0].firing.never + sum(found.layers[0].firing.counts) == 12
     assert not list(tmp_path.rglob("*.tmp"))

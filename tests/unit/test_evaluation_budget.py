@@ -1,5 +1,6 @@
 """Evaluation in bounded memory: the same figures as whole runs of the model, and a cost that is known beforehand."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -131,6 +132,21 @@ def test_a_record_of_before_had_losses_on_all_tokens(model):
     assert Evaluation.from_json(record).loss_tokens == 9
     del record["loss_tokens"]
     assert Evaluation.from_json(record).loss_tokens == record["tokens"] == 54
+
+
+def test_a_record_of_before_had_the_cosine_alone_spread_over_features(model):
+    record = evaluate(model, dictionaries_of("plt"), ROWS, loss_tokens=10).to_json()
+    now = Evaluation.from_json(record).layers[0].alignment
+    for layer in record["layers"]:
+        new = layer["alignment"]
+        layer["alignment"] = {
+            "mean": new["cosine"], "below_half": new["cosine_below_half"], "product": new["product"],
+            "bimodality": new["cosine_bimodality"],
+        }  # fmt: skip
+    before = Evaluation.from_json(record).layers[0].alignment
+    assert (before.product, before.cosine, before.cosine_bimodality) == (now.product, now.cosine, now.cosine_bimodality)
+    assert math.isnan(before.product_sd)
+    assert now.product_sd > 0
 
 
 def test_blocks_that_hand_on_more_than_the_stream_are_run_as_a_whole():

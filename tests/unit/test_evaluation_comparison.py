@@ -21,6 +21,7 @@ from transcoders.evaluation import (
     splitting,
     stitch,
 )
+from transcoders.evaluation.statistics import Statistics
 from transcoders.sites import Site
 
 SITE = Site(0, "resid_post")
@@ -56,8 +57,21 @@ def test_alignment_by_hand():
     found = alignment(one_layer(sae), 0)
     assert found.product.tolist() == pytest.approx([3, 1, 0, 0])
     assert found.cosine.tolist() == pytest.approx([1, 1, 0, 0])
-    assert found.summary().below_half == 0.5
-    assert found.summary().bimodality == pytest.approx(1)  # two equal halves
+    summary = found.summary()
+    assert (summary.product, summary.cosine, summary.cosine_below_half) == pytest.approx((1, 0.5, 0.5))
+    assert summary.product_sd == pytest.approx(math.sqrt(6 / 4))  # of 3, 1, 0, 0
+    assert summary.cosine_bimodality == pytest.approx(1)  # two equal halves
+    assert summary.product_bimodality < 1
+
+
+def test_the_score_depends_on_norms_and_the_cosine_does_not():
+    sae = tied_sae([[1.0, 0.0], [0.0, 1.0]])
+    before = alignment(one_layer(sae), 0)
+    sae.W_enc.mul_(0.25)
+    after = alignment(one_layer(sae), 0)
+    torch.testing.assert_close(after.product, before.product / 4)
+    torch.testing.assert_close(after.cosine, before.cosine)
+    assert math.isnan(after.summary().product_bimodality), "all scores are the same"
 
 
 def test_alignment_of_a_cross_layer_transcoder_takes_the_sum_of_its_decoders():
@@ -144,6 +158,57 @@ def test_seeds_are_compared_whatever_the_order_of_features(kind):
     unrelated = compare_seeds(first, random_dictionaries(kind, n_layers=2, d_model=24, features=20, seed=9))[0]
     assert unrelated.matched < 0.6
     assert unrelated.shared < 0.2
+
+
+def best_by_hand(first, second):
+    """Row by row and pair by pair: mean over `first` of the highest cosine in `second`."""
+    return sum(max(float(a @ b / a.norm() / b.norm()) for b in second) for a in first) / len(first)
+
+
+def seeds_with_dead_features(features=6):
+    """Two autoencoders some of whose biases let nothing through, and which features fire on vectors."""
+    pair = [tied_sae(normal(features, 5, seed=seed)) for seed in (1, 2)]
+    pair[0].b_enc[2:4] = -100.0
+    pair[1].b_enc[0] = -100.0
+    x = normal(400, 1, 5, seed=3)
+    alive = []
+    for sae in pair:
+        statistics = Statistics(one_layer(sae))
+        statistics.update(x, x)
+        alive.append(statistics.alive)
+    return pair, alive
+
+
+def test_dead_features_are_left_out_of_both_sides_and_counted():
+    (first, second), alive = seeds_with_dead_features()
+    assert [int((~mask[0]).sum()) for mask in alive] == [2, 1]
+    found = compare_seeds(one_layer(first), one_layer(second), alive=(alive[0], alive[1]))[0]
+    ours = [first.W_dec[i] for i in (0, 1, 4, 5)]
+    theirs = [second.W_dec[i] for i in range(1, 6)]
+    assert found.mmcs == pytest.approx(best_by_hand(ours, theirs))
+    assert found.mmcs_back == pytest.approx(best_by_hand(theirs, ours))
+    similarity = torch.tensor([[float(a @ b / a.norm() / b.norm()) for b in theirs] for a in ours])
+    best = max(sum(float(similarity[i, p[i]]) for i in range(4)) for p in itertools.permutations(range(5), 4))
+    assert found.matched == pytest.approx(best / 4)
+    assert (found.left_out, found.left_out_back) == (2, 1)
+    every = compare_seeds(one_layer(first), one_layer(second))[0]
+    assert every.mmcs == pytest.approx(best_by_hand(first.W_dec, second.W_dec))
+    assert every.mmcs != pytest.approx(found.mmcs)
+    assert (every.left_out, every.left_out_back) == (0, 0)
+
+
+def test_where_nothing_lives_there_is_nothing_to_compare():
+    (first, second), alive = seeds_with_dead_features()
+    none = [torch.zeros(6, dtype=torch.bool)]
+    found = compare_seeds(one_layer(first), one_layer(second), alive=(none, alive[1]))[0]
+    assert all(math.isnan(value) for value in found[:4])
+    assert (found.left_out, found.left_out_back) == (6, 1)
+
+
+def test_masks_of_other_features_are_refused():
+    (first, second), alive = seeds_with_dead_features()
+    with pytest.raises(InputError, match=r"here of \[6\]; got masks of \[5\]"):
+        compare_seeds(one_layer(first), one_layer(second), alive=(alive[0], [torch.ones(5, dtype=torch.bool)]))
 
 
 def test_other_kinds_and_widths_are_refused():

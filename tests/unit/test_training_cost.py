@@ -7,7 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig, training_cost
+from transcoders.training.initialise import initial_parameters
 from transcoders.training.losses import losses
+from transcoders.training.parameters import aligned_to
 from transcoders.training.step import Run
 
 LAYERS, D, BATCH = 3, 8, 32
@@ -41,6 +43,30 @@ def test_parameters_and_bytes_are_those_of_a_run(config):
     assert cost.counters == run.counter.since_fired.nbytes
     assert cost.gradients == cost.weights  # few enough for one part
     assert cost.checkpoint == cost.weights + cost.moments + cost.averaged
+
+
+@pytest.mark.parametrize("aligned", [False, True], ids=["plain", "aligned"])
+@pytest.mark.parametrize("of", [SAEConfig, CLTConfig])
+@pytest.mark.parametrize("choice", [{"activation": "topk", "k": 1}, {"activation": "relu"}], ids=["unit", "free"])
+def test_free_coordinates_are_the_rank_of_what_is_applied_by_what_is_stored(choice, of, aligned):
+    """The Jacobian, by autograd, of encoder, biases, and decoders brought to norm one where they are kept there."""
+    config = of(features=3, batch=BATCH, aligned=aligned, **choice)
+    x = torch.randn(64, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = initial_parameters(config, x, x)
+    weights.W_enc.data += 0.3 * torch.randn(weights.W_enc.shape, generator=torch.Generator().manual_seed(1))
+    norms = [W.flatten(1).norm(dim=1)[:, None, None] if config.unit_decoders else 1.0 for W in weights.W_dec]
+    decoders = [W / norm for W, norm in zip(weights.W_dec, norms, strict=True)]
+    written = torch.stack([W.sum(dim=1) for W in decoders])
+    encoder = aligned_to(written, weights.W_enc) if aligned else weights.W_enc
+    torch.testing.assert_close(encoder, weights.encoder())
+    applied = torch.cat([p.flatten() for p in (encoder, weights.b_enc, weights.b_dec, *decoders)])
+    stored = list(weights.parameters())
+    each = torch.eye(len(applied), dtype=applied.dtype)
+    rows = torch.autograd.grad(applied, stored, each, is_grads_batched=True)
+    jacobian = torch.cat([row.flatten(1) for row in rows], dim=1).double()
+    cost = training_cost(config, n_layers=2, d_model=4)
+    assert jacobian.shape[1] == cost.parameters
+    assert int(torch.linalg.matrix_rank(jacobian, tol=1e-8)) == cost.free
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)

@@ -15,7 +15,7 @@ from transcoders.training.config import PENALTIES
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_parameters
 from transcoders.training.losses import losses
-from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters, kth_largest
+from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters, aligned_to, kth_largest
 from transcoders.training.sparsity import SparsityController, exponent, p_norm, sparsity_penalty
 from transcoders.training.step import Run
 
@@ -363,6 +363,33 @@ def test_the_aligned_encoder_is_the_nearest_that_meets_the_constraint():
     moved = encoder - built.W_enc  # along v, hence orthogonal to the constraint's plane
     cosine = torch.nn.functional.cosine_similarity(moved, v, dim=-1)
     torch.testing.assert_close(cosine.abs(), torch.ones_like(cosine))
+
+
+def test_aligned_encoders_have_one_coordinate_less_than_numbers():
+    """The Jacobian of ŵ is the projection off what the feature writes: of rank d − 1, symmetric, its own square."""
+    w, v = draw(D_MODEL), draw(D_MODEL, seed=1)
+    jacobian = torch.autograd.functional.jacobian(lambda given: aligned_to(v, given), w)
+    assert isinstance(jacobian, torch.Tensor)
+    values = torch.linalg.svdvals(jacobian)
+    torch.testing.assert_close(values[:-1], torch.ones(D_MODEL - 1, dtype=torch.float64))
+    assert float(values[-1]) < 1e-12
+    torch.testing.assert_close(jacobian, torch.eye(D_MODEL, dtype=torch.float64) - torch.outer(v, v) / (v @ v))
+
+
+@pytest.mark.parametrize("kind", ["sae", "clt"])
+def test_a_loss_has_no_gradient_along_the_direction_that_the_constraint_takes(kind):
+    config = small(kind, activation="relu", aligned=True)
+    x, y = draw(2, 32, D_MODEL, seed=3), draw(2, 32, D_MODEL, seed=4)
+    along = {}
+    for aligned in (True, False):
+        built = random_parameters(config)
+        built.aligned = aligned
+        losses(built, x, y, config, sparsity_weight=0.1, dead=None).total.backward()
+        assert built.W_enc.grad is not None
+        cosine = torch.nn.functional.cosine_similarity(built.W_enc.grad, built.written().detach(), dim=-1)
+        along[aligned] = float(cosine.abs().max())
+    assert along[True] < 1e-12
+    assert along[False] > 0.1
 
 
 # the controller

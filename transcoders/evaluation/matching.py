@@ -3,11 +3,13 @@
 How many of the features that data was made of a dictionary has found.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from transcoders.errors import DictionaryError, InputError
 
 SHARED_ABOVE = 0.7
 """Cosine of encoders and of decoders above which two features count as the same."""
+
+Alive = Sequence[Bool[Tensor, "_"]]
+"""Of each layer of a dictionary, which features ever fire (`Statistics.alive`)."""
 
 _BLOCK = 4096
 """Rows of the similarity matrix in memory at once."""
@@ -35,7 +40,7 @@ class Matching(NamedTuple):
 
 
 class SeedComparison(NamedTuple):
-    """One layer of two dictionaries that were trained with different seeds."""
+    """One layer of two dictionaries that were trained with different seeds; NaN where one has nothing to compare."""
 
     mmcs: float
     """Mean over the first's features of the highest decoder cosine in the second; see `mmcs`."""
@@ -45,6 +50,10 @@ class SeedComparison(NamedTuple):
     """Mean decoder cosine of the one-to-one pairs."""
     shared: float
     """Share of the pairs whose decoders and encoders both have a cosine above 0.7."""
+    left_out: int = 0
+    """Features of the first that are dead, and in none of these figures."""
+    left_out_back: int = 0
+    """The same of the second."""
 
 
 def unit(rows: Float[Tensor, "feature d_model"]) -> Float[Tensor, "feature d_model"]:
@@ -91,13 +100,20 @@ def assigned(similarity: Float[Tensor, "feature other"]) -> Matching:
 
 
 @torch.no_grad()
-def compare_seeds(first: DictionarySet, second: DictionarySet) -> list[SeedComparison]:
+def compare_seeds(
+    first: DictionarySet, second: DictionarySet, *, alive: tuple[Alive, Alive] | None = None
+) -> list[SeedComparison]:
     """For each layer: how alike the features of two dictionaries are, whatever their order.
 
     Decoders of a cross-layer transcoder are compared with all their write layers side by side. Pairs are those of
     `match` on decoders; a pair is shared where the cosines of decoders and of encoders both exceed 0.7.
 
-    Raises `DictionaryError` for dictionaries of different kinds, layers or widths of the stream.
+    `alive`: which features of each ever fire, layer by layer; the others are compared with nothing and nothing with
+    them. A dead feature keeps the decoder it had when it died, which says nothing of what training finds: without
+    `alive` it counts like any other. The fewer features are left, the lower is the highest cosine that chance gives.
+
+    Raises `DictionaryError` for dictionaries of different kinds, layers or widths of the stream, `InputError` for masks
+    of other layers or features.
 
     Source: as `mmcs` and `match`.
     """
@@ -107,15 +123,46 @@ def compare_seeds(first: DictionarySet, second: DictionarySet) -> list[SeedCompa
             f"Two dictionaries of one kind on the same sites can be compared; got {first.kind} from {first.reads[0]} "
             f"and {second.kind} from {second.reads[0]}, of {first.n_layers} and {second.n_layers} layers."
         )
-    comparisons = []
-    for layer in range(first.n_layers):
-        decoders, encoders = zip(*(feature_vectors(d, layer) for d in (first, second)), strict=True)
-        pairs = match(*decoders)
-        encoder_cosine = (unit(encoders[0])[pairs.first] * unit(encoders[1])[pairs.second]).sum(dim=1)
-        same = (pairs.cosine > SHARED_ABOVE) & (encoder_cosine > SHARED_ABOVE)
-        forth, back = mmcs(*decoders), mmcs(*reversed(decoders))
-        comparisons.append(SeedComparison(forth, back, pairs.mean, float(same.double().mean())))
-    return comparisons
+    masks = [_masks(d, None if alive is None else alive[side]) for side, d in enumerate((first, second))]
+    return [
+        _compared(*(_living(d, layer, of[layer]) for d, of in zip((first, second), masks, strict=True)))
+        for layer in range(first.n_layers)
+    ]
+
+
+class _Living(NamedTuple):
+    decoders: Float[Tensor, "feature d_out"]
+    encoders: Float[Tensor, "feature d_model"]
+    left_out: int
+
+
+def _living(dictionaries: DictionarySet, layer: int, alive: Bool[Tensor, "feature"]) -> _Living:
+    decoders, encoders = feature_vectors(dictionaries, layer)
+    return _Living(decoders[alive], encoders[alive], int((~alive).sum()))
+
+
+def _compared(first: _Living, second: _Living) -> SeedComparison:
+    left_out = first.left_out, second.left_out
+    if not len(first.decoders) or not len(second.decoders):
+        return SeedComparison(math.nan, math.nan, math.nan, math.nan, *left_out)
+    pairs = match(first.decoders, second.decoders)
+    encoder_cosine = (unit(first.encoders)[pairs.first] * unit(second.encoders)[pairs.second]).sum(dim=1)
+    same = (pairs.cosine > SHARED_ABOVE) & (encoder_cosine > SHARED_ABOVE)
+    forth, back = mmcs(first.decoders, second.decoders), mmcs(second.decoders, first.decoders)
+    return SeedComparison(forth, back, pairs.mean, float(same.double().mean()), *left_out)
+
+
+def _masks(dictionaries: DictionarySet, alive: Alive | None) -> Alive:
+    """`alive` on the CPU, checked; all features without it."""
+    counts = [dictionaries.n_features(layer) for layer in range(dictionaries.n_layers)]
+    if alive is None:
+        return [torch.ones(count, dtype=torch.bool) for count in counts]
+    if [len(mask) for mask in alive] != counts:
+        raise InputError(
+            f"`alive` says of each layer's features which fire, here of {counts}; got masks of "
+            f"{[len(mask) for mask in alive]}. Give `Statistics.alive` of the same dictionaries."
+        )
+    return [mask.cpu() for mask in alive]
 
 
 def feature_vectors(

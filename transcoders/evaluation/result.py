@@ -46,14 +46,19 @@ class FiringHistogram:
 class AlignmentSummary:
     """Encoder against decoder over the features of a layer; see `transcoders.evaluation.statistics`."""
 
-    mean: float
-    """Mean cosine of encoder and decoder."""
-    below_half: float
-    """Share of features with a cosine under ½."""
     product: float
-    """Mean of ⟨w_enc, w_dec⟩, one where training was aligned."""
-    bimodality: float
-    """Sarle's coefficient of the cosines; above 5/9, that of a uniform distribution, they may have two modes."""
+    """Mean alignment score ⟨w_enc, w_dec⟩, one where training was aligned."""
+    product_sd: float
+    """Standard deviation of the scores."""
+    product_bimodality: float
+    """Their Sarle's coefficient; above 5/9, that of a uniform distribution, they may have two modes. NaN where all are
+    the same."""
+    cosine: float
+    """Mean cosine of encoder and decoder, which says nothing of their norms."""
+    cosine_below_half: float
+    """Share of features with a cosine under ½."""
+    cosine_bimodality: float
+    """Sarle's coefficient of the cosines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +231,15 @@ def _layer(record: Mapping[str, Any]) -> LayerEvaluation:
     settings = {"fvu_all": record["fvu"]} | _with_nan(record)
     rates = settings.pop("firing")
     firing = FiringHistogram(edges=tuple(rates["edges"]), counts=tuple(rates["counts"]), never=rates["never"])
-    alignment = AlignmentSummary(**_with_nan(settings.pop("alignment")))
+    found: dict[str, Any] = settings.pop("alignment")
+    named = {_ALIGNMENT_BEFORE.get(name, name): value for name, value in found.items()}
+    alignment = AlignmentSummary(**_NO_SPREAD | _with_nan(named))
     return LayerEvaluation(**settings, firing=firing, alignment=alignment)
+
+
+_ALIGNMENT_BEFORE = {"mean": "cosine", "below_half": "cosine_below_half", "bimodality": "cosine_bimodality"}
+"""Names in records of before, where the cosine alone was summed up."""
+_NO_SPREAD = {"product_sd": math.nan, "product_bimodality": math.nan}
 
 
 def _without_nan(value: Any) -> Any:

@@ -21,31 +21,33 @@ _FEATURES_AT_ONCE = 4096
 class Alignment(NamedTuple):
     """Of the features of one layer."""
 
-    cosine: Float[Tensor, "feature"]
-    """`⟨w_enc, v⟩ / (‖w_enc‖ ‖v‖)`, zero where one of them is zero."""
     product: Float[Tensor, "feature"]
-    """`⟨w_enc, v⟩`, in the coordinates of training where the dictionaries record them."""
+    """The alignment score `⟨w_enc, v⟩`, in the coordinates of training where the dictionaries record them."""
+    cosine: Float[Tensor, "feature"]
+    """`⟨w_enc, v⟩ / (‖w_enc‖ ‖v‖)`, zero where one of them is zero; beside the score, as norms do not count in it."""
 
     def summary(self) -> AlignmentSummary:
         return AlignmentSummary(
-            mean=float(self.cosine.mean()),
-            below_half=float((self.cosine < 0.5).double().mean()),
             product=float(self.product.mean()),
-            bimodality=bimodality(self.cosine),
+            product_sd=float(self.product.std(correction=0)),
+            product_bimodality=bimodality(self.product),
+            cosine=float(self.cosine.mean()),
+            cosine_below_half=float((self.cosine < 0.5).double().mean()),
+            cosine_bimodality=bimodality(self.cosine),
         )
 
 
 def alignment(dictionaries: DictionarySet, layer: int) -> Alignment:
-    """Encoder against decoder, for every feature of a layer.
+    """Encoder against decoder, for every feature of a layer: the score `⟨w_enc, v⟩`, and the cosine.
 
     `v` is the decoder of an SAE or a transcoder. Of a cross-layer transcoder it is `Σ_l' W_dec[l→l']`, what the feature
     has added to the residual stream after the last layer, a generalisation of ours. Aligned training keeps the product
     at one in the coordinates of training, so recorded factors are divided out: `w_enc / s_l` and `t_l' W_dec[l→l']`.
 
-    A score near zero is one sign of a feature whose direction of reading has nothing to do with what it writes; scores
-    of dictionaries trained without the constraint often have two modes.
+    A cosine near zero is one sign of a feature whose direction of reading has nothing to do with what it writes. The
+    score depends on norms too: dictionaries with the same cosines have other scores where encoders are longer.
 
-    Source: Brzozowski & Chung 2026, *Aligned Training* (arXiv 2605.18629).
+    Source: Brzozowski & Chung 2026, *Aligned Training* (arXiv 2605.18629), whose alignment score is the inner product.
     """
     features = torch.arange(dictionaries.n_features(layer), device=dictionaries.decoder_bias(layer).device)
     blocks = [_alignment(dictionaries, layer, block) for block in features.split(_FEATURES_AT_ONCE)]
@@ -62,7 +64,7 @@ def _alignment(dictionaries: DictionarySet, layer: int, features: Int[Tensor, "k
         written += write[target] * dictionaries.decoder_rows(layer, features, target).double()
     product = (encoder * written).sum(dim=1)
     norms = encoder.norm(dim=1) * written.norm(dim=1)
-    return Alignment(cosine=torch.where(norms > _TINY, product / norms.clamp(min=_TINY), 0.0), product=product)
+    return Alignment(product=product, cosine=torch.where(norms > _TINY, product / norms.clamp(min=_TINY), 0.0))
 
 
 def bimodality(values: Float[Tensor, "n"] | Sequence[float]) -> float:
@@ -185,6 +187,11 @@ class Statistics:
     def dead(self) -> list[float]:
         """Share of features that never fired."""
         return [float((fired == 0).double().mean()) for fired in self._fired]
+
+    @property
+    def alive(self) -> list[Bool[Tensor, "feature"]]:
+        """Which features of each layer fired at all."""
+        return [fired > 0 for fired in self._fired]
 
     @property
     def dense(self) -> list[float]:

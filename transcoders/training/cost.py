@@ -20,6 +20,9 @@ class TrainingCost:
 
     parameters: int
     """Numbers that are learned, on all ranks together, each counted once."""
+    free: int
+    """Of these, the coordinates that constraints leave: one less for each feature of a layer with decoders of norm one,
+    and one less with aligned training, where d − 1 of an encoder's d numbers make a difference. All d are stored."""
     weights: int
     moments: int
     """Adam's two."""
@@ -81,10 +84,12 @@ def training_cost(
     rank = decoder_rank(config)
     widths = CODES * own_features + 4 * d_model + 2 * rank
     l0 = _active(config, n_layers) if l0 is None else l0
+    parameters = parameter_count(config, n_layers, d_model, features)
     encoder, skip = (2 * d_model * n for n in (n_layers, _skip(config, d_model) * n_layers))
     decoder, maps = (2 * n for n in _decoder_numbers(config, n_layers, d_model))
     return TrainingCost(
-        parameters=parameter_count(config, n_layers, d_model, features),
+        parameters=parameters,
+        free=parameters - n_layers * features * (config.aligned + config.unit_decoders),
         weights=_NUMBER * own,
         moments=2 * _NUMBER * own,
         averaged=_NUMBER * own * (config.ema > 0),

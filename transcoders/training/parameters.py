@@ -242,6 +242,9 @@ class TrainingParameters(nn.Module):
         cross-layer transcoder it is what the feature has added to the residual stream after the last layer, a
         generalisation of ours. Holds in the coordinates of training, with normalised activations.
 
+        All d numbers of w are stored, and d − 1 of them are free: ŵ does not depend on w's part along v, which gets no
+        gradient (`∂ŵ/∂w = I − v vᵀ / ‖v‖²`, of rank d − 1).
+
         Source of the constraint: Brzozowski & Chung 2026, *Aligned Training* (arXiv 2605.18629).
         """
         if not self.aligned:
@@ -414,14 +417,14 @@ class TrainingParameters(nn.Module):
 
     @torch.no_grad()
     def alignment(self) -> Float[Tensor, "layer feature"]:
-        """⟨encoder, what the feature writes⟩ of every feature."""
+        """The alignment score ⟨encoder, what the feature writes⟩ of every feature."""
         return (self.encoder() * self.written()).sum(dim=-1)
 
 
 def aligned_to(
     written: Float[Tensor, "*of d_model"], W_enc: Float[Tensor, "*of d_model"]
 ) -> Float[Tensor, "*of d_model"]:
-    """The encoders next to `W_enc` with ⟨encoder, written⟩ = 1."""
+    """The encoders next to `W_enc` with ⟨encoder, written⟩ = 1: of d numbers d − 1 are free."""
     missing = 1 - (W_enc * written).sum(dim=-1, keepdim=True)
     return W_enc + missing / written.square().sum(dim=-1, keepdim=True).clamp(min=1e-12) * written
 
