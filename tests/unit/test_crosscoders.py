@@ -107,16 +107,22 @@ def test_gradients_keep_the_sum_of_norms():
 QUICK: dict[str, Any] = {"features": 24, "batch": 128, "tokens": 2_560, "activation": "batchtopk", "k": 4}
 
 
-def test_of_one_site_it_is_the_autoencoder():
+def test_of_one_site_it_is_the_autoencoder(tmp_path):
     x = draw(1000, 8).float()
     config = SAEConfig(**QUICK, normalise="none")
-    saes = train(None, x, config, progress=False)
+    saes = train(None, x, config, progress=False, out=tmp_path)
     assert isinstance(saes, SAESet)
     sae = saes[0]
     crosscoder = train_crosscoder(None, x[:, None], config, progress=False)
     assert torch.equal(crosscoder.encode(x[:, None]), sae.encode(x))
     assert torch.equal(crosscoder(x[:, None])[:, 0], sae(x))
     assert torch.equal(crosscoder.W_dec[0], sae.W_dec)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["run"]["config"][0]["side_by_side"]  # as a release wrote it that did not know crosscoders
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    again = train(None, x, config, resume=True, out=tmp_path)
+    assert isinstance(again, SAESet)
+    assert torch.equal(again[0].W_dec, sae.W_dec)
 
 
 def planted(n=20_000, width=16, shared=12, alone=4):

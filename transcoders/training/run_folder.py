@@ -120,6 +120,6 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration, and what it leaves out as an earlier release did, which did not know it."""
     try:
         known = json.loads(json.dumps(config_from_json(config).to_json()))
-    except InputError:  # of another kind of run, or of a later release
+    except (TypeError, ValueError):  # of another kind of run, or of a later release
         return config
     return known | config
