@@ -15,13 +15,19 @@ these by latent scaling; *on reversed text*: the share of reversed text among th
 alone* fire, and beside it that of all live latents (means over latents). *shared*: live latents with ν from .4 to .6,
 and the median cosine of their two decoders.
 
-Mean (range) of three seeds, of weights and order; the tuned model is one.
+*planted*: vectors of 64 directions in 32 dimensions, each active on 5 % of 40,000 tokens: 40 alike in both models, 8
+with .15 of their size in the first, 8 of the first alone and 8 of the second alone; crosscoders of 80 latents, 4 active
+per token. Columns: of the 16 directions of one model alone, the 8 weak ones and the 40 alike, how many the longer
+decoder of a live exclusive latent is nearest to, and of how many such a latent is confirmed.
+
+Mean (range) of three seeds, of weights and order, of *planted* of the vectors too; the tuned model is one.
 
     python benchmarks/crosscoders.py
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,12 +49,14 @@ from transcoders.crosscoders import (
 )
 from transcoders.data import Corpus, take_rows
 from transcoders.evaluation import evaluate
-from transcoders.files import write_file
+from transcoders.files import write_file, write_json
 from transcoders.language_model import LanguageModel
 from transcoders.training import SAEConfig
 
 RESULTS = Path(__file__).parent / "results" / "crosscoders.md"
 TOKENS, CONTEXT, STEPS, ROWS = 4_000, 96, 100, 12
+WEAK = 0.15
+"""Size of a weak direction in the first model."""
 COMMON: Mapping[str, Any] = {
     "batch": 512, "lr": 2e-3, "context": CONTEXT, "separator": "\n", "buffer_mb": BUFFER_MB, "checkpoint_every": 50,
     "keep_last": 1, "log_every": 50,
@@ -146,7 +154,43 @@ def diff(pair: ModelPair, kind: str, work: Path, seed: int) -> dict[str, Any]:
         "on reversed text": reverse[of["second"].index].mean(), "all on reversed text": reverse.mean(),
         "pocket alone": len(of["first"]), "confirmed there": int(of["first"]["confirmed"].eq(True).sum()),
         "shared": len(of["shared"]), "cosine": of["shared"]["cosine"].median(), "dead": 1 - len(live) / 256,
+        "ν, 1 %": live["nu"].quantile(0.01), "ν, 99 %": live["nu"].quantile(0.99),
     }  # fmt: skip
+
+
+def planted(kind: str, seed: int) -> dict[str, Any]:
+    """A row for one kind of crosscoder, on directions that are known."""
+    groups = {"shared": range(40), "weak": range(40, 48), "first": range(48, 56), "second": range(56, 64)}
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=1)
+    a = torch.rand(40_000, 64, generator=generator) + 0.5
+    a *= torch.rand(a.shape, generator=generator) < 0.05
+    size = torch.ones(2, 64)
+    size[0, list(groups["second"])], size[1, list(groups["first"])], size[0, list(groups["weak"])] = 0, 0, WEAK
+    x = torch.stack([(a * each) @ directions for each in size], dim=1)
+    how = {"k": 4} if KINDS[kind]["activation"] == "batchtopk" else {"target_l0": 4.0}
+    config = SAEConfig(features=80, tokens=200_000, batch=256, lr=5e-3, seed=seed, **{**KINDS[kind], **how})
+    crosscoder = train_crosscoder(None, x, config, progress=False)
+    found = diff_models(None, crosscoder, x)
+    live: Any = found.frame[found.frame["density"] > 0]
+    exclusive = live[live["class"].isin(["first", "second"])]
+    side = (exclusive["class"] == "second").astype(int).to_numpy()
+    longer = torch.nn.functional.normalize(crosscoder.W_dec[side, exclusive["latent"].to_numpy()], dim=1)
+    of = (longer @ directions.T).argmax(dim=1).tolist() if len(exclusive) else []
+    confirmed = [each is True for each in exclusive["confirmed"]]
+    row: dict[str, Any] = {"crosscoder": kind, "FVU": float((x - crosscoder(x)).square().sum() / x.square().sum())}
+    for name, which in (("alone in one", ("first", "second")), ("weak in one", ("weak",)), ("in both", ("shared",))):
+        true = {i for group in which for i in groups[group]}
+        row[f"{name}: exclusive"] = len({i for i in of if i in true})
+        row[f"{name}: confirmed"] = len({i for i, sure in zip(of, confirmed, strict=True) if i in true and sure})
+    return row
+
+
+def kept(path: Path, measure: Callable[[], Any]) -> Any:
+    """What was measured, once."""
+    if not path.is_file():
+        write_json(path, {"found": measure()})
+    return json.loads(path.read_text())["found"]
 
 
 @torch.no_grad()
@@ -187,29 +231,29 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK.parent / "crosscoders", help="where crosscoders are kept")
     parser.add_argument("--sets", type=Path, default=WORK, help="where benchmarks/trained_sets.py keeps its sets")
     parser.add_argument(
-        "--only", choices=("layers", "diff"), help="train what one of the parts needs, and write nothing"
+        "--only", choices=("layers", "diff", "planted"), help="train what one of the parts needs, and write nothing"
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    of_layers: list[dict[str, Any]] = []
-    of_diff: list[dict[str, Any]] = []
+    seeds, work = range(given.seeds), given.work
+    of_planted, of_layers, of_diff = [], [], []
     said = ""
-    if given.only != "layers":
-        pair = ModelPair(load_model("pocket"), tuned_model(given.work))
+    if given.only in (None, "planted"):
+        for seed in seeds:
+            of_planted += [kept(work / f"planted {k} {seed}.json", lambda k=k, s=seed: planted(k, s)) for k in KINDS]
+    if given.only in (None, "diff"):
+        pair = ModelPair(load_model("pocket"), tuned_model(work))
         said = losses(pair)
-        print(said, flush=True)
-        for seed in range(given.seeds):
-            of_diff += [diff(pair, kind, given.work, seed) for kind in KINDS]
-            print(*of_diff[-len(KINDS) :], sep="\n", flush=True)
-    if given.only != "diff":
-        for seed in range(given.seeds):
-            of_layers += layers(given.sets, given.work, seed)
-            print(*of_layers[-2:], sep="\n", flush=True)
+        for seed in seeds:
+            of_diff += [kept(work / f"{k} {seed}.json", lambda k=k, s=seed: diff(pair, k, work, s)) for k in KINDS]
+    if given.only in (None, "layers"):
+        for seed in seeds:
+            of_layers += kept(work / f"layers {seed}.json", lambda s=seed: layers(given.sets, work, s))
     if given.only is None:
-        text = table_text("crosscoders", str(__doc__).strip(), machine(), *rows_of(of_layers))
-        columns, rows = rows_of(of_diff)
-        more = table_text("x", "", "", columns, rows).partition("| crosscoder")
-        write_file(RESULTS, f"{text}\n{said}\n\n{more[1]}{more[2]}")
+        parts = [table_text("crosscoders", str(__doc__).strip(), machine(), *rows_of(of_layers))]
+        for found in (of_diff, of_planted):
+            parts.append(table_text("", "", "", *rows_of(found)).partition("\n\nMachine: \n\n")[2])
+        write_file(RESULTS, f"{parts[0]}\n{said}\n\n{parts[1]}\n{parts[2]}")
 
 
 if __name__ == "__main__":
