@@ -16,7 +16,7 @@ alone* fire, and beside it that of all live latents (means over latents). *share
 and the median cosine of their two decoders.
 
 *planted*: vectors of 64 directions in 32 dimensions, each active on 5 % of 40,000 tokens: 40 alike in both models, 8
-with .15 of their size in the first, 8 of the first alone and 8 of the second alone; crosscoders of 80 latents, 4 active
+with .25 of their size in the first, 8 of the first alone and 8 of the second alone; crosscoders of 80 latents, 4 active
 per token. Columns: of the 16 directions of one model alone, the 8 weak ones and the 40 alike, how many the longer
 decoder of a live exclusive latent is nearest to, and of how many such a latent is confirmed.
 
@@ -55,7 +55,7 @@ from transcoders.training import SAEConfig
 
 RESULTS = Path(__file__).parent / "results" / "crosscoders.md"
 TOKENS, CONTEXT, STEPS, ROWS = 4_000, 96, 100, 12
-WEAK = 0.15
+WEAK = 0.25
 """Size of a weak direction in the first model."""
 COMMON: Mapping[str, Any] = {
     "batch": 512, "lr": 2e-3, "context": CONTEXT, "separator": "\n", "buffer_mb": BUFFER_MB, "checkpoint_every": 50,
@@ -174,8 +174,8 @@ def planted(kind: str, seed: int) -> dict[str, Any]:
     found = diff_models(None, crosscoder, x)
     live: Any = found.frame[found.frame["density"] > 0]
     exclusive = live[live["class"].isin(["first", "second"])]
-    side = (exclusive["class"] == "second").astype(int).to_numpy()
-    longer = torch.nn.functional.normalize(crosscoder.W_dec[side, exclusive["latent"].to_numpy()], dim=1)
+    side = (exclusive["class"] == "second").astype(int)
+    longer = torch.nn.functional.normalize(crosscoder.W_dec[side.tolist(), exclusive["latent"].tolist()], dim=1)
     of = (longer @ directions.T).argmax(dim=1).tolist() if len(exclusive) else []
     confirmed = [each is True for each in exclusive["confirmed"]]
     row: dict[str, Any] = {"crosscoder": kind, "FVU": float((x - crosscoder(x)).square().sum() / x.square().sum())}
