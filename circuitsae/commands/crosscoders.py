@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -17,7 +17,6 @@ from circuitsae.commands.shared import (
     corpus_for,
     load_language_model,
     say,
-    say_next,
 )
 from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
@@ -136,7 +135,6 @@ def diff(
     write_file(out / "diff.json", json.dumps(record, indent=1))
     write_file(out / "diff.csv", found.frame.to_csv(index=False))
     say(console, f"Written: {out / 'diff.json'}, diff.csv and the crosscoder")
-    say_next(console, f"circuitsae diff {model} {model} --out {out}-control: what two equal models are found to differ in")
 
 
 def _config(settings: TrainConfig) -> SAEConfig:
@@ -188,7 +186,7 @@ def show_diff(console: Console, found: "ModelDiff", tokens: dict[int, list[str]]
         confirmed = str(row["confirmed"]) if name in ("first", "second") else ""
         rows.append([titles[str(name)], str(row["latents"]), str(row["live"]), confirmed])
     show_table(console, f"{first} and {second}, {found.tokens} tokens", columns, rows)
-    exclusive = found.frame[found.frame["latent"].isin(list(tokens))]
+    exclusive: Any = found.frame[found.frame["latent"].isin(list(tokens))]
     exclusive = exclusive.sort_values(["confirmed", "density"], ascending=False).head(_SHOWN)
     if exclusive.empty:
         return

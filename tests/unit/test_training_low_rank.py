@@ -23,6 +23,8 @@ CHOICES = [
     {"activation": "jumprelu", "aligned": True, "skip": True, "skip_rank": 2},
     {"activation": "topk"},
     {"activation": "batchtopk"},
+    {"activation": "relu", "remedy": "ghost"},
+    {"activation": "topk", "remedy": "ghost"},
 ]
 
 

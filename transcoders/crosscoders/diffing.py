@@ -34,10 +34,11 @@ class ModelDiff:
 
     def counts(self) -> pd.DataFrame:
         """Of each class: latents, those that fire, and of exclusive ones those that latent scaling confirms."""
-        live = self.frame[self.frame["density"] > 0]
-        sizes = [self.frame["class"].value_counts(), live["class"].value_counts()]
-        confirmed = live[live["confirmed"].eq(True)]["class"].value_counts()
-        table = pd.DataFrame({"latents": sizes[0], "live": sizes[1], "confirmed": confirmed})
+        frame = self.frame.assign(
+            live=self.frame["density"] > 0, confirmed=[each is True for each in self.frame["confirmed"]]
+        )
+        of = frame.groupby("class")
+        table = of.agg(latents=("latent", "size"), live=("live", "sum"), confirmed=("confirmed", "sum"))
         return table.reindex(CLASSES).fillna(0).astype(int)
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def diff_models(pair: ModelPair | None, crosscoder: Crosscoder, rows: Tensor, *,
     latent to the other one: large for the error where the direction was left out, for the reconstruction where other
     latents write it. `confirmed`: both are small; only for exclusive latents that fire.
 
-    `rows`: tokens that the crosscoder was not trained on; where there is no pair, vectors `[token, 2, d_model]`. `InputError` for a crosscoder of other than two sites.
+    `rows`: tokens that the crosscoder was not trained on; where there is no pair, vectors `[token, 2, d_model]`.
+    `InputError` for a crosscoder of other than two sites.
 
     Source: Minder et al. 2025, *Overcoming Sparsity Artifacts in Crosscoders to Interpret Chat-Tuning*.
     """

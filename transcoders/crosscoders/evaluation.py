@@ -147,9 +147,7 @@ def evaluate_crosscoder(
         l0=active / tokens,
         dead=1 - float(fired.double().mean()),
         losses=found.original,
-        sites=tuple(
-            SiteEvaluation(label, fvu[i], *found.of_sites[i]) for i, label in enumerate(crosscoder.labels)
-        ),
+        sites=tuple(SiteEvaluation(label, fvu[i], *found.of_sites[i]) for i, label in enumerate(crosscoder.labels)),
         spread=tuple(int((at == count).sum()) for count in range(1, n + 1)),
     )
 
@@ -177,12 +175,15 @@ def _losses(
             for sums, value in ((spliced, group.rebuilt[:, :, i]), (ablated, mean[i])):
                 sums[i] += _loss(each, group.rows, {site: in_the_place(value, first, group.massive)})
     untouched = [original[next(k for k, m in enumerate(models) if m is each)] for each, _ in own]
-    recovered = [(m - s) / (m - o) if m != o else float("nan") for o, s, m in zip(untouched, spliced, ablated)]
-    means = [(s / count, m / count, r) for s, m, r in zip(spliced, ablated, recovered)]
+    recovered = [
+        (m - s) / (m - o) if m != o else float("nan") for o, s, m in zip(untouched, spliced, ablated, strict=True)
+    ]
+    means = [(s / count, m / count, r) for s, m, r in zip(spliced, ablated, recovered, strict=True)]
     return _Losses(tuple(each / count for each in original), means)
 
 
 def _loss(model: LanguageModel, rows: Int[Tensor, "row pos"], edits: dict) -> float:
     """Summed cross-entropy of all tokens but the first two."""
     logits, _ = model.run(rows, edits=edits)
-    return float(torch.nn.functional.cross_entropy(logits[:, 1:-1].flatten(0, 1), rows[:, 2:].flatten(), reduction="sum"))
+    predicted, targets = logits[:, 1:-1].flatten(0, 1), rows[:, 2:].flatten()
+    return float(torch.nn.functional.cross_entropy(predicted, targets, reduction="sum"))

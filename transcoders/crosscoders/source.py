@@ -24,11 +24,8 @@ class SideBySide:
         self.name, self.origin, self.corpus, self.bos = inner.name, inner.origin, inner.corpus, inner.bos
         self.first, self.frame, self.d_vocab, self.device = inner.first, inner.frame, inner.d_vocab, inner.device
         self.n_layers, self.d_model = 1, len(self.inner_sites) * inner.d_model
+        self.limits: Mapping[Site, float] = inner.limits
         self.scales: Tensor | None = None
-
-    @property
-    def limits(self) -> Mapping[Site, float]:
-        return self.inner.limits
 
     def fingerprint(self) -> str | None:
         return self.inner.fingerprint()
@@ -41,6 +38,7 @@ class SideBySide:
     def sample(self, sites: Sequence[Site], tokens: int) -> Float[Tensor, "token 1 width"]:
         """The first one also says the scales."""
         found = self.inner.sample(self.inner_sites, tokens).float()
+        self.limits = self.inner.limits
         if self.scales is None:
             self.scales = measure_scales(found, found, self.config).write
         return _joined(found, self.scales)
@@ -59,9 +57,9 @@ class SideBySide:
             self.scales = torch.tensor(state["scales"], device=self.device)
         if self.scales is None:
             raise InputError("A stream of a crosscoder begins after a sample of it; call `sample` first.")
-        return _Joined(
-            self.inner.open(self.inner_sites, batch=batch, state=of_inner, split=split), self.inner_sites, self.scales
-        )
+        whole = self.inner.open(self.inner_sites, batch=batch, state=of_inner, split=split)
+        self.limits = self.inner.limits
+        return _Joined(whole, self.inner_sites, self.scales)
 
 
 class _Joined:

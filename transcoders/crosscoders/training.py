@@ -59,15 +59,16 @@ def train_crosscoder(
     config = replace(config, site=sites[0].kind, side_by_side=len(sites))
     source, folder = SideBySide(inner, sites, config), None if out is None else Path(out)
     run = None if folder is None else folder / RUN
-    if folder is not None and run is not None and resume and (folder / CONFIG).is_file():
-        if was_started(run, identity_of(source, [config])):
-            return _complete(folder, sites)
+    is_there = folder is not None and (folder / CONFIG).is_file()
+    if folder and run and resume and is_there and was_started(run, identity_of(source, [config])):
+        return _complete(folder, sites)
     trainer = Trainer(source, [config], out=run, resume=resume, names=["crosscoder"])
     if folder is not None and not resume:  # of an earlier run, which this one takes the place of
         (folder / CONFIG).unlink(missing_ok=True)
     trainer.run(progress=progress)
     (trained,) = trainer.finish()
-    assert isinstance(trained, SAESet) and source.scales is not None
+    assert isinstance(trained, SAESet)
+    assert source.scales is not None
     provenance = replace(trained.provenance, normalisation={})
     labels = [model.label(site) for site in sites] if isinstance(model, ModelPair) else None
     crosscoder = Crosscoder.of_sae(trained[0], sites, source.scales, provenance, labels)

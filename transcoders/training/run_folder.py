@@ -17,7 +17,7 @@ from transcoders.files import file_hash, write_json
 from transcoders.formats.files import read_json
 from transcoders.formats.registry import load_dictionaries
 from transcoders.training.batches import Source
-from transcoders.training.config import TrainConfig
+from transcoders.training.config import TrainConfig, config_from_json
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,15 @@ def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in identity.items() if key != "config"}
     for number, config in enumerate(configs):
         place = f"config {number}, " if len(configs) > 1 else ""
-        entries = config if isinstance(config, dict) else {"config": config}
+        entries = _with_defaults(config) if isinstance(config, dict) else {"config": config}
         settings |= {f"{place}{key}": value for key, value in entries.items() if key not in _FREE_TO_CHANGE}
     return settings
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, and what it leaves out as an earlier release did, which did not know it."""
+    try:
+        known = json.loads(json.dumps(config_from_json(config).to_json()))
+    except (TypeError, ValueError):  # of another kind of run, or of a later release
+        return config
+    return known | config
