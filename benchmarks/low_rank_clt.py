@@ -184,8 +184,8 @@ def steps() -> str:
         "operations a token, sparse", "time of a step, of full's",
     )  # fmt: skip
     return (
-        f"## A step at a wider shape\n\n{WIDE['n_layers']} layers of width {WIDE['d_model']}, {WIDE_FEATURES:,} features "
-        f"a layer, TopK with {L0} a token and layer, batches of {BATCH}, on random vectors. Computed: "
+        f"## A step at a wider shape\n\n{WIDE['n_layers']} layers of width {WIDE['d_model']}, {WIDE_FEATURES:,} "
+        f"features a layer, TopK with {L0} a token and layer, batches of {BATCH}, on random vectors. Computed: "
         f"`training_cost(…).memory`. Measured: by how much a process grows in three steps. Time: median of {STEPS - 2} "
         f"steps, the configurations in turn.\n\n{_table(columns, rows)}"
     )

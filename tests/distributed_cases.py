@@ -39,6 +39,8 @@ CASES: dict[str, TrainConfig] = {
     "clt-batchtopk": CLTConfig(activation="batchtopk", kernels="dense", **COMMON),
     "clt-batchtopk-sparse": CLTConfig(activation="batchtopk", kernels="sparse", **COMMON),
     "clt-jumprelu": CLTConfig(aligned=True, **COMMON),
+    "clt-low-rank-topk": CLTConfig(activation="topk", k_aux=4, kernels="sparse", decoder_rank=2, **COMMON),
+    "clt-low-rank-jumprelu": CLTConfig(decoder_rank=2, **COMMON),
 }
 
 
