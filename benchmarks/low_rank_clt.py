@@ -170,7 +170,7 @@ def steps() -> str:
             spent[name].append(time.perf_counter() - start)
     seconds = {name: statistics.median(times[2:]) for name, times in spent.items()}
     for name, config in configs.items():
-        cost = training_cost(config, **WIDE)
+        cost = training_cost(config, n_layers=WIDE["n_layers"], d_model=WIDE["d_model"])
         rows.append([
             _line(name), f"{cost.parameters / 1e6:.1f} M", f"{cost.memory / 2**20:.0f} MB",
             f"{taken[name] / 2**20:.0f} MB", f"{cost.checkpoint / 2**20:.0f} MB", f"{cost.sparse_flops / 1e6:.1f} M",

@@ -175,6 +175,7 @@ def test_a_resumed_run_comes_to_the_same_bits(trained, tmp_path):
         until=7, progress=False
     )  # 2 after a checkpoint
     resumed = train(None, vectors(), config, out=tmp_path, resume=True, progress=False)
+    assert isinstance(resumed, CrossLayerTranscoder)
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True))
 
 
@@ -185,8 +186,7 @@ def test_a_checkpoint_and_the_saved_set_take_the_room_of_the_factors(trained, tm
     assert cost.checkpoint < state.stat().st_size < cost.checkpoint + 20_000  # names, and since when features are dead
     full = sum(W.numel() for W in clt.W_dec)
     assert json.loads((out / "config.json").read_text())["decoder_rank"] == RANK
-    loaded = load_dictionaries(out)
-    assert isinstance(loaded, CrossLayerTranscoder)
+    loaded = CrossLayerTranscoder.from_pretrained(out)
     for name, tensor in clt.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=1e-4, atol=1e-5 * float(tensor.abs().max()))
     stored = load_file(out / "weights.safetensors")
@@ -197,7 +197,7 @@ def test_a_checkpoint_and_the_saved_set_take_the_room_of_the_factors(trained, tm
         loaded.W_dec[0][0, 1] += torch.arange(D)  # no longer of that rank
         loaded.W_dec[0][1, 2] -= 1
     save_dictionaries(loaded, tmp_path / "changed")
-    again = load_dictionaries(tmp_path / "changed")
+    again = CrossLayerTranscoder.from_pretrained(tmp_path / "changed")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), loaded.parameters(), strict=True))
 
 
@@ -228,7 +228,8 @@ def test_truncated_on_a_models_text_it_is_saved_as_factors(tmp_path):
     assert all(int(torch.linalg.matrix_rank(W[:, 1:].flatten(1), rtol=1e-4)) == 2 for W in cut.W_dec[:-1])
     save_dictionaries(cut, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["decoder_rank"] == 2
-    torch.testing.assert_close(load_dictionaries(tmp_path).W_dec[0], cut.W_dec[0], rtol=1e-4, atol=1e-5)
+    loaded = CrossLayerTranscoder.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.W_dec[0], cut.W_dec[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="at least 1; got 0"):
         truncate_decoders(model, clt, rows, rank=0, tokens=300)
     with pytest.raises(DictionaryError, match="TranscoderSet has no decoders to later layers"):
