@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import pad
 
+from tests.contracts.formats.mutations import assert_refused_or_same
 from tests.device import Tape, device_form
 from transcoders import CLTConfig, load_dictionaries, random_dictionaries, random_model, save_dictionaries, train
 from transcoders.dictionaries import CrossLayerTranscoder
@@ -199,6 +200,13 @@ def test_a_checkpoint_and_the_saved_set_take_the_room_of_the_factors(trained, tm
     save_dictionaries(loaded, tmp_path / "changed")
     again = CrossLayerTranscoder.from_pretrained(tmp_path / "changed")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), loaded.parameters(), strict=True))
+
+
+def test_damaged_factors_are_refused_in_a_sentence(tmp_path):
+    clt = random_dictionaries("clt", n_layers=3, d_model=8, features=12)
+    cut = truncated(clt, draw(3, 60, 8).float(), 2).requires_grad_(False)
+    save_dictionaries(cut, tmp_path)
+    assert_refused_or_same(load_dictionaries, tmp_path, CrossLayerTranscoder.from_pretrained(tmp_path), n=60, seed=0)
 
 
 def test_truncation_is_the_weighted_singular_value_decomposition():
