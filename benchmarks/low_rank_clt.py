@@ -7,10 +7,8 @@ full ones brought to the same rank afterwards (`truncate_decoders`), and of per-
 step at a wider shape, on random vectors; and what `training_cost` says of two published shapes.
 """
 
-import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -59,8 +57,6 @@ class Options:
     """Where dictionaries and figures are kept."""
     threads: int = 1
     """Threads of torch."""
-    step: str = ""
-    """Measure one configuration's memory (`full`, `plt` or a rank) and print it: the benchmark calls itself so."""
 
 
 # quality
@@ -144,24 +140,27 @@ def _vectors() -> VectorSource:
     return VectorSource(reads, writes, seed=0)
 
 
-def memory_of(name: str) -> None:
-    """Prints what a process takes for a few steps of one configuration, beyond its vectors."""
+def memory_of(name: str) -> int:
+    """Bytes that this process takes for a few steps of one configuration, beyond its vectors."""
     source, config = _vectors(), wide_configurations()[name]
     config_small = type(config)(features=64, activation="topk", k=8, batch=BATCH, tokens=3 * BATCH)
     Trainer(source, [config_small]).run(progress=False)  # libraries and their buffers
     before = _resident("VmRSS")
     Trainer(source, [config]).run(until=3, progress=False)
-    print(json.dumps(_resident("VmHWM") - before))
+    return _resident("VmHWM") - before
 
 
 def _resident(key: str) -> int:
-    """Bytes, of this process since it was started; `ru_maxrss` would be that of the process that started it."""
+    """Bytes, of this process alone; `ru_maxrss` would count the one that started it."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 
 
 def steps() -> str:
+    """To be measured first: what is forked before anything was trained takes memory of its own."""
     configs, rows = wide_configurations(), []
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        taken = dict(zip(configs, pool.map(memory_of, configs, chunksize=1), strict=True))
     trainers = {name: Trainer(_vectors(), [config]) for name, config in configs.items()}
     spent: dict[str, list[float]] = {name: [] for name in configs}
     for step in range(1, STEPS + 1):
@@ -171,12 +170,10 @@ def steps() -> str:
             spent[name].append(time.perf_counter() - start)
     seconds = {name: statistics.median(times[2:]) for name, times in spent.items()}
     for name, config in configs.items():
-        cost = training_cost(config, **WIDE)
-        command = [sys.executable, __file__, "--step", name]
-        taken = int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        cost = training_cost(config, n_layers=WIDE["n_layers"], d_model=WIDE["d_model"])
         rows.append([
-            _line(name), f"{cost.parameters / 1e6:.1f} M", f"{cost.memory / 2**20:.0f} MB", f"{taken / 2**20:.0f} MB",
-            f"{cost.checkpoint / 2**20:.0f} MB", f"{cost.sparse_flops / 1e6:.1f} M",
+            _line(name), f"{cost.parameters / 1e6:.1f} M", f"{cost.memory / 2**20:.0f} MB",
+            f"{taken[name] / 2**20:.0f} MB", f"{cost.checkpoint / 2**20:.0f} MB", f"{cost.sparse_flops / 1e6:.1f} M",
             f"{seconds[name] / seconds['full']:.2f}",
         ])  # fmt: skip
     columns = (
@@ -184,8 +181,8 @@ def steps() -> str:
         "operations a token, sparse", "time of a step, of full's",
     )  # fmt: skip
     return (
-        f"## A step at a wider shape\n\n{WIDE['n_layers']} layers of width {WIDE['d_model']}, {WIDE_FEATURES:,} features "
-        f"a layer, TopK with {L0} a token and layer, batches of {BATCH}, on random vectors. Computed: "
+        f"## A step at a wider shape\n\n{WIDE['n_layers']} layers of width {WIDE['d_model']}, {WIDE_FEATURES:,} "
+        f"features a layer, TopK with {L0} a token and layer, batches of {BATCH}, on random vectors. Computed: "
         f"`training_cost(…).memory`. Measured: by how much a process grows in three steps. Time: median of {STEPS - 2} "
         f"steps, the configurations in turn.\n\n{_table(columns, rows)}"
     )
@@ -229,13 +226,11 @@ saved, a low-rank transcoder is its factors. Written by `benchmarks/low_rank_clt
 
 def main(given: Options) -> None:
     torch.set_num_threads(given.threads)
-    if given.step:
-        return memory_of(given.step)
+    wide = steps()
     models: Mapping[str, Setting] = {name: setting(name, given.held_out) for name in given.models}
     parts = [quality(name, where, given) for name, where in models.items()]
-    page = ["# low_rank_clt", CLAIM, f"Machine: {machine()}", *parts, steps(), published()]
+    page = ["# low_rank_clt", CLAIM, f"Machine: {machine()}", *parts, wide, published()]
     write_file(RESULTS / "low_rank_clt.md", "\n\n".join(part.strip() for part in page) + "\n")
-    return None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ PAGE = DOCS / "scaling.md"
 MEMORY, PEAK, BANDWIDTH = 80e9, 989e12, 3.35e12
 UTILISATION, MEMORY_USED, NETWORK = 0.3, 0.9, 50e9
 BATCH, TOKENS, L0, BUFFER_MB = 4096, 1_000_000_000, 20, 4096
+LOW_RANKS = (64, 256)
 
 
 @dataclass(frozen=True)
@@ -148,24 +149,52 @@ from transcoders.training import CLTConfig, training_cost
 cost = training_cost(CLTConfig(features=16_384, batch=4096, parallel="features"), n_layers=26, d_model=2304, ranks=8)
 print(cost.memory, cost.checkpoint, cost.sparse_flops, cost.network)
 ```
+
+## With decoders of low rank
+
+Most of these numbers are decoders to later layers. `decoder_rank` lets them go through directions that a layer's
+features share ([how](training.md#decoders-of-low-rank)), which leaves the encoders and each layer's own decoder:
+
+{low_rank_table()}
+
+The shared maps are applied to every token, so operations grow with the rank. Weights, gradients, moments, checkpoints
+and what is saved are of the factors; the transcoder that a run hands out has full decoders, in main memory. What quality
+that leaves has been measured on [small models](../benchmarks/results/low_rank_clt.md) alone.
 """
 
 
-def _cost(model: Model, ranks: int, parallel: str = "features"):
+def low_rank_table() -> str:
+    rows = [
+        "| model | decoders | parameters | weights, gradients, moments | GPUs | memory of each | operations a token, sparse |"
+    ]
+    rows.append("|---|---|---|---|---|---|---|")
+    for model in MODELS:
+        for rank in (None, *LOW_RANKS):
+            ranks, memory = _fitting(model, rank)
+            cost = _cost(model, ranks, rank=rank)
+            rows.append(
+                f"| {model.name} | {'full' if rank is None else f'rank {rank}'} | {cost.parameters / 1e9:.2f} G | "
+                f"{_bytes(16 * cost.parameters)} | {ranks} | {_bytes(memory)} | {cost.sparse_flops / 1e9:,.2f} GFLOP |"
+            )
+    return "\n".join(rows)
+
+
+def _cost(model: Model, ranks: int, parallel: str = "features", rank: int | None = None):
     from transcoders.training import CLTConfig, training_cost
 
     config = CLTConfig(
         features=model.features, batch=BATCH, tokens=TOKENS, activation="batchtopk", k=L0 * model.n_layers,
         parallel=parallel,  # pyright: ignore[reportArgumentType]
+        decoder_rank=rank,
     )  # fmt: skip
     return training_cost(config, n_layers=model.n_layers, d_model=model.d_model, ranks=ranks, device="cuda")
 
 
-def _fitting(model: Model) -> tuple[int, float]:
+def _fitting(model: Model, rank: int | None = None) -> tuple[int, float]:
     """As few GPUs as hold it, and the bytes on each."""
     ranks = 1
     while True:
-        memory = _cost(model, ranks).memory + 4 * model.parameters + BUFFER_MB * 2**20
+        memory = _cost(model, ranks, rank=rank).memory + 4 * model.parameters + BUFFER_MB * 2**20
         if memory <= MEMORY_USED * MEMORY:
             return ranks, memory
         ranks *= 2

@@ -42,6 +42,8 @@ CASES: dict[str, TrainConfig] = {
     "clt-ghost": CLTConfig(activation="topk", remedy="ghost", kernels="sparse", **COMMON),
     "plt-auxk-token": TranscoderConfig(activation="topk", remedy="auxiliary", k_aux=4, aux_pooling="token", **COMMON),
     "clt-jumprelu": CLTConfig(aligned=True, **COMMON),
+    "clt-low-rank-topk": CLTConfig(activation="topk", k_aux=4, kernels="sparse", decoder_rank=2, **COMMON),
+    "clt-low-rank-jumprelu": CLTConfig(decoder_rank=2, **COMMON),
 }
 
 

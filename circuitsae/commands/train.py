@@ -38,6 +38,7 @@ def train(
     kind: Literal["clt", "plt", "sae"] = "clt",
     site: Annotated[SiteKind | None, tyro.conf.DisallowNone] = None,
     centred: Annotated[bool | None, tyro.conf.DisallowNone] = None,
+    decoder_rank: Annotated[int | None, tyro.conf.DisallowNone] = None,
     start: Annotated[str | None, tyro.conf.DisallowNone] = None,
     resume: bool = False,
     plan: bool = False,
@@ -61,6 +62,8 @@ def train(
         kind: clt: a cross-layer transcoder. plt: a transcoder per layer. sae: autoencoders of one site.
         site: SAEs only: what is read and reconstructed; resid_post unless given.
         centred: SAEs only: the encoder reads its input less the decoder's bias.
+        decoder_rank: Cross-layer transcoders only: directions through which a layer's features write to later layers; a
+            decoder for each pair of layers unless given.
         start: Dictionaries to train on instead of new weights: a folder or hub name. What they are is taken over:
             features, activation, k, skip term.
         resume: Go on from the latest checkpoint in the folder; a run that is complete is evaluated as it is. Without it
@@ -76,7 +79,11 @@ def train(
     """
     if ranks is not None and (not plan or ranks < 1):
         raise InputError(f"--ranks {ranks} is for --plan, and at least 1; to train in several processes, use torchrun.")
-    own = {key: value for key, value in (("site", site), ("centred", centred)) if value is not None}
+    own = {
+        key: value
+        for key, value in (("site", site), ("centred", centred), ("decoder_rank", decoder_rank))
+        if value is not None
+    }
     own |= {key: value for key, value in asdict(mlps).items() if value != getattr(MLPSettings(), key)}
     config = config_of(kind, **asdict(settings), **own)
 

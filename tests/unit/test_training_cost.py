@@ -19,6 +19,7 @@ CONFIGS = [
     TranscoderConfig(features=24, batch=BATCH, skip=True),
     CLTConfig(features=24, batch=BATCH, activation="jumprelu"),
     CLTConfig(features=24, batch=BATCH, activation="relu", skip=True),
+    CLTConfig(features=24, batch=BATCH, activation="topk", k=9, decoder_rank=2),
 ]
 IDS = [f"{c.kind}-{c.activation}" for c in CONFIGS]
 

@@ -3,6 +3,7 @@
 `activations` holds the sparsifying functions, `sparse_dictionary` the single-site SAE and transcoder, `per_layer` one
 of them for each layer, `mixing` such a set made of several, `cross_layer` the cross-layer transcoder, `mapped` a set
 whose decoders stay in their file, `fitting` layers without a dictionary, `normalisation` factors folded into weights,
+`low_rank` decoders of a rank as factors,
 `provenance` where a set comes from, `fingerprint` which weights it has, `random` seeded sets for tests.
 Attribution knows nothing of them beyond the protocol.
 """

@@ -5,7 +5,8 @@ those on disk), `step` brings one dictionary a step further, `checkpoint` keeps 
 whose folder it is and whether the run is complete. `trainer` is the loop over these for any number of dictionaries at
 once, `entry` the functions above it, and `planning` says beforehand what a run takes.
 
-Below `step`: `parameters` (all layers stacked, activations normalised) with their first values (`initialise`), `codes`
+Below `step`: `parameters` (all layers stacked, activations normalised; `low_rank`: decoders to later layers as factors)
+with their first values (`initialise`), `codes`
 (which features are active, by dense or by sparse kernels), `losses` with `derivative` (what is passed on of small
 changes), `sparsity` (penalties, rates, the controller of L0) and
 `revival` of dead latents. Beside the loop: `metrics` writes figures, `best` compares checkpoints by them, `stopping`

@@ -3,8 +3,8 @@
     W_dec[l→l] = W_l,    W_dec[l→l'] = C_l B_{l→l'} for l' > l,    W_l [feature, d], C_l [feature, r], B_{l→l'} [r, d]
 
 A layer's own decoder is full, so that nothing is taken from what a per-layer transcoder has; with r = (L − 1 − l) d
-nothing is taken from a cross-layer transcoder either. `[W_l | C_l]` lies in training as one table `[feature, 1, d + r]`,
-a feature a row, so that sparse kernels read it at once and processes share it out by features. B is shared.
+nothing is taken from a cross-layer one either. In training `[W_l | C_l]` is one table `[feature, 1, d + r]`, a
+feature a row: sparse kernels read it at once, and processes share it out by features. B is common to all features.
 
 The shared directions are ours. One decoder for all write layers (r = d, B diagonal) is crosslayer-coding's
 `decoder_tying="per_source"` (github.com/curt-tigges/crosslayer-coding, pull request 38).
