@@ -40,13 +40,14 @@ COLUMNS = ["compared", "of", "count", "persistence", "chance", "by influence", "
 ALONE, BATCH = ("transcoder TopK",), "transcoder BatchTopK"
 CLAIM = (
     "Transcoders of the pocket model (TopK, L0 16, 300,000 tokens), 512 features of each layer, {prompts} prompts: "
-    "which features and edges of a pruned graph are found again in the graphs of the same prompts by dictionaries of the two "
-    "other seeds, or of another width (`circuitsae persist`). Persistence is the share of the others; chance the same "
-    "with the features of a layer and position exchanged at random, 20 times. Top half: the fewest that hold half of "
-    "the influence. Supersets: BatchTopK, the 256 features and what is novel of 512 ({sizes} features of a layer). "
-    "Features of one parent, a feature of the 256 or a meta-latent, are looked for with the two other seeds, in graphs "
-    "pruned to 95 % of the influence: each alone, together, and in groups of the same sizes of other features of the "
-    "same places. Counts are a graph's. Means of prompts, then of three seeds, and 95 % intervals over seeds."
+    "which features and edges of a pruned graph are found again in the graphs of the same prompts by dictionaries of "
+    "the two other seeds, or of another width (`circuitsae persist`). Persistence is the share of the others; chance "
+    "the same with the features of a layer and position exchanged at random, 20 times. Top half: the fewest that hold"
+    " half of the influence. Supersets: BatchTopK, the 256 features and what is novel of 512 ({sizes} features of a "
+    "layer). Features of one parent, a feature of the 256 or a meta-latent, are looked for with the two other seeds, "
+    "in graphs pruned to 95 % of the influence: each alone, together, and in groups of the same sizes of other "
+    "features of the same places. Counts are a graph's. Means of prompts, then of three seeds, and 95 % intervals "
+    "over seeds."
 )
 Groups = Mapping[str, pd.DataFrame]
 
@@ -127,15 +128,15 @@ def unit_frames(graphs: Graphs, compared: Compared, parents: pd.DataFrame) -> pd
 
 def mean_of(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Means of the same rows, in their order."""
-    return pd.concat(frames).groupby("what", sort=False).mean().reset_index() if frames else pd.DataFrame()
+    return pd.DataFrame(pd.concat(frames).groupby("what", sort=False).mean()) if frames else pd.DataFrame()
 
 
 def rows_of(name: str, by_seed: Sequence[pd.DataFrame]) -> list[list[str]]:
     """Mean and 95 % interval over seeds."""
     rows = []
     by_seed = [frame for frame in by_seed if len(frame)]
-    for what in by_seed[0]["what"] if by_seed else []:
-        own = pd.concat(frame[frame["what"] == what] for frame in by_seed)
+    for what in by_seed[0].index if by_seed else []:
+        own = pd.DataFrame([frame.loc[what] for frame in by_seed if what in frame.index])
         count = f"{own['count'].mean():.1f}"
         rest = [str(interval(own[c].tolist())) for c in ("persistence", "chance", "weighted", "weighted_chance")]
         rows.append([name, str(what), count, *rest])
