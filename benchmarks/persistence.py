@@ -1,13 +1,13 @@
 """What of a graph is found again with dictionaries of other seeds and widths: results/persistence.md.
 
-    python benchmarks/persistence.py [--prompts 8] [--tokens 6000] [--work runs/sets]
+    python benchmarks/persistence.py [--prompts 6] [--tokens 4000] [--work runs/sets]
 
 Transcoders of the pocket model (`trained_sets.py`), 512 features of each layer, against those of the other seeds, and
 against 256 and 1,024 features; each of the three seeds is once the one whose graphs are looked at.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +32,13 @@ from circuitsae.pocket.prompts import DEMONSTRATION, ioi_prompts, two_hop_prompt
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import DictionarySet
 from transcoders.evaluation import coactivations, counterparts, meta_parents, narrow_parents, superset
-from transcoders.training.meta_sae import train_meta_sae
+from transcoders.training.meta_sae import meta_config, train_meta_sae
 
 SEEDS = (0, 1, 2)
 NARROW, OWN, WIDE = 256, 512, 1024
 COLUMNS = ["compared", "of", "count", "persistence", "chance", "by influence", "its chance"]
+META_PASSES = 500
+"""Times that a meta-SAE sees each decoder, a quarter of the default."""
 ALONE, BATCH = ("transcoder TopK",), "transcoder BatchTopK"
 CLAIM = (
     "Transcoders of the pocket model (TopK, L0 16, 300,000 tokens), 512 features of each layer, {prompts} prompts: "
@@ -56,9 +58,9 @@ Groups = Mapping[str, pd.DataFrame]
 class Options:
     """What is measured on."""
 
-    prompts: int = 8
+    prompts: int = 6
     """Prompts, half of indirect objects and half of two hops."""
-    tokens: int = 6000
+    tokens: int = 4000
     """On which features are matched."""
     work: Path = WORK
     """Where the dictionaries are, or are trained."""
@@ -180,7 +182,8 @@ def main(given: Options) -> None:
         rows += rows_of(name, [frames(graphs, c) for c in against_seeds(where, sets)])[:3]
     parents = {"split from one of 256": [narrow_parents(*pair) for pair in zip(own, narrow, strict=True)]}
     if given.meta:
-        metas = [{layer: train_meta_sae(d, layer)[1] for layer in range(d.n_layers)} for d in own]
+        config = replace(meta_config(OWN), tokens=META_PASSES * OWN)
+        metas = [{i: train_meta_sae(d, i, config=config)[1] for i in range(d.n_layers)} for d in own]
         parents["of one meta-latent"] = [meta_parents(found) for found in metas]
     for name, tables in parents.items():
         rows += rows_of(name, [unit_frames(graphs, *pair) for pair in zip(seeds, tables, strict=True)])
