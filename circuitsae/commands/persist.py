@@ -84,7 +84,7 @@ def persist(
     others = _others(replacement, loaded, dictionaries, text, tokens)
     found = persistence_in(loaded, others)
     marked = replace(loaded, persistence=found)
-    _show(console, f"Found again, mean over {len(dictionaries)} dictionaries", persistence_frame(loaded, found))
+    _show(console, f"Found again, mean over {len(dictionaries)} other sets", persistence_frame(loaded, found))
     for what, units in _units(replacement, loaded, narrow, meta):
         _show_units(console, what, loaded, units, others)
     kept = {VALIDATION: (graph / VALIDATION).read_bytes()} if (graph / VALIDATION).is_file() else {}

@@ -170,11 +170,11 @@ def persistence_frame(graph: WholeGraph, found: Persistence) -> pd.DataFrame:
     rows = []
     for what, of, mask in (
         ("features", nodes, feature),
-        ("edges from a feature to a feature", edges, feature[source] & feature[target]),
-        ("edges from a feature to a logit", edges, feature[source] & (kinds[target] == NodeKind.LOGIT)),
-        ("edges into a feature from a token or an error", edges, feature[target] & beside),
+        ("feature → feature", edges, feature[source] & feature[target]),
+        ("feature → logit", edges, feature[source] & (kinds[target] == NodeKind.LOGIT)),
+        ("token or error → feature", edges, feature[target] & beside),
     ):
-        for name, part in ((what, mask), (f"{what}: half of the influence", strongest_half(of[2], mask))):
+        for name, part in ((what, mask), (f"{what}, top half", strongest_half(of[2], mask))):
             rows.append((name, int(part.sum()), *_means(*(values[part] for values in of))))
     return pd.DataFrame(rows, columns=list(_FRAME))
 

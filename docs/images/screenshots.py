@@ -17,6 +17,11 @@ and the one of docs/dictionaries.md of its own commands, with `--validate 20`:
 
     docs/images/screenshots.py graphs/mixed/graph.html mixed "node=2.398@8&density=0.6"
 
+and the one of docs/canonical.md of a graph by one of the dictionaries of benchmarks/persistence.py, after `circuitsae
+persist` with the other two seeds:
+
+    docs/images/screenshots.py graphs/seeds/graph.html persistence "persistence=1" 720 64
+
 and the other two of docs/viewer.md: the first of what `circuitsae trace "The capital of France is"` writes with
 SmolLM2's dictionaries (docs/smollm2.md), untested, the second of the graph of 600 nodes of `benchmarks/pages.py`:
 

@@ -1,13 +1,14 @@
-"""In how many prunings nodes and edges are, on the page of a graph; and what all of them keep, alone."""
+"""In how many prunings, or other dictionaries, nodes and edges are, on the page of a graph."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from circuitsae.graph import VIEWS
+from circuitsae.graph import VIEWS, Persistence
 from circuitsae.report import write_html
 from tests.sample_graphs import sample_graph, whole_graph
 
@@ -60,3 +61,38 @@ def test_a_graph_without_prunings_has_no_such_filter(tmp_path: Path, open_page: 
     assert page.evaluate("viewer.state.consensus") is False
     page.evaluate("viewer.select(viewer.nodes.kind.indexOf('feature'))")
     expect(page.locator("#panel")).not_to_contain_text("prunings")
+
+
+def test_opacity_says_in_how_many_dictionaries_something_is_found_again(graph, tmp_path: Path, open_page: OpenPage):
+    rng = np.random.default_rng(0)
+    nodes, edges = (rng.integers(0, 5, n) / 4 for n in (len(graph.ids), graph.weights.nnz))
+    names = ("one", "two", "three", "<b>four</b>")
+    found = replace(graph, persistence=Persistence(names, nodes, edges, nodes * 0, edges * 0))
+    page = open_page(write_html(found, tmp_path / "graph.html"))
+    assert set(page.evaluate("viewer.opacities()")) == {1}
+    plain = page.evaluate("viewer.allLayers().map(({ alpha, members }) => [alpha, members.length])")
+    page.get_by_label("Fade what other dictionaries lack").check()
+    alone = "viewer.itemsNow().filter(item => item.node >= 0 && item.shown.length)"
+    drawn = page.evaluate(f"{alone}.map(item => [item.node, viewer.itemFade(item)])")
+    assert len(drawn) > 10
+    assert [value for _, value in drawn] == pytest.approx([0.12 + 0.88 * nodes[i] for i, _ in drawn])
+    marks = page.evaluate("[...document.querySelectorAll('.scatterlayer path.point')].map(p => +p.style.opacity)")
+    assert marks == pytest.approx(page.evaluate("viewer.opacities()"), abs=1e-4)
+    faint = page.evaluate("viewer.allLayers().map(({ alpha, members }) => [alpha, members.length])")
+    assert sum(n for _, n in faint) == sum(n for _, n in plain)
+    assert sum(a * n for a, n in faint) < 0.9 * sum(a * n for a, n in plain)
+
+    at = int(np.flatnonzero(edges == 0.75)[0])
+    source, target = graph.edges_frame().loc[at, ["source", "target"]]
+    page.evaluate("id => viewer.select(viewer.indexOf.get(id))", target)
+    row = page.locator("#panel li", has=page.locator(f"[title='{source} → {target}']"))
+    expect(row).to_contain_text("found again in 3 of 4 dictionaries")
+    own = round(nodes[list(graph.ids).index(target)] * 4)
+    expect(page.locator("#panel .quantities")).to_contain_text(f"{own} of 4 dictionaries")
+    page.wait_for_function("() => location.hash.includes('persistence=1')")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    expect(page.locator("#persistence")).to_be_checked()
+    page = open_page(write_html(graph, tmp_path / "without.html"), "#persistence=1")
+    expect(page.locator("#persistence-choice")).to_be_hidden()
+    assert page.evaluate("viewer.state.persistence") is False

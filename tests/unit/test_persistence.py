@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from circuitsae.attribution import LogitTargets, attribute
+from circuitsae.attribution import Contrast, FeatureTarget, LogitTargets, attribute
+from circuitsae.features import persist
 from circuitsae.graph import (
     AttributionGraph,
     NodeKind,
@@ -35,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def rows():
-    return torch.randint(0, 64, (12, 24), generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, 64, (8, 20), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,8 @@ def test_what_is_the_same_but_for_its_order_or_two_halves_is_found_everywhere(mo
         assert members["by"].tolist() == ["sum"] * 4
         assert members["explained"].to_numpy() == pytest.approx(np.ones(4), abs=1e-6)
     text_free = counterparts(own, changed(own, order))
-    mine = torch.arange(48) if order is None else order
-    assert (mine[text_free["other"].to_numpy()].numpy() == text_free["index"].to_numpy()).all()
+    mine = np.arange(48) if order is None else order.numpy()
+    assert mine[text_free["other"]].tolist() == text_free["index"].tolist()
 
 
 def test_the_scores_are_those_of_two_loops(model, own, graph, rows):
@@ -158,14 +159,14 @@ def test_a_random_dictionary_is_found_as_often_as_chance_has_it(model, own, grap
     """Partners that are drawn at random, since of random decoders none is alike."""
     rng = np.random.default_rng(1)
     drawn = []
-    for seed in range(20, 26):
+    for seed in range(20, 24):
         other = random_dictionaries("plt", features=48, activation="jumprelu", seed=seed)
         pairs = [(layer, i, int(j)) for layer in (0, 1) for i, j in enumerate(rng.permutation(48))]
         drawn.append(Other(str(seed), graph_by(model, other), pd.DataFrame(pairs, columns=["layer", "index", "other"])))
         assert counterparts(own, other, coactivations(model, own, other, rows)).empty
     found = persistence_in(graph, drawn)
     feature = graph.mask(NodeKind.FEATURE)
-    assert 0 < found.nodes[feature].mean() == pytest.approx(found.nodes_chance[feature].mean(), abs=0.04)
+    assert 0 < found.nodes[feature].mean() == pytest.approx(found.nodes_chance[feature].mean(), abs=0.05)
 
 
 def test_units_are_the_features_where_each_is_alone_and_their_sums_where_not(model, own, graph, rows):
@@ -253,3 +254,22 @@ def test_what_cannot_be_compared_is_refused(model, own, graph, rows):
         counterparts(own, random_dictionaries("sae"))
     with pytest.raises(InputError, match="says nothing"):
         counterparts(own, own, by=["activation"])
+
+
+def test_other_dictionaries_are_asked_the_same_of_the_same_prompt(model, own, rows):
+    """A contrast, traced again by a permuted copy and by itself, with and without a text."""
+    traced = ReplacementModel(model, own)
+    graph = attribute(traced, TOKENS, targets=Contrast(7, [11, 13])).prune(nodes=0.7, edges=0.9)
+    others = {"permuted": changed(own, torch.arange(47, -1, -1)), "itself": own}
+    for text in (rows[:4], None):
+        found = persist(graph, traced, others, text).persistence
+        assert found is not None
+        assert found.dictionaries == ("permuted", "itself")
+        assert found.nodes.min() == found.edges.min() == 1.0
+    of_feature = attribute(traced, TOKENS, targets=FeatureTarget(1, own_feature(graph), 5))
+    with pytest.raises(InputError, match="which other dictionaries cannot"):
+        persist(of_feature, traced, others)
+
+
+def own_feature(graph) -> int:
+    return next(n.index for n in graph.nodes if n.kind is NodeKind.FEATURE and (n.layer, n.pos) == (1, 5))
