@@ -32,6 +32,7 @@ from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.serve import serve
 from circuitsae.commands.shared import Wide, counts
+from circuitsae.commands.shift import shift
 from circuitsae.commands.steer import steer
 from circuitsae.commands.train import train
 from circuitsae.commands.verdicts import verdicts
@@ -41,7 +42,7 @@ from transcoders.errors import CheckFailedError, InputError
 app = tyro.extras.SubcommandApp()
 for command in (
     trace, validate, attention, show, serve, compare, activations, train, refine, finetune, evaluate, benchmark,
-    intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
+    shift, intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
 ):  # fmt: skip
     app.command(command)
 features.command(label)

@@ -1,14 +1,14 @@
 """Which features of a circuit are about the unintended label: what people see of them, and three ways to judge."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
+from torch import Tensor
 
 from circuitsae.benchmark.data import read_records
 from circuitsae.benchmark.layers import BenchmarkLayer, token_shares, weighted
@@ -32,7 +32,9 @@ def activations_by_text(
     return np.concatenate(parts)
 
 
-def fires_on(model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]) -> list[tuple[Counter[str], str]]:
+def fires_on(
+    model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]
+) -> list[tuple[Counter[str], str]]:
     """Of each feature the tokens among its twenty strongest, and the strongest with what comes before it."""
     places: list[list[tuple[float, int, int]]] = [[] for _ in features]
     rows: list[list[int]] = []
@@ -48,7 +50,9 @@ def fires_on(model: ReplacementModel, features: Sequence[Feature], texts: Sequen
     return [_described(model, own, rows) for own in places]
 
 
-def _activations(model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]):
+def _activations(
+    model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Of each group of texts the activations `[row, pos, feature]`, where there are no features, and the tokens."""
     layers = sorted({feature.layer for feature in features})
     order = [number for layer in layers for number, f in enumerate(features) if f.layer == layer]
@@ -84,14 +88,15 @@ def tells(a: Float[np.ndarray, "text feature"], y: Bool[np.ndarray, "text"]) -> 
     return np.abs(2 * area - 1)
 
 
-def judge_by_rule(table: pd.DataFrame, margin: float) -> list[bool]:
-    """About the unintended label: what tells more of it than of the intended one, by at least `margin`."""
-    difference = table["tells_unintended"].to_numpy() - table["tells_intended"].to_numpy()
-    return [bool(yes) for yes in difference > margin]
+def judge_by_rule(
+    intended: Float[np.ndarray, "feature"], unintended: Float[np.ndarray, "feature"], margin: float
+) -> list[bool]:
+    """About the unintended label: what `tells` more of it than of the intended one, by more than `margin`."""
+    return (unintended - intended > margin).tolist()
 
 
 def judge_by_words(spelled: Sequence[Counter[str]], words: Sequence[str], share: float = 0.5) -> list[bool]:
-    """About the unintended label: what fires, among its strongest tokens, on some words at least in a `share` of cases."""
+    """About the unintended label: what fires on some words at least in a `share` of its strongest tokens."""
     known = {word.strip().casefold() for word in words}
     hits = [sum(n for token, n in each.items() if token.strip().casefold() in known) for each in spelled]
     return [bool(each) and hit >= share * each.total() for each, hit in zip(spelled, hits, strict=True)]
@@ -121,7 +126,9 @@ def read_judged(path: Path | str) -> list[Feature]:
         for number, record in enumerate(records, 1):
             said = record["ablate"].strip().casefold()
             if said not in _YES + _NO:
-                raise FileFormatError(f"Row {number} of {path} says {record['ablate']!r} under `ablate`; write yes or no.")
+                raise FileFormatError(
+                    f"Row {number} of {path} says {record['ablate']!r} under `ablate`; write yes or no."
+                )
             chosen += [record["id"]] if said in _YES else []
     else:
         if not path.is_file():
