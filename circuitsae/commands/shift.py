@@ -1,5 +1,6 @@
 """`circuitsae shift`: a classifier freed of what it should not go by, and the features for people to judge."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -127,7 +128,7 @@ def _show(console: Console, result: "ShiftResult", top: int) -> None:
     rows = [
         (row["id"], f"{row['effect']:+.3f}", *(_share(row[f"tells_{side}"]) for side in ("intended", "unintended")),
          row["ablate"], row["fires_on"])
-        for row in result.features.head(top).fillna("").to_dict("records")
+        for row in result.features.head(top).to_dict("records")
     ]  # fmt: skip
     show_table(console, "Effects on the margin, and what each feature tells of either label", columns, rows)
     lines = [(line.name, str(line.ablated), *(f"{value:.2f}" for value in line.groups)) for line in result.lines]
@@ -136,5 +137,5 @@ def _show(console: Console, result: "ShiftResult", top: int) -> None:
     show_table(console, f"Trained to tell {intended} where {unintended} goes with it; answers that agree", heads, lines)
 
 
-def _share(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else ""
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"

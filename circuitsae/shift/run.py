@@ -160,7 +160,7 @@ class _Run:
             for feature, *row in zip(features, *(each.tolist() for each in told), fires, examples, strict=True)
         }
         rows = [
-            {"id": name, "effect": effect, **own.get(name, {})}
+            {"id": name, "effect": effect, **own.get(name, {"fires_on": "", "example": ""})}
             for name, effect in zip(circuit.ids, circuit.scores, strict=True)
         ]
         columns = ["id", "effect", "tells_intended", "tells_unintended", "fires_on", "example"]
