@@ -50,7 +50,7 @@ def labelled():
     """Two words that say both labels, weakly and strongly, among others."""
     rng, rows = np.random.default_rng(1), []
     for cell, words in WORDS.items():
-        for _ in range(16):
+        for _ in range(12):
             text = "the " + " ".join([*rng.choice(FILLERS, rng.integers(1, 4)), words, *rng.choice(FILLERS, 2)])
             rows.append((text, "food" if cell[0] else "animal", "he" if cell[1] else "she"))
     texts, labels, others = zip(*rows, strict=True)
@@ -105,7 +105,7 @@ def right(probe, x, cells):
 
 def test_shift_takes_out_the_planted_concept(planted, labelled):
     found = shift(
-        planted, labelled, config=ShiftConfig(labels=("food", "animal"), judge_texts=6, effect_texts=12, steps=2)
+        planted, labelled, config=ShiftConfig(labels=("food", "animal"), judge_texts=6, effect_texts=8, steps=1)
     )
     texts = ShiftTexts.of(labelled, labels=("food", "animal"), judged=6)
     assert set(found.judged) == set(PLANTED)
@@ -127,8 +127,8 @@ def test_shift_takes_out_the_planted_concept(planted, labelled):
 
 @pytest.mark.parametrize("method", ["gradient", "integrated"])
 def test_effects_are_what_removing_a_feature_does_where_all_is_linear(planted, labelled, method):
-    some = list(labelled.texts[::6])
-    y = np.array([label == "food" for label in labelled.labels[::6]])
+    some = list(labelled.texts[::8])
+    y = np.array([label == "food" for label in labelled.labels[::8]])
     x = pooled(planted, Site(1, "resid_post"), "mean", some)
     classifier = train_classifier(Site(1, "resid_post"), "mean", x, y)
     circuit = margin_effects(planted, classifier, some, y, method=method, steps=2)
@@ -262,7 +262,8 @@ def test_what_a_feature_tells_and_fires_on(planted, labelled):
     a, y = rng.integers(0, 4, (30, 3)).astype(float), np.arange(30) % 3 == 0
     assert tells(a, y) == pytest.approx([abs(2 * roc_auc_score(y, column) - 1) for column in a.T])
     found = fires_on(planted, PLANTED, labelled.texts)
-    assert [set(spelled) for spelled, _ in found] == [{" he"}, {" she"}]
+    assert [next(iter(spelled)) for spelled, _ in found] == [" he", " she"]
+    assert sum(found[0][0].values()) == pytest.approx(1)
     assert found[0][1].endswith("» he«")
     assert judge_by_words([spelled for spelled, _ in found], ["HE", "him"]) == [True, False]
     by_words = shift(planted, labelled, config=ShiftConfig(words=("she",), baselines=False, effect_texts=8, steps=1))
@@ -275,10 +276,10 @@ def test_the_human_step_marked_features_are_what_is_taken_out(tmp_path, monkeypa
         writer = csv.writer(file)
         writer.writerow(("text", "label", "second"))
         for (food, he), words in WORDS.items():
-            for filler in FILLERS[:6]:
+            for filler in FILLERS[:4]:
                 writer.writerow((f"The {filler} {words} saw.", food, he))
-    command = ["shift", "--texts", "mine.csv", "--method", "gradient", "--nodes", "12", "--effect-texts", "6",
-               "--judge-texts", "3", "--pool", "last", "--no-baselines", "--wide"]  # fmt: skip
+    command = ["shift", "--texts", "mine.csv", "--method", "gradient", "--nodes", "12", "--effect-texts", "3",
+               "--judge-texts", "2", "--pool", "last", "--no-baselines", "--wide"]  # fmt: skip
     main(command)
     assert "SHIFT, retrained" in capsys.readouterr().out
     with open("shift/features.csv", newline="") as file:
