@@ -34,6 +34,7 @@ from circuitsae.commands.refine import refine
 from circuitsae.commands.reproduce import reproduce
 from circuitsae.commands.serve import serve
 from circuitsae.commands.shared import Wide, counts
+from circuitsae.commands.shift import shift
 from circuitsae.commands.steer import steer
 from circuitsae.commands.train import train
 from circuitsae.commands.verdicts import verdicts
@@ -43,7 +44,8 @@ from transcoders.errors import CheckFailedError, InputError
 app = tyro.extras.SubcommandApp()
 for command in (
     trace, validate, attention, show, serve, compare, persist, activations, train, refine, finetune, evaluate,
-    benchmark, crosscoder, diff, intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch, causal_trace,
+    benchmark, crosscoder, diff, shift, intervene, steer, circuit, reproduce, audit, lens, fit_lens, patch,
+    causal_trace,
 ):  # fmt: skip
     app.command(command)
 features.command(label)

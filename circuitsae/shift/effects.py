@@ -1,20 +1,21 @@
 """What features and error nodes add to a classifier's margin, and runs of the model without some features."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitsae.attribution.effects import STEPS, Method, node_effects
 from circuitsae.benchmark.baselines import like
-from circuitsae.benchmark.layers import BenchmarkLayer
-from circuitsae.interventions import Feature
+from circuitsae.benchmark.layers import BenchmarkLayer, rows_of
+from circuitsae.interventions import Error, Feature
 from circuitsae.replacement import ReplacementModel
 from circuitsae.shift.classifier import Classifier, Edits, rows_and_exempt
+from circuitsae.validation.circuits import Circuit, CircuitNode
 from transcoders.dictionaries import SAE, DictionarySet, ReLU, SAESet
 from transcoders.edits import Hook, after
 from transcoders.errors import InputError
@@ -23,8 +24,6 @@ from transcoders.sites import Site
 Ablation = Literal["zero", "mean"]
 Means = Mapping[int, Float[Tensor, "feature"]]
 """Of the features of a layer."""
-ERROR = -1
-"""In the place of a feature's number: the error nodes of its layer."""
 
 
 def margin_effects(
@@ -35,38 +34,35 @@ def margin_effects(
     *,
     method: Method = "integrated",
     steps: int = STEPS,
-) -> pd.DataFrame:
+) -> Circuit:
     """`E_i = mean over texts of s Σ_p E_i(p)`, s = ±1 the text's label and E_i(p) a node's effect on the score.
 
-    What a feature (or the error nodes of a layer, feature −1), at all positions of a text, adds to the margin s · score,
-    by `node_effects` against 0. Columns `layer`, `feature`, `effect`; the largest |effect| first, and none of 0.
+    What a feature, or the error nodes of a layer, adds at all positions of a text to the margin s · score, by
+    `node_effects` against 0. The largest |effect| first, and none of 0.
 
     Source: Marks et al. 2024, *Sparse Feature Circuits*, section 4 and appendix, where the metric is −log p(label).
     """
-    parts = []
-    for (tokens, _), sign in zip(_one_by_one(model, texts), np.where(y, 1.0, -1.0), strict=True):
+    total: dict[CircuitNode, float] = defaultdict(float)
+    for tokens, sign in zip(_one_by_one(model, texts), np.where(y, 1.0, -1.0).tolist(), strict=True):
         trace = model.trace(tokens)
         found = node_effects(model, trace, classifier.readout(trace), method=method, steps=steps)
-        layer, _, feature = found.nodes.index.T.cpu().numpy()
-        errors = found.errors.sum(1).double().cpu().numpy()
-        part = {
-            "layer": np.concatenate([layer, np.arange(len(errors))]),
-            "feature": np.concatenate([feature, np.full(len(errors), ERROR)]),
-            "effect": sign * np.concatenate([found.features.double().cpu().numpy(), errors]),
-        }
-        parts.append(pd.DataFrame(part))
-    together = pd.concat(parts).groupby(["layer", "feature"], as_index=False)["effect"].sum()
-    together["effect"] /= len(texts)
-    reached = together[together["effect"] != 0]
-    return reached.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
+        for (layer, _, index), effect in zip(found.nodes.index.tolist(), found.features.tolist(), strict=True):
+            total[Feature(layer, index)] += sign * effect / len(texts)
+        for layer, effect in enumerate(found.errors.sum(1).tolist()):
+            total[Error(layer)] += sign * effect / len(texts)
+    order = sorted((node for node, effect in total.items() if effect), key=lambda node: -abs(total[node]))
+    return Circuit(tuple(order), tuple(total[node] for node in order))
 
 
-def _one_by_one(model: ReplacementModel, texts: Sequence[str]) -> list[tuple[Tensor, int]]:
+def features_of(circuit: Circuit) -> list[Feature]:
+    """Without its error nodes."""
+    return [node for node in circuit.nodes if isinstance(node, Feature)]
+
+
+def _one_by_one(model: ReplacementModel, texts: Sequence[str]) -> list[Int[Tensor, "pos"]]:
     """The tokens of each text, as all runs read them."""
-    found = []
-    for rows, _ in rows_and_exempt(model, texts):
-        found += [(row[:length], length) for row, length in zip(rows.tokens, rows.lengths.tolist(), strict=True)]
-    return found
+    groups = rows_of(model.model, texts)
+    return [row[:length] for rows in groups for row, length in zip(rows.tokens, rows.lengths.tolist(), strict=True)]
 
 
 def ablated(dictionaries: DictionarySet, features: Sequence[Feature], means: Means | None = None) -> Edits:

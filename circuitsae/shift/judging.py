@@ -1,14 +1,14 @@
 """Which features of a circuit are about the unintended label: what people see of them, and three ways to judge."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
+from torch import Tensor
 
 from circuitsae.benchmark.data import read_records
 from circuitsae.benchmark.layers import BenchmarkLayer, token_shares, weighted
@@ -20,6 +20,8 @@ from transcoders.errors import FileFormatError, InputError
 
 SHOWN, CONTEXT = 20, 6
 """The strongest tokens that are looked at, and how many tokens before the very strongest one are shown."""
+Spelled = dict[str, float]
+"""The tokens among a feature's twenty strongest, with their shares of what it is active there; the largest first."""
 _YES, _NO = ("yes", "y", "1", "true", "x"), ("no", "n", "0", "false", "")
 
 
@@ -32,8 +34,8 @@ def activations_by_text(
     return np.concatenate(parts)
 
 
-def fires_on(model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]) -> list[tuple[Counter[str], str]]:
-    """Of each feature the tokens among its twenty strongest, and the strongest with what comes before it."""
+def fires_on(model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]) -> list[tuple[Spelled, str]]:
+    """What each feature fires on, and its strongest token with what comes before it."""
     places: list[list[tuple[float, int, int]]] = [[] for _ in features]
     rows: list[list[int]] = []
     for a, without, tokens in _activations(model, features, texts):
@@ -48,7 +50,9 @@ def fires_on(model: ReplacementModel, features: Sequence[Feature], texts: Sequen
     return [_described(model, own, rows) for own in places]
 
 
-def _activations(model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]):
+def _activations(
+    model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Of each group of texts the activations `[row, pos, feature]`, where there are no features, and the tokens."""
     layers = sorted({feature.layer for feature in features})
     order = [number for layer in layers for number, f in enumerate(features) if f.layer == layer]
@@ -66,12 +70,15 @@ def _activations(model: ReplacementModel, features: Sequence[Feature], texts: Se
 
 def _described(
     model: ReplacementModel, places: Sequence[tuple[float, int, int]], rows: Sequence[Sequence[int]]
-) -> tuple[Counter[str], str]:
-    spelled = Counter(model.model.token_string(rows[row][pos]) for _, row, pos in places)
+) -> tuple[Spelled, str]:
     if not places:
-        return spelled, ""
+        return {}, ""
+    total, parts = sum(strength for strength, _, _ in places), defaultdict[str, float](float)
+    for strength, row, pos in places:
+        parts[model.model.token_string(rows[row][pos])] += strength / total
     _, row, pos = places[0]
     context = model.model.token_strings(torch.tensor(rows[row][max(model.first, pos - CONTEXT) : pos + 1]))
+    spelled = dict(sorted(parts.items(), key=lambda part: -part[1]))
     return spelled, f"{''.join(context[:-1])}»{context[-1]}«".strip()
 
 
@@ -84,25 +91,26 @@ def tells(a: Float[np.ndarray, "text feature"], y: Bool[np.ndarray, "text"]) -> 
     return np.abs(2 * area - 1)
 
 
-def judge_by_rule(table: pd.DataFrame, margin: float) -> list[bool]:
-    """About the unintended label: what tells more of it than of the intended one, by at least `margin`."""
-    difference = table["tells_unintended"].to_numpy() - table["tells_intended"].to_numpy()
-    return [bool(yes) for yes in difference > margin]
+def judge_by_rule(
+    intended: Float[np.ndarray, "feature"], unintended: Float[np.ndarray, "feature"], margin: float
+) -> list[bool]:
+    """About the unintended label: what `tells` more of it than of the intended one, by more than `margin`."""
+    return (unintended - intended > margin).tolist()
 
 
-def judge_by_words(spelled: Sequence[Counter[str]], words: Sequence[str], share: float = 0.5) -> list[bool]:
-    """About the unintended label: what fires, among its strongest tokens, on some words at least in a `share` of cases."""
+def judge_by_words(spelled: Sequence[Spelled], words: Sequence[str], share: float = 0.5) -> list[bool]:
+    """About the unintended label: what fires on some words with at least a `share` of its strongest activations."""
     known = {word.strip().casefold() for word in words}
-    hits = [sum(n for token, n in each.items() if token.strip().casefold() in known) for each in spelled]
-    return [bool(each) and hit >= share * each.total() for each, hit in zip(spelled, hits, strict=True)]
+    on = [sum(part for token, part in each.items() if token.strip().casefold() in known) for each in spelled]
+    return [bool(part and part >= share) for part in on]
 
 
 def described(
     model: ReplacementModel, features: Sequence[Feature], texts: Sequence[str]
-) -> tuple[list[Counter[str]], list[str], list[str]]:
-    """Tokens of each feature, the same as a line to read, and the strongest token in its context."""
+) -> tuple[list[Spelled], list[str], list[str]]:
+    """What each feature fires on, the same as a line to read, and the strongest token in its context."""
     found = fires_on(model, features, texts)
-    lines = [", ".join(f"{visible(token)} {n}" for token, n in each.most_common(8)) for each, _ in found]
+    lines = [", ".join(f"{visible(token)} {part:.0%}" for token, part in list(each.items())[:6]) for each, _ in found]
     return [each for each, _ in found], lines, [context for _, context in found]
 
 
@@ -121,7 +129,9 @@ def read_judged(path: Path | str) -> list[Feature]:
         for number, record in enumerate(records, 1):
             said = record["ablate"].strip().casefold()
             if said not in _YES + _NO:
-                raise FileFormatError(f"Row {number} of {path} says {record['ablate']!r} under `ablate`; write yes or no.")
+                raise FileFormatError(
+                    f"Row {number} of {path} says {record['ablate']!r} under `ablate`; write yes or no."
+                )
             chosen += [record["id"]] if said in _YES else []
     else:
         if not path.is_file():

@@ -14,10 +14,11 @@ from circuitsae.benchmark.data import Labelled
 from circuitsae.interventions import Feature, target_id
 from circuitsae.replacement import ReplacementModel
 from circuitsae.shift.classifier import Classifier, Groups, Pool, pooled, train_classifier
-from circuitsae.shift.effects import ERROR, Ablation, ablated, coordinates, margin_effects, mean_activations
+from circuitsae.shift.effects import Ablation, ablated, coordinates, features_of, margin_effects, mean_activations
 from circuitsae.shift.judging import activations_by_text, described, judge_by_rule, judge_by_words, tells
 from circuitsae.shift.result import Line, ShiftResult, ids
 from circuitsae.shift.texts import Column, ShiftTexts
+from circuitsae.validation.circuits import Circuit
 from transcoders.dictionaries import present_layers
 from transcoders.errors import InputError
 from transcoders.progress import progress_bar
@@ -127,7 +128,8 @@ class _Run:
         tell("features described")
         table, of_rule = self._table(effects)
         chosen = tuple(dict.fromkeys(of_rule if judged is None else judged))
-        table["ablate"] = ["yes" if name in set(ids(chosen)) else "no" for name in table["id"]]
+        marked = set(ids(chosen))
+        table["ablate"] = ["yes" if name in marked else "no" for name in table["id"]]
         if not chosen:
             logger.warning("No feature was judged to be about the unintended label; SHIFT takes nothing out.")
         lines = [Line("original", 0, self.classifier.groups(self._tested(), self._cells()))]
@@ -139,34 +141,38 @@ class _Run:
         lines.append(self._without("SHIFT", self.model, chosen))
         tell("SHIFT, retrained")
         lines.append(self._retrained(chosen))
-        lines += [self._on_balanced("trained on the judge's texts", self.texts.judged),
+        lines += [self._on_balanced("judge's texts alone", self.texts.judged),
                   self._on_balanced("oracle", self.texts.balanced)]  # fmt: skip
         settings = asdict(self.config) | {"site": str(self.site), "model": self.model.model.name}
         return ShiftResult(tuple(lines), table, chosen, self.texts.names, settings)
 
-    def _table(self, effects: pd.DataFrame) -> tuple[pd.DataFrame, list[Feature]]:
+    def _table(self, effects: Circuit) -> tuple[pd.DataFrame, list[Feature]]:
         """The circuit as people see it, and what words or the rule would take out of it."""
-        circuit = effects.head(self.config.nodes)
-        features = _features(circuit)
+        circuit = effects.first(self.config.nodes)
+        features, words = features_of(circuit), self.config.words
         told = self._told(self.model, features)
         spelled, fires, examples = described(self.model, features, self.texts.taken(self.texts.biased))
-        own = pd.DataFrame(told | {"fires_on": fires, "example": examples}, index=circuit.index[_are_features(circuit)])
-        names = [
-            f"{layer}.{'err' if feature == ERROR else feature}"
-            for layer, feature in zip(circuit["layer"], circuit["feature"], strict=True)
+        about = judge_by_words(spelled, words) if words else judge_by_rule(*told, self.config.margin)
+        own = {
+            target_id(feature): dict(
+                zip(("tells_intended", "tells_unintended", "fires_on", "example"), row, strict=True)
+            )
+            for feature, *row in zip(features, *(each.tolist() for each in told), fires, examples, strict=True)
+        }
+        rows = [
+            {"id": name, "effect": effect, **own.get(name, {"fires_on": "", "example": ""})}
+            for name, effect in zip(circuit.ids, circuit.scores, strict=True)
         ]
-        table = pd.DataFrame({"id": names, "effect": circuit["effect"]}).join(own)
-        table[["fires_on", "example"]] = table[["fires_on", "example"]].fillna("")
-        words = self.config.words
-        about = judge_by_words(spelled, words) if words else judge_by_rule(own, self.config.margin)
-        return table, [feature for feature, yes in zip(features, about, strict=True) if yes]
+        columns = ["id", "effect", "tells_intended", "tells_unintended", "fires_on", "example"]
+        return pd.DataFrame(rows, columns=columns), [f for f, yes in zip(features, about, strict=True) if yes]
 
-    def _told(self, model: ReplacementModel, features: Sequence[Feature]) -> dict[str, np.ndarray]:
+    def _told(self, model: ReplacementModel, features: Sequence[Feature]) -> tuple[np.ndarray, np.ndarray]:
+        """What each feature tells of the intended label, and of the unintended one."""
         cells = self.texts.cells[self.texts.judged]
         a = activations_by_text(model, features, self.texts.taken(self.texts.judged))
-        return {"tells_intended": tells(a, cells[:, 0]), "tells_unintended": tells(a, cells[:, 1])}
+        return tells(a, cells[:, 0]), tells(a, cells[:, 1])
 
-    def _effects(self, model: ReplacementModel) -> pd.DataFrame:
+    def _effects(self, model: ReplacementModel) -> Circuit:
         """On the margin of the intended label, on the texts that the classifier was trained on."""
         labels = self.texts.cells[self.seen, 0]
         return margin_effects(
@@ -174,27 +180,27 @@ class _Run:
             method=self.config.method, steps=self.config.steps,
         )  # fmt: skip
 
-    def _skyline(self, model: ReplacementModel, effects: pd.DataFrame, count: int) -> list[Feature]:
+    def _skyline(self, model: ReplacementModel, effects: Circuit, count: int) -> list[Feature]:
         """Of the circuit, what adds most to the margin of the unintended label on balanced texts."""
         some = self.texts.balanced[: self.config.effect_texts]
         found = margin_effects(
             model, self.classifier, self.texts.taken(some), self.texts.cells[some, 1],
             method=self.config.method, steps=self.config.steps,
         )  # fmt: skip
-        inside = set(_features(effects.head(self.config.nodes)))
-        adding = _features(found[found["effect"] > 0].sort_values("effect", ascending=False, kind="stable"))
-        return [feature for feature in adding if feature in inside][:count]
+        effect = dict(zip(found.nodes, found.scores, strict=True))
+        adding = [node for node in features_of(effects.first(self.config.nodes)) if effect.get(node, 0.0) > 0]
+        return sorted(adding, key=lambda node: -effect[node])[:count]
 
     def _baselines(
-        self, effects: pd.DataFrame, count: int, ruled: bool, tell: Callable[[str], None]
+        self, effects: Circuit, count: int, ruled: bool, tell: Callable[[str], None]
     ) -> list[Line]:  # fmt: skip
         tell("coordinates")
         neurons = coordinates(self.model, self.layers, self.texts.taken(self.texts.biased))
         theirs = self._effects(neurons)
         lines = []
         if ruled:
-            units = _features(theirs.head(self.config.nodes))
-            about = judge_by_rule(pd.DataFrame(self._told(neurons, units)), self.config.margin)
+            units = features_of(theirs.first(self.config.nodes))
+            about = judge_by_rule(*self._told(neurons, units), self.config.margin)
             chosen = [unit for unit, yes in zip(units, about, strict=True) if yes]
             lines.append(self._without("coordinates by the rule", neurons, chosen))
         tell("coordinates, skyline")
@@ -202,9 +208,9 @@ class _Run:
         tell("features, skyline")
         return [*lines, self._without("features, skyline", self.model, self._skyline(self.model, effects, count))]
 
-    def _random(self, effects: pd.DataFrame, count: int) -> Line:
+    def _random(self, effects: Circuit, count: int) -> Line:
         """As many of the features that have an effect, drawn several times."""
-        active, rng = _features(effects), np.random.default_rng(self.config.seed)
+        active, rng = features_of(effects), np.random.default_rng(self.config.seed)
         count = min(count, len(active))
         drawn = [
             self._without("", self.model, [active[i] for i in rng.choice(len(active), count, replace=False)]).groups
@@ -243,12 +249,3 @@ class _Run:
 
     def _cells(self) -> np.ndarray:
         return self.texts.cells[self.texts.tested]
-
-
-def _are_features(table: pd.DataFrame) -> np.ndarray:
-    return (table["feature"] != ERROR).to_numpy()
-
-
-def _features(table: pd.DataFrame) -> list[Feature]:
-    rows = table[_are_features(table)]
-    return [Feature(int(layer), int(index)) for layer, index in zip(rows["layer"], rows["feature"], strict=True)]

@@ -32,7 +32,13 @@ class ShiftTexts:
 
     @classmethod
     def of(
-        cls, labelled: Labelled, *, intended: Column = "label", labels: Sequence[str] = (), judged: int = 8, seed: int = 0
+        cls,
+        labelled: Labelled,
+        *,
+        intended: Column = "label",
+        labels: Sequence[str] = (),
+        judged: int = 8,
+        seed: int = 0,
     ) -> "ShiftTexts":
         """Halves of every cell, drawn from `seed`, and of the training half `judged` of each cell.
 
@@ -41,16 +47,17 @@ class ShiftTexts:
         """
         if not labelled.others:
             raise InputError("SHIFT needs texts with a second label of two values; give them a field `second`.")
-        wanted = tuple(labels) or tuple(sorted(set(labelled.labels)))
+        known = sorted(set(labelled.labels))
+        wanted = tuple(labels) or tuple(known)
         if missing := [name for name in wanted if name not in labelled.labels]:
-            raise InputError(f"No text has the label {missing[0]!r}; there are {', '.join(sorted(set(labelled.labels)))}.")
+            raise InputError(f"No text has the label {missing[0]!r}; there are {', '.join(known)}.")
         others = tuple(sorted(set(labelled.others)))
         for what, values in (("labels to tell apart", wanted), ("values of `second`", others)):
             if len(set(values)) != 2:
                 raise InputError(f"There are {len(set(values))} {what} ({', '.join(values)}); SHIFT takes two.")
         kept = [row for row, label in enumerate(labelled.labels) if label in wanted]
-        first = [(labelled.labels[row] == wanted[0], labelled.others[row] == others[0]) for row in kept]
-        cells, names = np.array(first, dtype=bool), ((wanted[0], wanted[1]), (others[0], others[1]))
+        pairs = [(labelled.labels[row] == wanted[0], labelled.others[row] == others[0]) for row in kept]
+        cells, names = np.array(pairs, dtype=bool), ((wanted[0], wanted[1]), (others[0], others[1]))
         if intended == "second":
             cells, names = cells[:, ::-1].copy(), (names[1], names[0])
         strata = [tuple(cell) for cell in cells.tolist()]
