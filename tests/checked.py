@@ -25,10 +25,12 @@ T = TypeVar("T")
 class Check(NamedTuple):
     """What is asked of a function's arguments and of what it returns."""
 
-    parameters: Callable[..., None]
+    parameters: Callable[..., None] | None
     returned: Callable[[Any], None]
     shaped: bool
     """Whether there are shapes, which mean the same in all of them."""
+    plain: type | None
+    """The class that is returned, where the annotation says no more: `type` alone then tells that it is right."""
 
 
 _CHECKS: dict[Hashable, Check] = {}
@@ -92,8 +94,11 @@ def _checked(function: FunctionType) -> Callable[..., Any]:
 
 def _in_scope(check: Check, function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     __tracebackhide__ = True
-    check.parameters(*args, **kwargs)
+    if check.parameters is not None:
+        check.parameters(*args, **kwargs)
     found = function(*args, **kwargs)
+    if type(found) is check.plain:
+        return found
     try:
         check.returned(found)
     except TypeCheckError as error:
@@ -113,7 +118,9 @@ def _check_of(function: FunctionType) -> Check:
         if (form := _form(given)) not in _RETURNED:
             _RETURNED[form] = _returned_check(given)
         shaped = any(map(_has_shape, (given, *named.values())))
-        _CHECKS[key] = Check(_check(_silent(function, named)), _RETURNED[form], shaped)
+        parameters = _check(_silent(function, named)) if named else None
+        given = type(None) if given is None else given
+        _CHECKS[key] = Check(parameters, _RETURNED[form], shaped, given if type(given) is type else None)
     return _CHECKS[key]
 
 

@@ -1,4 +1,4 @@
-"""The commands of README, run as a user runs them: exit codes and files, each path once in a process of its own."""
+"""The commands of README, as a user gives them: exit codes and files; in processes of their own where that matters."""
 
 import json
 import re
@@ -87,8 +87,8 @@ def test_trace_writes_a_graph_a_validation_and_a_page(traced):
 
 def test_show_and_validate_work_from_the_folder(traced, tmp_path, capsys):
     _, folder = traced
-    printed = run("show", folder, "--html", tmp_path / "again.html")
-    assert "Strongest 15 edges" in printed
+    main(["show", str(folder), "--html", str(tmp_path / "again.html")])
+    assert "Strongest 15 edges" in capsys.readouterr().out
     assert (tmp_path / "again.html").exists()
     main(["validate", str(folder), "--edges", "5", "--controls", "4"])
     printed = capsys.readouterr().out
@@ -96,8 +96,9 @@ def test_show_and_validate_work_from_the_folder(traced, tmp_path, capsys):
     assert sum("graph_verdict" in d for *_, d in load_graph(folder).to_networkx().edges(data=True)) == 5
 
 
-def test_doctor_is_content():
-    assert "Everything required is here" in run("doctor")
+def test_doctor_is_content(capsys):
+    main(["doctor"])
+    assert "Everything required is here" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +156,14 @@ def test_wrong_use_gets_one_sentence_and_writes_nothing(arguments, message, fore
 
 
 def test_wrong_use_of_the_process_itself(tmp_path):
-    assert "prompt is empty" in run("trace", "", cwd=tmp_path, code=2)
-    assert "unrecognized" in run("trace", PROMPT, "--modle", "x", code=2).lower()
+    assert "There is no graph" in run("show", "./nowhere", cwd=tmp_path, code=2)
+
+
+def test_an_option_that_is_not_there(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["trace", PROMPT, "--modle", "x"])
+    assert exit.value.code == 2
+    assert "unrecognized" in capsys.readouterr().err.lower()
 
 
 def test_train_then_trace(tmp_path, capsys):
@@ -164,11 +171,9 @@ def test_train_then_trace(tmp_path, capsys):
     sentences = ["The cat sat on the mat .", "Tom gave Mary a drink .", "The capital of Texas is Austin ."]
     corpus.write_text("\n\n".join(sentences[i % 3] * 3 for i in range(400)))
     out = tmp_path / "clt"
-    printed = run(
-        "train", "pocket", "--corpus", corpus, "--out", out, "--features", "32", "--tokens", "6k",
-        "--batch", "128", "--evaluate-tokens", "500",
-    )  # fmt: skip
-    assert "held-out tokens" in printed
+    options = ("--features", "32", "--tokens", "6k", "--batch", "128", "--evaluate-tokens", "500")
+    main(["train", "pocket", "--corpus", str(corpus), "--out", str(out), *options])
+    assert "held-out tokens" in capsys.readouterr().out
     assert (out / "evaluation.json").exists()
     assert json.loads((out / "trained_on.json").read_text()) == {"model": "pocket", "corpus": str(corpus.resolve())}
     main(["trace", PROMPT, "--dictionaries", str(out), "--out", str(tmp_path / "graph"), "--validate", "5"])

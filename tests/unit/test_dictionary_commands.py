@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
+import logging
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -99,15 +97,16 @@ def test_list_prints_json(call):
     assert [(row["site"], row["kind"]) for row in found["dictionaries"]] == [("mlp_in", "clt")]
 
 
-def test_notices_do_not_mix_with_the_json(tmp_path, monkeypatch):
+def test_notices_do_not_mix_with_the_json(tmp_path, monkeypatch, capfd):
     """What a program reads is on standard output alone."""
     save_dictionaries(made(), tmp_path / "d", format="circuit-tracer")
     cache_repository(tmp_path / "cache", "me/d", tmp_path / "d")
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "circuitsae.cli", "dictionaries", "list", "me/d", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    assert len(json.loads(done.stdout)["dictionaries"]) == 4
-    assert "comes from this machine's cache" in " ".join(done.stderr.split())
+    use_cache(monkeypatch, tmp_path / "cache")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's, beside which the command sets up none
+    main(["dictionaries", "list", "me/d", "--json"])
+    printed, noticed = capfd.readouterr()
+    assert len(json.loads(printed)["dictionaries"]) == 4
+    assert "comes from this machine's cache" in " ".join(noticed.split())
 
 
 def test_what_may_be_done_next_names_what_was_chosen(call, tmp_path, monkeypatch):

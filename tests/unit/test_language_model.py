@@ -1,8 +1,5 @@
 """The adapter over TransformerBridge, on random models and on a real one."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -149,13 +146,6 @@ def test_the_fingerprint_follows_the_weights():
     with torch.no_grad():
         model.W_U[0, 0] -= 1
     assert random_model().fingerprint() == before
-
-
-def test_loading_prints_nothing():
-    """In a process of its own: the bars of transformers are drawn where nobody asked for them."""
-    code = "import circuitsae; circuitsae.load_model('pocket')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_other_bars_are_as_they_were_after_loading():

@@ -74,6 +74,35 @@ def test_every_claim_of_every_edge(graph, check):
     assert check.share == pytest.approx(frame["influence"].sum())
 
 
+def test_what_the_last_norm_adds_to_a_direct_edge_is_reckoned_by_hand(model, graph):
+    """Of the last layer's features, whose edges to the logits meet no attention: the norm's scale is what is let go."""
+    trace, last, norm = model.trace(TOKENS), len(TOKENS) - 1, model.model.parts.final_norm
+    sources = [n for n in graph.nodes if n.kind is NodeKind.FEATURE and (n.layer, n.pos) == (2, last)]
+    index, values = trace.features
+    active = {tuple(at): value for at, value in zip(index.tolist(), values.tolist(), strict=True)}
+    scale = trace.frozen.constants["ln_final.hook_scale"].reshape(-1)[last]
+    bias = 0.0 if norm.bias is None else norm.bias
+    read = (trace.frozen.reads.final[last] - bias) * scale / norm.weight()
+
+    def logits(removed, live):
+        left = read - norm.linear(removed[None])[0] / norm.weight()
+        after = (scale**2 - (read**2).mean() + (left**2).mean()).sqrt() if live else scale
+        found = (left / after * norm.weight() + bias) @ model.model.W_U
+        return (found - found.mean())[[1, 2]]
+
+    found = validate(model, graph, edges=[f"{n.id} → logit.{at}@{last}" for n in sources for at in (1, 2)],
+                     claims=("direct",), controls=0, heads=0).edges.set_index(["source", "target"])  # fmt: skip
+    assert len(found) == 2 * len(sources) >= 6
+    for node in sources:
+        written = model.dictionaries.decoder_rows(2, torch.tensor([node.index]), 2)[0]
+        removed = active[node.layer, node.pos, node.index] * written
+        held, live = (logits(removed, live) - logits(torch.zeros_like(removed), False) for live in (False, True))
+        rows = found.loc[[(node.id, f"logit.{at}@{last}") for at in (1, 2)]]
+        for column, expected in (("predicted", held), ("measured", live), ("norms", live - held)):
+            np.testing.assert_allclose(rows[f"direct_{column}"], expected.detach(), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(rows["direct_patterns"], 0, atol=1e-12)
+
+
 def test_verdicts_are_those_of_the_columns(check):
     """The table of verdicts once more, line by line, from what stands in the frame."""
     frame = check.edges
