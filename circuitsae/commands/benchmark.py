@@ -1,4 +1,4 @@
-"""`circuitsae benchmark`: dictionaries through SAEBench's tasks or by their circuits, as a table, files and a figure."""
+"""`circuitsae benchmark`: dictionaries through SAEBench's tasks or by their circuits, as tables, files and a figure."""
 
 from collections.abc import Mapping
 from pathlib import Path
