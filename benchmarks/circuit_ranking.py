@@ -36,9 +36,9 @@ FIGURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "circuit-rank
 HELD_OUT = 4096
 FAMILIES = ("transcoders", "autoencoders")
 RANKED = [each for each in HEADLINES if each.task == "circuits" and each.more_is_better is not None] + [
-    Headline("confirmed, direct", "circuits", "confirmed direct", True),
-    Headline("Spearman, model", "circuits", "spearman model", True),
-    Headline("f of all features", "circuits", "all", True),
+    Headline("confirmed (direct)", "circuits", "confirmed direct", True),
+    Headline("Spearman (model)", "circuits", "spearman model", True),
+    Headline("f (all features)", "circuits", "all", True),
     Headline("resampled", "circuits", "resampled", True),
 ]
 COLUMNS = [each for each in HEADLINES if each.task in ("core", "circuits")] + RANKED[-4:]
