@@ -279,8 +279,9 @@ def _shares(graph: AttributionGraph) -> dict[str, float]:
 
 
 def _check(dictionaries: Mapping[str, Sequence[DictionarySet]], task: Task) -> None:
-    if empty := [name for name, seeds in dictionaries.items() if not seeds] or not dictionaries:
-        raise InputError(f"There are no dictionaries under {empty!r}; give at least one set under each name.")
+    if not dictionaries or (empty := [name for name, seeds in dictionaries.items() if not seeds]):
+        under = f" under {empty[0]!r}" if dictionaries else ""
+        raise InputError(f"There are no dictionaries{under}; give at least one set under each name.")
     if len(task) < 4:
         raise InputError(
             f"The task {task.name!r} has {len(task)} prompts that the model answers; give at least 4, half to rank "

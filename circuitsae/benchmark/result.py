@@ -48,7 +48,7 @@ HEADLINES = (
     Headline("confirmed", "circuits", "confirmed", True),
     Headline("Spearman", "circuits", "spearman", True),
     Headline("CPR", "circuits", "cpr", True),
-    Headline("CPR, all nodes", "circuits", "cpr nodes", True),
+    Headline("CPR (all nodes)", "circuits", "cpr nodes", True),
     Headline("size for .9", "circuits", "size nodes", False),
     Headline("Jacobian", "circuits", "cosine", True),
     Headline("norm ratio", "circuits", "norm ratio", None),
