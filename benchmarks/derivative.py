@@ -39,10 +39,10 @@ from transcoders.data.outliers import find_outliers, positions_of
 from transcoders.held import HeldModel
 from transcoders.kernels import keep_freed_memory
 from transcoders.sites import Site
+from transcoders.training.activations import Gated
 from transcoders.training.config import compares_at
 from transcoders.training.derivative import Directions, Nudges
 from transcoders.training.initialise import measure_scales
-from transcoders.training.parameters import Gated
 from transcoders.training.step import Run
 
 REPOSITORY = Path(__file__).resolve().parents[1]

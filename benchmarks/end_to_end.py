@@ -39,7 +39,7 @@ from transcoders.evaluation.agreement import jacobian_agreement
 from transcoders.evaluation.splice import Splice
 from transcoders.held import HeldModel
 from transcoders.kernels import keep_freed_memory
-from transcoders.training.config import config_of
+from transcoders.training.config_reading import config_of
 from transcoders.training.end_to_end import logit_metric
 from transcoders.training.end_to_end_run import EndToEndRun
 

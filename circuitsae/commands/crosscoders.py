@@ -22,7 +22,8 @@ from circuitsae.tables import Column, open_console, show_table
 from transcoders.errors import InputError
 from transcoders.files import write_file, write_json
 from transcoders.sites import Site
-from transcoders.training.config import SAEConfig, TrainConfig, config_of
+from transcoders.training.config import SAEConfig, TrainConfig
+from transcoders.training.config_reading import config_of
 
 if TYPE_CHECKING:
     from torch import Tensor

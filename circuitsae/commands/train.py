@@ -25,7 +25,8 @@ from circuitsae.commands.shared import (
 from circuitsae.tables import open_console
 from transcoders.errors import InputError
 from transcoders.sites import SiteKind
-from transcoders.training.config import MLPSettings, TrainConfig, config_of
+from transcoders.training.config import MLPSettings, TrainConfig
+from transcoders.training.config_reading import config_of
 
 
 def train(

@@ -13,7 +13,7 @@ from transcoders.held import HeldModel, held_hooks
 from transcoders.sites import Site
 from transcoders.training import Trainer
 from transcoders.training.batches import ModelSource
-from transcoders.training.config import config_of
+from transcoders.training.config_reading import config_of
 from transcoders.training.derivative import Directions, Nudges, derivative_loss
 
 KINDS = [

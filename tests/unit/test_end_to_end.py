@@ -17,7 +17,7 @@ from transcoders.errors import DictionaryError, InputError, NotFiniteError
 from transcoders.held import HeldModel, held_hooks
 from transcoders.sites import Site
 from transcoders.training import EndToEndConfig
-from transcoders.training.config import config_of
+from transcoders.training.config_reading import config_of
 from transcoders.training.end_to_end import draw_changes, end_to_end_losses, logit_metric
 from transcoders.training.end_to_end_run import EndToEndRun
 from transcoders.training.export import Scales

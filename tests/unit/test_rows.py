@@ -15,7 +15,7 @@ from transcoders.errors import FileFormatError, InputError
 from transcoders.sites import Site
 from transcoders.training import SAEConfig, TranscoderConfig, train
 from transcoders.training.batches import ModelSource
-from transcoders.training.config import config_from_json
+from transcoders.training.config_reading import config_from_json
 from transcoders.training.trainer import Trainer
 
 DOCUMENTS = ["".join(f" w{(i * j) % 20}" for j in range(1, 2 + (5 * i) % 17)) for i in range(120)]

@@ -10,12 +10,13 @@ import transcoders
 from transcoders import CLTConfig, SAEConfig, SAESet, TranscoderConfig
 from transcoders.dictionaries import DictionaryProvenance, JumpReLU, ReLU, TopK
 from transcoders.sites import Site
+from transcoders.training.activations import BatchTopK, Gated, kth_largest
 from transcoders.training.codes import DenseCode
 from transcoders.training.config import PENALTIES
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_parameters
 from transcoders.training.losses import losses
-from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters, aligned_to, kth_largest
+from transcoders.training.parameters import TrainingParameters, aligned_to
 from transcoders.training.sparsity import SparsityController, exponent, p_norm, sparsity_penalty
 from transcoders.training.step import Run
 

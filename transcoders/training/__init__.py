@@ -27,7 +27,8 @@ from transcoders._lazy import lazy_exports
 if TYPE_CHECKING:
     from transcoders.training.batches import ModelSource, VectorSource
     from transcoders.training.calibration import CalibratedLayer, calibrate_topk
-    from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig, config_from_json
+    from transcoders.training.config import CLTConfig, SAEConfig, TrainConfig, TranscoderConfig
+    from transcoders.training.config_reading import config_from_json
     from transcoders.training.cost import TrainingCost, training_cost
     from transcoders.training.end_to_end_config import EndToEndConfig
     from transcoders.training.end_to_end_run import finetune
@@ -46,8 +47,8 @@ __getattr__, __all__ = lazy_exports(
             "SAEConfig",
             "TrainConfig",
             "TranscoderConfig",
-            "config_from_json",
         ),
+        "transcoders.training.config_reading": ("config_from_json",),
         "transcoders.training.cost": ("TrainingCost", "training_cost"),
         "transcoders.training.end_to_end_config": ("EndToEndConfig",),
         "transcoders.training.end_to_end_run": ("finetune",),

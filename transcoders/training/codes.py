@@ -19,8 +19,9 @@ from transcoders.kernels import (
     threshold_encode,
     topk_encode,
 )
+from transcoders.training.activations import BatchTopK, Gated, Step
 from transcoders.training.distributed import World
-from transcoders.training.parameters import BatchTopK, Gated, Step, TrainingParameters
+from transcoders.training.parameters import TrainingParameters
 from transcoders.training.ranking import activate_among_ranks, kept_by_all
 from transcoders.training.split import WHOLE, Split
 

@@ -20,9 +20,10 @@ from transcoders.held import HeldModel
 from transcoders.kernels import host, inner_products
 from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
+from transcoders.training.activations import Gated
 from transcoders.training.codes import DenseCode, SparseCode
 from transcoders.training.config import MLPConfig, compares_at
-from transcoders.training.parameters import Gated, TrainingParameters
+from transcoders.training.parameters import TrainingParameters
 from transcoders.training.split import WHOLE, Split
 
 _NUDGED = 0.25

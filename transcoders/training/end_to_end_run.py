@@ -37,7 +37,8 @@ from transcoders.training.checkpoint import (
     save_checkpoint,
     way_back,
 )
-from transcoders.training.config import TrainConfig, config_of
+from transcoders.training.config import TrainConfig
+from transcoders.training.config_reading import config_of
 from transcoders.training.display import Display
 from transcoders.training.end_to_end import EndToEndLosses, end_to_end_losses, logit_metric
 from transcoders.training.end_to_end_config import EndToEndConfig

@@ -26,7 +26,8 @@ from transcoders.dictionaries import (
 )
 from transcoders.errors import DictionaryError
 from transcoders.sites import Site
-from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters
+from transcoders.training.activations import BatchTopK, Gated
+from transcoders.training.parameters import TrainingParameters
 
 _LIBRARIES = ("circuitsae", "torch", "transformer-lens", "transformers")
 

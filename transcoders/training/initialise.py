@@ -6,9 +6,10 @@ from torch import Tensor
 
 from transcoders.dictionaries import Activation, JumpReLU, ReLU, TopK
 from transcoders.training import low_rank
+from transcoders.training.activations import BatchTopK, Gated
 from transcoders.training.config import CLTConfig, MLPConfig, SAEConfig, TrainConfig
 from transcoders.training.export import Scales
-from transcoders.training.parameters import BatchTopK, Gated, TrainingParameters
+from transcoders.training.parameters import TrainingParameters
 from transcoders.training.sparsity import START_OVER_TARGET
 from transcoders.training.split import WHOLE, Split
 

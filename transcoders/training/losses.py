@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.kernels import host
+from transcoders.training.activations import Gated
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import MLPConfig, TrainConfig
-from transcoders.training.parameters import Gated, TrainingParameters
+from transcoders.training.parameters import TrainingParameters
 from transcoders.training.revival import revival_loss
 from transcoders.training.sparsity import sparsity_penalty
 from transcoders.training.split import WHOLE, Split

@@ -14,11 +14,12 @@ from torch import Tensor
 from transcoders.devices import line_of
 from transcoders.dictionaries import JumpReLU
 from transcoders.kernels import host
+from transcoders.training.activations import BatchTopK
 from transcoders.training.codes import Code, DenseCode, SparseCode
 from transcoders.training.config import MLPConfig, TrainConfig
 from transcoders.training.derivative import Directions, derivative_loss
 from transcoders.training.losses import Losses, losses
-from transcoders.training.parameters import BatchTopK, TrainingParameters
+from transcoders.training.parameters import TrainingParameters
 from transcoders.training.revival import DeadCounter, resample
 from transcoders.training.sparsity import learning_rate
 from transcoders.training.split import WHOLE, Split

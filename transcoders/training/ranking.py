@@ -9,8 +9,8 @@ from torch import Tensor
 
 from transcoders.dictionaries import TopK
 from transcoders.kernels import SparseActivations
+from transcoders.training.activations import BatchTopK
 from transcoders.training.distributed import World
-from transcoders.training.parameters import BatchTopK
 
 
 def kept_by_all(

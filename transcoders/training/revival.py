@@ -13,11 +13,12 @@ from torch import Tensor
 from transcoders.dictionaries import JumpReLU
 from transcoders.kernels import auxk_encode, host
 from transcoders.kernels.ranked import largest_of_rows
+from transcoders.training.activations import Gated
 from transcoders.training.codes import Code, DenseCode
 from transcoders.training.config import TrainConfig
 from transcoders.training.distributed import World
 from transcoders.training.ghost import ghost_loss
-from transcoders.training.parameters import Gated, TrainingParameters, aligned_to
+from transcoders.training.parameters import TrainingParameters, aligned_to
 from transcoders.training.ranking import kept_by_all
 from transcoders.training.split import WHOLE, Split
 

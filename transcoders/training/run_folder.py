@@ -17,7 +17,8 @@ from transcoders.files import file_hash, write_json
 from transcoders.formats.files import read_json
 from transcoders.formats.registry import load_dictionaries
 from transcoders.training.batches import Source
-from transcoders.training.config import TrainConfig, config_from_json
+from transcoders.training.config import TrainConfig
+from transcoders.training.config_reading import config_from_json
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from transcoders.formats.files import read_json, read_tensors
 from transcoders.precision import check_device
 from transcoders.training.batches import sites_of_kind
 from transcoders.training.checkpoint import RECORD, TENSORS, Which, find_checkpoint, is_checkpoint
-from transcoders.training.config import config_from_json
+from transcoders.training.config_reading import config_from_json
 from transcoders.training.step import Run
 
 

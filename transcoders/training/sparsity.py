@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transcoders.dictionaries import JumpReLU
+from transcoders.training.activations import Gated
 from transcoders.training.codes import Code
 from transcoders.training.config import TrainConfig
-from transcoders.training.parameters import Gated, TrainingParameters
+from transcoders.training.parameters import TrainingParameters
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

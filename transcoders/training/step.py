@@ -17,13 +17,14 @@ from transcoders.errors import NotFiniteError
 from transcoders.kernels import host
 from transcoders.precision import all_finite
 from transcoders.sites import Site
+from transcoders.training.activations import BatchTopK
 from transcoders.training.checkpoint import require_for_each_layer, require_like
 from transcoders.training.config import TrainConfig, compares_at
 from transcoders.training.derivative import Directions
 from transcoders.training.export import Scales, export
 from transcoders.training.initialise import initial_parameters, measure_scales
 from transcoders.training.losses import Losses
-from transcoders.training.parameters import BatchTopK, TrainingParameters
+from transcoders.training.parameters import TrainingParameters
 from transcoders.training.part import Part, layers_at_once
 from transcoders.training.revival import DeadCounter, never_fired
 from transcoders.training.sparsity import P_SMALLEST, SparsityController, exponent, falling, learning_rate, shares
