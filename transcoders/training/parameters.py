@@ -12,6 +12,7 @@ from transcoders.errors import DictionaryError
 from transcoders.kernels import ActiveFeatures, cross_layer_decode, dense_cross_layer_decode, host
 from transcoders.kernels.ranked import keep_of_all, keep_of_rows
 from transcoders.training import low_rank
+from transcoders.training.activations import BatchTopK, Gated
 from transcoders.training.distributed import ALONE, World
 
 _PIECE = 2**16
