@@ -170,8 +170,8 @@ def pooled(config, left, error):
     if config.aux_pooling == "token":
         terms = [left[i, b] / of[i, b] for i in range(len(left)) for b in range(BATCH)]
     else:
-        terms = [sum(left[i]) / sum(of[i]) for i in range(len(left))]
-    return sum(terms) / len(terms)
+        terms = [left[i].sum() / of[i].sum() for i in range(len(left))]
+    return torch.stack(terms).mean()
 
 
 def ghosts(config, h, W_dec, error, dead):
@@ -186,14 +186,14 @@ def ghosts(config, h, W_dec, error, dead):
             if dead[layer, f]
         ]
         if terms:
-            output, residual = sum(terms), error[to, token]
+            output, residual = torch.stack(terms).sum(0), error[to, token]
             output = output * (residual.norm() / (2 * output.norm())).detach()
             losses = losses + torch.eye(N_LAYERS).double()[to] * (residual - output).square().sum()
             sizes[to] += residual.square().sum()
     if config.kind == "clt":
         losses, sizes = losses.sum()[None], sizes.sum()[None]
-    scaled = sum(loss * (size / loss).detach() for loss, size in zip(losses, sizes, strict=True) if size > 0)
-    return scaled / (N_LAYERS * BATCH * D_MODEL)
+    scaled = [loss * (size / loss).detach() for loss, size in zip(losses, sizes, strict=True) if size > 0]
+    return torch.stack(scaled).sum() / (N_LAYERS * BATCH * D_MODEL)
 
 
 def chosen(config, h, layer):
