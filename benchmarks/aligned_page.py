@@ -208,11 +208,11 @@ CLAIMS: dict[str, Callable[[Both], str]] = {
 
 
 def counted(runs: Mapping[Case, Both]) -> list[str]:
-    """How often each verdict was given: of autoencoders, of transcoders."""
-    groups = {
-        "autoencoders": {case: both for case, both in runs.items() if "transcoder" not in case.data},
-        "transcoders": {case: both for case, both in runs.items() if "transcoder" in case.data},
-    }
+    """How often each verdict was given: of autoencoders by their start, of transcoders."""
+    groups: dict[str, dict[Case, Both]] = {}
+    for case, both in runs.items():
+        name = "transcoders" if "transcoder" in case.data else f"autoencoders that start {case.start}"
+        groups.setdefault(name, {})[case] = both
     lines = []
     for name, of in groups.items():
         said = []
@@ -220,7 +220,7 @@ def counted(runs: Mapping[Case, Both]) -> list[str]:
             found = Counter(judge(both) for both in of.values())
             parts = [f"{word} in {found[word]}" for word in ("holds", "does not", "undecided") if found[word]]
             said += [f"{claim}: {', '.join(parts)}"] if parts else []
-        lines += [f"Of {len(of)} pairs of {name}: " + "; ".join(said) + ".", ""] if of else []
+        lines += [f"Of {len(of)} pairs of {name}: " + "; ".join(said) + ".", ""]
     return lines[:-1]
 
 
