@@ -28,6 +28,7 @@ Mean (range) of three seeds, of weights and order, of *planted* of the vectors t
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -242,10 +243,10 @@ def main() -> None:
         for seed in seeds:
             of_planted += [kept(work / f"planted {k} {seed}.json", lambda k=k, s=seed: planted(k, s)) for k in KINDS]
     if given.only in (None, "diff"):
-        pair = ModelPair(load_model("pocket"), tuned_model(work))
-        said = losses(pair)
+        pair = cache(lambda: ModelPair(load_model("pocket"), tuned_model(work)))
+        said = kept(work / "losses.json", lambda: losses(pair()))
         for seed in seeds:
-            of_diff += [kept(work / f"{k} {seed}.json", lambda k=k, s=seed: diff(pair, k, work, s)) for k in KINDS]
+            of_diff += [kept(work / f"{k} {seed}.json", lambda k=k, s=seed: diff(pair(), k, work, s)) for k in KINDS]
     if given.only in (None, "layers"):
         for seed in seeds:
             of_layers += kept(work / f"layers {seed}.json", lambda s=seed: layers(given.sets, work, s))
