@@ -36,7 +36,9 @@ from transcoders.training.meta_sae import meta_config, train_meta_sae
 
 SEEDS = (0, 1, 2)
 NARROW, OWN, WIDE = 256, 512, 1024
-COLUMNS = ["compared", "of", "count", "persistence", "chance", "by influence", "its chance"]
+COLUMNS = ["compared", "of", "count", "persistence", "chance", "above it", "by influence", "its chance", "above it"]
+FIGURES = ["persistence", "chance", "above", "weighted", "weighted_chance", "weighted_above"]
+TOGETHER, AT_RANDOM = "together", "together at random"
 META_PASSES = 500
 """Times that a meta-SAE sees each decoder, a quarter of the default."""
 ALONE, BATCH = ("transcoder TopK",), "transcoder BatchTopK"
@@ -125,12 +127,19 @@ def unit_frames(graphs: Graphs, compared: Compared, parents: pd.DataFrame) -> pd
         units: list[Supernode] = by_parent(drawn.nodes_frame(), parents)
         if units:
             found.append(unit_frame(drawn, units, others))
-    return mean_of(found)
+    mean = mean_of(found)
+    for suffix in ("", ": their edges") if len(mean) else ():
+        mean.loc[f"{TOGETHER} less at random{suffix}"] = mean.loc[TOGETHER + suffix] - mean.loc[AT_RANDOM + suffix]
+    return mean
 
 
 def mean_of(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Means of the same rows, in their order."""
-    return pd.DataFrame(pd.concat(frames).groupby("what", sort=False).mean()) if frames else pd.DataFrame()
+    if not frames:
+        return pd.DataFrame()
+    mean = pd.DataFrame(pd.concat(frames).groupby("what", sort=False).mean())
+    above = mean["persistence"] - mean["chance"], mean["weighted"] - mean["weighted_chance"]
+    return mean.assign(above=above[0], weighted_above=above[1])
 
 
 def rows_of(name: str, by_seed: Sequence[pd.DataFrame]) -> list[list[str]]:
@@ -140,7 +149,7 @@ def rows_of(name: str, by_seed: Sequence[pd.DataFrame]) -> list[list[str]]:
     for what in by_seed[0].index if by_seed else []:
         own = pd.DataFrame([frame.loc[what] for frame in by_seed if what in frame.index])
         count = f"{own['count'].mean():.1f}"
-        rest = [str(interval(own[c].tolist())) for c in ("persistence", "chance", "weighted", "weighted_chance")]
+        rest = [str(interval(own[c].tolist())) for c in FIGURES]
         rows.append([name, str(what), count, *rest])
     return rows
 
@@ -180,15 +189,17 @@ def main(given: Options) -> None:
     stitched = [superset(*pair) for pair in zip(*batch, strict=True)]
     for name, sets in (("BatchTopK, 256, seeds", batch[0]), ("their supersets, seeds", stitched)):
         rows += rows_of(name, [frames(graphs, c) for c in against_seeds(where, sets)])[:3]
-    parents = {"split from one of 256": [narrow_parents(*pair) for pair in zip(own, narrow, strict=True)]}
+    sizes = ", ".join(f"{sum(d.n_features(i) for i in range(d.n_layers)) / d.n_layers:.0f}" for d in stitched)
+
+    def units(name: str, tables: Sequence[pd.DataFrame]) -> None:
+        rows.extend(rows_of(name, [unit_frames(graphs, *pair) for pair in zip(seeds, tables, strict=True)]))
+        print(write_table("persistence", CLAIM.format(prompts=len(texts), sizes=sizes), COLUMNS, rows))
+
+    units("split from one of 256", [narrow_parents(*pair) for pair in zip(own, narrow, strict=True)])
     if given.meta:
         config = replace(meta_config(OWN), tokens=META_PASSES * OWN)
         metas = [{i: train_meta_sae(d, i, config=config)[1] for i in range(d.n_layers)} for d in own]
-        parents["of one meta-latent"] = [meta_parents(found) for found in metas]
-    for name, tables in parents.items():
-        rows += rows_of(name, [unit_frames(graphs, *pair) for pair in zip(seeds, tables, strict=True)])
-    sizes = ", ".join(f"{sum(d.n_features(i) for i in range(d.n_layers)) / d.n_layers:.0f}" for d in stitched)
-    print(write_table("persistence", CLAIM.format(prompts=len(texts), sizes=sizes), COLUMNS, rows))
+        units("of one meta-latent", [meta_parents(found) for found in metas])
 
 
 if __name__ == "__main__":

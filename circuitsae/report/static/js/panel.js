@@ -43,7 +43,8 @@
   }
 
   function foundAgain(e) {
-    return edges.found ? element("p", { class: "hint kept" }, `found again in ${viewer.foundIn(edges.found[e])}`) : null;
+    if (!edges.found) return null;
+    return element("p", { class: "hint kept" }, `found again in ${viewer.foundIn(edges.found[e])}`);
   }
 
   function entry(e, other) {
