@@ -230,12 +230,18 @@ def node_effects(
 def measured(
     model: LanguageModel, metric: Measure, tokens: Int[Tensor, "row pos"], edits: Mapping[Site, Hook]
 ) -> Float[Tensor, "row"]:
-    """The metric of a run."""
+    """The metric of a run; raises `InputError` unless it is one number for each row."""
     if isinstance(metric, Readout):
         _, found = model.run_to_unembedding(tokens, [metric.site], edits)
-        return metric.value(found[metric.site])
-    logits, _ = model.run(tokens, edits=edits)
-    return metric(logits[:, -1])
+        values, what, seen = metric.value(found[metric.site]), "activations", found[metric.site]
+    else:
+        logits, _ = model.run(tokens, edits=edits)
+        values, what, seen = metric(logits[:, -1]), "logits", logits[:, -1]
+    if values.shape != seen.shape[:1]:
+        raise InputError(
+            f"The metric made {list(values.shape)} of {what} {list(seen.shape)}; it must give one number for each row."
+        )
+    return values
 
 
 def token_contrast(model: ReplacementModel, tokens: tuple[str | int, str | int]) -> Metric:
@@ -295,12 +301,7 @@ class Runs:
             add = _adding(value)
             edits[sites[layer]] = after(edits[sites[layer]], add) if sites[layer] in edits else add
         rows = len(next(iter(added.values())))
-        values = measured(self.model.model, self.metric, trace.tokens.expand(rows, -1), edits)
-        if values.shape != (rows,):
-            raise InputError(
-                f"The metric made {list(values.shape)} of {rows} rows; it must give one number for each row."
-            )
-        return values
+        return measured(self.model.model, self.metric, trace.tokens.expand(rows, -1), edits)
 
     def _rows_at_once(self) -> int:
         """Runs that fit in the memory, each block's activations being kept for the backward pass."""
