@@ -15,13 +15,12 @@ bootstrap over features.
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from machine import write_table
-from scipy.stats import spearmanr
 from smollm2 import PROMPTS
 
 import circuitsae as cs
@@ -44,18 +43,22 @@ def chosen(graph: AttributionGraph, target: str) -> list[str]:
     order = np.argsort(-weights)[: np.count_nonzero(weights)]
     others = order[EACH:]
     drawn = np.random.default_rng(0).choice(others, min(EACH, len(others)), replace=False)
-    return [graph.ids[i] for i in [*order[:EACH], *drawn]]
+    return [graph.nodes[i].id for i in [*order[:EACH].tolist(), *drawn.tolist()]]
 
 
-def spearman(expected: pd.Series, seen: pd.Series) -> str:
-    x, y, rng = expected.to_numpy(), seen.to_numpy(), np.random.default_rng(0)
-    again = [
-        float(spearmanr(x[at], y[at]).statistic) for at in (rng.integers(0, len(x), len(x)) for _ in range(RESAMPLES))
-    ]
-    return f"{spearmanr(x, y).statistic:.3f} [{np.quantile(again, 0.025):.2f}, {np.quantile(again, 0.975):.2f}]"
+def spearman(expected: Any, seen: Any) -> str:
+    """Of two columns, with its interval."""
+    pairs, n = pd.DataFrame({"expected": expected, "seen": seen}), len(seen)
+    draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    again = [_spearman(pairs.iloc[at]) for at in draws]
+    return f"{_spearman(pairs):.3f} [{np.quantile(again, 0.025):.2f}, {np.quantile(again, 0.975):.2f}]"
 
 
-def cells(found: pd.DataFrame) -> list[object]:
+def _spearman(pairs: pd.DataFrame) -> float:
+    return float(np.corrcoef(pairs.rank().to_numpy().T)[0, 1])
+
+
+def cells(found: Any) -> list[object]:
     """Agreement, and what it is made of where a graph holds patterns and norms."""
     predicted = found["predicted"]
     agreed = [len(found), spearman(predicted, found["measured"])]
