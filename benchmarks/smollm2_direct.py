@@ -2,25 +2,25 @@
 
 SmolLM2-135M with per-layer transcoders, features with an edge to the likeliest answer in the pruned graph: the 90
 strongest, and 90 drawn from the rest. Each is removed with MLPs held, which is the claim `direct`: attention patterns
-and norm scales are live. *Measured*: Spearman of what the edges say and what the logit does. *All held*: the same with
-patterns and scales held, which is what an edge says. *Patterns*, *norms*: with that part alone of what is let go, added
-to what the edges say. *Near*, *far*: from features less than half of the layers below, or at least. *Less the second*:
-the answer's logit less that of the runner-up, over features with an edge to both. |…|: mean magnitudes, of the edges
-and of what patterns and norms add. *Response*: of graphs whose edges hold patterns and norms (`frozen`), and of those
-whose edges are derivatives through both (`linear`), tested by small doses. Brackets: 95 %, by bootstrap over features.
+and norm scales are live. *Measured*: Spearman of what the edges say and what the logit does. *Patterns*, *norms*: with
+that part alone of what is let go, added to what the edges say. *All held*: the largest difference of effects and edges
+where patterns and norms are held, over the largest effect. *Near*, *far*: features less than half of the layers below,
+and others. *Less the second*: the answer's logit less that of the runner-up, over features with an edge to both. |…|:
+mean magnitudes, of the edges and of what patterns and norms add. *Response*: graphs whose edges hold patterns and norms
+(`frozen`), and those whose edges are derivatives through both (`linear`), tested by small doses. Brackets: 95 %, by
+bootstrap over features.
 
     python benchmarks/smollm2_direct.py MODEL DICTIONARIES
 """
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from machine import write_table
-from scipy.stats import spearmanr
 from smollm2 import PROMPTS
 
 import circuitsae as cs
@@ -31,8 +31,8 @@ from circuitsae.validation.designs import Response
 EACH, RESAMPLES = 90, 1000
 PARTS = ("predicted", "patterns", "norms")
 COLUMNS = (
-    "prompt", "response", "logit", "features", "measured", "all held", "patterns", "norms", "|edge|", "|patterns|",
-    "|norms|",
+    "prompt", "response", "logit", "features", "measured", "patterns", "norms", "|edge|", "|patterns|",
+    "|norms|", "all held",
 )  # fmt: skip
 
 
@@ -43,21 +43,25 @@ def chosen(graph: AttributionGraph, target: str) -> list[str]:
     order = np.argsort(-weights)[: np.count_nonzero(weights)]
     others = order[EACH:]
     drawn = np.random.default_rng(0).choice(others, min(EACH, len(others)), replace=False)
-    return [graph.ids[i] for i in [*order[:EACH], *drawn]]
+    return [graph.nodes[i].id for i in [*order[:EACH].tolist(), *drawn.tolist()]]
 
 
-def spearman(expected: pd.Series, seen: pd.Series) -> str:
-    x, y, rng = expected.to_numpy(), seen.to_numpy(), np.random.default_rng(0)
-    again = [
-        float(spearmanr(x[at], y[at]).statistic) for at in (rng.integers(0, len(x), len(x)) for _ in range(RESAMPLES))
-    ]
-    return f"{spearmanr(x, y).statistic:.3f} [{np.quantile(again, 0.025):.2f}, {np.quantile(again, 0.975):.2f}]"
+def spearman(expected: Any, seen: Any) -> str:
+    """Of two columns, with its interval."""
+    pairs, n = pd.DataFrame({"expected": expected, "seen": seen}), len(seen)
+    draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    again = [_spearman(pairs.iloc[at]) for at in draws]
+    return f"{_spearman(pairs):.3f} [{np.quantile(again, 0.025):.2f}, {np.quantile(again, 0.975):.2f}]"
 
 
-def cells(found: pd.DataFrame) -> list[object]:
+def _spearman(pairs: pd.DataFrame) -> float:
+    return float(np.corrcoef(pairs.rank().to_numpy().T)[0, 1])
+
+
+def cells(found: Any) -> list[object]:
     """Agreement, and what it is made of where a graph holds patterns and norms."""
     predicted = found["predicted"]
-    agreed = [len(found), spearman(predicted, found["measured"]), spearman(predicted, found["frozen"])]
+    agreed = [len(found), spearman(predicted, found["measured"])]
     if "norms" not in found:
         return [*agreed, "", "", f"{predicted.abs().mean():.3f}", "", ""]
     parts = [spearman(predicted, predicted + found[part]) for part in PARTS[1:]]
@@ -76,7 +80,7 @@ def rows(model: cs.ReplacementModel, prompt: str, response: Response) -> list[li
     check = cs.validate(model, graph, edges=edges, claims=("direct",), controls=0, heads=0)
     found = check.edges.rename(columns=lambda name: name.removeprefix("direct_")).set_index("source")
     answer, other = (found[found["target"] == logit.id] for logit in (first, second))
-    both, numbers = answer.index.intersection(other.index), [c for c in ("frozen", "measured", *PARTS) if c in found]
+    both, numbers = answer.index.intersection(other.index), [c for c in ("measured", *PARTS) if c in found]
     far, said = answer["hops"] >= model.model.n_layers // 2, f"·{first.text.strip()}"
     groups = {
         said: answer,
@@ -84,7 +88,8 @@ def rows(model: cs.ReplacementModel, prompt: str, response: Response) -> list[li
         f"{said}, far": answer[far],
         f"{said} less ·{second.text.strip()}": answer.loc[both, numbers] - other.loc[both, numbers],
     }
-    return [[prompt, response, name, *cells(group)] for name, group in groups.items()]
+    held = f"{check.frozen_error:.0e}"
+    return [[prompt, response, name, *cells(group), held] for name, group in groups.items()]
 
 
 def main() -> None:

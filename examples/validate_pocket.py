@@ -234,6 +234,8 @@ def main(arguments: list[str]) -> None:
     start = time.perf_counter()
     n, edges, controls = (1, 5, 19) if quick else (8, 60, 200)
     prompts, parts, found = task_prompts(n), [], {}
+    if quick:
+        prompts = {task: prompts[task] for task in ("IOI", "agreement")}
     language_model = cs.load_model("pocket")
     kinds = {"pocket": "Cross-layer transcoder", "pocket-plt": "Per-layer transcoders"}
     models = {name: cs.ReplacementModel(language_model, cs.load_dictionaries(name)) for name in kinds}

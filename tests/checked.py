@@ -119,8 +119,8 @@ def _check_of(function: FunctionType) -> Check:
             _RETURNED[form] = _returned_check(given)
         shaped = any(map(_has_shape, (given, *named.values())))
         parameters = _check(_silent(function, named)) if named else None
-        given = type(None) if given is None else given
-        _CHECKS[key] = Check(parameters, _RETURNED[form], shaped, given if type(given) is type else None)
+        plain: Any = type(None) if given is None else given
+        _CHECKS[key] = Check(parameters, _RETURNED[form], shaped, plain if type(plain) is type else None)
     return _CHECKS[key]
 
 

@@ -82,6 +82,26 @@ def test_generators_methods_and_dataclasses_are_checked():
         held.parts(torch.neg, "one")  # pyright: ignore[reportArgumentType]
 
 
+def test_a_plain_class_that_is_returned_is_told_by_its_type():
+    def made(found: object, hint: object):
+        def plain(self):
+            return found
+
+        plain.__annotations__ = {"return": hint}
+        plain.__qualname__ = f"plain{hint}"
+        return checked.checked(plain)(None)
+
+    assert [made(found, hint) for found, hint in ((3, int), (True, int), ("a", str), (None, None))] == [
+        3,
+        True,
+        "a",
+        None,
+    ]
+    for found, hint in ((3, str), (3, None), (None, int), (3, bool)):
+        with pytest.raises(TypeCheckError, match="return_value"):
+            made(found, hint)
+
+
 def test_what_runs_as_users_run_it_is_not_checked():
     scale = scaled(2, "a b")
     with checked.as_users_run():

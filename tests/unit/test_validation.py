@@ -356,8 +356,8 @@ def _same(one, other) -> None:
     pd.testing.assert_frame_equal(one[exact], other[exact], rtol=1e-9, atol=1e-11)
 
 
-def test_the_order_of_edges_does_not_matter(model, graph):
-    pairs = [(_node(graph, s), _node(graph, t)) for s, t in _ends_of(validate(model, graph, edges=60, controls=0))]
+def test_the_order_of_edges_does_not_matter(model, graph, check):
+    pairs = [(_node(graph, s), _node(graph, t)) for s, t in _ends_of(check)]
     shuffled = np.random.default_rng(2).permutation(len(pairs))
     prompt, settings = Recording(model, model.trace(TOKENS)), Settings(controls=60)
     straight = judge(model, prompt, Pairs.of(pairs), settings)
@@ -397,16 +397,17 @@ def pocket_verdicts():
         )
         for dtype in (torch.float64, torch.float32)
     }
+    settings: dict[str, Any] = {"claims": ("graph", "direct"), "heads": 0}
     found: dict[Any, list[str]] = {"float64": [], "float32": [], "seed": []}
     for prompt in prompts:
         graph = attribute(models[torch.float64], prompt).prune(nodes=0.8)
-        tested = validate(models[torch.float64], graph, edges=60, heads=0)
+        tested = validate(models[torch.float64], graph, edges=60, **settings)
         names = [f"{s} → {t}" for s, t in _ends_of(tested)]
         coarse = attribute(models[torch.float32], prompt).prune(nodes=0.8)
         runs = {
             "float64": tested,
-            "float32": validate(models[torch.float32], coarse, edges=names, heads=0),
-            "seed": validate(models[torch.float64], graph, edges=60, heads=0, seed=1),
+            "float32": validate(models[torch.float32], coarse, edges=names, **settings),
+            "seed": validate(models[torch.float64], graph, edges=60, seed=1, **settings),
         }
         for name, check in runs.items():
             rows = check.edges.set_index(["source", "target"]).loc[[tuple(ends) for ends in _ends_of(tested)]]
