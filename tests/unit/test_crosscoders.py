@@ -307,11 +307,14 @@ def with_other(crosscoder, **other: Any):
     )  # fmt: skip
 
 
-def test_wrong_use_is_one_sentence(model, rows, trained):
+def test_wrong_use_is_one_sentence(model, rows, trained, tmp_path):
     crosscoder, _ = trained
     config = SAEConfig(**QUICK)
     with pytest.raises(InputError, match="each once; got none"):
         train_crosscoder(model, rows, config, sites=[])
+    with pytest.raises(ModelError, match="There is no site 9.resid_post"):
+        train_crosscoder(model, rows, config, sites=[Site(9, "resid_post")], out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="have one width"):
         train_crosscoder(model, rows, config, sites=[Site(0, "resid_post"), Site(0, "mlp_neurons")])
     with pytest.raises(InputError, match="on vectors without a model"):

@@ -43,7 +43,8 @@ def train_crosscoder(
 
     `corpus`, `out`, `resume`: as `train` takes them; vectors are `[token, site, d_model]`. `sites`: by default
     `config.site` of all layers; of a pair that of the middle layer, in both models. In `out` stand the crosscoder, and
-    in `out/run` metrics and checkpoints. `InputError` for fewer than one site, or sites of several widths.
+    in `out/run` metrics and checkpoints. `InputError` for fewer than one site, sites of several widths,
+    and sites that the model has not.
 
     Source: Lindsey et al. 2024, *Sparse Crosscoders*; for BatchTopK Minder et al. 2025, *Overcoming Sparsity Artifacts
     in Crosscoders to Interpret Chat-Tuning*.
@@ -52,8 +53,13 @@ def train_crosscoder(
     sites = tuple(_default(model, inner.n_layers, config) if sites is None else sites)
     if not sites or len(set(sites)) < len(sites):
         raise InputError(f"A crosscoder has one site or more, each once; got {', '.join(map(str, sites)) or 'none'}.")
-    if model is not None and len(widths := {model.width(site) for site in sites}) > 1:
-        raise InputError(f"The sites of a crosscoder have one width; got {sorted(widths)}. Choose sites of one kind.")
+    if model is not None:
+        for site in sites:
+            model.hook(site)  # refused before a folder is made
+        if len(widths := {model.width(site) for site in sites}) > 1:
+            raise InputError(
+                f"The sites of a crosscoder have one width; got {sorted(widths)}. Choose sites of one kind."
+            )
     if model is None and sites != tuple(Site(i, config.site) for i in range(inner.n_layers)):
         raise InputError(f"Vectors have their own {inner.n_layers} sites; leave out `sites`.")
     config = replace(config, site=sites[0].kind, side_by_side=len(sites))
