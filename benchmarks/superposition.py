@@ -164,7 +164,7 @@ def figures(dictionaries: DictionarySet, data: Data, samples_per_s: float) -> Fi
         spurious=found.spurious,
         dead=statistics.dead[0],
         l0=statistics.l0[0],
-        aligned=alignment(dictionaries, 0).summary().mean,
+        aligned=alignment(dictionaries, 0).summary().cosine,
         speed=samples_per_s,
         decoders=decoders,
     )
