@@ -60,8 +60,8 @@ def corpus(tmp_path_factory):
 
 def test_the_table_is_printed_and_saved(run, saved, corpus, tmp_path):
     out = tmp_path / "new" / "found.json"
-    printed = run("evaluate", "pocket", saved / "plt", "--corpus", corpus, "--tokens", "600", "--out", out)
-    for text in ("held-out tokens", "FVU", "aligned", "loss recovered", "with all layers replaced", "found.json"):
+    printed = run("evaluate", "pocket", saved / "plt", "--corpus", corpus, "--tokens", "600", "--out", out, "--wide")
+    for text in ("held-out tokens", "FVU", "aligned cos", "loss recovered", "with all layers replaced", "found.json"):
         assert text in printed
     found = load_evaluation(out)
     assert 500 < found.tokens <= 600
