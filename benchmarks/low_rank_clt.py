@@ -183,8 +183,9 @@ def steps() -> str:
     return (
         f"## A step at a wider shape\n\n{WIDE['n_layers']} layers of width {WIDE['d_model']}, {WIDE_FEATURES:,} "
         f"features a layer, TopK with {L0} a token and layer, batches of {BATCH}, on random vectors. Computed: "
-        "`training_cost(…).memory`. Measured: by how much a process grows in three steps with dense kernels; sparse ones "
-        f"take less. Time: median of {STEPS - 2} steps with the kernels that `auto` takes, the configurations in turn.\n\n"
+        "`training_cost(…).memory`. Measured: by how much a process grows in three steps with dense kernels; sparse "
+        f"ones take less. Time: median of {STEPS - 2} steps with the kernels that `auto` takes, the configurations in "
+        "turn.\n\n"
         f"{_table(columns, rows)}"
     )
 
