@@ -5,10 +5,10 @@ strongest, and 90 drawn from the rest. Each is removed with MLPs held, which is 
 and norm scales are live. *Measured*: Spearman of what the edges say and what the logit does. *Patterns*, *norms*: with
 that part alone of what is let go, added to what the edges say. *All held*: the largest difference of effects and edges
 where patterns and norms are held, over the largest effect. *Near*, *far*: features less than half of the layers below,
-and others. *Less the second*: the answer's logit less that of the runner-up, over features with an edge to both. |…|:
-mean magnitudes, of the edges and of what patterns and norms add. *Response*: graphs whose edges hold patterns and norms
-(`frozen`), and those whose edges are derivatives through both (`linear`), tested by small doses. Brackets: 95 %, by
-bootstrap over features.
+and others. *Less the second*: the answer's logit less that of the runner-up, over features with an edge to both.
+*Mean*: magnitudes, of the edges and of what patterns and norms add. *Response*: graphs whose edges hold patterns and
+norms (`frozen`), and those whose edges are derivatives through both (`linear`), tested by small doses; features are
+chosen by each graph's own edges. Brackets: 95 %, by bootstrap over features.
 
     python benchmarks/smollm2_direct.py MODEL DICTIONARIES
 """
@@ -31,8 +31,8 @@ from circuitsae.validation.designs import Response
 EACH, RESAMPLES = 90, 1000
 PARTS = ("predicted", "patterns", "norms")
 COLUMNS = (
-    "prompt", "response", "logit", "features", "measured", "patterns", "norms", "|edge|", "|patterns|",
-    "|norms|", "all held",
+    "prompt", "response", "logit", "features", "measured", "patterns", "norms", "mean edge",
+    "mean of patterns", "mean of norms", "all held",
 )  # fmt: skip
 
 
