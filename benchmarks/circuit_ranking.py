@@ -152,11 +152,11 @@ def between(low: float, high: float) -> str:
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 330, 250, 56, 40, 90
 SHOWN = (Headline("CPR, features alone", "circuits", "cpr", True), Headline("confirmed", "circuits", "confirmed", True))
-COLOURS = {"transcoders": "#0072B2", "autoencoders": "#D55E00"}
+COLOURS = {"per-layer transcoders": "#0072B2", "cross-layer transcoders": "#D55E00"}
 
 
 def drawn(results: dict[str, BenchmarkResult]) -> str:
-    """FVU against two figures of circuits, a column a model; each dot a kind, with its interval upwards."""
+    """FVU of transcoders against two figures of circuits, a column a model; each dot a kind, with its interval."""
     parts = []
     for column, (name, result) in enumerate(results.items()):
         for row, shown in enumerate(SHOWN):
@@ -165,30 +165,33 @@ def drawn(results: dict[str, BenchmarkResult]) -> str:
     width = LEFT + len(results) * (WIDTH + GAP) - GAP + 20
     height = TOP + len(SHOWN) * (HEIGHT + 76)
     for number_, (family, colour) in enumerate(COLOURS.items()):
-        parts.append(f'<circle cx="{LEFT + 6 + 130 * number_}" cy="{height - 12}" r="5" fill="{colour}"/>')
-        parts.append(f'<text x="{LEFT + 16 + 130 * number_}" y="{height - 8}">{family}</text>')
+        parts.append(f'<circle cx="{LEFT + 6 + 180 * number_}" cy="{height - 12}" r="5" fill="{colour}"/>')
+        parts.append(f'<text x="{LEFT + 16 + 180 * number_}" y="{height - 8}">{family}</text>')
     style = 'font-family="sans-serif" font-size="12" fill="#333"'
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" {style}>'
     return opening + '<rect width="100%" height="100%" fill="#fff"/>' + "\n".join(parts) + "</svg>\n"
 
 
 def panel(title: str, result: BenchmarkResult, shown: Headline, x0: int, y0: int) -> list[str]:
+    own = [line for line in result.lines if result.settings["families"][line[0]] == FAMILIES[0]]
     points = {
-        line: (result.estimate(line, "core", "fvu"), result.estimate(line, shown.task, shown.metric))
-        for line in result.lines
+        line: [result.estimate(line, *of) for of in (("core", "fvu"), (shown.task, shown.metric))] for line in own
     }
-    most = max(fvu.mean for fvu, _ in points.values()) * 1.1
+    means = [fvu.mean for fvu, _ in points.values()]
+    least, most = 0.9 * min(means), 1.05 * max(means)
     parts = [f'<text x="{x0}" y="{y0 - 12}" font-weight="bold">{title}</text>']
     for tick in (0, 0.25, 0.5, 0.75, 1):
         y = y0 + HEIGHT * (1 - tick)
         parts.append(f'<line x1="{x0}" x2="{x0 + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{x0 - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
         at = x0 + WIDTH * tick
-        parts.append(f'<text x="{at:.1f}" y="{y0 + HEIGHT + 18}" text-anchor="middle">{most * tick:.3f}</text>')
+        parts.append(
+            f'<text x="{at:.1f}" y="{y0 + HEIGHT + 18}" text-anchor="middle">{least + (most - least) * tick:.3f}</text>'
+        )
     parts.append(f'<text x="{x0 + WIDTH / 2}" y="{y0 + HEIGHT + 36}" text-anchor="middle">FVU</text>')
     for line, (fvu, value) in points.items():
-        colour = COLOURS[result.settings["families"][line[0]]]
-        x, y = x0 + WIDTH * fvu.mean / most, y0 + HEIGHT * (1 - value.mean)
+        colour = list(COLOURS.values())[line[0].startswith("CLT")]
+        x, y = x0 + WIDTH * (fvu.mean - least) / (most - least), y0 + HEIGHT * (1 - value.mean)
         half = 0.0 if value.half != value.half else value.half * HEIGHT
         up, down = max(y0, y - half), min(y0 + HEIGHT, y + half)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up:.1f}" y2="{down:.1f}" stroke="{colour}" opacity=".5"/>')

@@ -75,10 +75,9 @@ def benchmark(
         dictionaries: Folders or hub names; the pocket model has "pocket", "pocket-plt" and "pocket-sae".
         model: A hub name, a local Hugging Face folder, or "pocket".
         only: Tasks to run; default, all.
-        circuits: Measure graphs, claims, circuits and their stability; sets that differ in the seed of their training
-            alone are one line.
+        circuits: Measure graphs, claims, circuits and stability; sets that differ in seed alone are one line.
         task: circuits: a task's name, or a CSV or JSON file of pairs; default for the pocket model, agreement.
-        prompts: circuits: prompts of the task that the model gets right, at most; half of them to judge circuits on.
+        prompts: circuits: prompts drawn of the task; of those that the model gets right half judge circuits.
         edges: circuits: edges that are tested in each graph.
         at_layers: Layers to measure, each alone: all, or like 2 or 0-3; default, the one in the middle.
         seeds: How often texts, halves and random baselines are drawn; from two on, means have 95 % intervals.
