@@ -279,8 +279,9 @@ def _shares(graph: AttributionGraph) -> dict[str, float]:
 
 
 def _check(dictionaries: Mapping[str, Sequence[DictionarySet]], task: Task) -> None:
-    if not dictionaries or (empty := [name for name, seeds in dictionaries.items() if not seeds]):
-        under = f" under {empty[0]!r}" if dictionaries else ""
+    empty = [name for name, seeds in dictionaries.items() if not seeds]
+    if not dictionaries or empty:
+        under = f" under {empty[0]!r}" if empty else ""
         raise InputError(f"There are no dictionaries{under}; give at least one set under each name.")
     if len(task) < 4:
         raise InputError(
