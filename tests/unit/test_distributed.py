@@ -134,6 +134,18 @@ def test_a_run_goes_on_among_other_ranks(tmp_path, alone, before, after):
         assert np.array_equal(loaded[key.removeprefix("dictionaries.")].numpy(), tensor), key
 
 
+def test_ranks_that_share_features_read_factors_multiplied_out(tmp_path, alone):
+    name = "clt-low-rank-topk"
+    config = replace(CASES[name], parallel="features", checkpoint_every=4)
+    on_ranks(first_part, config, tmp_path, 4)
+    for each in on_ranks(second_part, config, tmp_path):
+        for key, tensor in alone[name]["dictionaries"].items():
+            np.testing.assert_allclose(each["dictionaries"][key], tensor, rtol=1e-3, atol=1e-4, err_msg=key)
+        whole = alone[name]["memory"]
+        assert each["memory"]["trainee.W_dec.0"] == whole["trainee.W_dec.0"] / 2
+        assert each["memory"]["trainee.W_later.0"] == whole["trainee.W_later.0"]
+
+
 @pytest.mark.parametrize("how", ["data", "features"])
 def test_a_killed_rank_ends_the_run_and_both_go_on_to_the_very_weights(tmp_path, how):
     config = replace(CASES["clt-batchtopk-sparse"], parallel=how, checkpoint_every=3)
