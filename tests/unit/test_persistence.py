@@ -1,5 +1,6 @@
 """Persistence against brute force, and where it is known: identical, permuted, split and random dictionaries."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from circuitsae.graph import (
 )
 from circuitsae.replacement import ReplacementModel
 from transcoders.dictionaries import JumpReLU, Transcoder, TranscoderSet, random_dictionaries
-from transcoders.errors import CircuitsaeError, DictionaryError, InputError
+from transcoders.errors import CircuitsaeError, DictionaryError, FileFormatError, InputError
 from transcoders.evaluation import coactivations, counterparts, narrow_parents, superset
 from transcoders.random_models import random_model
 
@@ -90,7 +91,7 @@ def test_what_is_the_same_but_for_its_order_or_two_halves_is_found_everywhere(mo
     if how == "split":
         members = other.groups[(other.groups["layer"] == 0) & other.groups["index"].isin(halves)]
         assert members["by"].tolist() == ["sum"] * 4
-        assert members["explained"].to_numpy() == pytest.approx(np.ones(4), abs=1e-6)
+        assert members["explained"].tolist() == pytest.approx([1.0] * 4, abs=1e-6)
     text_free = counterparts(own, changed(own, order))
     mine = np.arange(48) if order is None else order.numpy()
     assert mine[text_free["other"]].tolist() == text_free["index"].tolist()
@@ -178,14 +179,14 @@ def test_units_are_the_features_where_each_is_alone_and_their_sums_where_not(mod
     features = [node.id for node in graph.nodes if node.kind is NodeKind.FEATURE and node.pos == 5 and node.layer == 0]
     units = persistence_of_units(graph, [Supernode("both", tuple(features[:2]))], [other])
     grouped = graph.group([Supernode("both", tuple(features[:2]))])
-    assert units.nodes.loc[0, "influence"] == pytest.approx(grouped.nodes["both"]["influence"])
+    assert units.nodes["influence"].tolist()[0] == pytest.approx(grouped.nodes["both"]["influence"])
     into = units.edges[units.edges["target"] == "both"].set_index("source")["share"]
     summed = sum(  # shares of inputs with their signs
         graph.influence[t] * graph.weights[t, graph.position["tok@5"]] / graph.inputs[t]
         for t in (graph.position[name] for name in features[:2])
     )
-    assert into["tok@5"] == pytest.approx(summed / units.nodes.loc[0, "influence"])
-    assert units.nodes["persistence"].min() == units.edges["persistence"].min() == 1.0
+    assert into.to_dict()["tok@5"] == pytest.approx(summed / units.nodes["influence"].tolist()[0])
+    assert min([*units.nodes["persistence"], *units.edges["persistence"]]) == 1.0
 
 
 def test_what_was_found_goes_along_with_prunings_and_files_and_networkx(model, own, graph, rows, tmp_path):
@@ -202,6 +203,11 @@ def test_what_was_found_goes_along_with_prunings_and_files_and_networkx(model, o
     assert loaded.dictionaries == ("other", "itself")
     for name in ("nodes", "edges", "nodes_chance", "edges_chance"):
         assert getattr(loaded, name).tolist() == getattr(pruned.persistence, name).tolist()
+    document = json.loads((tmp_path / "graph/graph.json").read_text("utf-8"))
+    document["persistence"]["nodes"][0] = 2
+    (tmp_path / "graph/graph.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(FileFormatError, match="persistence of a node"):
+        load_graph(tmp_path / "graph")
     made = pruned.to_networkx()
     assert [d["persistence"] for _, d in made.nodes(data=True)] == again.nodes.tolist()
     frame = pruned.edges_frame()
@@ -227,9 +233,9 @@ def test_a_superset_has_the_narrow_features_and_the_novel_ones(model, own):
     both = superset(own, wide)
     assert [both.n_features(layer) for layer in (0, 1)] == [96, 96]
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    for layer in (0, 1):
-        expected = own[layer](x) + new[layer].encode(x) @ new[layer].W_dec
-        assert both[layer](x) == pytest.approx(expected.detach(), abs=1e-5)
+    for narrow, novel, stitched in zip(own.layers, new.layers, both.layers, strict=True):
+        expected = narrow(x) + novel.encode(x) @ novel.W_dec
+        assert stitched(x) == pytest.approx(expected.detach(), abs=1e-5)
     parents = narrow_parents(wide, own)
     assert parents["index"].tolist() == parents["parent"].tolist() == [*range(24), *range(24)]
     graph = graph_by(model, both)
