@@ -3,7 +3,7 @@
 Or one picture of a page, a graph's or a comparison's, in the state that its address says, 900 pixels high or as asked,
 of 192 colours or as many as asked:
 
-    docs/images/screenshots.py docs/pages/story_smollm2.html story "node=25.2000@5&tab=card" 1000
+    docs/images/screenshots.py docs/pages/story_smollm2.html story "node=25.2000@5&tab=card" 1120
 
 Those of docs/targets.md, docs/sae-graphs.md and docs/sharing.md are of what `circuitsae trace "When John and Mary went
 to the store, John gave a drink to"` writes with `--contrast " Mary" " John" --validate 40 --out graphs/contrast`, with

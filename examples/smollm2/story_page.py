@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 COMMAND = "python -m examples.smollm2.story --html"
 MEMBERS, ERRORS, LOGITS = 6, 4, 3
 """How many nodes there are at most: features in each group but the first, and others."""
-CONTROLS, NAMED, EXAMPLES = 20, 3, 6
+CONTROLS, NAMED, EXAMPLES = 20, 3, 5
 EDGES = 0.98
 """Share of the influence that the page's edges hold, of all between its nodes."""
 
