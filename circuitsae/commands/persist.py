@@ -64,9 +64,10 @@ def persist(
             pocket model has its own. Without, they are matched by what they write alone.
         part: Which part of it.
         tokens: Tokens of it to read; 0 to match by what features write alone.
-        narrow: Narrower dictionaries: features that have split from one of theirs are looked for together as well.
+        narrow: Narrower dictionaries: features that have split from one of theirs are looked for together as well, and
+            kept as groups of the page.
         meta: Train a meta-SAE on the graph's dictionaries, layer by layer, and look for features of one meta-latent
-            together as well.
+            together as well, and keep them as groups.
         device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         weights: Which weights of the model.
     """
@@ -87,6 +88,7 @@ def persist(
     _show(console, f"Found again, mean over {len(dictionaries)} other sets", persistence_frame(loaded, found))
     for what, units in _units(replacement, loaded, narrow, meta):
         _show_units(console, what, loaded, units, others)
+        _keep_units(console, graph, loaded, units)
     kept = {VALIDATION: (graph / VALIDATION).read_bytes()} if (graph / VALIDATION).is_file() else {}
     page = write_folder(marked, None, graph, edited=True, more=kept)
     say(console, f"Graph: {graph}", f"HTML:  {page.resolve()}")
@@ -150,6 +152,16 @@ def _show_units(
         say(console, f"No features of one position are {what}.")
         return
     _show(console, f"Features {what}", unit_frame(graph, units, others))
+
+
+def _keep_units(console: Console, folder: Path, graph: "AttributionGraph", units: "list[Supernode]") -> None:
+    """As groups of the page, those of most influence first."""
+    from circuitsae.serving.edits import add_groups
+
+    influence = dict(zip(graph.ids.tolist(), graph.influence.tolist(), strict=True))
+    strongest = sorted(units, key=lambda unit: -sum(influence[member] for member in unit.members))
+    if added := add_groups(folder, [(unit.name, unit.members) for unit in strongest], graph.ids.tolist()):
+        say(console, f"Kept as groups of the page: {added}")
 
 
 def _percent(share: float) -> str:

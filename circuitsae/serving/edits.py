@@ -72,6 +72,25 @@ def save_opened(folder: Path, document: Any, ids: Sequence[str]) -> dict[str, An
     return kept
 
 
+def add_groups(folder: Path, groups: Sequence[tuple[str, Sequence[str]]], ids: Sequence[str]) -> int:
+    """Keep groups, a name and ids of nodes, after those that are kept; how many there was room for.
+
+    A node stays in the group that has it, and a group with fewer than two others is none. Raises `InputError` for nodes
+    that the graph lacks, and what `opened_in` raises.
+    """
+    kept = opened_in(folder, ids) or {}
+    own: list[list[str]] = [[name, *members] for name, members in kept.get("groups", {}).items()]
+    before, taken = len(own), {node for _, *members in own for node in members}
+    for name, members in groups:
+        free = [node for node in members if node not in taken]
+        if len(free) > 1 and len(own) < MOST_GROUPS:
+            own.append([name, *free])
+            taken.update(free)
+    if len(own) > before:
+        save_opened(folder, {**kept, "groups": own}, ids)
+    return len(own) - before
+
+
 def opened_in(folder: Path, ids: Sequence[str]) -> dict[str, Any] | None:
     """What a page of the graph opens with, as `write_html` takes it; None where nothing was kept.
 

@@ -22,6 +22,7 @@ from circuitsae.graph import (
     persistence_of_units,
 )
 from circuitsae.replacement import ReplacementModel
+from circuitsae.serving.edits import add_groups, opened_in, save_opened
 from transcoders.dictionaries import JumpReLU, Transcoder, TranscoderSet, random_dictionaries
 from transcoders.errors import CircuitsaeError, DictionaryError, FileFormatError, InputError
 from transcoders.evaluation import coactivations, counterparts, narrow_parents, superset
@@ -279,3 +280,17 @@ def test_other_dictionaries_are_asked_the_same_of_the_same_prompt(model, own, ro
 
 def own_feature(graph) -> int:
     return next(n.index for n in graph.nodes if n.kind is NodeKind.FEATURE and (n.layer, n.pos) == (1, 5))
+
+
+def test_groups_are_kept_after_those_that_a_reader_made(tmp_path):
+    ids = [f"0.{feature}@1" for feature in range(140)]
+    save_opened(tmp_path, {"groups": [["mine", ids[0], ids[1]]], "note": "read"}, ids)
+    assert add_groups(tmp_path, [("a", ids[1:3]), ("b", ids[1:5]), ("c", ids[3:6])], ids) == 1
+    found = opened_in(tmp_path, ids)
+    assert found is not None
+    assert found["note"] == "read"
+    assert found["groups"] == {"mine": ids[:2], "b": ids[2:5]}
+    pairs = [(str(number), ids[number : number + 2]) for number in range(6, 140, 2)]
+    assert add_groups(tmp_path, pairs, ids) == 58, "a page has room for 60"
+    with pytest.raises(InputError, match="no node of the graph"):
+        add_groups(tmp_path / "other", [("d", ["0.9@9", "0.8@9"])], ids)
