@@ -76,8 +76,9 @@ def test_opacity_says_in_how_many_dictionaries_something_is_found_again(graph, t
     drawn = page.evaluate(f"{alone}.map(item => [item.node, viewer.itemFade(item)])")
     assert len(drawn) > 10
     assert [value for _, value in drawn] == pytest.approx([0.12 + 0.88 * nodes[i] for i, _ in drawn])
-    marks = page.evaluate("[...document.querySelectorAll('.scatterlayer path.point')].map(p => +p.style.opacity)")
-    assert marks == pytest.approx(page.evaluate("viewer.opacities()"), abs=1e-4)
+    marks = "[...document.querySelectorAll('.scatterlayer path.point')].map(p => +p.style.opacity)"
+    page.wait_for_function(f"() => {marks}.every((mark, i) => Math.abs(mark - viewer.opacities()[i]) < 1e-4)")
+    assert min(page.evaluate(marks)) < 0.5
     faint = page.evaluate("viewer.allLayers().map(({ alpha, members }) => [alpha, members.length])")
     assert sum(n for _, n in faint) == sum(n for _, n in plain)
     assert sum(a * n for a, n in faint) < 0.9 * sum(a * n for a, n in plain)
