@@ -99,8 +99,8 @@ def areas(
     """CPR and CMD of a ranking, with the curves that they are areas under: of its `count` best nodes (None: all).
 
     Signed, best are the nodes that move the metric most from m(∅) towards m(M). The axis is the logarithm of the number
-    of nodes kept that have a place on some prompt. Means and `others` as in
-    `faithfulness`. Raises `InputError` for impossible sizes.
+    of nodes kept that have a place on some prompt. Means and `others` as in `faithfulness`.
+    Raises `InputError` for impossible sizes.
     """
     ablated = Ablated(Cases(model, task), ablation, by=by, errors=errors, regime=regime, others=others, seed=seed)
     rising = ablated.clean().mean() >= ablated.metric([Kept(())]).mean()
