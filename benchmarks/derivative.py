@@ -63,6 +63,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "skip, derivative .3 in the second half": {"skip": True, "derivative": 0.3, "derivative_from": 0.5},
     "skip, derivative .3, on an eighth": {"skip": True, "derivative": 0.3, "derivative_share": 0.125},
     "skip, derivative .3, penalty .01 on W_skip": {"skip": True, "derivative": 0.3, "skip_penalty": 0.01},
+    "skip, derivative .3, along .3": {"skip": True, "derivative": 0.3, "derivative_along": 0.3},
+    "skip, derivative .3, along 1": {"skip": True, "derivative": 0.3, "derivative_along": 1.0},
     "skip, derivative .3, k 64": {"skip": True, "derivative": 0.3, "k": 64},
     "skip, derivative .3, 4,096 features": {"skip": True, "derivative": 0.3, "features": 4096},
     "skip, derivative .3, BatchTopK": {"skip": True, "derivative": 0.3, "activation": "batchtopk"},

@@ -33,12 +33,13 @@ def directions():
     return made
 
 
+@pytest.mark.parametrize("along", [0.0, 0.5], ids=["", "along"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize(
     ("kind", "options"), KINDS, ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values()))
 )
-def test_the_loss_is_autograds_derivative_of_the_reconstruction(kind, options, sparse):
-    config, built = build(kind, options)
+def test_the_loss_is_autograds_derivative_of_the_reconstruction(kind, options, sparse, along):
+    config, built = build(kind, {**options, "derivative_along": along})
     given = directions()
 
     def reconstruct(reads):
@@ -46,7 +47,9 @@ def test_the_loss_is_autograds_derivative_of_the_reconstruction(kind, options, s
 
     _, passed_on = torch.autograd.functional.jvp(reconstruct, given.reads, given.changes, strict=True)
     assert isinstance(passed_on, torch.Tensor)
-    missed = (passed_on - given.responses).square().sum(-1) / given.responses.square().sum(-1)
+    size = given.responses.square().sum(-1)
+    missed = (passed_on - given.responses).square().sum(-1) / size
+    missed = missed + along * (1 - (passed_on * given.responses).sum(-1) / size) ** 2
     expected = torch.stack([missed[0].mean(), missed[1][torch.arange(BATCH) != 3].mean(), missed[2].mean()])
     found = derivative_loss(built, given, config, sparse=sparse)
     torch.testing.assert_close(found.detach(), expected.detach())
@@ -198,6 +201,29 @@ def test_training_for_the_derivative_brings_it_nearer(small, text, config):
     assert near.item() < 0.95 * far.item()
 
 
+@pytest.mark.parametrize("extra", [0.0, 0.5])
+def test_what_is_passed_on_is_shorter_by_its_cosine_unless_the_extra_weight_keeps_it_long(extra):
+    """Of a skip term alone, where J v is along v as far as the cosine says and noise besides."""
+    config, built = build("plt", {"activation": "topk", "skip": True, "derivative_along": extra})
+    for weight in built.W_dec:
+        weight.data.zero_()
+    assert built.W_skip is not None
+    skip = built.W_skip.data
+    cosine, unit = 0.7, torch.nn.functional.normalize
+    changes = unit(draw(N_LAYERS, 500, D_MODEL, seed=5), dim=-1)
+    noise = draw(N_LAYERS, 500, D_MODEL, seed=6)
+    noise = unit(noise - (noise * changes).sum(-1, keepdim=True) * changes, dim=-1)
+    given = Directions(torch.zeros_like(changes), changes, cosine * changes + (1 - cosine**2) ** 0.5 * noise)
+
+    def loss(size):
+        skip.copy_(size * torch.eye(D_MODEL))
+        return derivative_loss(built, given, config).mean().item()
+
+    lengths = torch.linspace(0.5, 1.2, 701).tolist()
+    best = (1 + extra) * cosine / (1 + extra * cosine**2)
+    assert min(lengths, key=loss) == pytest.approx(best, abs=1e-3)
+
+
 def test_a_run_that_was_cut_goes_on_to_the_very_weights(small, text, tmp_path):
     config = replace(CONFIG, derivative_from=0.5, checkpoint_every=10)
     whole = train(small, text, config, out=tmp_path / "whole", progress=False)
@@ -225,6 +251,7 @@ def test_where_there_is_no_mlp_to_compare_with(small, text):
     ("settings", "says"),
     [
         ({"derivative": -1.0}, "derivative must be at least 0; got -1.0"),
+        ({"derivative_along": -0.5}, "derivative_along must be at least 0; got -0.5"),
         ({"derivative_share": 2.0}, "derivative_share is a fraction, from 0 to 1; got 2.0"),
         ({"skip_rank": 2}, "skip_rank is for a skip term, and there is none"),
         ({"skip": True, "skip_rank": 0}, "skip_rank must be at least 1; got 0"),

@@ -328,6 +328,9 @@ class MLPSettings:
     """Tokens of a step on which changes are compared, as a share of the batch; of a row of text at least."""
     derivative_from: float = 0.5
     """Fraction of the steps before the first that compares changes."""
+    derivative_along: float = 0.0
+    """Extra weight of the error along J v, `(1 − Ĵ v · J v / ‖J v‖²)²`: what misses least in the square is shorter than
+    J v by its cosine, and over a chain of layers that multiplies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +342,7 @@ class MLPConfig(MLPSettings, TrainConfig):
         for name in ("derivative_share", "derivative_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a fraction, from 0 to 1; got {getattr(self, name)}.")
-        for name in ("derivative", "skip_penalty"):
+        for name in ("derivative", "derivative_along", "skip_penalty"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0; got {getattr(self, name)}.")
         for name in ("skip_penalty", "skip_rank"):
