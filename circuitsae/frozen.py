@@ -51,6 +51,10 @@ class Reads:
     """After the final norm; logits = final W_U (+ b_U)."""
 
 
+Answer = Callable[[int, Sequence[Float[Tensor, "pos d_model"]]], Float[Tensor, "pos d_model"]]
+"""What is written at a layer in answer to what was read at all layers up to it."""
+
+
 class FrozenModel:
     """A language model on one prompt, linear in its `Writes`.
 
@@ -75,6 +79,7 @@ class FrozenModel:
         self.passed = passed
         self.tokens = tokens
         self.skips = list(skips) or [None] * model.n_layers
+        self.answer: Answer | None = None
         layers = range(model.n_layers)
         self.read_sites = tuple(reads) or tuple(Site(layer, "mlp_in") for layer in layers)
         self.write_sites = tuple(writes) or tuple(Site(layer, "mlp_out") for layer in layers)
@@ -203,7 +208,16 @@ class FrozenModel:
         return read, cache[_FINAL][0]
 
     def _written(self, layer: int, written: Sequence[Tensor], read: Sequence[Tensor]) -> Hook:
-        return lambda _: (written[layer] + self._skip(layer, read[layer]))[None]
+        if self.answer is None:
+            return lambda _: (written[layer] + self._skip(layer, read[layer]))[None]
+        answer = self.answer
+        return lambda mlp_out: written[layer] + mlp_out - answer(layer, read)
+
+    def responding(self, answer: "Answer") -> "FrozenModel":
+        """The same run where each MLP writes what it makes of its read, but for `answer`, besides what is written."""
+        other = self.without_skips()
+        other.answer = answer
+        return other
 
     def live(self) -> "FrozenModel":
         """The same run where patterns and norm scales answer to what is written: no linear map, but differentiable."""

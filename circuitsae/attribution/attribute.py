@@ -33,9 +33,11 @@ from circuitsae.attribution.expansion import (
     pruned,
     with_only,
 )
+from circuitsae.attribution.limits import Errors, Limits, Response
 from circuitsae.attribution.linear import LinearModel, linear_model
 from circuitsae.attribution.live import live_model
 from circuitsae.attribution.nodes import Endpoints, Explained, SourceVectors
+from circuitsae.attribution.responding import Responding
 from circuitsae.attribution.targets import ChooseTargets, TopLogits, explained, until
 from circuitsae.graph import AttributionGraph
 from circuitsae.graph.compact import RowBlock
@@ -48,8 +50,6 @@ from transcoders.token_text import join_tokens
 
 EngineName = Literal["auto", "closed_form", "autograd"]
 OldEngineName = Literal["fast", "plain"]
-Response = Literal["frozen", "linear"]
-"""How attention patterns and norm scales take a change: not at all, or as their derivative says."""
 NEW_NAMES: dict[str, EngineName] = {"fast": "closed_form", "plain": "autograd"}
 
 
@@ -65,6 +65,7 @@ def attribute(
     engine: EngineName | OldEngineName = "auto",
     precision: ProductPrecision | None = None,
     response: Response | None = None,
+    errors: Errors = "held",
     bos: bool | None = None,
     progress: bool = False,
 ) -> AttributionGraph:
@@ -87,12 +88,15 @@ def attribute(
     * `response`: `frozen`, or `linear`, where attention patterns and norm scales answer as their derivatives say. Then
       A[t, s] = a_s · ∂h_t/∂a_s, the exact Jacobian of the replacement model, and rows do not sum up to what is read.
       With autoencoders, between which the real MLPs stay, it is the only one. Default: `frozen` where it can be.
+    * `errors`: `held`, or `linear`, where an error answers what its MLP and its features read as their derivatives say.
+      Chained over features, edges are then the model's own derivative, with attention and norms as `response` says,
+      however little the dictionaries explain; what passed by errors is in the graph's `past`.
     * `bos`: whether a text gets BOS first; default, as the model reads texts (its dictionaries' training).
 
     Raises `PromptError` for a prompt the model cannot take, `InputError` for targets it does not have or a setting out
     of range, and `ModelError` where the engine cannot take the model.
     """
-    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision, response)
+    limits = Limits(max_features, unexplained, edges_per_node, batch_size, precision, response, errors)
     trace, text = _read(model, prompt, targets, bos)
     return _Attribution(model, trace, text, targets, limits, _current_name(engine)).graph(progress)
 
@@ -111,6 +115,7 @@ def attribute_pruned(
     engine: EngineName | OldEngineName = "auto",
     precision: ProductPrecision | None = None,
     response: Response | None = None,
+    errors: Errors = "held",
     bos: bool | None = None,
     progress: bool = False,
 ) -> tuple[AttributionGraph, FullSize]:
@@ -122,7 +127,7 @@ def attribute_pruned(
     rounding of float64.
     """
     check_shares(nodes=nodes, edges=edges)
-    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision, response)
+    limits = Limits(max_features, unexplained, edges_per_node, batch_size, precision, response, errors)
     trace, text = _read(model, prompt, targets, bos)
     work = _Attribution(model, trace, text, targets, limits, _current_name(engine))
     if unexplained is not None:
@@ -147,10 +152,11 @@ def attribute_trace(
     engine: EngineName | OldEngineName = "auto",
     precision: ProductPrecision | None = None,
     response: Response | None = None,
+    errors: Errors = "held",
     progress: bool = False,
 ) -> AttributionGraph:
     """`attribute` of a prompt that has been traced already."""
-    limits = _Limits(max_features, unexplained, edges_per_node, batch_size, precision, response)
+    limits = Limits(max_features, unexplained, edges_per_node, batch_size, precision, response, errors)
     if len(read := until(trace.tokens, targets)) < trace.n_positions:
         trace = model.trace(read)
     return _Attribution(model, trace, prompt, targets, limits, _current_name(engine)).graph(progress)
@@ -168,36 +174,6 @@ def _read(
 
 
 @dataclass(frozen=True)
-class _Limits:
-    """How much is asked for; the fields are `attribute`'s."""
-
-    max_features: int | None
-    unexplained: float | None
-    edges_per_node: int | None
-    batch_size: int | Literal["auto"]
-    precision: ProductPrecision | None
-    response: Response | None
-
-    def __post_init__(self) -> None:
-        if self.response not in (None, *get_args(Response)):
-            raise InputError(f"Unknown response {self.response!r}; give {' or '.join(map(repr, get_args(Response)))}.")
-        if self.precision not in (None, *get_args(ProductPrecision)):
-            raise InputError(
-                f"Unknown precision {self.precision!r}; give {' or '.join(map(repr, get_args(ProductPrecision)))}."
-            )
-        if self.precision == "tf32" and self.unexplained is not None:
-            raise InputError("precision='tf32' does not go with unexplained; leave one of them out.")
-        for name in ("max_features", "edges_per_node", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise InputError(f"{name}={value} leaves nothing to compute; give at least 1.")
-        if self.unexplained is not None and not 0 <= self.unexplained < 1:
-            raise InputError(
-                f"unexplained={self.unexplained} is not a share of the influence; give a number from 0 to below 1."
-            )
-
-
-@dataclass(frozen=True)
 class _Attribution:
     """What is asked for, and how a graph is made of it."""
 
@@ -205,7 +181,7 @@ class _Attribution:
     trace: Trace
     prompt: str | None
     targets: ChooseTargets
-    limits: _Limits
+    limits: Limits
     engine: EngineName
 
     def graph(self, progress: bool) -> AttributionGraph:
@@ -228,15 +204,20 @@ class _Attribution:
         }
         with torch.no_grad(), progress_bar(shown=progress) as bar:
             task = bar.add_task("attributing", total=self._at_most + len(self.explained.nodes))
-            live = self.response == "linear"
+            live, responds = self.response == "linear", limits.errors == "linear"
             expand = partial(
                 _expand,
+                responds=responds,
                 linear=_linear_for(self.engine, model, trace, live),
                 live=live,
                 batch_size=None if limits.batch_size == "auto" else limits.batch_size,
                 edges_per_node=limits.edges_per_node,
                 precision=limits.precision,
-                provenance={**_provenance(model, self.trace, self.prompt, settings), "response": self.response},
+                provenance={
+                    **_provenance(model, self.trace, self.prompt, settings),
+                    "response": self.response,
+                    **({"errors": "linear"} if responds else {}),
+                },
                 done=lambda n: bar.advance(task, n),
             )
             ends, known = Endpoints.of(model, self.explained), None
@@ -251,6 +232,11 @@ class _Attribution:
 
     @cached_property
     def response(self) -> Response:
+        if self.limits.errors == "linear" and self.model.spliced:
+            raise InputError(
+                "errors='linear' is for transcoders in the place of MLPs; those between autoencoders are the model's "
+                "own and answer as they are. Leave errors at 'held'."
+            )
         return _response(self.limits.response, self.model)
 
     @cached_property
@@ -272,6 +258,7 @@ def _expand(
     *,
     linear: LinearModel | None,
     live: bool,
+    responds: bool,
     batch_size: int | None,
     edges_per_node: int | None,
     precision: ProductPrecision | None,
@@ -282,26 +269,29 @@ def _expand(
 
     `n_features`: the rows of so many features will be asked for; default: those of all targets, at once.
     """
-    expansion = partial(Expansion, ends=ends, provenance=provenance, edges_per_node=edges_per_node, done=done)
-    device = ends.targets.pos.device
+    expansion = partial(
+        Expansion, ends=ends, provenance=provenance, edges_per_node=edges_per_node, responds=responds, done=done
+    )
+    device, passes = ends.targets.pos.device, responds or has_skips(ends.model)
     if precision == "tf32" and not (linear is not None and fills_device(device)):
         raise InputError(f"precision='tf32' needs the closed form on a CUDA device; the model is on {device}.")
     if linear is not None:
         sources = SourceVectors(ends.model, ends.trace, ends.sources, linear)
         if fills_device(device):
-            sweep = _device_sweep(ends, sources, batch_size, precision)
+            sweep = _device_sweep(ends, sources, batch_size, precision, responds)
             yield expansion(engine=sweep, without_skips=sweep.without_skips() if sweep.pairs else None)
             return
         share = 1.0 if n_features is None else n_features / len(ends.targets.layer)
-        engine = ClosedForm(sources, ends.targets, share=share, batch_size=batch_size)
-        yield expansion(engine=engine, without_skips=engine.without_skips() if has_skips(ends.model) else None)
+        answering = Responding(ends.model, ends.trace, linear, sources.columns) if responds else None
+        engine = ClosedForm(sources, ends.targets, share=share, batch_size=batch_size, responds=answering)
+        yield expansion(engine=engine, without_skips=engine.without_skips() if passes else None)
         return
     with ExitStack() as opened:
-        maps = [True, False] if has_skips(ends.model) else [True]
+        maps = [{"responds": responds}, {"skips": False}] if passes else [{}]
         engines = [
-            Autograd(opened.enter_context(autograd_rows(ends.model, ends.trace, skips=skips, live=live)), ends,
+            Autograd(opened.enter_context(autograd_rows(ends.model, ends.trace, live=live, **how)), ends,
                      batch_size=batch_size)
-            for skips in maps
+            for how in maps
         ]  # fmt: skip
         yield expansion(engine=engines[0], without_skips=engines[1] if len(engines) > 1 else None)
 
@@ -311,21 +301,23 @@ def check_settings(*, nodes: float = 0.8, edges: float = 0.98, engine: str = "au
     check_shares(nodes=nodes, edges=edges)
     _check_engine(NEW_NAMES.get(engine, engine))
     limits: dict[str, Any] = dict.fromkeys(("max_features", "unexplained", "edges_per_node", "precision", "response"))
-    limits |= {"batch_size": "auto"} | settings
-    _Limits(**{name: value for name, value in limits.items() if name not in ("bos", "progress")})
+    limits |= {"batch_size": "auto", "errors": "held"} | settings
+    Limits(**{name: value for name, value in limits.items() if name not in ("bos", "progress")})
 
 
 def _device_sweep(
-    ends: Endpoints, sources: SourceVectors, batch_size: int | None, precision: ProductPrecision | None
+    ends: Endpoints, sources: SourceVectors, batch_size: int | None, precision: ProductPrecision | None, responds: bool
 ) -> DeviceSweep:
     device = ends.targets.pos.device
     extra = torch.from_numpy(ends.unembedding_bias).to(device)
+    on_device = DeviceSources(sources.without_skips() if responds else sources, extra.shape[1])
     return DeviceSweep(
-        sources=DeviceSources(sources, extra.shape[1]),
+        sources=on_device,
+        responds=Responding(ends.model, ends.trace, sources.linear, on_device.node) if responds else None,
         targets=ends.targets,
         target_nodes=ends.target_nodes,
         extra=extra,
-        pairs=has_skips(ends.model),
+        pairs=responds or has_skips(ends.model),
         batch_size=batch_size,
         memory=Memory.of(device),
         precision=precision,
@@ -384,8 +376,9 @@ def _strongest(expansion: Expansion, at_most: int) -> tuple[Endpoints, RowBlock 
     features, seen = first_look(expansion, at_most)
     left = expansion.ends.keep(features)
     on_device = isinstance(expansion.engine, DeviceSweep)  # where these few rows are found again at no cost
-    if on_device or len(left.model.dictionaries.write_layers(0)) > 1 or has_skips(left.model):
-        return left, None  # an edge does not tell at which of its layers a feature wrote, nor what passed by a skip
+    passes = expansion.responds or has_skips(left.model)
+    if on_device or len(left.model.dictionaries.write_layers(0)) > 1 or passes:
+        return left, None  # an edge does not tell at which of its layers a feature wrote, nor what passed features
     known = with_only(features, seen, expansion)
     return left.without_targets(known.rows), known
 

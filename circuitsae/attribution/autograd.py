@@ -6,7 +6,7 @@ Slow and short. It asks nothing of the architecture but that the model's own mod
 A pass goes no further down than to what its targets depend on: of autoencoders of the stream to the one before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,11 +66,14 @@ class Autograd:
 
 
 @contextmanager
-def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True, live: bool = False) -> Iterator[RowsOf]:
+def autograd_rows(
+    model: ReplacementModel, trace: Trace, *, skips: bool = True, live: bool = False, responds: bool = False
+) -> Iterator[RowsOf]:
     """A function from targets to their rows of the adjacency, one column for each of `source_nodes`.
 
     `skips=False`: where no path takes a skip term, so that the rows do not sum up to what is read. `live`: where
     attention patterns and norm scales answer, so that rows are derivatives times what is written, and no shares.
+    `responds`: where errors answer as what they are of, so that rows are derivatives likewise.
     Raises `ModelError` where the model's run on what is written is not the clean one.
     """
     frozen, groups = trace.frozen, trace.frozen.model.bias_groups()
@@ -79,6 +82,7 @@ def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True, 
         parameter.requires_grad_(True)
     try:
         held = frozen if skips else frozen.without_skips()
+        held = held.responding(_Answer(model, trace)) if responds else held
         run = _Run.of(held.live() if live else held, biases)
         columns = _Columns(model, trace)
 
@@ -89,7 +93,7 @@ def autograd_rows(model: ReplacementModel, trace: Trace, *, skips: bool = True, 
                 rows[here] = columns.score(run.gradients(layer, targets.take(here)))
             return rows
 
-        if skips and live:
+        if responds or (skips and live):
             _check_clean(model, trace, run)
         elif skips:
             _check_complete(model, trace, rows_of)
@@ -124,7 +128,7 @@ class _Run:
     @classmethod
     def of(cls, frozen: FrozenModel, biases: list[Tensor]) -> "_Run":
         clean = frozen.writes
-        written = [_leaf(value) for value in clean.mlp_out - frozen.skip_out(frozen.reads.by_layer)]
+        written = [_leaf(value) for value in _written(frozen)]
         embed, position = _leaf(clean.embed), None if clean.position is None else _leaf(clean.position)
         with torch.enable_grad(), not_saved(frozen.constants):
             reads, final = frozen.apart(embed, position, written)
@@ -143,6 +147,32 @@ class _Run:
             )
         embed, position = found.pop(0), None if self.position is None else found.pop(0)
         return _Gradients(embed, position, found[: len(self.written)], found[len(self.written) :], count)
+
+
+def _written(frozen: FrozenModel) -> Float[Tensor, "layer pos d_model"]:
+    """What is written besides what answers, so that the run is the clean one."""
+    reads = frozen.reads.by_layer
+    if frozen.answer is None:
+        return frozen.writes.mlp_out - frozen.skip_out(reads)
+    return torch.stack([frozen.answer(layer, reads.unbind()) for layer in range(len(reads))])
+
+
+class _Answer:
+    """What the active features of a prompt write, each with a slope of one, for what their layers read."""
+
+    def __init__(self, model: ReplacementModel, trace: Trace) -> None:
+        self._dictionaries, self._index, self._n_layers = model.dictionaries, trace.features.index, model.model.n_layers
+
+    def __call__(self, written: int, reads: Sequence[Float[Tensor, "pos d_model"]]) -> Float[Tensor, "pos d_model"]:
+        out = torch.zeros_like(reads[written])
+        for layer in range(written + 1):
+            if written in self._dictionaries.write_layers(layer):
+                pos, feature = self._index[self._index[:, 0] == layer, 1:].unbind(1)
+                encoders = self._dictionaries.encoder_rows(layer, feature).detach()
+                decoders = self._dictionaries.decoder_rows(layer, feature, written).detach()
+                answered = (reads[layer][pos] * encoders).sum(1, keepdim=True) * decoders
+                out = out.index_add(0, pos, answered)
+        return out
 
 
 class _Columns:

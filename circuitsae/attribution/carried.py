@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.attribution.linear import Attention, LinearModel
+from circuitsae.attribution.linear import Attention, LinearModel, Norm
 from circuitsae.attribution.nodes import BroadcastSources, SourceVectors, TargetVectors
+from circuitsae.attribution.responding import Responding
 
 
 @runtime_checkable
@@ -40,7 +41,7 @@ class Written(Protocol):
         """What is written at one position each by the MLP of `layer`, or by the embeddings (layer −1)."""
         ...
 
-    def read_bias(self, layer: int) -> tuple[int, Float[Tensor, "d_model"]] | None:
+    def read_bias(self, layer: int, norm: Norm | None = None) -> tuple[int, Float[Tensor, "d_model"]] | None:
         """The column and the vector of the bias in what is read at `layer` (or by the unembedding)."""
         ...
 
@@ -59,20 +60,29 @@ class CarriedTargets:
     number: Int[Tensor, "row"]
     """0, 1, …"""
     every: int = 1
-    """Skip terms are taken by every so many rows, from the first on."""
+    """Skip terms, and errors' answers, are taken by every so many rows, from the first on."""
+    responds: Responding | None = None
+    """How errors answer, where they do; the sources have no skip terms then."""
     joined: int = 0
     crossed: int = 0
     """Rows that have passed an attention; those after them are still at one position each."""
 
     @classmethod
     def nothing_yet(
-        cls, sources: Written, targets: TargetVectors, layers: np.ndarray, count: int, n_columns: int, every: int = 1
+        cls,
+        sources: Written,
+        targets: TargetVectors,
+        layers: np.ndarray,
+        count: int,
+        n_columns: int,
+        every: int = 1,
+        responds: Responding | None = None,
     ) -> "CarriedTargets":
         """Of targets sorted from the top layer down, with their `layers`, all before position `count`."""
         vectors = targets.vector.to(sources.linear.dtype)
         G, A = vectors.new_zeros(len(layers), count, vectors.shape[1]), vectors.new_zeros(len(layers), n_columns)
         number = torch.arange(len(layers), device=vectors.device)
-        return cls(sources, targets._replace(vector=vectors), layers, G, A, number, every)
+        return cls(sources, targets._replace(vector=vectors), layers, G, A, number, every, responds)
 
     def carry_down(self, stop: int) -> None:
         """To the stream before block `stop`, which none of the targets reads below; 0: to the embeddings."""
@@ -86,24 +96,24 @@ class CarriedTargets:
         for layer in range(top, stop - 1, -1):
             sources.local(layer).score(self.G[: self.joined], self.A[: self.joined])
             self.score_mlp_biases(sources.broadcast_mlp[layer])
-            through_skip = self.transpose_skip(layer)
+            past = self.transpose_skip(layer) if self.responds is None else self.transpose_error(layer, self.responds)
             if not blocks[layer].parallel:
-                self.read(layer, through_skip)
+                self.read(layer, past)
             self.score_broadcast(sources.broadcast_attention[layer])
             self.attend(blocks[layer].attention)
             if blocks[layer].parallel:
-                self.read(layer, through_skip)
+                self.read(layer, past)
         if stop == 0:
             sources.local(-1).score(self.G[: self.joined], self.A[: self.joined])
             self.score_broadcast(sources.broadcast_embed)
 
-    def read(self, layer: int, through_skip: Tensor | None = None) -> None:
-        """What is read at `layer` (or by the unembedding): for targets above through its skip, for its own by W_enc.
+    def read(self, layer: int, past: Tensor | None = None) -> None:
+        """What is read at `layer` (or by the unembedding): for targets above past its features, for its own by W_enc.
 
         Those of its own join here: `G_t = normᵀ(W_enc[:, t])` at their position, where also the norm's bias is read.
         """
-        if through_skip is not None:
-            self.G[: self.joined : self.every].add_(through_skip)
+        if past is not None:
+            self.G[: self.joined : self.every].add_(past)
         joined, linear = int(np.searchsorted(-self.layers, -layer, side="right")), self.sources.linear
         if joined > self.joined:
             here = slice(self.joined, joined)
@@ -121,6 +131,19 @@ class CarriedTargets:
         G = self.G[: self.joined : self.every]
         written = G if block.write is None else block.write.transpose(G)
         return block.read.transpose(written @ skip.T)
+
+    def transpose_error(self, layer: int, responds: Responding) -> Float[Tensor, "row pos d_model"] | None:
+        """How what the error of `layer` answers reads the stream, for the rows that take it."""
+        if not self.joined:
+            return None
+        G, A = (carried[: self.joined : self.every] for carried in (self.G, self.A))
+        found = []
+        for norm, reads in responds.transpose(layer, G, A):
+            if (at := self.sources.read_bias(layer, norm)) is not None:
+                column, bias = at
+                A[:, column].add_(reads.sum(1) @ bias)
+            found.append(norm.transpose(reads))
+        return sum(found[1:], found[0])
 
     def attend(self, attention: Attention) -> None:
         """`G += normᵀ( Σ_h A_hᵀ (G W_Oᵀ)_h W_V,hᵀ )`."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from circuitsae.attribution.carried import CarriedSources, CarriedTargets, score_read_bias
 from circuitsae.attribution.cost import choose_meeting_layer
 from circuitsae.attribution.nodes import SourceVectors, Targets, TargetVectors, to_numpy
+from circuitsae.attribution.responding import Responding
 
 CARRIED_BYTES = 8 * 2**20
 """Of one batch of carried vectors; about four tensors of this size are alive at once."""
@@ -34,6 +35,8 @@ class ClosedForm:
     """Rows of the adjacency of one prompt, columns in the order of `sources`; `targets` are all that may be asked for.
 
     `share` is that of the targets whose rows will be asked for, where the meeting layer is to be chosen; 1: of all.
+    With `responds` errors answer, and skip terms are a part of that: targets alone are carried, as what features read
+    is known once all that they write is.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class ClosedForm:
         meeting_layer: int | None = None,
         share: float = 1.0,
         batch_size: int | None = None,
+        responds: Responding | None = None,
     ) -> None:
-        self.sources, self.targets, self.linear = sources, targets, sources.linear
+        sources, meeting_layer = (sources, meeting_layer) if responds is None else (sources.without_skips(), 0)
+        self.sources, self.targets, self.linear, self.responds = sources, targets, sources.linear, responds
         self.columns = sources.columns
         self.n_layers = len(self.linear.blocks)
         chosen = choose_meeting_layer(sources, targets, share=share) if meeting_layer is None else meeting_layer
@@ -55,7 +60,7 @@ class ClosedForm:
         _hold_freed_memory()
 
     def without_skips(self) -> "ClosedForm":
-        """The same rows where no path takes a skip term."""
+        """The same rows where no path takes a skip term, and errors are held."""
         return ClosedForm(
             self.sources.without_skips(),
             self.targets,
@@ -107,7 +112,8 @@ class ClosedForm:
 
         What the host must know is given, so that it never waits for the device on the way.
         """
-        carried = CarriedTargets.nothing_yet(self.sources, targets, layers, count, self.sources.n_columns)
+        n_columns = self.sources.n_columns
+        carried = CarriedTargets.nothing_yet(self.sources, targets, layers, count, n_columns, responds=self.responds)
         carried.carry_down(stop)
         if stop > 0:
             for sources in self._below or []:

@@ -23,7 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsae.attribution.carried import CarriedTargets
+from circuitsae.attribution.linear import Norm
 from circuitsae.attribution.nodes import BroadcastSources, SourceVectors, Targets, TargetVectors, to_numpy
+from circuitsae.attribution.responding import Responding
 from transcoders.devices import free_memory
 
 ON_DEVICE = frozenset({"cuda"})
@@ -147,8 +149,8 @@ class DeviceSources:
         """What is written at one position each by the MLP of `layer`, or by the embeddings (layer −1)."""
         return self._tables[layer]
 
-    def read_bias(self, layer: int) -> tuple[int, Float[Tensor, "d_model"]] | None:
-        found = self._sources.read_bias(layer)
+    def read_bias(self, layer: int, norm: Norm | None = None) -> tuple[int, Float[Tensor, "d_model"]] | None:
+        found = self._sources.read_bias(layer, norm)
         return None if found is None else (found[0] + self._shift, found[1])
 
     @property
@@ -231,6 +233,7 @@ class DeviceSweep:
     targets: Targets
     target_nodes: np.ndarray
     extra: Float[Tensor, "target extra"]
+    responds: Responding | None = None
     pairs: bool = False
     batch_size: int | None = None
     memory: Memory
@@ -255,8 +258,8 @@ class DeviceSweep:
             yield numbers, to_numpy(torch.nn.functional.pad(block.weights, (0, missing))[:, n_extra:])
 
     def without_skips(self) -> "DeviceSweep":
-        """The same rows where no path takes a skip term."""
-        return replace(self, sources=self.sources.without_skips(), pairs=False)
+        """The same rows where no path takes a skip term, and errors are held."""
+        return replace(self, sources=self.sources.without_skips(), responds=None, pairs=False)
 
     @cached_property
     def all_targets(self) -> Order:
@@ -293,7 +296,8 @@ class DeviceSweep:
         every = 1 + self.pairs
         if self.pairs:
             targets, layers = TargetVectors(*(x.repeat_interleave(2, dim=0) for x in targets)), layers.repeat(2)
-        carried = CarriedTargets.nothing_yet(self.sources, targets, layers, count, self.sources.n_columns(count), every)
+        n_columns = self.sources.n_columns(count)
+        carried = CarriedTargets.nothing_yet(self.sources, targets, layers, count, n_columns, every, self.responds)
         with products_in(self.precision):
             carried.carry_down(0)
         return carried.A

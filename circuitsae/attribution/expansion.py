@@ -57,10 +57,12 @@ class Expansion:
 
     engine: Engine
     without_skips: Engine | None
-    """The same rows where no path takes a skip term; None where the dictionaries have none."""
+    """The same rows where no path takes a skip term and errors are held; None where that is how they are."""
     ends: Endpoints
     provenance: Mapping[str, Any]
     edges_per_node: int | None
+    responds: bool = False
+    """Whether errors answer; they pass features as a skip term does."""
     done: Callable[[int], Any]
     """Is told of every block how many rows it had."""
 
@@ -121,7 +123,8 @@ class Expansion:
     def skips_below(self) -> tuple[np.ndarray, np.ndarray]:
         """[node] both: how many skip terms lie below where each reads, and below where it has written first."""
         dictionaries, layer = self.ends.model.dictionaries, np.array([node.layer for node in self.nodes])
-        below = np.cumsum([0, *(dictionaries.skip(at) is not None for at in range(dictionaries.n_layers))])
+        passes = [self.responds or dictionaries.skip(at) is not None for at in range(dictionaries.n_layers)]
+        below = np.cumsum([0, *passes])
         written = layer + ~self.bias  # attention adds its biases before the layer's own term reads
         return below[layer.clip(0)], below[written.clip(0, dictionaries.n_layers)]
 

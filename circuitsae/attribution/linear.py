@@ -154,6 +154,10 @@ class Block:
     """What is written passes this before it is added to the stream: a norm, a constant factor, or nothing."""
     mlp_norm: str
     """The component that `read` is, where it has a bias."""
+    mlp_read: Norm
+    """From the stream to what the MLP itself reads."""
+    mlp_write: Norm | None
+    """What the MLP itself writes passes this."""
     parallel: bool
 
     @property
@@ -220,6 +224,8 @@ def _block(frozen: FrozenModel, layer: int) -> Block:
         read=_read(frozen.read_sites[layer].kind, norms.get(block.mlp_norm, nothing), nothing),
         write=None if frozen.write_sites[layer].kind == "mlp_added" else norms.get("ln2_post", after),
         mlp_norm=block.mlp_norm,
+        mlp_read=norms.get(block.mlp_norm, nothing),
+        mlp_write=norms.get("ln2_post", after),
         parallel=block.parallel,
     )
 

@@ -291,6 +291,11 @@ def _block(
         read = _live(read, read_from)
     if write is not None and part.norm("ln2_post") is not None:
         write = _live(write, written)
+    mlp_read, mlp_write = held.mlp_read, held.mlp_write
+    if part.norm(held.mlp_norm) is not None:
+        mlp_read = _live(mlp_read, read_from)
+    if mlp_write is not None and part.norm("ln2_post") is not None:
+        mlp_write = _live(mlp_write, part.mlp(value_of(held.mlp_read, read_from)[None].to(frozen.model.dtype))[0])
     keep = seen.n_bytes * frozen.model.n_layers <= LOOK_BYTES and not frozen.recomputed
     live = replace(
         held,
@@ -298,6 +303,8 @@ def _block(
         bias_writes=_bias_writes(part.attention, attention, normed),
         read=read,
         write=write,
+        mlp_read=mlp_read,
+        mlp_write=mlp_write,
     )
     return live, middle + (written if held.write is None else held.write.forward(written[None])[0])
 

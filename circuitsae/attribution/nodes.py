@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.attribution.linear import LinearModel
+from circuitsae.attribution.linear import LinearModel, Norm
 from circuitsae.graph import Node, NodeKind
 from circuitsae.replacement import ReplacementModel, Trace
 
@@ -323,13 +323,15 @@ class SourceVectors:
         norm = self.linear.blocks[layer].write
         return out if norm is None else norm.forward_at(out, pos)
 
-    def read_bias(self, layer: int) -> tuple[int, Float[Tensor, "d_model"]] | None:
-        """The column and the vector of the bias in what is read at `layer` (or by the unembedding)."""
+    def read_bias(self, layer: int, norm: Norm | None = None) -> tuple[int, Float[Tensor, "d_model"]] | None:
+        """The column and the vector of the bias in what is read at `layer` (or by the unembedding), behind its `norm`
+        by default.
+        """
         if layer == len(self.linear.blocks):
             component, norm = "ln_final", self.linear.final
         else:
             block = self.linear.blocks[layer]
-            component, norm = block.mlp_norm, block.read
+            component, norm = block.mlp_norm, norm or block.read
         return None if norm.bias is None else (self._broadcast[layer, f"{component}.b"], norm.bias)
 
     def _column_range(self, pos: int, layers: range) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class AttributionGraph:
     `weights[t, s]` is what source `s` adds to the pre-activation of target `t` (a logit: to its centred logit), so
     that a full graph's row and its `rest` sum to `pre_activation − bias` of its target (`residual()` is the
     difference). Rows of errors, tokens and biases are empty. Sums over edges are in float64 whatever their precision.
-    Where `response` is linear, `weights[t, s]` is how fast `t` moves as what `s` writes is scaled up, and no share.
+    Where it has `derivatives`, `weights[t, s]` is how fast `t` moves as what `s` writes is scaled up, and no share.
     """
 
     nodes: tuple[Node, ...]
@@ -157,12 +157,22 @@ class AttributionGraph:
         """How attention and norms take a change in this graph: `frozen` (held), or `linear` (as derivatives say)."""
         return "linear" if self.provenance.get("response") == "linear" else "frozen"
 
+    @property
+    def errors(self) -> Literal["held", "linear"]:
+        """How the errors of this graph take a change: `held`, or `linear` (as their derivatives say)."""
+        return "linear" if self.provenance.get("errors") == "linear" else "held"
+
+    @property
+    def derivatives(self) -> bool:
+        """Whether edges are derivatives times what is written, and no shares of what is read."""
+        return "linear" in (self.response, self.errors)
+
     def residual(self) -> np.ndarray:
         """What the edges into each target and its `rest` leave of its pre-activation without b_enc; 0 for others.
 
-        NaN for the targets of a graph of linear response, whose edges are derivatives and sum up to nothing.
+        NaN for the targets of a graph whose edges are `derivatives`, which sum up to nothing.
         """
-        explained = np.nan if self.response == "linear" else row_sums(self.weights) + self.rest
+        explained = np.nan if self.derivatives else row_sums(self.weights) + self.rest
         return np.where(self.mask(NodeKind.FEATURE, NodeKind.LOGIT), self._columns["wanted"] - explained, 0.0)
 
     def keep(self, nodes: np.ndarray, weights: sparse.csr_array) -> "AttributionGraph":
