@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from circuitsae.report.passing import answering
 from circuitsae.report.text import visible
 from circuitsae.sentences import of_evaluation
 from circuitsae.tables import Column, show_table
@@ -89,9 +90,10 @@ def show_graph(console: Console, graph: "AttributionGraph", full: "FullSize | No
         highlight=False,
     )
     if graph.scores.past is not None:
-        console.print(f"Past the features: {graph.scores.past:.1%} of all weight, by skip terms", highlight=False)
-    if graph.response == "linear":
-        console.print("Linear response: edges are derivatives with attention and norms live", highlight=False)
+        way = "by errors that answer" if graph.errors == "linear" else "by skip terms"
+        console.print(f"Past the features: {graph.scores.past:.1%} of all weight, {way}", highlight=False)
+    if graph.derivatives:
+        console.print(f"Edges are derivatives with {answering(graph.provenance)}", highlight=False)
     if (fit := _fit(graph)) is not None:
         console.print(f"Dictionaries on this prompt: {fit}", highlight=False)
 
@@ -127,7 +129,7 @@ def show_validation(console: Console, check: "Validation", graph: "AttributionGr
     _show_verdicts(console, check)
     _show_agreement(console, check)
     console.print(
-        f"{_IDENTITY[check.response == 'linear']}: largest difference {_figure(check.frozen_error, '.1e')} of the "
+        f"{_IDENTITY[check.derivatives]}: largest difference {_figure(check.frozen_error, '.1e')} of the "
         "largest effect\n"
         "Replacement model with error nodes: "
         f"largest difference {_figure(check.logit_error, '.1e')} of the largest logit",

@@ -64,6 +64,10 @@ class Trace:
     def n_positions(self) -> int:
         return len(self.tokens)
 
+    def with_logit_slope(self) -> "Trace":
+        """The same where logits are read by how they change, as in graphs of linear response."""
+        return replace(self, frozen=self.frozen.with_logit_slope())
+
 
 @dataclass(frozen=True)
 class Fit:

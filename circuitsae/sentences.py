@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitsae.report.passing import of_passing
+from circuitsae.report.passing import answering, of_passing
 from circuitsae.report.text import visible
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def of_graph(graph: "AttributionGraph") -> str:
 
 def of_logit(graph: "AttributionGraph") -> str:
     """The shares of features, tokens and errors in Σ|weight| of the edges into the most probable logit, or what else
-    is explained, and what of these edges passed by skip terms.
+    is explained, and what of these edges passed by skip terms or errors.
     """
     from circuitsae.graph import NodeKind
 
@@ -39,8 +39,8 @@ def of_logit(graph: "AttributionGraph") -> str:
     features, tokens, errors = (f"{100 * part.sum():.0f} %" for part in of_kind.values())
     count = int(np.count_nonzero(of_kind[NodeKind.FEATURE]))
     pruned = 1 - sum(part.sum() for part in of_kind.values())
-    what, derived = _what(logits[0]), graph.response == "linear"
-    whole = f"what {what} answers to small changes, with attention and norms live" if derived else what
+    what, derived = _what(logits[0]), graph.derivatives
+    whole = f"what {what} answers to small changes, with {answering(graph.provenance)}" if derived else what
     return (
         f"Of {whole}, {features} comes through {_number(count, 'feature')}, {tokens} "
         f"from tokens directly and {errors} from what the dictionaries miss"
@@ -60,7 +60,7 @@ def _what(node: "Node") -> str:
 
 
 def _past(graph: "AttributionGraph", target: str) -> str:
-    """How much of the edges into a node passed by skip terms; nothing where there are none."""
+    """How much of the edges into a node passed by skip terms, or errors that answer; nothing where there are none."""
     from circuitsae.graph import NodeKind
     from circuitsae.graph.past import row_shares
 
@@ -68,7 +68,8 @@ def _past(graph: "AttributionGraph", target: str) -> str:
         return ""
     row = [graph.position[target]]
     (share,) = row_shares(graph.weights[row], graph.past[row], graph.mask(NodeKind.BIAS))
-    return f" {100 * share:.0f} % of these edges passed by skip terms, past the features between."
+    way = "errors that answer" if graph.errors == "linear" else "skip terms"
+    return f" {100 * share:.0f} % of these edges passed by {way}, past the features between."
 
 
 def of_size(graph: "AttributionGraph") -> str:

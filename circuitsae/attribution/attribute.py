@@ -10,7 +10,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, cast, get_args
@@ -242,8 +242,7 @@ class _Attribution:
     @cached_property
     def explained(self) -> Explained:
         trace, live = self.trace, self.response == "linear"
-        trace = replace(trace, frozen=trace.frozen.with_logit_slope()) if live else trace
-        return explained(self.model, trace, self.targets)
+        return explained(self.model, trace.with_logit_slope() if live else trace, self.targets)
 
     @property
     def _at_most(self) -> int:

@@ -1,6 +1,5 @@
 """Heads carried by an edge: its weight split by the heads of every attention layer that it crosses."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +46,7 @@ def edge_heads(
     """
     trace, live = prompt if isinstance(prompt, Trace) else model.trace(prompt), response == "linear"
     if live:
-        trace = replace(trace, frozen=trace.frozen.with_logit_slope())
+        trace = trace.with_logit_slope()
     reads = _target(model, trace, target)
     if source.layer >= target.layer or source.pos > target.pos:
         raise InputError(f"{source.id} cannot reach {target.id}: edges go to later layers, not to earlier positions.")

@@ -72,6 +72,7 @@ def trace(
     engine: Literal["auto", "closed_form", "autograd", "fast", "plain"] = "auto",
     precision: Literal["float32", "tf32"] | None = None,
     response: Literal["frozen", "linear"] | None = None,
+    errors: Literal["held", "linear"] = "held",
     validate: int | None = None,
     html: tyro.conf.FlagCreatePairsOff[bool] = False,
     bos: Bos = None,
@@ -102,6 +103,8 @@ def trace(
         precision: Of products on a CUDA device; tf32 rounds what they multiply, and the graph says how far off that is.
         response: Of attention and norms: frozen, edges are shares of what is read; linear, they are derivatives with
             both live. Default frozen; linear with autoencoders.
+        errors: What dictionaries leave of the MLPs: held, or linear, where it answers as its derivative says. Totals
+            are then the model's own at small doses; what passed by errors is counted as past the features.
         validate: Test this many edges, of every class and distance by their influence; 0 for none. Default 100, and
             none with --prompts, where it takes a second or more for each.
         html: With --prompts: draw the page of each graph too, of 2 MB; later, `circuitsae show` of the folder does.
@@ -119,7 +122,7 @@ def trace(
     if (prompt is None) == (prompts is None):
         raise InputError("Give a prompt, or --prompts and a file of many; one of the two.")
     settings = {"max_features": max_features, "unexplained": unexplained, "engine": engine, "precision": precision}
-    settings |= {"response": response, "nodes": nodes, "edges": edges}
+    settings |= {"response": response, "errors": errors, "nodes": nodes, "edges": edges}
     named: dict[str, Any] = {"model": lasting(model), "dictionaries": dictionaries and lasting(dictionaries)}
     named |= weights.stated() | choices.stated()
     if prompts is not None:

@@ -106,7 +106,10 @@ def _about(
     from circuitsae.attribution.attribute import weights_of_dictionaries
 
     found = check.to_json()
-    figures = {name: found[name] for name in ("format", "response", "verdicts", "share", "frozen_error", "logit_error")}
+    figures = {
+        name: found[name]
+        for name in ("format", "response", "errors", "verdicts", "share", "frozen_error", "logit_error")
+    }
     made = {"fingerprint": loaded.model.fingerprint(), "dictionary_fingerprint": weights_of_dictionaries(loaded)}
     by = {"by": f"circuitsae {version('circuitsae')}", "source": source, "settings": settings}
     return by | made | {"match": match} | figures

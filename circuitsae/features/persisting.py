@@ -47,7 +47,7 @@ def other_graphs(
         together = None if rows is None else coactivations(model.model, model.dictionaries, dictionaries, rows)
         groups = counterparts(model.dictionaries, dictionaries, together)
         traced = ReplacementModel(model.model, dictionaries)
-        there = attribute(traced, prompt, targets=targets, response=graph.response)
+        there = attribute(traced, prompt, targets=targets, response=graph.response, errors=graph.errors)
         found.append(Other(name, there, groups))
     return found
 

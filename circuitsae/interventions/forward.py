@@ -23,7 +23,7 @@ from transcoders.sites import Site
 RegimeName = Literal[
     "frozen", "linear", "graph", "direct", "frozen-replacement", "replacement", "frozen-attention", "model"
 ]
-MLPs = Literal["constant", "linear", "features", "live"]
+MLPs = Literal["constant", "linear", "features", "errors", "live"]
 Held = Literal["frozen", "live"]
 
 
@@ -40,7 +40,8 @@ class Regime:
     mlps: MLPs = "live"
     """`constant`: clean outputs (a skip term stays live). `linear`: these, and the active features answer what they
     read with a slope of one; none switches. `features`: the dictionary's features, recomputed layer by layer, plus the
-    clean run's errors; at positions without features the model's own MLPs. `live`: the model's own MLPs."""
+    clean run's errors; at positions without features the model's own MLPs. `errors`: the model's own MLPs, less what
+    the active features would answer in `linear`; of transcoders alone. `live`: the model's own MLPs."""
     patterns: Held | frozenset[tuple[int, int]] = "live"
     """Attention patterns; or the heads (layer, head) whose patterns are live, all others held."""
     norms: Held | frozenset[str] = "live"
@@ -108,6 +109,8 @@ SCORES = 5
 FINAL = "unembed.hook_in"
 HELD_MLPS = ("constant", "linear")
 """Without anything of the model's own MLPs."""
+ANSWERS = {"linear": 1, "errors": -1}
+"""Whether what active features answer is added or taken away."""
 
 Alternative = Sequence[Intervention | Contribution]
 
@@ -142,6 +145,8 @@ class Forward:
     def __init__(
         self, model: ReplacementModel, prompts: Sequence[Recording], tables: Tables, regime: Regime, first: int = 0
     ) -> None:
+        if model.spliced and regime.mlps == "errors":
+            raise InputError("mlps='errors' is for transcoders; what lies between autoencoders is 'live'.")
         self.model, self.prompts, self.regime, self.first = model, prompts, regime, first
         self.features, self.vectors = tables
         self.declared: dict[int, Tensor] = {}
@@ -214,7 +219,7 @@ class Forward:
         def encode(read: Tensor) -> None:
             self.read[layer] = read
             active = None
-            if mode == "linear":
+            if mode in ANSWERS:
                 self._answer(layer, read - self.by_row(lambda p: p.trace.frozen.reads.by_layer[layer]))
             if mode == "features":
                 active = dictionaries.activations(layer, read)
@@ -298,6 +303,8 @@ class Forward:
             return mlp_out
         if mode == "live":
             return torch.where(self._exact, self._clean(layer), mlp_out)
+        if mode == "errors":
+            return mlp_out - sum(self._written[layer])
         if mode == "constant":
             return self._clean(layer)
         if mode == "linear":

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuitsae.interventions import passes
-from circuitsae.interventions.forward import HELD_MLPS, Forward, Regime, layer_of, rows_at_once
+from circuitsae.interventions.forward import ANSWERS, HELD_MLPS, Forward, Regime, layer_of, rows_at_once
 from circuitsae.interventions.hooks import Tables
 from circuitsae.interventions.intervene import ReadChunk
 from circuitsae.interventions.passes import by_first_position, read_from
@@ -125,11 +125,11 @@ class Mixed(Forward):
     # what the MLPs read and write
 
     def _encode(self, layer: int) -> Hook:
-        linear = [group.rows for group in self.groups if group.regime.mlp(layer) == "linear"]
+        answering = [group.rows for group in self.groups if group.regime.mlp(layer) in ANSWERS]
 
         def encode(read: Tensor) -> None:
             self.read[layer] = read
-            for rows in linear:
+            for rows in answering:
                 self._answer(layer, read[rows] - self.prompts[0].trace.frozen.reads.by_layer[layer, self.first :])
 
         return encode
@@ -138,7 +138,8 @@ class Mixed(Forward):
         modes = [group.regime.mlp(layer) for group in self.groups]
         held = [mode in HELD_MLPS for mode in modes]
         first = [not kept and group.regime.first != "live" for group, kept in zip(self.groups, held, strict=True)]
-        if not any(held) and not any(first):
+        answering = [(group.rows, mode) for group, mode in zip(self.groups, modes, strict=True) if mode in ANSWERS]
+        if not any(held) and not any(first) and not answering:
             return mlp_out
         out = self._clean(layer)
         if not all(held):
@@ -146,11 +147,10 @@ class Mixed(Forward):
             if any(first):
                 mask = mask | (self._mask(first, [()] * len(first), 1)[..., None] & self._exact)
             out = torch.where(mask, out, mlp_out)
-        if "linear" not in modes:
+        if not answering:
             return out
         out = out.clone(memory_format=torch.contiguous_format)
-        linear = [group.rows for group, mode in zip(self.groups, modes, strict=True) if mode == "linear"]
-        for number, rows in enumerate(linear):
-            for written in self._written[layer][number :: len(linear)]:
-                out[rows] += written
+        for number, (rows, mode) in enumerate(answering):
+            for written in self._written[layer][number :: len(answering)]:
+                out[rows] += ANSWERS[mode] * written
         return out

@@ -7,14 +7,28 @@ _MOST = 1e9
 """Figures of files are not trusted to be any."""
 
 
+def answering(provenance: Mapping[str, Any]) -> str:
+    """What answers a change in a graph of derivatives: `attention and norms live`."""
+    live = provenance.get("response") == "linear"
+    attention = "attention and norms " + ("live" if live else "held")
+    return attention + (" and errors answering" if provenance.get("errors") == "linear" else "")
+
+
 def of_response(provenance: Mapping[str, Any]) -> str:
     """What the edges of a graph are where they are no shares of what is read; empty where they are."""
-    if provenance.get("response") != "linear":
+    errors = provenance.get("errors") == "linear"
+    if provenance.get("response") != "linear" and not errors:
         return ""
+    how = answering(provenance)
     return (
-        "Edges are derivatives with attention and norms live: how fast a target moves as its source is scaled up. "
-        "They do not add up to what the target reads. Tests of the graph claim and of direct edges are at small doses, "
-        "with attention and norms live."
+        f"Edges are derivatives with {how}: how fast a target moves as its source is scaled up. They do not add up to "
+        "what the target reads. Tests of the graph claim and of direct edges are at small doses, with the same."
+        + (
+            " Errors answer as their MLPs do, so that totals are the model's own at small doses whatever the "
+            "dictionaries; what passed by errors is no feature's, and explains nothing."
+            if errors
+            else ""
+        )
     )
 
 
@@ -27,6 +41,8 @@ def of_passing(provenance: Mapping[str, Any]) -> str:
     found = dictionaries.get("agreement") if isinstance(dictionaries, Mapping) else None
     found = found if isinstance(found, Mapping) else {}
     stated = [found.get(name) for name in ("cosine", "norm_ratio", "reach", "measured")] if found else []
+    if provenance.get("errors") == "linear":
+        return ""
     figures = [figure for figure in stated if isinstance(figure, int | float) and abs(figure) < _MOST]
     if len(figures) < 4:
         return ""

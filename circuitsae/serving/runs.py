@@ -116,7 +116,7 @@ class Runs:
         run.at("running the prompt with the change")
         outcome = self._outcome(library, prompt, asked, "model")
         columns = {"measured": _moved(outcome, targets)}
-        if self.graph.response == "frozen" and not prompt.model.spliced:
+        if not self.graph.derivatives and not prompt.model.spliced:
             run.at("once more, with attention and norms held")
             columns["held"] = _moved(self._outcome(library, prompt, asked, "graph"), targets)
         doses = asked.doses(self.graph, library, prompt)

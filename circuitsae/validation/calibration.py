@@ -128,12 +128,13 @@ def calibrate(
 
 
 def refuse_derivatives(graph: AttributionGraph) -> None:
-    """Raises `InputError` for a graph of linear response."""
-    if graph.response == "linear":
-        raise InputError(
-            "Calibration plants edges into held attention and norms, but the graph has response='linear'; "
-            "calibrate on a graph with response='frozen'."
-        )
+    """Raises `InputError` for a graph whose edges are derivatives."""
+    for name, wanted in (("response", "frozen"), ("errors", "held")):
+        if (found := getattr(graph, name)) != wanted:
+            raise InputError(
+                f"Calibration plants edges into held attention, norms and errors, but the graph has {name}={found!r}; "
+                f"calibrate on a graph with {name}={wanted!r}."
+            )
 
 
 class _Case:

@@ -34,7 +34,7 @@ from circuitsae.interventions.changes import node_changes
 from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.controls import draw_controls
-from circuitsae.validation.designs import DOSES, PREDICTED_BY, Response, design_of
+from circuitsae.validation.designs import DOSES, PREDICTED_BY, Errors, Response, design_of
 from circuitsae.validation.kept import Kept
 from circuitsae.validation.measuring import Asked, Targets, edge_kind, effects_in, require_active
 from circuitsae.validation.statistics import corrected, slopes
@@ -64,6 +64,8 @@ class Settings:
     """Bytes of a pass; by default what suits the device."""
     response: Response | None = None
     """The graph's: whether its patterns and norms are held, or answer as derivatives say; default, by the model."""
+    errors: Errors = "held"
+    """The graph's: whether they are held, or answer as their derivatives say."""
     together: bool | None = None
     """Whether runs of all claims share passes, as they do by default anywhere but on a CPU."""
     kept: Kept | None = field(default=None, repr=False, compare=False)
@@ -162,9 +164,10 @@ class _Trial:
         told: Mapping[str, Callable[[int], Any]],
     ) -> None:
         require_active(prompt.trace, [*pairs.sources, *pairs.targets])
-        self.design = design_of(model, settings.response)
+        self.design = design_of(model, settings.response, settings.errors)
         self.model, self.prompt, self.pairs, self.settings, self.told = model, prompt, pairs, settings, told
-        self.targets = Targets(model, prompt.trace, pairs.targets)
+        live = settings.response == "linear" or bool(model.spliced)
+        self.targets = Targets(model, prompt.trace.with_logit_slope() if live else prompt.trace, pairs.targets)
         self.delta = settings.delta * _scales(prompt.trace, pairs.targets)[pairs.target]
         if self.design.derivative:
             self.doses = np.tile(self.design.doses, (len(pairs.sources), 1))

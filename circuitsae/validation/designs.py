@@ -9,6 +9,10 @@ answer as their derivatives say (`linear`; of autoencoders the MLPs between them
 | `direct` | t moves so much where all sites between are held     | sites held              | sites held          |
 | `model`  | t moves so much in the model, without a dictionary   | as `graph`              | the model itself    |
 
+Where errors answer, too (`errors` of a graph is `linear`), so do all MLPs, and what features stand for is taken from
+them: `direct` is predicted and measured with the model's own MLPs less what active features answer, `graph` with the
+model's own; attention and norms are held or live as in the graph.
+
 Everything else is live in all of them. Errors stay what they were but in the model itself. Measured are doses of up to
 a tenth, of which `measured` is ten times the largest, so that it compares with a prediction of the full removal; of
 the model's effect it is the full removal. Transcoders' features between answer by the true MLPs in `graph`, as they do
@@ -25,9 +29,11 @@ from jaxtyping import Float
 
 from circuitsae.graph.notes import Claim
 from circuitsae.interventions import Regime, RegimeName
+from circuitsae.interventions.forward import Held
 from circuitsae.replacement import ReplacementModel
 
 Response = Literal["frozen", "linear"]
+Errors = Literal["held", "linear"]
 
 DOSES = (0.1, 0.25, 0.5, 1.0)
 """Shares of a source's contribution that are taken out; predictions are of the full removal."""
@@ -89,15 +95,25 @@ HELD = Design(
 )
 
 
-def design_of(model: ReplacementModel, response: Response | None) -> Design:
-    """Of graphs of a model; `response` is theirs, by default what it must be."""
+def design_of(model: ReplacementModel, response: Response | None, errors: Errors = "held") -> Design:
+    """Of graphs of a model; `response` and `errors` are theirs, by default what they must be."""
+    if errors == "linear":
+        held: Held = "live" if response == "linear" else "frozen"
+        edges = Regime(mlps="errors", patterns=held, norms=held)
+        whole = Regime(patterns=held, norms=held)
+        return _derivatives(direct=edges, graph=whole, graph_tested=whole)
     if response != "linear" and not model.spliced:
         return HELD
     answering = Regime(mlps="features", first="frozen") if model.spliced else Regime(first="frozen")
+    return _derivatives(direct=Regime(mlps="constant"), graph=Regime(mlps="linear"), graph_tested=answering)
+
+
+def _derivatives(*, direct: Regime, graph: Regime, graph_tested: Regime) -> Design:
+    """Of small doses, by what is run to predict and test `direct`, to predict `graph`, and to test that."""
     return Design(
         doses=SMALL_DOSES,
         derivative=True,
-        predicted={"frozen": Regime(mlps="constant"), "linear": Regime(mlps="linear")},
-        tested={"graph": answering, "direct": Regime(mlps="constant"), "model": "model"},
+        predicted={"frozen": direct, "linear": graph},
+        tested={"graph": graph_tested, "direct": direct, "model": "model"},
         between={"graph": {}, "direct": {}, "model": {}},
     )

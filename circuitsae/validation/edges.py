@@ -53,8 +53,10 @@ def validate(
     `heads`: of how many direct edges that attention carries the leading head is found, the most influential first.
     `keep`: a folder for what is measured until all of it is; validated again with the same settings after Ctrl-C,
     SIGTERM or a kill, a graph takes what is there and comes to the same numbers to the last bit. It is yours to remove.
-    Edges of autoencoders, and of graphs with `response` "linear", are derivatives: what is run, at small doses, is in
-    `circuitsae.validation.designs`; they are not carried by attention but through it, and take no values of elsewhere.
+    Edges of autoencoders, and of graphs with `response` or `errors` "linear", are derivatives: what is run, at small
+    doses, is in `circuitsae.validation.designs`; they are not carried by attention but through it, and take no values
+    of elsewhere. Where errors answer for features that `max_features` left out, edges get no verdict of `direct`, as
+    the graph does not say which were kept.
 
     Raises `InputError` where the graph was made with another model or other dictionaries, and for `prompts` where the
     only claim is the model's, which gets no verdict.
@@ -62,17 +64,20 @@ def validate(
     if heads < 0:
         raise InputError(f"heads={heads} is no number of edges to find a head for; give 0 or more.")
     response = "linear" if model.spliced or graph.response == "linear" else "frozen"
+    merged = graph.errors == "linear" and graph.provenance.get("settings", {}).get("max_features") is not None
+    claims = [claim for claim in claims if not (merged and claim == "direct")]
     kept = None if keep is None else Kept(Path(keep), model)
     settings = Settings(
-        claims=claims, controls=controls, delta=delta, seed=seed, memory=memory, response=response, kept=kept
-    )
+        claims=claims, controls=controls, delta=delta, seed=seed, memory=memory, response=response,
+        errors=graph.errors, kept=kept,
+    )  # fmt: skip
     if prompts and not settings.judged:
         raise InputError(f"claims={list(claims)} gets no verdict on other prompts; test 'graph' or 'direct' too.")
     trace = traced(model, graph)
     chosen = choose_edges(graph, edges)
     if chosen.rows.empty:
         nothing = pd.DataFrame(columns=["source", "target", "kind", "hops", "weight", "influence"])
-        return Validation(nothing, logit_error=model.logit_error(trace), response=response)
+        return Validation(nothing, logit_error=model.logit_error(trace), response=response, errors=graph.errors)
     pairs = Pairs.of([(graph.nodes[s], graph.nodes[t]) for s, t in chosen.rows[["s", "t"]].to_numpy()])
     prompt, library = Recording(model, trace), Library(reading_like(model, graph))
     values = values_of([prompt, *(library[other] for other in elsewhere)])
@@ -85,7 +90,7 @@ def validate(
             others = on_prompts(model, graph, found, prompts, roles=roles, settings=settings, **told)
         found.insert(4, "weight", chosen.rows["weight"].to_numpy(float))
         found.insert(5, "influence", chosen.rows["influence"].to_numpy(float))
-        if "direct" in settings.claims and response == "frozen":
+        if "direct" in settings.claims and not graph.derivatives and response == "frozen":
             told["begin"] = telling.begin_heads
             found["direct_head"] = _leading_heads(model, prompt, found, pairs, heads, memory, kept=kept, **told)
     error = np.abs(found.pop("frozen") + found["weight"]).max() / np.abs(found["weight"]).max()
@@ -96,11 +101,12 @@ def validate(
         edges=found,
         share=chosen.share,
         shares=chosen.shares,
-        frozen_error=float(error),
+        frozen_error=np.nan if merged else float(error),
         logit_error=model.logit_error(trace),
         prompts=others,
         jacobian=dict(model.dictionaries.provenance.agreement),
         response=response,
+        errors=graph.errors,
     )
 
 

@@ -47,7 +47,8 @@ class Validation:
     """The same by class of edge."""
     frozen_error: float = np.nan
     """Largest |frozen effect + weight| over the largest |weight|; rounding, or this code is wrong. Of derivatives the
-    frozen effect is that of a small change, and rounding in float32 may be a thousandth."""
+    frozen effect is that of a small change, and rounding in float32 may be a thousandth. NaN where errors answer for
+    features that are not in the graph."""
     logit_error: float = np.nan
     """The same of the replacement model's logits, with its error nodes, and the model's own (`logit_error`)."""
     prompts: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -57,8 +58,15 @@ class Validation:
     response: str = "frozen"
     """The graph's: `linear` where edges are derivatives, which have no `direct_patterns`, `direct_norms`, `direct_head`
     and no `miss_first`, `miss_patterns`, `miss_norms`."""
+    errors: str = "held"
+    """The graph's: `linear` where errors answer; edges are derivatives then, too."""
     format: str = FORMAT
     """`old` for files written before the three claims; their edges have one `verdict`."""
+
+    @property
+    def derivatives(self) -> bool:
+        """Whether the graph's edges are derivatives, which are predicted and tested at small doses."""
+        return "linear" in (self.response, self.errors)
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -107,6 +115,7 @@ class Validation:
         document = {
             "format": self.format,
             "response": self.response,
+            "errors": self.errors,
             "verdicts": {claim: self.verdicts(claim) for claim in self.claims if claim != "model"},
             "share": self.share,
             "shares": dict(self.shares),
@@ -147,6 +156,7 @@ class Validation:
         return cls(
             **known, share=_number(document["share"]), shares=document["shares"], prompts=prompts,
             jacobian=document.get("jacobian", {}), response=str(document.get("response", "frozen")),
+            errors=str(document.get("errors", "held")),
         )  # fmt: skip
 
 

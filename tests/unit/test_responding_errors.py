@@ -1,6 +1,5 @@
 """Errors that answer: chained over features, edges are the model's own derivative, whatever the dictionaries."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,12 @@ import torch
 
 from circuitsae import ReplacementModel, attribute, random_model
 from circuitsae.attribution import LogitTargets, attribute_pruned, attribute_trace
+from circuitsae.commands.graph_folders import check_identities
 from circuitsae.graph import AttributionGraph, NodeKind
 from circuitsae.interventions import Recording, Regime, node_change
+from circuitsae.validation import Validation, validate
+from circuitsae.validation.choice import choose_edges
+from circuitsae.validation.claims import Pairs, Settings, judge
 from circuitsae.validation.measuring import Targets, effects
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import InputError
@@ -63,9 +66,7 @@ def measured(
     sources = np.flatnonzero(graph.mask(*kinds))
     changes = [node_change(model, prompt.trace, graph.nodes[s]) for s in sources]
     targets = [node for node in graph.nodes if node.kind in (NodeKind.FEATURE, NodeKind.LOGIT)]
-    trace = prompt.trace
-    if graph.response == "linear":
-        trace = replace(trace, frozen=trace.frozen.with_logit_slope())
+    trace = prompt.trace.with_logit_slope() if graph.response == "linear" else prompt.trace
     read = Targets(model, trace, targets)
     up, down = (effects(model, prompt, [[sign * size * c] for c in changes], read, regime) for sign in (1, -1))
     return sources, ((up - down) / (2 * size)).T
@@ -147,4 +148,50 @@ def test_where_errors_cannot_answer():
     with pytest.raises(InputError, match=r"those between autoencoders are the model's own"):
         graph_of(spliced)
     trace = model.trace(PROMPT)
-    assert attribute_trace(model, replace(trace), errors="linear").errors == "linear"
+    assert attribute_trace(model, trace, errors="linear").errors == "linear"
+
+
+@pytest.mark.parametrize("response", ["frozen", "linear"])
+def test_edges_are_what_the_mlps_do_less_what_features_answer(model, response, tmp_path):
+    graph = graph_of(model, response=response)
+    check = validate(model, graph, edges=12, controls=6)
+    assert (check.errors, check.derivatives) == ("linear", True)
+    assert check.frozen_error < 10 * NEAR[response]
+    for claim in ("graph", "direct"):
+        found = check.claim(claim)
+        held = found[found["predicted"].abs() > 0.05 * found["predicted"].abs().max()]
+        assert len(held) > 1
+        ratio = (held["measured"] / held["predicted"]).to_numpy()
+        assert np.mean((ratio > 0.5) & (ratio < 2)) > 0.8, claim
+    assert Validation.load(check.save(tmp_path / "validation.json")).errors == "linear"
+
+
+def test_rows_of_many_regimes_in_one_pass_come_to_the_same():
+    model = replacement("llama", "clt")
+    graph = graph_of(model)
+    apart, together = (
+        judge(model, Recording(model, model.trace(PROMPT)), _some_pairs(graph), Settings(errors="linear", together=how))
+        for how in (False, True)
+    )
+    for column in ("frozen", "direct_measured", "graph_measured", "model_measured"):
+        np.testing.assert_allclose(apart[column], together[column], rtol=0, atol=1e-9)
+
+
+def _some_pairs(graph):
+    rows = choose_edges(graph, 8).rows
+    return Pairs.of([(graph.nodes[s], graph.nodes[t]) for s, t in rows[["s", "t"]].to_numpy()])
+
+
+def test_features_that_became_error_leave_the_direct_claim_untested():
+    model = replacement("llama", "clt")
+    check = validate(model, graph_of(model, max_features=15), edges=6, controls=4)
+    assert check.claims == ("graph", "model")
+    assert np.isnan(check.frozen_error)
+    check_identities(check, "float64")
+
+
+def test_a_regime_of_errors_is_of_transcoders():
+    model = replacement("gpt2", "sae")
+    prompt = Recording(model, model.trace(PROMPT))
+    with pytest.raises(InputError, match=r"mlps='errors' is for transcoders"):
+        effects(model, prompt, [[]], Targets(model, prompt.trace, []), Regime(mlps="errors"))

@@ -41,7 +41,7 @@
       );
   }
 
-  const PAST = "Of all |weight|, what passed by the dictionaries' skip terms; no feature explains it";
+  const PAST = "Of all |weight|, what passed by skip terms, or errors that answer; no feature explains it";
 
   // "replacement", or of two graphs "replacement, A".
   function score([name, value]) {

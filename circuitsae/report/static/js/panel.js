@@ -32,7 +32,7 @@
     const direct = number((edges.weight[e] ?? 0) - edges.past[e]);
     return element(
       "p",
-      { class: "hint past", title: `${number(edges.past[e])} by skip terms, ${direct} without; no feature is between` },
+      { class: "hint past", title: `${number(edges.past[e])} past all features, ${direct} not; no feature is between` },
       `${percent(edges.past_share[e])} of it past the features`,
     );
   }
