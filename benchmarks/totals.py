@@ -44,10 +44,10 @@ PROMPTS = (
 )
 ANSWERING = """Claim: where errors answer, totals are the model's own at small doses, whatever the dictionaries.
 
-SmolLM2-135M on ten prompts, as in `totals`, but of graphs with `errors="linear"`: T̂ = (I − B)⁻¹ A, from the edges of the
-graph alone (the 1,000 most influential features, the rest with the errors), against the model at a dose of 1 %, patterns
-and norm scales held (`frozen`) or all live (`linear`). *Past*: the share of all weight in edges that passed by errors and
-no feature, the mean over prompts. *Seconds*: of the processor, a graph, the mean.
+SmolLM2-135M on ten prompts, as in `totals`, but of graphs with `errors="linear"`: T̂ = (I − B)⁻¹ A, from the edges of
+the graph alone (the 1,000 most influential features, the rest with the errors), against the model at a dose of 1 %,
+patterns and norm scales held (`frozen`) or all live (`linear`). *Past*: the share of all weight in edges that passed by
+errors and no feature, the mean over prompts. *Seconds*: of the processor, a graph, the mean.
 
     python benchmarks/totals.py MODEL NAME=DICTIONARIES [NAME=DICTIONARIES …] --errors [--prompts 10]
 """

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from circuitsae import ReplacementModel, attribute, random_model
+from circuitsae import ReplacementModel, attribute, load_dictionaries, random_model
 from circuitsae.attribution import LogitTargets, attribute_pruned, attribute_trace
 from circuitsae.commands.graph_folders import check_identities
 from circuitsae.graph import AttributionGraph, NodeKind
 from circuitsae.interventions import Recording, Regime, node_change
-from circuitsae.validation import Validation, validate
+from circuitsae.validation import Validation, agreement, validate
 from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.claims import Pairs, Settings, judge
 from circuitsae.validation.measuring import Targets, effects
@@ -58,10 +58,10 @@ def totals(graph: AttributionGraph) -> np.ndarray:
 
 
 def measured(
-    model: ReplacementModel, graph: AttributionGraph, regime: Regime, size: float
+    model: ReplacementModel, graph: AttributionGraph, regime: Regime, size: float, text: Any = PROMPT
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the sources, and central differences [target, source] of the graph's targets in the model."""
-    prompt = Recording(model, model.trace(PROMPT))
+    prompt = Recording(model, model.trace(text))
     kinds = (NodeKind.FEATURE, NodeKind.TOKEN, NodeKind.ERROR)
     sources = np.flatnonzero(graph.mask(*kinds))
     changes = [node_change(model, prompt.trace, graph.nodes[s]) for s in sources]
@@ -161,7 +161,7 @@ def test_edges_are_what_the_mlps_do_less_what_features_answer(model, response, t
         found = check.claim(claim)
         held = found[found["predicted"].abs() > 0.05 * found["predicted"].abs().max()]
         assert len(held) > 1
-        ratio = (held["measured"] / held["predicted"]).to_numpy()
+        ratio = np.asarray(held["measured"] / held["predicted"])
         assert np.mean((ratio > 0.5) & (ratio < 2)) > 0.8, claim
     assert Validation.load(check.save(tmp_path / "validation.json")).errors == "linear"
 
@@ -195,3 +195,19 @@ def test_a_regime_of_errors_is_of_transcoders():
     prompt = Recording(model, model.trace(PROMPT))
     with pytest.raises(InputError, match=r"mlps='errors' is for transcoders"):
         effects(model, prompt, [[]], Targets(model, prompt.trace, []), Regime(mlps="errors"))
+
+
+@pytest.mark.parametrize("response", ["frozen", "linear"])
+def test_totals_of_the_pocket_model_hold_in_it(pocket, response):
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    pocket = ReplacementModel(pocket, load_dictionaries("pocket-plt"))
+    graph = attribute(pocket, prompt, errors="linear", response=response, max_features=200)
+    held = "frozen" if response == "frozen" else "live"
+    sources, done = measured(pocket, graph, Regime(patterns=held, norms=held), 1e-2, prompt)
+    kept = graph.mask(NodeKind.FEATURE)[sources]
+    rows = graph.mask(NodeKind.LOGIT)
+    foreseen = totals(graph)[rows][:, sources[kept]].ravel()
+    done = done[-rows.sum() :, kept].ravel()
+    found = agreement(foreseen, done)
+    assert found.spearman > 0.99
+    assert found.within > 0.95
