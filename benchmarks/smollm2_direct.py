@@ -6,6 +6,7 @@ and norm scales are live. *Measured*: Spearman of what the edges say and what th
 that part alone of what is let go, added to what the edges say. *All held*: the largest difference of effects and edges
 where patterns and norms are held, over the largest effect. *Near*, *far*: features less than half of the layers below,
 and others. *Less the second*: the answer's logit less that of the runner-up, over features with an edge to both.
+*Feature→feature*: edges between features, the 90 of most influence and 90 drawn from the rest, in place of features.
 *Mean*: magnitudes, of the edges and of what patterns and norms add. *Response*: graphs whose edges hold patterns and
 norms (`frozen`), and those whose edges are derivatives through both (`linear`), tested by small doses; features are
 chosen by each graph's own edges. Brackets: 95 %, by bootstrap over features.
@@ -26,6 +27,7 @@ from smollm2 import PROMPTS
 import circuitsae as cs
 from circuitsae.attribution import attribute_pruned
 from circuitsae.graph import AttributionGraph, NodeKind
+from circuitsae.validation.choice import choose_edges
 from circuitsae.validation.designs import Response
 
 EACH, RESAMPLES = 90, 1000
@@ -44,6 +46,13 @@ def chosen(graph: AttributionGraph, target: str) -> list[str]:
     others = order[EACH:]
     drawn = np.random.default_rng(0).choice(others, min(EACH, len(others)), replace=False)
     return [graph.nodes[i].id for i in [*order[:EACH].tolist(), *drawn.tolist()]]
+
+
+def between_features(graph: AttributionGraph) -> list[str]:
+    """Edges between features: those of most influence, and some of the others."""
+    every = choose_edges(graph, "feature→feature").rows[["s", "t"]].to_numpy(int)
+    drawn = np.random.default_rng(0).permutation(np.arange(EACH, len(every)))[:EACH]
+    return [f"{graph.nodes[s].id} → {graph.nodes[t].id}" for s, t in np.concatenate([every[:EACH], every[drawn]])]
 
 
 def spearman(expected: Any, seen: Any) -> str:
@@ -77,8 +86,11 @@ def rows(model: cs.ReplacementModel, prompt: str, response: Response) -> list[li
         for logit in (first, second)
         if graph.weights[graph.position[logit.id], graph.position[name]] != 0
     ]
+    edges = list(dict.fromkeys([*edges, *between_features(graph)]))
     check = cs.validate(model, graph, edges=edges, claims=("direct",), controls=0, heads=0)
-    found = check.edges.rename(columns=lambda name: name.removeprefix("direct_")).set_index("source")
+    tested = check.edges.rename(columns=lambda name: name.removeprefix("direct_")).set_index("source")
+    inside = tested["kind"].to_numpy() == "feature→feature"
+    features, found = pd.DataFrame(tested[inside]), pd.DataFrame(tested[~inside])
     answer, other = (found[found["target"] == logit.id] for logit in (first, second))
     both, numbers = answer.index.intersection(other.index), [c for c in ("measured", *PARTS) if c in found]
     far, said = answer["hops"] >= model.model.n_layers // 2, f"·{first.text.strip()}"
@@ -88,6 +100,7 @@ def rows(model: cs.ReplacementModel, prompt: str, response: Response) -> list[li
         f"{said}, far": answer[far],
         f"{said} less ·{second.text.strip()}": answer.loc[both, numbers] - other.loc[both, numbers],
     }
+    groups["feature→feature"] = features
     held = f"{check.frozen_error:.0e}"
     return [[prompt, response, name, *cells(group), held] for name, group in groups.items()]
 

@@ -20,7 +20,7 @@ from circuitsae.graph.totals import explained_rows, total_effects
 from circuitsae.report.cards import LedgerLike, cards_data, labels_data, rounded, suggestions_data
 from circuitsae.report.claims import ValidationLike, tested_columns, tests_data, verdicts_shown, with_validation
 from circuitsae.report.commands import commands_data
-from circuitsae.report.passing import of_passing, of_response
+from circuitsae.report.passing import answering, of_passing, of_response
 from circuitsae.report.selection import Selection, select
 from circuitsae.report.text import printable, visible
 from transcoders.errors import InputError
@@ -136,6 +136,7 @@ def page_data(
         "scores": {name: number(value) for name, value in scores_of(graph).items()},
         "passing": of_passing(graph.provenance),
         "response": of_response(graph.provenance),
+        "answering": answering(graph.provenance),
         "provenance": _plain({key: item for key, item in graph.provenance.items() if key != "carried"}),
         "nodes": columns,
         "edges": _edge_columns(edges, columns["id"]),

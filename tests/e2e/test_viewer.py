@@ -276,12 +276,16 @@ def test_a_graph_with_an_older_validation_says_of_what_kind_it_is(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("response", "says"),
-    [("frozen", "attention patterns and norms are held"), ("linear", "attention and norms live")],
+    ("answering", "says"),
+    [
+        ({"response": "frozen"}, "attention patterns and norms are held"),
+        ({"response": "linear"}, "attention and norms live"),
+        ({"response": "frozen", "errors": "linear"}, "attention and norms held and errors answering"),
+    ],
 )
-def test_the_claim_says_whether_attention_is_held(tmp_path: Path, open_page: OpenPage, response: str, says: str):
+def test_the_claim_says_what_answers(tmp_path: Path, open_page: OpenPage, answering: dict[str, str], says: str):
     graph = sample_graph()
-    graph.provenance = dict(graph.provenance) | {"response": response}
+    graph.provenance = dict(graph.provenance) | answering
     page = open_page(write_html(graph, tmp_path / "graph.html"))
     expect(page.locator("#panel .hint").nth(1)).to_contain_text(says)
 

@@ -107,7 +107,9 @@
     return list(`${counts.confirmed} ${of} confirmed`, "null", "reversed");
   }
 
-  if (page.response) for (const [claim, says] of Object.entries(SMALL_CHANGES)) CLAIMS[claim].says = says;
+  if (page.response)
+    for (const [claim, says] of Object.entries(SMALL_CHANGES))
+      CLAIMS[claim].says = says.replace("ANSWERING", page.answering);
   const tests = reader(page.tests);
   const sides = (page.comparison?.sides ?? []).map((side) => reader(side.tests));
   const tested = [tests, ...sides].flatMap((one) => one.claims);

@@ -22,10 +22,10 @@
     },
   };
 
-  // The same of edges that are derivatives.
+  // The same of edges that are derivatives; the page says what answers.
   const SMALL_CHANGES = {
-    graph: "A small change of the source moves the target so much, features between, attention and norms live.",
-    direct: "A small change of the source moves the target so much, features between held, attention and norms live.",
+    graph: "A small change of the source moves the target so much, features between, ANSWERING.",
+    direct: "A small change of the source moves the target so much, features between held, ANSWERING.",
   };
 
   // The last of these say how the model's effect compares with the prediction; it has no verdict.
