@@ -87,7 +87,7 @@ SWEEPS = (
     Sweep(PENALISED, 500, (4e-3, 6e-3, 8e-3), 3),
     Sweep(("topk", "transcoder"), 500, (2e-3, 3e-3, 4e-3, 8e-3), 1, shape=(128, 2048, 8)),
     Sweep(("skip",), 500, (2e-3, 3e-3, 4e-3, 8e-3), 1, data=("smollm2",), shape=(576, 2048, 32)),
-    Sweep(("topk",), 60, (8.2e-4, 1.6e-3, 3.3e-3), 1, data=("synthetic",), shape=(768, 12288, 32)),
+    Sweep(("topk",), 500, (8.2e-4, 1.6e-3, 3.3e-3), 1, data=("synthetic",), shape=(768, 12288, 32)),
     Sweep(RANKED, 3000, (4e-3, 8e-3), 3),
     Sweep(PENALISED, 3000, (4e-3, 8e-3), 3),
     Sweep(("topk", "transcoder", "skip"), 12000, (4e-3, 8e-3), 1),
