@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from transcoders import TranscoderConfig, train
+from transcoders import TranscoderConfig, TranscoderSet, train
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -38,6 +38,7 @@ def test_a_rate_is_measured_on_vectors_that_nothing_was_trained_on(
     config = TranscoderConfig(features=12, activation="topk", k=2, batch=32, tokens=640, lr=8e-3, seed=1)
     trained = train(None, (reads[:-64], writes[:-64]), config, progress=False)
     with torch.no_grad():
+        assert isinstance(trained, TranscoderSet)
         layer = trained.layers[0]
         left = writes[-64:] - layer.encode(reads[-64:]) @ layer.W_dec - layer.b_dec
     centred = writes[-64:] - writes[-64:].mean(0)
