@@ -44,7 +44,7 @@ CAUSES: dict[str, dict[str, Any]] = {
     "all as before": EARLIER,
     "first encoders of norm 0.1": {"encoder_scale": 0.1},
     "learning rate 2e-3": {"lr": 2e-3},
-    "learning rate 8e-3": {"lr": 8e-3},
+    "learning rate 4e-3": {"lr": 4e-3},
     "encoder reads x, not x − b_dec": {"centred": False},
     "AuxK after 100,000 tokens": {"remedy": "auxiliary", "dead_after": 100_000},
     "no remedy for dead latents": {"remedy": "none"},

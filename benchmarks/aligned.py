@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from aligned_page import Case, Run, page
-from machine import RESULTS
+from machine import RESULTS, earlier_rate
 from torch import Tensor
 from trained_sets import REPOSITORY, setting
 
@@ -127,7 +127,7 @@ def one_run(data: Data, case: Case, aligned: bool, seed: int, options: argparse.
         rmtree(folder, ignore_errors=True)
         config = data.of(
             features=FEATURES, batch=BATCH, tokens=options.tokens, seed=seed, aligned=aligned, remedy="none",
-            decoder_init=STARTS[case.start], **KINDS[case.kind],
+            lr=earlier_rate(FEATURES), decoder_init=STARTS[case.start], **KINDS[case.kind],
         )  # fmt: skip
         vectors, place = drawn(case.data)
         dictionaries, figures = trained(vectors, place, config)

@@ -26,7 +26,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from machine import write_table
+from machine import earlier_rate, write_table
 from molt import Mixture, step, trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -49,8 +49,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CORPUS = REPOSITORY.parent / "shared" / "data" / "corpora" / "english_news_prose_speeches.txt"
 CONTEXT, TOKENS, DIRECTIONS, HELD_OUT = 128, 98_304, 24_576, 8_192
 BASE = TranscoderConfig(
-    features=2048, activation="topk", k=32, batch=512, tokens=512 * 1500, context=CONTEXT, derivative_from=0.0
-)
+    features=2048, activation="topk", k=32, batch=512, tokens=512 * 1500, lr=earlier_rate(2048), context=CONTEXT,
+    derivative_from=0.0,
+)  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "reconstruction": {},
     "derivative .1": {"derivative": 0.1},

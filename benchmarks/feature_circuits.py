@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import RESULTS, machine
+from machine import RESULTS, earlier_rate, machine
 
 from circuitsae.attribution.effects import Method, node_effects
 from circuitsae.interventions import Metric, Prompt
@@ -119,7 +119,9 @@ def numbers(model: LanguageModel, n: int, seed: int = 0) -> Task:
 
 def autoencoders(model: LanguageModel, tokens: int, work: Path) -> tuple[DictionarySet, str]:
     """Trained, or as they were trained before, and what that took."""
-    config = SAEConfig(features=1024, activation="topk", k=16, tokens=tokens, context=CONTEXT, separator="\n\n")
+    config = SAEConfig(
+        features=1024, activation="topk", k=16, tokens=tokens, lr=earlier_rate(1024), context=CONTEXT, separator="\n\n"
+    )
     out, start = work / f"tinystories-{tokens}", time.process_time()
     trained = train(model, TEXT, config, out=out, resume=out.exists(), progress=False)
     took = out / "cpu-seconds.txt"

@@ -9,7 +9,7 @@ reading 8,000 tokens and labelling 40 features took here, times the tokens and f
 RUN: dictionaries of tinystories-656k (beside the repository, in ../shared) trained with
 
     circuitsae train ../shared/data/models/tinystories-656k --corpus ../shared/data/corpora/tiny_stories_944k.txt
-        --features 1024 --tokens 1.5M --kind plt --activation topk --k 16  # or --kind clt --target-l0 16
+        --features 1024 --tokens 1.5M --lr 0.00283 --kind plt --activation topk --k 16  # or --kind clt --target-l0 16
 
 and then labelled with `circuitsae features label` on the same text.
 """

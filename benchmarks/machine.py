@@ -1,4 +1,4 @@
-"""The machine a result was measured on, and where results are written."""
+"""The machine a result was measured on, the rate it was trained with, and where results are written."""
 
 import platform
 from collections.abc import Sequence
@@ -9,6 +9,11 @@ import torch
 from transcoders.files import write_file
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def earlier_rate(features: int) -> float:
+    """The default learning rate until `learning_rate.py` measured it: what most tables here were trained with."""
+    return 4e-3 * min(1.0, (512 / features) ** 0.5)
 
 
 def machine() -> str:

@@ -13,7 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
-from machine import write_table
+from machine import earlier_rate, write_table
 
 import transcoders as tc
 from transcoders.data import find_outliers
@@ -43,7 +43,7 @@ def fvu_by_layer(
     """[layer][step], of a run that is trained as far as that."""
     config = tc.TranscoderConfig(
         features=given.features, activation="topk", k=32, batch=given.batch, tokens=given.steps * given.batch,
-        outliers=outliers, buffer_mb=256, log_every=1, checkpoint_every=25,
+        lr=earlier_rate(given.features), outliers=outliers, buffer_mb=256, log_every=1, checkpoint_every=25,
     )  # fmt: skip
     source = tc.training.ModelSource(model, text, config)
     resume = any(out.glob("checkpoint-*"))

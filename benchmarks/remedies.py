@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from machine import write_table
+from machine import earlier_rate, write_table
 from torch import Tensor
 
 from circuitsae.benchmark.result import interval
@@ -33,7 +33,9 @@ from transcoders.training import SAEConfig, train
 from transcoders.training.revival import auxk_size
 
 TRAIN, HELD_OUT, CONTEXT, K = 100_000, 10_000, 96, 8
-COMMON: dict[str, Any] = {"features": 512, "batch": 1024, "dead_after": 10_000, "log_every": 1000}
+COMMON: dict[str, Any] = {
+    "features": 512, "batch": 1024, "dead_after": 10_000, "log_every": 1000, "lr": earlier_rate(512),
+}  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "TopK": {"activation": "topk", "k": K},
     "TopK, untied": {"activation": "topk", "k": K, "decoder_init": "random", "encoder_scale": 0.1},

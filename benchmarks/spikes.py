@@ -5,7 +5,7 @@ batch in five, since it logs every fifth step. *Worst*: the largest over the med
 spike is one above 3, as in outliers.md.
 
     circuitsae train MODEL --corpus TEXT --kind plt --activation topk --k 32 --features 2048 --tokens 1600000 \
-        --batch 1024 --skip --derivative 0.1 --buffer-mb 1024 --log-every 5 --out RUN
+        --batch 1024 --lr 0.002 --skip --derivative 0.1 --buffer-mb 1024 --log-every 5 --out RUN
     python benchmarks/spikes.py RUN
 """
 

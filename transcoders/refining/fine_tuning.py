@@ -26,7 +26,7 @@ from transcoders.training.warm_start import Start, untrainable
 
 _CHUNK_TOKENS = 8192
 """Tokens that are shuffled together."""
-_SLOWER = 0.1
+_SLOWER = 0.05
 """Of training's own learning rate."""
 
 

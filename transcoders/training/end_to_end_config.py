@@ -24,7 +24,7 @@ class EndToEndConfig:
     """Where a penalty makes features sparse: active features per token and layer that its weight is steered to; None
     for as many as there are at the start."""
     lr: float | None = None
-    """Peak learning rate of Adam; None for a tenth of what training has by default."""
+    """Peak learning rate of Adam; None for a twentieth of what training has by default."""
     warmup: float = 0.05
     """Fraction of the steps over which the learning rate rises linearly to its peak."""
     decay: float = 0.5

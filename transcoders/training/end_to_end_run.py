@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 _SAMPLE = 2048
 """Tokens from which scales, and the L0 that is to stay, are taken."""
 _CONTEXT = 128
-_RATE = 0.1
+_RATE = 0.05
 """Of the learning rate that training has by default."""
 _SPARSE_FROM, _SPARSE_BELOW = 512, 0.05
 """Features of a layer, and the share of them that is active, for which kernels of active features alone are faster."""
