@@ -138,7 +138,8 @@ class ModelSource:
         opened = corpus if isinstance(corpus, Tensor) else open_corpus(corpus)
         self.corpus, self._rows, self.context = open_rows(model, opened, config)
         place = opened.place if isinstance(opened, Corpus) else None
-        self.trained_on = None if place is None else trained_on(model.place, model.origin, place)
+        names = None if place is None else trained_on(model.place, model.origin, place)
+        self.trained_on: Mapping[str, str] | None = names
         self.first = config.first
         self.limits: Mapping[Site, float] = {}
         if self.context <= self.first:

@@ -34,7 +34,8 @@ class StoreSource:
         self.bos: bool | None = kept.bos
         self.first, self.limits = kept.first, kept.limits
         self.device = torch.device("cpu") if model is None else model.device
-        self.trained_on = None if model is None else trained_on(model.place, model.origin)
+        names = None if model is None else trained_on(model.place, model.origin)
+        self.trained_on: Mapping[str, str] | None = names
 
     def fingerprint(self) -> str:
         return self.store.settings.fingerprint
