@@ -8,11 +8,15 @@ tokens per second that a store gives where nothing else is done.
 
 The model: 2 layers, 656k parameters, trained by others on TinyStories (../shared/data/models/tinystories-656k).
 
-    python benchmarks/store.py [--kinds sae transcoder] [--seeds 3] [--tokens 1000000]
+    python benchmarks/store.py [--kinds sae transcoder] [--seeds 3] [--tokens 1000000] [--kept runs.json]
+
+`--kept`: where runs that are done are kept, so that a stopped measurement goes on.
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -27,13 +31,16 @@ from torch import Tensor
 from transcoders import ActivationStore, held_out_rows, load_model, write_activations
 from transcoders.data import StoreStream, sites_of
 from transcoders.evaluation.statistics import Statistics
+from transcoders.files import write_json
 from transcoders.language_model import LanguageModel
 from transcoders.training import SAEConfig, TrainConfig, TranscoderConfig, train
 from transcoders.training.batches import sites_of_kind
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 DTYPES = ("float32", "bf16", "int8")
-SETTINGS: dict[str, Any] = {"activation": "topk", "k": 16, "features": 512, "batch": 512, "lr": earlier_rate(512)}
+SETTINGS: dict[str, Any] = {
+    "activation": "topk", "k": 16, "features": 512, "batch": 512, "lr": earlier_rate(512), "log_every": 50,
+}  # fmt: skip
 KINDS: dict[str, type[TrainConfig]] = {"sae": SAEConfig, "transcoder": TranscoderConfig}
 CONTEXT, HELD_OUT, BATCH = 128, 10_000, 512
 COLUMNS = (
@@ -76,6 +83,16 @@ def run(model: LanguageModel, store: ActivationStore, config: TrainConfig, held_
     return Run(mean(statistics.fvu), wait, config.tokens / seconds)
 
 
+def kept_run(path: Path | None, name: str, measure: Callable[[], Run]) -> Run:
+    """What was measured before, or is now."""
+    kept = json.loads(path.read_text()) if path is not None and path.is_file() else {}
+    if name not in kept:
+        kept[name] = measure()
+        if path is not None:
+            write_json(path, kept)
+    return Run(*kept[name])
+
+
 def reading_speed(store: ActivationStore, config: TrainConfig, n_layers: int) -> float:
     reads, writes = sites_of_kind(config, n_layers)
     stream = StoreStream(store, sorted({*reads, *writes}), batch=BATCH, seed=0)
@@ -90,6 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kept", type=Path, default=None)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = load_model(SHARED / "models/tinystories-656k")
@@ -104,7 +122,13 @@ def main() -> None:
             tokens = stores["float32"].tokens
             exact: list[Run] = []
             for dtype, store in stores.items():
-                runs = [run(model, store, config, held_out) for config in configs]
+                runs = [
+                    kept_run(
+                        given.kept, f"{kind} {dtype} {config.seed} {given.tokens}",
+                        partial(run, model, store, config, held_out),
+                    )
+                    for config in configs
+                ]  # fmt: skip
                 exact = exact or runs
                 x, stored = everything(stores["float32"], sites).double(), everything(store, sites).double()
                 error = float((stored - x).square().sum() / (x - x.mean(dim=0)).square().sum())

@@ -35,7 +35,7 @@ def load_model(
     if hf_model is not None or name not in (None, POCKET):
         return transcoders.load_model(name, hf_model=hf_model, device=device, dtype=dtype, **how)
     model = transcoders.load_model(MODEL_DIR, device=device, dtype=dtype, **how)
-    model.name = POCKET
+    model.name = model.place = POCKET
     return model
 
 

@@ -206,6 +206,12 @@ def claimed(folder: Path) -> Iterator[bool]:
                 path.rmdir()
 
 
+def lasting(name: str | Path) -> str:
+    """A local place by its full path, so that it is found from anywhere; a hub name as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else str(name)
+
+
 def short_hash(parts: Iterable[bytes | str]) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of all parts, one after the other."""
     digest = hashlib.sha256()

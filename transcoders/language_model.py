@@ -53,8 +53,9 @@ class LanguageModel:
 
     origin: Mapping[str, str]
     """What `name` leaves out of where the weights come from: their `revision`, an `adapter`, their `quantisation`."""
-    _bos: bool | None = None
-    """Whether texts get BOS first, where `with_bos` said so."""
+    place: str | None = None
+    """What loads it again: a hub name, or the full path of a folder; None for a model that was in memory."""
+    _bos: bool | None = None  # whether texts get BOS first, where `with_bos` said so
 
     def __init__(
         self,
@@ -81,8 +82,7 @@ class LanguageModel:
         """`transcoders.load_model(name, **how)`, under the name that users of TransformerLens know."""
         return public("transcoders.load_model")(name, **how)
 
-    boot_transformers = from_pretrained
-    """TransformerLens' newer name for the same."""
+    boot_transformers = from_pretrained  # TransformerLens' newer name for the same
 
     n_layers = property(lambda self: int(self.bridge.cfg.n_layers), doc="Number of blocks.")
     n_heads = property(lambda self: int(self.bridge.cfg.n_heads), doc="Attention heads of a block.")

@@ -23,6 +23,7 @@ from transcoders.bridge import (
 )
 from transcoders.devices import AUTO, Work, accelerators, choose_device
 from transcoders.errors import InputError, ModelError
+from transcoders.files import lasting
 from transcoders.hf_models import DeviceMap, Loading
 from transcoders.hub import downloaded, first_line, model_source
 from transcoders.language_model import LanguageModel
@@ -88,6 +89,8 @@ def load_model(
     else:
         found = _by_name(name, device, precision or torch.float32, how, adapter, given)
     model = LanguageModel(found.bridged, found.name, tokenizer=found.tokenizer, origin=found.origin)
+    if hf_model is None and name is not None:
+        model.place = lasting(name)
     _require_finite(model)
     check_logits(found.bridged, model.name)
     if given is not None:

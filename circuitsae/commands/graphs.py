@@ -24,7 +24,6 @@ from circuitsae.commands.shared import (
     beside_dictionaries,
     dtype_of,
     free_folder,
-    lasting,
     load_replacement,
     loader_for,
     say,
@@ -34,6 +33,7 @@ from circuitsae.commands.shared import (
 from circuitsae.commands.targets import TargetChoice, TargetOptions
 from circuitsae.tables import Column, open_console
 from transcoders.errors import InputError
+from transcoders.files import lasting
 
 if TYPE_CHECKING:
     from circuitsae.attribution.expansion import FullSize

@@ -4,11 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuitsae.commands.shared import THE_WHOLE, CorpusPart, Weights, lasting
+from circuitsae.commands.shared import THE_WHOLE, CorpusPart, Weights
 from transcoders.errors import FileFormatError, InputError
-from transcoders.files import write_json
-
-RUN = "trained_on.json"
+from transcoders.files import lasting
+from transcoders.training.trained_on import TRAINED_ON, write_trained_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class TrainedOn:
 
     def save(self, folder: Path) -> None:
         """Into a run folder; whole or not at all."""
-        write_json(folder / RUN, {name: value for name, value in vars(self).items() if value is not None})
+        write_trained_on(folder, vars(self))
 
     @classmethod
     def of(cls, folder: Path) -> "TrainedOn":
@@ -46,13 +45,13 @@ class TrainedOn:
         """
         from transcoders.formats.files import read_json
 
-        if not (folder / RUN).is_file():
+        if not (folder / TRAINED_ON).is_file():
             return cls._of_dictionaries(folder)
-        record: Any = read_json(folder / RUN)
+        record: Any = read_json(folder / TRAINED_ON)
         known = set(record) <= set(cls.__dataclass_fields__) and "model" in record
         if not known or not all(isinstance(value, str) for value in record.values()):
             raise FileFormatError(
-                f"{folder / RUN} does not say what the run was trained on; name the model and the text: "
+                f"{folder / TRAINED_ON} does not say what the run was trained on; name the model and the text: "
                 f"circuitsae evaluate MODEL {folder} --corpus TEXT."
             )
         return cls(**record)

@@ -15,7 +15,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from transcoders.errors import CircuitsaeError, InputError
-from transcoders.files import claimed
+from transcoders.files import claimed, lasting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,11 +222,6 @@ def dtype_of(graph: "AttributionGraph") -> str:
             f"The graph names the precision {ascii(dtype)[:40]}; expected {', '.join(_DTYPES)}; trace the prompt again."
         )
     return str(dtype)
-
-
-def lasting(name: str) -> str:
-    """A local folder by its full path, so that it is found from anywhere; a hub name as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def corpus_for(model: str, corpus: str | None, own: "Corpus", part: CorpusPart = THE_WHOLE) -> "Corpus":

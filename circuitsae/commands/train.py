@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import tyro
 
 from circuitsae.commands.evaluate import LOSS_TOKENS
-from circuitsae.commands.runs import TrainedOn
 from circuitsae.commands.shared import (
     THE_WHOLE,
     CorpusPart,
@@ -122,7 +121,6 @@ def train(
     leave()
     if rank_in_environment() > 0:  # the first of torchrun's processes reports
         return
-    TrainedOn.given(model, None if store else corpus, weights, part).save(out)
     if evaluate_tokens and not isinstance(text, transcoders.ActivationStore):  # which has no text to hold out
         release_freed_memory()
         stream = {"context": config.context, "separator": config.separator}

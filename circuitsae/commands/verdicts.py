@@ -14,13 +14,13 @@ from circuitsae.commands.shared import (
     WeightOptions,
     Weights,
     Wide,
-    lasting,
     load_replacement,
     say,
     say_next,
 )
 from circuitsae.tables import open_console
 from transcoders.errors import InputError
+from transcoders.files import lasting
 
 if TYPE_CHECKING:
     from circuitsae.validation import Validation

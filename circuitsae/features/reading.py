@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from transcoders.data import massive_tokens, pack_rows
+from transcoders.data import pack_rows
 from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.data.outliers import activations_and_massive
 from transcoders.dictionaries import DictionarySet, SparseFeatures
 from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError, InputError
@@ -85,9 +86,10 @@ def open_reading(
 def encode_rows(model: LanguageModel, dictionaries: DictionarySet, rows: Int[Tensor, "row pos"]) -> Firing:
     """What fires where on rows of tokens, all layers together; nothing at positions without features."""
     start = dictionaries.provenance.first
-    found = model.activations(rows, dict.fromkeys(dictionaries.reads))
+    limits = dictionaries.provenance.site_limits
+    found, massive = activations_and_massive(model, rows, dictionaries.reads, limits)
     reads = torch.stack([found[site][:, start:].flatten(0, 1) for site in dictionaries.reads])
-    massive = massive_tokens(model, rows, dictionaries.provenance.site_limits)[:, start:].flatten()
+    massive = massive[:, start:].flatten()
     features = dictionaries.encode(reads)
     with_features = ~massive[features.index[:, 1]]
     features = SparseFeatures(features.index[with_features], features.value[with_features])

@@ -69,7 +69,7 @@ def text_stream(seed: int | str) -> Iterator[str]:
         yield row_text(rng, 450 if rng.randrange(_LONG_EVERY) == 0 else 90)
 
 
-TRAINING = Corpus("pocket", lambda: text_stream(0), SEPARATOR)
+TRAINING = Corpus("pocket", lambda: text_stream(0), SEPARATOR, place={})
 """What dictionaries of the pocket model are trained on."""
 UNSEEN = Corpus("pocket", lambda: text_stream("cards"), SEPARATOR)
 """Text from a seed that no training uses: what the embedded feature cards were collected over."""

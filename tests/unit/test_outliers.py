@@ -15,7 +15,7 @@ from circuitsae.replacement import ReplacementModel
 from transcoders import random_model
 from transcoders.data import ActivationStream, find_outliers, massive_tokens, sites_of
 from transcoders.data.activations import close_gaps
-from transcoders.data.outliers import TokenOutliers
+from transcoders.data.outliers import TokenOutliers, activations_and_massive
 from transcoders.data.tokens import TokenRows
 from transcoders.dictionaries import DictionaryProvenance, random_dictionaries
 from transcoders.errors import InputError
@@ -166,6 +166,24 @@ def test_one_pass_serves_all_sites_and_ends_at_the_last_of_them(rows):
     for _ in range(5):
         next(batches)
     assert calls == [1, 1, 1, 0]
+
+
+def test_activations_and_outliers_come_from_one_pass(model, rows):
+    limits = dict.fromkeys(SITES, 5.0)
+    expected = torch.stack([model.activations(rows, [site])[site].norm(dim=-1) > 5.0 for site in SITES]).any(dim=0)
+    assert 0 < int(expected.sum()) < expected.numel()
+    calls = []
+    hook = model.bridge.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    at, massive = activations_and_massive(model, rows, SITES[:1], limits)
+    assert torch.equal(massive, massive_tokens(model, rows, limits, at))  # those that are known need no pass
+    known = model.activations(rows, SITES)
+    before = len(calls)
+    assert torch.equal(massive_tokens(model, rows, limits, known), expected)
+    hook.remove()
+    assert torch.equal(massive, expected)
+    assert list(at) == SITES[:1]
+    assert torch.equal(at[SITES[0]], known[SITES[0]])
+    assert (len(calls), before) == (3, 3)
 
 
 # training

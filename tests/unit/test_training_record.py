@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import xml.etree.ElementTree as ET
 from importlib.metadata import version
 
@@ -10,8 +11,12 @@ import torch
 from rich.console import Console
 
 import transcoders as tc
+from circuitsae.commands.runs import TrainedOn
+from circuitsae.commands.shared import CorpusPart, Weights
+from circuitsae.loading import load_model
 from transcoders.training import Trainer, VectorSource, record
 from transcoders.training.display import Display
+from transcoders.training.trained_on import TRAINED_ON
 
 METRICS = {"fvu": 0.2, "l0": 8.0, "dead": 0.015}
 
@@ -115,3 +120,22 @@ def test_the_command_is_what_was_typed(monkeypatch):
     for other in ("notebook.py", "/lib/pytest/__main__.py"):
         monkeypatch.setattr("sys.argv", [other])
         assert record.command_line() == "transcoders.train"
+
+
+def test_a_script_is_named_beside_the_function_that_it_called(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/home/me/sweep.py", "--k", "8"])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/home/me/sweep.py")
+    assert record.command_line() == "transcoders.train, in python /home/me/sweep.py --k 8"
+
+
+def test_a_run_from_python_says_under_which_names_model_and_text_are_found_again(tmp_path):
+    """As the command does, so that `circuitsae evaluate RUN` needs no more."""
+    text = tmp_path / "texts.jsonl"
+    text.write_text("\n".join(json.dumps({"story": "John gave a drink to Mary. " * 8}) for _ in range(40)))
+    config = tc.SAEConfig(features=8, activation="topk", k=2, tokens=64, batch=32, context=16)
+    model, corpus = load_model("pocket", device="cpu"), tc.open_corpus(text, column="story")
+    tc.train(model, corpus, config, out=tmp_path / "run", progress=False)
+    part = CorpusPart(corpus_column="story")
+    assert TrainedOn.of(tmp_path / "run") == TrainedOn.given("pocket", str(text), Weights(), part)
+    tc.train(model, ["John gave a drink to Mary. " * 8] * 40, config, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / TRAINED_ON).exists()  # documents that were given have no name

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transcoders.crosscoders.crosscoder import Crosscoder
 from transcoders.crosscoders.pair import ModelPair
-from transcoders.data.outliers import massive_tokens
+from transcoders.data.outliers import activations_and_massive
 from transcoders.errors import DictionaryError, InputError
 from transcoders.evaluation.splice import in_the_place
 from transcoders.language_model import LanguageModel
@@ -91,10 +91,10 @@ def groups(model: LanguageModel | None, crosscoder: Crosscoder, rows: Tensor) ->
         raise InputError(f"Rows are [row, pos] of at least 3 tokens; got {list(rows.shape)}.")
     first = crosscoder.provenance.first
     for some in rows.to(model.device).split(max(1, _AT_ONCE // rows.shape[1])):
-        read = model.activations(some, crosscoder.sites)
+        limits = crosscoder.provenance.site_limits
+        read, massive = activations_and_massive(model, some, crosscoder.sites, limits)
         x = torch.stack([read[site] for site in crosscoder.sites], dim=2)
         a = crosscoder.encode(x)
-        massive = massive_tokens(model, some, crosscoder.provenance.site_limits)
         counted = ~massive
         counted[:, :first] = False
         yield Group(some, x, a, crosscoder.decode(a), massive, counted)

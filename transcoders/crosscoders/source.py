@@ -25,6 +25,7 @@ class SideBySide:
         self.first, self.frame, self.d_vocab, self.device = inner.first, inner.frame, inner.d_vocab, inner.device
         self.n_layers, self.d_model = 1, len(self.inner_sites) * inner.d_model
         self.limits: Mapping[Site, float] = inner.limits
+        self.trained_on: Mapping[str, str] | None = None  # it is evaluated by other means
         self.scales: Tensor | None = None
 
     def fingerprint(self) -> str | None:

@@ -1,7 +1,7 @@
 """Texts to train and to measure on: files and folders, data sets of the hub, documents given one by one."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from transcoders.data.places import Pass, damaged, whole_number
 from transcoders.data.records import Records, Where
 from transcoders.data.text_files import TextFiles
 from transcoders.errors import InputError
+from transcoders.files import lasting
 from transcoders.hub import folder_or_name
 
 HELD_OUT_EVERY = 20
@@ -32,6 +33,9 @@ class Corpus:
     such a state, to go on from there; others are gone on with by passing over what was read."""
     separator: str | None = None
     """What stands between them in the source; None for the model's end-of-text token."""
+    place: Mapping[str, str] | None = None
+    """What `open_corpus` takes to open it again: a `source`, local ones by their full path, and what was chosen of it.
+    Empty for the text that a model brings along; None for documents, which have no place."""
 
     def separator_or(self, given: str | None) -> str | None:
         """The separator that was given, or the corpus's own."""
@@ -107,8 +111,12 @@ def open_corpus(
         _refuse({"config": config, "split": split, "revision": revision, "column": column}, "documents")
         return source if isinstance(source, Corpus) else Corpus("documents", lambda: iter(source))
     if isinstance(source, Path) or _looks_local(source):
-        return _local(Path(source).expanduser(), config, split, revision, column)
-    return _of_hub(source, config, split, revision, column)
+        found, place = _local(Path(source).expanduser(), config, split, revision, column), lasting(source)
+    else:
+        found, place = _of_hub(source, config, split, revision, column), source
+    chosen = {"config": config, "split": split, "revision": revision, "column": column}
+    chosen = {name: value for name, value in chosen.items() if value is not None and value != _DEFAULTS[name]}
+    return replace(found, place={"source": place, **chosen})
 
 
 _DEFAULTS = {"config": None, "split": "train", "revision": None, "column": "text"}

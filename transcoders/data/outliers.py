@@ -9,6 +9,7 @@ Source: Sun et al. 2024, *Massive Activations in Large Language Models* (arXiv 2
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -110,17 +111,39 @@ def over(activations: Float[Tensor, "*token d_model"], limit: float | None) -> B
 
 @torch.no_grad()
 def massive_tokens(
-    model: LanguageModel, rows: Int[Tensor, "row pos"], limits: Mapping[Site, float]
+    model: LanguageModel,
+    rows: Int[Tensor, "row pos"],
+    limits: Mapping[Site, float],
+    known: Mapping[Site, Float[Tensor, "row pos d_model"]] = MappingProxyType({}),
 ) -> Bool[Tensor, "row pos"]:
-    """Which tokens are over the limit of a site, from one forward pass up to the last of the sites."""
+    """Which tokens are over the limit of a site, from one pass up to the last of those that are not known."""
     found = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
 
     def see(site: Site, value: Tensor) -> None:
         found.logical_or_(over(value, limits[site]).to(found.device))
 
-    if limits:
-        model.visit(rows, limits, see)
+    for site in limits.keys() & known.keys():
+        see(site, known[site])
+    if others := limits.keys() - known.keys():
+        model.visit(rows, others, see)
     return found
+
+
+@torch.no_grad()
+def activations_and_massive(
+    model: LanguageModel, rows: Int[Tensor, "row pos"], sites: Iterable[Site], limits: Mapping[Site, float]
+) -> tuple[dict[Site, Float[Tensor, "row pos _"]], Bool[Tensor, "row pos"]]:
+    """`LanguageModel.activations` and `massive_tokens` from one pass, which keeps nothing of other sites."""
+    wanted, found = set(sites), dict[Site, Tensor]()
+    massive = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
+
+    def see(site: Site, value: Tensor) -> None:
+        massive.logical_or_(over(value, limits.get(site)).to(massive.device))
+        if site in wanted:
+            found[site] = value
+
+    model.visit(rows, wanted | limits.keys(), see)
+    return found, massive
 
 
 def positions_of(rows: Int[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:

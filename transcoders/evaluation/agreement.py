@@ -137,7 +137,9 @@ class _Group:
         self.rows, self.dice, self.dictionaries = rows, dice, dictionaries
         self.size = SIZE if model.dtype == torch.float32 else SIZE**2
         self.held = HeldModel(model, rows, dictionaries.reads, dictionaries.writes)
-        self.usable = ~massive_tokens(model, rows, dictionaries.provenance.site_limits)
+        clean, places = self.held.clean, (*dictionaries.reads, *dictionaries.writes)
+        at = dict(zip(places, (*clean.reads, *clean.writes), strict=True))
+        self.usable = ~massive_tokens(model, rows, dictionaries.provenance.site_limits, at)
         self.usable[:, : dictionaries.provenance.first] = False
         self.features = HeldFeatures(dictionaries, self.held.clean.reads, self.usable)
         self.each = torch.arange(len(rows), device=rows.device)

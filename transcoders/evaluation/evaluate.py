@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from transcoders.data.outliers import massive_tokens
+from transcoders.data.outliers import activations_and_massive, massive_tokens
 from transcoders.dictionaries import DictionarySet, fitted, present_layers
 from transcoders.errors import InputError
 from transcoders.evaluation.agreement import agreement_if_any
@@ -141,11 +141,10 @@ def _statistics(
 ) -> Statistics:
     statistics, first = Statistics(dictionaries), dictionaries.provenance.first
     for group in groups:
-        at = model.activations(group, {*dictionaries.reads, *dictionaries.writes})
-        sides = dictionaries.reads, dictionaries.writes
+        sides, limits = (dictionaries.reads, dictionaries.writes), dictionaries.provenance.site_limits
+        at, massive = activations_and_massive(model, group, {*sides[0], *sides[1]}, limits)
         reads, writes = ([at[site][:, first:].flatten(0, 1) for site in side] for side in sides)
-        massive = massive_tokens(model, group, dictionaries.provenance.site_limits)[:, first:].flatten()
-        statistics.update_by_layer(reads, writes, massive)
+        statistics.update_by_layer(reads, writes, massive[:, first:].flatten())
         bar[0].advance(bar[1])
     return statistics
 

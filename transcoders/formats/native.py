@@ -94,6 +94,7 @@ PROVENANCE = {
         "tokens": {"type": "integer", "minimum": 0},
         "d_vocab": {"type": ["integer", "null"], "minimum": 1},
         "first": {"type": "integer", "minimum": 0, "maximum": 2**31},
+        "limits": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
         "seed": {"type": ["integer", "null"]},
         "versions": {"type": "object", "additionalProperties": {"type": "string"}},
         "config": {"type": "object"},

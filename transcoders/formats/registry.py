@@ -25,6 +25,7 @@ from transcoders.formats import (
 )
 from transcoders.formats.files import DecoderPlace
 from transcoders.formats.format import Format, FormatName
+from transcoders.formats.left_out import save_left_out, with_left_out
 from transcoders.formats.offers import Choice, Offer, choose
 from transcoders.formats.source import LocalFolder, ReleaseFolder, Source, open_source, some
 from transcoders.formats.weights import Reading
@@ -119,6 +120,8 @@ def load_dictionaries(
     chosen = (source.release.choose if by_release else choose)(offers, choice, source.label)
     logger.info("loading %s dictionaries from %s", form.name, source.label)
     loaded = form.load(source, chosen, reading)
+    if form is not native.FORMAT:
+        loaded = with_left_out(loaded, source)
     is_whole = any(offer.layer is None for offer in chosen)
     return loaded if choice.layers is None or not is_whole else _layers_of(loaded, choice.layers, source.label)
 
@@ -152,15 +155,18 @@ def save_dictionaries(
             "load them with decoders='memory'."
         )
     precision, folder = None if storage_dtype is None else as_dtype(storage_dtype), Path(path).expanduser()
-    for name, other in FORMATS.items():
-        if name != format and folder.is_dir() and other.recognises(LocalFolder(folder)):
-            raise InputError(f"{folder} holds dictionaries in the format {name!r}; save these to another folder.")
+    there = LocalFolder(folder) if folder.is_dir() else None
+    held = None if there is None else next((name for name, other in FORMATS.items() if other.recognises(there)), format)
+    if held not in (None, format):
+        raise InputError(f"{folder} holds dictionaries in the format {held!r}; save these to another folder.")
     if (frame := dictionaries.provenance.frame.name) != "raw" and not FORMATS[format].keeps_frame:
         raise DictionaryError(
             f"The format {format!r} is of models as they are published, but these dictionaries were trained in the "
             f"{frame!r} frame; use one of ({', '.join(name for name, other in FORMATS.items() if other.keeps_frame)})."
         )
     FORMATS[format].save(dictionaries, folder, storage_dtype=precision)
+    if format != "native":
+        save_left_out(dictionaries, folder)
 
 
 def _layers_of(dictionaries: DictionarySet, layers: Sequence[int], label: str) -> DictionarySet:

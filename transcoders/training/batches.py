@@ -13,7 +13,7 @@ from torch import Tensor
 
 from transcoders.data.activations import ActivationBatch, ActivationStream
 from transcoders.data.chunks import no_row, require_masked
-from transcoders.data.corpora import CorpusSource, open_corpus
+from transcoders.data.corpora import Corpus, CorpusSource, open_corpus
 from transcoders.data.outliers import SAMPLE_TOKENS, TokenOutliers, find_outliers
 from transcoders.data.tokens import CorpusRows, Rows, TokenRows, stacked
 from transcoders.dictionaries.provenance import ROWS, VECTORS
@@ -25,6 +25,7 @@ from transcoders.training.dealing import SharedStream
 from transcoders.training.derivative import Nudges
 from transcoders.training.distributed import World
 from transcoders.training.split import WHOLE, Split
+from transcoders.training.trained_on import trained_on
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class Source(Protocol):
     d_model: int
     d_vocab: int | None
     device: torch.device
+    trained_on: Mapping[str, str] | None
+    """Under which names model and text are found again (`transcoders.training.trained_on`), where they are."""
 
     def fingerprint(self) -> str | None:
         """Of the model's weights."""
@@ -132,7 +135,11 @@ class ModelSource:
         self.n_layers, self.fingerprint = model.n_layers, model.fingerprint
         self.d_model = model.width(self.sites(config)[0][0])
         self.d_vocab: int | None = model.d_vocab
-        self.corpus, self._rows, self.context = open_rows(model, corpus, config)
+        opened = corpus if isinstance(corpus, Tensor) else open_corpus(corpus)
+        self.corpus, self._rows, self.context = open_rows(model, opened, config)
+        place = opened.place if isinstance(opened, Corpus) else None
+        names = None if place is None else trained_on(model.place, model.origin, place)
+        self.trained_on: Mapping[str, str] | None = names
         self.first = config.first
         self.limits: Mapping[Site, float] = {}
         if self.context <= self.first:
@@ -249,6 +256,7 @@ class VectorSource:
 
     name, corpus, frame = "vectors", VECTORS, Frame()
     origin: Mapping[str, str]
+    trained_on: Mapping[str, str] | None = None
     bos: bool | None = None
     first = 1
     limits: Mapping[Site, float] = MappingProxyType({})

@@ -12,6 +12,8 @@ from transcoders.training.part import CODES, layers_at_once
 
 _NUMBER = 4
 """Bytes of a float32, which weights, gradients, moments and sums are in."""
+_MORE_CODES = {"relu": 1.7, "jumprelu": 2.0, "batchtopk": 1.4, "gated": 4.5}
+"""Tensors of the size of all pre-activations beyond `CODES`, which are TopK's: measured at the height of a step."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TrainingCost:
     """Of the layers that take a step together."""
     activations: int
     """Of the same: pre-activations, activations and their gradients, inputs, outputs and errors. An upper bound where
-    only active features are touched."""
+    only active features are touched, and they are few."""
     counters: int
     """Since when each feature has not fired."""
     dense_flops: float
@@ -44,7 +46,9 @@ class TrainingCost:
 
     @property
     def memory(self) -> int:
-        """Bytes at the height of a step, besides the model and the buffer of activations."""
+        """Bytes at the height of a step, besides the model and the buffer of activations, and what an allocator keeps
+        of what was freed, of which only a trial (`plan`) can tell.
+        """
         return self.weights + self.moments + self.averaged + self.gradients + self.activations + self.counters
 
     @property
@@ -82,7 +86,7 @@ def training_cost(
     own = parameter_count(config, own_layers, d_model, own_features)
     at_once = layers_at_once(config, d_model, own_layers, torch.device(device))
     rank = decoder_rank(config)
-    widths = CODES * own_features + 4 * d_model + 2 * rank
+    widths = round((CODES + _MORE_CODES.get(config.activation, 0.0)) * own_features) + 4 * d_model + 2 * rank
     l0 = _active(config, n_layers) if l0 is None else l0
     parameters = parameter_count(config, n_layers, d_model, features)
     encoder, skip = (2 * d_model * n for n in (n_layers, _skip(config, d_model) * n_layers))

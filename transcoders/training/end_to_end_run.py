@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transcoders.data.chunks import Chunk, Chunks
-from transcoders.data.outliers import massive_tokens, over
+from transcoders.data.outliers import massive_tokens
 from transcoders.dictionaries import DictionarySet, fitted
 from transcoders.dictionaries.provenance import reading_as_trained
 from transcoders.errors import DictionaryError, FileFormatError, InputError, NotFiniteError, WriteError
@@ -297,9 +297,7 @@ class EndToEndRun:
             **dict(zip(d.reads, held.clean.reads, strict=True)),
             **dict(zip(d.writes, held.clean.writes, strict=True)),
         }
-        exact = massive_tokens(self.model, held.rows, {s: limit for s, limit in limits.items() if s not in at})
-        for site in limits.keys() & at.keys():
-            exact |= over(at[site], limits[site])
+        exact = massive_tokens(self.model, held.rows, limits, at)
         exact[:, : self.provenance.first] = True
         return held, ~exact
 

@@ -65,10 +65,12 @@ def readme(
 
 
 def command_line() -> str:
-    """What was typed, or, from Python, the function that was called."""
-    program = Path(sys.argv[0])
+    """What was typed, or, from Python, the function that was called, and in which script."""
+    program, script = Path(sys.argv[0]), Path(getattr(sys.modules["__main__"], "__file__", None) or "")
     if program.name == "circuitsae" or program.parts[-2:] == ("circuitsae", "__main__.py"):
         return shlex.join(["circuitsae", *sys.argv[1:]])
+    if script.suffix == ".py" and script.name == program.name and script.name != "__main__.py":
+        return f"transcoders.train, in {shlex.join(['python', *sys.argv])}"
     return "transcoders.train"
 
 

@@ -47,6 +47,12 @@ class Measured(NamedTuple):
     revival: Float[Tensor, ""]
     derivative: Float[Tensor, "layer"] | None = None
 
+    @classmethod
+    def of(cls, result: Losses) -> "Measured":
+        """Without the features that it was computed from."""
+        total, sparsity, revival = result.total.detach(), result.sparsity.detach(), result.revival.detach()
+        return cls(total, result.fvu, result.code.l0(), sparsity, revival, result.derivative)
+
     def over_ranks(self, split: Split, n_tokens: int, config: TrainConfig) -> "Measured":
         """The same of all ranks' tokens, layers and features."""
         if split.world.size == 1:
@@ -293,9 +299,10 @@ class Run:
             of_part = None if directions is None else directions.of_layers(part.layers)
             result = part.step(step, x, y, sparsity_weight=weight, p=p, directions=of_part)
             if measure:
-                measured.append((part.weights.n_layers, result, result.code.l0()))
+                measured.append((part.weights.n_layers, Measured.of(result)))
             if annealed < p:
                 strengths.append(_strengths(part.weights, result, (p, annealed)))
+            del result  # its features, before the next part has its own
         if measured:
             self.measured = _together(measured).over_ranks(self.split, reads.shape[0], config)
         self._steer(step, strengths)
@@ -395,14 +402,14 @@ def _strengths(weights: TrainingParameters, result: Losses, powers: tuple[float,
     return torch.stack([((share + P_SMALLEST) ** p - P_SMALLEST**p).sum() for p in powers]).double()
 
 
-def _together(parts: Sequence[tuple[int, Losses, Tensor]]) -> Measured:
+def _together(parts: Sequence[tuple[int, Measured]]) -> Measured:
     """The measurements of parts of so many layers, averaged where they are of a layer on average."""
-    n_layers = sum(n for n, _, _ in parts)
+    n_layers = sum(n for n, _ in parts)
 
     def mean(name: str) -> Tensor:
-        return sum(getattr(result, name).detach() * (n / n_layers) for n, result, _ in parts)  # pyright: ignore[reportReturnType]
+        return sum(getattr(part, name) * (n / n_layers) for n, part in parts)  # pyright: ignore[reportReturnType]
 
-    fvu, l0 = torch.cat([result.fvu for _, result, _ in parts]), torch.cat([l0 for _, _, l0 in parts])
-    derivatives = [result.derivative for _, result, _ in parts if result.derivative is not None]
+    fvu, l0 = (torch.cat([getattr(part, name) for _, part in parts]) for name in ("fvu", "l0"))
+    derivatives = [part.derivative for _, part in parts if part.derivative is not None]
     derivative = torch.cat(derivatives) if derivatives else None
-    return Measured(mean("total"), fvu, l0, mean("sparsity"), mean("revival"), derivative)
+    return Measured(mean("loss"), fvu, l0, mean("sparsity"), mean("revival"), derivative)

@@ -16,6 +16,7 @@ from transcoders.sites import Site
 from transcoders.training.batches import Stream, own_tokens, sites_of_kind
 from transcoders.training.config import TrainConfig
 from transcoders.training.split import WHOLE, Split
+from transcoders.training.trained_on import trained_on
 
 
 class StoreSource:
@@ -33,6 +34,8 @@ class StoreSource:
         self.bos: bool | None = kept.bos
         self.first, self.limits = kept.first, kept.limits
         self.device = torch.device("cpu") if model is None else model.device
+        names = None if model is None else trained_on(model.place, model.origin)
+        self.trained_on: Mapping[str, str] | None = names
 
     def fingerprint(self) -> str:
         return self.store.settings.fingerprint

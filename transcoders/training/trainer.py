@@ -45,6 +45,7 @@ from transcoders.training.run_folder import identity_of, mark_finished, mark_sta
 from transcoders.training.split import Piece, Split
 from transcoders.training.step import Run
 from transcoders.training.stopping import StopRequest, stop_requests
+from transcoders.training.trained_on import write_trained_on
 from transcoders.training.warm_start import Start
 from transcoders.training.watch import Watch, spoilt_rows
 
@@ -393,6 +394,7 @@ class Trainer:
         identity = {**self._identity(), "data_hash": place.get("hash") or place.get("store")}
         for folder, config in zip(self._folders(), self.configs, strict=False):
             write_record(folder, config, step=self.step, identity=identity, versions=library_versions())
+            write_trained_on(folder, self.source.trained_on)
 
     def _folders(self) -> list[Path]:
         """One for each dictionary, where this rank writes."""
