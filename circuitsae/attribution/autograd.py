@@ -161,7 +161,7 @@ class _Answer:
     """What the active features of a prompt write, each with a slope of one, for what their layers read."""
 
     def __init__(self, model: ReplacementModel, trace: Trace) -> None:
-        self._dictionaries, self._index, self._n_layers = model.dictionaries, trace.features.index, model.model.n_layers
+        self._dictionaries, self._index = model.dictionaries, trace.features.index
 
     def __call__(self, written: int, reads: Sequence[Float[Tensor, "pos d_model"]]) -> Float[Tensor, "pos d_model"]:
         out = torch.zeros_like(reads[written])
