@@ -47,6 +47,7 @@ def crosscoder(
     out: Path,
     sites: tuple[str, ...] = (),
     resume: bool = False,
+    plan: bool = False,
     evaluate_tokens: int = 8_192,
     device: str = "auto",
     wide: Wide = False,
@@ -62,6 +63,7 @@ def crosscoder(
         out: Folder for the crosscoder, its evaluation, and the run's metrics and checkpoints (in run/).
         sites: Sites like 2.resid_post, of one width; default, resid_post of all layers.
         resume: Go on from the latest checkpoint in the folder.
+        plan: Train nothing; print what the run would take, by a trial of ten seconds. Exit code 2 where it cannot fit.
         evaluate_tokens: Held-out tokens to evaluate on; 0 for no evaluation.
         device: auto (a GPU, but the CPU for what is faster there: see `doctor`), cpu, cuda, cuda:1 or mps.
         weights: Which weights of the model.
@@ -70,10 +72,16 @@ def crosscoder(
     config = _config(settings)
     chosen = [Site.parse(site) for site in sites] or None
     text = _text(model, corpus, part)
-    from transcoders.crosscoders import evaluate_crosscoder, train_crosscoder
+    from circuitsae.console import show_plan
+    from transcoders.crosscoders import evaluate_crosscoder, plan_crosscoder, train_crosscoder
 
     console = open_console(wide)
     language_model = load_language_model(model, device, "float32", weights).with_bos(config.bos)
+    if plan:
+        planned = plan_crosscoder(language_model, text, config, sites=chosen, out=out)
+        show_plan(console, planned)
+        planned.require_fit()
+        return
     trained = train_crosscoder(language_model, text, config, sites=chosen, out=out, resume=resume)
     if evaluate_tokens:
         rows = _held_out(language_model, text, evaluate_tokens, config)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from circuitsae.cli import main
 from transcoders import SAEConfig, SAESet, random_model, train
 from transcoders.crosscoders import (
     Crosscoder,
@@ -16,6 +17,7 @@ from transcoders.crosscoders import (
     diff_models,
     evaluate_crosscoder,
     load_crosscoder,
+    plan_crosscoder,
     save_crosscoder,
     train_crosscoder,
 )
@@ -24,6 +26,7 @@ from transcoders.errors import DictionaryError, FileFormatError, InputError, Mod
 from transcoders.sites import Site
 from transcoders.training.initialise import initial_parameters
 from transcoders.training.losses import losses
+from transcoders.training.planning import plan_run
 
 SITES, WIDTH, FEATURES, BATCH, K = 3, 4, 10, 16, 3
 
@@ -260,6 +263,30 @@ def test_saved_and_loaded_it_is_the_same(trained, tmp_path):
         load_crosscoder(tmp_path)
     with pytest.raises(FileFormatError, match="holds no crosscoder"):
         load_crosscoder(tmp_path / "elsewhere")
+
+
+def test_what_a_run_takes_is_said_before_it(model, rows, trained, tmp_path):
+    crosscoder, out = trained
+    config = SAEConfig(**QUICK, checkpoint_every=8, log_every=4)
+    planned = plan_crosscoder(model, rows, config, out=tmp_path / "new", trial_seconds=0.1)
+    assert list(planned.sites) == [str(site) for site in crosscoder.sites]
+    assert planned.flops["model"] > 0
+    held = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    assert planned.disk["crosscoder"] == pytest.approx(held, rel=0.15)  # with names and checksums
+    assert planned.memory["weights"] >= planned.disk["crosscoder"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "transcoders.crosscoders.training.plan_run", lambda *a, **o: plan_run(*a, **{**o, "trial_seconds": 0.1})
+    )
+    arguments = ["crosscoder", "pocket", "--out", str(tmp_path / "run"), "--plan", "--features", "64", "--k", "8"]
+    main([*arguments, "--tokens", "640", "--batch", "64", *("--sites", "0.resid_post", "--sites", "1.resid_post")])
+    said = capsys.readouterr().out
+    assert "Steps:      10, 640 tokens in all" in said
+    assert "blocks.1" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_from_its_checkpoint(model, rows, trained):

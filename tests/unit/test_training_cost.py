@@ -1,5 +1,9 @@
 """What a training is said to cost is what it takes, counted on a run."""
 
+import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -103,3 +107,47 @@ def test_ranks_share_what_parallel_names():
     assert data.parameters == layers.parameters == features.parameters
     assert data.network == data.weights  # 2 · 1/2 of all gradients
     assert layers.network == 4 * 512 * 4 * 16 // 4
+
+
+MEASURED = """
+import gc, json, re, sys
+from pathlib import Path
+import torch
+from transcoders.training import CLTConfig, SAEConfig, TranscoderConfig, training_cost
+from transcoders.training.step import Run
+
+def resident(field):
+    return 1024 * int(re.search(rf"^{field}:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.M)[1])
+
+def measure(config, n_layers, d_model):
+    x = torch.randn(config.batch, n_layers, d_model)
+    gc.collect()
+    before = resident("VmRSS")
+    run = Run.start(config, x, x)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    for step in range(3):
+        run.step(step, x, x)
+    return resident("VmHWM") - before, training_cost(config, n_layers=n_layers, d_model=d_model).memory
+
+kinds = {"topk": TranscoderConfig, "relu": TranscoderConfig, "batchtopk": SAEConfig, "gated": SAEConfig}
+kinds["jumprelu"] = CLTConfig
+common = {"batch": 512, "tokens": 51200, "k": 32, "kernels": "dense"}
+found = {}
+for activation, kind in kinds.items():
+    measure(kind(activation=activation, features=64, **common), 2, 32)  # what libraries take
+    found[activation] = measure(kind(activation=activation, features=4096, **common), 2, 384)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_memory_is_what_a_step_takes_to_a_tenth():
+    """Where the allocator gives back what was freed."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for activation, (taken, said) in json.loads(done.stdout).items():
+        assert said == pytest.approx(taken, rel=0.1), activation

@@ -1,5 +1,6 @@
 """Layers that know nothing of each other train as they would alone, however many take a step together."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from transcoders.training import SAEConfig, TranscoderConfig
 from transcoders.training.batches import VectorSource
-from transcoders.training.part import layers_at_once
+from transcoders.training.part import Part, layers_at_once
 from transcoders.training.step import Run
 from transcoders.training.trainer import Trainer
 
@@ -92,3 +93,23 @@ def test_parts_are_as_large_as_memory_allows():
     assert layers_at_once(config, 576, 30, torch.device("cpu")) == 2**26 // per_layer == 3
     assert layers_at_once(config, 576, 30, torch.device("cuda")) == 30
     assert layers_at_once(TranscoderConfig(features=2**20), 4096, 30, torch.device("cpu")) == 1
+
+
+def test_features_of_a_part_are_let_go_before_the_next_one_has_any(monkeypatch):
+    """Also where the step is measured, which needs them of all layers."""
+    seen: list[Any] = []
+    step = Part.step
+
+    def watched(self, *arguments, **options):
+        assert not [each for each in seen if each() is not None]
+        result = step(self, *arguments, **options)
+        seen.append(weakref.ref(result.code))
+        return result
+
+    monkeypatch.setattr(Part, "step", watched)
+    for settings in ACTIVATIONS:
+        seen.clear()
+        run = Run.start(SAEConfig(layers_at_once=1, **COMMON, **settings), vectors(64), vectors(64))
+        run.step(0, vectors(64), vectors(64))
+        assert len(seen) == 3
+        assert run.metrics(1)["l0"] > 0

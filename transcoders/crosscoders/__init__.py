@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transcoders.crosscoders.evaluation import CrosscoderEvaluation, evaluate_crosscoder
     from transcoders.crosscoders.files import load_crosscoder, save_crosscoder
     from transcoders.crosscoders.pair import ModelPair
-    from transcoders.crosscoders.training import train_crosscoder
+    from transcoders.crosscoders.training import plan_crosscoder, train_crosscoder
 
 __getattr__, __all__ = lazy_exports(
     __name__,
@@ -25,6 +25,6 @@ __getattr__, __all__ = lazy_exports(
         "transcoders.crosscoders.evaluation": ("CrosscoderEvaluation", "evaluate_crosscoder"),
         "transcoders.crosscoders.files": ("load_crosscoder", "save_crosscoder"),
         "transcoders.crosscoders.pair": ("ModelPair",),
-        "transcoders.crosscoders.training": ("train_crosscoder",),
+        "transcoders.crosscoders.training": ("plan_crosscoder", "train_crosscoder"),
     },
 )

@@ -18,6 +18,7 @@ from transcoders.language_model import LanguageModel
 from transcoders.sites import Site
 from transcoders.training.batches import ModelSource, Vectors, VectorSource
 from transcoders.training.config import SAEConfig
+from transcoders.training.planning import Plan, plan_run
 from transcoders.training.run_folder import identity_of, was_started
 from transcoders.training.trainer import Trainer
 
@@ -49,21 +50,8 @@ def train_crosscoder(
     Source: Lindsey et al. 2024, *Sparse Crosscoders*; for BatchTopK Minder et al. 2025, *Overcoming Sparsity Artifacts
     in Crosscoders to Interpret Chat-Tuning*.
     """
-    inner = _source(model, corpus, config)
-    sites = tuple(_default(model, inner.n_layers, config) if sites is None else sites)
-    if not sites or len(set(sites)) < len(sites):
-        raise InputError(f"A crosscoder has one site or more, each once; got {', '.join(map(str, sites)) or 'none'}.")
-    if model is not None:
-        for site in sites:
-            model.hook(site)  # refused before a folder is made
-        if len(widths := {model.width(site) for site in sites}) > 1:
-            raise InputError(
-                f"The sites of a crosscoder have one width; got {sorted(widths)}. Choose sites of one kind."
-            )
-    if model is None and sites != tuple(Site(i, config.site) for i in range(inner.n_layers)):
-        raise InputError(f"Vectors have their own {inner.n_layers} sites; leave out `sites`.")
-    config = replace(config, site=sites[0].kind, side_by_side=len(sites))
-    source, folder = SideBySide(inner, sites, config), None if out is None else Path(out)
+    source, folder = _opened(model, corpus, config, sites), None if out is None else Path(out)
+    sites, config = source.inner_sites, source.config
     run = None if folder is None else folder / RUN
     is_there = folder is not None and (folder / CONFIG).is_file()
     if folder and run and resume and is_there and was_started(run, identity_of(source, [config])):
@@ -81,6 +69,43 @@ def train_crosscoder(
     if folder is not None:
         save_crosscoder(crosscoder, folder)
     return crosscoder
+
+
+def plan_crosscoder(
+    model: LanguageModel | None,
+    corpus: CorpusSource | Int[Tensor, "row pos"] | Vectors,
+    config: SAEConfig,
+    *,
+    sites: Sequence[Site] | None = None,
+    out: Path | str | None = None,
+    trial_seconds: float = 10.0,
+) -> Plan:
+    """What `train_crosscoder` with the same arguments will take, as `transcoders.plan` says it; nothing is written."""
+    source, folder = _opened(model, corpus, config, sites), None if out is None else Path(out) / RUN
+    behind = source.inner, source.inner_sites
+    planned = plan_run(source, [source.config], out=folder, trial_seconds=trial_seconds, behind=behind)
+    disk = dict(planned.disk)
+    if "dictionaries" in disk:  # the trainer's, and the crosscoder beside them
+        disk["crosscoder"] = disk["dictionaries"]
+    return replace(planned, disk=disk)
+
+
+def _opened(model: LanguageModel | None, corpus: object, config: SAEConfig, sites: Sequence[Site] | None) -> SideBySide:
+    """What is read, with `config` settled; `InputError` for sites that do not go together."""
+    inner = _source(model, corpus, config)
+    sites = tuple(_default(model, inner.n_layers, config) if sites is None else sites)
+    if not sites or len(set(sites)) < len(sites):
+        raise InputError(f"A crosscoder has one site or more, each once; got {', '.join(map(str, sites)) or 'none'}.")
+    if model is not None:
+        for site in sites:
+            model.hook(site)  # refused before a folder is made
+        if len(widths := {model.width(site) for site in sites}) > 1:
+            raise InputError(
+                f"The sites of a crosscoder have one width; got {sorted(widths)}. Choose sites of one kind."
+            )
+    if model is None and sites != tuple(Site(i, config.site) for i in range(inner.n_layers)):
+        raise InputError(f"Vectors have their own {inner.n_layers} sites; leave out `sites`.")
+    return SideBySide(inner, sites, replace(config, site=sites[0].kind, side_by_side=len(sites)))
 
 
 def _complete(folder: Path, sites: Sequence[Site]) -> Crosscoder:

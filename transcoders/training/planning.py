@@ -100,21 +100,23 @@ def plan_run(
     trial_seconds: float = 10.0,
     ranks: int = 1,
     beside: int = 1,
+    behind: tuple[Source, Sequence[Site]] | None = None,
 ) -> Plan:
     """What training `configs` at once on `source` will take, timed by steps of the trainer for about `trial_seconds`.
 
     Nothing is written. Memory is what this process holds now and what the run adds; `InputError` is for `require_fit`.
     `ranks`: processes that share the run, of which the first one's part is tried; `beside`: how many of them share this
-    machine's memory.
+    machine's memory. `behind`: the source, and its sites, that `source` shows as others (a crosscoder's, as one).
     """
-    model = source.model if isinstance(source, ModelSource) else None
     split = Split(World(0, ranks), configs[0].parallel)
     for config in configs:
         split.require(config, source.n_layers)
     places = Places.of(source, configs, split)
+    data, sites = behind or (source, places.sites)
+    model = data.model if isinstance(data, ModelSource) else None
     in_use = _in_use(source.device)
     costs = [_cost(config, source, ranks) for config in configs]
-    found = source.outliers(places.sites) if isinstance(source, ModelSource) else None
+    found = data.outliers(sites) if isinstance(data, ModelSource) else None
     sample = source.sample(places.sites, FIRST_BATCHES * configs[0].batch)
     if split.layers.size > 1:
         sample = sample[:, split.sites_of(places.sites, source.n_layers)]
@@ -133,10 +135,10 @@ def plan_run(
     step = max(c.gradients + c.activations for c in costs)
     memory["a step"] = max(step, held - sample.nbytes - sum(memory.values()))
     disk: dict[str, int] = {}
-    if isinstance(source, ModelSource | StoreSource):
-        memory["buffer"] = source.buffer_bytes(places.sites, configs[0].batch, split)
-    if model is not None and isinstance(source, ModelSource):
-        per_token, spent = _forward(model, source, places.sites, 0.3 * trial_seconds)
+    if isinstance(data, ModelSource | StoreSource):
+        memory["buffer"] = data.buffer_bytes(sites, configs[0].batch, split)
+    if model is not None and isinstance(data, ModelSource):
+        per_token, spent = _forward(model, data, sites, 0.3 * trial_seconds)
         flops["model"], seconds["model"] = per_token * configs[0].tokens, spent * configs[0].tokens / ranks
     if out is not None:
         disk["checkpoints"] = (configs[0].keep_last + configs[0].keep_best + 1) * sum(c.checkpoint for c in costs)
@@ -159,7 +161,7 @@ def plan_run(
         tokens=configs[0].tokens,
         ranks=ranks,
         threads=torch.get_num_threads(),
-        sites={} if model is None else {str(site): (model.hook(site), model.width(site)) for site in places.sites},
+        sites={} if model is None else {str(site): (model.hook(site), model.width(site)) for site in sites},
         flops=flops,
         memory=memory,
         disk=disk,
