@@ -6,11 +6,11 @@ length, so that positions are roles, and are such that the model gets right.
 
 *Faithfulness*: features and error nodes are ranked by their mean |effect| on the task's metric on the first half of
 the prompts (by the gradient, against the corrupt prompt); on the other half f = (m(C) − m(∅)) / (m(M) − m(∅)), with
-everything outside the strongest k nodes set to its mean over clean and corrupt prompts (or to zero), by position, the
-model's own MLPs and all else live. *At random*: as many nodes, in random order. Brackets: 95 %, by bootstrap over
-prompts. *Edges*: pruned graphs of the answer, put together by role (`aggregate`); of the edges on half of the prompts
-or more the strongest by mean, between features and to the answer, each tested on every prompt that has it: on how many
-the claims `direct` (what the source writes, MLPs held) and `graph` (what its removal does, by the mechanism drawn) are
+everything outside the strongest k nodes set to its mean over clean and corrupt prompts, by position, the model's own
+MLPs and all else live. *At random*: as many nodes, in random order. Brackets: 95 %, by bootstrap over prompts.
+*Edges*: pruned graphs of the answer, put together by role (`aggregate`); of the edges on half of the prompts or more
+those of most influence, between features and to the answer, each tested on every prompt that has it: on how many the
+claims `direct` (what the source writes, MLPs held) and `graph` (what its removal does, by the mechanism drawn) are
 confirmed, other verdicts by number; *model*: what the removal does with all live, over what the graph says, the median
 with quartiles. *Label*: tokens of held-out text on which the feature is most active, and those that it raises.
 
@@ -46,7 +46,7 @@ from circuitsae.tasks import Task, load_task
 from circuitsae.tasks.cases import prompt_task
 from circuitsae.tasks.load import known_examples
 from circuitsae.validation import Circuit, PromptTask, circuit_edges, faithfulness, rank_nodes
-from circuitsae.validation.ablation import Ablation, Errors
+from circuitsae.validation.ablation import Errors
 from transcoders.data import held_out_rows
 from transcoders.files import write_file, write_json
 from transcoders.formats.files import read_json
@@ -106,17 +106,16 @@ def curves(subject: Subject, found: Document) -> Document:
     shuffled = np.random.default_rng(0).permutation(len(circuit))
     at_random = Circuit(tuple(circuit.nodes[i] for i in shuffled))
     task, others = subject.held
-    ways: dict[str, tuple[Circuit, Errors, Ablation]] = {
-        "features and error nodes": (circuit, "ranked", "mean"),
-        "features, all error nodes": (features, "keep", "mean"),
-        "features, no error nodes": (features, "ablate", "mean"),
-        "the first, others zero": (circuit, "ranked", "zero"),
-        "the first, at random": (at_random, "ranked", "mean"),
+    ways: dict[str, tuple[Circuit, Errors]] = {
+        "features and error nodes": (circuit, "ranked"),
+        "features, all error nodes": (features, "keep"),
+        "features, no error nodes": (features, "ablate"),
+        "the first, at random": (at_random, "ranked"),
     }
     lines = {}
-    for name, (kept, errors, ablation) in ways.items():
+    for name, (kept, errors) in ways.items():
         sizes = [size for size in SIZES if size <= len(kept)]
-        how: dict[str, Any] = {"errors": errors, "ablation": ablation, "sizes": sizes}
+        how: dict[str, Any] = {"errors": errors, "sizes": sizes}
         curve = faithfulness(subject.model, kept, task, regime="model", by="position", others=others, **how)
         rows = curve.frame()[["f", "f_low", "f_high"]].to_numpy().tolist()
         lines[name] = {"sizes": sizes, "f": rows, "empty": curve.empty.mean(), "full": curve.full.mean()}
@@ -135,13 +134,16 @@ def edges(subject: Subject) -> Document:
             answers.append({best: "answer"})
     whole = aggregate(graphs, roles, logits=answers, min_frequency=0.5)
     kind = dict(zip(whole.nodes["id"], whole.nodes["kind"], strict=True))
-    ends = zip(whole.edges["source"], whole.edges["target"], strict=True)
-    found = whole.edges.assign(kind=[f"{kind[source]}→{kind[target]}" for source, target in ends])
-    found = found.iloc[np.argsort(-found["mean"].abs().to_numpy(), kind="stable")]
+    counts = dict(zip(whole.nodes["id"], whole.nodes["mean"], strict=True))
+    counts |= {node: 1.0 for node in kind if kind[node] == "logit"}  # it starts there, and none comes back
+    found = whole.edges_frame()
+    found["kind"] = [f"{kind[s]}→{kind[t]}" for s, t in zip(found["source"], found["target"], strict=True)]
+    found["influence"] = found["share"] * [counts[target] for target in found["target"]]
+    found = found.iloc[np.argsort(-found["influence"].to_numpy(), kind="stable")]
     strongest = pd.DataFrame(pd.concat([found[found["kind"] == name].head(n) for name, n in EDGES.items()]))
     tested = [claims(subject.model, graph, where, strongest) for graph, where in zip(graphs, roles, strict=True)]
     size = {"nodes": len(whole.nodes), "edges": len(whole.edges), "graphs": len(graphs), **whole.scores}
-    columns = ["source", "target", "kind", "frequency", "mean", "low", "high"]
+    columns = ["source", "target", "kind", "frequency", "mean", "low", "high", "influence"]
     return {"size": size, "edges": pd.DataFrame(strongest[columns]).to_dict("records"), "tested": tested}
 
 
@@ -275,13 +277,12 @@ def section(name: str, found: Document) -> str:
     """One task as a page's section."""
     about, first, graph = found["about"], found["nodes"], found["edges"]
     lines, size = found["curves"]["lines"], found["edges"]["size"]
-    ways = {way: f"m(∅) {line['empty']:.2f}" for way, line in lines.items() if way.startswith(("features and", "the"))}
-    emptied = "; ".join(f"{way}: {value}" for way, value in list(ways.items())[:2])
+    line = lines["features and error nodes"]
     seconds = ", ".join(f"{part} {found[part]['seconds']:.0f}" for part in PARTS[:-1])
     text = (
         f"*{about['clean']}* →{about['answers'][0].replace(' ', ' ·')}, against *{about['corrupt']}*, metric "
         f"`{about['metric']}`. {about['prompts'] - found['curves']['prompts']} prompts to choose on, "
-        f"{found['curves']['prompts']} held out; m(M) {lines['features and error nodes']['full']:.2f}; {emptied}. "
+        f"{found['curves']['prompts']} held out; m(M) {line['full']:.2f}, m(∅) {line['empty']:.2f}. "
         f"{first['active']:,} nodes are active on some prompt or its corrupt twin. CPU-seconds: {seconds}."
     )
     graphs = (
@@ -295,14 +296,13 @@ def section(name: str, found: Document) -> str:
 
 
 def faithful_table(lines: Document) -> str:
-    rows = []
-    for size in SIZES:
-        cells = []
-        for line in lines.values():
-            at = line["sizes"].index(size) if size in line["sizes"] else None
-            cells.append("" if at is None else "{:.2f} [{:.2f}, {:.2f}]".format(*line["f"][at]))
-        rows.append([f"{size:,}", *cells])
+    rows = [[f"{size:,}", *(faithful_at(line, size) for line in lines.values())] for size in SIZES]
     return table(["nodes", *lines], rows)
+
+
+def faithful_at(line: Document, size: int) -> str:
+    """f of the strongest `size` nodes with its interval; nothing where the circuit has not so many."""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*line["f"][line["sizes"].index(size)]) if size in line["sizes"] else ""
 
 
 def roles_table(found: Document) -> str:
@@ -351,7 +351,7 @@ def summary(studies: dict[str, Document]) -> str:
         lines = found["curves"]["lines"]
         asked = (("features and error nodes", 128), ("features and error nodes", 512))
         asked += (("features, no error nodes", 512), ("the first, at random", 128))
-        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*lines[way]["f"][SIZES.index(size)]) for way, size in asked]
+        cells = [faithful_at(lines[way], size) for way, size in asked]
         rows.append([name, *cells, *(verdicts_of(found, c, kind) for c in ("direct", "graph") for kind in EDGES)])
     return table(columns, rows)
 
@@ -363,7 +363,7 @@ def image(name: str) -> Path:
 def draw(name: str, found: Document) -> None:
     effects, line = found["effects"], found["curves"]["lines"]["features and error nodes"]
     words = {node: said_of(node, found["labels"]).partition(" (")[0] for node in effects["layers"]}
-    said = f"On held-out prompts 128 nodes, errors among them, do {line['f'][SIZES.index(128)][0]:.2f} of the task."
+    said = f"On held-out prompts 128 nodes, errors among them, do {line['f'][SIZES.index(128)][0]:.2f} of it."
     triples = [(source, target, float(effect)) for source, target, effect in effects["triples"]]
     metric = (METRIC, found["about"]["metric"].replace("_", " "))
     effects_picture(triples, effects["layers"], metric, last=said, labels=words).save(image(name))
