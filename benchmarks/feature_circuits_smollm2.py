@@ -1,18 +1,18 @@
-"""Claim: on a real model of thirty layers a few hundred features do part of a task; how much, its edges do not tell.
+"""Claim: in a real model of thirty layers a few hundred nodes do most of a task, and its features alone little of it.
 
 Feature circuits of SmolLM2-135M with its published per-layer transcoders (30 × 2,048 features, TopK 32, no skip
-terms), for indirect objects, greater-than, agreement and capitals. Prompts of each task have one template and one
-length, so that positions are roles, and are such that the model gets right.
+terms). Prompts of a task have one template and one length, so that positions are roles, and the model gets them right.
 
 *Faithfulness*: features and error nodes are ranked by their mean |effect| on the task's metric on the first half of
 the prompts (by the gradient, against the corrupt prompt); on the other half f = (m(C) − m(∅)) / (m(M) − m(∅)), with
 everything outside the strongest k nodes set to its mean over clean and corrupt prompts, by position, the model's own
-MLPs and all else live. *At random*: as many nodes, in random order. Brackets: 95 %, by bootstrap over prompts.
+MLPs and all else live. *At random*: as many of the 2,048 strongest. Brackets: 95 %, by bootstrap over prompts.
 *Edges*: pruned graphs of the answer, put together by role (`aggregate`); of the edges on half of the prompts or more
-those of most influence, between features and to the answer, each tested on every prompt that has it: on how many the
-claims `direct` (what the source writes, MLPs held) and `graph` (what its removal does, by the mechanism drawn) are
-confirmed, other verdicts by number; *model*: what the removal does with all live, over what the graph says, the median
-with quartiles. *Label*: tokens of held-out text on which the feature is most active, and those that it raises.
+those of most influence, between features and to the answer, with both ends at roles (the strongest of the others lie
+at the first word, and are the same in every task), each tested on every prompt that has it: on how many the claims
+`direct` (what the source writes, MLPs held) and `graph` (what its removal does, by the mechanism drawn) are confirmed,
+other verdicts by number; *model*: what the removal does with all live, over what the graph says, the median with
+quartiles. *Label*: tokens of held-out text on which the feature is most active, and those that it raises.
 
     python benchmarks/feature_circuits_smollm2.py MODEL DICTIONARIES CORPUS [--tasks ioi …] [--work FOLDER]
 
@@ -139,6 +139,10 @@ def edges(subject: Subject) -> Document:
     found = whole.edges_frame()
     found["kind"] = [f"{kind[s]}→{kind[t]}" for s, t in zip(found["source"], found["target"], strict=True)]
     found["influence"] = found["share"] * [counts[target] for target in found["target"]]
+    named = {
+        str(node) for node, place in zip(whole.nodes["id"], whole.nodes["place"], strict=True) if place in roles[0]
+    }
+    found = found[[s in named and t in named for s, t in zip(found["source"], found["target"], strict=True)]]
     found = found.iloc[np.argsort(-found["influence"].to_numpy(), kind="stable")]
     strongest = pd.DataFrame(pd.concat([found[found["kind"] == name].head(n) for name, n in EDGES.items()]))
     tested = [claims(subject.model, graph, where, strongest) for graph, where in zip(graphs, roles, strict=True)]
