@@ -3,7 +3,8 @@
 A list of commands, each with what it leaves behind; those whose result is there are passed over, and a training that
 was stopped goes on, so that the same command finishes what was begun. On two cores a night: the model takes a minute,
 per-layer transcoders on 1.6 M tokens some four hours, a cross-layer transcoder as long, each graph two minutes, each
-report up to half an hour. `--tokens`, `--features` and `--clt-features` size it, `--until` ends it early.
+feature circuit some minutes, each report up to half an hour. `--tokens`, `--features` and `--clt-features` size it,
+`--until` ends it early.
 """
 
 import logging
@@ -32,8 +33,9 @@ PROMPTS = (
     "The war lasted from the year 1765 to the year 17",
 )
 TASKS = ("ioi", "greater-than", "agreement")
-Stage = Literal["model", "dictionaries", "evaluation", "graphs", "reports"]
-STAGES: tuple[Stage, ...] = ("model", "dictionaries", "evaluation", "graphs", "reports")
+CIRCUITS = (*TASKS, "facts")
+Stage = Literal["model", "dictionaries", "evaluation", "graphs", "circuits", "reports"]
+STAGES: tuple[Stage, ...] = ("model", "dictionaries", "evaluation", "graphs", "circuits", "reports")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Options:
     batch: int = 1024
     evaluate_tokens: int = 10_000
     prompts: int = 24
-    """Of every stage of a report."""
+    """Of every feature circuit, and of every stage of a report."""
     until: Stage = STAGES[-1]
     """The last stage to run."""
 
@@ -101,6 +103,11 @@ def steps(options: Options) -> Iterator[Step]:
     for prompt in PROMPTS:
         out = work / "graphs" / slug(prompt)
         yield Step("graphs", [*ours, "trace", prompt, *_explained(work), "--out", str(out)], out / "graph.json")
+    for task in CIRCUITS:
+        out = work / "circuits" / task
+        # By integrated gradients, one prompt would take a minute: thirty layers, ten runs each.
+        found = [*ours, "circuit", task, *_explained(work), "--method", "gradient", "--prompts", str(options.prompts)]
+        yield Step("circuits", [*found, "--out", str(out)], out / "circuit.json")
     for task in TASKS:
         out = work / "reports" / task
         report = [*ours, "reproduce", task, *_explained(work), "--quick", "--prompts", str(options.prompts)]

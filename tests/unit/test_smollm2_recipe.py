@@ -22,9 +22,18 @@ def options(tmp_path, monkeypatch):
     shutil.copytree(POCKET_DIR / "model", tmp_path / "work" / "model")
     monkeypatch.setattr(recipe, "PROMPTS", recipe.PROMPTS[:1])
     monkeypatch.setattr(recipe, "TASKS", ())
+    monkeypatch.setattr(recipe, "CIRCUITS", ("agreement",))
     monkeypatch.setattr(transcoders, "plan", partial(transcoders.plan, trial_seconds=0.2))
     return recipe.Options(
-        corpus=text, work=tmp_path / "work", tokens=256, features=16, clt_features=8, k=4, batch=64, evaluate_tokens=200
+        corpus=text,
+        work=tmp_path / "work",
+        tokens=256,
+        features=16,
+        clt_features=8,
+        k=4,
+        batch=64,
+        evaluate_tokens=200,
+        prompts=4,
     )
 
 
@@ -46,7 +55,7 @@ def test_everything_is_made_once(options, monkeypatch):
     for step in recipe.steps(options):
         recipe.run(step)
         assert step.result.exists()
-    assert ran == ["train"] * 4 + ["evaluate"] * 2 + ["trace"]
+    assert ran == ["train"] * 4 + ["evaluate"] * 2 + ["trace", "circuit"]
     assert "Operations:" in (options.work / "plt-plan.txt").read_text()
     ran.clear()
     for step in recipe.steps(options):
