@@ -104,6 +104,7 @@ def main() -> None:
         {"plan": plan, "measure": measure}[given.child](given)
         return
     rows, of_all = [], []
+    sizes, libraries, held = {}, 0.0, 0.0
     for kernels in given.kernels:
         (said,) = child("plan", kernels)
         *stages, sizes = child("measure", kernels)
