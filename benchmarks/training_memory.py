@@ -103,8 +103,7 @@ def main() -> None:
         (given.kernels,) = given.kernels
         {"plan": plan, "measure": measure}[given.child](given)
         return
-    rows, of_all = [], []
-    sizes, libraries, held = {}, 0.0, 0.0
+    rows, of_all, sizes, libraries, held = [], [], {}, 0.0, 0.0
     for kernels in given.kernels:
         (said,) = child("plan", kernels)
         *stages, sizes = child("measure", kernels)
