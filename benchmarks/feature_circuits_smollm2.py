@@ -60,7 +60,7 @@ SIZES = (0, 8, 32, 128, 512, 2048)
 EDGES = {"feature→feature": 8, "feature→logit": 4}
 CONTROLS, NAMED, PICTURED, ROWS = 80, 12, 12, 12
 FIRES, RAISES = 3, 2
-PARTS = ("nodes", "curves", "edges", "effects", "labels", "about")
+PARTS = ("about", "nodes", "curves", "edges", "effects", "labels")
 Document = dict[str, Any]
 
 
@@ -142,8 +142,8 @@ def edges(subject: Subject) -> Document:
     named = {
         str(node) for node, place in zip(whole.nodes["id"], whole.nodes["place"], strict=True) if place in roles[0]
     }
-    found = found[[s in named and t in named for s, t in zip(found["source"], found["target"], strict=True)]]
-    found = found.iloc[np.argsort(-np.asarray(found["influence"]), kind="stable")]
+    found = pd.DataFrame(found[found["source"].isin(named) & found["target"].isin(named)])
+    found = found.iloc[np.argsort(-found["influence"].to_numpy(), kind="stable")]
     strongest = pd.DataFrame(pd.concat([found[found["kind"] == name].head(n) for name, n in EDGES.items()]))
     tested = [claims(subject.model, graph, where, strongest) for graph, where in zip(graphs, roles, strict=True)]
     size = {"nodes": len(whole.nodes), "edges": len(whole.edges), "graphs": len(graphs), **whole.scores}
@@ -266,7 +266,13 @@ def measured(model: cs.ReplacementModel, name: str, corpus: str, work: Path) -> 
 
 def whole(work: Path, name: str) -> bool:
     """Whether all of a task is there."""
-    return all((work / f"{name}-{part}.json").is_file() for part in PARTS)
+    return len(there(work, name)) == len(PARTS)
+
+
+def there(work: Path, name: str) -> Document:
+    """What was measured of a task."""
+    paths = {part: work / f"{name}-{part}.json" for part in PARTS}
+    return {part: read_json(path) for part, path in paths.items() if path.is_file()}
 
 
 def about(subject: Subject) -> Document:
@@ -279,23 +285,25 @@ def about(subject: Subject) -> Document:
 
 def section(name: str, found: Document) -> str:
     """One task as a page's section."""
-    about, first, graph = found["about"], found["nodes"], found["edges"]
-    lines, size = found["curves"]["lines"], found["edges"]["size"]
+    about, first, lines = found["about"], found["nodes"], found["curves"]["lines"]
     line = lines["features and error nodes"]
-    seconds = ", ".join(f"{part} {found[part]['seconds']:.0f}" for part in PARTS[:-1])
+    seconds = ", ".join(f"{part} {found[part]['seconds']:.0f}" for part in PARTS[1:] if part in found)
     text = (
         f"*{about['clean']}* →{about['answers'][0].replace(' ', ' ·')}, against *{about['corrupt']}*, metric "
         f"`{about['metric']}`. {about['prompts'] - found['curves']['prompts']} prompts to choose on, "
         f"{found['curves']['prompts']} held out; m(M) {line['full']:.2f}, m(∅) {line['empty']:.2f}. "
         f"{first['active']:,} nodes are active on some prompt or its corrupt twin. CPU-seconds: {seconds}."
     )
-    graphs = (
+    shown = [f"## {name}", text, faithful_table(lines), "The strongest features, by role:", roles_table(found)]
+    if "edges" in found:
+        shown += [said_graphs(found["edges"]["size"]), edges_table(found["edges"], found.get("labels", {}))]
+    return "\n\n".join(shown)
+
+
+def said_graphs(size: Document) -> str:
+    return (
         f"The graphs of {size['graphs']} prompts as one: {size['nodes']:,} nodes and {size['edges']:,} edges on half "
         f"of them or more; replacement score {size['replacement']:.2f}, completeness {size['completeness']:.2f}."
-    )
-    strongest = ["The strongest features, by role:", roles_table(found)]
-    return "\n\n".join(
-        [f"## {name}", text, faithful_table(lines), *strongest, graphs, edges_table(graph, found["labels"])]
     )
 
 
@@ -315,7 +323,9 @@ def roles_table(found: Document) -> str:
     features = [row for row in zip(first["nodes"], first["scores"], first["mean"], strict=True) if feature_of(row[0])]
     for node, score, mean in features[:NAMED]:
         by_role[node.partition("@")[2]].append([node.partition("@")[0], f"{score:.2f}", f"{mean:+.2f}", node])
-    rows = [[role, *row[:3], said_of(row[3], found["labels"])] for role, group in by_role.items() for row in group]
+    rows = [
+        [role, *row[:3], said_of(row[3], found.get("labels", {}))] for role, group in by_role.items() for row in group
+    ]
     return table(["role", "feature", "mean size of effect", "mean effect", "label"], rows)
 
 
@@ -341,6 +351,8 @@ def said_verdicts(found: Sequence[str]) -> str:
 
 
 def verdicts_of(found: Document, claim: str, kind: str) -> str:
+    if "edges" not in found:
+        return "not run"
     names = [f"{edge['source']} → {edge['target']}" for edge in found["edges"]["edges"] if edge["kind"] == kind]
     seen = [one[name][f"{claim}_verdict"] for one in found["edges"]["tested"] for name in names if name in one]
     return f"{seen.count('confirmed')} of {len(seen)}"
@@ -374,7 +386,7 @@ def draw(name: str, found: Document) -> None:
 
 
 def write(studies: dict[str, Document]) -> str:
-    """The page of the tasks that are done."""
+    """The page of the tasks of which faithfulness is there."""
     page = ["# feature_circuits_smollm2", str(__doc__).strip(), f"Machine: {machine()}", summary(studies)]
     text = "\n\n".join([*page, *(section(name, found) for name, found in studies.items())]) + "\n"
     write_file(RESULTS / "feature_circuits_smollm2.md", text)
@@ -395,9 +407,9 @@ def main() -> None:
     model = cs.ReplacementModel(cs.load_model(given.model, dtype="float32"), dictionaries)
     for name in given.tasks:
         measured(model, name, given.corpus, given.work)
-        done = {task: measured(model, task, given.corpus, given.work) for task in TASKS if whole(given.work, task)}
-        draw(name, done[name])
-        print(write(done), flush=True)
+        every = {task: there(given.work, task) for task in TASKS}
+        draw(name, every[name])
+        print(write({task: found for task, found in every.items() if "curves" in found}), flush=True)
 
 
 if __name__ == "__main__":
