@@ -142,8 +142,8 @@ def edges(subject: Subject) -> Document:
     named = {
         str(node) for node, place in zip(whole.nodes["id"], whole.nodes["place"], strict=True) if place in roles[0]
     }
-    found = pd.DataFrame(found[found["source"].isin(named) & found["target"].isin(named)])
-    found = found.iloc[np.argsort(-found["influence"].to_numpy(), kind="stable")]
+    found = found[[s in named and t in named for s, t in zip(found["source"], found["target"], strict=True)]]
+    found = found.iloc[np.argsort(-np.asarray(found["influence"]), kind="stable")]
     strongest = pd.DataFrame(pd.concat([found[found["kind"] == name].head(n) for name, n in EDGES.items()]))
     tested = [claims(subject.model, graph, where, strongest) for graph, where in zip(graphs, roles, strict=True)]
     size = {"nodes": len(whole.nodes), "edges": len(whole.edges), "graphs": len(graphs), **whole.scores}

@@ -79,7 +79,8 @@ def check_identities(check: Any, dtype: str) -> None:
     if check is None or dtype == "bfloat16":
         return
     logit_error = 0.0 if math.isnan(check.logit_error) else check.logit_error  # cannot run layer by layer
-    first = 0.0 if check.derivatives and math.isnan(check.frozen_error) else check.frozen_error  # merged features
+    merged = check.errors == "linear" and math.isnan(check.frozen_error)  # features with the errors
+    first = 0.0 if merged else check.frozen_error
     for what, tolerance, error in (
         (*_FIRST_IDENTITY[check.derivatives], first),
         ("The replacement model's logits with error nodes differ from the model's", IDENTITY_TOLERANCE, logit_error),

@@ -3,9 +3,9 @@
 import json
 import shutil
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +15,7 @@ from circuitsae.cli import main
 from circuitsae.commands.graph_folders import check_identities
 from circuitsae.pocket import MODEL_DIR
 from circuitsae.replacement import ReplacementModel
-from circuitsae.validation import validate
+from circuitsae.validation import Validation, validate
 from transcoders import load_model, save_dictionaries
 from transcoders.dictionaries import random_dictionaries
 from transcoders.errors import CheckFailedError, ModelError
@@ -47,18 +47,21 @@ def test_a_dictionary_changed_after_loading_does_not_pass_validation(value):
 
 @pytest.mark.parametrize(("frozen", "logit"), [(np.inf, 0.0), (0.0, np.inf), (1.0, 0.0), (np.nan, 0.0)])
 def test_an_identity_that_is_off_fails(frozen, logit):
-    held = partial(SimpleNamespace, response="frozen")
+    held = partial(Validation, pd.DataFrame())
     with pytest.raises(CheckFailedError):
         check_identities(held(frozen_error=frozen, logit_error=logit), "float32")
     check_identities(held(frozen_error=1e-6, logit_error=np.nan), "float32")  # TopK over layers
+    check_identities(held(frozen_error=np.nan, logit_error=0.0, errors="linear"), "float32")  # features with the errors
+    with pytest.raises(CheckFailedError):
+        check_identities(held(frozen_error=np.nan, logit_error=0.0, response="linear"), "float32")
 
 
 def test_derivatives_may_round_as_differences_of_runs_do():
     with pytest.raises(CheckFailedError, match=r"frozen model differs .* by 1\.0e-03, more than 1e-04"):
-        check_identities(SimpleNamespace(response="frozen", frozen_error=1e-3, logit_error=0.0), "float32")
-    check_identities(SimpleNamespace(response="linear", frozen_error=1e-3, logit_error=0.0), "float32")
+        check_identities(Validation(pd.DataFrame(), response="frozen", frozen_error=1e-3, logit_error=0.0), "float32")
+    check_identities(Validation(pd.DataFrame(), response="linear", frozen_error=1e-3, logit_error=0.0), "float32")
     with pytest.raises(CheckFailedError, match="small changes differ from the graph"):
-        check_identities(SimpleNamespace(response="linear", frozen_error=2e-2, logit_error=0.0), "float32")
+        check_identities(Validation(pd.DataFrame(), response="linear", frozen_error=2e-2, logit_error=0.0), "float32")
 
 
 def test_nan_in_the_decoder_of_an_inactive_feature_ends_in_one_sentence(tmp_path, capsys):
