@@ -139,11 +139,10 @@ def edges(subject: Subject) -> Document:
     found = whole.edges_frame()
     found["kind"] = [f"{kind[s]}→{kind[t]}" for s, t in zip(found["source"], found["target"], strict=True)]
     found["influence"] = found["share"] * [counts[target] for target in found["target"]]
-    named = {
-        str(node) for node, place in zip(whole.nodes["id"], whole.nodes["place"], strict=True) if place in roles[0]
-    }
-    found = found[[s in named and t in named for s, t in zip(found["source"], found["target"], strict=True)]]
-    found = found.iloc[np.argsort(-np.asarray(found["influence"]), kind="stable")]
+    named = [node for node, place in zip(whole.nodes["id"], whole.nodes["place"], strict=True) if place in roles[0]]
+    both = np.isin(found["source"].to_numpy(str), named) & np.isin(found["target"].to_numpy(str), named)
+    found = pd.DataFrame(found[both])
+    found = found.iloc[np.argsort(-found["influence"].to_numpy(), kind="stable")]
     strongest = pd.DataFrame(pd.concat([found[found["kind"] == name].head(n) for name, n in EDGES.items()]))
     tested = [claims(subject.model, graph, where, strongest) for graph, where in zip(graphs, roles, strict=True)]
     size = {"nodes": len(whole.nodes), "edges": len(whole.edges), "graphs": len(graphs), **whole.scores}
