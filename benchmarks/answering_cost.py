@@ -1,4 +1,4 @@
-"""Claim: errors that answer cost a trace six times as much, Jacobians a third of that, and keep more of a prompt.
+"""Claim: errors that answer cost a trace six to nine times as much, and more of the influence comes from tokens.
 
 SmolLM2-135M with its published per-layer transcoders (30 × 2,048 features, TopK 32), after loading, all features:
 `attribute_pruned`, which `trace` calls, with errors held and answering (`errors="linear"`), and with linear response as
