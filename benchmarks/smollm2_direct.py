@@ -26,9 +26,9 @@ from smollm2 import PROMPTS
 
 import circuitsae as cs
 from circuitsae.attribution import attribute_pruned
+from circuitsae.attribution.limits import Response
 from circuitsae.graph import AttributionGraph, NodeKind
 from circuitsae.validation.choice import choose_edges
-from circuitsae.validation.designs import Response
 
 EACH, RESAMPLES = 90, 1000
 PARTS = ("predicted", "patterns", "norms")

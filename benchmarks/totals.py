@@ -23,7 +23,8 @@ from machine import write_table
 
 import circuitsae as cs
 from circuitsae.attribution.limits import Response
-from circuitsae.graph import AttributionGraph, NodeKind
+from circuitsae.graph import AttributionGraph
+from circuitsae.graph.totals import total_effects
 from circuitsae.interventions import Recording, Regime, RegimeName, node_change
 from circuitsae.validation import agreement
 from circuitsae.validation.choice import choose_edges
@@ -94,7 +95,8 @@ def answering(model: cs.ReplacementModel, text: str, response: Response) -> tupl
     """The same of a graph whose errors answer, from its own edges; what passed by errors, and seconds."""
     began = time.process_time()
     graph = cs.attribute(model, text, max_features=1000, errors="linear", response=response)
-    seconds, prompt, total = time.process_time() - began, Recording(model, model.trace(text)), totals_of(graph)
+    seconds, prompt = time.process_time() - began, Recording(model, model.trace(text))
+    total = total_effects(graph.nodes_frame(), graph.edges_frame(), range(len(graph.nodes)))
     held = Regime() if response == "linear" else Regime(patterns="frozen", norms="frozen")
     frames = []
     for name, pairs in chosen(graph):
@@ -103,13 +105,6 @@ def answering(model: cs.ReplacementModel, text: str, response: Response) -> tupl
         found = {"class": name, "predicted": -total[tuple(np.transpose(at))]}
         frames.append(pairs.frame().assign(**found, measured=effect(model, prompt, pairs, held, DOSE)))
     return pd.concat(frames), graph.scores.past or 0.0, seconds
-
-
-def totals_of(graph: AttributionGraph) -> np.ndarray:
-    """[target, source], (I − B)⁻¹ A: how fast each moves as a source is scaled up, features between answering."""
-    A = graph.weights.toarray().astype(np.float64)
-    value = np.array([node.activation if node.kind is NodeKind.FEATURE else np.inf for node in graph.nodes])
-    return np.linalg.solve(np.eye(len(A)) - A / value, A)
 
 
 def answering_rows(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsae.attribution.attribute import Response
+from circuitsae.attribution.limits import Response
 from circuitsae.attribution.linear import LinearModel, linear_model
 from circuitsae.attribution.live import live_model
 from circuitsae.attribution.nodes import SourceVectors, TargetVectors, feature_targets, source_nodes

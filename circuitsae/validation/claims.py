@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from circuitsae.attribution.limits import Errors, Response
 from circuitsae.graph import Node, NodeKind
 from circuitsae.graph.notes import CLAIMS, Claim
 from circuitsae.interventions import Recording, Regime, RegimeName
@@ -34,7 +35,7 @@ from circuitsae.interventions.changes import node_changes
 from circuitsae.interventions.writers import Shares, Writers
 from circuitsae.replacement import ReplacementModel, Trace
 from circuitsae.validation.controls import draw_controls
-from circuitsae.validation.designs import DOSES, PREDICTED_BY, Errors, Response, design_of
+from circuitsae.validation.designs import DOSES, PREDICTED_BY, design_of
 from circuitsae.validation.kept import Kept
 from circuitsae.validation.measuring import Asked, Targets, edge_kind, effects_in, require_active
 from circuitsae.validation.statistics import corrected, slopes

@@ -21,19 +21,16 @@ where all is held.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from circuitsae.attribution.limits import Errors, Response
 from circuitsae.graph.notes import Claim
 from circuitsae.interventions import Regime, RegimeName
 from circuitsae.interventions.forward import Held
 from circuitsae.replacement import ReplacementModel
-
-Response = Literal["frozen", "linear"]
-Errors = Literal["held", "linear"]
 
 DOSES = (0.1, 0.25, 0.5, 1.0)
 """Shares of a source's contribution that are taken out; predictions are of the full removal."""

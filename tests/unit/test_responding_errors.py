@@ -10,6 +10,7 @@ from circuitsae import ReplacementModel, attribute, load_dictionaries, random_mo
 from circuitsae.attribution import LogitTargets, attribute_pruned, attribute_trace
 from circuitsae.commands.graph_folders import check_identities
 from circuitsae.graph import AttributionGraph, NodeKind
+from circuitsae.graph.totals import total_effects
 from circuitsae.interventions import Recording, Regime, node_change
 from circuitsae.validation import Validation, agreement, validate
 from circuitsae.validation.choice import choose_edges
@@ -57,10 +58,9 @@ def graph_of(model: ReplacementModel, **settings: Any) -> AttributionGraph:
 
 
 def totals(graph: AttributionGraph) -> np.ndarray:
-    """[node, node], how fast each target moves as a source is scaled up, features between answering: (I − B)⁻¹ A."""
-    A = graph.weights.toarray()
-    value = np.array([node.activation if node.kind is NodeKind.FEATURE else np.inf for node in graph.nodes])
-    return np.linalg.solve(np.eye(len(A)) - A / value, A)
+    """[target, node], how fast each target moves as a node is scaled up, features between answering: (I − B)⁻¹ A."""
+    targets = np.flatnonzero(graph.mask(NodeKind.FEATURE, NodeKind.LOGIT))
+    return total_effects(graph.nodes_frame(), graph.edges_frame(), targets.tolist())
 
 
 def measured(
@@ -86,7 +86,7 @@ def test_totals_are_the_models_own_derivative(model, response, most):
     sources, expected = measured(model, graph, Regime(patterns=held, norms=held), SIZE[rounding(model, response)])
     if most is not None:  # an error that took in features is more than the error vector
         sources, expected = _without_errors(graph, sources, expected)
-    found = totals(graph)[graph.mask(NodeKind.FEATURE, NodeKind.LOGIT)][:, sources]
+    found = totals(graph)[:, sources]
     np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR[rounding(model, response)] * np.abs(expected).max())
 
 
@@ -211,9 +211,8 @@ def test_totals_of_the_pocket_model_hold_in_it(pocket, response):
     held = "frozen" if response == "frozen" else "live"
     sources, done = measured(pocket, graph, Regime(patterns=held, norms=held), 1e-2, prompt)
     kept = graph.mask(NodeKind.FEATURE)[sources]
-    rows = graph.mask(NodeKind.LOGIT)
-    foreseen = totals(graph)[rows][:, sources[kept]].ravel()
-    done = done[-rows.sum() :, kept].ravel()
+    logits = int(graph.mask(NodeKind.LOGIT).sum())  # the last of the targets
+    foreseen, done = totals(graph)[-logits:, sources[kept]].ravel(), done[-logits:, kept].ravel()
     found = agreement(foreseen, done)
     assert found.spearman > 0.99
     assert found.within > 0.95
