@@ -51,9 +51,9 @@ biases need more features than the small shape has, and stay zero."""
 
 _CLAIM_TIME = """"Our steps" are the fewest, of all lengths of a run that were tried, after which our mean FVU is no
 more than the peer's final one, with an L0 no more than 5 % above its. Times are those steps times a step's seconds,
-measured with all libraries taking turns; with ~ they are seconds of the processor from separate runs. Verdicts: "ours"
-where the whole interval over seeds is below zero, "peer" where it is above, else "level"; "one seed" where there is no
-interval yet. A dash is a cell that has not been measured."""
+measured with all libraries taking turns; with ~ they are seconds of the processor from separate runs, which a
+busy machine makes more of. Verdicts: "ours" where the whole interval over seeds is below zero, "peer" where it is
+above, else "level"; "one seed" where there is no interval yet. A dash is a cell that has not been measured."""
 
 _CURVES = """Held-out FVU along the longest run that has been measured of each library (mean of seeds; the peer's at its
 best rate), after shares of its steps; samples are steps times 1,024, seconds are steps times "ms a step". Ours is
